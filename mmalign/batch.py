@@ -1,0 +1,126 @@
+"""The values that flow through mmalign, from a shard to the loss.
+
+    Pair (one sample of a shard) -> Batch (what one rank trains on) -> Embeddings (what the loss sees)
+
+Shape suffixes used here and in every other module:
+
+    B  images of this rank          N  captions of this rank (N >= B)
+    C  channels, H height, W width  L  tokens of the longest caption of the batch
+    D  width of the shared space
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption: its language (BCP-47, for example `sw`, `pt-BR`, `zh-Hant`) and its text."""
+
+    lang: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One sample of a shard: an encoded image and its captions.
+
+    `picture` is the identity that equal pictures share: two samples with the same `picture` are never
+    each other's negatives, and either one answers a query for the other. By default it is the key.
+    """
+
+    key: str
+    image: bytes
+    captions: tuple[Caption, ...]
+    picture: str
+    split: str
+    source: str
+    license: str
+    attribution: str | None = None
+
+    def __post_init__(self) -> None:
+        assert "/" not in self.key and "." not in self.key, self.key
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One labelled text of a classification task, as recipes write it and readers return it."""
+
+    task: str
+    split: str
+    lang: str
+    id: str
+    label: str
+    text: str
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """Where a run stands in the global order. `position` counts images from the run's first one.
+
+    The next global batch starts at `position`, whatever the number of ranks and workers; the epoch
+    follows from it (`position // samples of one epoch`).
+    """
+
+    seed: int
+    position: int
+
+    def to_json(self) -> dict[str, int]:
+        return {"seed": self.seed, "position": self.position}
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> "StreamState":
+        return cls(seed=int(tree["seed"]), position=int(tree["position"]))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one rank trains on in one step.
+
+    image_BCHW      float32, normalised as the image tower wants it
+    token_NL        int64 token ids, padded to the longest caption of this rank's batch
+    mask_NL         int64, 1 on tokens and 0 on padding
+    language_N      BCP-47 code of each caption
+    image_index_N   int64, which image of this rank a caption describes
+    picture_id_B    int64, equal on all ranks where the data say that the pictures are the same
+    key_B           the samples' keys
+    state           the position in the stream after this batch
+    """
+
+    image_BCHW: Tensor
+    token_NL: Tensor
+    mask_NL: Tensor
+    language_N: tuple[str, ...]
+    image_index_N: Tensor
+    picture_id_B: Tensor
+    key_B: tuple[str, ...]
+    state: StreamState
+
+    @property
+    def picture_id_N(self) -> Tensor:
+        """int64, the picture that each caption describes."""
+        return self.picture_id_B[self.image_index_N]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with its tensors on `device`."""
+        moved = {
+            field.name: getattr(self, field.name).to(device, non_blocking=True)
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What the two towers make of a batch: unit-length rows in the shared space.
+
+    `logit_scale` is the inverse temperature, shape (1,), float32 whatever the towers' precision.
+    """
+
+    image_BD: Tensor
+    text_ND: Tensor
+    logit_scale: Tensor

@@ -1,0 +1,240 @@
+"""The command line: one function per verb.
+
+Every verb reads one YAML file, takes dotted overrides (`optimizer.lr=5e-4`) and does its work in the
+package; what it wrote into a run folder is noted there in `commands.txt`. Heavy imports (torch, transformers,
+deepspeed, faiss) stay inside the verbs, so that `mmalign --help` answers at once.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmalign.errors import UserError
+
+app = typer.Typer(
+    name="mmalign",
+    help="Align the languages of a text encoder through images: data, training, measurement, export.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Make and inspect shards of image-caption pairs.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Replace fields of the file: optimizer.lr=5e-4"),
+]
+Model = Annotated[Path, typer.Option("--model", help="Run folder of the model.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+
+
+@data_app.command("build")
+def data_build(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe YAML.")],
+    overrides: Overrides = None,
+    folders: Annotated[
+        list[str] | None, typer.Option("--from", help="Source folder (jsonl recipes); repeat it.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to; data/<name> if not given.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build over what is there.")] = False,
+) -> None:
+    """Run a recipe: write shards of every split, with manifests.
+
+    Example: mmalign data build data_recipes/emoji_scenes.yaml
+    """
+    from mmalign.config import load_config
+    from mmalign.data.recipe import RecipeConfig, build
+
+    changes = list(overrides or ())
+    if folders:
+        changes.append(f"source.folders=[{', '.join(_yaml_text(folder) for folder in folders)}]")
+    config = load_config(RecipeConfig, recipe, changes)
+    out = out or Path("data") / config.name
+    for manifest in build(config, out, force):
+        captions = sum(manifest.languages.values())
+        _say(
+            f"{out / manifest.split}: {manifest.samples} pictures, {captions} captions in "
+            f"{len(manifest.languages)} languages"
+        )
+
+
+@app.command()
+def train(
+    run: Annotated[Path, typer.Argument(metavar="RUN_YAML", help="Run YAML.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name> if not given.")] = None,
+    stop_after: Annotated[
+        int | None, typer.Option(min=1, help="Stop at this step; the same command goes on.")
+    ] = None,
+) -> None:
+    """Train a dual encoder, or go on with the run in the folder.
+
+    Example: mmalign train train/emoji_scenes.yaml --out runs/demo
+
+    On several processes: torchrun --nproc-per-node 2 --no-python mmalign train train/emoji_scenes.yaml
+    """
+    from mmalign.config import load_config
+    from mmalign.training.loop import RunConfig
+    from mmalign.training.loop import train as train_run
+
+    config = load_config(RunConfig, run, overrides or ())
+    out = out or Path("runs") / config.name
+    train_run(config, out, stop_after)
+    _note_command(out)
+
+
+@app.command("eval")
+def evaluate(
+    suite: Annotated[Path, typer.Argument(metavar="SUITE", help="Suite YAML.")],
+    model: Model,
+    overrides: Overrides = None,
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="Measure the model before its first step as well.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Result folder; RUN/eval/<suite> if not given.")
+    ] = None,
+) -> None:
+    """Measure a model with a suite.
+
+    Example: mmalign eval eval/emoji_scenes.yaml --model runs/demo --untrained
+    """
+    from mmalign.config import load_config
+    from mmalign.evaluation.encoder import load_encoder
+    from mmalign.evaluation.suite import SuiteConfig, run_suite
+
+    config = load_config(SuiteConfig, suite, overrides or ())
+    baselines = {"untrained": load_encoder(model, untrained=True)} if untrained else {}
+    out = out or model / "eval" / config.name
+    results = run_suite(config, load_encoder(model), out, baselines)
+    for name, value in results.metrics.items():
+        if "/mean/" in name or "/all/" in name:
+            _say(
+                f"{name}  {value:.4f}  (n = {results.counts[name]}, chance {results.chance[name]:.4f})"
+            )
+    _say(f"{out / 'results.json'}")
+    _note_command(model)
+
+
+@app.command()
+def finetune(
+    task: Annotated[Path, typer.Argument(metavar="TASK_YAML", help="Fine-tuning YAML.")],
+    model: Model,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Result folder; RUN/finetune/<task> if not given.")
+    ] = None,
+) -> None:
+    """Fine-tune the text tower on English labels and measure it in the other languages.
+
+    Example: mmalign finetune train/finetune/emoji_category.yaml --model runs/demo
+    """
+    from mmalign.config import load_config
+    from mmalign.finetuning.loop import FinetuneConfig
+    from mmalign.finetuning.loop import finetune as finetune_tower
+
+    config = load_config(FinetuneConfig, task, overrides or ())
+    out = out or model / "finetune" / config.task.name
+    results = finetune_tower(config, model, out)
+    for name, value in results.metrics.items():
+        if "/mean/" in name:
+            _say(
+                f"{name}  {value:.4f}  (n = {results.counts[name]}, majority {results.chance[name]:.4f})"
+            )
+    _say(f"{out / 'results.json'}")
+    _note_command(model)
+
+
+@app.command()
+def export(
+    run: Run,
+    to: Annotated[
+        str, typer.Option("--format", help="sentence-transformers")
+    ] = "sentence-transformers",
+    out: Annotated[
+        Path | None, typer.Option(help="Target folder; RUN/export if not given.")
+    ] = None,
+) -> None:
+    """Write the text tower in the format of another library.
+
+    Example: mmalign export runs/demo --format sentence-transformers
+    """
+    from mmalign.config import read_yaml
+    from mmalign.evaluation.encoder import load_encoder
+    from mmalign.export.sentence_transformers import export_sentence_transformers
+    from mmalign.report.collect import collect
+
+    if to != "sentence-transformers":
+        raise UserError(f"--format {to}: known is sentence-transformers")
+    encoder = load_encoder(run)
+    out = out or run / "export"
+    export_sentence_transformers(encoder, out, collect(run), read_yaml(run / "config.yaml"))
+    _say(f"{out}")
+    _note_command(run)
+
+
+@app.command()
+def report(
+    run: Run,
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file; RUN/report.html if not given.")
+    ] = None,
+) -> None:
+    """Gather a run's results into RUN/results.json and one self-contained HTML page.
+
+    Example: mmalign report runs/demo
+    """
+    from mmalign.report.collect import collect
+    from mmalign.report.page import write_report
+
+    _note_command(run)
+    collect(run).write(run / "results.json")
+    out = out or run / "report.html"
+    write_report(run, out)
+    _say(f"{out}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+) -> None:
+    """The whole way on embedded data: build, train, measure, fine-tune, export, report.
+
+    Example: mmalign demo
+    """
+    from mmalign.demo import run_demo
+
+    run_demo(out)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence on stderr and exit code 1."""
+    try:
+        app()
+    except UserError as error:
+        sys.stderr.write(f"mmalign: {error}\n")
+        sys.exit(1)
+
+
+def _say(text: str) -> None:
+    from mmalign.console import say
+
+    say(text)
+
+
+def _yaml_text(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _note_command(run: Path) -> None:
+    """Add this process's command line to the run's `commands.txt`."""
+    from mmalign import distributed
+
+    if distributed.is_main():
+        command = shlex.join(["mmalign", *sys.argv[1:]])
+        with (run / "commands.txt").open("a", encoding="utf-8") as file:
+            file.write(command + "\n")

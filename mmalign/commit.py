@@ -1,0 +1,150 @@
+"""Folders and files that are either whole or absent.
+
+A folder of results (a checkpoint, a data set, an export) is written under a temporary name, every file
+is synced, `MANIFEST.json` with the size and sha256 of each file is written last, and the folder is
+renamed into place. A folder without a manifest that verifies does not count. Single files are
+replaced atomically.
+
+    with committed_folder(target, info) as folder: write into folder      -> target/, with MANIFEST.json
+    verify(target)                                                        -> info, or UserError
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmalign.errors import UserError
+
+MANIFEST = "MANIFEST.json"
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace the file at `path` by `text` (UTF-8) so that no reader ever sees a part of it."""
+    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Replace the file at `path` by `tree` as indented JSON, atomically."""
+    write_atomic(path, json.dumps(tree, ensure_ascii=False, indent=1) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def temporary_folder(target: Path) -> Path:
+    """A fresh folder beside `target` to write into before `commit_folder`."""
+    folder = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex}")
+    folder.mkdir(parents=True)
+    return folder
+
+
+def commit_folder(folder: Path, target: Path, info: dict[str, Any]) -> None:
+    """Write the manifest of `folder`, its last file, and rename it to `target`, replacing what was there.
+
+    Args:
+        info: what the manifest says beside `files`; JSON values only.
+    """
+    write_manifest(folder, info)
+    replace_folder(folder, target)
+
+
+def write_manifest(folder: Path, info: dict[str, Any], name: str = MANIFEST) -> None:
+    """Sync every file below `folder`, then write `info` and their sizes and sha256 to the file `name`."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        _sync(path)
+        relative = path.relative_to(folder).as_posix()
+        files[relative] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    write_json(folder / name, {**info, "files": files})
+    for inner in (p for p in folder.rglob("*") if p.is_dir()):
+        _sync(inner)
+    _sync(folder)
+
+
+def replace_folder(folder: Path, target: Path) -> None:
+    """Rename `folder` to `target`; an old target goes only when the new one stands in its place."""
+    if target.exists():
+        # A rename cannot replace a folder that is not empty: move the old one aside first.
+        old = target.with_name(f"{target.name}.old-{uuid.uuid4().hex}")
+        target.rename(old)
+        folder.rename(target)
+        shutil.rmtree(old)
+    else:
+        folder.rename(target)
+    _sync(target.parent)
+
+
+@contextmanager
+def committed_folder(target: Path, info: dict[str, Any]) -> Iterator[Path]:
+    """A temporary folder that becomes `target` when the block ends, and vanishes when it fails."""
+    folder = temporary_folder(target)
+    try:
+        yield folder
+        commit_folder(folder, target, info)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """What the manifest of a committed folder says, after every file was compared with it.
+
+    Raises:
+        UserError: the manifest or a file is missing, or a file is not what was written.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder}: no {MANIFEST}, so it was never finished")
+    try:
+        info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        files = info["files"].items()
+    except (ValueError, KeyError, AttributeError):
+        raise UserError(f"{path}: not a manifest") from None
+    for name, expected in files:
+        file = folder / name
+        if not file.is_file():
+            raise UserError(f"{file}: missing, though {MANIFEST} lists it")
+        if file.stat().st_size != expected["size"] or sha256_of(file) != expected["sha256"]:
+            raise UserError(f"{file}: damaged, its bytes are not those that {MANIFEST} lists")
+    return info
+
+
+def newest_folder(parent: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest committed folder `step-*` below `parent` that verifies, and its manifest.
+
+    Raises:
+        UserError: there is none; every folder that was skipped is named with its reason.
+    """
+    skipped = []
+    for folder in sorted(parent.glob("step-*"), reverse=True):
+        if ".tmp-" in folder.name or ".old-" in folder.name:
+            continue
+        try:
+            return folder, verify(folder)
+        except UserError as error:
+            skipped.append(str(error))
+    reasons = "; ".join(skipped) or "none was written"
+    raise UserError(f"{parent}: no checkpoint that can be used ({reasons})")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

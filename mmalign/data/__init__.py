@@ -1,0 +1,1 @@
+"""From sources to batches: recipes write shards, the stream reads them."""

@@ -1,0 +1,208 @@
+"""Shards: plain webdataset tars with an index and a manifest.
+
+    pairs -> <folder>/00000.tar          members <key>.{jpg,png,webp}, <key>.json, <key>.txt
+             <folder>/00000.index.jsonl  one line a sample: where its members lie, its picture, its languages
+             <folder>/sizes.json         samples of each tar, for readers of other projects
+             <folder>/manifest.json      written last: counts, sha256 of each file, the recipe
+
+`<key>.txt` holds the first caption, so that readers that know one caption per image work; `<key>.json` holds
+all of them. The same pairs give the same bytes.
+"""
+
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mmalign.batch import Pair
+from mmalign.commit import sha256_of, write_json
+from mmalign.data.preprocess import FORMATS
+from mmalign.errors import UserError
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+_MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
+IMAGE_SUFFIXES = frozenset(_MAGIC.values())
+assert len(IMAGE_SUFFIXES) == len(FORMATS)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar: its file name and what it holds."""
+
+    file: str
+    samples: int
+    captions: int
+    languages: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a data set folder holds.
+
+    Attributes:
+        recipe_sha256: of the recipe that made it: equal recipes need no second build.
+        sha256: of the manifest file itself, which names the data set's exact bytes.
+    """
+
+    name: str
+    split: str
+    recipe: dict[str, Any]
+    recipe_sha256: str
+    shards: tuple[Shard, ...]
+    sha256: str
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def languages(self) -> dict[str, int]:
+        """Captions per language, most frequent first."""
+        total: Counter[str] = Counter()
+        for shard in self.shards:
+            total.update(shard.languages)
+        return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
+
+
+class ShardWriter:
+    """Writes the shards of one data set into a folder, `samples_per_shard` pairs in each."""
+
+    def __init__(self, folder: Path, samples_per_shard: int) -> None:
+        self.folder = folder
+        self.samples_per_shard = samples_per_shard
+        self.shards: list[Shard] = []
+        self._pending: list[Pair] = []
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, pair: Pair) -> None:
+        self._pending.append(pair)
+        if len(self._pending) == self.samples_per_shard:
+            self._flush()
+
+    def finish(self) -> dict[str, Any]:
+        """Write what is pending and sizes.json; returns what the manifest says of the shards."""
+        if self._pending:
+            self._flush()
+        write_json(self.folder / "sizes.json", {shard.file: shard.samples for shard in self.shards})
+        return {"format": FORMAT_VERSION, "shards": [asdict(shard) for shard in self.shards]}
+
+    def _flush(self) -> None:
+        name = f"{len(self.shards):05d}"
+        write_shard(self.folder / f"{name}.tar", self._pending)
+        lines = (
+            json.dumps(row, ensure_ascii=False) for row in index_shard(self.folder / f"{name}.tar")
+        )
+        (self.folder / f"{name}.index.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        languages = Counter(c.lang for pair in self._pending for c in pair.captions)
+        shard = Shard(
+            f"{name}.tar", len(self._pending), languages.total(), dict(sorted(languages.items()))
+        )
+        self.shards.append(shard)
+        self._pending = []
+
+
+def write_shard(path: Path, pairs: Iterable[Pair]) -> None:
+    """Write one webdataset tar; the same pairs give the same bytes."""
+    import webdataset
+
+    with (
+        path.open("wb") as file,
+        webdataset.TarWriter(
+            file, user="mmalign", group="mmalign", mtime=0, encoder=False, compress=False
+        ) as tar,
+    ):
+        for pair in pairs:
+            tar.write(_sample_of(pair))
+
+
+def _sample_of(pair: Pair) -> dict[str, Any]:
+    facts = {
+        "captions": [asdict(caption) for caption in pair.captions],
+        "picture": pair.picture,
+        "split": pair.split,
+        "source": pair.source,
+        "license": pair.license,
+        "attribution": pair.attribution,
+    }
+    first = pair.captions[0].text if pair.captions else ""
+    return {
+        "__key__": pair.key,
+        image_suffix(pair.image): pair.image,
+        "json": json.dumps(facts, ensure_ascii=False).encode(),
+        "txt": first.encode(),
+    }
+
+
+def image_suffix(data: bytes) -> str:
+    """`jpg`, `png` or `webp`, told by the first bytes."""
+    for magic, suffix in _MAGIC.items():
+        if data.startswith(magic):
+            return suffix
+    raise UserError("an image is neither JPEG, PNG nor WebP")
+
+
+def index_shard(path: Path) -> Iterator[dict[str, Any]]:
+    """One row a sample: `key`, `picture`, `langs`, and `image` and `json` as [suffix, offset, size].
+
+    Only headers and the JSON members are read.
+    """
+    with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        row: dict[str, Any] = {}
+        for member in tar:
+            key, _, suffix = member.name.partition(".")
+            if row and row["key"] != key:
+                yield row
+                row = {}
+            row["key"] = key
+            place = [suffix, member.offset_data, member.size]
+            if suffix in IMAGE_SUFFIXES:
+                row["image"] = place
+            elif suffix == "json":
+                content = tar.extractfile(member)
+                assert content is not None, member.name
+                facts = json.load(io.TextIOWrapper(content, encoding="utf-8"))
+                row["json"] = place
+                row["picture"] = facts["picture"]
+                row["langs"] = [caption["lang"] for caption in facts["captions"]]
+        if row:
+            yield row
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a data set, after the sizes of its files were compared with it.
+
+    Raises:
+        UserError: no data set there, an empty one, or a file that is missing or has another size.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such data set; make it with `mmalign data build RECIPE`")
+    if not path.is_file():
+        raise UserError(
+            f"{folder}: no {MANIFEST}, so it is not a finished data set; run `mmalign data build` again"
+        )
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        files = tree["files"]
+        manifest = Manifest(
+            name=tree["name"],
+            split=tree["split"],
+            recipe=tree["recipe"],
+            recipe_sha256=tree["recipe_sha256"],
+            shards=tuple(Shard(**shard) for shard in tree["shards"]),
+            sha256=sha256_of(path),
+        )
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not a manifest of mmalign shards") from None
+    for name, facts in files.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != facts["size"]:
+            raise UserError(f"{file}: missing or of another size than {MANIFEST} says")
+    if manifest.samples == 0:
+        raise UserError(f"{folder}: the data set is empty")
+    return manifest

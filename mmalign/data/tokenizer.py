@@ -1,0 +1,145 @@
+"""Tokenizers: trained on a run's own captions, or the one that a pretrained text tower came with.
+
+    captions -> unigram model (tokenizers) -> a transformers tokenizer folder -> token_NL, mask_NL
+
+The mask comes from the tokenizer itself and never from comparing ids with the padding id: some
+tokenizers pad with their end token.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import torch
+from torch import Tensor
+
+from mmalign.config import Section
+from mmalign.errors import UserError
+
+SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
+
+
+class TokenizerConfig(Section):
+    kind: Literal["trained", "pretrained"]
+    """trained: a unigram model on the captions of the training shards; pretrained: by `name`."""
+    vocabulary: int = pydantic.Field(default=6000, ge=64)
+    """Tokens of a trained one, the five special tokens included; fewer if the captions hold less."""
+    name: str | None = None
+    """Hub name or folder of a pretrained one."""
+
+    @pydantic.model_validator(mode="after")
+    def _name_fits_kind(self) -> "TokenizerConfig":
+        if (self.kind == "pretrained") != (self.name is not None):
+            raise ValueError("a pretrained tokenizer needs a `name`, a trained one has none")
+        return self
+
+
+class Tokenizer:
+    """A transformers tokenizer, seen as what the towers need of it.
+
+    Attributes:
+        inner: the transformers tokenizer.
+        vocabulary: number of token ids.
+        padding_id: id of the padding token.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.vocabulary = len(inner)
+        self.padding_id: int = inner.pad_token_id
+
+    def __call__(self, texts: Sequence[str], max_length: int) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, both (N, L) int64, padded to the longest text and cut at `max_length`."""
+        encoded = self.inner(
+            list(texts), padding=True, truncation=True, max_length=max_length, return_tensors="pt"
+        )
+        return encoded["input_ids"].to(torch.int64), encoded["attention_mask"].to(torch.int64)
+
+    def save(self, folder: Path) -> None:
+        """Write the files that transformers' AutoTokenizer reads."""
+        self.inner.save_pretrained(str(folder))
+
+
+def load_tokenizer(name: str | Path) -> Tokenizer:
+    """The tokenizer in a folder or on the hub.
+
+    Raises:
+        UserError: there is none, or it has no padding token.
+    """
+    from transformers import AutoTokenizer
+
+    # The fork of a loader's workers after a first use would otherwise print a warning a worker.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        inner = AutoTokenizer.from_pretrained(str(name))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"tokenizer: `{name}` cannot be loaded ({reason})") from None
+    if inner.pad_token_id is None:
+        raise UserError(f"tokenizer: `{name}` has no padding token")
+    return Tokenizer(inner)
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """A unigram tokenizer (Kudo 2018, arXiv 1804.10959) of the given captions.
+
+    Text is NFKC-normalised, a space marks the start of a word, and every caption is wrapped as
+    `<s> ... </s>`, the form of XLM-R, so that any encoder can be built on it. The same captions give the same
+    tokenizer.
+    """
+    from tokenizers import Tokenizer as FastTokenizer
+    from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    fast = FastTokenizer(models.Unigram())
+    fast.normalizer = normalizers.NFKC()
+    fast.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL_TOKENS),
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    fast.train_from_iterator(texts, trainer)
+    fast.model = _in_fixed_order(fast)
+    fast.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 1), ("</s>", 2)],
+    )
+    padding, start, end, unknown, mask = SPECIAL_TOKENS
+    return Tokenizer(
+        PreTrainedTokenizerFast(
+            tokenizer_object=fast,
+            pad_token=padding,
+            bos_token=start,
+            cls_token=start,
+            eos_token=end,
+            sep_token=end,
+            unk_token=unknown,
+            mask_token=mask,
+        )
+    )
+
+
+def _in_fixed_order(fast: Any) -> Any:
+    """The trained unigram model with pieces and scores that depend on the captions alone.
+
+    The trainer walks hash maps. Characters that are no likely piece by themselves get scores below all
+    others in the order of such a map, and scores differ in their last digits between two runs.
+    """
+    from tokenizers import models
+
+    trained = json.loads(fast.to_str())["model"]["vocab"]
+    special, learned = trained[: len(SPECIAL_TOKENS)], trained[len(SPECIAL_TOKENS) :]
+    assert [piece for piece, _ in special] == list(SPECIAL_TOKENS), special
+    lowest = round(min((score for piece, score in learned if len(piece) > 1), default=0.0), 4)
+    rare = sorted(piece for piece, score in learned if len(piece) == 1 and score < lowest)
+    scores = {piece: round(score, 4) for piece, score in learned}
+    scores |= {piece: lowest - 1e-4 * (i + 1) for i, piece in enumerate(rare)}
+    ordered = sorted(scores.items(), key=lambda entry: (-entry[1], entry[0]))
+    vocabulary = [*((piece, score) for piece, score in special), *ordered]
+    return models.Unigram(vocabulary, unk_id=SPECIAL_TOKENS.index("<unk>"))

@@ -1,0 +1,95 @@
+"""The demo: every verb once, on embedded data, from pictures to a published encoder and its report.
+
+    recipe -> shards -> run -> suite (beside the untrained model) -> fine-tuned classifier -> export -> report
+
+Each stage is the verb that a person would type, with the YAML files of the checkout; stages that were done
+before are not done again where the verb itself knows it (data, training).
+"""
+
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from mmalign import console
+from mmalign.errors import UserError
+from mmalign.evaluation.results import Results, read_results
+
+RECIPE = Path("data_recipes/emoji_scenes.yaml")
+RUN = Path("train/emoji_scenes.yaml")
+SUITE = Path("eval/emoji_scenes.yaml")
+TASK = Path("train/finetune/emoji_category.yaml")
+
+
+def run_demo(out: Path) -> None:
+    """Run all stages into `out` and show a table of what came out.
+
+    Raises:
+        UserError: not started in a checkout of mmalign.
+    """
+    for path in (RECIPE, RUN, SUITE, TASK):
+        if not path.is_file():
+            raise UserError(
+                f"{path}: no such file; run the demo in the folder of the mmalign checkout"
+            )
+    started = time.monotonic()
+    for arguments in (
+        ["data", "build", str(RECIPE)],
+        ["train", str(RUN), "--out", str(out)],
+        ["eval", str(SUITE), "--model", str(out), "--untrained"],
+        ["finetune", str(TASK), "--model", str(out)],
+        ["export", str(out), "--format", "sentence-transformers"],
+        ["report", str(out)],
+    ):
+        _run_verb(arguments)
+    minutes = (time.monotonic() - started) / 60
+    _show(read_results(out / "results.json"))
+    console.say(f"{minutes:.1f} minutes in all")
+    console.say(f"report: {out / 'report.html'}")
+    console.say(f"text encoder for sentence-transformers: {out / 'export'}")
+
+
+def _run_verb(arguments: list[str]) -> None:
+    """Run one verb in a process of its own, as a person would: nothing leaks from one to the next."""
+    console.say(f"\n$ mmalign {shlex.join(arguments)}")
+    done = subprocess.run([sys.executable, "-m", "mmalign", *arguments])
+    if done.returncode != 0:
+        raise UserError(
+            f"`mmalign {shlex.join(arguments)}` stopped with exit code {done.returncode}"
+        )
+
+
+def _show(results: Results) -> None:
+    """Print the means beside the untrained model and chance."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="mmalign demo: means over the languages")
+    for heading in ("measure", "value", "worst language", "untrained", "chance", "n"):
+        table.add_column(heading, justify="left" if heading == "measure" else "right")
+    untrained = results.baselines["untrained"].metrics
+    for name, value in sorted(results.metrics.items()):
+        if "/mean/" not in name:
+            continue
+        table.add_row(
+            name,
+            f"{value:.3f}",
+            _worst(results, name),
+            f"{untrained[name]:.3f}" if name in untrained else "",
+            f"{results.chance[name]:.3f}",
+            f"{results.counts[name]:,}",
+        )
+    Console().print(table)
+
+
+def _worst(results: Results, mean_name: str) -> str:
+    before, after = mean_name.split("/mean/")
+    parts = {
+        name.removeprefix(f"{before}/").removesuffix(f"/{after}"): value
+        for name, value in results.metrics.items()
+        if name.startswith(f"{before}/") and name.endswith(f"/{after}")
+    }
+    parts = {part: value for part, value in parts.items() if part not in ("mean", "all")}
+    worst = min(parts, key=lambda part: parts[part])
+    return f"{parts[worst]:.3f} ({worst})"

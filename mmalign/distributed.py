@@ -1,0 +1,139 @@
+"""The only module that talks to the process group.
+
+Without a process group a process is rank 0 of 1 and every function here is the identity, so the callers
+need no second path. Tensors that are gathered with their gradient come back as
+`(rank 0's rows, rank 1's rows, ...)`; ranks may bring different numbers of rows.
+"""
+
+import os
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def start(timeout: timedelta = timedelta(minutes=10)) -> None:
+    """Join the process group that torchrun describes in the environment, or make a group of one.
+
+    Backend: nccl with a GPU per rank, gloo without. The group of one is there for DeepSpeed, which cannot
+    do without.
+    """
+    if dist.is_initialized():
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
+        # gloo carries the tensors that live on the host (row counts, flags).
+        backend = "cpu:gloo,cuda:nccl"
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(
+            backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1
+        )
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, which alone writes files and talks."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """This rank's GPU, or the CPU."""
+    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def broadcast(value: T) -> T:
+    """Rank 0's `value`, a small picklable object, on every rank."""
+    if not dist.is_initialized():
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every rank's `value`, a small picklable object, in rank order, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    boxes: list[Any] = [None] * world_size()
+    dist.all_gather_object(boxes, value)
+    return boxes
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of a detached tensor over all ranks."""
+    total = value.detach().clone()
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return total
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """All ranks' rows, concatenated in rank order; gradients flow back to the rank that owns a row.
+
+    Args:
+        rows: (R, ...) with R free to differ between ranks, the other sizes and the dtype equal.
+
+    Returns:
+        (sum of R over ranks, ...). The gradient of `rows` is the **sum** over ranks of the gradients
+        of its copies, so the sum over ranks of local losses has the gradient of one global loss.
+    """
+    if not dist.is_initialized() or world_size() == 1:
+        return rows
+    counts = [int(n) for n in gather_objects(rows.shape[0])]
+    gathered: Tensor = _GatherRows.apply(rows, counts)
+    return gathered
+
+
+class _GatherRows(torch.autograd.Function):
+    """all_gather forwards, all_reduce backwards.
+
+    torch's own differentiable gathers are being renamed between releases and want equal shapes; twenty
+    lines on two stable collectives do not move.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        most = max(counts)
+        padded = rows.new_zeros(most, *rows.shape[1:])
+        padded[: rows.shape[0]] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        start = sum(ctx.counts[: rank()])
+        return total[start : start + ctx.counts[rank()]], None

@@ -1,0 +1,138 @@
+"""A trained model as evaluation sees it: pictures and texts in, unit-length vectors out.
+
+    run folder (config.yaml, tokenizer/, checkpoints/) -> Encoder -> encode_images, encode_texts
+
+A run's newest checkpoint whose files verify is taken.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from mmalign import distributed
+from mmalign.commit import newest_folder
+from mmalign.config import read_yaml, validate
+from mmalign.data.preprocess import Preprocess
+from mmalign.data.tokenizer import Tokenizer, load_tokenizer
+from mmalign.errors import UserError
+from mmalign.model.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
+
+T = TypeVar("T")
+
+
+class Encoder:
+    """A dual encoder with its tokenizer and its preprocessing.
+
+    Attributes:
+        model: in evaluation mode, float32, on this rank's device.
+        facts: `path`, `sha256` of the weights, `step`: what results say about the model.
+    """
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        facts: dict[str, Any],
+    ) -> None:
+        self.device = distributed.device()
+        self.model = model.to(self.device).eval()
+        self.config = config
+        self.tokenizer = tokenizer
+        tower = model.image_tower
+        self.preprocess = Preprocess(size=tower.size, mean=tower.mean, std=tower.std)
+        self.facts = facts
+
+    @torch.inference_mode()
+    def encode_images(self, images: Iterable[bytes], batch_size: int = 256) -> np.ndarray:
+        """Encoded pictures (JPEG, PNG, WebP) -> (n, D) float32 of unit length."""
+        rows = [np.zeros((0, self.config.embedding), np.float32)]
+        for chunk in _batched(images, batch_size):
+            image_BCHW = torch.stack([self.preprocess(image) for image in chunk])
+            image_BCHW = image_BCHW.to(self.device, memory_format=torch.channels_last)
+            rows.append(self.model.encode_image(image_BCHW).cpu().numpy())
+        return np.concatenate(rows)
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
+        """Texts -> (n, D) float32 of unit length, in the order given."""
+        embedding = np.zeros((len(texts), self.config.embedding), np.float32)
+        # Texts of like length share a batch: little padding, and the order is put back.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        for chunk in _batched(order, batch_size):
+            token_NL, mask_NL = self.tokenizer(
+                [texts[i] for i in chunk], self.config.text.max_length
+            )
+            rows_ND = self.model.encode_text(token_NL.to(self.device), mask_NL.to(self.device))
+            embedding[list(chunk)] = rows_ND.cpu().numpy()
+        return embedding
+
+
+def load_encoder(path: Path, untrained: bool = False) -> Encoder:
+    """The model of a run folder.
+
+    Args:
+        untrained: the run's model as it was before its first step (same seed, same tokenizer): the
+            baseline that tells what training did.
+
+    Raises:
+        UserError: no run there, no checkpoint that verifies, or weights of another model.
+    """
+    config_path = path / "config.yaml"
+    if not config_path.is_file():
+        raise UserError(f"{path}: not a run folder, it has no config.yaml")
+    tree = read_yaml(config_path)
+    config = validate(ModelConfig, tree.get("model"), f"{config_path}, section `model`")
+    tokenizer = load_tokenizer(path / "tokenizer")
+    torch.manual_seed(int(tree["seed"]))
+    model = build_dual_encoder(config, tokenizer.vocabulary, tokenizer.padding_id)
+    facts: dict[str, Any] = {"path": str(path), "step": 0}
+    if not untrained:
+        folder, info = newest_folder(path / "checkpoints")
+        load_weights(model, folder / "model.safetensors")
+        facts["step"] = info["step"]
+    facts["sha256"] = weights_sha256(model)
+    return Encoder(model, config, tokenizer, facts)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Copy the tensors of a safetensors file into the model.
+
+    Raises:
+        UserError: the file belongs to another model.
+    """
+    tensors = load_file(path)
+    wanted = model.state_dict()
+    differing = sorted(
+        name
+        for name in wanted.keys() | tensors.keys()
+        if name not in wanted or name not in tensors or wanted[name].shape != tensors[name].shape
+    )
+    if differing:
+        raise UserError(
+            f"{path}: a checkpoint of another model: `{differing[0]}` differs (and "
+            f"{len(differing) - 1} more); use the configuration that it was trained with"
+        )
+    model.load_state_dict(tensors)
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Hexadecimal sha256 over names and bytes of all tensors, sorted by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(values)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

@@ -1,0 +1,126 @@
+"""`results.json`: a number with its count, its interval, its chance level and its protocol.
+
+    {"suite", "model", "metrics": {name: value}, "counts": {name: n}, "ci95": {name: [low, high]},
+     "chance": {name: value}, "protocol": {measure: words}, "environment", "baselines": {name: Results}}
+
+Metric names are flat: `retrieval/<set>/<lang>/text_to_image/recall@1`,
+`alignment/<set>/<lang>-<lang>/bitext@1`, `text/<task>/<lang>/<perturbation or clean>/accuracy`; `mean` in
+the place of a language is the mean over the languages. Every metric has a count.
+"""
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmalign import __version__
+from mmalign.commit import write_json
+from mmalign.errors import UserError
+
+
+@dataclass
+class Results:
+    """The outcome of one suite on one model.
+
+    Attributes:
+        model: `path`, `sha256` of the weights and whatever else tells which model it was.
+        counts: for each metric, how many queries or examples it was measured on.
+    """
+
+    suite: str
+    model: dict[str, Any]
+    metrics: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    ci95: dict[str, tuple[float, float]] = field(default_factory=dict)
+    chance: dict[str, float] = field(default_factory=dict)
+    protocol: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    baselines: dict[str, "Results"] = field(default_factory=dict)
+
+    def add(
+        self,
+        name: str,
+        hits: np.ndarray | float,
+        count: int | None = None,
+        chance: float | None = None,
+    ) -> None:
+        """Record a metric.
+
+        Args:
+            hits: one value (0/1) a query, from which mean, count and interval follow, or the value.
+            count: needed where `hits` is the value itself.
+        """
+        if isinstance(hits, np.ndarray):
+            self.metrics[name], self.counts[name] = float(hits.mean()), len(hits)
+            self.ci95[name] = bootstrap_interval(hits)
+        else:
+            assert count is not None, name
+            self.metrics[name], self.counts[name] = float(hits), count
+        if chance is not None:
+            self.chance[name] = chance
+
+    def merge(self, other: "Results") -> None:
+        """Take over the measurements of another suite on the same model."""
+        for name in ("metrics", "counts", "ci95", "chance", "protocol"):
+            getattr(self, name).update(getattr(other, name))
+        for name, baseline in other.baselines.items():
+            if name in self.baselines:
+                self.baselines[name].merge(baseline)
+            else:
+                self.baselines[name] = baseline
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        missing = [name for name in self.metrics if name not in self.counts]
+        assert not missing, f"metrics without a count: {missing}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, asdict(self))
+
+
+def read_results(path: Path) -> Results:
+    """The results in a file.
+
+    Raises:
+        UserError: no such file, or not results.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; `mmalign eval` and `mmalign finetune` write it")
+    try:
+        return _from_tree(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise UserError(f"{path}: not a results file of mmalign") from None
+
+
+def _from_tree(tree: dict[str, Any]) -> Results:
+    baselines = {name: _from_tree(inner) for name, inner in tree.pop("baselines", {}).items()}
+    return Results(**tree, baselines=baselines)
+
+
+def bootstrap_interval(values: np.ndarray, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean (Efron 1979), over the queries.
+
+    For values of 0 and 1 a resampled mean is binomial, which is drawn directly.
+    """
+    rng = np.random.default_rng(seed)
+    n = len(values)
+    if np.isin(values, (0, 1)).all():
+        means = rng.binomial(n, values.mean(), size=draws) / n
+    else:
+        means = np.array([values[rng.integers(0, n, n)].mean() for _ in range(draws)])
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for the record."""
+    packages = ("torch", "transformers", "timm", "open_clip_torch", "deepspeed", "faiss-cpu")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "mmalign": __version__,  # of the code that runs, installed or not
+        **{name: importlib.metadata.version(name) for name in packages},
+    }

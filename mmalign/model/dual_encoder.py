@@ -1,0 +1,94 @@
+"""The dual encoder: two towers, two projections into one space, one temperature.
+
+    image_BCHW         -> image tower -> projection -> unit length -> image_BD
+    token_NL, mask_NL  -> text tower  -> projection -> unit length -> text_ND
+
+Nothing is shared between the two sides and nothing here knows of ranks, files or losses.
+"""
+
+import math
+
+import pydantic
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmalign.batch import Embeddings
+from mmalign.config import Section
+from mmalign.model.image_tower import ImageTower, ImageTowerConfig, build_image_tower
+from mmalign.model.text_tower import TextTower, TextTowerConfig, build_text_tower
+
+
+class ModelConfig(Section):
+    image: ImageTowerConfig
+    text: TextTowerConfig
+    embedding: int = pydantic.Field(default=512, ge=2)
+    """D, the width of the shared space."""
+    temperature: float = pydantic.Field(default=0.07, gt=0)
+    """Temperature at the start; it is learned."""
+    min_temperature: float = pydantic.Field(default=0.01, gt=0)
+    """The temperature never falls below this (CLIP, arXiv 2103.00020: 0.01)."""
+
+
+class DualEncoder(nn.Module):
+    """An image tower and a text tower that meet in a space of D dimensions.
+
+    Attributes:
+        logit_scale: (1,) float32, the natural logarithm of the inverse temperature (CLIP's convention).
+            Shape (1,) and not (): DeepSpeed cannot take a parameter without dimensions.
+    """
+
+    def __init__(
+        self, image_tower: ImageTower, text_tower: TextTower, embedding: int, temperature: float
+    ) -> None:
+        super().__init__()
+        self.image_tower = image_tower
+        self.text_tower = text_tower
+        self.image_projection = _projection(image_tower.width, embedding)
+        self.text_projection = _projection(text_tower.width, embedding)
+        self.logit_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))
+
+    def train(self, mode: bool = True) -> "DualEncoder":
+        """Frozen towers stay in evaluation mode: no dropout, no moving batch statistics."""
+        super().train(mode)
+        for tower in (self.image_tower, self.text_tower):
+            if not any(parameter.requires_grad for parameter in tower.parameters()):
+                tower.eval()
+        return self
+
+    def encode_image(self, image_BCHW: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised pixels -> (B, D) of unit length."""
+        return _unit_length(self.image_projection(self.image_tower(image_BCHW)))
+
+    def encode_text(self, token_NL: Tensor, mask_NL: Tensor) -> Tensor:
+        """(N, L) token ids and their mask -> (N, D) of unit length."""
+        return _unit_length(self.text_projection(self.text_tower(token_NL, mask_NL)))
+
+    def forward(self, image_BCHW: Tensor, token_NL: Tensor, mask_NL: Tensor) -> Embeddings:
+        return Embeddings(
+            image_BD=self.encode_image(image_BCHW),
+            text_ND=self.encode_text(token_NL, mask_NL),
+            logit_scale=self.logit_scale.exp(),
+        )
+
+
+def build_dual_encoder(config: ModelConfig, vocabulary: int, padding_id: int) -> DualEncoder:
+    """The model that the configuration describes, with weights drawn from torch's global generator.
+
+    Args:
+        vocabulary, padding_id: what the tokenizer says (see `build_text_tower`).
+    """
+    image_tower = build_image_tower(config.image)
+    text_tower = build_text_tower(config.text, vocabulary, padding_id)
+    return DualEncoder(image_tower, text_tower, config.embedding, config.temperature)
+
+
+def _projection(width: int, embedding: int) -> nn.Linear:
+    projection = nn.Linear(width, embedding, bias=False)
+    nn.init.normal_(projection.weight, std=width**-0.5)
+    return projection
+
+
+def _unit_length(rows: Tensor) -> Tensor:
+    # In 16-bit arithmetic a row's length would be off by a percent; float64 stays float64.
+    return F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=-1)

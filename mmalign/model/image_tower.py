@@ -1,0 +1,145 @@
+"""Image towers: a timm or an open_clip network that turns pictures into one feature each.
+
+    image_BCHW -> trunk -> feature_BF      F: the width that the trunk gives, before our projection
+
+The tower also says how pictures must be prepared for it (`size`, `mean`, `std`).
+"""
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from mmalign.config import Section
+from mmalign.errors import UserError
+
+
+class TimmTower(Section):
+    """A network of timm, by name."""
+
+    kind: Literal["timm"]
+    name: str
+    """Name of the network, for example `resnet10t` or `vit_base_patch16_224`."""
+    image_size: int = pydantic.Field(ge=16)
+    """Height and width of the input, in pixels."""
+    pretrained: bool = False
+    """Load timm's weights for this name (from the hub or its cache)."""
+    options: dict[str, Any] = {}
+    """Further arguments of timm's constructor."""
+    frozen: bool = False
+    """Leave the trunk as it is (LiT, arXiv 2111.07991); its projection still trains."""
+
+
+class OpenClipTower(Section):
+    """The image tower of an open_clip model."""
+
+    kind: Literal["open_clip"]
+    name: str
+    """Model name, for example `ViT-B-32`, or `hf-hub:...`, or `local-dir:...`."""
+    image_size: int = pydantic.Field(ge=16)
+    """Height and width of the input, in pixels."""
+    pretrained: str | None = None
+    """Tag of open_clip's weights, or the path of a checkpoint; none: random weights."""
+    options: dict[str, Any] = {}
+    """Fields of open_clip's model configuration to replace (`embed_dim`, `vision_cfg`, ...)."""
+    frozen: bool = False
+    """Leave the trunk as it is (LiT, arXiv 2111.07991); its projection still trains."""
+
+
+ImageTowerConfig = Annotated[TimmTower | OpenClipTower, pydantic.Field(discriminator="kind")]
+
+
+class ImageTower(nn.Module):
+    """A trunk with the facts its users need.
+
+    Attributes:
+        width: F, the size of a feature.
+        size: height and width of the input in pixels.
+        mean, std: per channel, for inputs scaled to 0..1.
+    """
+
+    def __init__(
+        self, trunk: nn.Module, size: int, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.size = size
+        self.mean = mean
+        self.std = std
+        self.width = _output_width(trunk, size)
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised pixels -> (B, F) features."""
+        feature_BF: Tensor = self.trunk(image_BCHW)
+        return feature_BF
+
+
+def build_image_tower(config: TimmTower | OpenClipTower) -> ImageTower:
+    """The tower that the configuration names, frozen if it says so.
+
+    Raises:
+        UserError: the library does not know the name or an option.
+    """
+    tower = _build_timm(config) if isinstance(config, TimmTower) else _build_open_clip(config)
+    tower.requires_grad_(not config.frozen)
+    return tower
+
+
+def _build_timm(config: TimmTower) -> ImageTower:
+    import timm
+
+    if not timm.is_model(config.name):
+        near = timm.list_models(f"*{config.name.split('_')[0]}*")[:3]
+        hint = f"; near: {', '.join(near)}" if near else ""
+        raise UserError(f"model.image.name: timm has no network `{config.name}`{hint}")
+    options = dict(config.options)
+    # Transformers are built for one input size, convolutional networks take any and refuse the option.
+    if _takes_image_size(config.name):
+        options.setdefault("img_size", config.image_size)
+    try:
+        trunk = timm.create_model(
+            config.name, pretrained=config.pretrained, num_classes=0, **options
+        )
+    except TypeError as error:
+        raise UserError(f"model.image.options: timm's `{config.name}` says: {error}") from None
+    facts = timm.data.resolve_model_data_config(trunk)
+    return ImageTower(trunk, config.image_size, tuple(facts["mean"]), tuple(facts["std"]))
+
+
+def _takes_image_size(name: str) -> bool:
+    import timm
+
+    default: Any = timm.get_pretrained_cfg(name)
+    return bool(default is not None and default.fixed_input_size)
+
+
+def _build_open_clip(config: OpenClipTower) -> ImageTower:
+    import open_clip
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    known = config.name in open_clip.list_models() or ":" in config.name
+    if not known:
+        raise UserError(f"model.image.name: open_clip has no model `{config.name}`")
+    options = dict(config.options)
+    vision = dict(options.pop("vision_cfg", {}))
+    base = open_clip.get_model_config(config.name) or {}
+    vision = {**base.get("vision_cfg", {}), "image_size": config.image_size, **vision}
+    model = open_clip.create_model(
+        config.name, pretrained=config.pretrained, vision_cfg=vision, **options
+    )
+    visual: Any = model.visual
+    mean = tuple(getattr(visual, "image_mean", None) or OPENAI_DATASET_MEAN)
+    std = tuple(getattr(visual, "image_std", None) or OPENAI_DATASET_STD)
+    return ImageTower(visual, config.image_size, mean, std)
+
+
+@torch.no_grad()
+def _output_width(trunk: nn.Module, size: int) -> int:
+    """F, measured: libraries name it in too many ways."""
+    was_training = trunk.training
+    trunk.eval()
+    feature: Tensor = trunk(torch.zeros(1, 3, size, size))
+    trunk.train(was_training)
+    assert feature.ndim == 2, feature.shape
+    return feature.shape[1]

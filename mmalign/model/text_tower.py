@@ -1,0 +1,163 @@
+"""Text towers: any encoder of transformers, pooled to one feature a caption.
+
+    token_NL, mask_NL -> trunk -> state_NLF -> pooling over the tokens (never the padding) -> feature_NF
+
+The trunk is loaded by name (`pretrained`) or built small from a configuration (`architecture`). Encoder
+halves of encoder-decoder models (mT5, NLLB) are taken alone.
+"""
+
+from typing import Any, Literal
+
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from mmalign.config import Section
+from mmalign.errors import UserError
+
+Pooling = Literal["mean", "cls", "last"]
+
+
+class TextTowerConfig(Section):
+    """Exactly one of `pretrained` and `architecture` says what the trunk is."""
+
+    pretrained: str | None = None
+    """Hub name or folder of a transformers model (XLM-R, mT5, NLLB, ModernBERT, ...)."""
+    architecture: dict[str, Any] | None = None
+    """`model_type` and fields of its transformers configuration, for random weights; the size of the
+    vocabulary and the padding id come from the tokenizer."""
+    pooling: Pooling = "mean"
+    """mean over the tokens, the first token (cls), or the last one."""
+    max_length: int = pydantic.Field(default=64, ge=4)
+    """Longest caption in tokens; longer ones are cut."""
+    frozen: bool = False
+    """Leave the trunk as it is; its projection still trains."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_source(self) -> "TextTowerConfig":
+        if (self.pretrained is None) == (self.architecture is None):
+            raise ValueError("give exactly one of `pretrained` and `architecture`")
+        if self.architecture is not None and "model_type" not in self.architecture:
+            raise ValueError("`architecture` needs a `model_type`, for example xlm-roberta")
+        return self
+
+
+class TextTower(nn.Module):
+    """A transformers encoder and its pooling.
+
+    Attributes:
+        width: F, the size of a feature.
+    """
+
+    def __init__(self, trunk: Any, pooling: Pooling) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.pooling: Pooling = pooling
+        self.width: int = trunk.config.hidden_size
+
+    def forward(self, token_NL: Tensor, mask_NL: Tensor) -> Tensor:
+        """(N, L) token ids and their mask -> (N, F) features."""
+        state_NLF = self.trunk(input_ids=token_NL, attention_mask=mask_NL).last_hidden_state
+        return pool(state_NLF, mask_NL, self.pooling)
+
+
+def pool(state_NLF: Tensor, mask_NL: Tensor, pooling: Pooling) -> Tensor:
+    """One feature a caption from the states of its tokens.
+
+    Args:
+        state_NLF: (N, L, F).
+        mask_NL: (N, L), 1 on tokens and 0 on padding; padding may stand on either side.
+
+    Returns:
+        (N, F), in the states' dtype.
+    """
+    if pooling == "mean":
+        weight_NL1 = mask_NL.unsqueeze(-1).to(state_NLF.dtype)
+        return (state_NLF * weight_NL1).sum(1) / weight_NL1.sum(1).clamp(min=1)
+    position_L = torch.arange(mask_NL.shape[1], device=mask_NL.device)
+    if pooling == "cls":
+        index_N = torch.where(mask_NL.bool(), position_L, mask_NL.shape[1] - 1).amin(1)
+    else:
+        index_N = (position_L * mask_NL).amax(1)
+    return state_NLF[torch.arange(len(state_NLF), device=state_NLF.device), index_N]
+
+
+def build_text_tower(config: TextTowerConfig, vocabulary: int, padding_id: int) -> TextTower:
+    """The tower that the configuration names, frozen if it says so.
+
+    Args:
+        vocabulary: number of token ids of the tokenizer.
+        padding_id: the tokenizer's padding id.
+
+    Raises:
+        UserError: transformers knows no such model, or its vocabulary is smaller than the tokenizer's.
+    """
+    trunk = (
+        _load(config.pretrained) if config.pretrained else _build(config, vocabulary, padding_id)
+    )
+    rows = trunk.get_input_embeddings().weight.shape[0]
+    if rows < vocabulary:
+        raise UserError(
+            f"model.text: the tokenizer has {vocabulary} tokens, the model only {rows}; they do not "
+            "belong together"
+        )
+    tower = TextTower(trunk, config.pooling)
+    tower.requires_grad_(not config.frozen)
+    return tower
+
+
+def _load(name: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        settings = AutoConfig.from_pretrained(name)
+        model = _model_class(settings).from_pretrained(name, **_without_pooler(settings))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"model.text.pretrained: `{name}` cannot be loaded ({reason})") from None
+    return _encoder_half(model)
+
+
+def _build(config: TextTowerConfig, vocabulary: int, padding_id: int) -> Any:
+    from transformers import AutoConfig
+
+    fields = dict(config.architecture or {})
+    model_type = fields.pop("model_type")
+    try:
+        settings = AutoConfig.for_model(
+            model_type, vocab_size=vocabulary, pad_token_id=padding_id, **fields
+        )
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"model.text.architecture: `{model_type}`: {reason}") from None
+    unknown = [name for name in fields if name not in type(settings)().to_dict()]
+    if unknown:
+        raise UserError(f"model.text.architecture: `{model_type}` has no field `{unknown[0]}`")
+    model = _model_class(settings).from_config(settings, **_without_pooler(settings))
+    return _encoder_half(model)
+
+
+def _model_class(settings: Any) -> Any:
+    """T5's encoder has a class of its own; every other model is what AutoModel says."""
+    from transformers import AutoModel, AutoModelForTextEncoding
+
+    encoder_class = settings.model_type in ("t5", "mt5", "umt5")
+    return AutoModelForTextEncoding if encoder_class else AutoModel
+
+
+def _without_pooler(settings: Any) -> dict[str, bool]:
+    """BERT's kin add a pooler that we do not use: it would be random, untrained weight in an export."""
+    import inspect
+
+    from transformers import MODEL_MAPPING
+
+    known = type(settings) in MODEL_MAPPING
+    arguments = (
+        inspect.signature(MODEL_MAPPING[type(settings)].__init__).parameters if known else {}
+    )
+    return {"add_pooling_layer": False} if "add_pooling_layer" in arguments else {}
+
+
+def _encoder_half(model: Any) -> Any:
+    is_whole = model.config.is_encoder_decoder and not type(model).__name__.endswith("EncoderModel")
+    return model.get_encoder() if is_whole else model

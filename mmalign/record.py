@@ -1,0 +1,57 @@
+"""Metric records: one JSON object a line, always; TensorBoard beside it when asked.
+
+    {"step": 40, "loss": 2.31, "temperature": 0.05, ...}
+
+A run that resumes from step k first drops the lines after k, so that the file tells one story.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class Recorder:
+    """Appends metrics to `<folder>/metrics.jsonl`.
+
+    Args:
+        folder: the run folder; it exists.
+        first_step: lines of this step and later ones are dropped (they will be made again).
+        tensorboard: also write TensorBoard event files to `<folder>/tensorboard`.
+    """
+
+    def __init__(self, folder: Path, first_step: int = 0, tensorboard: bool = False) -> None:
+        path = folder / "metrics.jsonl"
+        kept = [record for record in read_records(path) if record["step"] < first_step]
+        path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Append one record and flush it: a killed run keeps every line that it wrote."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics file, oldest first; a last line cut by a kill is left out."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records

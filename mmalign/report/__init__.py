@@ -1,0 +1,1 @@
+"""A run's measurements as one HTML page."""

@@ -1,0 +1,78 @@
+"""Batch normalisation over the global batch, so that a step is the same number on any number of ranks.
+
+On GPUs torch has it (SyncBatchNorm, which does not run on CPUs); here is the same for gloo ranks: the sums
+over rows, height and width are added up over the ranks, with their gradient.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mmalign import distributed
+from mmalign.errors import UserError
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose batch is that of all ranks."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        # Sums in 16-bit arithmetic would be worthless.
+        value_BCHW = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
+        count = value_BCHW.new_tensor([value_BCHW.numel() // value_BCHW.shape[1]])
+        counted = distributed.gather_rows(count).sum()
+        mean_C = _sum_over_batch(value_BCHW) / counted
+        centred_BCHW = value_BCHW - mean_C[:, None, None]
+        # Two passes: the mean of squares minus the square of the mean loses digits.
+        variance_C = _sum_over_batch(centred_BCHW.square()) / counted
+        self._update_running(mean_C, variance_C, counted)
+        output_BCHW = centred_BCHW * torch.rsqrt(variance_C + self.eps)[:, None, None]
+        if self.affine:
+            output_BCHW = output_BCHW * self.weight[:, None, None] + self.bias[:, None, None]
+        return output_BCHW.to(input.dtype)
+
+    @torch.no_grad()
+    def _update_running(self, mean_C: Tensor, variance_C: Tensor, counted: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        momentum = self.momentum
+        if momentum is None:
+            momentum = 1 / float(self.num_batches_tracked)
+        unbiased_C = variance_C * counted / (counted - 1)
+        self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(unbiased_C.to(self.running_var.dtype), momentum)
+
+
+def _sum_over_batch(value_BCHW: Tensor) -> Tensor:
+    """The sum of each channel over the images and pixels of all ranks, (C,)."""
+    return distributed.gather_rows(value_BCHW.sum((0, 2, 3))[None]).sum(0)
+
+
+def use_global_batch(model: nn.Module) -> None:
+    """Make every batch normalisation that trains use the batch of all ranks, in place.
+
+    Names, parameters and buffers stay, so a checkpoint does not tell on how many ranks it was made.
+
+    Raises:
+        UserError: a kind of batch normalisation that cannot be shared between CPU ranks.
+    """
+    if distributed.world_size() == 1:
+        return
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            continue
+        trains = module.weight is None or module.weight.requires_grad
+        if not trains:
+            continue
+        if type(module) is nn.BatchNorm2d and distributed.device().type == "cuda":
+            module.__class__ = nn.SyncBatchNorm  # type: ignore[assignment]
+            module.process_group = None  # type: ignore[assignment]
+        elif type(module) is nn.BatchNorm2d:
+            module.__class__ = GlobalBatchNorm2d
+        else:
+            raise UserError(
+                f"model.image: `{name}` is a {type(module).__name__}, whose statistics cannot be shared "
+                "between ranks; use a network without it, or one rank"
+            )

@@ -1,0 +1,129 @@
+"""The emoji scenes are reproducible, and no path but the pictures joins two languages."""
+
+import io
+from collections import Counter
+
+import pytest
+from PIL import Image
+
+from mmalign.batch import Pair
+from mmalign.data.sources.emoji_scenes import (
+    LANGUAGES,
+    EmojiScenes,
+    build_plan,
+    draw_pair,
+    load_concepts,
+    read_pairs,
+    read_tasks,
+)
+from mmalign.errors import UserError
+
+CONFIG = EmojiScenes(kind="emoji_scenes", train_scenes=60, test_scenes=20)
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[Pair]:
+    return list(read_pairs(CONFIG, seed=3))
+
+
+def of_split(pairs: list[Pair], split: str) -> list[Pair]:
+    return [pair for pair in pairs if pair.split == split]
+
+
+def names_in(pair: Pair) -> list[frozenset[str]]:
+    return [frozenset(caption.text.split(", ")) for caption in pair.captions]
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(pairs: list[Pair]) -> None:
+    assert list(read_pairs(CONFIG, seed=3)) == pairs
+    assert [p.image for p in read_pairs(CONFIG, seed=4)] != [p.image for p in pairs]
+
+
+def test_a_scene_does_not_depend_on_the_scenes_before_it(pairs: list[Pair]) -> None:
+    plan = build_plan(CONFIG, seed=3)
+    assert draw_pair(plan, "train", 41) == of_split(pairs, "train")[41]
+    longer = CONFIG.model_copy(update={"train_scenes": 61})
+    assert list(read_pairs(longer, seed=3))[:60] == of_split(pairs, "train")
+
+
+def test_a_training_picture_has_one_language_and_the_languages_take_turns(
+    pairs: list[Pair],
+) -> None:
+    train = of_split(pairs, "train")
+    assert all(len(pair.captions) == 1 for pair in train)
+    counts = Counter(pair.captions[0].lang for pair in train)
+    assert set(counts) == set(LANGUAGES)
+    assert max(counts.values()) - min(counts.values()) <= 1
+    assert len({pair.picture for pair in pairs}) == len({pair.image for pair in pairs}) == 80
+
+
+def test_a_test_picture_is_captioned_in_every_language_in_an_order_of_its_own(
+    pairs: list[Pair],
+) -> None:
+    concepts = load_concepts(LANGUAGES)
+    index = {(lang, c.names[lang]): i for i, c in enumerate(concepts) for lang in LANGUAGES}
+    orders_differ = 0
+    for pair in of_split(pairs, "test"):
+        assert tuple(caption.lang for caption in pair.captions) == LANGUAGES
+        orders = {tuple(index[c.lang, n] for n in c.text.split(", ")) for c in pair.captions}
+        assert len({frozenset(order) for order in orders}) == 1
+        orders_differ += len(orders) > 1
+    assert orders_differ == 20
+
+
+def test_no_test_combination_is_trained_on() -> None:
+    # 100,000 of the 1.3 million sets are held out, so that 200 scenes which ignored them would
+    # show about 15 of them.
+    config = EmojiScenes(
+        kind="emoji_scenes", train_scenes=200, test_scenes=100_000, languages=("en",)
+    )
+    plan = build_plan(config, seed=0)
+    held_out = {frozenset(plan.concepts[i].names["en"] for i in c) for c in plan.held_out}
+    assert len(held_out) == len(plan.test_combinations) == 100_000
+    assert all(names_in(draw_pair(plan, "test", i))[0] in held_out for i in range(20))
+    assert not any(names_in(draw_pair(plan, "train", i))[0] in held_out for i in range(200))
+
+
+def test_names_are_distinct_within_every_language() -> None:
+    concepts = load_concepts(LANGUAGES)
+    assert len(concepts) == 200
+    assert len({concept.character for concept in concepts}) == 200
+    for lang in LANGUAGES:
+        names = [concept.names[lang] for concept in concepts]
+        assert len(set(names)) == 200
+        assert not any("_" in name or ":" in name or "," in name or not name for name in names)
+
+
+def test_pictures_are_drawn_in_colour_at_the_size_asked_for() -> None:
+    config = CONFIG.model_copy(update={"image_size": 48})
+    image = Image.open(io.BytesIO(next(read_pairs(config, seed=0)).image))
+    assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (48, 48))
+    darkest, _ = image.convert("L").getextrema()
+    assert darkest < 80  # an outline: something was drawn on the light ground
+    assert len(set(image.get_flattened_data())) > 100
+
+
+def test_the_task_trains_on_english_and_tests_on_the_other_languages() -> None:
+    rows = list(read_tasks(CONFIG, seed=0))
+    assert len(rows) == 200 * len(LANGUAGES)
+    assert {row.lang for row in rows if row.split == "train"} == {"en"}
+    assert {row.lang for row in rows if row.split == "test"} == set(LANGUAGES) - {"en"}
+    by_label = Counter(row.label for row in rows if row.split == "train")
+    assert by_label == {
+        "animals_nature": 44,
+        "food_drink": 44,
+        "travel_places": 34,
+        "objects": 46,
+        "activities": 22,
+        "people_body": 10,
+    }
+    unicorn = {row.lang: row.text for row in rows if row.id == "1f984"}
+    assert (unicorn["en"], unicorn["de"]) == ("unicorn", "einhorn")
+
+
+def test_an_unknown_language_is_named_at_once_with_those_available() -> None:
+    config = CONFIG.model_copy(update={"languages": ("en", "xx")})
+    with pytest.raises(UserError, match=r"`xx`.*en, es, ja"):
+        read_pairs(config, seed=0)
+    with pytest.raises(UserError, match="each language once"):
+        read_tasks(CONFIG.model_copy(update={"languages": ("en", "en")}), seed=0)

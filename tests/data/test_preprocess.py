@@ -1,0 +1,83 @@
+"""Preprocessing: every picture becomes upright RGB of the right size, limits hold before decoding."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmalign.config import validate
+from mmalign.data.preprocess import Augmentation, Preprocess, UndecodableImage, decode, random_crop
+
+PREPROCESS = Preprocess(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+def encode(image: Image.Image, image_format: str, **options: object) -> bytes:
+    encoded = io.BytesIO()
+    image.save(encoded, image_format, **options)
+    return encoded.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1", "CMYK"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    image_format = "JPEG" if mode == "CMYK" else "PNG"
+    picture = decode(encode(Image.new("RGB", (9, 5), "white").convert(mode), image_format))
+    assert picture.mode == "RGB"
+    assert np.asarray(picture).min() >= 250
+
+
+def test_transparency_is_white_and_exif_is_obeyed() -> None:
+    clear = encode(Image.new("RGBA", (4, 4), (255, 0, 0, 0)), "PNG")
+    assert np.asarray(decode(clear)).min() == 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by 90 degrees
+    turned = encode(Image.new("RGB", (4, 8)), "JPEG", exif=exif)
+    assert decode(turned).size == (8, 4)
+
+
+def test_values_are_scaled_and_normalised() -> None:
+    white = PREPROCESS(encode(Image.new("RGB", (20, 10), "white"), "PNG"))
+    assert white.shape == (3, 8, 8)
+    assert white.min() == white.max() == 1.0
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", b"GIF89a" + bytes(20)])
+def test_other_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(UndecodableImage, match="does not decode as JPEG, PNG or WebP"):
+        decode(data)
+
+
+def test_a_damaged_jpeg_is_refused() -> None:
+    whole = encode(Image.effect_noise((64, 64), 90).convert("RGB"), "JPEG")
+    with pytest.raises(UndecodableImage):
+        decode(whole[: len(whole) // 2])
+
+
+def test_a_pixel_bomb_is_refused_by_its_header() -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 13_000, 13_000, 1, 0, 0, 0, 0))
+    bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(10)))
+    with pytest.raises(UndecodableImage, match="13000 x 13000 pixels"):
+        decode(bomb)
+
+
+def test_random_crops_stay_inside_and_follow_the_generator() -> None:
+    augmentation = validate(Augmentation, {"crop_scale": [0.3, 0.9], "flip": True}, "test")
+    areas = []
+    for seed in range(200):
+        left, top, right, bottom = random_crop(40, 30, augmentation, np.random.default_rng(seed))
+        assert 0 <= left < right <= 40.0001
+        assert 0 <= top < bottom <= 30.0001
+        areas.append((right - left) * (bottom - top) / 1200)
+    assert 0.29 < min(areas) < 0.4
+    assert 0.8 < max(areas) < 0.91
+    preprocess = Preprocess(8, (0.5,) * 3, (0.5,) * 3, augmentation)
+    data = encode(Image.effect_noise((40, 30), 90).convert("RGB"), "PNG")
+    one, again, other = (preprocess(data, np.random.default_rng(s)) for s in (1, 1, 2))
+    assert one.equal(again)
+    assert not one.equal(other)

@@ -1,0 +1,33 @@
+"""The trained tokenizer: the same captions give the same one, and it survives its folder."""
+
+from pathlib import Path
+
+import pytest
+from tiny import TEXTS
+
+from mmalign.data.tokenizer import load_tokenizer, train_tokenizer
+from mmalign.errors import UserError
+
+
+def test_the_same_captions_give_the_same_tokenizer() -> None:
+    one, two = (train_tokenizer(TEXTS * 4, 160) for _ in range(2))
+    assert one.inner.backend_tokenizer.to_str() == two.inner.backend_tokenizer.to_str()
+
+
+def test_ids_and_mask(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(TEXTS * 4, 160)
+    token_NL, mask_NL = tokenizer(["a red ball", "красный мяч и собака", ""], max_length=32)
+    assert token_NL.shape == mask_NL.shape
+    assert token_NL[:, 0].tolist() == [1, 1, 1]
+    assert (token_NL[mask_NL == 0] == tokenizer.padding_id).all()
+    assert int(token_NL.max()) < tokenizer.vocabulary
+    assert tokenizer(TEXTS, max_length=6)[0].shape == (len(TEXTS), 6)
+    tokenizer.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again(TEXTS, 32)[0].equal(tokenizer(TEXTS, 32)[0])
+    assert (again.vocabulary, again.padding_id) == (tokenizer.vocabulary, tokenizer.padding_id)
+
+
+def test_a_missing_tokenizer_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_tokenizer(tmp_path / "nothing")

@@ -1,0 +1,57 @@
+"""Small shard sets for tests."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from mmalign.batch import Caption, Pair
+from mmalign.commit import write_manifest
+from mmalign.data.shards import MANIFEST, ShardWriter
+
+LANGUAGES = ("en", "sw", "ja")
+
+
+def make_image(number: int, image_format: str = "PNG", size: int = 16) -> bytes:
+    """A picture of two colours that tell its number."""
+    image = Image.new("RGB", (size, size), (number * 37 % 256, number * 91 % 256, 128))
+    image.paste((number * 53 % 256, 64, number * 17 % 256), (0, 0, size // 2, size // 2))
+    encoded = io.BytesIO()
+    image.save(encoded, image_format)
+    return encoded.getvalue()
+
+
+def make_pair(number: int, languages: tuple[str, ...], picture: str | None = None) -> Pair:
+    key = f"k{number:03d}"
+    return Pair(
+        key=key,
+        image=make_image(number, ("PNG", "JPEG", "WEBP")[number % 3]),
+        captions=tuple(Caption(lang, f"{lang} {number} dog ñ 漢" * (1 + number % 2)) for lang in languages),
+        picture=picture or key,
+        split="train",
+        source="test",
+        license="CC0-1.0",
+    )
+
+
+def write_set(folder: Path, pairs: list[Pair], samples_per_shard: int = 4) -> Path:
+    """The pairs as a finished data set."""
+    writer = ShardWriter(folder, samples_per_shard)
+    for pair in pairs:
+        writer.add(pair)
+    facts = {"name": "set", "split": "train", "recipe": {}, "recipe_sha256": "0" * 64}
+    write_manifest(folder, {**facts, **writer.finish()}, MANIFEST)
+    return folder
+
+
+def make_set(
+    folder: Path, count: int, languages: Callable[[int], tuple[str, ...]] | None = None
+) -> Path:
+    """A data set of `count` pictures; by default with 1, 2 or 3 captions, some languages twice."""
+
+    def default(number: int) -> tuple[str, ...]:
+        return (("en",), ("sw", "en"), ("en", "en", "ja", "sw"))[number % 3]
+
+    chosen = languages or default
+    return write_set(folder, [make_pair(i, chosen(i)) for i in range(count)])

@@ -1,0 +1,71 @@
+"""One training step is the same number on 1, 2 and 4 ranks, and under every stage of ZeRO."""
+
+from pathlib import Path
+from typing import Any
+
+import parity_cases
+import pytest
+import torch
+from ranks import run_ranks
+
+STAGES = (0, 1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    folder: Path = tmp_path_factory.mktemp("ranks")
+    return {n: run_ranks(n, parity_cases.everything, folder / str(n), STAGES) for n in (1, 2, 4)}
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm().clamp(min=1e-30))
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_float64_loss_and_gradients_do_not_depend_on_the_ranks(
+    runs: dict[int, list[dict[str, Any]]], world_size: int
+) -> None:
+    one = runs[1][0]["plain"]
+    for rank in range(world_size):
+        many = runs[world_size][rank]["plain"]
+        assert many.keys() == one.keys()
+        assert {"logit_scale", "image_projection.weight", "text_projection.weight"} <= one.keys()
+        for name, value in one.items():
+            # The key's bias shifts every score of a softmax alike: its gradient is zero but for noise.
+            if value.norm() < 1e-12:
+                assert many[name].norm() < 1e-12, name
+            else:
+                assert relative(many[name], value) < 1e-10, name
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("stage", STAGES)
+def test_engine_gradients_and_loss_curve_agree(
+    runs: dict[int, list[dict[str, Any]]], world_size: int, stage: int
+) -> None:
+    truth = runs[1][0]["plain"]
+    one = runs[1][0]["engine"][0]
+    many = runs[world_size][0]["engine"][stage]
+    whole = torch.cat([truth[n].flatten() for n in many["gradients"]])
+    ours = torch.cat([g.double().flatten() for g in many["gradients"].values()])
+    assert many["gradients"].keys() == {n for n in truth if "buffer" not in n} - {"loss"}
+    assert relative(ours, whole) < 1e-6
+    for part in ("image_tower.", "text_tower.", "logit_scale"):
+        names = [n for n in many["gradients"] if n.startswith(part)]
+        part_truth = torch.cat([truth[n].flatten() for n in names])
+        part_ours = torch.cat([many["gradients"][n].double().flatten() for n in names])
+        # A part alone is small beside the whole: float32 leaves it fewer digits.
+        assert relative(part_ours, part_truth) < 5e-6, part
+    assert many["losses"] == pytest.approx(one["losses"], rel=1e-6)
+    assert one["losses"][-1] < one["losses"][0]
+
+
+def test_the_engine_returns_the_norm_of_the_global_gradient(
+    runs: dict[int, list[dict[str, Any]]],
+) -> None:
+    truth = {n: v for n, v in runs[1][0]["plain"].items() if n != "loss" and "buffer" not in n}
+    norm = float(torch.cat([g.flatten() for g in truth.values()]).norm())
+    for world_size in (1, 2, 4):
+        for stage in STAGES:
+            found = runs[world_size][0]["engine"][stage]["grad_norms"][0]
+            assert found == pytest.approx(norm, rel=1e-5), (world_size, stage)
