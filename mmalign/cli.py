@@ -191,8 +191,9 @@ def report(
     from mmalign.report.collect import collect
     from mmalign.report.page import write_report
 
-    _note_command(run)
-    collect(run).write(run / "results.json")
+    results = collect(run)
+    _note_command(run)  # before the page, which shows the commands
+    results.write(run / "results.json")
     out = out or run / "report.html"
     write_report(run, out)
     _say(f"{out}")

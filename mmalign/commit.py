@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,19 +114,22 @@ def verify(folder: Path) -> dict[str, Any]:
     try:
         info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         files = info["files"].items()
-    except (ValueError, KeyError, AttributeError):
+        listed = [(name, facts["size"], facts["sha256"]) for name, facts in files]
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: not a manifest") from None
-    for name, expected in files:
+    for name, size, sha256 in listed:
         file = folder / name
         if not file.is_file():
             raise UserError(f"{file}: missing, though {MANIFEST} lists it")
-        if file.stat().st_size != expected["size"] or sha256_of(file) != expected["sha256"]:
+        if file.stat().st_size != size or sha256_of(file) != sha256:
             raise UserError(f"{file}: damaged, its bytes are not those that {MANIFEST} lists")
     return info
 
 
 def newest_folder(parent: Path) -> tuple[Path, dict[str, Any]]:
     """The newest committed folder `step-*` below `parent` that verifies, and its manifest.
+
+    Newer ones that do not verify are named on stderr.
 
     Raises:
         UserError: there is none; every folder that was skipped is named with its reason.
@@ -135,9 +139,13 @@ def newest_folder(parent: Path) -> tuple[Path, dict[str, Any]]:
         if ".tmp-" in folder.name or ".old-" in folder.name:
             continue
         try:
-            return folder, verify(folder)
+            info = verify(folder)
         except UserError as error:
             skipped.append(str(error))
+            continue
+        for reason in skipped:
+            sys.stderr.write(f"skipped: {reason}\n")
+        return folder, info
     reasons = "; ".join(skipped) or "none was written"
     raise UserError(f"{parent}: no checkpoint that can be used ({reasons})")
 

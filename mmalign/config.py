@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pydantic
 from pydantic import BaseModel, ConfigDict
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from mmalign.errors import UserError
 
@@ -48,12 +48,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file")
     try:
         tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not valid YAML ({reason})") from None
+    except (YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
+        raise UserError(f"{path}: not valid YAML ({_reason(error)})") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: must hold a mapping of `key: value` lines")
     return tree
+
+
+def _reason(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if isinstance(error, MarkedYAMLError) and mark is not None:
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split())
 
 
 def write_yaml(tree: dict[str, Any]) -> str:
@@ -83,29 +89,32 @@ def load_config(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Set one dotted `key=value` in `tree`, making the mappings on its way."""
+    """Set one dotted `key=value` in `tree`, making the mappings on its way; `0` is a list's first entry."""
     dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
+    if not equals or not all(dotted.split(".")):
         raise UserError(f"override `{override}`: write it as `section.key=value`")
     try:
         value = YAML(typ="safe", pure=True).load(text) if text else None
-    except YAMLError:
+    except (YAMLError, ValueError):
         raise UserError(f"override `{override}`: the value is not valid YAML") from None
     *parents, last = dotted.split(".")
+    place: Any = tree
     for depth, name in enumerate(parents):
-        if not isinstance(tree, dict):
-            raise UserError(
-                f"override `{override}`: `{'.'.join(parents[:depth])}` is not a section"
-            )
-        if tree.get(name) is None:
-            tree[name] = {}
-        tree = tree[name]
-    if isinstance(tree, list) and last.isdigit() and int(last) < len(tree):
-        tree[int(last)] = value  # type: ignore[index]
-    elif isinstance(tree, dict):
-        tree[last] = value
-    else:
-        raise UserError(f"override `{override}`: `{'.'.join(parents)}` is not a section")
+        key = _key_in(place, name, parents[:depth], override)
+        if isinstance(place, dict) and place.get(key) is None:
+            place[key] = {}
+        place = place[key]
+    place[_key_in(place, last, parents, override)] = value
+
+
+def _key_in(place: Any, name: str, path: list[str], override: str) -> str | int:
+    """`name` as a key of the mapping or an index of the list that stands at `path`."""
+    if isinstance(place, dict):
+        return name
+    if isinstance(place, list) and name.isdecimal() and int(name) < len(place):
+        return int(name)
+    what = f"a list of {len(place)}, counted from 0" if isinstance(place, list) else "not a section"
+    raise UserError(f"override `{override}`: `{'.'.join(path)}` is {what}")
 
 
 def validate(cls: type[T], tree: Any, where: str) -> T:
@@ -130,15 +139,21 @@ def _explain(cls: type[Section], failure: pydantic.ValidationError, where: str) 
     errors = failure.errors()
     error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     path = [str(part) for part in error["loc"]]
-    field = ".".join(path)
     if error["type"] == "extra_forbidden":
-        known = _known_fields(cls, path[:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        if near:
-            return f"{where}: unknown key `{field}`; did you mean `{near[0]}`?"
-        return f"{where}: unknown key `{field}`; known here: {', '.join(known)}"
+        above, sections = _follow(cls, path[:-1])
+        known = sorted({name for section in sections for name in section.model_fields})
+        field = ".".join([*above, path[-1]])
+        return f"{where}: unknown key `{field}`; {_suggest(path[-1], known)}"
+    shown, sections = _follow(cls, path)
+    field = ".".join(shown)
     if error["type"] == "missing":
         return f"{where}: `{field}` is missing; add it"
+    if error["type"].startswith("union_tag"):
+        tags = [tag for tag in map(_tag_of, sections) if tag]
+        if error["type"] == "union_tag_not_found":
+            return f"{where}: `{field}.kind` is missing; add one of {', '.join(tags)}"
+        tag = error["ctx"]["tag"]
+        return f"{where}: `{field}.kind` is `{tag}`; {_suggest(tag, tags)}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     place = f"`{field}`" if field else "the file"
@@ -147,17 +162,28 @@ def _explain(cls: type[Section], failure: pydantic.ValidationError, where: str) 
     return f"{where}: {place} is {error['input']!r}: {message}"
 
 
-def _known_fields(cls: Any, path: list[str]) -> list[str]:
-    """Names of the fields of the section at `path` below `cls`, through unions and tuples."""
+def _suggest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
+
+
+def _follow(cls: Any, path: list[str]) -> tuple[list[str], list[type[Section]]]:
+    """The path as a person writes it, and the sections that may stand at its end.
+
+    Pydantic's path names the tag of a union behind its field; an index of a list stays.
+    """
+    written = []
     sections = _sections_in(cls)
     for part in path:
         below = [s.model_fields[part].annotation for s in sections if part in s.model_fields]
+        tagged = [s for s in sections if _tag_of(s) == part]
         if below:
             sections = [found for annotation in below for found in _sections_in(annotation)]
-        # A part that is no field is an index of a list or the tag of a union: stay, but narrow by tag.
-        else:
-            sections = [s for s in sections if _tag_of(s) == part] or sections
-    return sorted({name for section in sections for name in section.model_fields})
+        elif tagged:
+            sections = tagged
+            continue
+        written.append(part)
+    return written, sections
 
 
 def _sections_in(annotation: Any) -> list[type[Section]]:

@@ -2,12 +2,15 @@
 
     {"step": 40, "loss": 2.31, "temperature": 0.05, ...}
 
-A run that resumes from step k first drops the lines after k, so that the file tells one story.
+A run that resumes from step k first drops the lines after k, so that the file tells one story. Line k
+itself was written before checkpoint k.
 """
 
 import json
 from pathlib import Path
 from typing import Any
+
+from mmalign.commit import write_atomic
 
 
 class Recorder:
@@ -15,20 +18,20 @@ class Recorder:
 
     Args:
         folder: the run folder; it exists.
-        first_step: lines of this step and later ones are dropped (they will be made again).
+        last_step: lines of later steps are dropped (they will be made again).
         tensorboard: also write TensorBoard event files to `<folder>/tensorboard`.
     """
 
-    def __init__(self, folder: Path, first_step: int = 0, tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path, last_step: int = 0, tensorboard: bool = False) -> None:
         path = folder / "metrics.jsonl"
-        kept = [record for record in read_records(path) if record["step"] < first_step]
-        path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        kept = [record for record in read_records(path) if record["step"] <= last_step]
+        write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
         self._board: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Append one record and flush it: a killed run keeps every line that it wrote."""

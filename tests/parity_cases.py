@@ -104,9 +104,7 @@ def through_the_engine(zero_stages: tuple[int, ...]) -> dict[int, dict[str, Any]
         rank, world_size = distributed.rank(), distributed.world_size()
         first = engine()
         first.backward(make_batch(0, rank, world_size))
-        gradients = {
-            name: safe_get_full_grad(p) for name, p in first.model.named_parameters()
-        }
+        gradients = {name: safe_get_full_grad(p) for name, p in first.model.named_parameters()}
         run = engine()
         metrics = [run.step(make_batch(step, rank, world_size)) for step in range(8)]
         found[stage] = {

@@ -27,7 +27,9 @@ def make_pair(number: int, languages: tuple[str, ...], picture: str | None = Non
     return Pair(
         key=key,
         image=make_image(number, ("PNG", "JPEG", "WEBP")[number % 3]),
-        captions=tuple(Caption(lang, f"{lang} {number} dog ñ 漢" * (1 + number % 2)) for lang in languages),
+        captions=tuple(
+            Caption(lang, f"{lang} {number} dog ñ 漢" * (1 + number % 2)) for lang in languages
+        ),
         picture=picture or key,
         split="train",
         source="test",

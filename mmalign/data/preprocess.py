@@ -47,8 +47,12 @@ class UndecodableImage(UserError):
     """An image that cannot be used, with the reason."""
 
 
-def decode(data: bytes) -> Image.Image:
+def decode(data: bytes, least: int | None = None) -> Image.Image:
     """An upright RGB picture from JPEG, PNG or WebP bytes; transparency is laid on white.
+
+    Args:
+        least: a JPEG may be decoded smaller (JPEG's own scaling, much faster) as long as both sides keep
+            this many pixels.
 
     Raises:
         UndecodableImage: another format, damaged, or more than MAX_PIXELS pixels.
@@ -57,6 +61,8 @@ def decode(data: bytes) -> Image.Image:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise UndecodableImage(f"{image.width} x {image.height} pixels, over {MAX_PIXELS}")
+        if least is not None:
+            image.draft("RGB", (least, least))
         image = ImageOps.exif_transpose(image)
         if image.mode in ("RGBA", "LA", "P", "PA"):
             image = image.convert("RGBA")
@@ -86,7 +92,8 @@ class Preprocess:
 
     def __call__(self, data: bytes, rng: np.random.Generator | None = None) -> Tensor:
         """Decode and prepare one picture; `rng` is needed where augmentation is on."""
-        image = decode(data)
+        # Twice the wanted size leaves the resize enough to work with, also inside a crop.
+        image = decode(data, least=2 * self.size)
         box = (0.0, 0.0, float(image.width), float(image.height))
         flip = False
         if self.augmentation is not None and rng is not None:

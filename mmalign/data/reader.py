@@ -38,7 +38,10 @@ class ShardSet:
         self._rows: list[tuple[int, dict[str, Any]]] = []
         for number, shard in enumerate(self.manifest.shards):
             path = folder / shard.file.replace(".tar", ".index.jsonl")
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            with path.open(
+                "rb"
+            ) as lines:  # bytes: a key may hold what text mode takes for a line end
+                rows = [json.loads(line) for line in lines]
             if len(rows) != shard.samples:
                 raise UserError(
                     f"{path}: has {len(rows)} samples, the manifest says {shard.samples}"

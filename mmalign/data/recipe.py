@@ -81,9 +81,12 @@ def _splits_in(out: Path) -> list[str]:
     Raises:
         UserError: `out` holds other things too: a build replaces it, and must not delete what is not ours.
     """
-    entries = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; name a folder with --out")
+    entries = sorted(path.name for path in out.iterdir()) if out.exists() else []
     splits = [name for name in entries if (out / name / MANIFEST).is_file()]
-    strange = [name for name in entries if name not in (*splits, TASKS)]
+    ours = {*splits, TASKS} if splits else set()
+    strange = [name for name in entries if name not in ours]
     if strange:
         raise UserError(
             f"{out}: holds `{strange[0]}`, which is no data set; name an empty folder with --out"

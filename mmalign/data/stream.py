@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pydantic
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmalign.batch import Batch, Caption, StreamState
@@ -44,6 +45,9 @@ class DataConfig(Section):
     """T: draw language l with probability proportional to (its captions)^(1/T), which repeats some images
     and omits others within an epoch. None: every image once, its captions alike."""
     augmentation: Augmentation = Augmentation()
+    token_dropout: float = pydantic.Field(default=0.0, ge=0, lt=1)
+    """Share of a caption's tokens left out at random, anew each time (word dropout, Iyyer et al. 2015):
+    keeps a text tower from learning few captions by heart."""
     workers: int = pydantic.Field(default=1, ge=0)
     """Processes that prepare batches, for each rank; 0: in the training process itself."""
 
@@ -142,6 +146,7 @@ class BatchMaker(Dataset[Any]):
             raise UserError(f"batch_size {batch_size} does not divide by the {world_size} ranks")
         self.plan = plan
         self.captions_per_image = config.captions_per_image
+        self.token_dropout = config.token_dropout
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.preprocess = preprocess
@@ -164,7 +169,7 @@ class BatchMaker(Dataset[Any]):
         """
         share = self.batch_size // self.world_size
         first = step * self.batch_size + self.rank * share
-        images, keys, picture_ids, captions, image_index = [], [], [], [], []
+        images, keys, picture_ids, captions, image_index, rngs = [], [], [], [], [], []
         for row, position in enumerate(range(first, first + share)):
             sample, rng = self.plan.at(position)
             number, index, _ = self.plan.samples[sample]
@@ -177,9 +182,14 @@ class BatchMaker(Dataset[Any]):
             chosen = self._choose(sample, pair.captions, rng)
             captions += chosen
             image_index += [row] * len(chosen)
+            rngs += [rng] * len(chosen)
             keys.append(pair.key)
             picture_ids.append(shard_set.picture_ids[index])
         token_NL, mask_NL = self.tokenizer([c.text for c in captions], self.max_length)
+        if self.token_dropout:
+            token_NL, mask_NL = drop_tokens(
+                token_NL, mask_NL, self.tokenizer.padding_id, self.token_dropout, rngs
+            )
         return Batch(
             image_BCHW=torch.stack(images),
             token_NL=token_NL,
@@ -213,6 +223,34 @@ class BatchMaker(Dataset[Any]):
             turn[caption.lang] += 1
         ranked.sort(key=lambda entry: entry[:2])
         return [caption for _, _, caption in ranked[: self.captions_per_image]]
+
+
+def drop_tokens(
+    token_NL: Tensor,
+    mask_NL: Tensor,
+    padding_id: int,
+    share: float,
+    rngs: Sequence[np.random.Generator],
+) -> tuple[Tensor, Tensor]:
+    """The captions without about `share` of their tokens; the first and the last one always stay.
+
+    Args:
+        token_NL, mask_NL: (N, L) int64, padded on the right.
+        rngs: a generator for each caption, so that a caption's draws do not depend on its neighbours.
+
+    Returns:
+        Both (N, L') with L' the longest caption that is left.
+    """
+    kept_NL = mask_NL.bool()
+    for row, (length, rng) in enumerate(zip(mask_NL.sum(1).tolist(), rngs, strict=True)):
+        inner = torch.from_numpy(rng.random(max(0, length - 2)) >= share)
+        kept_NL[row, 1 : length - 1] = inner
+    # Kept tokens first, each in its old order; padding ids behind them.
+    order_NL = torch.argsort(kept_NL.logical_not().to(torch.int8), dim=1, stable=True)
+    longest = int(kept_NL.sum(1).max())
+    mask_left_NL = torch.gather(kept_NL, 1, order_NL)[:, :longest]
+    token_left_NL = torch.gather(token_NL, 1, order_NL)[:, :longest]
+    return token_left_NL.where(mask_left_NL, padding_id), mask_left_NL.to(torch.int64)
 
 
 def open_sets(folders: Sequence[str]) -> list[ShardSet]:

@@ -128,18 +128,23 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 def _in_fixed_order(fast: Any) -> Any:
     """The trained unigram model with pieces and scores that depend on the captions alone.
 
-    The trainer walks hash maps. Characters that are no likely piece by themselves get scores below all
-    others in the order of such a map, and scores differ in their last digits between two runs.
+    The trainer walks hash maps. Characters that are no likely piece by themselves get a low score less
+    1e-4 times their number in such a map, and all scores differ in their last digits between two runs.
     """
     from tokenizers import models
 
     trained = json.loads(fast.to_str())["model"]["vocab"]
     special, learned = trained[: len(SPECIAL_TOKENS)], trained[len(SPECIAL_TOKENS) :]
     assert [piece for piece, _ in special] == list(SPECIAL_TOKENS), special
-    lowest = round(min((score for piece, score in learned if len(piece) > 1), default=0.0), 4)
-    rare = sorted(piece for piece, score in learned if len(piece) == 1 and score < lowest)
-    scores = {piece: round(score, 4) for piece, score in learned}
-    scores |= {piece: lowest - 1e-4 * (i + 1) for i, piece in enumerate(rare)}
+    characters = {piece: score for piece, score in learned if len(piece) == 1}
+    lowest = min(characters.values(), default=0.0)
+    numbered = {
+        piece: score
+        for piece, score in characters.items()
+        if abs((score - lowest) * 1e4 - round((score - lowest) * 1e4)) < 1e-5
+    }
+    renumbered = zip(sorted(numbered), sorted(numbered.values(), reverse=True), strict=True)
+    scores = {piece: round(score, 4) for piece, score in [*learned, *renumbered]}
     ordered = sorted(scores.items(), key=lambda entry: (-entry[1], entry[0]))
     vocabulary = [*((piece, score) for piece, score in special), *ordered]
     return models.Unigram(vocabulary, unk_id=SPECIAL_TOKENS.index("<unk>"))

@@ -2,13 +2,16 @@
 
     query_QD, pool_MD -> inner products -> the first K of the pool for each query -> hits at each k
 
-Ties are counted against the model: an item that scores as high as the right one stands before it. So a
-model that maps everything to one point scores zero, whatever the order of the pool.
+Ties are counted against the model: an item that scores as high as the right one, to the rounding of
+float32, stands before it. So a model that maps everything to one point scores zero, whatever the order
+of the pool, and so does one whose vectors are not numbers.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+
+_TIE = 1e-6  # two equal vectors of unit length may score 1e-7 apart, by their place in the pool
 
 
 def search(query_QD: np.ndarray, pool_MD: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
@@ -18,7 +21,8 @@ def search(query_QD: np.ndarray, pool_MD: np.ndarray, depth: int) -> tuple[np.nd
         query_QD, pool_MD: float32.
 
     Returns:
-        Scores (Q, K) float32, descending, and indices (Q, K) int64, with K = min(depth, M).
+        Scores (Q, K) float32, descending, and indices (Q, K) int64, with K = min(depth, M). Where scores
+        are not numbers, -1 stands for an index.
     """
     import faiss
 
@@ -47,9 +51,9 @@ def hits_at(
     _, copies = np.unique(pool_label_M, return_counts=True)
     # Deep enough that k wrong items are seen even if all right ones stand before them.
     scores, indices = search(query_QD, pool_MD, max(ks) + int(copies.max()))
-    right_QK = pool_label_M[indices] == query_label_Q[:, None]
+    right_QK = (pool_label_M[indices] == query_label_Q[:, None]) & (indices >= 0)
     best_right_Q = np.where(right_QK, scores, -np.inf).max(1)
-    wrong_before_Q = (~right_QK & (scores >= best_right_Q[:, None])).sum(1)
+    wrong_before_Q = (~right_QK & (scores >= best_right_Q[:, None] - _TIE)).sum(1)
     found_Q = right_QK.any(1)
     return {k: (found_Q & (wrong_before_Q < k)).astype(np.float64) for k in ks}
 

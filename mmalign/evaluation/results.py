@@ -91,13 +91,14 @@ def read_results(path: Path) -> Results:
         raise UserError(f"{path}: no such file; `mmalign eval` and `mmalign finetune` write it")
     try:
         return _from_tree(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, AttributeError):
         raise UserError(f"{path}: not a results file of mmalign") from None
 
 
 def _from_tree(tree: dict[str, Any]) -> Results:
     baselines = {name: _from_tree(inner) for name, inner in tree.pop("baselines", {}).items()}
-    return Results(**tree, baselines=baselines)
+    ci95 = {name: (low, high) for name, (low, high) in tree.pop("ci95", {}).items()}
+    return Results(**tree, ci95=ci95, baselines=baselines)
 
 
 def bootstrap_interval(values: np.ndarray, draws: int = 1000, seed: int = 0) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from mmalign.evaluation.retrieval import measure_retrieval
 
 
 class SetConfig(Section):
-    name: str
+    name: str = pydantic.Field(pattern=r"^[\w-]+$")
     """Name of the set in metric names."""
     shards: str
     """Folder of its shards."""
@@ -33,7 +33,7 @@ class SetConfig(Section):
 class SuiteConfig(Section):
     name: str
     sets: tuple[SetConfig, ...] = pydantic.Field(min_length=1)
-    recall_at: tuple[int, ...] = (1, 5, 10)
+    recall_at: tuple[pydantic.PositiveInt, ...] = pydantic.Field(default=(1, 5, 10), min_length=1)
     gallery: tuple[str, ...] = ()
     """Languages of the queries shown in the report, from the first set."""
 

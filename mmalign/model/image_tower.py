@@ -5,6 +5,7 @@
 The tower also says how pictures must be prepared for it (`size`, `mean`, `std`).
 """
 
+import difflib
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -90,7 +91,7 @@ def _build_timm(config: TimmTower) -> ImageTower:
     import timm
 
     if not timm.is_model(config.name):
-        near = timm.list_models(f"*{config.name.split('_')[0]}*")[:3]
+        near = difflib.get_close_matches(config.name, timm.list_models(), n=3)
         hint = f"; near: {', '.join(near)}" if near else ""
         raise UserError(f"model.image.name: timm has no network `{config.name}`{hint}")
     options = dict(config.options)

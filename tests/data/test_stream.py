@@ -16,7 +16,15 @@ from mmalign.config import validate
 from mmalign.data.languages import caption_weights
 from mmalign.data.preprocess import Preprocess
 from mmalign.data.reader import ShardSet
-from mmalign.data.stream import BatchMaker, DataConfig, Plan, batches, captions_of, open_sets
+from mmalign.data.stream import (
+    BatchMaker,
+    DataConfig,
+    Plan,
+    batches,
+    captions_of,
+    drop_tokens,
+    open_sets,
+)
 from mmalign.errors import UserError
 
 SAMPLES = 22
@@ -33,9 +41,7 @@ def maker(
 ) -> BatchMaker:
     config = validate(DataConfig, {"train": [str(folder)], **fields}, "test")
     plan = Plan(open_sets(config.train), config, seed=3)
-    return BatchMaker(
-        plan, config, tiny_tokenizer(), 32, PREPROCESS, batch_size, rank, world_size
-    )
+    return BatchMaker(plan, config, tiny_tokenizer(), 32, PREPROCESS, batch_size, rank, world_size)
 
 
 def keys(stream: list[Batch]) -> list[str]:
@@ -138,7 +144,9 @@ def test_only_the_wanted_languages_are_used(folder: Path) -> None:
 
 
 def test_bad_wishes_get_one_sentence(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.languages: `xx` is not in the training data; it has"):
+    with pytest.raises(
+        UserError, match=r"data\.languages: `xx` is not in the training data; it has"
+    ):
         maker(folder, languages=["en", "xx"])
     with pytest.raises(UserError, match="smaller than the number of ranks"):
         maker(folder, world_size=8)
@@ -155,3 +163,29 @@ def test_an_image_that_does_not_decode_is_named(tmp_path: Path, workers: int) ->
     with pytest.raises(UserError, match=r"train, sample `k000`: does not decode") as caught:
         list(batches(maker(folder), 0, 2, workers))
     assert "Traceback" not in str(caught.value)
+
+
+def test_token_dropout_leaves_out_about_the_stated_share(folder: Path) -> None:
+    token_NL = torch.arange(1, 2001).reshape(20, 100)
+    mask_NL = torch.ones(20, 100, dtype=torch.int64)
+    mask_NL[0, 3:] = 0
+    rngs = [np.random.default_rng(i) for i in range(20)]
+    kept_NL, kept_mask_NL = drop_tokens(token_NL, mask_NL, 0, 0.4, rngs)
+    lengths = kept_mask_NL.sum(1)
+    assert lengths[1:].float().mean() == pytest.approx(2 + 98 * 0.6, abs=3)
+    assert kept_NL.shape[1] == int(lengths.max())
+    for row, length in enumerate(lengths.tolist()):
+        left = kept_NL[row, :length]
+        assert (left.diff() > 0).all()  # the order stays
+        assert left[0] == token_NL[row, 0]
+        assert left[-1] == token_NL[row, 2 if row == 0 else 99]
+        assert (kept_NL[row, length:] == 0).all()
+    options: dict[str, Any] = {"captions_per_image": 2, "token_dropout": 0.3}
+    whole = maker(folder, **options).make(1)
+    halves = [maker(folder, rank, 2, **options).make(1) for rank in (0, 1)]
+    rows = [
+        row[m.bool()].tolist() for b in halves for row, m in zip(b.token_NL, b.mask_NL, strict=True)
+    ]
+    assert rows == [
+        r[m.bool()].tolist() for r, m in zip(whole.token_NL, whole.mask_NL, strict=True)
+    ]

@@ -8,6 +8,7 @@ picture), `split` (where there is no splits.json), `attribution`. Lines of the s
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,9 @@ from mmalign.data.preprocess import UndecodableImage, decode
 from mmalign.errors import UserError
 
 PAIRS_FILE = "pairs.jsonl"
+# A split becomes a folder beside those that a build makes itself.
+_SPLIT = re.compile(r"[\w-]+")
+_RESERVED = ("tasks", "withheld")
 
 
 class Jsonl(Section):
@@ -37,14 +41,14 @@ def read_pairs(config: Jsonl, seed: int) -> Iterator[Pair]:
     """
     if not config.folders:
         raise UserError("jsonl: `source.folders` is empty; name the folders with `--from FOLDER`")
-    picture_of: dict[str, str] = {}  # id -> identity of its picture
+    picture_of: dict[str, str] = {}  # key -> identity of its picture
     for name in config.folders:
         folder = Path(name)
         path = folder / PAIRS_FILE
         if not path.is_file():
             raise UserError(f"{path}: no such file; a jsonl source needs it in each folder")
         split_of = _read_splits(folder / "splits.json")
-        with path.open(encoding="utf-8") as lines:
+        with path.open("rb") as lines:  # bytes: a line that is not UTF-8 is named like any other
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
@@ -66,7 +70,7 @@ def _read_splits(path: Path) -> dict[str, str] | None:
 
 
 def _read_line(
-    line: str,
+    line: bytes,
     where: str,
     folder: Path,
     split_of: dict[str, str] | None,
@@ -79,27 +83,40 @@ def _read_line(
     if not isinstance(row, dict):
         raise UserError(f"{where}: must be a JSON object")
     row_id = _field(row, "id", str, where)
-    if row_id in picture_of:
-        raise UserError(f"{where}: the id `{row_id}` stands in an earlier line too")
+    key = _key_of(row_id)
+    if key in picture_of:
+        raise UserError(
+            f"{where}: the id `{row_id}` stands in an earlier line too (`.` and `/` count as `_`)"
+        )
     same = row.get("same_picture_as")
-    if same is not None and same not in picture_of:
+    if same is not None and (not isinstance(same, str) or _key_of(same) not in picture_of):
         raise UserError(f"{where}: `same_picture_as` names `{same}`, which no earlier line has")
-    picture_of[row_id] = picture_of[same] if same is not None else row_id
+    picture_of[key] = picture_of[_key_of(same)] if same is not None else row_id
     split = row.get("split", "train") if split_of is None else split_of.get(row_id)
     if split is None:
         raise UserError(f"{where}: the id `{row_id}` is in no list of splits.json")
+    if not isinstance(split, str) or not _SPLIT.fullmatch(split) or split in _RESERVED:
+        raise UserError(
+            f"{where}: the split `{split}` must be letters, digits, `-` and `_`, and neither of "
+            f"{', '.join(_RESERVED)}"
+        )
     if split == "unused":
         return None
     return Pair(
-        key=row_id.replace(".", "_").replace("/", "_"),
+        key=key,
         image=_read_image(folder / _field(row, "image", str, where), where),
         captions=_read_captions(_field(row, "captions", list, where), where),
         picture=picture_of[row_id],
         split=split,
         source=folder.name,
-        license=row.get("license", "unknown"),
+        license=str(row.get("license") or "unknown"),
         attribution=_attribution(row.get("attribution")),
     )
+
+
+def _key_of(row_id: str) -> str:
+    """An id as the name of a shard's members, in which `.` and `/` have a meaning."""
+    return row_id.replace(".", "_").replace("/", "_")
 
 
 def _field(row: dict[str, Any], name: str, kind: type[str] | type[list[Any]], where: str) -> Any:

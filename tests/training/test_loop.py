@@ -1,0 +1,186 @@
+"""A run: its records, its checkpoints, and a resume that nobody can tell from no stop at all."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from shard_sets import make_set
+from tiny import MODEL
+
+from mmalign.config import write_yaml
+from mmalign.record import read_records
+
+STEPS = 6
+
+
+def config(data: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": "tiny",
+        "steps": STEPS,
+        "batch_size": 4,
+        "data": {
+            "train": [str(data)],
+            "captions_per_image": 2,
+            "augmentation": {"crop_scale": [0.5, 1.0], "flip": True},
+            "workers": 0,
+        },
+        "tokenizer": {"kind": "trained", "vocabulary": 128},
+        "model": MODEL,  # dropout is on: the random state must be restored too
+        "optimizer": {"lr": 1e-3, "warmup_steps": 2},
+        "engine": {"precision": "fp32"},
+        "checkpoint": {"every": 3},
+        "log": {"every": 1},
+        **changes,
+    }
+
+
+def mmalign(
+    *arguments: str, ranks: int = 1, expect: int = 0, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "mmalign"]
+    if ranks > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+        command = [*launcher, "--standalone", "-m", "mmalign"]
+    done = subprocess.run(
+        [*command, *arguments], env=environment, capture_output=True, text=True, cwd=folder
+    )
+    assert done.returncode == expect or (expect and done.returncode), done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, a run file, and a run of all steps without a stop."""
+    folder = tmp_path_factory.mktemp("runs")
+    make_set(folder / "data", 14)
+    (folder / "run.yaml").write_text(write_yaml(config(folder / "data")))
+    mmalign("train", "run.yaml", "--out", "whole", folder=folder)
+    return folder
+
+
+def newest(run: Path) -> Path:
+    return run / "checkpoints" / (run / "checkpoints" / "LATEST").read_text().strip()
+
+
+def assert_equal_weights(a: Path, b: Path) -> None:
+    first, second = (load_file(newest(run) / "model.safetensors") for run in (a, b))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {record["step"]: record["loss"] for record in read_records(run / "metrics.jsonl")}
+
+
+def test_a_run_leaves_records_and_checkpoints(folder: Path) -> None:
+    run = folder / "whole"
+    records = read_records(run / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(1, STEPS + 1))
+    for name in ("loss", "temperature", "grad_norm", "lr", "pairs_per_second", "pairs_seen"):
+        assert all(record[name] >= 0 for record in records), name
+    counted = sum(v for r in records for k, v in r.items() if k.startswith("captions/"))
+    assert counted == records[-1]["pairs_seen"] > STEPS * 4
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [
+        "LATEST",
+        "step-000000003",
+        "step-000000006",
+    ]
+    state = json.loads((newest(run) / "state.json").read_text())
+    assert state["stream"] == {"seed": 0, "position": STEPS * 4}
+
+
+def test_stopping_and_resuming_is_bit_for_bit_the_same(folder: Path) -> None:
+    for _ in range(2):  # the second command resumes, in the middle of an epoch
+        mmalign("train", "run.yaml", "--out", "stopped", "--stop-after", "2", folder=folder)
+    mmalign("train", "run.yaml", "--out", "stopped", folder=folder)
+    assert losses(folder / "stopped") == losses(folder / "whole")
+    assert_equal_weights(folder / "stopped", folder / "whole")
+
+
+def test_two_ranks_under_torchrun_see_the_same_and_resume(folder: Path) -> None:
+    tree = config(folder / "data", engine={"precision": "fp32", "zero_stage": 1})
+    # Without dropout, whose draws differ between ranks.
+    architecture = tree["model"]["text"]["architecture"]
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    text = {**tree["model"]["text"], "architecture": {**architecture, **still}}
+    tree["model"] = {**tree["model"], "text": text}
+    (folder / "two.yaml").write_text(write_yaml(tree))
+    mmalign("train", "two.yaml", "--out", "one_rank", folder=folder)
+    mmalign("train", "two.yaml", "--out", "two_ranks", "--stop-after", "3", ranks=2, folder=folder)
+    mmalign("train", "two.yaml", "--out", "two_ranks", ranks=2, folder=folder)
+    one, two = losses(folder / "one_rank"), losses(folder / "two_ranks")
+    assert one.keys() == two.keys()
+    assert list(two.values()) == pytest.approx(list(one.values()), rel=1e-5)
+    refused = mmalign("train", "two.yaml", "--out", "two_ranks", expect=1, folder=folder)
+    assert "was written by 2 ranks, this run has 1" in refused.stderr
+
+
+def test_a_run_never_starts_afresh_by_accident(folder: Path) -> None:
+    run = folder / "damaged"
+    shutil.copytree(folder / "whole", run)
+    for checkpoint in run.glob("checkpoints/step-*"):
+        (checkpoint / "model.safetensors").write_bytes(b"damaged")
+    refused = mmalign("train", "run.yaml", "--out", "damaged", expect=1, folder=folder)
+    assert "no checkpoint that can be used" in refused.stderr
+    assert refused.stderr.count("step-00000000") >= 2
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(folder: Path) -> None:
+    run = folder / "fallback"
+    shutil.copytree(folder / "whole", run)
+    (newest(run) / "deepspeed" / "mp_rank_00_model_states.pt").write_bytes(b"damaged")
+    done = mmalign("train", "run.yaml", "--out", "fallback", folder=folder)
+    assert "from step 3" in done.stdout
+    assert losses(run) == losses(folder / "whole")
+    assert_equal_weights(run, folder / "whole")
+
+
+def test_another_configuration_is_refused_in_the_folder_of_a_run(folder: Path) -> None:
+    refused = mmalign(
+        "train", "run.yaml", "optimizer.lr=0.5", "--out", "whole", expect=1, folder=folder
+    )
+    assert "holds another run, its `optimizer.lr` differs" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def test_weights_of_another_model_are_refused(folder: Path) -> None:
+    refused = mmalign(
+        "train",
+        "run.yaml",
+        f"init_from={folder / 'whole'}",
+        "model.embedding=8",
+        "--out",
+        "other",
+        expect=1,
+        folder=folder,
+    )
+    assert "a checkpoint of another model: `image_projection.weight` differs" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_init_from_takes_the_weights_only(folder: Path) -> None:
+    mmalign(
+        "train",
+        "run.yaml",
+        f"init_from={folder / 'whole'}",
+        "optimizer.lr=1e-12",
+        "steps=1",
+        "--out",
+        "again",
+        folder=folder,
+    )
+    first = load_file(newest(folder / "whole") / "model.safetensors")
+    second = load_file(newest(folder / "again") / "model.safetensors")
+    name = "text_projection.weight"
+    assert torch.allclose(first[name], second[name], atol=1e-6)
+    assert json.loads((newest(folder / "again") / "state.json").read_text())["step"] == 1
