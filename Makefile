@@ -37,8 +37,8 @@ format: setup  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## measure: the demo's pipeline, stage by stage
-	$(BIN)/python benchmarks/demo.py
+bench: setup  ## measure mmalign beside its peers
+	$(BIN)/python benchmarks/gradients.py
 
 clean:  ## remove what the demo made
 	rm -rf runs/demo data/emoji_scenes

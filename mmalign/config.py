@@ -89,7 +89,7 @@ def load_config(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Set one dotted `key=value` in `tree`, making the mappings on its way; `0` is a list's first entry."""
+    """Set one dotted `key=value`, making the mappings on its way; `0` is a list's first entry."""
     dotted, equals, text = override.partition("=")
     if not equals or not all(dotted.split(".")):
         raise UserError(f"override `{override}`: write it as `section.key=value`")

@@ -2,8 +2,8 @@
 
     {"step": 40, "loss": 2.31, "temperature": 0.05, ...}
 
-A run that resumes from step k first drops the lines after k, so that the file tells one story. Line k
-itself was written before checkpoint k.
+A run that resumes from step k first drops the lines after k, so that the file tells one story. Line
+k itself was written before checkpoint k.
 """
 
 import json

@@ -95,7 +95,9 @@ def test_a_kill_leaves_no_committed_folder(tmp_path: Path, moment: str) -> None:
     killed = subprocess.run([sys.executable, "-c", KILLED, str(newer), moment], cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL
     assert not newer.exists()
-    assert len(names(tmp_path)) == 2  # the older one, and a temporary folder that counts for nothing
+    assert (
+        len(names(tmp_path)) == 2
+    )  # the older one, and a temporary folder that counts for nothing
     assert newest_folder(tmp_path)[0] == older
 
 

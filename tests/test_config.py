@@ -1,4 +1,4 @@
-"""A configuration is read as written, or refused with one sentence that names the file and the field."""
+"""A configuration is read as written, or refused in a sentence that names file and field."""
 
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,10 @@ def overridden(tree: dict[str, Any], *overrides: str) -> dict[str, Any]:
     ("changes", "sentence"),
     [
         ({"stepz": 3}, "unknown key `stepz`; did you mean `steps`?"),
-        ({"data": {"train": ["x"], "worker": 1}}, "unknown key `data.worker`; did you mean `workers`?"),
+        (
+            {"data": {"train": ["x"], "worker": 1}},
+            "unknown key `data.worker`; did you mean `workers`?",
+        ),
         ({"steps": "2"}, "`steps` is '2': input should be a valid integer"),
         ({"steps": True}, "`steps` is True: input should be a valid integer"),
         ({"steps": 2.0}, "`steps` is 2.0: input should be a valid integer"),
@@ -95,7 +98,10 @@ def test_an_unknown_key_is_told_before_what_is_missing() -> None:
         ),
         ({"kind": "jsonl", "folder": []}, "unknown key `source.folder`; did you mean `folders`?"),
         # A name of the other kind is no name of this one.
-        ({"kind": "jsonl", "train_scenes": 3}, "unknown key `source.train_scenes`; known here: folders, kind"),
+        (
+            {"kind": "jsonl", "train_scenes": 3},
+            "unknown key `source.train_scenes`; known here: folders, kind",
+        ),
         (
             {"kind": "emoji_scenes", "test_scenes": "3"},
             "`source.test_scenes` is '3': input should be a valid integer",
@@ -177,7 +183,13 @@ def test_overrides_replace_values_of_the_file(tmp_path: Path) -> None:
     config = load_config(
         RunConfig,
         path,
-        ["optimizer.lr=5e-4", "data.languages=[no, sw]", "data.workers=0", "log.every=3", "name=no"],
+        [
+            "optimizer.lr=5e-4",
+            "data.languages=[no, sw]",
+            "data.workers=0",
+            "log.every=3",
+            "name=no",
+        ],
     )
     assert config.optimizer.lr == 0.0005
     assert config.data.languages == ("no", "sw")
@@ -188,8 +200,14 @@ def test_overrides_replace_values_of_the_file(tmp_path: Path) -> None:
 
 
 def test_overrides_reach_into_lists_and_make_sections() -> None:
-    tree = {"sets": [{"name": "a", "shards": "x"}, {"name": "b"}], "languages": ["en", "sw"], "none": None}
-    overridden(tree, "sets.0.shards=y", "sets.1.more.deep=1", "languages.1=no", "none.a=2", "new.a.b=c=d")
+    tree = {
+        "sets": [{"name": "a", "shards": "x"}, {"name": "b"}],
+        "languages": ["en", "sw"],
+        "none": None,
+    }
+    overridden(
+        tree, "sets.0.shards=y", "sets.1.more.deep=1", "languages.1=no", "none.a=2", "new.a.b=c=d"
+    )
     assert tree == {
         "sets": [{"name": "a", "shards": "y"}, {"name": "b", "more": {"deep": 1}}],
         "languages": ["en", "no"],

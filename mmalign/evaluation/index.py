@@ -3,8 +3,8 @@
     query_QD, pool_MD -> inner products -> the first K of the pool for each query -> hits at each k
 
 Ties are counted against the model: an item that scores as high as the right one, to the rounding of
-float32, stands before it. So a model that maps everything to one point scores zero, whatever the order
-of the pool, and so does one whose vectors are not numbers.
+float32, stands before it. So a model that maps everything to one point scores zero, whatever the
+order of the pool, and so does one whose vectors are not numbers.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ def search(query_QD: np.ndarray, pool_MD: np.ndarray, depth: int) -> tuple[np.nd
         query_QD, pool_MD: float32.
 
     Returns:
-        Scores (Q, K) float32, descending, and indices (Q, K) int64, with K = min(depth, M). Where scores
-        are not numbers, -1 stands for an index.
+        Scores (Q, K) float32, descending, and indices (Q, K) int64, with K = min(depth, M). Where
+        scores are not numbers, -1 stands for an index.
     """
     import faiss
 

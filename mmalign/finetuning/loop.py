@@ -74,7 +74,9 @@ class FinetuneConfig(Section):
     """Order of the rows, dropout and folds."""
     task: TaskConfig
     trainable: Literal["head", "all"] = "head"
-    """head: a linear probe on fixed embeddings; all: the text tower and its projection as well."""
+    """head: on fixed embeddings; all: the text tower and its projection as well."""
+    hidden: int | None = Field(default=None, ge=1)
+    """Units of the head's hidden layer; none: a linear head."""
     epochs: int = Field(ge=1)
     """The epoch kept is the best on the training language's dev file, without one the last."""
     batch_size: int = Field(default=32, ge=1)
@@ -241,7 +243,9 @@ def _new_classifier(encoder: Encoder, task: TransferTask, config: FinetuneConfig
         # The image tower takes no part: both share it (a memo entry says "copied already").
         image_tower = encoder.model.image_tower
         encoder.model = copy.deepcopy(encoder.model, {id(image_tower): image_tower})
-    head = ClassificationHead(encoder.config.embedding, len(task.labels)).to(encoder.device)
+    head = ClassificationHead(
+        encoder.config.embedding, len(task.labels), config.hidden
+    ).to(encoder.device)
     classifier = TextClassifier(encoder, head, task.labels)
     head.fit_scale(classifier.embed([row.text for row in task.train]))
     return classifier
@@ -317,7 +321,8 @@ def _kept(history: dict[str, Any]) -> dict[str, Any]:
 
 
 def _protocol(task: TransferTask, config: FinetuneConfig, history: dict[str, Any]) -> str:
-    part = {"head": "A linear head on fixed text embeddings", "all": "Head and text tower"}
+    head = f"a head with {config.hidden} hidden units" if config.hidden else "a linear head"
+    part = {"head": f"Training {head} on fixed embeddings", "all": f"Training the text tower and {head}"}
     choice = f"best of {config.epochs} on `{task.source}` dev" if task.dev else "the last"
     return (
         f"{part[config.trainable]}, epoch {history['kept_epoch']} ({choice}). {describe(task)} "

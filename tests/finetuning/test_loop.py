@@ -228,13 +228,15 @@ def test_a_run_that_diverges_is_an_error(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_the_head_learns_from_embeddings_that_hardly_differ() -> None:
+@pytest.mark.parametrize("hidden", [None, 64])
+def test_the_head_learns_from_embeddings_that_hardly_differ(hidden: int | None) -> None:
     generator = torch.Generator().manual_seed(0)
     class_N = torch.arange(64) % 2
     text_ND = 0.01 * torch.randn(64, 16, generator=generator) + 1
     text_ND[:, 0] += 0.02 * class_N
     text_ND = torch.nn.functional.normalize(text_ND, dim=-1)
-    head = ClassificationHead(16, 2)
+    torch.manual_seed(0)
+    head = ClassificationHead(16, 2, hidden)
     head.fit_scale(text_ND)
     assert ((text_ND - head.centre_D) * head.scale_1).square().mean() == pytest.approx(1, rel=1e-3)
     optimizer = torch.optim.AdamW(head.parameters(), lr=0.01)
@@ -245,7 +247,10 @@ def test_the_head_learns_from_embeddings_that_hardly_differ() -> None:
         optimizer.step()
     assert (head(text_ND).argmax(1) == class_N).float().mean() > 0.75
     folded = head.folded()
-    plain = torch.nn.functional.linear(text_ND, folded["weight"], folded["bias"])
+    feature = text_ND
+    if hidden:
+        feature = torch.relu(text_ND @ folded["hidden.weight"].T + folded["hidden.bias"])
+    plain = torch.nn.functional.linear(feature, folded["weight"], folded["bias"])
     torch.testing.assert_close(plain, head(text_ND), atol=1e-3, rtol=1e-3)
 
 

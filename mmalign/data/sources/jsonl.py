@@ -106,7 +106,7 @@ def _read_line(
         key=key,
         image=_read_image(folder / _field(row, "image", str, where), where),
         captions=_read_captions(_field(row, "captions", list, where), where),
-        picture=picture_of[row_id],
+        picture=picture_of[key],
         split=split,
         source=folder.name,
         license=str(row.get("license") or "unknown"),

@@ -1,0 +1,117 @@
+"""Numbers keep their count, interval, chance and protocol, through files and merges."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmalign.errors import UserError
+from mmalign.evaluation.results import Results, bootstrap_interval, environment, read_results
+
+KEYS = {
+    "suite",
+    "model",
+    "metrics",
+    "counts",
+    "ci95",
+    "chance",
+    "protocol",
+    "environment",
+    "baselines",
+}
+
+
+def make_results(value: float = 0.25, name: str = "retrieval/s/en/x/recall@1") -> Results:
+    results = Results(suite="x", model={"path": "run", "sha256": "0" * 64, "step": 3})
+    hits = np.zeros(40)
+    hits[: round(40 * value)] = 1
+    results.add(name, hits, chance=0.1)
+    results.add("retrieval/s/mean/x/recall@1", value, count=40, chance=0.1)
+    results.protocol["retrieval/s"] = "how"
+    results.environment = environment()
+    return results
+
+
+def test_hits_give_value_count_and_interval() -> None:
+    results = make_results()
+    name = "retrieval/s/en/x/recall@1"
+    assert (results.metrics[name], results.counts[name], results.chance[name]) == (0.25, 40, 0.1)
+    low, high = results.ci95[name]
+    assert 0.1 <= low < 0.25 < high <= 0.4
+    assert "retrieval/s/mean/x/recall@1" not in results.ci95
+
+
+def test_what_is_written_is_read_back_with_its_baselines(tmp_path: Path) -> None:
+    results = make_results()
+    results.baselines["untrained"] = make_results(0.0)
+    results.write(tmp_path / "new" / "results.json")
+    assert read_results(tmp_path / "new" / "results.json") == results
+    tree = json.loads((tmp_path / "new" / "results.json").read_text(encoding="utf-8"))
+    assert tree.keys() == tree["baselines"]["untrained"].keys() == KEYS
+
+
+def test_a_metric_without_a_count_is_not_written(tmp_path: Path) -> None:
+    results = make_results()
+    results.metrics["retrieval/s/sw/x/recall@1"] = 0.5
+    with pytest.raises(AssertionError, match="without a count"):
+        results.write(tmp_path / "results.json")
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"a": 1}', '{"suite": "x"}', '"x"', "null"])
+def test_another_file_is_no_results_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"results\.json: not a results file"):
+        read_results(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file; `mmalign eval`"):
+        read_results(tmp_path / "results.json")
+
+
+def test_a_merge_takes_over_measurements_and_baselines() -> None:
+    whole, other = make_results(), make_results(0.5, "text/t/en/clean/accuracy")
+    other.protocol = {"text/t": "why"}
+    whole.baselines["untrained"] = make_results(0.0)
+    other.baselines["untrained"] = make_results(0.1, "text/t/en/clean/accuracy")
+    other.baselines["random"] = make_results(0.2)
+    whole.merge(other)
+    assert whole.metrics["retrieval/s/en/x/recall@1"] == 0.25
+    assert whole.metrics["text/t/en/clean/accuracy"] == 0.5
+    assert whole.metrics.keys() == whole.counts.keys() == whole.chance.keys()
+    assert whole.protocol == {"retrieval/s": "how", "text/t": "why"}
+    assert whole.baselines["untrained"].metrics.keys() == whole.metrics.keys()
+    assert whole.baselines["random"].metrics["retrieval/s/en/x/recall@1"] == 0.2
+    assert whole.suite == "x"
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_the_interval_covers_the_truth_in_about_95_of_100_samples(share: float) -> None:
+    rng = np.random.default_rng(0)
+    samples = (rng.random((300, 200)) < share).astype(np.float64)
+    intervals = [bootstrap_interval(sample, seed=i) for i, sample in enumerate(samples)]
+    covered = np.mean([low <= share <= high for low, high in intervals])
+    assert 0.9 < covered < 0.98
+    width = np.mean([high - low for low, high in intervals])
+    assert width == pytest.approx(2 * 1.96 * (share * (1 - share) / 200) ** 0.5, rel=0.05)
+
+
+def test_the_short_cut_for_hits_is_the_bootstrap() -> None:
+    hits = np.repeat([0.0, 1.0], [60, 40])
+    almost = hits * (1 - 1e-9)  # no longer 0 and 1: drawn row by row
+    assert bootstrap_interval(hits) == pytest.approx(bootstrap_interval(almost), abs=0.02)
+
+
+def test_the_interval_is_a_function_of_the_values() -> None:
+    values = np.random.default_rng(1).random(50)
+    assert bootstrap_interval(values) == bootstrap_interval(values.copy())
+    assert bootstrap_interval(np.ones(9)) == (1.0, 1.0)
+    assert bootstrap_interval(np.zeros(9)) == (0.0, 0.0)
+
+
+def test_the_environment_names_versions() -> None:
+    assert {"python", "platform", "mmalign", "torch", "faiss-cpu"} <= environment().keys()
+    assert all(environment().values())

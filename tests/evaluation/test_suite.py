@@ -1,0 +1,287 @@
+"""A suite on a tiny run: results by the contract, embeddings on their own, errors in words."""
+
+import base64
+import io
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from shard_sets import make_image, make_pair, make_set, write_set
+from tiny import MODEL, TEXTS, tiny_run
+
+from mmalign.commit import MANIFEST, committed_folder
+from mmalign.config import validate, write_yaml
+from mmalign.data.reader import ShardSet
+from mmalign.errors import UserError
+from mmalign.evaluation.embed import embed_set
+from mmalign.evaluation.encoder import Encoder, load_encoder, weights_sha256
+from mmalign.evaluation.results import read_results
+from mmalign.evaluation.suite import SuiteConfig, run_suite
+
+LANGUAGES = ("en", "ja", "sw")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def encoder(run: Path) -> Encoder:
+    return load_encoder(run)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine pictures; picture n has captions in en, sw + en, or en + en + ja + sw."""
+    return make_set(tmp_path_factory.mktemp("set") / "test", 9)
+
+
+def suite(shards: Path, **fields: Any) -> SuiteConfig:
+    tree = {"name": "small", "sets": [{"name": "s", "shards": str(shards)}], **fields}
+    return validate(SuiteConfig, tree, "x.yaml")
+
+
+def copy_of(run: Path, folder: Path) -> Path:
+    shutil.copytree(run, folder)
+    return folder
+
+
+def checkpoint(run: Path) -> Path:
+    return run / "checkpoints" / "step-000000001"
+
+
+def test_a_suite_writes_the_contract(
+    run: Path, encoder: Encoder, shards: Path, tmp_path: Path
+) -> None:
+    config = suite(shards, recall_at=[1, 3], gallery=["en", "ja", "xx"])
+    results = run_suite(
+        config, encoder, tmp_path / "eval", {"untrained": load_encoder(run, untrained=True)}
+    )
+    tree = json.loads((tmp_path / "eval" / "results.json").read_text(encoding="utf-8"))
+    assert tree.keys() >= {"suite", "model", "metrics", "counts", "ci95", "protocol", "environment"}
+    assert tree["suite"] == "small"
+    assert tree["model"] == {"path": str(run), "step": 1, "sha256": weights_sha256(encoder.model)}
+    parts = [
+        f"retrieval/s/{lang}/{direction}/recall@{k}"
+        for lang in (*LANGUAGES, "mean")
+        for direction in ("text_to_image", "image_to_text")
+        for k in (1, 3)
+    ]
+    parts += [f"retrieval/s/all/text_to_image/recall@{k}" for k in (1, 3)]
+    pairs = [f"{a}-{b}" for a in LANGUAGES for b in LANGUAGES if a != b]
+    parts += [f"alignment/s/{pair}/bitext@1" for pair in (*pairs, "mean")]
+    assert set(tree["metrics"]) == set(tree["counts"]) == set(tree["chance"]) == set(parts)
+    assert set(tree["ci95"]) == {name for name in parts if "/mean/" not in name}
+    assert tree["protocol"].keys() == {"retrieval/s", "alignment/s"}
+    assert all(0 <= value <= 1 for value in tree["metrics"].values())
+    baseline = tree["baselines"]["untrained"]
+    assert set(baseline["metrics"]) == set(parts)
+    assert baseline["model"]["sha256"] != tree["model"]["sha256"]
+    assert baseline["model"]["step"] == 0
+    assert read_results(tmp_path / "eval" / "results.json") == results
+
+
+def test_counts_are_those_of_the_set(encoder: Encoder, shards: Path, tmp_path: Path) -> None:
+    counts = run_suite(suite(shards), encoder, tmp_path, {}).counts
+    # Three pictures of each kind: 3 + 3 + 6 English captions on 9 pictures, 3 Japanese, 6 Swahili.
+    assert [counts[f"retrieval/s/{lang}/text_to_image/recall@5"] for lang in LANGUAGES] == [
+        12,
+        3,
+        6,
+    ]
+    assert [counts[f"retrieval/s/{lang}/image_to_text/recall@5"] for lang in LANGUAGES] == [9, 3, 6]
+    assert counts["retrieval/s/all/text_to_image/recall@1"] == 21
+    assert counts["alignment/s/en-sw/bitext@1"] == 6
+    assert counts["alignment/s/ja-sw/bitext@1"] == 3
+    assert not (tmp_path / "gallery.json").exists()  # none was asked for
+
+
+def test_a_suite_gives_the_same_numbers_again(
+    encoder: Encoder, shards: Path, tmp_path: Path
+) -> None:
+    first = run_suite(suite(shards), encoder, tmp_path / "a", {})
+    assert run_suite(suite(shards), encoder, tmp_path / "b", {}) == first
+
+
+def test_the_gallery_shows_drawn_queries_with_their_best_pictures(
+    encoder: Encoder, shards: Path, tmp_path: Path
+) -> None:
+    run_suite(suite(shards, gallery=["en", "ja", "xx"]), encoder, tmp_path, {})
+    gallery = json.loads((tmp_path / "gallery.json").read_text(encoding="utf-8"))
+    assert gallery["set"] == "s"
+    assert [query["lang"] for query in gallery["queries"]] == [
+        "en",
+        "ja",
+    ]  # xx: no captions, no query
+    for query in gallery["queries"]:
+        assert query["text"].startswith(query["lang"])
+        images = query["images"]
+        assert len({image["picture"] for image in images}) == len(images) == 5
+        assert [i["score"] for i in images] == sorted((i["score"] for i in images), reverse=True)
+        own = f"k{int(query['text'].split()[1]):03d}"
+        assert all(image["hit"] == (image["picture"] == own) for image in images)
+        thumbnail = Image.open(io.BytesIO(base64.b64decode(images[0]["jpeg"])))
+        assert (thumbnail.format, thumbnail.size) == ("JPEG", (16, 16))
+
+
+def test_measures_languages_and_sets_are_as_configured(
+    encoder: Encoder, shards: Path, tmp_path: Path
+) -> None:
+    sets = [
+        {"name": "a", "shards": str(shards), "measures": ["alignment"], "languages": ["en", "sw"]},
+        {"name": "b", "shards": str(shards), "measures": ["retrieval"], "languages": ["ja"]},
+    ]
+    config = suite(shards, sets=sets, recall_at=[1], gallery=["en"])
+    results = run_suite(config, encoder, tmp_path, {})
+    assert {name.removesuffix("/recall@1") for name in results.metrics} == {
+        "alignment/a/en-sw/bitext@1",
+        "alignment/a/sw-en/bitext@1",
+        "alignment/a/mean/bitext@1",
+        "retrieval/b/ja/text_to_image",
+        "retrieval/b/ja/image_to_text",
+        "retrieval/b/mean/text_to_image",
+        "retrieval/b/mean/image_to_text",
+        "retrieval/b/all/text_to_image",
+    }
+    assert json.loads((tmp_path / "gallery.json").read_text(encoding="utf-8"))["set"] == "a"
+    # The pool is all pictures of the set, those without Japanese captions too.
+    assert results.chance["retrieval/b/ja/text_to_image/recall@1"] == pytest.approx(1 / 9)
+
+
+def test_a_language_that_the_data_lack_is_named(
+    encoder: Encoder, shards: Path, tmp_path: Path
+) -> None:
+    sets = [{"name": "s", "shards": str(shards), "languages": ["en", "de"]}]
+    with pytest.raises(UserError, match=r"set `s`: language `de` is not in .*; it has en, ja, sw"):
+        run_suite(suite(shards, sets=sets), encoder, tmp_path / "eval", {})
+    assert not (tmp_path / "eval").exists()
+
+
+def test_a_set_without_captions_is_refused(encoder: Encoder, tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "set", [make_pair(0, ()), make_pair(1, ())])
+    with pytest.raises(UserError, match=r"set `s`: .* has no captions to measure"):
+        embed_set(encoder, ShardSet(folder), "s")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"recall_at": []}, "`recall_at` is"),
+        ({"recall_at": [0]}, r"`recall_at\.0` is 0"),
+        ({"sets": []}, "`sets` is"),
+        ({"sets": [{"name": "a", "shards": "x"}] * 2}, "two sets have the same name"),
+        ({"sets": [{"name": "a/b", "shards": "x"}]}, r"`sets\.0\.name` is 'a/b'"),
+    ],
+)
+def test_a_suite_that_cannot_be_measured_is_refused(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        suite(Path("x"), **fields)
+
+
+def test_samples_of_one_picture_are_one_picture(encoder: Encoder, tmp_path: Path) -> None:
+    # Samples 0 and 3, and 1 and 4, show the same picture.
+    pairs = [make_pair(n, ("en", "sw"), f"picture {n % 3}") for n in range(5)]
+    embedded = embed_set(encoder, ShardSet(write_set(tmp_path / "set", pairs)), "s", ["en"])
+    assert embedded.sample_P == [0, 1, 2]
+    assert embedded.image_PD.shape == (3, MODEL["embedding"])
+    assert embedded.picture_M.tolist() == [0, 1, 2, 0, 1]
+    assert embedded.language_M.tolist() == ["en"] * 5
+    assert embedded.image_PD == pytest.approx(
+        encoder.encode_images(pair.image for pair in pairs[:3]), abs=1e-6
+    )
+
+
+def test_an_embedding_does_not_depend_on_its_batch(encoder: Encoder) -> None:
+    texts = [*TEXTS, "dog", " ".join(TEXTS)]
+    whole = encoder.encode_texts(texts)
+    for size in (1, 3):
+        assert encoder.encode_texts(texts, batch_size=size) == pytest.approx(whole, abs=1e-6)
+    assert encoder.encode_texts(texts[::-1])[::-1] == pytest.approx(whole, abs=1e-6)
+    images = [make_image(n) for n in range(7)]
+    pictures = encoder.encode_images(images)
+    assert encoder.encode_images(images, batch_size=2) == pytest.approx(pictures, abs=1e-6)
+    for rows in (whole, pictures):
+        assert np.linalg.norm(rows, axis=1) == pytest.approx(np.ones(len(rows)), abs=1e-6)
+        assert np.ptp(rows, axis=0).max() > 1e-3  # and they are not all alike
+    assert encoder.encode_texts([]).shape == encoder.encode_images([]).shape == (0, 16)
+
+
+def test_the_untrained_model_is_that_of_the_runs_seed(run: Path, encoder: Encoder) -> None:
+    first, second = (load_encoder(run, untrained=True) for _ in range(2))
+    assert first.facts == second.facts
+    assert first.facts["sha256"] != encoder.facts["sha256"]
+    assert not first.model.training
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match="not a run folder, it has no config"):
+            load_encoder(folder)
+
+
+def test_a_run_without_checkpoint_or_tokenizer_is_named(run: Path, tmp_path: Path) -> None:
+    bare = copy_of(run, tmp_path / "bare")
+    shutil.rmtree(checkpoint(bare))
+    with pytest.raises(UserError, match=r"bare/checkpoints: no checkpoint .*none was written"):
+        load_encoder(bare)
+    shutil.rmtree(bare / "tokenizer")
+    with pytest.raises(UserError, match=r"tokenizer: .*bare/tokenizer` cannot be loaded") as caught:
+        load_encoder(bare)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    run: Path, encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = copy_of(run, tmp_path / "damaged")
+    weights = (checkpoint(damaged) / "model.safetensors").read_bytes()
+    newer = damaged / "checkpoints" / "step-000000002"
+    with committed_folder(newer, {"step": 2}) as folder:
+        (folder / "model.safetensors").write_bytes(weights)
+    assert load_encoder(damaged).facts["step"] == 2
+    (newer / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    loaded = load_encoder(damaged)
+    assert loaded.facts["step"] == 1
+    assert loaded.facts["sha256"] == encoder.facts["sha256"]
+    assert "step-000000002/model.safetensors: damaged" in capsys.readouterr().err
+    (checkpoint(damaged) / MANIFEST).unlink()
+    with pytest.raises(UserError, match=r"no checkpoint that can be used \(.*00002/.*00001: "):
+        load_encoder(damaged)
+
+
+def test_a_checkpoint_of_another_model_is_one_sentence(run: Path, tmp_path: Path) -> None:
+    other = copy_of(run, tmp_path / "other")
+    config = {"seed": 0, "model": {**MODEL, "embedding": 8}}
+    (other / "config.yaml").write_text(write_yaml(config))
+    with pytest.raises(
+        UserError, match=r"a checkpoint of another model: `image_projection"
+    ) as caught:
+        load_encoder(other)
+    assert "\n" not in str(caught.value)
+    (other / "config.yaml").write_text(write_yaml({"seed": 0}))
+    with pytest.raises(UserError, match=r"config\.yaml, section `model`: the file is None"):
+        load_encoder(other)
+
+
+def test_metrics_of_an_untrained_model_are_near_chance(
+    run: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    # Captions and pictures know nothing of each other: recall is chance.
+    shards = make_set(tmp_path_factory.mktemp("many") / "test", 120, lambda _: ("en",))
+    results = run_suite(suite(shards), load_encoder(run, untrained=True), tmp_path, {})
+    name = "retrieval/s/all/text_to_image/recall@10"
+    chance = results.chance[name]
+    assert chance == pytest.approx(10 / 120)
+    assert abs(results.metrics[name] - chance) < 4 * math.sqrt(chance * (1 - chance) / 120)
