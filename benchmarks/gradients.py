@@ -28,7 +28,10 @@ from mmalign.batch import Embeddings
 from mmalign.training.loss import contrastive_loss
 
 OPEN_CLIP = {
-    f"open_clip local_loss={local} gather_with_grad={grad}": {"local_loss": local, "gather_with_grad": grad}
+    f"open_clip local_loss={local} gather_with_grad={grad}": {
+        "local_loss": local,
+        "gather_with_grad": grad,
+    }
     for local in (False, True)
     for grad in (False, True)
 }
@@ -37,7 +40,9 @@ OPEN_CLIP = {
 def towers(width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Two linear towers and the inverse temperature, the same on every rank."""
     generator = torch.Generator().manual_seed(0)
-    image, text = (torch.randn(width, 16, generator=generator, dtype=torch.float64) for _ in range(2))
+    image, text = (
+        torch.randn(width, 16, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
     scale = torch.tensor([14.0], dtype=torch.float64)
     return image.requires_grad_(), text.requires_grad_(), scale.requires_grad_()
 
@@ -56,7 +61,9 @@ def measure(method: str, rank: int, world_size: int, batch: int, width: int) -> 
         loss = share * world_size
     else:
         settings = OPEN_CLIP[method]
-        loss = open_clip.loss.ClipLoss(**settings, rank=rank, world_size=world_size)(image_BD, text_BD, scale)
+        loss = open_clip.loss.ClipLoss(**settings, rank=rank, world_size=world_size)(
+            image_BD, text_BD, scale
+        )
     loss.backward()
     found = [loss.detach(), *(p.grad for p in (image, text, scale) if p.grad is not None)]
     if world_size > 1:
@@ -85,8 +92,12 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=32)
     options = parser.parse_args()
     truth = measure("mmalign", 0, 1, options.batch, options.width)
-    peer = measure("open_clip local_loss=False gather_with_grad=False", 0, 1, options.batch, options.width)
-    assert torch.allclose(truth["loss"], peer["loss"], atol=1e-12), "the two disagree in one process"
+    peer = measure(
+        "open_clip local_loss=False gather_with_grad=False", 0, 1, options.batch, options.width
+    )
+    assert torch.allclose(truth["loss"], peer["loss"], atol=1e-12), (
+        "the two disagree in one process"
+    )
     with tempfile.TemporaryDirectory() as folder:
         arguments = (options.ranks, folder, options.batch, options.width)
         mp.spawn(run_rank, args=arguments, nprocs=options.ranks)

@@ -243,9 +243,9 @@ def _new_classifier(encoder: Encoder, task: TransferTask, config: FinetuneConfig
         # The image tower takes no part: both share it (a memo entry says "copied already").
         image_tower = encoder.model.image_tower
         encoder.model = copy.deepcopy(encoder.model, {id(image_tower): image_tower})
-    head = ClassificationHead(
-        encoder.config.embedding, len(task.labels), config.hidden
-    ).to(encoder.device)
+    head = ClassificationHead(encoder.config.embedding, len(task.labels), config.hidden).to(
+        encoder.device
+    )
     classifier = TextClassifier(encoder, head, task.labels)
     head.fit_scale(classifier.embed([row.text for row in task.train]))
     return classifier
@@ -322,7 +322,10 @@ def _kept(history: dict[str, Any]) -> dict[str, Any]:
 
 def _protocol(task: TransferTask, config: FinetuneConfig, history: dict[str, Any]) -> str:
     head = f"a head with {config.hidden} hidden units" if config.hidden else "a linear head"
-    part = {"head": f"Training {head} on fixed embeddings", "all": f"Training the text tower and {head}"}
+    part = {
+        "head": f"Training {head} on fixed embeddings",
+        "all": f"Training the text tower and {head}",
+    }
     choice = f"best of {config.epochs} on `{task.source}` dev" if task.dev else "the last"
     return (
         f"{part[config.trainable]}, epoch {history['kept_epoch']} ({choice}). {describe(task)} "

@@ -236,7 +236,8 @@ def _evaluate(
         encoder = Encoder(engine.model, config.model, tokenizer, facts={})
         results = measure(suite, encoder)
         recorder.write(
-            engine.step_number, {n: v for n, v in results.metrics.items() if "/mean/" in n or "/all/" in n}
+            engine.step_number,
+            {n: v for n, v in results.metrics.items() if "/mean/" in n or "/all/" in n},
         )
         engine.model.train()
     distributed.barrier()
