@@ -5,7 +5,7 @@ package; what it wrote into a run folder is noted there in `commands.txt`. Heavy
 deepspeed, faiss) stay inside the verbs, so that `mmalign --help` answers at once.
 """
 
-import shlex
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -214,6 +214,9 @@ def demo(
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence on stderr and exit code 1."""
+    # oneDNN keeps up to 1,024 prepared operators, one for each shape that it met. Captions make new shapes
+    # every step, and a CPU run would grow by tens of megabytes a step.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     try:
         app()
     except UserError as error:
@@ -233,9 +236,6 @@ def _yaml_text(text: str) -> str:
 
 def _note_command(run: Path) -> None:
     """Add this process's command line to the run's `commands.txt`."""
-    from mmalign import distributed
+    from mmalign.record import note_command
 
-    if distributed.is_main():
-        command = shlex.join(["mmalign", *sys.argv[1:]])
-        with (run / "commands.txt").open("a", encoding="utf-8") as file:
-            file.write(command + "\n")
+    note_command(run, sys.argv[1:])

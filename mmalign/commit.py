@@ -66,8 +66,13 @@ def commit_folder(folder: Path, target: Path, info: dict[str, Any]) -> None:
 
 def write_manifest(folder: Path, info: dict[str, Any], name: str = MANIFEST) -> None:
     """Sync every file below `folder`, then write `info` and their sizes and sha256 to the file `name`."""
+    umask = os.umask(0)
+    os.umask(umask)
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        path.chmod(
+            0o666 & ~umask
+        )  # some writers (safetensors) make files that only the owner may read
         _sync(path)
         relative = path.relative_to(folder).as_posix()
         files[relative] = {"size": path.stat().st_size, "sha256": sha256_of(path)}

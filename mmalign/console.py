@@ -45,7 +45,7 @@ def _with_bar(values: Iterable[T], label: str, total: int | None, done: int) -> 
 
 def _with_lines(values: Iterable[T], label: str, total: int | None, done: int) -> Iterator[T]:
     last = time.monotonic()
-    for done, value in enumerate(values, start=done + 1):  # noqa: B020, PLR1704
+    for done, value in enumerate(values, start=done + 1):  # noqa: B020
         yield value
         if time.monotonic() - last > _SECONDS_BETWEEN_LINES:
             last = time.monotonic()

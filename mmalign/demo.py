@@ -15,6 +15,7 @@ from pathlib import Path
 from mmalign import console
 from mmalign.errors import UserError
 from mmalign.evaluation.results import Results, read_results
+from mmalign.record import note_command
 
 RECIPE = Path("data_recipes/emoji_scenes.yaml")
 RUN = Path("train/emoji_scenes.yaml")
@@ -34,8 +35,10 @@ def run_demo(out: Path) -> None:
                 f"{path}: no such file; run the demo in the folder of the mmalign checkout"
             )
     started = time.monotonic()
+    build = ["data", "build", str(RECIPE)]
+    _run_verb(build)
+    note_command(out, build)  # the other verbs know the run and note themselves
     for arguments in (
-        ["data", "build", str(RECIPE)],
         ["train", str(RUN), "--out", str(out)],
         ["eval", str(SUITE), "--model", str(out), "--untrained"],
         ["finetune", str(TASK), "--model", str(out)],
@@ -67,13 +70,14 @@ def _show(results: Results) -> None:
 
     table = Table(title="mmalign demo: means over the languages")
     for heading in ("measure", "value", "worst language", "untrained", "chance", "n"):
-        table.add_column(heading, justify="left" if heading == "measure" else "right")
+        is_name = heading == "measure"
+        table.add_column(heading, justify="left" if is_name else "right", overflow="fold")
     untrained = results.baselines["untrained"].metrics
     for name, value in sorted(results.metrics.items()):
-        if "/mean/" not in name:
+        if "/mean/" not in name or name.endswith(("@5", "@10")):
             continue
         table.add_row(
-            name,
+            name.replace("/mean/", "/"),
             f"{value:.3f}",
             _worst(results, name),
             f"{untrained[name]:.3f}" if name in untrained else "",

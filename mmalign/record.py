@@ -1,4 +1,4 @@
-"""Metric records: one JSON object a line, always; TensorBoard beside it when asked.
+"""What a run notes: metric records, one JSON object a line (TensorBoard beside it when asked), and commands.
 
     {"step": 40, "loss": 2.31, "temperature": 0.05, ...}
 
@@ -7,9 +7,12 @@ k itself was written before checkpoint k.
 """
 
 import json
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmalign import distributed
 from mmalign.commit import write_atomic
 
 
@@ -58,3 +61,19 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return records
+
+
+def note_command(run: Path, arguments: Sequence[str]) -> None:
+    """Add a command line of mmalign to the run's `commands.txt`, once; on rank 0.
+
+    Args:
+        arguments: of the command, without its name.
+    """
+    if not distributed.is_main():
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    path = run / "commands.txt"
+    known = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    command = shlex.join(["mmalign", *arguments])
+    if command not in known:
+        path.write_text("".join(f"{line}\n" for line in [*known, command]), encoding="utf-8")

@@ -40,7 +40,7 @@ def hits_at(
     pool_label_M: np.ndarray,
     ks: Sequence[int],
 ) -> dict[int, np.ndarray]:
-    """For each k, whether an item with the query's label is among the first k (hit rate; the field's recall@k).
+    """For each k, whether an item with the query's label is among the first k: the field's recall@k.
 
     Args:
         query_label_Q, pool_label_M: int64; an item answers a query if the labels are equal.

@@ -26,7 +26,7 @@ class TimmTower(Section):
     """Height and width of the input, in pixels."""
     pretrained: bool = False
     """Load timm's weights for this name (from the hub or its cache)."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = pydantic.Field(default={})
     """Further arguments of timm's constructor."""
     frozen: bool = False
     """Leave the trunk as it is (LiT, arXiv 2111.07991); its projection still trains."""
@@ -42,7 +42,7 @@ class OpenClipTower(Section):
     """Height and width of the input, in pixels."""
     pretrained: str | None = None
     """Tag of open_clip's weights, or the path of a checkpoint; none: random weights."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = pydantic.Field(default={})
     """Fields of open_clip's model configuration to replace (`embed_dim`, `vision_cfg`, ...)."""
     frozen: bool = False
     """Leave the trunk as it is (LiT, arXiv 2111.07991); its projection still trains."""

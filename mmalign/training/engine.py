@@ -1,6 +1,6 @@
 """DeepSpeed around the model: one training step, and its state on disk.
 
-    batch -> forward (autocast, hooks of ZeRO) -> loss share -> backward -> clip, AdamW -> temperature in bounds
+    batch -> forward (autocast, hooks of ZeRO) -> loss share -> backward -> clip, AdamW -> bounds
 
 The DeepSpeed dictionary is built from the run's own fields; there is no second file to disagree with.
 Parameters and the optimizer stay float32: `bf16` means autocast, because DeepSpeed's own bf16 mode casts
@@ -13,7 +13,6 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-import pydantic
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -39,7 +38,8 @@ class EngineConfig(Section):
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: matrix products in bfloat16 (autocast); weights, optimizer and loss stay float32."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """What is split over ranks: nothing, optimizer state, gradients too, parameters too (arXiv 1910.02054)."""
+    """What is split over ranks: nothing, optimizer state, gradients too, parameters too (ZeRO,
+    arXiv 1910.02054)."""
 
 
 class Engine:

@@ -1,5 +1,7 @@
 """Parameter groups and the schedule."""
 
+from itertools import pairwise
+
 import pytest
 from tiny import tiny_model
 
@@ -37,7 +39,7 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
     assert factors[9] == factors[10] == 1.0
     assert factors[55] == pytest.approx(0.5)
     assert factors[100] == pytest.approx(0.0)
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(factors[10:]))
     assert learning_rate_factor(0, 5, 0) == 1.0
     groups = [{"highest_lr": 2.0, "lr": 0.0}, {"highest_lr": 1.0, "lr": 0.0}]
     set_learning_rate(groups, 0.25)
