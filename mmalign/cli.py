@@ -77,6 +77,7 @@ def train(
 
     On several processes: torchrun --nproc-per-node 2 --no-python mmalign train train/emoji_scenes.yaml
     """
+    from mmalign import distributed
     from mmalign.config import load_config
     from mmalign.training.loop import RunConfig
     from mmalign.training.loop import train as train_run
@@ -85,6 +86,7 @@ def train(
     out = out or Path("runs") / config.name
     train_run(config, out, stop_after)
     _note_command(out)
+    distributed.stop()
 
 
 @app.command("eval")
