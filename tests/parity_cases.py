@@ -20,13 +20,13 @@ IMAGES = 8
 CAPTIONS = (1, 3, 2, 1, 1, 1, 4, 2)
 # Images 1 and 6 show the same picture: on two ranks they lie on different ranks.
 PICTURES = (10, 11, 12, 13, 14, 15, 11, 17)
+# Batch normalisation is the hard case of the method, so float64 proves it there. In float32 it rounds
+# more than the bar allows even on one rank (3e-6); there a transformer shows what the engine does.
+IMAGE_TOWERS: dict[str, dict[str, Any]] = {
+    "resnet10t": {"channels": (8, 8, 16, 16), "stem_width": 8},
+    "vit_tiny_patch16_224": {"depth": 1, "embed_dim": 32, "num_heads": 2, "patch_size": 8},
+}
 MODEL: dict[str, Any] = {
-    "image": {
-        "kind": "timm",
-        "name": "resnet10t",
-        "image_size": 32,
-        "options": {"channels": (8, 8, 16, 16), "stem_width": 8},
-    },
     "text": {
         "architecture": {
             "model_type": "bert",
@@ -43,9 +43,11 @@ MODEL: dict[str, Any] = {
 }
 
 
-def build_model() -> DualEncoder:
+def build_model(image_tower: str) -> DualEncoder:
     tokenizer = tiny_tokenizer()
-    config = validate(ModelConfig, MODEL, "tests/parity_cases.py")
+    options = IMAGE_TOWERS[image_tower]
+    image = {"kind": "timm", "name": image_tower, "image_size": 32, "options": options}
+    config = validate(ModelConfig, {**MODEL, "image": image}, "tests/parity_cases.py")
     torch.manual_seed(0)
     return build_dual_encoder(config, tokenizer.vocabulary, tokenizer.padding_id)
 
@@ -73,9 +75,9 @@ def make_batch(step: int, rank: int, world_size: int) -> Batch:
     )
 
 
-def plain_autograd() -> dict[str, Tensor]:
+def plain_autograd(image_tower: str) -> dict[str, Tensor]:
     """Loss and gradients of one float64 step, without DeepSpeed."""
-    model = build_model().double().train()
+    model = build_model(image_tower).double().train()
     use_global_batch(model)
     batch = make_batch(0, distributed.rank(), distributed.world_size())
     embeddings = model(batch.image_BCHW.double(), batch.token_NL, batch.mask_NL)
@@ -99,7 +101,8 @@ def through_the_engine(zero_stages: tuple[int, ...]) -> dict[int, dict[str, Any]
         optimizer = validate(OptimizerConfig, {"lr": 1e-3, "warmup_steps": 2}, "test")
 
         def engine() -> Engine:
-            return Engine(build_model(), config, optimizer, 8, IMAGES, 0.01)  # noqa: B023
+            model = build_model("vit_tiny_patch16_224")
+            return Engine(model, config, optimizer, 8, IMAGES, 0.01)  # noqa: B023
 
         rank, world_size = distributed.rank(), distributed.world_size()
         first = engine()
@@ -118,4 +121,5 @@ def through_the_engine(zero_stages: tuple[int, ...]) -> dict[int, dict[str, Any]
 
 def everything(zero_stages: tuple[int, ...]) -> dict[str, Any]:
     """One spawn for all cases: starting ranks costs more than running them."""
-    return {"plain": plain_autograd(), "engine": through_the_engine(zero_stages)}
+    plain = {name: plain_autograd(name) for name in IMAGE_TOWERS}
+    return {"plain": plain, "engine": through_the_engine(zero_stages)}

@@ -282,6 +282,9 @@ def batches(maker: BatchMaker, first_step: int, steps: int, workers: int) -> Ite
         sampler=range(first_step, steps),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
+        # The loader draws a seed for its workers; from the global generator, a resumed run would then
+        # draw other dropout masks than one that never stopped.
+        generator=torch.Generator(),
     )
     for batch in loader:
         if isinstance(batch, UserError):
