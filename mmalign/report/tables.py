@@ -19,7 +19,7 @@ DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"
 UNTRAINED = "untrained"
 UNSEEN = "_unseen"
 # Below this mean recall@1 the first hit says little, and the headline is recall@10.
-_FEW_HITS = 0.05
+_FEW_HITS = 0.1
 # A matrix of more languages cannot be read on a page.
 _LARGEST_MATRIX = 40
 

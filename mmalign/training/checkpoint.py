@@ -65,13 +65,22 @@ def save(folder: Path, engine: Engine, state: TrainState, facts: dict[str, Any],
     distributed.barrier()
 
 
-def load_newest(folder: Path, engine: Engine) -> TrainState:
+def load_newest(folder: Path, engine: Engine, data: list[str]) -> TrainState:
     """Take over the newest checkpoint that verifies; called on all ranks.
 
+    Args:
+        data: sha256 of the manifests of the data to go on with.
+
     Raises:
-        UserError: no checkpoint can be used, or it was made by another model or number of ranks.
+        UserError: no checkpoint can be used, or it was made by another model or number of ranks, or on
+            other data: its place in the stream would mean other samples.
     """
     chosen, info = newest_folder(folder)
+    if info["data"] != data:
+        raise UserError(
+            f"{chosen}: was trained on other data than `data.train` now holds; build the same data "
+            "again, or start another run from its weights with init_from"
+        )
     if info["world_size"] != distributed.world_size():
         raise UserError(
             f"{chosen}: was written by {info['world_size']} ranks, this run has "

@@ -122,11 +122,12 @@ def train(config: RunConfig, out: Path, stop_after: int | None = None) -> None:
         config.batch_size,
         config.model.min_temperature,
     )
-    state = _resume(config, out, engine)
+    data = [shard_set.manifest.sha256 for shard_set in plan.sets]
+    state = _resume(config, out, engine, data)
     suite = load_config(SuiteConfig, Path(config.evaluation.suite)) if config.evaluation else None
     recorder = Recorder(out, state.step, config.log.tensorboard) if distributed.is_main() else None
     meter = _Meter()
-    facts = {"config_sha256": _sha256_of(config), "data": [s.manifest.sha256 for s in plan.sets]}
+    facts = {"config_sha256": _sha256_of(config), "data": data}
     say(_summary(config, plan, model, state))
 
     last = min(config.steps, stop_after or config.steps)
@@ -214,13 +215,13 @@ def _make_batches(
     )
 
 
-def _resume(config: RunConfig, out: Path, engine: Engine) -> TrainState:
+def _resume(config: RunConfig, out: Path, engine: Engine, data: list[str]) -> TrainState:
     """Steps 1, 2 and 4 of the order above; step 3 happened before the engine took the weights."""
     own = out / "checkpoints"
     if checkpoint.has_checkpoints(own):
-        return checkpoint.load_newest(own, engine)
+        return checkpoint.load_newest(own, engine, data)
     if config.resume_from:
-        return checkpoint.load_newest(Path(config.resume_from) / "checkpoints", engine)
+        return checkpoint.load_newest(Path(config.resume_from) / "checkpoints", engine, data)
     return TrainState(step=0, pairs_seen=0, stream=StreamState(config.seed, 0))
 
 

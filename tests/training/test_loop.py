@@ -156,6 +156,18 @@ def test_another_configuration_is_refused_in_the_folder_of_a_run(folder: Path) -
     assert refused.stderr.count("\n") == 1
 
 
+def test_other_data_under_the_same_name_are_refused(folder: Path) -> None:
+    shutil.copytree(folder / "whole", folder / "moved")
+    shutil.move(folder / "data", folder / "kept")
+    make_set(folder / "data", 13)
+    try:
+        refused = mmalign("train", "run.yaml", "--out", "moved", expect=1, folder=folder)
+    finally:
+        shutil.rmtree(folder / "data")
+        shutil.move(folder / "kept", folder / "data")
+    assert "was trained on other data than `data.train` now holds" in refused.stderr
+
+
 def test_weights_of_another_model_are_refused(folder: Path) -> None:
     refused = mmalign(
         "train",
