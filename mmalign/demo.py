@@ -65,19 +65,19 @@ def _run_verb(arguments: list[str]) -> None:
 
 def _show(results: Results) -> None:
     """Print the means beside the untrained model and chance."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="mmalign demo: means over the languages")
+    table = Table(title="mmalign demo: means over the languages", box=box.SIMPLE_HEAD)
     for heading in ("measure", "value", "worst language", "untrained", "chance", "n"):
-        is_name = heading == "measure"
-        table.add_column(heading, justify="left" if is_name else "right", overflow="fold")
+        table.add_column(heading, justify="left" if heading == "measure" else "right")
     untrained = results.baselines["untrained"].metrics
     for name, value in sorted(results.metrics.items()):
         if "/mean/" not in name or name.endswith(("@5", "@10")):
             continue
         table.add_row(
-            name.replace("/mean/", "/"),
+            " ".join(part for part in name.split("/")[1:] if part != "mean"),
             f"{value:.3f}",
             _worst(results, name),
             f"{untrained[name]:.3f}" if name in untrained else "",
