@@ -117,7 +117,7 @@ def test_a_call_that_lacks_something_is_a_usage_error(arguments: list[str]) -> N
             "jsonl: `source.folders` is empty; name the folders with `--from FOLDER`",
         ),
         (
-            ["data", "build", "data_recipes/storybooks.yaml", "--from", "RUN"],
+            ["data", "build", "data_recipes/storybooks.yaml", "--from", "RUN", "--out", "RUN.set"],
             "RUN/pairs.jsonl: no such file",
         ),
         (
@@ -152,7 +152,8 @@ def test_folders_with_odd_names_reach_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     odd = tmp_path / "it's, a: [folder] #1"
-    arguments = ["data", "build", str(ROOT / "data_recipes/storybooks.yaml"), "--from", str(odd)]
+    recipe = str(ROOT / "data_recipes/storybooks.yaml")
+    arguments = ["data", "build", recipe, "--from", str(odd), "--out", str(tmp_path / "set")]
     assert mistake(arguments, monkeypatch, capsys).startswith(f"{odd}/pairs.jsonl: no such file")
 
 
