@@ -70,9 +70,8 @@ def write_manifest(folder: Path, info: dict[str, Any], name: str = MANIFEST) -> 
     os.umask(umask)
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        path.chmod(
-            0o666 & ~umask
-        )  # some writers (safetensors) make files that only the owner may read
+        # Some writers (safetensors) make files that only their owner may read.
+        path.chmod(0o666 & ~umask)
         _sync(path)
         relative = path.relative_to(folder).as_posix()
         files[relative] = {"size": path.stat().st_size, "sha256": sha256_of(path)}

@@ -93,8 +93,9 @@ def load_newest(folder: Path, engine: Engine, data: list[str]) -> TrainState:
 
 
 def has_checkpoints(folder: Path) -> bool:
-    """Whether a run has written a checkpoint here, usable or not."""
-    return any(folder.glob("step-*")) or (folder / LATEST).is_file()
+    """Whether a run has finished a checkpoint here, usable or not; a save cut by a kill is none."""
+    finished = (path for path in folder.glob("step-*") if ".tmp-" not in path.name)
+    return any(finished) or (folder / LATEST).is_file()
 
 
 def _remove_old(folder: Path, keep: int) -> None:

@@ -82,14 +82,17 @@ class Engine:
         """
         set_learning_rate(self._optimizer.param_groups, self._learning_rate_factor())
         share, logit_scale = self.backward(batch)
-        grad_norm = self._own_grad_norm()
+        # DeepSpeed tells the norm after its step, but only under ZeRO.
+        grad_norm = self._grad_norm_without_zero() if self._zero_stage == 0 else None
         self._deepspeed.step()
+        if grad_norm is None:
+            grad_norm = float(self._deepspeed.get_global_grad_norm())
         self._bound_temperature()
         self.step_number += 1
         return {
             "loss": float(distributed.sum_over_ranks(share)),
             "temperature": 1 / float(logit_scale),
-            "grad_norm": grad_norm or float(self._deepspeed.get_global_grad_norm()),
+            "grad_norm": grad_norm,
             "lr": self._optimizer.param_groups[0]["lr"],
         }
 
@@ -151,10 +154,7 @@ class Engine:
             self.step_number, self._steps, self._optimizer_config.warmup_steps
         )
 
-    def _own_grad_norm(self) -> float | None:
-        """The global gradient norm where DeepSpeed does not tell it: without ZeRO."""
-        if self._zero_stage > 0:
-            return None
+    def _grad_norm_without_zero(self) -> float:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 

@@ -220,9 +220,15 @@ def _resume(config: RunConfig, out: Path, engine: Engine, data: list[str]) -> Tr
     own = out / "checkpoints"
     if checkpoint.has_checkpoints(own):
         return checkpoint.load_newest(own, engine, data)
-    if config.resume_from:
-        return checkpoint.load_newest(Path(config.resume_from) / "checkpoints", engine, data)
-    return TrainState(step=0, pairs_seen=0, stream=StreamState(config.seed, 0))
+    if config.resume_from is None:
+        return TrainState(step=0, pairs_seen=0, stream=StreamState(config.seed, 0))
+    state = checkpoint.load_newest(Path(config.resume_from) / "checkpoints", engine, data)
+    if state.stream != StreamState(config.seed, state.step * config.batch_size):
+        raise UserError(
+            f"resume_from: {config.resume_from} has another `seed` or `batch_size`, so its place in the "
+            "data means other samples here; give the same, or take its weights only with init_from"
+        )
+    return state
 
 
 def _evaluate(

@@ -156,6 +156,26 @@ def test_another_configuration_is_refused_in_the_folder_of_a_run(folder: Path) -
     assert refused.stderr.count("\n") == 1
 
 
+def test_a_kill_in_the_first_save_does_not_block_the_next_start(folder: Path) -> None:
+    (folder / "killed" / "checkpoints" / "step-000000003.tmp-0123").mkdir(parents=True)
+    done = mmalign("train", "run.yaml", "--out", "killed", "--stop-after", "1", folder=folder)
+    assert "from step 0" in done.stdout
+    assert losses(folder / "killed")[1] == losses(folder / "whole")[1]
+
+
+def test_resume_from_goes_on_with_all_state_or_says_why_not(folder: Path) -> None:
+    other = f"resume_from={folder / 'halfway'}"
+    mmalign("train", "run.yaml", "--out", "halfway", "--stop-after", "3", folder=folder)
+    mmalign("train", "run.yaml", other, "--out", "continued", folder=folder)
+    whole = losses(folder / "whole")
+    assert losses(folder / "continued") == {step: whole[step] for step in (4, 5, 6)}
+    assert_equal_weights(folder / "continued", folder / "whole")
+    refused = mmalign(
+        "train", "run.yaml", other, "batch_size=2", "--out", "shifted", expect=1, folder=folder
+    )
+    assert "has another `seed` or `batch_size`" in refused.stderr
+
+
 def test_other_data_under_the_same_name_are_refused(folder: Path) -> None:
     shutil.copytree(folder / "whole", folder / "moved")
     shutil.move(folder / "data", folder / "kept")
