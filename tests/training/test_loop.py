@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from shard_sets import make_set
+from shard_sets import make_pair, make_set, write_set
 from tiny import MODEL
 
 from mmalign.config import write_yaml
@@ -174,6 +174,15 @@ def test_resume_from_goes_on_with_all_state_or_says_why_not(folder: Path) -> Non
         "train", "run.yaml", other, "batch_size=2", "--out", "shifted", expect=1, folder=folder
     )
     assert "has another `seed` or `batch_size`" in refused.stderr
+
+
+def test_a_batch_without_negatives_is_a_step_without_gradient(folder: Path) -> None:
+    pairs = [make_pair(number, ("en",), picture="one") for number in range(4)]
+    data = write_set(folder / "one_picture", pairs)
+    (folder / "one.yaml").write_text(write_yaml(config(data, steps=1)))
+    mmalign("train", "one.yaml", "--out", "one", folder=folder)
+    record = read_records(folder / "one" / "metrics.jsonl")[0]
+    assert (record["loss"], record["grad_norm"]) == (0, 0)
 
 
 def test_other_data_under_the_same_name_are_refused(folder: Path) -> None:
