@@ -132,6 +132,22 @@ class Batch:
         """int64, the picture that each caption describes."""
         return self.picture_id_B[self.image_index_N]
 
+    def part(self, first: int, last: int) -> "Batch":
+        """The images `first` ... `last - 1` of this rank with their captions."""
+        inside_N = (self.image_index_N >= first) & (self.image_index_N < last)
+        chosen = inside_N.nonzero().flatten().tolist()
+        return replace(
+            self,
+            image_BCHW=None if self.image_BCHW is None else self.image_BCHW[first:last],
+            token_NL=self.token_NL[inside_N],
+            mask_NL=self.mask_NL[inside_N],
+            language_N=tuple(self.language_N[n] for n in chosen),
+            image_index_N=self.image_index_N[inside_N] - first,
+            picture_id_B=self.picture_id_B[first:last],
+            key_B=self.key_B[first:last],
+            label_NL=None if self.label_NL is None else self.label_NL[inside_N],
+        )
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`."""
         moved = {
@@ -146,9 +162,11 @@ class Batch:
 class Embeddings:
     """What the two towers make of a batch: unit-length rows in the shared space.
 
-    `logit_scale` is the inverse temperature, shape (1,), float32 whatever the towers' precision.
+    `logit_scale` is the inverse temperature, shape (1,), float32 whatever the towers' precision;
+    `logit_bias`, alike, is what the sigmoid loss adds to every score, None without it.
     """
 
     image_BD: Tensor
     text_ND: Tensor
     logit_scale: Tensor
+    logit_bias: Tensor | None = None

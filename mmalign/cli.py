@@ -81,14 +81,17 @@ def train(
     """
     from mmalign import distributed
     from mmalign.config import load_config
-    from mmalign.training.loop import RunConfig
     from mmalign.training.loop import train as train_run
+    from mmalign.training.run_config import RunConfig
+    from mmalign.training.signals import EXIT_STOPPED
 
     config = load_config(RunConfig, run, overrides or ())
     out = out or Path("runs") / config.name
-    train_run(config, out, stop_after)
+    stopped = train_run(config, out, stop_after)
     _note_command(out)
     distributed.stop()
+    if stopped:
+        raise typer.Exit(EXIT_STOPPED)
 
 
 @app.command("eval")

@@ -25,6 +25,16 @@ from mmalign.errors import UserError
 MANIFEST = "MANIFEST.json"
 
 
+def _umask() -> int:
+    """The process's mask; asking sets it for a moment, so it is done once, before there are threads."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Replace the file at `path` by `text` (UTF-8) so that no reader ever sees a part of it."""
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
@@ -54,31 +64,41 @@ def temporary_folder(target: Path) -> Path:
     return folder
 
 
-def commit_folder(folder: Path, target: Path, info: dict[str, Any]) -> None:
+def commit_folder(
+    folder: Path, target: Path, info: dict[str, Any], files: dict[str, Any] | None = None
+) -> None:
     """Write the manifest of `folder`, its last file, and rename it to `target`, replacing what was there.
 
     Args:
         info: what the manifest says beside `files`; JSON values only.
+        files: what `settle` gave for each file, where that was done already.
     """
-    write_manifest(folder, info)
+    write_manifest(folder, info, files=files)
     replace_folder(folder, target)
 
 
-def write_manifest(folder: Path, info: dict[str, Any], name: str = MANIFEST) -> None:
-    """Sync every file below `folder`, then write `info` and their sizes and sha256 to the file `name`."""
-    umask = os.umask(0)
-    os.umask(umask)
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        # Some writers (safetensors) make files that only their owner may read.
-        path.chmod(0o666 & ~umask)
-        _sync(path)
-        relative = path.relative_to(folder).as_posix()
-        files[relative] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
-    write_json(folder / name, {**info, "files": files})
+def write_manifest(
+    folder: Path,
+    info: dict[str, Any],
+    name: str = MANIFEST,
+    files: dict[str, Any] | None = None,
+) -> None:
+    """Write `info` and every file's size and sha256 to the file `name`, after all of them are synced."""
+    if files is None:
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = {path.relative_to(folder).as_posix(): settle(path) for path in paths}
+    write_json(folder / name, {**info, "files": dict(sorted(files.items()))})
     for inner in (p for p in folder.rglob("*") if p.is_dir()):
         _sync(inner)
     _sync(folder)
+
+
+def settle(path: Path) -> dict[str, Any]:
+    """Bring a file that was just written to the disk; returns its `size` in bytes and its `sha256`."""
+    # Some writers (safetensors) make files that only their owner may read.
+    path.chmod(0o666 & ~_UMASK)
+    _sync(path)
+    return {"size": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def replace_folder(folder: Path, target: Path) -> None:

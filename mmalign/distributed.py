@@ -109,9 +109,15 @@ def gather_rows(rows: Tensor) -> Tensor:
     """
     if not dist.is_initialized() or world_size() == 1:
         return rows
-    counts = [int(n) for n in gather_objects(rows.shape[0])]
-    gathered: Tensor = _GatherRows.apply(rows, counts)
+    gathered: Tensor = _GatherRows.apply(rows, _row_counts(rows))
     return gathered
+
+
+def _row_counts(rows: Tensor) -> list[int]:
+    mine = torch.tensor([rows.shape[0]])  # on the host, where gloo carries it
+    counts = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(counts, mine)
+    return [int(count) for count in counts]
 
 
 class _GatherRows(torch.autograd.Function):

@@ -1,9 +1,7 @@
 """What the ranks of the parity tests run: the same global batch, whatever the number of ranks."""
 
-import shutil
-import tempfile
-from dataclasses import replace
-from pathlib import Path
+import itertools
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,8 +13,9 @@ from mmalign import distributed
 from mmalign.batch import NOT_PREDICTED, Batch, StreamState
 from mmalign.config import validate
 from mmalign.model.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
+from mmalign.training import loss_tiles
 from mmalign.training.batch_norm import use_global_batch
-from mmalign.training.engine import Engine, EngineConfig
+from mmalign.training.engine import MODEL_FILE, Engine, EngineConfig
 from mmalign.training.objective import ObjectiveConfig, outcome_of, trained_module
 from mmalign.training.optimizer import OptimizerConfig
 
@@ -73,7 +72,10 @@ def make_batch(step: int, rank: int, world_size: int) -> Batch:
     Of four ranks, the first has no token to predict and the third no two captions of one picture.
     """
     generator = torch.Generator().manual_seed(step)
-    image_BCHW = torch.randn(IMAGES, 3, 32, 32, generator=generator)
+    # Noise of different colours: of noise alone an untrained tower makes nearly equal embeddings, whose
+    # gradients are small differences that float32 knows to 1e-6 at best.
+    colour_BC11 = 3 * torch.randn(IMAGES, 3, 1, 1, generator=generator)
+    image_BCHW = colour_BC11 + torch.randn(IMAGES, 3, 32, 32, generator=generator)
     token_NL = torch.randint(5, 40, (sum(CAPTIONS), 12), generator=generator)
     length_N = torch.randint(3, 13, (sum(CAPTIONS),), generator=generator)
     mask_NL = (torch.arange(12) < length_N[:, None]).to(torch.int64)
@@ -126,55 +128,78 @@ def plain_autograd(image_tower: str, objective: str = "contrastive") -> dict[str
     return out
 
 
-def through_the_engine(objective: str, zero_stages: tuple[int, ...]) -> dict[int, dict[str, Any]]:
-    """For each ZeRO stage: gradients of the first step, and the losses of eight steps."""
-    from deepspeed.utils import safe_get_full_grad
+@dataclass(frozen=True)
+class Way:
+    """One way to compute the same step.
 
-    found: dict[int, dict[str, Any]] = {}
-    for stage in zero_stages:
-        config = validate(EngineConfig, {"precision": "fp32", "zero_stage": stage}, "test")
-        optimizer = validate(OptimizerConfig, {"lr": 1e-3, "warmup_steps": 2}, "test")
+    Attributes:
+        cached: whether the gradients are cached, with parts of 1 image.
+        tiled: whether the loss is cut into tiles of 2 x 2 scores.
+    """
 
-        def engine(seed: int = 0) -> Engine:
-            model, aim = build_model(ENGINE_TOWER, seed), OBJECTIVES[objective]
-            return Engine(model, aim, config, optimizer, 8, IMAGES, 0.01)  # noqa: B023
+    zero_stage: int
+    cached: bool = False
+    tiled: bool = False
 
-        first = engine()
-        first.backward(make_batch_for(objective, 0))
-        trainable = {n: p for n, p in first.module.named_parameters() if p.requires_grad}
-        gradients = {name: safe_get_full_grad(p) for name, p in trainable.items()}
-        run = engine()
-        metrics = [run.step(make_batch_for(objective, step)) for step in range(8)]
-        found[stage] = {
-            "gradients": {n: g.clone() for n, g in gradients.items() if g is not None},
-            "losses": [m["loss"] for m in metrics],
-            "grad_norms": [m["grad_norm"] for m in metrics],
-            "metrics": list(metrics[0]),
-            "weights": run.state_dict(),
-            "restored": saved_and_loaded(run, engine(seed=1)),
-        }
+
+# Each stage, with both kinds of gradients and of losses among them; all combinations take minutes.
+SOME_WAYS = (Way(0), Way(1, cached=True), Way(2, tiled=True), Way(3, cached=True, tiled=True))
+EVERY_WAY = tuple(
+    Way(*way) for way in itertools.product((0, 1, 2, 3), (False, True), (False, True))
+)
+MASKED_WAYS = (Way(0), Way(3))
+
+
+def through_the_engine(objective: str, ways: tuple[Way, ...]) -> dict[Way, dict[str, Any]]:
+    """For each way: gradients of the first step, and the losses of eight steps."""
+    found: dict[Way, dict[str, Any]] = {}
+    for way in ways:
+        tile_side = loss_tiles.CPU_SIDE
+        loss_tiles.CPU_SIDE = 2 if way.tiled else tile_side
+        try:
+            found[way] = _one_way(objective, way)
+        finally:
+            loss_tiles.CPU_SIDE = tile_side
     return found
 
 
-def saved_and_loaded(run: Engine, other: Engine) -> dict[str, Tensor]:
-    """The weights of `other`, built from another seed, after it loaded what `run` saved."""
-    folder = Path(distributed.broadcast(tempfile.mkdtemp() if distributed.is_main() else ""))
-    run.save(folder)
-    distributed.barrier()
-    other.load(folder, run.step_number)
-    distributed.barrier()
-    if distributed.is_main():
-        shutil.rmtree(folder)
-    return other.state_dict()
+def _one_way(objective: str, way: Way) -> dict[str, Any]:
+    from deepspeed.utils import safe_get_full_grad
+
+    first = make_engine(objective, way)
+    first.backward(make_batch_for(objective, 0))
+    trainable = {n: p for n, p in first.module.named_parameters() if p.requires_grad}
+    gradients = {name: safe_get_full_grad(p) for name, p in trainable.items()}
+    run = make_engine(objective, way)
+    metrics = [run.step(make_batch_for(objective, step)) for step in range(8)]
+    return {
+        "gradients": {n: g.clone() for n, g in gradients.items() if g is not None},
+        "losses": [m["loss"] for m in metrics],
+        "grad_norms": [m["grad_norm"] for m in metrics],
+        "metrics": list(metrics[0]),
+        "weights": run.capture()[1].get(MODEL_FILE, {}),
+    }
 
 
-def everything(zero_stages: tuple[int, ...], masked_zero_stages: tuple[int, ...]) -> dict[str, Any]:
+def make_engine(objective: str, way: Way, seed: int = 0, min_temperature: float = 0.01) -> Engine:
+    tree = {
+        "precision": "fp32",
+        "zero_stage": way.zero_stage,
+        "micro_batch": 1 if way.cached else None,
+    }
+    config = validate(EngineConfig, tree, "test")
+    optimizer = validate(OptimizerConfig, {"lr": 1e-3, "warmup_steps": 2}, "test")
+    model = build_model(ENGINE_TOWER, seed)
+    return Engine(model, OBJECTIVES[objective], config, optimizer, 8, IMAGES, min_temperature)
+
+
+def everything(ways: tuple[Way, ...]) -> dict[str, Any]:
     """One spawn for all cases: starting ranks costs more than running them."""
     masked_model = "masked_language_model"
     towers = {name: plain_autograd(name) for name in IMAGE_TOWERS}
     others = {name: plain_autograd(ENGINE_TOWER, name) for name in ("text_text", masked_model)}
     return {
         "plain": {**towers, **others},
-        "engine": through_the_engine("contrastive", zero_stages),
-        "masked_engine": through_the_engine(masked_model, masked_zero_stages),
+        "engine": through_the_engine("contrastive", ways),
+        "masked_engine": through_the_engine(masked_model, MASKED_WAYS),
     }

@@ -30,7 +30,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], folder: Path, *args
     errors = [path.read_text() for path in sorted(folder.glob("error*.txt"))]
     assert not errors, "\n".join(errors)
     assert all(process.exitcode == 0 for process in processes)
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(world_size)]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 
 def _run_rank(

@@ -14,7 +14,7 @@ from mmalign.finetuning.loop import FinetuneConfig
 from mmalign.finetuning.suite import TextSuiteConfig
 from mmalign.model.dual_encoder import ModelConfig
 from mmalign.study.config import StudyConfig
-from mmalign.training.loop import RunConfig
+from mmalign.training.run_config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 RUN: dict[str, Any] = {

@@ -32,6 +32,7 @@ from mmalign.data.preprocess import Augmentation, Preprocess
 from mmalign.data.reader import ShardSet
 from mmalign.data.token_noise import TokenMasker, drop_tokens
 from mmalign.data.tokenizer import Tokenizer
+from mmalign.data.workers import leave_signals_to_the_parent
 from mmalign.errors import UserError
 
 # Separate random streams of one seed.
@@ -281,6 +282,7 @@ def batches(maker: BatchMaker, first_step: int, steps: int, workers: int) -> Ite
         # The loader draws a seed for its workers; from the global generator, a resumed run would then
         # draw other dropout masks than one that never stopped.
         generator=torch.Generator(),
+        worker_init_fn=leave_signals_to_the_parent,
     )
     for batch in loader:
         if isinstance(batch, UserError):

@@ -2,7 +2,9 @@
 
     run folder (config.yaml, tokenizer/, checkpoints/) -> Encoder -> encode_images, encode_texts
 
-A run's newest checkpoint whose files verify is taken.
+A run's newest checkpoint whose files verify is taken. Nothing here asks other ranks: `embed.py` deals out
+the work. Gradients are off by `no_grad` and not by `inference_mode`: under ZeRO 3 a call gathers weights, and
+training could not go on with tensors that were made in inference mode.
 """
 
 import hashlib
@@ -25,6 +27,7 @@ from mmalign.errors import UserError
 from mmalign.model.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
 
 T = TypeVar("T")
+BATCH_SIZE = 256  # pictures or texts that a tower sees at a time
 
 
 class Encoder:
@@ -50,8 +53,8 @@ class Encoder:
         self.preprocess = Preprocess(size=tower.size, mean=tower.mean, std=tower.std)
         self.facts = facts
 
-    @torch.inference_mode()
-    def encode_images(self, images: Iterable[bytes], batch_size: int = 256) -> np.ndarray:
+    @torch.no_grad()
+    def encode_images(self, images: Iterable[bytes], batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Encoded pictures (JPEG, PNG, WebP) -> (n, D) float32 of unit length."""
         rows = [np.zeros((0, self.config.embedding), np.float32)]
         for chunk in _batched(images, batch_size):
@@ -60,8 +63,8 @@ class Encoder:
             rows.append(self.model.encode_image(image_BCHW).cpu().numpy())
         return np.concatenate(rows)
 
-    @torch.inference_mode()
-    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Texts -> (n, D) float32 of unit length, in the order given."""
         embedding = np.zeros((len(texts), self.config.embedding), np.float32)
         # Texts of like length share a batch: little padding, and the order is put back.

@@ -28,6 +28,9 @@ class ModelConfig(Section):
     """Temperature at the start; it is learned."""
     min_temperature: float = pydantic.Field(default=0.01, gt=0)
     """The temperature never falls below this (CLIP, arXiv 2103.00020: 0.01)."""
+    logit_bias: float | None = None
+    """What the sigmoid loss adds to every score at the start (SigLIP, arXiv 2303.15343: -10, with a
+    temperature of 0.1); it is learned."""
 
 
 class DualEncoder(nn.Module):
@@ -36,10 +39,16 @@ class DualEncoder(nn.Module):
     Attributes:
         logit_scale: (1,) float32, the natural logarithm of the inverse temperature (CLIP's convention).
             Shape (1,) and not (): DeepSpeed cannot take a parameter without dimensions.
+        logit_bias: (1,) float32, or None.
     """
 
     def __init__(
-        self, image_tower: ImageTower, text_tower: TextTower, embedding: int, temperature: float
+        self,
+        image_tower: ImageTower,
+        text_tower: TextTower,
+        embedding: int,
+        temperature: float,
+        logit_bias: float | None = None,
     ) -> None:
         super().__init__()
         self.image_tower = image_tower
@@ -47,6 +56,7 @@ class DualEncoder(nn.Module):
         self.image_projection = _projection(image_tower.width, embedding)
         self.text_projection = _projection(text_tower.width, embedding)
         self.logit_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))
+        self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor([logit_bias]))
 
     def train(self, mode: bool = True) -> "DualEncoder":
         """Frozen towers stay in evaluation mode: no dropout, no moving batch statistics."""
@@ -69,6 +79,8 @@ class DualEncoder(nn.Module):
             image_BD=self.encode_image(image_BCHW),
             text_ND=self.encode_text(token_NL, mask_NL),
             logit_scale=self.logit_scale.exp(),
+            # A view, so that a caller's gradient never reaches the parameter but through its graph.
+            logit_bias=None if self.logit_bias is None else self.logit_bias.view(1),
         )
 
 
@@ -80,7 +92,9 @@ def build_dual_encoder(config: ModelConfig, vocabulary: int, padding_id: int) ->
     """
     image_tower = build_image_tower(config.image)
     text_tower = build_text_tower(config.text, vocabulary, padding_id)
-    return DualEncoder(image_tower, text_tower, config.embedding, config.temperature)
+    return DualEncoder(
+        image_tower, text_tower, config.embedding, config.temperature, config.logit_bias
+    )
 
 
 def _projection(width: int, embedding: int) -> nn.Linear:

@@ -75,6 +75,23 @@ class ImageTower(nn.Module):
         feature_BF: Tensor = self.trunk(image_BCHW)
         return feature_BF
 
+    def layer_depths(self) -> dict[str, int] | None:
+        """How many layers below the tower's output each parameter lies, by its name in the trunk.
+
+        The highest layer (a head or pooling with weights, else the last block) lies at 1, the stem or the
+        patch and position embeddings lie deepest. None: the network does not say what its layers are.
+        """
+        layers = _layer_numbers(self.trunk)
+        above = max(layers.values()) + 1 if layers else 0
+        return {name: above - layer for name, layer in layers.items()} if layers else None
+
+    def undecayed(self) -> set[str]:
+        """Names in the trunk, or patterns of `fnmatch`, that the network's authors spare weight decay."""
+        inner = getattr(self.trunk, "trunk", None)  # open_clip's adapter of timm
+        trunk, prefix = (self.trunk, "") if inner is None else (inner, "trunk.")
+        ask: Any = getattr(trunk, "no_weight_decay", set)
+        return {prefix + name for name in ask()}
+
 
 def build_image_tower(config: TimmTower | OpenClipTower) -> ImageTower:
     """The tower that the configuration names, frozen if it says so.
@@ -108,6 +125,33 @@ def _build_timm(config: TimmTower) -> ImageTower:
     return ImageTower(trunk, config.image_size, tuple(facts["mean"]), tuple(facts["std"]))
 
 
+# Layers of open_clip's own networks, in timm's notation (`group_matcher`): only a layer's number is captured,
+# and 99999 stands for "with the layer before". What nothing matches lies above all layers.
+_OPEN_CLIP_LAYERS: dict[str, dict[str, Any]] = {
+    "VisionTransformer": {
+        "stem": r"^(?:conv1|class_embedding|positional_embedding|ln_pre)",
+        "blocks": [(r"^transformer\.resblocks\.(\d+)", None), (r"^ln_post", (99999,))],
+    },
+    "ModifiedResNet": {"stem": r"^(?:conv|bn)\d", "blocks": r"^layer(\d+)\.(\d+)"},
+}
+
+
+def _layer_numbers(trunk: Any) -> dict[str, int]:
+    """Number of each parameter's layer, from 0 at the input; empty if the network does not say."""
+    from timm.models import group_parameters
+
+    inner = getattr(trunk, "trunk", None)
+    if inner is not None:  # open_clip's adapter: a network of timm and a head
+        below = {f"trunk.{name}": layer for name, layer in _layer_numbers(inner).items()}
+        above = max(below.values(), default=0) + 1
+        return {n: below.get(n, above) for n, _ in trunk.named_parameters()} if below else {}
+    if hasattr(trunk, "group_matcher"):
+        matcher = trunk.group_matcher(coarse=False)
+    else:
+        matcher = _OPEN_CLIP_LAYERS.get(type(trunk).__name__)
+    return dict(group_parameters(trunk, matcher, reverse=True)) if matcher else {}
+
+
 def _takes_image_size(name: str) -> bool:
     import timm
 
@@ -126,8 +170,13 @@ def _build_open_clip(config: OpenClipTower) -> ImageTower:
     vision = dict(options.pop("vision_cfg", {}))
     base = open_clip.get_model_config(config.name) or {}
     vision = {**base.get("vision_cfg", {}), "image_size": config.image_size, **vision}
+    # open_clip moves what it built to `device`, by default a CPU, where a model on meta cannot go.
     model = open_clip.create_model(
-        config.name, pretrained=config.pretrained, vision_cfg=vision, **options
+        config.name,
+        pretrained=config.pretrained,
+        device=torch.get_default_device(),
+        vision_cfg=vision,
+        **options,
     )
     visual: Any = model.visual
     mean = tuple(getattr(visual, "image_mean", None) or OPENAI_DATASET_MEAN)

@@ -2,8 +2,8 @@
 
     token_NL, mask_NL -> trunk -> state_NLF -> pooling over the tokens (never the padding) -> feature_NF
 
-The trunk is loaded by name (`pretrained`) or built small from a configuration (`architecture`). Encoder
-halves of encoder-decoder models (mT5, NLLB) are taken alone.
+The trunk is loaded by name (`pretrained`) or built from a configuration (`architecture`). Encoder halves of
+encoder-decoder models (mT5, NLLB) are taken alone.
 """
 
 from typing import Any, Literal
@@ -19,13 +19,14 @@ Pooling = Literal["mean", "cls", "last"]
 
 
 class TextTowerConfig(Section):
-    """Exactly one of `pretrained` and `architecture` says what the trunk is."""
+    """`pretrained`, `architecture` or both say what the trunk is."""
 
     pretrained: str | None = None
     """Hub name or folder of a transformers model (XLM-R, mT5, NLLB, ModernBERT, ...)."""
     architecture: dict[str, Any] | None = None
-    """`model_type` and fields of its transformers configuration, for random weights; the size of the
-    vocabulary and the padding id come from the tokenizer."""
+    """`model_type` and fields of its transformers configuration. Alone: random weights; `vocab_size` and
+    `pad_token_id` are the tokenizer's if they are not given. Beside `pretrained`: what that one holds, so
+    that a run can be planned without the hub; it is compared when the weights are loaded."""
     pooling: Pooling = "mean"
     """mean over the tokens, the first token (cls), or the last one."""
     max_length: int = pydantic.Field(default=64, ge=4)
@@ -34,9 +35,9 @@ class TextTowerConfig(Section):
     """Leave the trunk as it is; its projection still trains."""
 
     @pydantic.model_validator(mode="after")
-    def _one_source(self) -> "TextTowerConfig":
-        if (self.pretrained is None) == (self.architecture is None):
-            raise ValueError("give exactly one of `pretrained` and `architecture`")
+    def _some_source(self) -> "TextTowerConfig":
+        if self.pretrained is None and self.architecture is None:
+            raise ValueError("give `pretrained`, `architecture` or both")
         if self.architecture is not None and "model_type" not in self.architecture:
             raise ValueError("`architecture` needs a `model_type`, for example xlm-roberta")
         return self
@@ -60,6 +61,26 @@ class TextTower(nn.Module):
         state_NLF = self.trunk(input_ids=token_NL, attention_mask=mask_NL).last_hidden_state
         return pool(state_NLF, mask_NL, self.pooling)
 
+    def layer_depths(self) -> dict[str, int] | None:
+        """How many layers below the tower's output each parameter lies, by its name in the trunk.
+
+        The last layer and the norm after it lie at 1, the embeddings lie deepest. None: the trunk does not
+        keep its layers in one list.
+        """
+        layers = _layer_list(self.trunk)
+        if layers is None:
+            return None
+        prefix, count = layers
+        deepest = outside = count + 1
+        depths: dict[str, int] = {}
+        for name, _ in self.trunk.named_parameters():
+            if name.startswith(prefix):
+                depths[name] = count - int(name.removeprefix(prefix).split(".")[0])
+                outside = 1  # what comes after the layers is their norm
+            else:
+                depths[name] = deepest if "embed" in name else outside
+        return depths
+
 
 def pool(state_NLF: Tensor, mask_NL: Tensor, pooling: Pooling) -> Tensor:
     """One feature a caption from the states of its tokens.
@@ -82,6 +103,19 @@ def pool(state_NLF: Tensor, mask_NL: Tensor, pooling: Pooling) -> Tensor:
     return state_NLF[torch.arange(len(state_NLF), device=state_NLF.device), index_N]
 
 
+def _layer_list(trunk: Any) -> tuple[str, int] | None:
+    """How the names in the one list of layers begin, and how many layers it holds."""
+    count = trunk.config.num_hidden_layers
+    lists = [
+        f"{name}."
+        for name, module in trunk.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    # A layer may keep its parts in a list of its own, of the same length by chance.
+    outer = [a for a in lists if not any(a != b and a.startswith(b) for b in lists)]
+    return (outer[0], count) if len(outer) == 1 else None
+
+
 def build_text_tower(config: TextTowerConfig, vocabulary: int, padding_id: int) -> TextTower:
     """The tower that the configuration names, frozen if it says so.
 
@@ -90,13 +124,14 @@ def build_text_tower(config: TextTowerConfig, vocabulary: int, padding_id: int) 
         padding_id: the tokenizer's padding id.
 
     Raises:
-        UserError: transformers knows no such model, or its vocabulary is smaller than the tokenizer's.
+        UserError: transformers knows no such model, what `pretrained` holds is not what `architecture` says,
+            or its vocabulary is smaller than the tokenizer's.
     """
-    trunk = (
-        load_trunk(config.pretrained)
-        if config.pretrained
-        else _build(config, vocabulary, padding_id)
-    )
+    if config.pretrained:
+        trunk = load_trunk(config.pretrained)
+        _compare(config.architecture or {}, trunk.config, config.pretrained)
+    else:
+        trunk = _build(config, vocabulary, padding_id)
     rows = trunk.get_input_embeddings().weight.shape[0]
     if rows < vocabulary:
         raise UserError(
@@ -125,15 +160,28 @@ def load_trunk(name: str) -> Any:
     return _encoder_half(model)
 
 
+def _compare(architecture: dict[str, Any], settings: Any, name: str) -> None:
+    """Stop where the run file describes another model than the one that was loaded."""
+    for field, value in architecture.items():
+        held = getattr(settings, field, None)
+        if held != value:
+            raise UserError(
+                f"model.text.architecture.{field}: is {value!r}, but `{name}` has {held!r}; write down what "
+                "it has"
+            )
+
+
 def _build(config: TextTowerConfig, vocabulary: int, padding_id: int) -> Any:
     from transformers import AutoConfig
 
-    fields = dict(config.architecture or {})
+    fields = {
+        "vocab_size": vocabulary,
+        "pad_token_id": padding_id,
+        **(config.architecture or {}),
+    }
     model_type = fields.pop("model_type")
     try:
-        settings = AutoConfig.for_model(
-            model_type, vocab_size=vocabulary, pad_token_id=padding_id, **fields
-        )
+        settings = AutoConfig.for_model(model_type, **fields)
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"model.text.architecture: `{model_type}`: {reason}") from None

@@ -15,7 +15,7 @@ from mmalign.console import say
 from mmalign.data.shards import read_manifest
 from mmalign.evaluation.tower import load_tower
 from mmalign.study.config import StudyConfig, TowerConfig
-from mmalign.training.loop import RunConfig
+from mmalign.training.run_config import RunConfig
 from mmalign.verb import run_verb
 
 _TIME = "training_time.json"

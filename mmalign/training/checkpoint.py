@@ -1,25 +1,58 @@
 """Checkpoints of a run: whole or absent, newest first, never a silent fresh start.
 
-    runs/x/checkpoints/step-000000400/   model.safetensors, deepspeed/, rng-rank*.safetensors,
-                                         state.json, MANIFEST.json (last)
+    runs/x/checkpoints/step-000000400/   model.safetensors, optimizer-rank*.safetensors, state.json,
+                                         MANIFEST.json (last)
     runs/x/checkpoints/LATEST            name of the newest one
+    runs/x/checkpoints/best              link to the best one, where the run chooses by a metric
 
-Every rank writes into one temporary folder; rank 0 commits it.
+    engine -> copies on the host -> files of this rank, synced and hashed (in a thread, where asked)
+           -> all ranks are done: rank 0 writes the manifest and renames the folder
+
+Nothing in a checkpoint depends on the number of ranks or the stage of ZeRO that wrote it, and nothing in
+it is a pickle.
 """
 
 import json
 import shutil
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pydantic
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
 from mmalign import distributed
 from mmalign.batch import StreamState
-from mmalign.commit import commit_folder, newest_folder, temporary_folder, write_atomic, write_json
+from mmalign.commit import (
+    commit_folder,
+    newest_folder,
+    settle,
+    temporary_folder,
+    write_atomic,
+    write_json,
+)
+from mmalign.config import Section
 from mmalign.errors import UserError
-from mmalign.training.engine import Engine
+from mmalign.training.engine import OPTIMIZER_FILES, Engine
 
 LATEST = "LATEST"
+BEST = "best"
+
+
+class CheckpointConfig(Section):
+    every: int = pydantic.Field(default=500, ge=1)
+    """Steps between checkpoints; the last step has one too."""
+    minutes: float | None = pydantic.Field(default=None, gt=0)
+    """Longest time between checkpoints, where steps are slow."""
+    keep: int = pydantic.Field(default=2, ge=1)
+    """How many of the newest to keep."""
+    keep_every: int | None = pydantic.Field(default=None, ge=1)
+    """Checkpoints of steps that this divides are kept for ever."""
+    asynchronous: bool = False
+    """Write while training goes on; it costs a copy of weights and optimizer state in the host's memory."""
 
 
 @dataclass(frozen=True)
@@ -27,42 +60,162 @@ class TrainState:
     """What a run knows about itself beside the engine's tensors.
 
     Attributes:
-        step: optimizer steps taken.
+        step: steps taken.
         pairs_seen: captions trained on, over all ranks.
         stream: where the stream goes on.
+        best: highest value so far of the metric that chooses the best checkpoint.
     """
 
     step: int
     pairs_seen: int
     stream: StreamState
+    best: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {"step": self.step, "pairs_seen": self.pairs_seen, "stream": self.stream.to_json()}
+        stream = self.stream.to_json()
+        return {
+            "step": self.step,
+            "pairs_seen": self.pairs_seen,
+            "stream": stream,
+            "best": self.best,
+        }
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> "TrainState":
-        return cls(tree["step"], tree["pairs_seen"], StreamState.from_json(tree["stream"]))
+        stream = StreamState.from_json(tree["stream"])
+        return cls(tree["step"], tree["pairs_seen"], stream, tree.get("best"))
 
 
-def save(folder: Path, engine: Engine, state: TrainState, facts: dict[str, Any], keep: int) -> None:
-    """Commit a checkpoint below `folder` and remove all but the `keep` newest; called on all ranks.
+class Saver:
+    """Writes a run's checkpoints; every rank calls every method at the same step.
 
     Args:
-        facts: what the manifest says of the run (its configuration's hash, the data's hashes).
+        folder: `checkpoints` of the run.
+        facts: what a manifest says of the run (its configuration's hash, the data's hashes).
     """
-    target = folder / f"step-{state.step:09d}"
-    work = temporary_folder(target) if distributed.is_main() else None
-    work = distributed.broadcast(work)
-    assert work is not None
-    engine.save(work)
-    distributed.barrier()
-    if distributed.is_main():
-        write_json(work / "state.json", state.to_json())
-        facts = {"step": state.step, "world_size": distributed.world_size(), **facts}
-        commit_folder(work, target, facts)
-        write_atomic(folder / LATEST, target.name + "\n")
-        _remove_old(folder, keep)
-    distributed.barrier()
+
+    def __init__(self, folder: Path, config: CheckpointConfig, facts: dict[str, Any]) -> None:
+        self._folder = folder
+        self._config = config
+        self._facts = facts
+        self._job: _Job | None = None
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this rank still writes its files."""
+        return self._job is not None and self._job.thread.is_alive()
+
+    def save(self, engine: Engine, state: TrainState, is_best: bool = False) -> None:
+        """Start a checkpoint, and finish it unless it may be written while training goes on.
+
+        Raises:
+            UserError: this or the one before could not be written; what was there is as it was.
+        """
+        self.finish()
+        target = self._folder / f"step-{state.step:09d}"
+        work, problem = distributed.broadcast(_make_folder(target))
+        if work is None:
+            raise self._failure(target, problem)
+        moments, weights = engine.capture()
+        self._job = _Job(work, target, state, moments, weights, is_best)
+        if not self._config.asynchronous:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until all ranks have written, and commit; nothing where there is nothing to commit.
+
+        Raises:
+            UserError: a rank could not write its files.
+        """
+        if self._job is None:
+            return
+        job, self._job = self._job, None
+        job.thread.join()
+        outcomes = distributed.gather_objects((job.files, job.problem))
+        problem = next((problem for _, problem in outcomes if problem), None)
+        if distributed.is_main():
+            problem = problem or self._commit(
+                job, {k: v for f, _ in outcomes for k, v in f.items()}
+            )
+            if problem:
+                shutil.rmtree(job.work, ignore_errors=True)
+        problem = distributed.broadcast(problem)
+        if problem:
+            raise self._failure(job.target, problem)
+
+    def _commit(self, job: "_Job", files: dict[str, Any]) -> str | None:
+        """Make the folder count; on rank 0. Returns what went wrong."""
+        facts = {"step": job.state.step, "world_size": distributed.world_size(), **self._facts}
+        try:
+            commit_folder(job.work, job.target, facts, files)
+            write_atomic(self._folder / LATEST, job.target.name + "\n")
+            if job.is_best:
+                _point(self._folder / BEST, job.target)
+            self._remove_old()
+        except OSError as error:
+            return str(error)
+        return None
+
+    def _remove_old(self) -> None:
+        best = (self._folder / BEST).resolve()
+        committed = sorted(path for path in self._folder.glob("step-*") if "." not in path.name)
+        for path in committed[: -self._config.keep]:
+            step, rule = int(path.name.removeprefix("step-")), self._config.keep_every
+            if path.resolve() != best and not (rule and step % rule == 0):
+                shutil.rmtree(path)
+        for path in self._folder.glob("step-*.tmp-*"):  # left by a kill in the middle of a save
+            shutil.rmtree(path)
+
+    def _failure(self, target: Path, problem: str | None) -> UserError:
+        kept = sorted(path.name for path in self._folder.glob("step-*") if "." not in path.name)
+        newest = f"; {kept[-1]} is whole" if kept else ""
+        return UserError(
+            f"{target}: the checkpoint could not be written ({problem}){newest}; make room and start the "
+            "same command again"
+        )
+
+
+class _Job:
+    """One rank's part of one checkpoint, being written.
+
+    Attributes:
+        files: name -> size and sha256, of what this rank wrote.
+        problem: why it could not.
+    """
+
+    def __init__(
+        self,
+        work: Path,
+        target: Path,
+        state: TrainState,
+        moments: dict[str, Tensor],
+        weights: dict[str, dict[str, Tensor]],
+        is_best: bool,
+    ) -> None:
+        self.work = work
+        self.target = target
+        self.state = state
+        self.is_best = is_best
+        self.files: dict[str, Any] = {}
+        self.problem: str | None = None
+        self.thread = threading.Thread(target=self._write, args=(moments, weights))
+        self.thread.start()
+
+    def _write(self, moments: dict[str, Tensor], weights: dict[str, dict[str, Tensor]]) -> None:
+        rank = distributed.rank()
+        try:
+            self._write_tensors(f"{OPTIMIZER_FILES}{rank:05d}.safetensors", moments)
+            for name, tensors in weights.items():
+                self._write_tensors(name, tensors)
+            if rank == 0:
+                write_json(self.work / "state.json", self.state.to_json())
+                self.files["state.json"] = settle(self.work / "state.json")
+        except (OSError, SafetensorError) as error:
+            self.problem = " ".join(str(error).split())
+
+    def _write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
+        save_file(tensors, self.work / name)
+        self.files[name] = settle(self.work / name)
 
 
 def load_newest(folder: Path, engine: Engine, data: list[str]) -> TrainState:
@@ -72,8 +225,8 @@ def load_newest(folder: Path, engine: Engine, data: list[str]) -> TrainState:
         data: sha256 of the manifests of the data to go on with.
 
     Raises:
-        UserError: no checkpoint can be used, or it was made by another model or number of ranks, or on
-            other data: its place in the stream would mean other samples.
+        UserError: no checkpoint can be used, or it was made by another model, or on other data: its
+            place in the stream would mean other samples.
     """
     chosen, info = newest_folder(folder)
     if info["data"] != data:
@@ -81,14 +234,13 @@ def load_newest(folder: Path, engine: Engine, data: list[str]) -> TrainState:
             f"{chosen}: was trained on other data than `data.train` now holds; build the same data "
             "again, or start another run from its weights with init_from"
         )
-    if info["world_size"] != distributed.world_size():
+    if not any(chosen.glob(f"{OPTIMIZER_FILES}*")):
         raise UserError(
-            f"{chosen}: was written by {info['world_size']} ranks, this run has "
-            f"{distributed.world_size()}; resume on the same number, or start from its weights with "
-            "init_from"
+            f"{chosen}: holds no optimizer state that this version reads; start another run from its "
+            "weights with init_from"
         )
     state = TrainState.from_json(json.loads((chosen / "state.json").read_text(encoding="utf-8")))
-    engine.load(chosen, state.step)
+    engine.restore(chosen, state.step)
     return state
 
 
@@ -98,9 +250,19 @@ def has_checkpoints(folder: Path) -> bool:
     return any(finished) or (folder / LATEST).is_file()
 
 
-def _remove_old(folder: Path, keep: int) -> None:
-    committed = sorted(path for path in folder.glob("step-*") if "." not in path.name)
-    for path in committed[:-keep]:
-        shutil.rmtree(path)
-    for path in folder.glob("step-*.tmp-*"):  # left by a kill in the middle of a save
-        shutil.rmtree(path)
+def _make_folder(target: Path) -> tuple[Path | None, str | None]:
+    """A folder to write into, or why there is none; on rank 0, (None, None) elsewhere."""
+    if not distributed.is_main():
+        return None, None
+    try:
+        return temporary_folder(target), None
+    except OSError as error:
+        return None, str(error)
+
+
+def _point(link: Path, target: Path) -> None:
+    """Make `link` a link to its neighbour `target`, replacing the link that was there."""
+    temporary = link.with_name(f".{link.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    temporary.replace(link)

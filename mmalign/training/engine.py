@@ -1,4 +1,4 @@
-"""DeepSpeed around the model: one training step, and its state on disk.
+"""DeepSpeed around the model: one training step, and its state for a checkpoint.
 
     batch -> objective: forward (autocast, hooks of ZeRO), loss share -> backward -> clip, AdamW -> bounds
 
@@ -6,32 +6,42 @@ The DeepSpeed dictionary is built from the run's own fields; there is no second 
 Parameters and the optimizer stay float32: `bf16` means autocast, because DeepSpeed's own bf16 mode casts
 the temperature too. The objective gives each rank's share of the global loss; DeepSpeed averages
 gradients over ranks, so the share is multiplied by their number first.
+
+What a step draws at random (dropout) is a function of seed, step, rank and part: there is no random state
+to save, and cached gradients replay it.
 """
 
 import logging
 import math
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import pydantic
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmalign import distributed
 from mmalign.batch import Batch
 from mmalign.config import Section
 from mmalign.errors import UserError
 from mmalign.model.dual_encoder import DualEncoder
+from mmalign.model.execution import checkpoint_activations, compile_towers
 from mmalign.training.batch_norm import use_global_batch
-from mmalign.training.objective import ObjectiveConfig, outcome_of, trained_module
-from mmalign.training.optimizer import (
-    OptimizerConfig,
-    build_optimizer,
-    learning_rate_factor,
-    set_learning_rate,
+from mmalign.training.cached import cached_backward
+from mmalign.training.objective import (
+    ContrastiveConfig,
+    ObjectiveConfig,
+    outcome_of,
+    trained_module,
 )
+from mmalign.training.optimizer import OptimizerConfig, build_optimizer, set_learning_rates
+from mmalign.training.state import capture, restore
 
-_TAG = "deepspeed"
+MODEL_FILE = "model.safetensors"
+HEAD_FILE = "head.safetensors"
+OPTIMIZER_FILES = "optimizer-rank"
 
 
 class EngineConfig(Section):
@@ -40,6 +50,16 @@ class EngineConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 0
     """What is split over ranks: nothing, optimizer state, gradients too, parameters too (ZeRO,
     arXiv 1910.02054)."""
+    micro_batch: int | None = pydantic.Field(default=None, ge=1)
+    """Images of a rank in one forward pass; the gradient is still that of the whole batch (cached
+    gradients, GradCache, arXiv 2101.06983), for a second forward pass. None: all at once."""
+    checkpoint_activations: bool = False
+    """Keep only the inputs of the towers' blocks and compute the rest again in the backward pass."""
+    compile: bool = False
+    """torch.compile of the towers; the first steps take a minute longer."""
+    hang_seconds: int = pydantic.Field(default=0, ge=0)
+    """A rank that makes no progress for this long writes its stacks and ends; 0: never. Longer than the
+    longest step, evaluation or save."""
 
 
 class Engine:
@@ -48,7 +68,7 @@ class Engine:
     Attributes:
         model: the dual encoder; under ZeRO 3 its parameters are split over the ranks.
         module: what DeepSpeed wraps, the model alone or with the objective's head.
-        step_number: optimizer steps taken.
+        step_number: steps taken, those left out for numbers that are not finite among them.
     """
 
     def __init__(
@@ -60,18 +80,26 @@ class Engine:
         steps: int,
         batch_size: int,
         min_temperature: float,
+        seed: int = 0,
     ) -> None:
         deepspeed = _import_deepspeed()
         self.model = model
         self.module = trained_module(objective, model).to(distributed.device()).train()
-        use_global_batch(self.module)
-        self._objective = objective
-        self._optimizer_config = optimizer
-        self._zero_stage = config.zero_stage
-        self._steps = steps
-        self._max_log_scale = -math.log(min_temperature)
         self.step_number = 0
-        self._deepspeed: Any
+        self._objective = objective
+        self._config = config
+        self._optimizer_config = optimizer
+        self._steps = steps
+        self._batch_size = batch_size
+        self._max_log_scale = -math.log(min_temperature)
+        self._seed = seed
+        use_global_batch(self.module)
+        if config.micro_batch is not None:
+            _refuse_batch_statistics(self.module)
+        if config.checkpoint_activations:
+            checkpoint_activations(model)
+        if config.compile:
+            compile_towers(model)
         self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
             model=self.module,
             optimizer=build_optimizer(self.module, optimizer),
@@ -81,23 +109,27 @@ class Engine:
     def step(self, batch: Batch) -> dict[str, float]:
         """One optimizer step on this rank's part of a global batch.
 
+        Where the loss or a gradient is not finite on any rank, no rank changes a weight, a statistic or
+        a moment; the metrics tell (`grad_norm` is then not finite).
+
         Returns:
             What the objective tells (loss of the global batch, ...), grad_norm (before clipping) and lr.
         """
-        set_learning_rate(self._optimizer.param_groups, self._learning_rate_factor())
-        metrics = self.backward(batch)
-        # DeepSpeed tells the norm after its step, but only under ZeRO.
-        grad_norm = self._grad_norm_without_zero() if self._zero_stage == 0 else None
-        self._deepspeed.step()
-        if grad_norm is None:
-            grad_norm = float(self._deepspeed.get_global_grad_norm())
-        self._bound_temperature()
+        rate = set_learning_rates(
+            self._optimizer.param_groups,
+            self._optimizer_config,
+            self.step_number,
+            self._steps,
+            self._batch_size,
+        )
+        statistics = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
+        metrics = {name: float(value) for name, value in self.backward(batch).items()}
+        grad_norm = self._update()
+        if not math.isfinite(grad_norm):
+            for buffer, before in statistics:
+                buffer.copy_(before)
         self.step_number += 1
-        return {
-            **{name: float(value) for name, value in metrics.items()},
-            "grad_norm": grad_norm,
-            "lr": self._optimizer.param_groups[0]["lr"],
-        }
+        return {**metrics, "grad_norm": grad_norm, "lr": rate}
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of the global loss, averaged over ranks, in the hands of DeepSpeed.
@@ -106,72 +138,114 @@ class Engine:
             The objective's metrics of the global batch, equal on all ranks.
         """
         batch = batch.to(distributed.device())
-        outcome = outcome_of(self._objective, self._deepspeed, batch)
-        self._deepspeed.backward(outcome.share * distributed.world_size())
-        return outcome.metrics
+        images = self._config.micro_batch
+        if images is None or images >= len(batch.key_B):
+            self._seed_part(0)
+            outcome = outcome_of(self._objective, self._deepspeed, batch)
+            self._backward(outcome.to_minimise, is_last=True)
+            return outcome.metrics
+        assert isinstance(self._objective, ContrastiveConfig)
+        return cached_backward(
+            self._objective, self._deepspeed, self._backward, self._seed_part, batch, images
+        ).metrics
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The whole dual encoder, whatever the stage of ZeRO; to be called on all ranks."""
-        import deepspeed
+    def capture(self) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """This rank's share of the optimizer's state, and on rank 0 the weights by the file that they
+        belong in, as copies on the host; to be called on all ranks."""
+        state, weights = capture(self._deepspeed, self.module, self._config.zero_stage)
+        files: dict[str, dict[str, Tensor]] = {name: {} for name in self._weight_prefixes}
+        for name, tensor in weights.items():
+            is_model = name.startswith(self._weight_prefixes[MODEL_FILE])
+            file = MODEL_FILE if is_model else HEAD_FILE
+            files[file][name.removeprefix(self._weight_prefixes[file])] = tensor
+        return state, files if weights else {}
 
-        with deepspeed.zero.GatheredParameters(
-            list(self.model.parameters()), enabled=self._zero_stage == 3
-        ):
-            return {name: t.detach().cpu().clone() for name, t in self.model.state_dict().items()}
-
-    def save(self, folder: Path) -> None:
-        """Write weights, optimizer and this rank's random state into `folder`; called on all ranks."""
-        weights = self.state_dict()
-        if distributed.is_main():
-            save_file({n: t.contiguous() for n, t in weights.items()}, folder / "model.safetensors")
-        self._deepspeed.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
-        save_file(_random_state(), folder / f"rng-rank{distributed.rank()}.safetensors")
-
-    def load(self, folder: Path, step: int) -> None:
-        """Take over all that `save` wrote. The caller has verified the folder: DeepSpeed reads pickles.
+    def restore(self, folder: Path, step: int) -> None:
+        """Take over what `capture` gave on whatever number of ranks; to be called on all ranks.
 
         Raises:
-            UserError: written by another number of ranks, another ZeRO stage or another model.
+            UserError: the files of `folder` belong to another model.
         """
-        rng_file = folder / f"rng-rank{distributed.rank()}.safetensors"
-        try:
-            loaded, _ = self._deepspeed.load_checkpoint(str(folder), tag=_TAG)
-        except (RuntimeError, KeyError, ValueError, AssertionError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{folder}: a checkpoint of another model or engine ({reason})"
-            ) from None
-        # DeepSpeed only warns where it finds nothing, and a run would start afresh.
-        if loaded is None or not rng_file.is_file():
-            raise UserError(f"{folder}: holds no state for rank {distributed.rank()} of this run")
-        _set_random_state(load_file(rng_file))
+        weights = {prefix: folder / name for name, prefix in self._weight_prefixes.items()}
+        optimizer = sorted(folder.glob(f"{OPTIMIZER_FILES}*.safetensors"))
+        restore(self._deepspeed, self.module, self._config.zero_stage, weights, optimizer)
         self.step_number = step
 
-    def _learning_rate_factor(self) -> float:
-        return learning_rate_factor(
-            self.step_number, self._steps, self._optimizer_config.warmup_steps
-        )
+    @property
+    def _weight_prefixes(self) -> dict[str, str]:
+        """File -> what its names lack to be names of `module`."""
+        if self.module is self.model:
+            return {MODEL_FILE: ""}
+        return {MODEL_FILE: "dual_encoder.", HEAD_FILE: ""}
 
-    def _grad_norm_without_zero(self) -> float:
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
+    def whole_model(self) -> AbstractContextManager[Any]:
+        """Within it every rank holds the whole of `model`, also under ZeRO 3; on all ranks."""
+        import deepspeed
+
+        gathers = self._config.zero_stage == 3
+        gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
+            list(self.model.parameters()), enabled=gathers
+        )
+        return gathered
+
+    def _backward(self, share: Tensor, is_last: bool) -> None:
+        self._deepspeed.set_gradient_accumulation_boundary(is_last)
+        self._deepspeed.backward(share * distributed.world_size())
+
+    def _update(self) -> float:
+        """Clip and step unless a gradient is not finite; returns the gradients' norm before clipping."""
+        if self._config.zero_stage == 0:
+            # After DeepSpeed's all-reduce, so every rank comes to the same norm.
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+            if not math.isfinite(grad_norm):
+                self._deepspeed.zero_grad()
+                return grad_norm
+            self._deepspeed.step()
+        else:
+            # ZeRO knows the norm only inside its step; one that is not finite makes it leave the step out.
+            self._deepspeed.step()
+            grad_norm = float(self._deepspeed.get_global_grad_norm())
+        self._bound_temperature()
+        return grad_norm
+
+    def _seed_part(self, number: int) -> None:
+        key = (self._seed, self.step_number, distributed.rank(), number)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
     @torch.no_grad()
     def _bound_temperature(self) -> None:
-        """Keep the temperature above its least value, on the copy that the optimizer owns."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+        """Keep the temperature above its least value, on the copy that the optimizer owns as well."""
+        from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import (
+            safe_get_local_fp32_param,
+            safe_set_full_fp32_param,
+            safe_set_local_fp32_param,
+        )
 
-        parameter = self.model.logit_scale
+        parameter, stage = self.model.logit_scale, self._config.zero_stage
         if not parameter.requires_grad:
             return
-        if self._zero_stage == 0:
-            parameter.clamp_(max=self._max_log_scale)
-            return
-        value = safe_get_full_fp32_param(parameter)
-        if value is not None and float(value) > self._max_log_scale:
-            safe_set_full_fp32_param(parameter, value.clamp(max=self._max_log_scale))
-            if self._zero_stage < 3:
+        with GatheredParameters([parameter], modifier_rank=0, enabled=stage == 3):
+            exceeds = bool(parameter > self._max_log_scale)
+            if exceeds:
                 parameter.clamp_(max=self._max_log_scale)
+        if exceeds and stage in (1, 2):
+            safe_set_full_fp32_param(parameter, parameter)
+        elif exceeds and stage == 3:
+            # DeepSpeed's setter of whole tensors fails on one number that is padded for several ranks.
+            part = safe_get_local_fp32_param(parameter)
+            safe_set_local_fp32_param(parameter, part.clamp(max=self._max_log_scale))
+
+
+def _refuse_batch_statistics(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training:
+            raise UserError(
+                f"engine.micro_batch: `{name}` normalises over the images of a forward pass, so parts of a "
+                "batch would give another gradient than the whole; use a network without batch "
+                "normalisation, freeze it, or take micro_batch out"
+            )
 
 
 def _import_deepspeed() -> Any:
@@ -200,16 +274,3 @@ def _deepspeed_config(
         "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 2**31,
     }
-
-
-def _random_state() -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_random_state(state: dict[str, Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

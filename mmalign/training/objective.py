@@ -1,7 +1,8 @@
 """What a run trains for: the module that trains, and what a batch comes to.
 
-    config, dual encoder          -> trained_module -> what the engine wraps
-    config, its forward, a batch  -> outcome_of     -> this rank's share of the global loss, metrics
+    config, dual encoder          -> trained_module   -> what the engine wraps
+    config, its forward, a batch  -> outcome_of       -> this rank's share of the global loss, metrics
+    config, embeddings, a batch   -> contrast         -> the same, for who has embeddings already
 
 Two objectives: contrastive learning of pictures and captions, with an optional term between the captions
 of a picture; and masked language modelling of the same captions, the control that sees no picture.
@@ -21,16 +22,29 @@ from mmalign.batch import NOT_PREDICTED, Batch, Embeddings
 from mmalign.config import Section
 from mmalign.model.dual_encoder import DualEncoder
 from mmalign.model.masked_language_model import MaskedLanguageModel
-from mmalign.training.loss import contrastive_loss, text_text_loss
+from mmalign.training.loss import contrastive_loss, sigmoid_loss, text_text_loss
 
 
 class ContrastiveConfig(Section):
     """Pictures and their captions meet (CLIP, arXiv 2103.00020)."""
 
     kind: Literal["contrastive"]
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """softmax: CLIP's, with many positives; sigmoid: SigLIP's (arXiv 2303.15343), which needs
+    `model.logit_bias`."""
     text_text: float = pydantic.Field(default=0.0, ge=0)
     """Weight of the loss between captions of one picture; it needs `data.captions_per_image` of 2 or more,
     or equal pictures."""
+    label_smoothing: float = pydantic.Field(default=0.0, ge=0, lt=1)
+    """Share of a softmax target that is spread over all columns of its row."""
+    language_weights: dict[str, pydantic.PositiveFloat] = pydantic.Field(default={})
+    """Weight of a caption's loss by its language, for example {sw: 2.0}; 1 for languages not named."""
+
+    @pydantic.model_validator(mode="after")
+    def _fits_together(self) -> "ContrastiveConfig":
+        if self.loss == "sigmoid" and self.label_smoothing:
+            raise ValueError("`label_smoothing` is of the softmax loss; take it out")
+        return self
 
 
 class MaskedLanguageModelConfig(Section):
@@ -59,6 +73,13 @@ class Outcome:
     share: Tensor
     metrics: dict[str, Tensor]
 
+    @property
+    def to_minimise(self) -> Tensor:
+        """The share; not a number where the global loss is not finite, so that on no rank the gradients
+        of such a step can look sound."""
+        is_finite = self.metrics["loss"].isfinite().all()
+        return self.share * torch.where(is_finite, 1.0, torch.nan).to(self.share.dtype)
+
 
 def trained_module(config: ObjectiveConfig, model: DualEncoder) -> nn.Module:
     """The module whose forward `outcome_of` calls: the model, or the model with a head.
@@ -78,25 +99,42 @@ def outcome_of(config: ObjectiveConfig, forward: Callable[..., Any], batch: Batc
     """
     if isinstance(config, MaskedLanguageModelConfig):
         return _predict_tokens(forward, batch)
-    return _contrast(forward, batch, config.text_text)
+    return contrast(config, embed(forward, batch), batch)
 
 
-def _contrast(forward: Callable[..., Any], batch: Batch, text_text_weight: float) -> Outcome:
+def embed(forward: Callable[..., Embeddings], batch: Batch) -> Embeddings:
+    """The two towers' view of a batch, with its graph."""
     assert batch.image_BCHW is not None
-    embeddings: Embeddings = forward(
-        batch.image_BCHW.contiguous(memory_format=torch.channels_last),
-        batch.token_NL,
-        batch.mask_NL,
-    )
-    share = contrastive_loss(embeddings, batch.picture_id_B, batch.picture_id_N)
-    extra: dict[str, Tensor] = {}
-    if text_text_weight:
+    image_BCHW = batch.image_BCHW.contiguous(memory_format=torch.channels_last)
+    return forward(image_BCHW, batch.token_NL, batch.mask_NL)
+
+
+def contrast(config: ContrastiveConfig, embeddings: Embeddings, batch: Batch) -> Outcome:
+    """The contrastive loss of this rank's embeddings among those of all ranks."""
+    weight_N = _weights(config, batch)
+    ids = (batch.picture_id_B, batch.picture_id_N)
+    if config.loss == "sigmoid":
+        share = sigmoid_loss(embeddings, *ids, weight_N=weight_N)
+    else:
+        share = contrastive_loss(
+            embeddings, *ids, weight_N=weight_N, label_smoothing=config.label_smoothing
+        )
+    metrics: dict[str, Tensor] = {}
+    if config.text_text:
         text_text = text_text_loss(embeddings, batch.picture_id_N)
-        share = share + text_text_weight * text_text
-        extra["text_text_loss"] = distributed.sum_over_ranks(text_text)
-    temperature = 1 / embeddings.logit_scale.detach().double()
-    loss = distributed.sum_over_ranks(share)
-    return Outcome(share, {"loss": loss, **extra, "temperature": temperature})
+        share = share + config.text_text * text_text
+        metrics["text_text_loss"] = distributed.sum_over_ranks(text_text)
+    metrics["temperature"] = 1 / embeddings.logit_scale.detach().double()
+    if embeddings.logit_bias is not None:
+        metrics["logit_bias"] = embeddings.logit_bias.detach()
+    return Outcome(share, {"loss": distributed.sum_over_ranks(share), **metrics})
+
+
+def _weights(config: ContrastiveConfig, batch: Batch) -> Tensor | None:
+    if not config.language_weights:
+        return None
+    weights = [config.language_weights.get(lang, 1.0) for lang in batch.language_N]
+    return torch.tensor(weights, device=batch.token_NL.device)
 
 
 def _predict_tokens(forward: Callable[..., Any], batch: Batch) -> Outcome:

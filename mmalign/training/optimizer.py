@@ -1,67 +1,226 @@
 """AdamW with the parameter groups of the field, and the learning rate as a function of the step.
 
-parameters -> groups (tower x with or without weight decay) -> AdamW
-step -> warm-up, then cosine to zero -> factor of each group's learning rate
+    parameter -> its tower's rate, weight decay, depth, first step -> group of equal settings -> AdamW
+    step      -> warm-up x (cosine | constant, cooldown)           -> learning rate of each group
+
+A tower's settings hold for its trunk. The projections, the temperature, the bias and an objective's head
+belong to no tower: they take the common settings and train from the first step.
+
+A trunk that waits for its first step has a learning rate of 0. AdamW multiplies its decoupled decay by the
+rate as well, so not a bit of a weight changes, and what ZeRO splits over ranks stays as it is. Gradients are
+computed all the while: they count in the norm that is clipped, and they fill Adam's moments.
 """
 
+import fnmatch
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import pydantic
 from torch import nn
 from torch.optim import AdamW
 
 from mmalign.config import Section
+from mmalign.errors import UserError
+from mmalign.model.image_tower import ImageTower
+from mmalign.model.text_tower import TextTower
+
+_WARMUP_STEPS = 50
 
 
 class OptimizerConfig(Section):
     lr: float = pydantic.Field(gt=0)
     """Highest learning rate."""
+    image_lr: float | None = pydantic.Field(default=None, gt=0)
+    """Highest learning rate of the image tower, where it is to differ."""
     text_lr: float | None = pydantic.Field(default=None, gt=0)
     """Highest learning rate of the text tower, where it is to differ."""
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = pydantic.Field(default=1e-6, gt=0)
     weight_decay: float = pydantic.Field(default=0.1, ge=0)
-    """Decoupled decay of matrices; vectors (norms, biases) and the temperature have none."""
-    warmup_steps: int = pydantic.Field(default=50, ge=0)
+    """Decoupled decay of matrices. Vectors (norms, biases), the temperature, and an image tower's position
+    and class embeddings have none."""
+    image_weight_decay: float | None = pydantic.Field(default=None, ge=0)
+    """That of the image tower, where it is to differ."""
+    text_weight_decay: float | None = pydantic.Field(default=None, ge=0)
+    """That of the text tower, where it is to differ."""
+    image_layer_decay: float = pydantic.Field(default=1.0, gt=0, le=1)
+    """Each block of the image tower learns at this many times the rate of the block above it, the highest
+    one at this many times the tower's rate; the embeddings (or the stem) are the deepest (ELECTRA,
+    arXiv 2003.10555; BEiT, arXiv 2106.08254)."""
+    text_layer_decay: float = pydantic.Field(default=1.0, gt=0, le=1)
+    """The same for the text tower."""
+    image_from_step: int = pydantic.Field(default=0, ge=0)
+    """The image tower does not change before this step (from 0), where its own warm-up begins; its
+    projection trains from the start."""
+    text_from_step: int = pydantic.Field(default=0, ge=0)
+    """The same for the text tower."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How the rate goes on after the warm-up: down to the last step, or level until the cooldown."""
+    warmup_steps: int | None = pydantic.Field(default=None, ge=0)
+    """Steps in which the rate rises linearly; without `warmup_pairs` 50."""
+    warmup_pairs: int | None = pydantic.Field(default=None, ge=0)
+    """The same in images with their captions, for runs that are to compare at several batch sizes."""
+    cooldown_steps: int = pydantic.Field(default=0, ge=0)
+    """Last steps of a constant schedule, in which the rate falls by 1 - sqrt (arXiv 2405.18392)."""
+    final_lr_share: float = pydantic.Field(default=0.0, ge=0, le=1)
+    """Share of the highest rate at which the cosine or the cooldown ends."""
     clip: float = pydantic.Field(default=1.0, gt=0)
     """Longest global gradient norm."""
+
+    @pydantic.model_validator(mode="after")
+    def _fits_together(self) -> "OptimizerConfig":
+        if self.warmup_steps is not None and self.warmup_pairs is not None:
+            raise ValueError("give `warmup_steps` or `warmup_pairs`, not both")
+        if self.cooldown_steps and self.schedule != "constant":
+            raise ValueError("`cooldown_steps` belongs to `schedule: constant`; a cosine has none")
+        if self.final_lr_share and self.schedule == "constant" and not self.cooldown_steps:
+            raise ValueError("`final_lr_share` of a constant schedule needs `cooldown_steps`")
+        return self
+
+
+class _Setting(NamedTuple):
+    """What a parameter trains with; parameters of equal settings share a group."""
+
+    highest_lr: float
+    weight_decay: float
+    from_step: int
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
     """AdamW over every trainable parameter, each in exactly one group.
 
-    Each group carries `highest_lr`, from which `set_learning_rate` derives the rate of a step.
+    Each group carries `highest_lr` and `from_step`, from which `set_learning_rates` derives the rate of a
+    step. Groups stand in the order of their first parameters.
+
+    Args:
+        model: a dual encoder, or a module that holds one.
+
+    Raises:
+        UserError: a layer decay is asked of a tower whose layers cannot be told.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    settings = dict(_tower_settings(model, config))
+    common = _Setting(config.lr, config.weight_decay, 0)
+    groups: dict[_Setting, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = ("text_tower" in name.split("."), parameter.ndim >= 2)
-            groups.setdefault(key, []).append(parameter)
+            setting = settings.get(name, common)
+            if parameter.ndim < 2:
+                setting = setting._replace(weight_decay=0.0)
+            groups.setdefault(setting, []).append(parameter)
     return AdamW(
-        [
-            {
-                "params": parameters,
-                "weight_decay": config.weight_decay if decays else 0.0,
-                "highest_lr": (config.text_lr or config.lr) if is_text else config.lr,
-            }
-            for (is_text, decays), parameters in groups.items()
-        ],
+        [{"params": parameters, **setting._asdict()} for setting, parameters in groups.items()],
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
+        # One kernel a group, on CPUs too: several times as fast as the default there, and just as exact.
+        fused=True,
     )
 
 
-def learning_rate_factor(step: int, steps: int, warmup_steps: int) -> float:
-    """Share of the highest learning rate in step `step` (from 0) of `steps`: linear warm-up, cosine to 0."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * progress))
+def set_learning_rates(
+    groups: Iterable[dict[str, Any]],
+    config: OptimizerConfig,
+    step: int,
+    steps: int,
+    batch_size: int,
+) -> float:
+    """Set every group's `lr` to that of step `step` (from 0) of `steps`.
 
+    Args:
+        groups: those of `build_optimizer`, or of what wraps it.
+        batch_size: images of a step over all ranks.
 
-def set_learning_rate(groups: Iterable[dict[str, float]], factor: float) -> None:
-    """Set every group's rate to `factor` of its highest one."""
+    Returns:
+        The rate of the projections and all else that belongs to no tower.
+    """
+    share = _share_after_warmup(config, step, steps, batch_size)
     for group in groups:
-        group["lr"] = group["highest_lr"] * factor
+        warm = _warmth(config, step - group["from_step"], batch_size)
+        group["lr"] = group["highest_lr"] * warm * share
+    return config.lr * _warmth(config, step, batch_size) * share
+
+
+class _Side(NamedTuple):
+    """The fields that hold for one tower."""
+
+    name: str
+    lr: float
+    weight_decay: float
+    layer_decay: float
+    from_step: int
+
+
+def _tower_settings(model: nn.Module, config: OptimizerConfig) -> Iterator[tuple[str, _Setting]]:
+    """Name in `model` and setting of each parameter of the towers' trunks."""
+    image = _Side(
+        "image",
+        _first(config.image_lr, config.lr),
+        _first(config.image_weight_decay, config.weight_decay),
+        config.image_layer_decay,
+        config.image_from_step,
+    )
+    text = _Side(
+        "text",
+        _first(config.text_lr, config.lr),
+        _first(config.text_weight_decay, config.weight_decay),
+        config.text_layer_decay,
+        config.text_from_step,
+    )
+    for prefix, module in model.named_modules():
+        if isinstance(module, ImageTower | TextTower):
+            side = image if isinstance(module, ImageTower) else text
+            undecayed = module.undecayed() if isinstance(module, ImageTower) else set()
+            for name, scale in _scales(module, side).items():
+                spared = any(fnmatch.fnmatch(name, pattern) for pattern in undecayed)
+                setting = _Setting(
+                    side.lr * scale, 0.0 if spared else side.weight_decay, side.from_step
+                )
+                yield f"{prefix}.trunk.{name}", setting
+
+
+def _first(own: float | None, common: float) -> float:
+    return common if own is None else own
+
+
+def _scales(tower: ImageTower | TextTower, side: _Side) -> dict[str, float]:
+    """Share of the tower's rate for each parameter of its trunk, by its name there."""
+    if side.layer_decay == 1.0:
+        return {name: 1.0 for name, _ in tower.trunk.named_parameters()}
+    depths = tower.layer_depths()
+    if depths is None:
+        raise UserError(
+            f"optimizer.{side.name}_layer_decay: the layers of a `{type(tower.trunk).__name__}` cannot be "
+            "told; leave the field out or take another tower"
+        )
+    return {name: side.layer_decay**depth for name, depth in depths.items()}
+
+
+def _warmth(config: OptimizerConfig, step: int, batch_size: int) -> float:
+    """Share that the warm-up leaves in step `step` of those that train: 0 before, linear, then 1."""
+    if step < 0:
+        return 0.0
+    warmup = _warmup_steps(config, batch_size)
+    return (step + 1) / warmup if step < warmup else 1.0
+
+
+def _share_after_warmup(config: OptimizerConfig, step: int, steps: int, batch_size: int) -> float:
+    """Share of the highest rate that the schedule leaves, the warm-up aside."""
+    if config.schedule == "cosine":
+        start = min(_warmup_steps(config, batch_size), steps)
+    else:
+        start = max(0, steps - config.cooldown_steps)
+    if step < start or start == steps:
+        return 1.0
+    progress = (step - start) / (steps - start)
+    if config.schedule == "cosine":
+        left = 0.5 * (1 + math.cos(math.pi * progress))
+    else:
+        left = 1 - math.sqrt(progress)
+    return config.final_lr_share + (1 - config.final_lr_share) * left
+
+
+def _warmup_steps(config: OptimizerConfig, batch_size: int) -> int:
+    if config.warmup_pairs is not None:
+        return math.ceil(config.warmup_pairs / batch_size)
+    return _WARMUP_STEPS if config.warmup_steps is None else config.warmup_steps

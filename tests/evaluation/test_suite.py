@@ -21,8 +21,8 @@ from mmalign.data.reader import ShardSet
 from mmalign.errors import UserError
 from mmalign.evaluation.embed import embed_set
 from mmalign.evaluation.encoder import Encoder, load_encoder, weights_sha256
-from mmalign.evaluation.results import read_results
-from mmalign.evaluation.suite import SuiteConfig, run_suite
+from mmalign.evaluation.results import Results, read_results
+from mmalign.evaluation.suite import SuiteConfig, means_of, run_suite
 
 LANGUAGES = ("en", "ja", "sw")
 
@@ -113,6 +113,18 @@ def test_a_suite_gives_the_same_numbers_again(
 ) -> None:
     first = run_suite(suite(shards), encoder, tmp_path / "a", {})
     assert run_suite(suite(shards), encoder, tmp_path / "b", {}) == first
+
+
+def test_means_sum_up_languages_whatever_the_names_of_sets() -> None:
+    names = (
+        "retrieval/all/pt-BR/text_to_image/recall@1",  # a set may be called `all`
+        "alignment/all/en-pt-BR/bitext@1",
+        "retrieval/all/mean/text_to_image/recall@1",
+        "retrieval/all/all/text_to_image/recall@1",
+        "alignment/all/mean/bitext@1",
+    )
+    results = Results("x", {}, metrics={name: place / 8 for place, name in enumerate(names)})
+    assert means_of(results) == {name: results.metrics[name] for name in names[2:]}
 
 
 def test_the_gallery_shows_drawn_queries_with_their_best_pictures(

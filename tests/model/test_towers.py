@@ -81,6 +81,32 @@ def test_a_saved_text_model_is_loaded_by_its_folder(tmp_path: Path) -> None:
         build_text_tower(config, 51, padding_id=1)
 
 
+def test_what_a_pretrained_model_holds_may_be_written_down(tmp_path: Path) -> None:
+    built = build_text_tower(text_config("m2m_100"), 50, padding_id=1)
+    built.trunk.save_pretrained(tmp_path)
+    said = {"model_type": "m2m_100", "vocab_size": 50, "pad_token_id": 1, "d_model": 16}
+    tree = {"pretrained": str(tmp_path), "architecture": said}
+    loaded = build_text_tower(validate(TextTowerConfig, tree, "test"), 50, padding_id=1)
+    assert loaded.width == 16
+    tree["architecture"] = said | {"encoder_layers": 2}
+    with pytest.raises(UserError, match=r"encoder_layers: is 2, but `.*` has 1;"):
+        build_text_tower(validate(TextTowerConfig, tree, "test"), 50, padding_id=1)
+
+
+def test_an_architecture_may_have_more_rows_than_the_tokenizer_has_tokens() -> None:
+    tree = {"model_type": "mt5", "d_model": 16, "vocab_size": 64, **ARCHITECTURES["mt5"]}
+    config = validate(TextTowerConfig, {"architecture": tree}, "test")
+    tower = build_text_tower(config, 50, padding_id=1)
+    assert tower.trunk.get_input_embeddings().weight.shape == (64, 16)
+    with pytest.raises(UserError, match="do not belong together"):
+        build_text_tower(config, 65, padding_id=1)
+
+
+def test_a_text_tower_needs_a_source() -> None:
+    with pytest.raises(UserError, match="give `pretrained`, `architecture` or both"):
+        validate(TextTowerConfig, {}, "test")
+
+
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
@@ -124,6 +150,17 @@ def open_clip_tower(**fields: Any) -> OpenClipTower:
         **fields,
     }
     return validate(OpenClipTower, tree, "test")
+
+
+def test_towers_can_be_built_without_memory() -> None:
+    timm = {"kind": "timm", "name": "vit_tiny_patch16_224", "image_size": 32}
+    with torch.device("meta"):
+        towers = [
+            build_image_tower(open_clip_tower()),
+            build_image_tower(validate(TimmTower, timm, "test")),
+            build_text_tower(text_config("xlm-roberta"), 50, padding_id=1),
+        ]
+    assert all(parameter.is_meta for tower in towers for parameter in tower.parameters())
 
 
 def test_open_clip_towers() -> None:

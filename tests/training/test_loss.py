@@ -1,80 +1,266 @@
-"""The loss against hand-made truths; over ranks it is tested in test_parity.py."""
+"""The losses against their definitions, against hand-made truths and against torch's, on 1, 2 and 4 ranks."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from loss_cases import (
+    LOSSES,
+    Found,
+    dense_contrastive,
+    dense_sigmoid,
+    dense_text_text,
+    global_batch,
+    leaves,
+    on_this_rank,
+    random_embeddings,
+    with_gradients,
+)
+from ranks import run_ranks
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmalign.batch import Embeddings
-from mmalign.training.loss import contrastive_loss, row_losses
+from mmalign.training.loss import contrastive_loss, sigmoid_loss, text_text_loss
 
 
-def embeddings(images: int, texts: int, seed: int = 0) -> Embeddings:
-    generator = torch.Generator().manual_seed(seed)
-
-    def rows(n: int) -> Tensor:
-        drawn = torch.randn(n, 8, generator=generator, dtype=torch.float64)
-        return F.normalize(drawn, dim=-1).requires_grad_()
-
-    return Embeddings(rows(images), rows(texts), torch.tensor([5.0], dtype=torch.float64))
+def assert_equal(found: Found, wanted: Found, tolerance: float = 1e-10) -> None:
+    """Equal within `tolerance` of the largest number."""
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        difference = (found[name] - value).abs().max()
+        assert difference <= tolerance * max(value.abs().max().item(), 1e-3), name
 
 
-def test_with_one_caption_per_picture_it_is_clips_loss() -> None:
-    found = embeddings(6, 6)
+def from_logits(logits: Tensor) -> Embeddings:
+    """Embeddings whose scores are `logits`, and whose image gradients are the scores' gradients."""
+    one = torch.ones(1, dtype=logits.dtype)
+    texts = torch.eye(logits.shape[1], dtype=logits.dtype)
+    return Embeddings(logits.clone().requires_grad_(), texts, one, 0 * one)
+
+
+def random_batch(
+    images: int, texts: int, pictures: int
+) -> tuple[Embeddings, tuple[Tensor, Tensor]]:
+    """Every image has a caption and the other way round; equal pictures are in both."""
+    generator = torch.Generator().manual_seed(1)
+    picture_id_B = torch.randint(pictures, (images,), generator=generator)
+    extra = picture_id_B[torch.randint(images, (texts - images,), generator=generator)]
+    order = torch.randperm(texts, generator=generator)
+    picture_id_N = torch.cat([picture_id_B, extra])[order]
+    return random_embeddings(images, texts), (picture_id_B, picture_id_N)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
+def test_with_one_caption_per_picture_it_is_clips_loss(label_smoothing: float) -> None:
+    found = random_embeddings(6, 6)
     ids = torch.arange(6)
-    logits = 5.0 * found.image_BD @ found.text_ND.T
-    expected = (F.cross_entropy(logits, ids) + F.cross_entropy(logits.T, ids)) / 2
-    ours = contrastive_loss(found, ids, ids)
-    assert ours.item() == pytest.approx(expected.item(), abs=1e-12)
-    wanted = torch.autograd.grad(expected, (found.image_BD, found.text_ND))
-    got = torch.autograd.grad(ours, (found.image_BD, found.text_ND))
-    for a, b in zip(got, wanted, strict=True):
-        assert torch.allclose(a, b, atol=1e-12)
+    logits = found.logit_scale * found.image_BD @ found.text_ND.T
+    expected = (
+        F.cross_entropy(logits, ids, label_smoothing=label_smoothing)
+        + F.cross_entropy(logits.T, ids, label_smoothing=label_smoothing)
+    ) / 2
+    ours = contrastive_loss(found, ids, ids, label_smoothing=label_smoothing)
+    assert_equal(with_gradients(ours, found), with_gradients(expected, found), 1e-12)
 
 
 def test_a_hand_made_case_with_two_captions_and_an_equal_picture() -> None:
     # Images 0 and 1 show the same picture; captions 0 and 1 describe it, caption 2 describes image 2.
     logits = torch.tensor([[1.0, 2.0, 0.5], [0.3, 0.1, 0.2], [0.0, 0.4, 3.0]], dtype=torch.float64)
-    positive = torch.tensor([[True, True, False], [True, True, False], [False, False, True]])
+    ids = torch.tensor([7, 7, 9])
 
     def pair(score: float, *negatives: float) -> float:
         return -math.log(math.exp(score) / (math.exp(score) + sum(map(math.exp, negatives))))
 
-    expected = [
+    images = [
         (pair(1.0, 0.5) + pair(2.0, 0.5)) / 2,
         (pair(0.3, 0.2) + pair(0.1, 0.2)) / 2,
         pair(3.0, 0.0, 0.4),
     ]
-    assert row_losses(logits, positive).tolist() == pytest.approx(expected, abs=1e-12)
+    captions = [
+        (pair(1.0, 0.0) + pair(0.3, 0.0)) / 2,
+        (pair(2.0, 0.4) + pair(0.1, 0.4)) / 2,
+        pair(3.0, 0.5, 0.2),
+    ]
+    expected = (sum(images) / 3 + sum(captions) / 3) / 2
+    assert contrastive_loss(from_logits(logits), ids, ids).item() == pytest.approx(
+        expected, abs=1e-12
+    )
+
+
+def test_a_hand_made_sigmoid_loss() -> None:
+    logits = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64)
+    ids = torch.tensor([4, 8])
+    expected = sum(math.log1p(math.exp(x)) for x in (-1.0, -2.0, 0.5, -3.0)) / 2
+    assert sigmoid_loss(from_logits(logits), ids, ids).item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_positives_are_never_each_others_negatives() -> None:
-    found = embeddings(3, 5)
     picture_B, picture_N = torch.tensor([7, 7, 9]), torch.tensor([7, 7, 9, 7, 9])
-    logits = (5.0 * found.image_BD @ found.text_ND.T).detach().requires_grad_()
-    row_losses(logits, picture_B[:, None] == picture_N).sum().backward()
-    assert logits.grad is not None
+    generator = torch.Generator().manual_seed(0)
+    found = from_logits(torch.randn(3, 5, generator=generator, dtype=torch.float64))
+    contrastive_loss(found, picture_B, picture_N).backward()
+    slope = found.image_BD.grad
+    assert slope is not None
     positive = picture_B[:, None] == picture_N
-    assert (logits.grad[positive] < 0).all()
-    assert (logits.grad[~positive] > 0).all()
+    assert (slope[positive] < 0).all()
+    assert (slope[~positive] > 0).all()
 
 
-def test_a_batch_without_negatives_has_no_loss_and_no_gradient() -> None:
-    found = embeddings(2, 3)
-    loss = contrastive_loss(found, torch.tensor([4, 4]), torch.tensor([4, 4, 4]))
-    loss.backward()
-    assert loss.item() == 0
-    assert found.image_BD.grad is not None
-    assert found.image_BD.grad.abs().max() == 0
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_a_batch_without_negatives_has_no_loss_and_no_gradient(label_smoothing: float) -> None:
+    found = random_embeddings(2, 3)
+    ids = torch.tensor([4, 4]), torch.tensor([4, 4, 4])
+    values = with_gradients(contrastive_loss(found, *ids, label_smoothing=label_smoothing), found)
+    assert all(value.abs().max() < 1e-14 for value in values.values())
+    if not label_smoothing:
+        assert values["loss"] == 0
+    lonely = with_gradients(text_text_loss(found, torch.arange(3)), found)
+    assert all(value.abs().max() == 0 for value in lonely.values())
 
 
-def test_gradients_pass_gradcheck_and_extreme_logits_stay_finite() -> None:
-    logits = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
-    positive = torch.tensor([[1, 0, 0, 1, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 1]]).bool()
-    assert torch.autograd.gradcheck(lambda x: row_losses(x, positive), (logits,))
-    extreme = torch.tensor([[1e4, -1e4], [-1e4, 1e4]], requires_grad=True)
-    row_losses(extreme, ~torch.eye(2).bool()).sum().backward()
-    assert extreme.grad is not None
-    assert extreme.grad.isfinite().all()
+@pytest.mark.parametrize("tile", [1, 5, 16, 1000, None])
+@pytest.mark.parametrize("sizes", [(13, 31, 9), (17, 17, 40), (11, 23, 2)])
+def test_any_tile_gives_the_loss_of_the_definition(
+    sizes: tuple[int, int, int], tile: int | None
+) -> None:
+    found, ids = random_batch(*sizes)
+    weight_N = torch.linspace(0.2, 3, len(ids[1]), dtype=torch.float64)
+    pairs = [
+        (contrastive_loss(found, *ids, tile=tile), dense_contrastive(found, *ids)),
+        (
+            contrastive_loss(found, *ids, weight_N=weight_N, label_smoothing=0.1, tile=tile),
+            dense_contrastive(found, *ids, weight_N, 0.1),
+        ),
+        (
+            sigmoid_loss(found, *ids, weight_N=weight_N, tile=tile),
+            dense_sigmoid(found, *ids, weight_N),
+        ),
+        (text_text_loss(found, ids[1], tile=tile), dense_text_text(found, ids[1])),
+    ]
+    for ours, wanted in pairs:
+        assert_equal(with_gradients(ours, found), with_gradients(wanted, found))
+
+
+def test_equal_weights_are_no_weights() -> None:
+    found, ids = random_batch(13, 31, 9)
+    for loss in (contrastive_loss, sigmoid_loss):
+        plain = with_gradients(loss(found, *ids), found)
+        assert_equal(
+            with_gradients(loss(found, *ids, weight_N=torch.ones(31)), found), plain, tolerance=0
+        )
+        tripled = with_gradients(loss(found, *ids, weight_N=torch.full((31,), 3.0)), found)
+        assert_equal(tripled, plain, tolerance=1e-12)
+
+
+@pytest.fixture(scope="module")
+def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Found]]]:
+    folder: Path = tmp_path_factory.mktemp("ranks")
+    return {n: run_ranks(n, on_this_rank, folder / str(n)) for n in (1, 2, 4)}
+
+
+@pytest.mark.parametrize("case", LOSSES)
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_together_have_the_loss_and_the_gradients_of_the_definition(
+    on_ranks: dict[int, list[dict[str, Found]]], world_size: int, case: str
+) -> None:
+    arguments = global_batch()
+    wanted = with_gradients(LOSSES[case][1](*arguments), arguments[0])
+    ranks = [rank[case] for rank in on_ranks[world_size]]
+    found = {
+        name: torch.cat([rank[name] for rank in ranks]) if name in ("image", "text") else value
+        for name, value in ranks[0].items()
+    }
+    assert_equal(found, wanted)
+
+
+def test_gradients_pass_gradcheck() -> None:
+    found, ids = random_batch(3, 5, 2)
+    weight_N = torch.linspace(0.5, 2, 5, dtype=torch.float64)
+
+    def every_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        given = Embeddings(image, text, scale, bias)
+        return (
+            contrastive_loss(given, *ids, weight_N=weight_N, label_smoothing=0.1, tile=2),
+            sigmoid_loss(given, *ids, weight_N=weight_N, tile=2),
+            text_text_loss(given, ids[1], tile=2),
+        )
+
+    assert torch.autograd.gradcheck(every_loss, tuple(leaves(found).values()))
+
+
+def test_extreme_scores_stay_finite_and_right() -> None:
+    logits = torch.tensor([[1e4, -1e4], [-1e4, 1e4]])
+    for ids in (torch.tensor([0, 1]), torch.tensor([1, 0])):
+        for loss in (contrastive_loss, sigmoid_loss):
+            found = from_logits(logits)
+            value = loss(found, torch.tensor([0, 1]), ids)
+            value.backward()
+            assert found.image_BD.grad is not None
+            assert found.image_BD.grad.isfinite().all()
+            assert value.item() == (0 if ids[0] == 0 else 2e4)
+
+
+def test_float32_at_the_highest_scale_is_close_to_float64() -> None:
+    exact, ids = random_batch(40, 70, 30)
+    exact = replace(exact, logit_scale=torch.tensor([100.0], dtype=torch.float64).requires_grad_())
+    rough = Embeddings(*(v.detach().float().requires_grad_() for v in leaves(exact).values()))
+    for loss in (contrastive_loss, sigmoid_loss):
+        assert_equal(
+            with_gradients(loss(rough, *ids, tile=16), rough),
+            with_gradients(loss(exact, *ids, tile=16), exact),
+            tolerance=2e-5,
+        )
+
+
+def test_autocast_changes_nothing() -> None:
+    double, ids = random_batch(13, 31, 9)
+    found = Embeddings(*(v.detach().float().requires_grad_() for v in leaves(double).values()))
+
+    def values() -> list[Found]:
+        return [
+            with_gradients(contrastive_loss(found, *ids, label_smoothing=0.1), found),
+            with_gradients(sigmoid_loss(found, *ids), found),
+            with_gradients(text_text_loss(found, ids[1]), found),
+        ]
+
+    plain = values()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for inside, outside in zip(values(), plain, strict=True):
+            assert_equal(inside, outside, tolerance=0)
+
+
+class _Largest(TorchDispatchMode):
+    """The most numbers of any tensor that an operation gives, forward or backward."""
+
+    numbers = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(value, Tensor):
+                self.numbers = max(self.numbers, value.numel())
+        return out
+
+
+def test_no_tensor_grows_with_the_square_of_the_batch() -> None:
+    images, width = 64, 4
+    found = random_embeddings(images, images, width=width)
+    ids = torch.arange(images)
+    with _Largest() as dense:
+        dense_sigmoid(found, ids, ids).backward()
+    assert dense.numbers == images * images
+    for loss in (
+        lambda: contrastive_loss(found, ids, ids, label_smoothing=0.1, tile=16),
+        lambda: sigmoid_loss(found, ids, ids, tile=16),
+        lambda: text_text_loss(found, ids // 2, tile=16),
+    ):
+        with _Largest() as tiled:
+            loss().backward()
+        assert tiled.numbers <= images * width

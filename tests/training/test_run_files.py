@@ -1,12 +1,13 @@
-"""The run files of a comparison differ in what is compared and in nothing else."""
+"""Run files are valid and can be planned; those of a comparison differ in what is compared alone."""
 
 from pathlib import Path
 
 import pytest
 
 from mmalign.config import load_config
-from mmalign.training.loop import RunConfig
+from mmalign.training.dry_run import dry_run
 from mmalign.training.objective import ContrastiveConfig, MaskedLanguageModelConfig
+from mmalign.training.run_config import RunConfig
 
 TRAIN = Path(__file__).parents[2] / "train"
 SHARED = {"seed", "steps", "batch_size", "data", "tokenizer", "model", "engine"}
@@ -16,6 +17,27 @@ def run(name: str) -> RunConfig:
     config = load_config(RunConfig, TRAIN / f"{name}.yaml")
     assert config.name == name
     return config
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in TRAIN.glob("*.yaml")))
+def test_every_run_can_be_planned_without_hub_and_data(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    table = dry_run(run(name), nodes=1, gpus_per_node=8)
+    assert f"{name} on 1 x 8 GPUs" in table
+
+
+def test_a_run_that_goes_on_has_the_model_of_its_first_run() -> None:
+    first, then = run("clip_vit_b_32_xlm_r"), run("continue_low_resource")
+    assert then.init_from == f"runs/{first.name}"
+    same_text = {"architecture", "pooling", "max_length"}
+    assert then.model.text.model_dump(include=same_text) == first.model.text.model_dump(
+        include=same_text
+    )
+    assert then.model.image.name == first.model.image.name
+    assert then.model.embedding == first.model.embedding
 
 
 @pytest.mark.parametrize("name", ["emoji_scenes", "storybooks"])

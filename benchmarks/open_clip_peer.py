@@ -1,0 +1,256 @@
+"""open_clip's trainer seen from here: its environment, its files, its flags, its log and its weights.
+
+    run file -> Peer: a folder that describes the same two towers in open_clip's words
+    Peer, settings -> open_clip_trainer.py in open_clip's environment -> pairs a second, checkpoint
+    checkpoint -> the same tensors under our names -> DualEncoder, every name and shape matching
+
+The trainer (part of open_clip_torch 3.3.0) wants webdataset 0.2.86 or older, hence an environment of its own.
+"""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mmalign.data.stream import Plan, captions_of, open_sets
+from mmalign.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from mmalign.errors import UserError
+from mmalign.evaluation.encoder import Encoder
+from mmalign.model.dual_encoder import build_dual_encoder
+from mmalign.model.image_tower import TimmTower
+from mmalign.training.run_config import RunConfig
+
+REQUIREMENT = "open_clip_torch[training]==3.3.0"
+NAME = "mmalign_run"  # of the model in open_clip's table
+LOG_EVERY = 10
+_OUR_NAMES = {
+    "visual.trunk.": "image_tower.trunk.",
+    "visual.head.proj.": "image_projection.",
+    "text.transformer.": "text_tower.trunk.",
+    "text.proj.": "text_projection.",
+    "logit_scale": "logit_scale",
+}
+_LOG_LINE = re.compile(r"Train Epoch: \d+ \[ *(\d+)/\d+ .*? Batch \(t\): ([\d.]+)")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """What open_clip's trainer needs to know of a run.
+
+    Attributes:
+        python: interpreter of its environment.
+        folder: `models/`, `text/` (the text tower's config.json), `tokenizer/` and `network.json`.
+        context: tokens that it pads every caption to.
+        mean, std: what pictures are normalised with.
+    """
+
+    python: Path
+    folder: Path
+    config: RunConfig
+    tokenizer: Tokenizer
+    context: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def make_environment(python: Path | None) -> Path:
+    """The interpreter of open_clip's environment; without one it is made beside this file, once."""
+    if python is not None:
+        # Not resolved: a virtual environment's interpreter is a link, and its place is what counts.
+        return python.absolute()
+    folder = Path(__file__).parent.absolute() / ".venv-open-clip"
+    python = folder / "bin" / "python"
+    if not (folder / "complete").is_file():
+        sys.stderr.write(f"making {folder} with {REQUIREMENT}: some GB, minutes\n")
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        (folder / ".gitignore").write_text("*\n", encoding="utf-8")
+        subprocess.run([python, "-m", "pip", "install", "-q", REQUIREMENT], check=True)
+        (folder / "complete").touch()
+    return python
+
+
+def describe(
+    config: RunConfig, folder: Path, python: Path | None, context: int | None = None
+) -> Peer:
+    """Write the run's towers and tokenizer into `folder`, in open_clip's words.
+
+    Args:
+        context: tokens that open_clip pads every caption to; none: those of the longest caption, which is
+            the least that it can do without cutting one.
+
+    Raises:
+        UserError: the run does what open_clip's trainer cannot.
+    """
+    _must_be_comparable(config)
+    assert isinstance(config.model.image, TimmTower)
+    plan = Plan(open_sets(config.data.train), config.data, config.seed)
+    captions = list(captions_of(plan))
+    given = config.tokenizer.name
+    tokenizer = (
+        load_tokenizer(given) if given else train_tokenizer(captions, config.tokenizer.vocabulary)
+    )
+    longest = max(map(len, tokenizer.inner(captions)["input_ids"]))
+    context = context or min(longest, config.model.text.max_length)
+    model = build_dual_encoder(config.model, tokenizer.vocabulary, tokenizer.padding_id)
+    # Apart: beside a config.json, transformers would choose the tokenizer's class by the model's type.
+    tokenizer.save(folder / "tokenizer")
+    model.text_tower.trunk.config.save_pretrained(folder / "text")
+    (folder / "models").mkdir()
+    _write(folder / "models" / f"{NAME}.json", _model_config(config, folder, context))
+    _write(folder / "network.json", {"timm_options": config.model.image.options})
+    image = model.image_tower
+    python = make_environment(python)
+    return Peer(python, folder, config, tokenizer, context, image.mean, image.std)
+
+
+def train(
+    peer: Peer, out: Path, steps: int, threads: int, precision: str, channels_last: bool, lr: float
+) -> Path:
+    """Train `steps` steps with a cosine that ends there; returns the folder with `out.log`.
+
+    Raises:
+        UserError: the trainer failed; its last lines are in the message.
+    """
+    script = Path(__file__).with_name("open_clip_trainer.py")
+    options = ["--channels-last"] if channels_last else []
+    flags = [*options, *_flags(peer, out, steps), "--precision", precision, "--lr", str(lr)]
+    run([peer.python, script, peer.folder, *flags], threads)
+    return out
+
+
+def speeds(out: Path, batch_size: int, skip: int) -> list[float]:
+    """Pairs a second of each stretch of LOG_EVERY steps that begins after the first `skip` steps.
+
+    The mean over a stretch is taken: the samples a second that the trainer prints are the last step's.
+    """
+    text = (out / "out.log").read_text(encoding="utf-8")
+    stretches = [(int(n) // batch_size, float(t)) for n, t in _LOG_LINE.findall(text)]
+    # The first line ends step 1, and each other one a stretch that began at the line before it.
+    return [
+        batch_size / seconds
+        for (before, _), (_, seconds) in itertools.pairwise(stretches)
+        if before >= skip
+    ]
+
+
+def load_encoder(peer: Peer, out: Path) -> Encoder:
+    """What open_clip trained, as our encoder: the same networks, so every tensor has its place."""
+    state = torch.load(out / "checkpoints" / "epoch_1.pt", map_location="cpu")["state_dict"]
+    model = build_dual_encoder(
+        peer.config.model, peer.tokenizer.vocabulary, peer.tokenizer.padding_id
+    )
+    wanted = model.state_dict()
+    renamed = {_our_name(name): tensor.float() for name, tensor in state.items()}
+    model.load_state_dict({n: t.reshape(wanted[n].shape) for n, t in renamed.items()})
+    return Encoder(model, peer.config.model, peer.tokenizer, facts={"path": str(out)})
+
+
+def run(command: Sequence[str | Path], threads: int) -> None:
+    """Run a program with `threads` threads, quietly.
+
+    Raises:
+        UserError: it failed; its last lines are in the message.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        tail = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
+        raise UserError(f"`{command[0]} {command[1]}` failed ({done.returncode}):\n{tail}")
+
+
+def _flags(peer: Peer, out: Path, steps: int) -> list[str]:
+    """The run's settings in the words of open_clip's trainer: one long epoch."""
+    config, optimizer = peer.config, peer.config.optimizer
+    augmentation = config.data.augmentation
+    ratio = augmentation.crop_ratio if augmentation.crop_scale[0] < 1 else (1.0, 1.0)
+    named = {
+        "model": NAME,
+        "logs": out.parent,
+        "name": out.name,
+        "dataset-type": "webdataset",
+        "train-data": "::".join(_shards(Path(folder)) for folder in config.data.train),
+        "train-num-samples": steps * config.batch_size,
+        "batch-size": config.batch_size,
+        "epochs": 1,
+        "workers": config.data.workers,
+        "seed": config.seed,
+        "beta1": optimizer.betas[0],
+        "beta2": optimizer.betas[1],
+        "eps": optimizer.eps,
+        "wd": optimizer.weight_decay,
+        "warmup": optimizer.warmup_steps,
+        "grad-clip-norm": optimizer.clip,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "log-every-n-steps": LOG_EVERY,
+    }
+    flags = [str(word) for name, value in named.items() for word in (f"--{name}", value)]
+    # timm's crop keeps to the ratio asked for; open_clip's own always draws one and, for whole pictures,
+    # draws ten times in vain.
+    crop = f"scale={tuple(augmentation.crop_scale)}".replace(" ", "")
+    flags += ["--aug-cfg", "use_timm=True", crop, f"ratio={tuple(ratio)}".replace(" ", "")]
+    flags += ["--image-mean", *map(str, peer.mean), "--image-std", *map(str, peer.std)]
+    return flags
+
+
+def _must_be_comparable(config: RunConfig) -> None:
+    data, text, optimizer = config.data, config.model.text, config.optimizer
+    objective = config.objective
+    needed = {
+        "model.image.kind: timm": config.model.image.kind == "timm",
+        "model.text.architecture": text.architecture is not None,
+        "model.text.pooling: mean": text.pooling == "mean",
+        "objective.kind: contrastive": objective.kind == "contrastive",
+        "objective.loss: softmax": objective.kind == "contrastive" and objective.loss == "softmax",
+        "optimizer.schedule: cosine": optimizer.schedule == "cosine",
+        "optimizer.warmup_steps": optimizer.warmup_steps is not None,
+        "data.captions_per_image: 1": data.captions_per_image == 1,
+        "data.token_dropout: 0": data.token_dropout == 0,
+        "data.augmentation.flip: false": not data.augmentation.flip,
+        "data.workers of 1 or more": data.workers >= 1,
+    }
+    for what, holds in needed.items():
+        if not holds:
+            raise UserError(f"{config.name}: open_clip's trainer cannot follow; set `{what}`")
+
+
+def _model_config(config: RunConfig, folder: Path, context: int) -> dict[str, object]:
+    image = config.model.image
+    return {
+        "embed_dim": config.model.embedding,
+        "vision_cfg": {
+            "timm_model_name": image.name,
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+            "image_size": image.image_size,
+        },
+        "text_cfg": {
+            "hf_model_name": str(folder / "text"),
+            "hf_tokenizer_name": str(folder / "tokenizer"),
+            "hf_pooler_type": "mean_pooler",
+            "hf_proj_type": "linear",
+            "context_length": context,
+        },
+    }
+
+
+def _shards(folder: Path) -> str:
+    numbers = sorted(path.stem for path in folder.glob("*.tar"))
+    return f"{folder.absolute()}/{{{numbers[0]}..{numbers[-1]}}}.tar"
+
+
+def _our_name(name: str) -> str:
+    for theirs, ours in _OUR_NAMES.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    raise UserError(f"open_clip's checkpoint holds `{name}`, which the run's towers lack")
+
+
+def _write(path: Path, tree: dict[str, object]) -> None:
+    path.write_text(json.dumps(tree, indent=1), encoding="utf-8")

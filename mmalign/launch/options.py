@@ -1,0 +1,160 @@
+"""What a target must know of the machines: one section a target, checked before anything is rendered.
+
+    flags of `mmalign launch` -> section of the target -> template
+
+What a target needs and was not given, and what it has no use for, is an error. Names that stand in a
+scheduler's own syntax (#SBATCH lines, Kubernetes names) are held to the letters that this syntax allows;
+paths may be anything on one line and are quoted where they are rendered.
+"""
+
+import re
+import unicodedata
+from typing import Annotated
+
+import pydantic
+from pydantic import AfterValidator
+
+from mmalign.config import Section
+
+_BREAKS = {"Cc", "Cs", "Zl", "Zp"}  # control letters and whatever ends a line somewhere
+_SHORTEST = 10 * 60
+
+
+def one_line(text: str) -> str:
+    """The text, which must be one line of printable letters.
+
+    Raises:
+        ValueError: empty, a line break, another control letter, or a dash in front.
+    """
+    if not text or any(unicodedata.category(letter) in _BREAKS for letter in text):
+        raise ValueError("must be one line without control letters, and not empty")
+    if text.startswith("-"):
+        raise ValueError("begins with a dash, which reads as an option; write ./ in front")
+    return text
+
+
+def _absolute(text: str) -> str:
+    if not text.startswith("/") or ".." in text.split("/"):
+        raise ValueError("must be an absolute path, such as /storage, without `..`")
+    return text
+
+
+def _matching(pattern: str, what: str) -> AfterValidator:
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text, re.ASCII):
+            raise ValueError(f"`{text}` is not {what}")
+        return text
+
+    return AfterValidator(check)
+
+
+def _time_limit(text: str) -> str:
+    parts = re.fullmatch(r"(?:(\d+)-)?(\d{1,2}):(\d{2}):(\d{2})", text, re.ASCII)
+    if parts is None:
+        raise ValueError("write it as [days-]hours:minutes:seconds, such as 1-00:00:00")
+    days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    if ((days * 24 + hours) * 60 + minutes) * 60 + seconds < _SHORTEST:
+        raise ValueError("is too short: a run is asked to stop 3 minutes before; give 10 or more")
+    return text
+
+
+Line = Annotated[str, AfterValidator(one_line)]
+Folder = Annotated[str, AfterValidator(one_line), AfterValidator(_absolute)]
+Word = Annotated[str, _matching(r"[A-Za-z0-9_][\w.@-]*", "a name of letters, digits and _.@-")]
+Label = Annotated[
+    str, _matching(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", "a Kubernetes name (a-z, 0-9, - and .)")
+]
+Image = Annotated[str, _matching(r"[A-Za-z0-9][\w./:@-]*", "the name of an image")]
+
+
+class Job(Section):
+    """What every target must know."""
+
+    nodes: int = pydantic.Field(ge=1)
+    gpus_per_node: int = pydantic.Field(ge=0)
+    """One rank a GPU; 0 trains on CPUs."""
+    ranks_per_node: int | None = pydantic.Field(default=None, ge=1)
+    """Processes of a node, on CPUs only."""
+    interface: Word | None = None
+    """Network interface between the nodes, such as `ib0`; by default the libraries choose."""
+
+    @pydantic.model_validator(mode="after")
+    def _ranks_are_known(self) -> "Job":
+        if self.gpus_per_node and self.ranks_per_node:
+            raise ValueError("`ranks_per_node` is for CPUs: a GPU has one rank; take it out")
+        if not self.gpus_per_node and not self.ranks_per_node:
+            raise ValueError("without GPUs `ranks_per_node` must be given")
+        return self
+
+    @property
+    def ranks(self) -> int:
+        """Processes of a node."""
+        return self.gpus_per_node or self.ranks_per_node or 1
+
+
+class TorchrunJob(Job):
+    """Hosts that can reach each other; the script is started on each of them."""
+
+    host: Word | None = None
+    """Name or address of the host where the others meet; it must be one of them."""
+    port: int = pydantic.Field(default=29500, ge=1, le=65535)
+    folder: Line | None = None
+    """Working folder on the hosts; by default the one where the script is started."""
+    venv: Line | None = None
+    """Virtual environment on the hosts; by default what PATH holds."""
+
+    @pydantic.model_validator(mode="after")
+    def _hosts_can_meet(self) -> "TorchrunJob":
+        if self.nodes > 1 and self.host is None:
+            raise ValueError("several nodes must know where to meet: `host` is missing; add it")
+        return self
+
+
+class SlurmJob(Job):
+    """A batch job; Slurm's controller requeues it."""
+
+    time: Annotated[str, AfterValidator(_time_limit)]
+    """Time limit of one start, as [days-]hours:minutes:seconds; the run goes on in the next."""
+    cpus_per_node: int = pydantic.Field(ge=1)
+    memory_gib: int | None = pydantic.Field(default=None, ge=1)
+    """Memory of a node; by default the partition's."""
+    partition: Word | None = None
+    account: Word | None = None
+    folder: Line | None = None
+    """Working folder on the nodes; by default the one where `sbatch` is called."""
+    venv: Line | None = None
+    """Virtual environment on the nodes; by default what PATH holds."""
+
+
+class KubernetesJob(Job):
+    """A TrainJob of Kubeflow Trainer."""
+
+    image: Image
+    volume: Label
+    """Persistent volume claim that every node may write (ReadWriteMany): run files, data and runs."""
+    folder: Folder
+    """Where the volume is mounted; paths are found from here, and the run folder must lie in it."""
+    cpus_per_node: int = pydantic.Field(ge=1)
+    memory_gib: int = pydantic.Field(ge=1)
+    namespace: Label | None = None
+
+
+class SkyPilotJob(Job):
+    """A task of SkyPilot on Kubernetes or RunPod, the places where it has volumes."""
+
+    image: Image
+    """Debian image with Python 3.11 or newer, such as `python:3.11`; mmalign is installed into it."""
+    accelerator: Word | None = None
+    """Kind of GPU, such as `H100`."""
+    volume: Label
+    """Volume of SkyPilot that every node may write: run files, data and runs."""
+    folder: Folder
+    """Where the volume is mounted; paths are found from here, and the run folder must lie in it."""
+    cpus_per_node: int | None = pydantic.Field(default=None, ge=1)
+    """At least so many cores a node; by default SkyPilot's."""
+
+    @pydantic.model_validator(mode="after")
+    def _accelerator_fits(self) -> "SkyPilotJob":
+        if bool(self.gpus_per_node) != bool(self.accelerator):
+            raise ValueError("`accelerator`, such as H100, is needed with GPUs and only with them")
+        return self

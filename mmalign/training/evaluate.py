@@ -1,0 +1,56 @@
+"""Measuring a run while it trains: a suite of images and captions on its own cadence, on all ranks.
+
+engine's weights, whole on every rank -> Encoder -> suite -> metrics by language -> records, best checkpoint
+"""
+
+import difflib
+
+import pydantic
+
+from mmalign.config import Section
+from mmalign.data.tokenizer import Tokenizer
+from mmalign.errors import UserError
+from mmalign.evaluation.encoder import Encoder
+from mmalign.evaluation.suite import SuiteConfig, measure
+from mmalign.model.dual_encoder import ModelConfig
+from mmalign.training.engine import Engine
+
+
+class EvaluationConfig(Section):
+    suite: str
+    """Suite to measure while training; what it says of each language and of all goes into the records."""
+    every: int = pydantic.Field(ge=1)
+    """Steps between two measurements."""
+    best: str | None = None
+    """Metric whose highest value chooses the checkpoint that `checkpoints/best` points to, for example
+    `retrieval/test/mean/text_to_image/recall@1`."""
+
+
+def evaluate(
+    suite: SuiteConfig, engine: Engine, config: ModelConfig, tokenizer: Tokenizer
+) -> dict[str, float]:
+    """The suite's metrics of the weights as they are, pairs of languages left out; on all ranks."""
+    with engine.whole_model():
+        results = measure(suite, Encoder(engine.model, config, tokenizer, facts={}))
+    engine.module.train()
+    return {name: value for name, value in results.metrics.items() if not _is_of_a_pair(name)}
+
+
+def value_of(metrics: dict[str, float], name: str) -> float:
+    """The metric that chooses the best checkpoint.
+
+    Raises:
+        UserError: the suite has no such metric.
+    """
+    if name not in metrics:
+        near = difflib.get_close_matches(name, metrics, n=3, cutoff=0.3)
+        raise UserError(
+            f"evaluation.best: the suite has no metric `{name}`; near: {', '.join(near) or 'none'}"
+        )
+    return metrics[name]
+
+
+def _is_of_a_pair(name: str) -> bool:
+    """Whether a metric is of two languages; a run of a hundred languages has ten thousand of them."""
+    parts = name.split("/")
+    return parts[0] == "alignment" and parts[2] not in ("mean", "all")

@@ -1,0 +1,242 @@
+"""What a model takes, measured without memory: its parameters, and the bytes that live during a step.
+
+    config -> model on torch's meta device (shapes, no numbers) -> parameters of each part
+           -> the same with fake tensors -> forward and backward -> most bytes alive at once
+
+Nothing is loaded and nothing is computed: no hub, no weights, no data, no GPU. A fake tensor
+(`torch._subclasses.fake_tensor`, what torch.compile traces with) has a shape, a dtype and a storage without
+bytes; every operation of the step runs on them, those of autocast and of activation checkpointing as well,
+and the storages that come and go are added up.
+"""
+
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mmalign.batch import Embeddings
+from mmalign.data.tokenizer import TokenizerConfig
+from mmalign.errors import UserError
+from mmalign.model.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
+from mmalign.model.execution import checkpoint_activations
+from mmalign.training.objective import (
+    MaskedLanguageModelConfig,
+    ObjectiveConfig,
+    trained_module,
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parameters of a part of the model, by whether they train."""
+
+    name: str
+    trainable: int
+    frozen: int
+
+
+def build_on_meta(
+    model: ModelConfig, tokenizer: TokenizerConfig, objective: ObjectiveConfig
+) -> tuple[DualEncoder, nn.Module]:
+    """The model that the configuration describes and the module that trains, on the meta device.
+
+    Raises:
+        UserError: the configuration leaves to the hub what a tower looks like.
+    """
+    vocabulary, padding_id = _vocabulary(model, tokenizer)
+    if ":" in model.image.name:
+        raise UserError(
+            f"model.image.name: only the hub knows what `{model.image.name}` looks like; a run can be "
+            "planned with a name that timm or open_clip knows"
+        )
+    empty = False if model.image.kind == "timm" else None
+    untrained = model.model_copy(
+        update={
+            "image": model.image.model_copy(update={"pretrained": empty}),
+            "text": model.text.model_copy(update={"pretrained": None}),
+        }
+    )
+    with torch.device("meta"):
+        dual_encoder = build_dual_encoder(untrained, vocabulary, padding_id)
+        return dual_encoder, trained_module(objective, dual_encoder)
+
+
+def _vocabulary(model: ModelConfig, tokenizer: TokenizerConfig) -> tuple[int, int]:
+    """Rows of the text tower's embedding, and the padding id among them."""
+    architecture = model.text.architecture
+    if architecture is None:
+        raise UserError(
+            f"model.text.architecture: only the hub knows what `{model.text.pretrained}` looks like; write "
+            "its `model_type`, `vocab_size` and sizes down to plan the run"
+        )
+    if "vocab_size" in architecture:
+        return architecture["vocab_size"], architecture.get("pad_token_id", 0)
+    if tokenizer.kind == "trained":
+        return tokenizer.vocabulary, 0
+    raise UserError(
+        f"model.text.architecture.vocab_size: only the hub knows how many tokens `{tokenizer.name}` has; "
+        "write it down to plan the run"
+    )
+
+
+def parts_of(module: nn.Module) -> list[Part]:
+    """Parameters of the towers, and of all that stands beside them."""
+    counts = {"image tower": [0, 0], "text tower": [0, 0], "the rest": [0, 0]}
+    for name, parameter in module.named_parameters():
+        inside = [part for part in counts if part.replace(" ", "_") in name.split(".")]
+        count = counts[inside[0] if inside else "the rest"]
+        count[not parameter.requires_grad] += parameter.numel()
+    return [Part(name, trains, frozen) for name, (trains, frozen) in counts.items()]
+
+
+def live_bytes(
+    model: DualEncoder,
+    module: nn.Module,
+    objective: ObjectiveConfig,
+    images: int,
+    captions: int,
+    tokens: int,
+    is_bf16: bool,
+    checkpoints: bool,
+) -> int:
+    """Most bytes that are alive at once in a forward and backward pass, weights and gradients aside.
+
+    That is what autograd saves, the 16-bit copies of weights that autocast keeps, and what an operation
+    needs beside them. The model is left with fake tensors for parameters.
+
+    Args:
+        model, module: from `build_on_meta`.
+        images, captions, tokens: of one forward pass of one rank; `tokens` of the longest caption.
+        checkpoints: whether the towers keep the inputs of their blocks alone.
+    """
+    live = _LiveBytes()
+    # Fake tensors of the CPU: a machine without a GPU cannot run a backward pass on fake tensors of one.
+    with FakeTensorMode(allow_non_fake_inputs=True), _fused_attention():
+        _take_fake_tensors(module.train())
+        if checkpoints:
+            checkpoint_activations(model)
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(live.hand_over)
+        step = _step_of(module, objective, model.image_tower.size, images, captions, tokens)
+        with live:
+            with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+                scalar = step()
+            scalar.backward()
+    return live.most
+
+
+def _take_fake_tensors(module: nn.Module) -> None:
+    """Replace parameters and buffers on the meta device, in place; those that are shared stay shared."""
+    fake: dict[Tensor, Tensor] = {}
+    for part in module.modules():
+        for name, old in part.named_parameters(recurse=False):
+            if old not in fake:
+                empty = torch.empty_like(old, device="cpu")
+                fake[old] = nn.Parameter(empty, requires_grad=old.requires_grad)
+            setattr(part, name, fake[old])
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, torch.empty_like(buffer, device="cpu"))
+
+
+def _step_of(
+    module: nn.Module,
+    objective: ObjectiveConfig,
+    size: int,
+    images: int,
+    captions: int,
+    tokens: int,
+) -> Callable[[], Tensor]:
+    """The forward pass of a step, up to a number that every output takes part in."""
+    token_NL = torch.ones(captions, tokens, dtype=torch.int64)
+    mask_NL = torch.ones_like(token_NL)
+    image_BCHW = torch.empty(images, 3, size, size)
+    if isinstance(objective, MaskedLanguageModelConfig):
+        # Whole captions stand for single places: as many tokens, and a shape that no numbers decide.
+        predicted_N = torch.arange(math.ceil(captions * objective.share))
+        return lambda: module(token_NL, mask_NL, predicted_N).sum()
+
+    def contrastive() -> Tensor:
+        pixels = image_BCHW.contiguous(memory_format=torch.channels_last)
+        embeddings: Embeddings = module(pixels, token_NL, mask_NL)
+        return embeddings.image_BD.sum() + embeddings.text_ND.sum()
+
+    return contrastive
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Adds up the storages that operations make, until they are freed or handed over as gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._most = 0
+        self._alive = 0
+        self._latest = (
+            0  # alive after the latest operation; it may have made gradients to hand over
+        )
+        self._bytes_of: dict[int, int] = {}
+
+    @property
+    def most(self) -> int:
+        """Bytes of the moment when there were most."""
+        return max(self._most, self._latest)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        storages = [t.untyped_storage() for t in tree_leaves(result) if isinstance(t, Tensor)]
+        new = {s._cdata: s for s in storages if s._cdata not in self._bytes_of}
+        if new:
+            self._most = self.most
+            for address, storage in new.items():
+                self._bytes_of[address] = storage.nbytes()
+                self._alive += storage.nbytes()
+                weakref.finalize(storage, self._forget, address)
+            self._latest = self._alive
+        return result
+
+    def hand_over(self, parameter: Tensor) -> None:
+        """Let go of a parameter's gradient, which counts elsewhere."""
+        assert parameter.grad is not None
+        self._latest -= self._forget(parameter.grad.untyped_storage()._cdata)
+        parameter.grad = None
+
+    def _forget(self, address: int) -> int:
+        size = self._bytes_of.pop(address, 0)
+        self._alive -= size
+        return size
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """Attention without dropout on its probabilities, in torch itself, for a while.
+
+    The kernels of GPUs draw that dropout inside and keep no matrix of tokens times tokens; torch on a CPU
+    has no such kernel and would keep several.
+    """
+    real = nn.functional.scaled_dot_product_attention
+
+    def without_dropout(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        **options: Any,
+    ) -> Tensor:
+        return real(query, key, value, attn_mask, **options)
+
+    nn.functional.scaled_dot_product_attention = without_dropout
+    try:
+        yield
+    finally:
+        nn.functional.scaled_dot_product_attention = real

@@ -1,0 +1,70 @@
+"""What the records say of speed and languages, and what all ranks agree on after each step.
+
+step done -> agree: captions of all ranks, who wants to stop, who still writes    (one small all-reduce)
+every so many steps -> Meter.read -> pairs per second, captions by language
+"""
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from mmalign import distributed
+from mmalign.batch import Batch
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Equal on all ranks.
+
+    Attributes:
+        captions: of the global batch.
+        stop: a rank was asked to stop.
+        writing: a rank still writes its part of a checkpoint.
+        save_is_due: rank 0's clock says that it is time for a checkpoint.
+    """
+
+    captions: int
+    stop: bool
+    writing: bool
+    save_is_due: bool
+
+
+def agree(captions: int, stop: bool, writing: bool, save_is_due: bool) -> Agreement:
+    """What the ranks come to together; of `save_is_due` only rank 0's word counts."""
+    due = save_is_due and distributed.is_main()
+    mine = torch.tensor([captions, stop, writing, due], dtype=torch.int64)
+    total, stops, writers, dues = distributed.sum_over_ranks(mine).tolist()
+    return Agreement(total, stops > 0, writers > 0, dues > 0)
+
+
+class Meter:
+    """Speed and captions per language since the last record."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._languages: Counter[str] = Counter()
+        self._steps = 0
+        self._seconds = 0.0
+        self._since = time.monotonic()
+
+    def count(self, batch: Batch) -> None:
+        """Note a step on this rank's batch."""
+        now = time.monotonic()
+        self._seconds += now - self._since
+        self._since = now
+        self._languages.update(batch.language_N)
+        self._steps += 1
+
+    def forget_time(self) -> None:
+        """Leave the time since the last step out of the speed."""
+        self._since = time.monotonic()
+
+    def read(self) -> dict[str, float]:
+        """The record's counts, over all ranks; starts anew."""
+        total: Counter[str] = sum(distributed.gather_objects(self._languages), Counter())
+        metrics = {"pairs_per_second": self._steps * self._batch_size / self._seconds}
+        metrics |= {f"captions/{lang}": float(n) for lang, n in sorted(total.items())}
+        self._languages, self._steps, self._seconds = Counter(), 0, 0.0
+        return metrics

@@ -1,0 +1,92 @@
+"""What a run does about numbers that are not finite.
+
+    metrics of a step -> finite?  yes: go on
+                      -> no: no weight was changed (see `Engine.step`); write down the batch's keys, go on
+                      -> too many in a row: stop, or go back to the newest checkpoint and on with later data
+
+The metrics are equal on all ranks, so all ranks decide alike without asking each other.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+
+from mmalign import distributed
+from mmalign.batch import Batch
+from mmalign.config import Section
+from mmalign.console import say
+from mmalign.errors import UserError
+
+LEDGER = "non_finite.jsonl"
+
+
+class NonFiniteConfig(Section):
+    limit: int = pydantic.Field(default=3, ge=0)
+    """Batches in a row that may be left out because the loss or a gradient was not finite."""
+    then: Literal["stop", "roll_back"] = "stop"
+    """stop: end with an error; roll_back: go back to the newest checkpoint and on with the data after
+    these batches, once from each checkpoint."""
+
+
+class NonFiniteGuard:
+    """Watches a run's metrics.
+
+    Args:
+        folder: the run's; the batches that were left out are listed in its `non_finite.jsonl`.
+    """
+
+    def __init__(self, config: NonFiniteConfig, folder: Path) -> None:
+        self._config = config
+        self._ledger = folder / LEDGER
+        self._in_a_row = 0
+        self._back_to: int | None = None
+
+    def must_act(self, step: int, metrics: dict[str, float], batch: Batch) -> bool:
+        """Note a step; whether too many in a row were not finite. On all ranks."""
+        if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]):
+            self._in_a_row = 0
+            return False
+        self._in_a_row += 1
+        self._write_down(step, metrics, batch)
+        if self._in_a_row <= self._config.limit:
+            return False
+        if self._config.then == "stop":
+            raise UserError(
+                f"step {step}: loss or gradients were not finite on {self._in_a_row} batches in a row, whose "
+                f"keys are in {self._ledger}; no weight was changed: look at these samples, or go on "
+                "with a lower optimizer.lr or `non_finite.then=roll_back`"
+            )
+        self._in_a_row = 0
+        return True
+
+    def note_roll_back(self, step: int, saved_step: int) -> None:
+        """Allow going back to the checkpoint of `saved_step`, once.
+
+        Raises:
+            UserError: it was gone back to before, so the fault is not in some batches.
+        """
+        if self._back_to == saved_step:
+            raise UserError(
+                f"step {step}: loss or gradients are not finite again after going back to step {saved_step}, "
+                f"so the fault is not in single batches (those left out: {self._ledger}); go on with a "
+                "lower optimizer.lr"
+            )
+        self._back_to = saved_step
+
+    def _write_down(self, step: int, metrics: dict[str, float], batch: Batch) -> None:
+        keys = distributed.gather_objects(batch.key_B)
+        if not distributed.is_main():
+            return
+        entry = {
+            "step": step,
+            "position": batch.state.position,
+            "loss": str(metrics["loss"]),
+            "grad_norm": str(metrics["grad_norm"]),
+            "keys": [key for part in keys for key in part],
+        }
+        with self._ledger.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        say(f"step {step}: loss or gradients not finite, batch left out (its keys: {self._ledger})")

@@ -1,0 +1,115 @@
+"""One training run as its YAML file says it; a section's meaning stands beside the code that it configures."""
+
+import hashlib
+import json
+from typing import Any
+
+import pydantic
+
+from mmalign.config import Section
+from mmalign.data.stream import DataConfig
+from mmalign.data.tokenizer import TokenizerConfig
+from mmalign.model.dual_encoder import ModelConfig
+from mmalign.training.checkpoint import CheckpointConfig
+from mmalign.training.engine import EngineConfig
+from mmalign.training.evaluate import EvaluationConfig
+from mmalign.training.non_finite import NonFiniteConfig
+from mmalign.training.objective import (
+    ContrastiveConfig,
+    MaskedLanguageModelConfig,
+    ObjectiveConfig,
+)
+from mmalign.training.optimizer import OptimizerConfig
+
+
+class LogConfig(Section):
+    every: int = pydantic.Field(default=10, ge=1)
+    """Steps between two records."""
+    tensorboard: bool = False
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    name: str
+    seed: int = pydantic.Field(default=0, ge=0)
+    steps: int = pydantic.Field(ge=1)
+    batch_size: int = pydantic.Field(ge=2)
+    """Images of a step, over all ranks."""
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    model: ModelConfig
+    objective: ObjectiveConfig = ContrastiveConfig(kind="contrastive")
+    """What the towers learn: pictures with their captions, or, the control, words of captions alone."""
+    optimizer: OptimizerConfig
+    engine: EngineConfig = EngineConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    non_finite: NonFiniteConfig = NonFiniteConfig()
+    log: LogConfig = LogConfig()
+    evaluation: EvaluationConfig | None = None
+    resume_from: str | None = None
+    """Run folder whose newest checkpoint, with all state, this run goes on from."""
+    init_from: str | None = None
+    """Run folder whose weights this run starts with."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the whole configuration."""
+        tree = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(tree.encode()).hexdigest()
+
+    @pydantic.model_validator(mode="after")
+    def _fits_together(self) -> "RunConfig":
+        if self.resume_from and self.init_from:
+            raise ValueError("give `resume_from` or `init_from`, not both")
+        if isinstance(self.objective, MaskedLanguageModelConfig):
+            self._check_masked()
+        elif (self.objective.loss == "sigmoid") != (self.model.logit_bias is not None):
+            raise ValueError(
+                "`objective.loss: sigmoid` and `model.logit_bias` go together: give both or neither "
+                "(SigLIP starts with -10 and a temperature of 0.1)"
+            )
+        return self
+
+    def _check_masked(self) -> None:
+        if self.model.text.frozen:
+            raise ValueError(
+                "`model.text.frozen` leaves masked language modelling no tower to train; take it out"
+            )
+        if self.engine.micro_batch is not None:
+            raise ValueError(
+                "`engine.micro_batch` is of the contrastive objective; take it out of this run"
+            )
+
+
+# A run may go on with other values of these: they do not change what it computes, or only its rounding.
+FREE_TO_CHANGE = frozenset(
+    {
+        "checkpoint",
+        "log",
+        "resume_from",
+        "init_from",
+        "data.workers",
+        "engine.zero_stage",
+        "engine.micro_batch",
+        "engine.checkpoint_activations",
+        "engine.compile",
+        "engine.hang_seconds",
+    }
+)
+
+
+def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
+    """The dotted name of the first field in which two resolved configurations are not the same run."""
+    for name in (*new, *(old.keys() - new.keys())):
+        dotted = f"{prefix}{name}"
+        if dotted in FREE_TO_CHANGE:
+            continue
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            inner = first_difference(before, after, f"{dotted}.")
+            if inner is not None:
+                return inner
+        elif before != after:
+            return dotted
+    return None

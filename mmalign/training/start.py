@@ -1,0 +1,122 @@
+"""How a run starts: its folder, its tokenizer, its batches, and where it goes on.
+
+run configuration, folder -> open_run -> tokenizer -> batch maker -> model's first weights
+                          -> resume: own checkpoint, or resume_from, or nothing -> TrainState
+"""
+
+from pathlib import Path
+from typing import Any
+
+from mmalign import distributed
+from mmalign.batch import StreamState
+from mmalign.commit import newest_folder, write_atomic
+from mmalign.config import read_yaml, write_yaml
+from mmalign.console import say
+from mmalign.data.preprocess import Preprocess
+from mmalign.data.stream import BatchMaker, Plan, captions_of
+from mmalign.data.token_noise import TokenMasker
+from mmalign.data.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
+from mmalign.errors import UserError
+from mmalign.evaluation.encoder import load_weights
+from mmalign.model.dual_encoder import DualEncoder
+from mmalign.training import checkpoint
+from mmalign.training.checkpoint import TrainState
+from mmalign.training.engine import Engine
+from mmalign.training.objective import MaskedLanguageModelConfig
+from mmalign.training.run_config import RunConfig, first_difference
+
+
+def open_run(config: RunConfig, out: Path) -> None:
+    """Make the run folder with the resolved configuration, or check that it belongs to this one.
+
+    Raises:
+        UserError: the folder holds the checkpoints of another run.
+    """
+    tree = config.model_dump(mode="json")
+    path = out / "config.yaml"
+    problem = None
+    if distributed.is_main():
+        out.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and checkpoint.has_checkpoints(out / "checkpoints"):
+            problem = first_difference(read_yaml(path), tree)
+        if problem is None:
+            write_atomic(path, write_yaml(tree))
+    problem = distributed.broadcast(problem)
+    if problem is not None:
+        raise UserError(
+            f"{path}: holds another run, its `{problem}` differs; name another folder with --out, or give "
+            "the same configuration to go on"
+        )
+
+
+def load_or_train_tokenizer(config: TokenizerConfig, plan: Plan, out: Path) -> Tokenizer:
+    """The run's tokenizer, from its folder if it is there already."""
+    folder = out / "tokenizer"
+    if distributed.is_main() and not (folder / "tokenizer_config.json").is_file():
+        if config.kind == "pretrained":
+            assert config.name is not None
+            tokenizer = load_tokenizer(config.name)
+        else:
+            say("tokenizer: training on the captions")
+            tokenizer = train_tokenizer(captions_of(plan), config.vocabulary)
+        tokenizer.save(folder)
+    distributed.barrier()
+    return load_tokenizer(folder)
+
+
+def make_batches(
+    config: RunConfig, plan: Plan, tokenizer: Tokenizer, model: DualEncoder
+) -> BatchMaker:
+    """What turns the plan into this rank's batches."""
+    tower = model.image_tower
+    preprocess: Preprocess | None = None
+    masker: TokenMasker | None = None
+    if isinstance(config.objective, MaskedLanguageModelConfig):
+        masker = TokenMasker(tokenizer, config.objective.share)
+    else:
+        preprocess = Preprocess(tower.size, tower.mean, tower.std, config.data.augmentation)
+    return BatchMaker(
+        plan,
+        config.data,
+        tokenizer,
+        config.model.text.max_length,
+        preprocess,
+        config.batch_size,
+        distributed.rank(),
+        distributed.world_size(),
+        masker,
+    )
+
+
+def load_first_weights(config: RunConfig, model: DualEncoder) -> None:
+    """Step 3 of the order in `loop`: the weights of `init_from`, before the engine takes the model."""
+    if config.init_from:
+        folder, _ = newest_folder(Path(config.init_from) / "checkpoints")
+        load_weights(model, folder / "model.safetensors")
+
+
+def resume(config: RunConfig, out: Path, engine: Engine, data: list[str]) -> TrainState:
+    """Steps 1, 2 and 4 of the order in `loop`.
+
+    Args:
+        data: sha256 of the manifests of the training data.
+    """
+    own = out / "checkpoints"
+    if checkpoint.has_checkpoints(own):
+        return checkpoint.load_newest(own, engine, data)
+    if config.resume_from is None:
+        return TrainState(step=0, pairs_seen=0, stream=StreamState(config.seed, 0))
+    other = Path(config.resume_from)
+    _check_same_stream(config, other)
+    return checkpoint.load_newest(other / "checkpoints", engine, data)
+
+
+def _check_same_stream(config: RunConfig, other: Path) -> None:
+    path = other / "config.yaml"
+    tree: dict[str, Any] = read_yaml(path)
+    for name in ("seed", "batch_size"):
+        if tree.get(name) != getattr(config, name):
+            raise UserError(
+                f"resume_from: {path} has another `{name}` ({tree.get(name)}), so its place in the data "
+                "means other samples here; give the same, or take its weights only with init_from"
+            )

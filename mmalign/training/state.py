@@ -1,0 +1,295 @@
+"""A run's tensors by parameter name: the same on any number of ranks and under any stage of ZeRO.
+
+    engine on all ranks -> capture -> AdamW's state, each rank a share of the names; weights, on rank 0
+    safetensors files, by whatever engine -> restore -> the part of each tensor that this rank holds
+
+DeepSpeed's own checkpoints are pickles of flat partitions that fit one number of ranks and one stage. Here
+a parameter's state is whole again before it is written (AdamW: arXiv 1711.05101):
+
+    exp_avg/<name>, exp_avg_sq/<name>   float32, shaped like the parameter
+    updates/<name>                      int64, shape (): AdamW's steps on this parameter
+    <name>                              the weight or buffer itself; the master weight equals it, because
+                                        the engine keeps parameters in float32
+
+Where AdamW keeps the state depends on the stage: 0, at the parameter; 1 and 2, at this rank's part of all
+parameters of a group laid end to end; 3, at this rank's parts of single parameters laid end to end. In the
+last two a parameter has no step count of its own: it takes its group's, and the group the highest of its
+parameters'. Counts differ only where a parameter had no gradient in some steps under stage 0.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from mmalign import distributed
+from mmalign.errors import UserError
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_UPDATES = "updates"
+_MEND = "resume with the model and the objective that wrote it, or start from its weights with init_from"
+
+AdamWState = dict[str, Tensor]
+
+
+@torch.no_grad()
+def capture(
+    deepspeed_engine: Any, module: nn.Module, zero_stage: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Copies of all that an engine trains, on the CPU and contiguous; called on all ranks between steps.
+
+    A rank holds what it returns and one whole parameter more, also under ZeRO 3. Training may go on while
+    the copies are written.
+
+    Returns:
+        AdamW's state of every world_size-th trainable parameter, starting with the rank's number.
+        On rank 0 all that `module.state_dict()` names, each with memory of its own (safetensors refuses what
+        tied names share); elsewhere nothing.
+    """
+    states = _adamw_states(deepspeed_engine, zero_stage)
+    moments: dict[str, Tensor] = {}
+    for index, (name, parameter) in enumerate(_trainable(module)):
+        mine = index % distributed.world_size() == distributed.rank()
+        for moment in _MOMENTS:
+            whole = _whole_moment(parameter, states[parameter], moment, zero_stage)
+            if mine:
+                moments[f"{moment}/{name}"] = _copy(whole)
+        if mine:
+            moments[f"{_UPDATES}/{name}"] = torch.tensor(int(states[parameter]["step"]))
+    return moments, _capture_weights(module)
+
+
+@torch.no_grad()
+def restore(
+    deepspeed_engine: Any,
+    module: nn.Module,
+    zero_stage: int,
+    weights_files: Mapping[str, Path],
+    state_files: Sequence[Path],
+) -> None:
+    """Take over what `capture` gave to any engine of the same model; called on all ranks between steps.
+
+    Every rank checks all headers before it changes a tensor, so all ranks raise the same error.
+
+    Args:
+        weights_files: prefix -> file. A name in the file and the prefix before it make the name in
+            `module`: `{"": file}` where the file has the module's own names.
+        state_files: the shares of all ranks that wrote, in any order.
+
+    Raises:
+        UserError: a file cannot be read, or a name is missing, unknown or double, or a shape differs.
+    """
+    weights = _index(weights_files.items())
+    moments = _index(("", file) for file in state_files)
+    _check(weights, _weight_shapes(module), list(weights_files.values()))
+    _check(moments, _moment_shapes(module), state_files)
+    _restore_weights(module, weights)
+    if zero_stage > 0:
+        deepspeed_engine.optimizer.refresh_fp32_params()
+    _restore_moments(module, _adamw_states(deepspeed_engine, zero_stage), zero_stage, moments)
+
+
+def _capture_weights(module: nn.Module) -> dict[str, Tensor]:
+    from deepspeed.runtime.zero import GatheredParameters
+
+    weights: dict[str, Tensor] = {}
+    for name, tensor in _weights(module).items():
+        with GatheredParameters([tensor]):  # does nothing where ZeRO 3 has not split the tensor
+            if distributed.is_main():
+                weights[name] = _copy(tensor)
+    return weights
+
+
+def _restore_weights(module: nn.Module, stored: dict[str, "_Stored"]) -> None:
+    from deepspeed.runtime.zero import GatheredParameters
+
+    for name, tensor in _weights(module).items():
+        with GatheredParameters([tensor], modifier_rank=0):
+            # What ZeRO 3 has split is read by rank 0 and sent to the others.
+            if distributed.is_main() or not _is_split(tensor):
+                tensor.copy_(stored[name].read())
+
+
+def _restore_moments(
+    module: nn.Module,
+    states: dict[nn.Parameter, AdamWState],
+    zero_stage: int,
+    stored: dict[str, "_Stored"],
+) -> None:
+    for state in states.values():
+        state["step"].zero_()
+    for name, parameter in _trainable(module):
+        state = states[parameter]
+        # A partition takes the highest count of its parameters.
+        state["step"].clamp_(min=int(stored[f"{_UPDATES}/{name}"].read()))
+        if _has_part_here(parameter, zero_stage):
+            for moment in _MOMENTS:
+                whole = stored[f"{moment}/{name}"].read()
+                _set_moment(parameter, state, moment, zero_stage, whole)
+
+
+def _adamw_states(deepspeed_engine: Any, zero_stage: int) -> dict[nn.Parameter, AdamWState]:
+    """Parameter -> AdamW's state of the tensor that is stepped in its place; zeros before the first step."""
+    states: dict[nn.Parameter, AdamWState] = {}
+    zero = deepspeed_engine.optimizer
+    adamw = zero if zero_stage == 0 else zero.optimizer
+    for tensor, parameters, group in _stepped_tensors(zero, zero_stage):
+        if not adamw.state[tensor]:
+            adamw.state[tensor].update(_first_state(tensor, group))
+        states |= {parameter: adamw.state[tensor] for parameter in parameters}
+    if zero_stage in (1, 2):
+        # DeepSpeed links after the step of the first group, when the other groups have no state yet.
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
+    return states
+
+
+def _stepped_tensors(
+    zero: Any, zero_stage: int
+) -> Iterator[tuple[Tensor, list[nn.Parameter], dict[str, Any]]]:
+    """The tensors that AdamW steps: each with the parameters it is made of, and its parameter group.
+
+    DeepSpeed has no public name for these (0.19: runtime/zero/stage_1_and_2.py, stage3.py).
+    """
+    if zero_stage == 0:
+        for group in zero.param_groups:
+            yield from ((parameter, [parameter], group) for parameter in group["params"])
+        return
+    groups = zero.optimizer.param_groups
+    if zero_stage < 3:
+        yield from zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, groups, strict=True)
+        return
+    for index, tensor in enumerate(zero.fp32_partitioned_groups_flat):
+        yield tensor, zero.fp16_groups[index], groups[zero.sub_group_to_group_id[index]]
+
+
+def _first_state(tensor: Tensor, group: dict[str, Any]) -> AdamWState:
+    """What torch.optim.AdamW makes at a tensor's first step; fused and capturable count on the device."""
+    device = tensor.device if group["fused"] or group["capturable"] else torch.device("cpu")
+    zeros = {name: torch.zeros_like(tensor, requires_grad=False) for name in _MOMENTS}
+    return {"step": torch.zeros((), device=device), **zeros}
+
+
+def _whole_moment(
+    parameter: nn.Parameter, state: AdamWState, moment: str, zero_stage: int
+) -> Tensor:
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    if zero_stage == 0:
+        return state[moment]
+    whole: Tensor = safe_get_full_optimizer_state(parameter, moment)
+    return whole
+
+
+def _set_moment(
+    parameter: Any, state: AdamWState, moment: str, zero_stage: int, whole: Tensor
+) -> None:
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    if zero_stage == 0:
+        state[moment].copy_(whole)
+    elif zero_stage < 3:
+        safe_set_full_optimizer_state(parameter, whole, moment)
+    else:
+        # DeepSpeed's setter of whole tensors fails on those that it had to pad to split them evenly.
+        size = parameter.ds_tensor.numel()
+        part = whole.flatten()[size * distributed.rank() :][:size]
+        padded = F.pad(part, (0, size - part.numel()))
+        safe_set_local_optimizer_state(parameter, padded, moment)
+
+
+def _has_part_here(parameter: Any, zero_stage: int) -> bool:
+    return zero_stage not in (1, 2) or parameter._hp_mapping is not None
+
+
+def _is_split(tensor: Tensor) -> bool:
+    return hasattr(tensor, "ds_id")  # DeepSpeed's mark of ZeRO 3
+
+
+def _trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((n, p) for n, p in module.named_parameters() if p.requires_grad)
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and persistent buffer, themselves; tied ones under each of their names."""
+    weights: dict[str, Tensor] = module.state_dict(keep_vars=True)
+    return weights
+
+
+def _weight_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: _shape(tensor) for name, tensor in _weights(module).items()}
+
+
+def _moment_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, parameter in _trainable(module):
+        shapes |= {f"{moment}/{name}": _shape(parameter) for moment in _MOMENTS}
+        shapes[f"{_UPDATES}/{name}"] = ()
+    return shapes
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    return tuple(tensor.ds_shape if _is_split(tensor) else tensor.shape)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor in a file, read when asked for."""
+
+    file: Path
+    handle: Any
+    key: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.handle.get_slice(self.key).get_shape())
+
+    def read(self) -> Tensor:
+        tensor: Tensor = self.handle.get_tensor(self.key)
+        return tensor
+
+
+def _index(files: Iterable[tuple[str, Path]]) -> dict[str, _Stored]:
+    """What safetensors files hold, by prefix and name; only the headers are read."""
+    stored: dict[str, _Stored] = {}
+    for prefix, file in files:
+        try:
+            handle = safe_open(file, framework="pt", device="cpu")
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file}: cannot be read as safetensors ({error})") from None
+        names: list[str] = handle.keys()
+        for key in names:
+            if prefix + key in stored:
+                raise UserError(
+                    f"{file}: holds `{key}`, which {stored[prefix + key].file} holds too; "
+                    "remove the file that another save left"
+                )
+            stored[prefix + key] = _Stored(file, handle, key)
+    return stored
+
+
+def _check(
+    stored: dict[str, _Stored], shapes: dict[str, tuple[int, ...]], files: Sequence[Path]
+) -> None:
+    """Refuse files that do not hold exactly the tensors that are wanted."""
+    for name, found in stored.items():
+        if name not in shapes:
+            raise UserError(f"{found.file}: holds `{found.key}`, which this model has not; {_MEND}")
+        if found.shape != shapes[name]:
+            raise UserError(
+                f"{found.file}: `{found.key}` has the shape {list(found.shape)}, but in this model it "
+                f"has {list(shapes[name])}; {_MEND}"
+            )
+    missing = shapes.keys() - stored.keys()
+    if missing:
+        others = f" and the {len(files) - 1} files beside it" if len(files) > 1 else ""
+        raise UserError(f"{files[0]}{others}: `{min(missing)}` is missing; {_MEND}")

@@ -1,0 +1,166 @@
+"""A rank that hangs is named, with its stack, and the run ends instead of waiting for ever.
+
+    loop -> beat("step 12: data") --+                    one line on stderr: waits for others, or hangs where
+                                    +-> no beat for T -> hang-rank<r>.txt: stacks of all threads
+    thread of this rank looks on ---+                    os._exit(EXIT_HUNG) -> torchrun ends the others
+
+In a group one rank that stands still makes all stand still, each in a collective. Every rank has its own
+watchdog, so all of them speak at about the same time: those that wait say so, and the one whose stack
+is *not* inside a collective is the one to look at. A rank therefore leaves some seconds after it has
+spoken: its end breaks the others' collectives, and they are to speak first.
+
+What it cannot see. The thread needs Python's lock (GIL). Waiting calls (sleep, locks, sockets, collectives,
+torch's operators) give it away; C code that hangs without doing so stops the thread too. For that case
+`faulthandler` waits in C: after 2 T without a sign of the *thread* it writes all stacks to stderr and ends
+the process with exit code 1. On GPUs collectives run behind Python's back: a rank that waits for others
+stands where it next reads a result, so there the line does not decide between the two.
+
+T must be shorter than the process group's own timeout, or that one ends the run first, with a traceback. A
+process that somebody suspends for longer than T counts as hanging when it goes on.
+"""
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from mmalign import distributed
+from mmalign.training.signals import EXIT_HUNG
+
+_SECONDS_FOR_THE_OTHERS = 4.0
+_WAITING = ("torch.distributed", "deepspeed.comm", "mmalign.distributed")
+_PLUMBING = (*_WAITING, "torch", "deepspeed", *sys.stdlib_module_names)
+
+
+class Watchdog:
+    """Ends this process when no `beat` came for `seconds` within the `with` block.
+
+    Args:
+        folder: where `hang-rank<r>.txt` goes; the run's folder, the same on all ranks.
+        seconds: the longest time between two beats, a whole step with its data and a save at least;
+            0: no watchdog.
+    """
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self._folder = folder
+        self._seconds = seconds
+        self._allowed = 0.0
+        self._last = (time.monotonic(), "start")
+        self._ended = threading.Event()
+        self._watched = threading.get_ident()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def beat(self, what: str) -> None:
+        """A sign of life. Costs less than a microsecond: call it before everything that may take long.
+
+        Args:
+            what: what begins now, with its step: `step 12: backward`.
+        """
+        self._last = (time.monotonic(), what)  # one assignment: the thread sees both or neither
+
+    @contextmanager
+    def allow(self, seconds: float, what: str) -> Iterator[None]:
+        """More time for a phase that is known to be long (a measurement, a first compilation)."""
+        self.beat(what)
+        before, self._allowed = self._allowed, max(seconds, self._allowed)
+        try:
+            yield
+        finally:
+            self.beat(f"after {what}")
+            self._allowed = before
+
+    def __enter__(self) -> "Watchdog":
+        self._watched = threading.get_ident()
+        self.beat("start")
+        if self._seconds > 0:
+            self._arm_backstop()
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        if self._seconds > 0:
+            self._thread.join()
+            faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self) -> None:
+        pause = min(self._seconds / 10, 1.0)
+        while not self._ended.wait(pause):
+            self._arm_backstop()
+            since, what = self._last
+            if time.monotonic() - since > self._limit():
+                try:
+                    self._tell(time.monotonic() - since, what)
+                    faulthandler.cancel_dump_traceback_later()
+                    time.sleep(_SECONDS_FOR_THE_OTHERS)
+                finally:  # a full disk too
+                    os._exit(EXIT_HUNG)  # sys.exit would end this thread alone
+
+    def _limit(self) -> float:
+        return max(self._seconds, self._allowed)
+
+    def _arm_backstop(self) -> None:
+        """Set anew as long as the thread gets its turn, so it goes off only when the thread stands still."""
+        if sys.__stderr__ is not None:
+            faulthandler.dump_traceback_later(2 * self._limit(), exit=True, file=sys.__stderr__)
+
+    def _tell(self, seconds: float, what: str) -> None:
+        frames = sys._current_frames()
+        path = self._folder / f"hang-rank{distributed.rank()}.txt"
+        line = (
+            f"mmalign: rank {distributed.rank()} {_verdict(frames, self._watched)}; "
+            f"no sign of life for {seconds:.0f} s, the last one: {what}; stacks: {path}\n"
+        )
+        # Past sys.stderr, whose lock the hanging thread may hold.
+        os.write(2, line.encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(line + _stacks(frames), encoding="utf-8")
+
+
+def _verdict(frames: dict[int, FrameType], watched: int) -> str:
+    """`waits for other ranks at FILE:LINE in FUNCTION`, or `hangs at ...`.
+
+    The place is the innermost one outside torch and Python's own library. autograd runs backward functions of
+    a GPU on threads of its own, which `threading` does not know: a collective in one of them counts as well.
+    """
+    known = {thread.ident for thread in threading.enumerate()} - {watched}
+    candidates = [watched, *(number for number in frames if number not in known | {watched})]
+    for number in candidates:
+        names = [_module(frame) for frame, _ in traceback.walk_stack(frames[number])]
+        if any(_is_of(name, _WAITING) for name in names):
+            return f"waits for other ranks at {_place(frames[number])}"
+    word = "hangs, or waits for the GPU," if torch.cuda.is_available() else "hangs"
+    return f"{word} at {_place(frames[watched])}"
+
+
+def _place(innermost: FrameType) -> str:
+    stack = list(traceback.walk_stack(innermost))
+    own = [entry for entry in stack if not _is_of(_module(entry[0]), _PLUMBING)]
+    frame, line = (own or stack)[0]
+    return f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _is_of(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def _stacks(frames: dict[int, FrameType]) -> str:
+    """Every thread with its name and its calls, the innermost last."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    parts = []
+    for number, frame in frames.items():
+        calls = "".join(traceback.format_stack(frame))
+        parts.append(f"\nthread {number} ({names.get(number, 'not of Python')}):\n{calls}")
+    return "".join(parts)

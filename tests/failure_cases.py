@@ -1,0 +1,102 @@
+"""What the ranks of the tests of failures run: steps and runs in which something goes wrong on one rank."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from parity_cases import SOME_WAYS, Way, make_batch_for, make_engine
+from torch import Tensor
+
+from mmalign import distributed
+from mmalign.batch import Batch
+from mmalign.config import load_config
+from mmalign.errors import UserError
+from mmalign.training import loop
+from mmalign.training.engine import Engine
+from mmalign.training.run_config import RunConfig
+
+
+def bounded_temperatures() -> dict[Way, list[float]]:
+    """For each way, the logarithmic scale after each of two steps of an engine that must not go below a
+    temperature of 0.5, and the one that a checkpoint would hold."""
+    found = {}
+    for way in SOME_WAYS:
+        engine = make_engine("contrastive", way, min_temperature=0.5)
+        scales = []
+        for step in range(2):
+            engine.step(make_batch_for("contrastive", step))
+            with engine.whole_model():
+                scales.append(engine.model.logit_scale.item())
+        weights = distributed.broadcast(engine.capture()[1])["model.safetensors"]
+        found[way] = [*scales, float(weights["logit_scale"])]
+    return found
+
+
+def spoiled_steps() -> dict[Way, dict[str, Any]]:
+    """For each way, an engine that meets an image that is no number, then a gradient that is none."""
+    return {way: _spoiled(make_engine("contrastive", way)) for way in SOME_WAYS}
+
+
+def _spoiled(engine: Engine) -> dict[str, Any]:
+    first = engine.step(make_batch_for("contrastive", 0))
+    before = _everything(engine)
+    bad_image = engine.step(_with_nan(make_batch_for("contrastive", 1)))
+    after_image = _everything(engine)
+    parameter = engine.model.text_projection.weight
+    hook = parameter.register_hook(_infinite_on_the_last_rank)
+    bad_gradient = engine.step(make_batch_for("contrastive", 2))
+    hook.remove()
+    after_gradient = _everything(engine)
+    return {
+        "metrics": [first, bad_image, bad_gradient, engine.step(make_batch_for("contrastive", 3))],
+        "unchanged": _equal(before, after_image) and _equal(before, after_gradient),
+        "moves": not _equal(after_gradient, _everything(engine)),
+    }
+
+
+def _infinite_on_the_last_rank(gradient: Tensor) -> Tensor:
+    is_last = distributed.rank() == distributed.world_size() - 1
+    return torch.full_like(gradient, torch.inf) if is_last else gradient
+
+
+def _with_nan(batch: Batch) -> Batch:
+    if distributed.rank() < distributed.world_size() - 1 or batch.image_BCHW is None:
+        return batch
+    image_BCHW = batch.image_BCHW.clone()
+    image_BCHW[0, 0, 0, 0] = torch.nan
+    return replace(batch, image_BCHW=image_BCHW)
+
+
+def _everything(engine: Engine) -> dict[str, Tensor]:
+    moments, weights = engine.capture()
+    return {**moments, **weights.get("model.safetensors", {})}
+
+
+def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+
+def run_with_bad_data(run_file: str, out: str, changes: list[str], bad: list[int]) -> str:
+    """A run in which the last rank's images at the global batches `bad` are no numbers.
+
+    Returns:
+        What it ended with: the error's sentence, or nothing.
+    """
+    real = loop.batches
+
+    def spoiled(*args: Any) -> Iterator[Batch]:
+        for batch in real(*args):
+            number = batch.state.position // config.batch_size - 1
+            yield _with_nan(batch) if number in bad else batch
+
+    config = load_config(RunConfig, Path(run_file), changes)
+    loop.batches = spoiled
+    try:
+        loop.train(config, Path(out))
+    except UserError as error:
+        return str(error)
+    finally:
+        loop.batches = real
+    return ""

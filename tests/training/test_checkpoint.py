@@ -1,0 +1,156 @@
+"""Which checkpoints are kept, which one is best, and what happens when one cannot be written."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parity_cases import Way, make_batch_for, make_engine
+from ranks import run_ranks
+from safetensors.torch import load_file
+
+from mmalign import distributed
+from mmalign.batch import StreamState
+from mmalign.commit import verify
+from mmalign.errors import UserError
+from mmalign.training import checkpoint
+from mmalign.training.checkpoint import CheckpointConfig, Saver, TrainState
+
+FACTS: dict[str, Any] = {"config_sha256": "0", "data": []}
+
+
+def state(step: int, best: float | None = None) -> TrainState:
+    return TrainState(step, step * 10, StreamState(0, step * 8), best)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.name.startswith("step-"))
+
+
+def keep_some(folder: str) -> None:
+    """Ten checkpoints, of which the third and the fifth were the best so far."""
+    config = CheckpointConfig(every=1, keep=2, keep_every=4)
+    saver = Saver(Path(folder), config, FACTS)
+    engine = make_engine("contrastive", Way(0))
+    for step in range(1, 11):
+        engine.step(make_batch_for("contrastive", step))
+        saver.save(engine, state(step, 0.5), is_best=step in (3, 5))
+
+
+def test_the_newest_the_best_and_every_fourth_are_kept(tmp_path: Path) -> None:
+    run_ranks(1, keep_some, tmp_path / "ranks", str(tmp_path / "checkpoints"))
+    folder = tmp_path / "checkpoints"
+    assert names(folder) == [f"step-{n:09d}" for n in (4, 5, 8, 9, 10)]
+    assert (folder / "best").resolve() == (folder / "step-000000005").resolve()
+    assert (folder / "LATEST").read_text() == "step-000000010\n"
+
+
+def write_behind(folder: str) -> dict[str, Any]:
+    """A save that is slow to write, and steps in the meantime."""
+    real = checkpoint.save_file
+
+    def slow(tensors: Any, path: Path) -> None:
+        time.sleep(1.0 if distributed.rank() == 1 else 0.0)
+        real(tensors, path)
+
+    checkpoint.save_file = slow  # type: ignore[assignment]
+    try:
+        engine = make_engine("contrastive", Way(1))
+        engine.step(make_batch_for("contrastive", 0))
+        wanted = {k: v for t in engine.capture()[1].values() for k, v in t.items()}
+        saver = Saver(Path(folder), CheckpointConfig(asynchronous=True), FACTS)
+        saver.save(engine, state(1))
+        distributed.barrier()
+        before = (distributed.gather_objects(saver.is_writing), names(Path(folder)))
+        for step in (1, 2):  # weights move on while the copies are written
+            engine.step(make_batch_for("contrastive", step))
+        saver.finish()
+        return {"before": before, "wanted": wanted, "after": names(Path(folder))}
+    finally:
+        checkpoint.save_file = real
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    found = run_ranks(2, write_behind, tmp_path / "ranks", str(folder))[0]
+    writing, listed = found["before"]
+    assert writing[1]
+    assert ".tmp-" in listed[0], "nothing is committed before all ranks have written"
+    assert found["after"] == ["step-000000001"]
+    info = verify(folder / "step-000000001")
+    assert {"optimizer-rank00000.safetensors", "optimizer-rank00001.safetensors"} <= info[
+        "files"
+    ].keys()
+    written = load_file(folder / "step-000000001" / "model.safetensors")
+    assert all(torch.equal(written[name], tensor) for name, tensor in found["wanted"].items())
+
+
+def run_out_of_room(folder: str, asynchronous: bool) -> str:
+    """A good save, then one whose files may not grow beyond 4 KiB on rank 1."""
+    engine = make_engine("contrastive", Way(0))
+    engine.step(make_batch_for("contrastive", 0))
+    saver = Saver(Path(folder), CheckpointConfig(asynchronous=asynchronous), FACTS)
+    saver.save(engine, state(1))
+    saver.finish()
+    if distributed.rank() == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    try:
+        saver.save(engine, state(2))
+        saver.finish()
+    except UserError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return ""
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_full_disk_leaves_the_last_checkpoint_and_all_ranks_say_so(
+    tmp_path: Path, asynchronous: bool
+) -> None:
+    folder = tmp_path / "checkpoints"
+    errors = run_ranks(2, run_out_of_room, tmp_path / "ranks", str(folder), asynchronous)
+    assert errors[0] == errors[1]
+    assert "could not be written (" in errors[0]
+    assert "step-000000001 is whole; make room" in errors[0]
+    assert names(folder) == ["step-000000001"]
+    verify(folder / "step-000000001")
+
+
+def test_a_small_disk_ends_a_run_with_one_sentence(tmp_path: Path) -> None:
+    """The real thing: a file system of 600 KiB, which holds one checkpoint and not two."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a file system needs root")
+    try:
+        script = Path(__file__).with_name("save_until_full.py")
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "OMP_NUM_THREADS": "1",
+        }
+        done = subprocess.run(
+            [sys.executable, str(script), str(disk / "checkpoints")],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        assert "could not be written" in done.stdout, done.stdout + done.stderr
+        kept = names(disk / "checkpoints")
+        assert len(kept) >= 1
+        for name in kept:
+            verify(disk / "checkpoints" / name)
+        newest = (disk / "checkpoints" / "LATEST").read_text().strip()
+        assert json.loads((disk / "checkpoints" / newest / "state.json").read_text())["step"] >= 1
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
