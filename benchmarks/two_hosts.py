@@ -153,7 +153,7 @@ def wait_until(
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
-            ends = "\n".join(f"--- {host}\n{log_of(folder, host)[-4000:]}" for host in HOSTS)
+            ends = "\n".join(f"--- {host}\n{log_of(folder, host)[-8000:]}" for host in HOSTS)
             raise RuntimeError(f"the run ended, or nothing happened, before it should\n{ends}")
         time.sleep(0.05)
 

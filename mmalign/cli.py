@@ -29,7 +29,10 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Replace fields of the file: optimizer.lr=5e-4"),
 ]
 Model = Annotated[
-    str, typer.Option("--model", help="Run folder; of a text suite any text encoder.")
+    str,
+    typer.Option(
+        "--model", help="Run folder or one of its checkpoints; of a text suite any text encoder."
+    ),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 
@@ -112,6 +115,7 @@ def evaluate(
 
     Example: mmalign eval eval/xtreme_r.yaml --model xlm-roberta-base --out runs/xtreme_r
     """
+    from mmalign import distributed
     from mmalign.config import read_yaml
 
     measure = _measure_texts if "groups" in read_yaml(suite) else _measure_images
@@ -119,6 +123,7 @@ def evaluate(
     _say(f"{folder / 'results.json'}")
     if _is_run(model):
         _note_command(Path(model))
+    distributed.stop()
 
 
 @app.command()
@@ -262,20 +267,23 @@ def main() -> None:
 def _measure_images(
     suite: Path, overrides: list[str], model: str, untrained: bool, out: Path | None
 ) -> Path:
-    """Run a suite of shards; the folder of its results."""
+    """Run a suite of shards, on all ranks; the folder of its results."""
+    from mmalign import distributed
     from mmalign.config import load_config
     from mmalign.evaluation.encoder import load_encoder
-    from mmalign.evaluation.suite import SuiteConfig, run_suite
+    from mmalign.evaluation.suite import SuiteConfig, means_of, run_suite
 
     config = load_config(SuiteConfig, suite, overrides)
     run = Path(model)
+    if out is None and not _is_run(model):
+        raise UserError(f"{model}: not a run folder; say with --out where the results go")
+    distributed.start()
     baselines = {"untrained": load_encoder(run, untrained=True)} if untrained else {}
     out = out or run / "eval" / config.name
     results = run_suite(config, load_encoder(run), out, baselines)
-    for name, value in results.metrics.items():
-        if "/mean/" in name or "/all/" in name:
-            luck = results.chance[name]
-            _say(f"{name}  {value:.4f}  (n = {results.counts[name]}, chance {luck:.4f})")
+    for name, value in means_of(results).items():
+        luck = results.chance[name]
+        _say(f"{name}  {value:.4f}  (n = {results.counts[name]}, chance {luck:.4f})")
     return out
 
 
@@ -288,6 +296,8 @@ def _measure_texts(
     from mmalign.finetuning.suite import TextSuiteConfig, run_text_suite
 
     config = load_config(TextSuiteConfig, suite, overrides)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"{suite}: a suite of text tasks runs in one process; leave torchrun out")
     if out is None and not _is_run(model):
         raise UserError(f"{model}: not a run folder; say with --out where the results go")
     out = out or Path(model) / "eval" / config.name

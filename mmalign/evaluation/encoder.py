@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mmalign import distributed
-from mmalign.commit import newest_folder
+from mmalign.commit import newest_folder, verify
 from mmalign.config import read_yaml, validate
 from mmalign.data.preprocess import Preprocess
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
@@ -82,27 +82,34 @@ def load_encoder(path: Path, untrained: bool = False) -> Encoder:
     """The model of a run folder.
 
     Args:
+        path: the folder, or one of its checkpoints (`RUN/checkpoints/best`).
         untrained: the run's model as it was before its first step (same seed, same tokenizer): the
             baseline that tells what training did.
 
     Raises:
         UserError: no run there, no checkpoint that verifies, or weights of another model.
     """
-    config_path = path / "config.yaml"
+    run = run_of(path)
+    config_path = run / "config.yaml"
     if not config_path.is_file():
         raise UserError(f"{path}: not a run folder, it has no config.yaml")
     tree = read_yaml(config_path)
     config = validate(ModelConfig, tree.get("model"), f"{config_path}, section `model`")
-    tokenizer = load_tokenizer(path / "tokenizer")
+    tokenizer = load_tokenizer(run / "tokenizer")
     torch.manual_seed(int(tree["seed"]))
     model = build_dual_encoder(config, tokenizer.vocabulary, tokenizer.padding_id)
     facts: dict[str, Any] = {"path": str(path), "step": 0}
     if not untrained:
-        folder, info = newest_folder(path / "checkpoints")
+        folder, info = newest_folder(path / "checkpoints") if path == run else (path, verify(path))
         load_weights(model, folder / "model.safetensors")
         facts["step"] = info["step"]
     facts["sha256"] = weights_sha256(model)
     return Encoder(model, config, tokenizer, facts)
+
+
+def run_of(path: Path) -> Path:
+    """The run folder that a path means: itself, or the one whose `checkpoints` it lies in."""
+    return path.parent.parent if path.parent.name == "checkpoints" else path
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -28,7 +28,7 @@ from mmalign.commit import write_json
 from mmalign.config import read_yaml
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
 from mmalign.errors import UserError
-from mmalign.evaluation.encoder import load_encoder, weights_sha256
+from mmalign.evaluation.encoder import load_encoder, run_of, weights_sha256
 from mmalign.model.text_tower import Pooling, load_trunk, pool
 
 _FILE = "tower.json"
@@ -174,7 +174,7 @@ def load_tower(path: str, untrained: bool = False) -> Tower:
     """The text tower in a folder, or that of a model on the hub.
 
     Args:
-        path: a run folder, the tower of a fine-tuning, a sentence-transformers model (folder or name), or
+        path: a run folder or one of its checkpoints, the tower of a fine-tuning, a sentence-transformers model (folder or name), or
             a model of transformers (folder or name), which is then pooled by the mean of its states.
         untrained: the run's tower before its first step.
 
@@ -182,7 +182,7 @@ def load_tower(path: str, untrained: bool = False) -> Tower:
         UserError: nothing there that can be loaded, or a run without a usable checkpoint.
     """
     folder = Path(path)
-    if (folder / "config.yaml").is_file():
+    if (run_of(folder) / "config.yaml").is_file():
         return _from_run(folder, untrained)
     if untrained:
         raise UserError(f"{path}: not a run folder; only a run knows its model before training")
@@ -199,7 +199,7 @@ def _from_run(folder: Path, untrained: bool) -> Tower:
     That one's projection was never trained: a random matrix would only blur its states.
     """
     encoder = load_encoder(folder, untrained)
-    objective = (read_yaml(folder / "config.yaml").get("objective") or {}).get("kind")
+    objective = (read_yaml(run_of(folder) / "config.yaml").get("objective") or {}).get("kind")
     tower = encoder.model.text_tower
     compares = objective != "masked_language_model"
     return Tower(

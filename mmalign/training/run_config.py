@@ -50,7 +50,8 @@ class RunConfig(Section):
     resume_from: str | None = None
     """Run folder whose newest checkpoint, with all state, this run goes on from."""
     init_from: str | None = None
-    """Run folder whose weights this run starts with."""
+    """Run folder whose newest weights this run starts with, or one of its checkpoints
+    (`RUN/checkpoints/best`)."""
 
     @property
     def sha256(self) -> str:
@@ -62,6 +63,7 @@ class RunConfig(Section):
     def _fits_together(self) -> "RunConfig":
         if self.resume_from and self.init_from:
             raise ValueError("give `resume_from` or `init_from`, not both")
+        self._check_steps()
         if isinstance(self.objective, MaskedLanguageModelConfig):
             self._check_masked()
         elif (self.objective.loss == "sigmoid") != (self.model.logit_bias is not None):
@@ -70,6 +72,14 @@ class RunConfig(Section):
                 "(SigLIP starts with -10 and a temperature of 0.1)"
             )
         return self
+
+    def _check_steps(self) -> None:
+        """What begins or ends within the run must fit into its steps."""
+        for name in ("image_from_step", "text_from_step", "cooldown_steps"):
+            if getattr(self.optimizer, name) >= self.steps > 1:
+                raise ValueError(
+                    f"`optimizer.{name}` is not below `steps` ({self.steps}); make it smaller"
+                )
 
     def _check_masked(self) -> None:
         if self.model.text.frozen:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmalign import distributed
 from mmalign.batch import StreamState
-from mmalign.commit import newest_folder, write_atomic
+from mmalign.commit import newest_folder, verify, write_atomic
 from mmalign.config import read_yaml, write_yaml
 from mmalign.console import say
 from mmalign.data.preprocess import Preprocess
@@ -17,7 +17,7 @@ from mmalign.data.stream import BatchMaker, Plan, captions_of
 from mmalign.data.token_noise import TokenMasker
 from mmalign.data.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
 from mmalign.errors import UserError
-from mmalign.evaluation.encoder import load_weights
+from mmalign.evaluation.encoder import load_weights, run_of
 from mmalign.model.dual_encoder import DualEncoder
 from mmalign.training import checkpoint
 from mmalign.training.checkpoint import TrainState
@@ -90,9 +90,14 @@ def make_batches(
 
 def load_first_weights(config: RunConfig, model: DualEncoder) -> None:
     """Step 3 of the order in `loop`: the weights of `init_from`, before the engine takes the model."""
-    if config.init_from:
-        folder, _ = newest_folder(Path(config.init_from) / "checkpoints")
-        load_weights(model, folder / "model.safetensors")
+    if config.init_from is None:
+        return
+    folder = Path(config.init_from)
+    if run_of(folder) == folder:
+        folder, _ = newest_folder(folder / "checkpoints")
+    else:
+        verify(folder)
+    load_weights(model, folder / "model.safetensors")
 
 
 def resume(config: RunConfig, out: Path, engine: Engine, data: list[str]) -> TrainState:

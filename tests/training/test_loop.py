@@ -201,6 +201,42 @@ def test_a_run_never_starts_afresh_by_accident(folder: Path) -> None:
     assert "Traceback" not in refused.stderr
 
 
+def test_a_run_measures_itself_and_keeps_its_best_checkpoint(folder: Path) -> None:
+    suite = {"name": "seen", "sets": [{"name": "seen", "shards": str(folder / "data")}]}
+    (folder / "seen.yaml").write_text(write_yaml(suite))
+    metric = "retrieval/seen/mean/text_to_image/recall@1"
+    tree = config(
+        folder / "data",
+        evaluation={"suite": str(folder / "seen.yaml"), "every": 1, "best": metric},
+        checkpoint={"every": 6, "keep": 1, "asynchronous": True},
+    )
+    (folder / "measured.yaml").write_text(write_yaml(tree))
+    mmalign("train", "measured.yaml", "--out", "measured", folder=folder)
+    records = read_records(folder / "measured" / "metrics.jsonl")
+    values = {record["step"]: record[metric] for record in records if metric in record}
+    assert len(values) == STEPS
+    by_language = [name for name in records[-1] if name.startswith("retrieval/seen/")]
+    assert {name.split("/")[2] for name in by_language} > {"mean", "all"}
+    assert not any("-" in name.split("/")[2] for name in records[-1] if "alignment/" in name)
+    first_best = min(step for step in values if values[step] == max(values.values()))
+    best = folder / "measured" / "checkpoints" / "best"
+    assert best.resolve().name == f"step-{first_best:09d}"
+    assert load_encoder(best).facts["step"] == first_best
+    mmalign(
+        "train", "run.yaml", f"init_from={best}", "steps=1", "--out", "from_best", folder=folder
+    )
+    refused = mmalign(
+        "train",
+        "measured.yaml",
+        "evaluation.best=retrieval/seen/mean/recall@1",
+        "--out",
+        "misnamed",
+        expect=1,
+        folder=folder,
+    )
+    assert "the suite has no metric `retrieval/seen/mean/recall@1`; near: " in refused.stderr
+
+
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(folder: Path) -> None:
     run = folder / "fallback"
     shutil.copytree(folder / "whole", run)
