@@ -347,6 +347,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.during_save is None:
         options.during_save = options.kills * 3 // 10
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends its runs too
     with tempfile.TemporaryDirectory() as temporary:
         total = run_all(options, (options.folder or Path(temporary)).resolve())
     _say(

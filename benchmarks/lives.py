@@ -98,12 +98,16 @@ class Life:
             RuntimeError: neither happened.
         """
         deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            if condition():
-                return True
-            if self.process.poll() is not None:
-                return False
-            time.sleep(pause)
+        try:
+            while time.monotonic() < deadline:
+                if condition():
+                    return True
+                if self.process.poll() is not None:
+                    return False
+                time.sleep(pause)
+        except BaseException:  # Ctrl-C: the run is in a session of its own and would go on
+            self.kill()
+            raise
         self.kill()
         raise RuntimeError(f"{self.run}: nothing for {PATIENCE:.0f} s\n{self.text[-3000:]}")
 

@@ -78,7 +78,9 @@ def submit(folder: Path, out: Path) -> str:
     options |= {"cpus_per_node": 1, "time": "01:00:00"}
     script = folder / "run.sbatch"
     script.write_text(render("slurm", folder / "run.yaml", (), out, options))
-    return slurm("sbatch", "--parsable", "--chdir", str(folder), str(script)).strip()
+    # One thread a rank, as in the run on one host: other numbers of threads sum in another order.
+    threads = "--export=ALL,OMP_NUM_THREADS=1"
+    return slurm("sbatch", "--parsable", threads, "--chdir", str(folder), str(script)).strip()
 
 
 def slurm(*words: str) -> str:

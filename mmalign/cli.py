@@ -75,20 +75,34 @@ def train(
     stop_after: Annotated[
         int | None, typer.Option(min=1, help="Stop at this step; the same command goes on.")
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Tell memory and traffic by ZeRO stage; train nothing."),
+    ] = False,
+    nodes: Annotated[int, typer.Option(min=1, help="Of --dry-run.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="Of --dry-run.")] = 1,
 ) -> None:
     """Train a dual encoder, or go on with the run in the folder.
 
     Example: mmalign train train/emoji_scenes.yaml --out runs/demo
 
     On several processes: torchrun --nproc-per-node 2 --no-python mmalign train train/emoji_scenes.yaml
+
+    What it would take: mmalign train train/clip_vit_b_32_xlm_r.yaml --dry-run --nodes 4 --gpus-per-node 8
     """
     from mmalign import distributed
     from mmalign.config import load_config
-    from mmalign.training.loop import train as train_run
     from mmalign.training.run_config import RunConfig
-    from mmalign.training.signals import EXIT_STOPPED
 
     config = load_config(RunConfig, run, overrides or ())
+    if dry_run:
+        from mmalign.training.dry_run import dry_run as plan
+
+        _say(plan(config, nodes, gpus_per_node))
+        return
+    from mmalign.training.loop import train as train_run
+    from mmalign.training.signals import EXIT_STOPPED
+
     out = out or Path("runs") / config.name
     stopped = train_run(config, out, stop_after)
     _note_command(out)

@@ -174,8 +174,9 @@ def load_tower(path: str, untrained: bool = False) -> Tower:
     """The text tower in a folder, or that of a model on the hub.
 
     Args:
-        path: a run folder or one of its checkpoints, the tower of a fine-tuning, a sentence-transformers model (folder or name), or
-            a model of transformers (folder or name), which is then pooled by the mean of its states.
+        path: a run folder or one of its checkpoints, the tower of a fine-tuning, a sentence-transformers
+            model (folder or name), or a model of transformers (folder or name), which is then pooled by the
+            mean of its states.
         untrained: the run's tower before its first step.
 
     Raises:

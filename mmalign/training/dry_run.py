@@ -20,18 +20,16 @@ and a step sends, per rank, with f = (W - 1) / W for each half of a ring:
 
 DeepSpeed 0.19 differs from the paper in what it does by default, and the table follows it, as read in its
 source: stages 1 and 2 reduce gradients by an all-reduce (2 f) and keep a second copy of a rank's part of the
-weights; every stage has buckets of 500 million numbers; and from stage 1 on autocast makes it send gradients
-(and under stage 3 weights) of linear and convolutional layers in 16 bits.
+weights, and every stage has buckets of gradients.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
 from mmalign.data.shards import read_manifest
 from mmalign.errors import UserError
+from mmalign.training.engine import BUCKET
 from mmalign.training.footprint import Part, build_on_meta, live_bytes, parts_of
 from mmalign.training.loss_tiles import GPU_SIDE
 from mmalign.training.objective import ContrastiveConfig
@@ -40,10 +38,6 @@ from mmalign.training.run_config import RunConfig
 STAGES = (0, 1, 2, 3)
 _FLOAT = 4
 _MIB = 2**20
-_BUCKET = 500_000_000
-"""Numbers in a bucket of gradients, DeepSpeed's `reduce_bucket_size`."""
-_SENT_IN_16_BITS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""LOWER_PRECISION_SAFE_MODULES of deepspeed/runtime/torch_autocast.py; no classes derived from them."""
 
 
 @dataclass(frozen=True)
@@ -53,29 +47,23 @@ class Load:
     Attributes:
         ranks: W.
         parameters, trainable: P and T.
-        sent_weights, sent_gradients: bytes of all weights, and of all gradients, as DeepSpeed sends them
-            from stage 1 on.
         batch: bytes of a rank's images.
         activations: most bytes alive in one forward and backward pass (`live_bytes`).
         passes: forward passes with a graph in one step of a rank.
         captions: of a step, over all ranks.
         embedding: D.
         is_contrastive: whether the objective is the contrastive one.
-        is_bf16: whether autocast is on.
     """
 
     ranks: int
     parameters: int
     trainable: int
-    sent_weights: int
-    sent_gradients: int
     batch: int
     activations: int
     passes: int
     captions: int
     embedding: int
     is_contrastive: bool
-    is_bf16: bool
 
 
 def dry_run(config: RunConfig, nodes: int, gpus_per_node: int) -> str:
@@ -111,17 +99,13 @@ def dry_run(config: RunConfig, nodes: int, gpus_per_node: int) -> str:
 def _load_of(config: RunConfig, ranks: int) -> tuple[list[Part], Load]:
     model, module = build_on_meta(config.model, config.tokenizer, config.objective)
     parts = parts_of(module)
-    is_bf16 = config.engine.precision == "bf16"
     is_contrastive = isinstance(config.objective, ContrastiveConfig)
-    sent = _sent_bytes(module, is_bf16)
     images, part, captions = _rank_batch(config, ranks)
     size = model.image_tower.size
     load = Load(
         ranks=ranks,
         parameters=sum(p.trainable + p.frozen for p in parts),
         trainable=sum(p.trainable for p in parts),
-        sent_weights=sum(sent.values()),
-        sent_gradients=sum(sent[p] for p in module.parameters() if p.requires_grad),
         batch=images * 3 * size * size * _FLOAT if is_contrastive else 0,
         activations=live_bytes(
             model,
@@ -130,14 +114,13 @@ def _load_of(config: RunConfig, ranks: int) -> tuple[list[Part], Load]:
             part,
             captions,
             config.model.text.max_length,
-            is_bf16,
+            config.engine.precision == "bf16",
             config.engine.checkpoint_activations,
         ),
         passes=-(-images // part),
         captions=config.batch_size * config.data.captions_per_image,
         embedding=config.model.embedding,
         is_contrastive=is_contrastive,
-        is_bf16=is_bf16,
     )
     return parts, load
 
@@ -147,14 +130,6 @@ def _rank_batch(config: RunConfig, ranks: int) -> tuple[int, int, int]:
     images = config.batch_size // ranks
     part = min(images, config.engine.micro_batch or images)
     return images, part, part * config.data.captions_per_image
-
-
-def _sent_bytes(module: nn.Module, is_bf16: bool) -> dict[nn.Parameter, int]:
-    sent = {parameter: _FLOAT * parameter.numel() for parameter in module.parameters()}
-    for layer in module.modules():
-        if is_bf16 and type(layer) in _SENT_IN_16_BITS:
-            sent |= {p: 2 * p.numel() for p in layer.parameters(recurse=False)}
-    return sent
 
 
 def memory_bytes(load: Load) -> dict[str, list[float]]:
@@ -175,10 +150,10 @@ def memory_bytes(load: Load) -> dict[str, list[float]]:
 def _copies(load: Load, stage: int) -> float:
     """What DeepSpeed holds beside ZeRO's states; under stage 3 at most, if no gathered weight is let go."""
     if stage == 0:  # a bucket of gradients is copied into one piece to be sent
-        return _FLOAT * min(load.trainable, _BUCKET) if load.ranks > 1 else 0
+        return _FLOAT * min(load.trainable, BUCKET) if load.ranks > 1 else 0
     if stage == 3:
-        return _BUCKET * (_FLOAT + 2 * load.is_bf16) + load.sent_weights
-    return _BUCKET * _FLOAT * (1 + load.is_bf16) + _FLOAT * load.trainable / load.ranks
+        return _FLOAT * (BUCKET + load.parameters)
+    return _FLOAT * (BUCKET + load.trainable / load.ranks)
 
 
 def _loss_bytes(load: Load) -> float:
@@ -197,16 +172,11 @@ def wire_bytes(load: Load) -> dict[str, list[float]]:
     soon, so that is the most.
     """
     half = (load.ranks - 1) / load.ranks
-    gradients = [
-        2 * _FLOAT * load.trainable,
-        2 * load.sent_gradients,
-        2 * load.sent_gradients * load.passes,
-        load.sent_gradients * load.passes,
-    ]
+    trained = _FLOAT * load.trainable
+    gradients = [2 * trained, 2 * trained, 2 * trained * load.passes, trained * load.passes]
     # Cached gradients run forward once more, without a graph.
     gathers = 2 * load.passes if load.passes == 1 else 3 * load.passes
-    updated = _FLOAT * load.trainable
-    weights = [0, updated, updated, load.sent_weights * gathers]
+    weights = [0, trained, trained, _FLOAT * load.parameters * gathers]
     # Gathered forwards (half a ring), all-reduced backwards (two), with a log sum for each rank and caption.
     numbers = load.captions * (load.embedding + load.ranks) if load.is_contrastive else 0
     return {

@@ -42,6 +42,9 @@ from mmalign.training.state import capture, restore
 MODEL_FILE = "model.safetensors"
 HEAD_FILE = "head.safetensors"
 OPTIMIZER_FILES = "optimizer-rank"
+BUCKET = 50_000_000
+"""Gradients that are sent at a time. DeepSpeed's default, ten times as many, would reserve more memory than
+ZeRO saves on towers of this size."""
 
 
 class EngineConfig(Section):
@@ -268,9 +271,14 @@ def _deepspeed_config(
         "train_batch_size": batch_size,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": optimizer.clip,
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": BUCKET},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
+        "torch_autocast": {
+            "enabled": config.precision == "bf16",
+            "dtype": "bfloat16",
+            # Otherwise ZeRO would send the gradients of linear and convolutional layers in 16 bits.
+            "lower_precision_safe_modules": [],
+        },
         "steps_per_print": 2**31,
     }

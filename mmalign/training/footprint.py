@@ -235,7 +235,7 @@ def _fused_attention() -> Iterator[None]:
     ) -> Tensor:
         return real(query, key, value, attn_mask, **options)
 
-    nn.functional.scaled_dot_product_attention = without_dropout
+    nn.functional.scaled_dot_product_attention = without_dropout  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ may go on with another number of ranks: the stream of samples is the same, and a
 
 import time
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -59,10 +60,11 @@ def train(config: RunConfig, out: Path, stop_after: int | None = None) -> str | 
     Raises:
         UserError: the configuration, the data or a checkpoint cannot be used, or no more can be written.
     """
-    distributed.start()
+    # A rank that hangs is to be named by the watchdog before the group gives up.
+    distributed.start(timedelta(seconds=max(600, 2 * config.engine.hang_seconds)))
     open_run(config, out)
     with StopRequest() as stop, Watchdog(out, config.engine.hang_seconds) as watchdog:
-        run = _prepare(config, out)
+        run = _prepare(config, out, watchdog)
         last = min(config.steps, stop_after or config.steps)
         while run.state.step < last and not run.stopped:
             _take_steps(run, last, stop, watchdog)
@@ -94,9 +96,10 @@ class _Run:
     stopped: str | None = None
 
 
-def _prepare(config: RunConfig, out: Path) -> _Run:
+def _prepare(config: RunConfig, out: Path, watchdog: Watchdog) -> _Run:
     plan = Plan(open_sets(config.data.train), config.data, config.seed)
     tokenizer = load_or_train_tokenizer(config.tokenizer, plan, out)
+    watchdog.beat("model")
     torch.manual_seed(config.seed)
     model = build_dual_encoder(config.model, tokenizer.vocabulary, tokenizer.padding_id)
     maker = make_batches(config, plan, tokenizer, model)
@@ -112,6 +115,7 @@ def _prepare(config: RunConfig, out: Path) -> _Run:
         config.seed,
     )
     data = [shard_set.manifest.sha256 for shard_set in plan.sets]
+    watchdog.beat("resume")
     state = resume(config, out, engine, data)
     facts = {"config_sha256": config.sha256, "data": data}
     if distributed.is_main():

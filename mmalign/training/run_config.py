@@ -1,4 +1,4 @@
-"""One training run as its YAML file says it; a section's meaning stands beside the code that it configures."""
+"""One training run as its YAML file says it; each section stands beside the code that it configures."""
 
 import hashlib
 import json

@@ -9,7 +9,13 @@ from typing import Any
 
 from mmalign import distributed
 from mmalign.batch import StreamState
-from mmalign.commit import newest_folder, verify, write_atomic
+from mmalign.commit import (
+    newest_folder,
+    replace_folder,
+    temporary_folder,
+    verify,
+    write_atomic,
+)
 from mmalign.config import read_yaml, write_yaml
 from mmalign.console import say
 from mmalign.data.preprocess import Preprocess
@@ -59,7 +65,11 @@ def load_or_train_tokenizer(config: TokenizerConfig, plan: Plan, out: Path) -> T
         else:
             say("tokenizer: training on the captions")
             tokenizer = train_tokenizer(captions_of(plan), config.vocabulary)
-        tokenizer.save(folder)
+        work = temporary_folder(folder)
+        tokenizer.save(work)
+        replace_folder(
+            work, folder
+        )  # whole or absent: a kill in between must not block the next start
     distributed.barrier()
     return load_tokenizer(folder)
 

@@ -11,21 +11,19 @@ from tiny import MODEL
 from mmalign.config import validate
 from mmalign.errors import UserError
 from mmalign.training.dry_run import Load, dry_run, memory_bytes, wire_bytes
+from mmalign.training.engine import BUCKET
 from mmalign.training.run_config import RunConfig
 
 LOAD = Load(
     ranks=4,
     parameters=1000,
     trainable=800,
-    sent_weights=2600,
-    sent_gradients=2000,
     batch=70,
     activations=500,
     passes=1,
     captions=32,
     embedding=16,
     is_contrastive=True,
-    is_bf16=True,
 )
 
 
@@ -59,18 +57,15 @@ def test_memory_is_what_the_paper_on_zero_says() -> None:
 
 
 def test_deepspeed_keeps_copies_of_its_own() -> None:
-    bucket = 500_000_000
     copies = memory_bytes(LOAD)["copies and buckets"]
-    assert copies == [3200, bucket * 8 + 800, bucket * 8 + 800, bucket * 6 + 2600]
-    in_32_bits = memory_bytes(replace(LOAD, is_bf16=False))["copies and buckets"]
-    assert in_32_bits == [3200, bucket * 4 + 800, bucket * 4 + 800, bucket * 4 + 2600]
+    assert copies == [3200, BUCKET * 4 + 800, BUCKET * 4 + 800, BUCKET * 4 + 4000]
 
 
 def test_bytes_on_the_wire() -> None:
     half = 3 / 4
     sent = wire_bytes(LOAD)
-    assert sent["gradients"] == [half * 6400, half * 4000, half * 4000, half * 2000]
-    assert sent["weights"] == [0, half * 3200, half * 3200, half * 5200]
+    assert sent["gradients"] == [half * 6400, half * 6400, half * 6400, half * 3200]
+    assert sent["weights"] == [0, half * 3200, half * 3200, half * 8000]
     assert sent["embeddings"] == [3 * half * 4 * 32 * (16 + 4)] * 4
     assert {n for numbers in wire_bytes(replace(LOAD, ranks=1)).values() for n in numbers} == {0}
 

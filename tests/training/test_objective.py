@@ -14,9 +14,9 @@ from torch import Tensor
 from mmalign.batch import NOT_PREDICTED, Embeddings
 from mmalign.config import validate
 from mmalign.errors import UserError
-from mmalign.training.run_config import RunConfig
 from mmalign.training.loss import contrastive_loss, text_text_loss
 from mmalign.training.objective import ContrastiveConfig, outcome_of, trained_module
+from mmalign.training.run_config import RunConfig
 
 RUN: dict[str, Any] = {
     "name": "small",
