@@ -115,6 +115,8 @@ class Batch:
     state           the position in the stream after this batch
     label_NL        int64, the token that is to be predicted at each place, NOT_PREDICTED where none is;
                     None without masked language modelling
+    length_N        places of each row of token_NL up to its last token, empty where not known; on the host, so
+                    that captions of like length can share a forward pass without waiting for a GPU
     """
 
     image_BCHW: Tensor | None
@@ -126,6 +128,7 @@ class Batch:
     key_B: tuple[str, ...]
     state: StreamState
     label_NL: Tensor | None = None
+    length_N: tuple[int, ...] = ()
 
     @property
     def picture_id_N(self) -> Tensor:
@@ -146,6 +149,7 @@ class Batch:
             picture_id_B=self.picture_id_B[first:last],
             key_B=self.key_B[first:last],
             label_NL=None if self.label_NL is None else self.label_NL[inside_N],
+            length_N=tuple(self.length_N[n] for n in chosen) if self.length_N else (),
         )
 
     def to(self, device: torch.device) -> "Batch":

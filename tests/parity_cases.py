@@ -95,6 +95,7 @@ def make_batch(step: int, rank: int, world_size: int) -> Batch:
         key_B=tuple(str(i) for i in images),
         state=StreamState(0, (step + 1) * IMAGES),
         label_NL=token_NL.where(predicted_NL, NOT_PREDICTED)[captions],
+        length_N=tuple(length_N[captions].tolist()),
     )
 
 

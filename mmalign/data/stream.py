@@ -209,6 +209,7 @@ class BatchMaker(Dataset[Any]):
             key_B=tuple(keys),
             state=StreamState(self.plan.seed, (step + 1) * self.batch_size),
             label_NL=label_NL,
+            length_N=_lengths(mask_NL),
         )
 
     def _tokens(
@@ -248,6 +249,12 @@ class BatchMaker(Dataset[Any]):
             turn[caption.lang] += 1
         ranked.sort(key=lambda entry: entry[:2])
         return [caption for _, _, caption in ranked[: self.captions_per_image]]
+
+
+def _lengths(mask_NL: Tensor) -> tuple[int, ...]:
+    """Places of each row up to its last token, wherever the padding stands."""
+    place_L = torch.arange(1, mask_NL.shape[1] + 1)
+    return tuple((mask_NL * place_L).amax(1).tolist())
 
 
 def open_sets(folders: Sequence[str]) -> list[ShardSet]:

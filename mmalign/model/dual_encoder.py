@@ -7,6 +7,7 @@ Nothing is shared between the two sides and nothing here knows of ranks, files o
 """
 
 import math
+from collections.abc import Sequence
 
 import pydantic
 import torch
@@ -70,14 +71,18 @@ class DualEncoder(nn.Module):
         """(B, 3, H, W) normalised pixels -> (B, D) of unit length."""
         return _unit_length(self.image_projection(self.image_tower(image_BCHW)))
 
-    def encode_text(self, token_NL: Tensor, mask_NL: Tensor) -> Tensor:
-        """(N, L) token ids and their mask -> (N, D) of unit length."""
-        return _unit_length(self.text_projection(self.text_tower(token_NL, mask_NL)))
+    def encode_text(
+        self, token_NL: Tensor, mask_NL: Tensor, length_N: Sequence[int] = ()
+    ) -> Tensor:
+        """(N, L) token ids and their mask -> (N, D) of unit length; `length_N`: see `TextTower.forward`."""
+        return _unit_length(self.text_projection(self.text_tower(token_NL, mask_NL, length_N)))
 
-    def forward(self, image_BCHW: Tensor, token_NL: Tensor, mask_NL: Tensor) -> Embeddings:
+    def forward(
+        self, image_BCHW: Tensor, token_NL: Tensor, mask_NL: Tensor, length_N: Sequence[int] = ()
+    ) -> Embeddings:
         return Embeddings(
             image_BD=self.encode_image(image_BCHW),
-            text_ND=self.encode_text(token_NL, mask_NL),
+            text_ND=self.encode_text(token_NL, mask_NL, length_N),
             logit_scale=self.logit_scale.exp(),
             # A view, so that a caller's gradient never reaches the parameter but through its graph.
             logit_bias=None if self.logit_bias is None else self.logit_bias.view(1),

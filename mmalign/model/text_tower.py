@@ -6,6 +6,8 @@ The trunk is loaded by name (`pretrained`) or built from a configuration (`archi
 encoder-decoder models (mT5, NLLB) are taken alone.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import pydantic
@@ -16,6 +18,7 @@ from mmalign.config import Section
 from mmalign.errors import UserError
 
 Pooling = Literal["mean", "cls", "last"]
+_BUCKETS = 3
 
 
 class TextTowerConfig(Section):
@@ -56,8 +59,24 @@ class TextTower(nn.Module):
         self.pooling: Pooling = pooling
         self.width: int = trunk.config.hidden_size
 
-    def forward(self, token_NL: Tensor, mask_NL: Tensor) -> Tensor:
-        """(N, L) token ids and their mask -> (N, F) features."""
+    def forward(self, token_NL: Tensor, mask_NL: Tensor, length_N: Sequence[int] = ()) -> Tensor:
+        """(N, L) token ids and their mask -> (N, F) features.
+
+        Args:
+            length_N: places of each row up to its last token. Where given, captions of like length share
+                one of three forward passes, each as long as its longest: the same features, up to
+                rounding, without most of the padding.
+        """
+        if not length_N:
+            return self._encode(token_NL, mask_NL)
+        buckets, place_N = _by_length(length_N)
+        features = []
+        for rows in buckets:
+            longest = max(length_N[n] for n in rows)
+            features.append(self._encode(token_NL[rows, :longest], mask_NL[rows, :longest]))
+        return torch.cat(features)[place_N]
+
+    def _encode(self, token_NL: Tensor, mask_NL: Tensor) -> Tensor:
         state_NLF = self.trunk(input_ids=token_NL, attention_mask=mask_NL).last_hidden_state
         return pool(state_NLF, mask_NL, self.pooling)
 
@@ -80,6 +99,20 @@ class TextTower(nn.Module):
             else:
                 depths[name] = deepest if "embed" in name else outside
         return depths
+
+
+def _by_length(length_N: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+    """Rows of like length in `_BUCKETS` buckets, and where each row lies in the buckets laid end to end.
+
+    Always as many, with rows twice if there are too few: under ZeRO 3 every rank must call the trunk as often
+    as the others do.
+    """
+    order = sorted(range(len(length_N)), key=lambda n: length_N[n])
+    order = order * -(-_BUCKETS // len(order)) if len(order) < _BUCKETS else order
+    edges = [len(order) * bucket // _BUCKETS for bucket in range(_BUCKETS + 1)]
+    place_of = {n: place for place, n in enumerate(order)}
+    buckets = [order[first:last] for first, last in pairwise(edges)]
+    return buckets, [place_of[n] for n in range(len(length_N))]
 
 
 def pool(state_NLF: Tensor, mask_NL: Tensor, pooling: Pooling) -> Tensor:

@@ -106,7 +106,7 @@ def embed(forward: Callable[..., Embeddings], batch: Batch) -> Embeddings:
     """The two towers' view of a batch, with its graph."""
     assert batch.image_BCHW is not None
     image_BCHW = batch.image_BCHW.contiguous(memory_format=torch.channels_last)
-    return forward(image_BCHW, batch.token_NL, batch.mask_NL)
+    return forward(image_BCHW, batch.token_NL, batch.mask_NL, batch.length_N)
 
 
 def contrast(config: ContrastiveConfig, embeddings: Embeddings, batch: Batch) -> Outcome:

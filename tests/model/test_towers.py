@@ -57,6 +57,29 @@ def test_text_features_do_not_depend_on_the_padding(model_type: str, pooling: st
     assert not any("pooler" in name or "decoder" in name for name, _ in tower.named_parameters())
 
 
+@pytest.mark.parametrize("captions", [1, 2, 3, 8])
+def test_captions_of_like_length_share_a_pass_and_nothing_else_changes(captions: int) -> None:
+    tower = build_text_tower(text_config("bert"), 40, 0).double().eval()
+    token_NL = torch.randint(5, 40, (captions, 12))
+    length_N = [1 + 5 * n % 12 for n in range(captions)]
+    mask_NL = (torch.arange(12) < torch.tensor(length_N)[:, None]).long()
+    seen: list[int] = []
+    tower.trunk.register_forward_hook(
+        lambda module, args, kwargs, output: seen.append(kwargs["input_ids"].numel()),
+        with_kwargs=True,
+    )
+    gradients = []
+    for lengths in ((), length_N):
+        tower.zero_grad()
+        feature_NF = tower(token_NL, mask_NL, lengths)
+        (feature_NF * torch.arange(feature_NF.numel()).view_as(feature_NF)).sum().backward()
+        gradients.append([feature_NF, *(p.grad for p in tower.parameters() if p.grad is not None)])
+    assert len(seen) == 4  # whole, then three buckets, also of a single caption
+    assert sum(seen[1:]) < seen[0] or captions < 3
+    for whole, bucketed in zip(*gradients, strict=True):
+        assert torch.allclose(whole, bucketed, rtol=1e-10, atol=1e-9)
+
+
 def test_pooling_takes_the_right_tokens_on_either_side_of_the_padding() -> None:
     state_NLF = torch.arange(8.0).reshape(2, 4, 1)
     mask_NL = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1]])

@@ -1,4 +1,4 @@
-"""Numbers that are not finite on one rank: all agree, nothing changes, the run goes on, stops or goes back."""
+"""Numbers that are not finite on one rank: all ranks agree, and nothing changes."""
 
 import json
 import math
