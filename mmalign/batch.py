@@ -115,8 +115,8 @@ class Batch:
     state           the position in the stream after this batch
     label_NL        int64, the token that is to be predicted at each place, NOT_PREDICTED where none is;
                     None without masked language modelling
-    length_N        places of each row of token_NL up to its last token, empty where not known; on the host, so
-                    that captions of like length can share a forward pass without waiting for a GPU
+    length_N        places of each row of token_NL up to its last token, empty where not known; on the host,
+                    so that captions of like length can share a forward pass without waiting for a GPU
     """
 
     image_BCHW: Tensor | None

@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 from pydantic import BaseModel, ConfigDict
@@ -34,6 +34,19 @@ class Section(BaseModel):
         protected_namespaces=(),
     )
 
+
+def _differ(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("a seed stands there twice, which would count its result twice; keep one")
+    return seeds
+
+
+Seeds = Annotated[
+    tuple[Annotated[int, pydantic.Field(ge=0)], ...],
+    pydantic.Field(min_length=1),
+    pydantic.AfterValidator(_differ),
+]
+"""Seeds whose results are put together."""
 
 T = TypeVar("T", bound=Section)
 

@@ -111,8 +111,11 @@ def _without_paths(results: Results) -> Results:
 
 
 def _write_trunk(encoder: Encoder, folder: Path) -> None:
+    from transformers.utils import logging
+
     trunk = encoder.model.text_tower.trunk
     tensors = {name: tensor.detach().cpu() for name, tensor in trunk.state_dict().items()}
+    logging.disable_progress_bar()
     trunk.save_pretrained(str(folder), state_dict={**tensors, **_idle_pooler(encoder)})
 
 

@@ -8,14 +8,14 @@ any text encoder     -+-> for each seed: fit, measure -> results of the seeds ->
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from mmalign import console
 from mmalign.commit import committed_folder, write_atomic
-from mmalign.config import Section, write_yaml
+from mmalign.config import Section, Seeds, write_yaml
 from mmalign.errors import UserError
 from mmalign.evaluation.results import Results, environment, mean_over_seeds
 from mmalign.evaluation.scores import PRIMARY, Prediction
@@ -32,7 +32,7 @@ class FinetuneConfig(FitConfig):
     """One fine-tuning: the task, what is trained and how, and how it is tested."""
 
     task: TaskConfig
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
+    seeds: Seeds = (0,)
     """Fine-tune once for each: order of the rows, start of the head, dropout, noise, folds."""
     tests: TestConfig = TestConfig()
     folds: int | None = Field(default=None, ge=2)

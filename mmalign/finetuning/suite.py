@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from mmalign import console
-from mmalign.config import Section
+from mmalign.config import Section, Seeds
 from mmalign.errors import UserError
 from mmalign.evaluation.names import PUBLISHED
 from mmalign.evaluation.ranking import rank_features
@@ -45,7 +45,7 @@ Answers = dict[str, list[Prediction]]
 class TextSuiteConfig(Section):
     name: str = Field(pattern=r"^[\w-]+$")
     groups: tuple[GroupConfig, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: Seeds = (0,)
     """Fine-tune once for each; numbers are then means over them."""
     predictions: bool = False
     """Also write the predictions of the tasks that XTREME's scorer knows, below `predictions/`."""

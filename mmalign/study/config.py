@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from mmalign.config import Section
+from mmalign.config import Section, Seeds
 
 
 class TowerConfig(Section):
@@ -53,9 +53,9 @@ class StudyConfig(Section):
     """Method -> tasks (by name) that it is used with; a method that is not here is used with all."""
     compare_with: dict[str, str] = Field(default_factory=dict)
     """Method -> the method that it is compared with; `plain` where nothing is said."""
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: Seeds
     """Fine-tuning seeds of every cell."""
-    pretraining_seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    pretraining_seeds: Seeds = (0,)
     """The first is that of the whole grid; the headline is repeated over all."""
     headline: HeadlineConfig
 

@@ -227,7 +227,7 @@ def test_several_seeds_are_averaged_and_kept_apart(run: str, task: Path, tmp_pat
     assert alone == each[1]
 
 
-@pytest.mark.parametrize("seeds", [[], [-1]])
+@pytest.mark.parametrize("seeds", [[], [-1], [0, 1, 0]])
 def test_seeds_must_be_such(task: Path, seeds: list[int]) -> None:
     with pytest.raises(UserError, match="seeds"):
         config_for(task, seeds=seeds)
