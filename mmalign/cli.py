@@ -330,13 +330,13 @@ def _measure_images(
     """Run a suite of shards, on all ranks; the folder of its results."""
     from mmalign import distributed
     from mmalign.config import load_config
-    from mmalign.evaluation.encoder import load_encoder
+    from mmalign.evaluation.encoder import load_encoder, run_of
     from mmalign.evaluation.suite import SuiteConfig, means_of, run_suite
 
     config = load_config(SuiteConfig, suite, overrides)
     run = Path(model)
-    if out is None and not _is_run(model):
-        raise UserError(f"{model}: not a run folder; say with --out where the results go")
+    if out is None and run_of(run) != run:
+        raise UserError(f"{model}: a checkpoint of a run; say with --out where the results go")
     distributed.start()
     baselines = {"untrained": load_encoder(run, untrained=True)} if untrained else {}
     out = out or run / "eval" / config.name
