@@ -116,7 +116,7 @@ def add_methods(study: StudyConfig, results: StudyResults) -> None:
 
 
 def add_comparisons(study: StudyConfig, values: Values, results: StudyResults) -> None:
-    """Headline over pretraining seeds; methods and towers over fine-tuning seeds; Holm within each family."""
+    """Headline over pretraining seeds, where there are several; methods and towers over fine-tuning seeds; Holm within each family."""
     families = [
         *_headline_families(study, values),
         *_method_families(study, values),
@@ -127,17 +127,27 @@ def add_comparisons(study: StudyConfig, values: Values, results: StudyResults) -
 
 
 def _headline_families(study: StudyConfig, values: Values) -> list[list[Comparison]]:
-    """For each task and metric: the tower of interest against the others, a pair a pretraining seed."""
+    """For each task and metric: the tower of interest against the others, a pair a pretraining seed.
+
+    With one pretraining seed a pair is a fine-tuning seed, and the words say what that leaves open.
+    """
     head = study.headline
     families = []
+    many = len(study.pretraining_seeds) > 1
+    over = _over_pretraining if many else _over_first_pretraining
     for task, metric in _measures(values, head.method):
         family = []
         for other in head.against:
             left, right = (
-                _over_pretraining(study, values, tower, task, head.method, metric)
+                over(study, values, tower, task, head.method, metric)
                 for tower in (head.tower, other)
             )
-            words = f"{len(left)} pretraining seeds, each the mean of {len(study.seeds)} fine-tuning seeds"
+            words = (
+                f"{len(left)} pretraining seeds, each the mean of {len(study.seeds)} fine-tuning seeds"
+                if many
+                else f"{len(left)} fine-tuning seeds of one pretraining, which leaves open what another "
+                "pretraining seed would give"
+            )
             names = (head.tower, head.method), (other, head.method)
             family += _compare("headline", task, metric, *names, left, right, words)
         families.append(family)
@@ -224,6 +234,14 @@ def _over_pretraining(
         if runs:
             found[seed] = float(np.mean(list(runs.values())))
     return found
+
+
+def _over_first_pretraining(
+    study: StudyConfig, values: Values, tower: str, task: str, method: str, metric: str
+) -> dict[int, float]:
+    """Fine-tuning seed -> value, on the tower of the first pretraining seed."""
+    place = None if study.towers[tower].path else study.pretraining_seeds[0]
+    return _over_fine_tuning(values, tower, place, task, method, metric)
 
 
 def _compare(

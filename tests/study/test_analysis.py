@@ -100,6 +100,19 @@ def test_the_headline_is_paired_over_pretraining_seeds() -> None:
     assert one.is_shown
 
 
+def test_with_one_pretraining_seed_the_headline_is_paired_over_fine_tuning_seeds() -> None:
+    config = study(pretraining_seeds=[0])
+    values = collect_values(cell(tower, 0, "plain", seed) for tower in TOWERS for seed in SEEDS)
+    results = StudyResults("toy", {})
+    add_means(config, values, results)
+    add_comparisons(config, values, results)
+    one = find(results, "headline", ("aligned", "plain"), ("untrained", "plain"))
+    assert one.pairs == 3
+    assert one.seeds.startswith("3 fine-tuning seeds of one pretraining, which leaves open")
+    assert one.difference == pytest.approx(TOWERS["aligned"][0] - TOWERS["untrained"][0])
+    assert any(one.seeds in sentence for sentence in answer(config, results))
+
+
 def test_a_method_is_compared_on_the_same_tower_and_seeds() -> None:
     one = find(analysed(), "method", ("masked", "noise"), ("masked", "plain"))
     gains = [0.05 * (1 + seed / 10) for seed in SEEDS]
