@@ -116,7 +116,7 @@ def add_methods(study: StudyConfig, results: StudyResults) -> None:
 
 
 def add_comparisons(study: StudyConfig, values: Values, results: StudyResults) -> None:
-    """Headline over pretraining seeds, where there are several; methods and towers over fine-tuning seeds; Holm within each family."""
+    """Headline over pretraining seeds, methods and towers over fine-tuning seeds; Holm within each family."""
     families = [
         *_headline_families(study, values),
         *_method_families(study, values),
