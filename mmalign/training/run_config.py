@@ -92,7 +92,8 @@ class RunConfig(Section):
             )
 
 
-# A run may go on with other values of these: they do not change what it computes, or only its rounding.
+# A run may go on with other values of these: they change nothing that it computes but rounding and the draws
+# of dropout.
 FREE_TO_CHANGE = frozenset(
     {
         "checkpoint",

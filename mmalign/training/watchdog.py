@@ -25,8 +25,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -45,14 +43,13 @@ class Watchdog:
 
     Args:
         folder: where `hang-rank<r>.txt` goes; the run's folder, the same on all ranks.
-        seconds: the longest time between two beats, a whole step with its data and a save at least;
-            0: no watchdog.
+        seconds: the longest time between two beats, a whole step with its data, a save or an evaluation
+            at least; 0: no watchdog.
     """
 
     def __init__(self, folder: Path, seconds: float) -> None:
         self._folder = folder
         self._seconds = seconds
-        self._allowed = 0.0
         self._last = (time.monotonic(), "start")
         self._ended = threading.Event()
         self._watched = threading.get_ident()
@@ -65,17 +62,6 @@ class Watchdog:
             what: what begins now, with its step: `step 12: backward`.
         """
         self._last = (time.monotonic(), what)  # one assignment: the thread sees both or neither
-
-    @contextmanager
-    def allow(self, seconds: float, what: str) -> Iterator[None]:
-        """More time for a phase that is known to be long (a measurement, a first compilation)."""
-        self.beat(what)
-        before, self._allowed = self._allowed, max(seconds, self._allowed)
-        try:
-            yield
-        finally:
-            self.beat(f"after {what}")
-            self._allowed = before
 
     def __enter__(self) -> "Watchdog":
         self._watched = threading.get_ident()
@@ -96,7 +82,7 @@ class Watchdog:
         while not self._ended.wait(pause):
             self._arm_backstop()
             since, what = self._last
-            if time.monotonic() - since > self._limit():
+            if time.monotonic() - since > self._seconds:
                 try:
                     self._tell(time.monotonic() - since, what)
                     faulthandler.cancel_dump_traceback_later()
@@ -104,13 +90,10 @@ class Watchdog:
                 finally:  # a full disk too
                     os._exit(EXIT_HUNG)  # sys.exit would end this thread alone
 
-    def _limit(self) -> float:
-        return max(self._seconds, self._allowed)
-
     def _arm_backstop(self) -> None:
         """Set anew as long as the thread gets its turn, so it goes off only when the thread stands still."""
         if sys.__stderr__ is not None:
-            faulthandler.dump_traceback_later(2 * self._limit(), exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(2 * self._seconds, exit=True, file=sys.__stderr__)
 
     def _tell(self, seconds: float, what: str) -> None:
         frames = sys._current_frames()
