@@ -105,7 +105,7 @@ NOT_PREDICTED = -100  # the label that torch's cross entropy leaves out by defau
 class Batch:
     """What one rank trains on in one step.
 
-    image_BCHW      float32, normalised as the image tower wants it; None where no image is looked at
+    image_BCHW      uint8 RGB pixels in the memory format channels-last; None where no image is looked at
     token_NL        int64 token ids, padded to the longest caption of this rank's batch
     mask_NL         int64, 1 on tokens and 0 on padding
     language_N      BCP-47 code of each caption

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from mmalign.batch import Batch, Caption, StreamState
 from mmalign.config import Section
 from mmalign.data.languages import caption_weights
-from mmalign.data.preprocess import Augmentation, Preprocess
+from mmalign.data.preprocess import Augmentation, Preprocess, stack_pictures
 from mmalign.data.reader import ShardSet
 from mmalign.data.token_noise import TokenMasker, drop_tokens
 from mmalign.data.tokenizer import Tokenizer
@@ -200,7 +200,7 @@ class BatchMaker(Dataset[Any]):
             picture_ids.append(shard_set.picture_ids[index])
         token_NL, mask_NL, label_NL = self._tokens([c.text for c in captions], rngs)
         return Batch(
-            image_BCHW=torch.stack(images) if images else None,
+            image_BCHW=stack_pictures(images) if images else None,
             token_NL=token_NL,
             mask_NL=mask_NL,
             language_N=tuple(c.lang for c in captions),

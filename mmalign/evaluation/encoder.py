@@ -21,7 +21,7 @@ from torch import nn
 from mmalign import distributed
 from mmalign.commit import newest_folder, verify
 from mmalign.config import read_yaml, validate
-from mmalign.data.preprocess import Preprocess
+from mmalign.data.preprocess import Preprocess, stack_pictures
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
 from mmalign.errors import UserError
 from mmalign.model.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
@@ -49,8 +49,7 @@ class Encoder:
         self.model = model.to(self.device).eval()
         self.config = config
         self.tokenizer = tokenizer
-        tower = model.image_tower
-        self.preprocess = Preprocess(size=tower.size, mean=tower.mean, std=tower.std)
+        self.preprocess = Preprocess(size=model.image_tower.size)
         self.facts = facts
 
     @torch.no_grad()
@@ -58,8 +57,8 @@ class Encoder:
         """Encoded pictures (JPEG, PNG, WebP) -> (n, D) float32 of unit length."""
         rows = [np.zeros((0, self.config.embedding), np.float32)]
         for chunk in _batched(images, batch_size):
-            image_BCHW = torch.stack([self.preprocess(image) for image in chunk])
-            image_BCHW = image_BCHW.to(self.device, memory_format=torch.channels_last)
+            image_BCHW = stack_pictures([self.preprocess(image) for image in chunk])
+            image_BCHW = image_BCHW.to(self.device)
             rows.append(self.model.encode_image(image_BCHW).cpu().numpy())
         return np.concatenate(rows)
 

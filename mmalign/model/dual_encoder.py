@@ -68,7 +68,7 @@ class DualEncoder(nn.Module):
         return self
 
     def encode_image(self, image_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised pixels -> (B, D) of unit length."""
+        """(B, 3, H, W) pixels (see `ImageTower.forward`) -> (B, D) of unit length."""
         return _unit_length(self.image_projection(self.image_tower(image_BCHW)))
 
     def encode_text(

@@ -1,8 +1,8 @@
 """Image towers: a timm or an open_clip network that turns pictures into one feature each.
 
-    image_BCHW -> trunk -> feature_BF      F: the width that the trunk gives, before our projection
+    image_BCHW, uint8 -> normalised -> trunk -> feature_BF      F: the width that the trunk gives
 
-The tower also says how pictures must be prepared for it (`size`, `mean`, `std`).
+The tower also says how large its pictures must be (`size`) and how it normalises them (`mean`, `std`).
 """
 
 import difflib
@@ -60,6 +60,9 @@ class ImageTower(nn.Module):
         mean, std: per channel, for inputs scaled to 0..1.
     """
 
+    _mean_C11: Tensor
+    _std_C11: Tensor
+
     def __init__(
         self, trunk: nn.Module, size: int, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> None:
@@ -68,10 +71,21 @@ class ImageTower(nn.Module):
         self.size = size
         self.mean = mean
         self.std = std
+        # Not persistent: they are facts of the architecture, no weights.
+        for name, shares in (("_mean_C11", mean), ("_std_C11", std)):
+            scaled = torch.tensor(shares).view(-1, 1, 1) * 255
+            self.register_buffer(name, scaled, persistent=False)
         self.width = _output_width(trunk, size)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised pixels -> (B, F) features."""
+        """(B, 3, H, W) pixels -> (B, F) features.
+
+        Args:
+            image_BCHW: uint8, 0 to 255; or of a floating dtype, and then normalised already.
+        """
+        if image_BCHW.dtype == torch.uint8:
+            pixel_BCHW = image_BCHW.to(self._mean_C11.dtype)
+            image_BCHW = (pixel_BCHW - self._mean_C11) / self._std_C11
         feature_BF: Tensor = self.trunk(image_BCHW)
         return feature_BF
 

@@ -27,7 +27,7 @@ from mmalign.batch import Batch
 from mmalign.config import Section
 from mmalign.errors import UserError
 from mmalign.model.dual_encoder import DualEncoder
-from mmalign.model.execution import checkpoint_activations, compile_towers
+from mmalign.model.execution import checkpoint_activations, compile_towers, unfuse_attention
 from mmalign.training.batch_norm import use_global_batch
 from mmalign.training.cached import cached_backward
 from mmalign.training.objective import (
@@ -99,6 +99,8 @@ class Engine:
         use_global_batch(self.module)
         if config.micro_batch is not None:
             _refuse_batch_statistics(self.module)
+        if config.precision == "bf16" and distributed.device().type == "cpu":
+            unfuse_attention(model)
         if config.checkpoint_activations:
             checkpoint_activations(model)
         if config.compile:

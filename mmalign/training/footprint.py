@@ -158,7 +158,7 @@ def _step_of(
     """The forward pass of a step, up to a number that every output takes part in."""
     token_NL = torch.ones(captions, tokens, dtype=torch.int64)
     mask_NL = torch.ones_like(token_NL)
-    image_BCHW = torch.empty(images, 3, size, size)
+    image_BCHW = torch.empty(images, 3, size, size, dtype=torch.uint8)
     if isinstance(objective, MaskedLanguageModelConfig):
         # Whole captions stand for single places: as many tokens, and a shape that no numbers decide.
         predicted_N = torch.arange(math.ceil(captions * objective.share))

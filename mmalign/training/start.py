@@ -78,13 +78,12 @@ def make_batches(
     config: RunConfig, plan: Plan, tokenizer: Tokenizer, model: DualEncoder
 ) -> BatchMaker:
     """What turns the plan into this rank's batches."""
-    tower = model.image_tower
     preprocess: Preprocess | None = None
     masker: TokenMasker | None = None
     if isinstance(config.objective, MaskedLanguageModelConfig):
         masker = TokenMasker(tokenizer, config.objective.share)
     else:
-        preprocess = Preprocess(tower.size, tower.mean, tower.std, config.data.augmentation)
+        preprocess = Preprocess(model.image_tower.size, config.data.augmentation)
     return BatchMaker(
         plan,
         config.data,

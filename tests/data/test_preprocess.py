@@ -6,12 +6,20 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mmalign.config import validate
-from mmalign.data.preprocess import Augmentation, Preprocess, UndecodableImage, decode, random_crop
+from mmalign.data.preprocess import (
+    Augmentation,
+    Preprocess,
+    UndecodableImage,
+    decode,
+    random_crop,
+    stack_pictures,
+)
 
-PREPROCESS = Preprocess(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+PREPROCESS = Preprocess(size=8)
 
 
 def encode(image: Image.Image, image_format: str, **options: object) -> bytes:
@@ -37,10 +45,19 @@ def test_transparency_is_white_and_exif_is_obeyed() -> None:
     assert decode(turned).size == (8, 4)
 
 
-def test_values_are_scaled_and_normalised() -> None:
-    white = PREPROCESS(encode(Image.new("RGB", (20, 10), "white"), "PNG"))
-    assert white.shape == (3, 8, 8)
-    assert white.min() == white.max() == 1.0
+def test_pictures_stay_bytes_of_the_wanted_size() -> None:
+    orange = PREPROCESS(encode(Image.new("RGB", (20, 10), (255, 128, 0)), "PNG"))
+    assert orange.dtype == torch.uint8
+    assert orange.shape == (8, 8, 3)
+    assert orange.unique(dim=0).unique(dim=1).flatten().tolist() == [255, 128, 0]
+
+
+def test_a_batch_of_pictures_is_channels_last() -> None:
+    noise = encode(Image.effect_noise((20, 10), 90).convert("RGB"), "PNG")
+    pixels_HWC = PREPROCESS(noise)
+    image_BCHW = stack_pictures([pixels_HWC, pixels_HWC])
+    assert image_BCHW.is_contiguous(memory_format=torch.channels_last)
+    assert image_BCHW[1].equal(pixels_HWC.permute(2, 0, 1))
 
 
 @pytest.mark.parametrize("data", [b"", b"not an image", b"GIF89a" + bytes(20)])
@@ -76,7 +93,7 @@ def test_random_crops_stay_inside_and_follow_the_generator() -> None:
         areas.append((right - left) * (bottom - top) / 1200)
     assert 0.29 < min(areas) < 0.4
     assert 0.8 < max(areas) < 0.91
-    preprocess = Preprocess(8, (0.5,) * 3, (0.5,) * 3, augmentation)
+    preprocess = Preprocess(8, augmentation)
     data = encode(Image.effect_noise((40, 30), 90).convert("RGB"), "PNG")
     one, again, other = (preprocess(data, np.random.default_rng(s)) for s in (1, 1, 2))
     assert one.equal(again)

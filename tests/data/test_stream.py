@@ -48,7 +48,7 @@ def maker(
     plan = Plan(open_sets(config.train), config, seed=3)
     tokenizer = tiny_tokenizer()
     masker = TokenMasker(tokenizer, 0.15) if masked else None
-    view = None if masked else Preprocess(8, (0.5,) * 3, (0.5,) * 3, config.augmentation)
+    view = None if masked else Preprocess(8, config.augmentation)
     return BatchMaker(
         plan, config, tokenizer, 32, view, batch_size, rank, world_size, masker=masker
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmalign.config import validate
 from mmalign.errors import UserError
 from mmalign.model.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
-from mmalign.model.execution import checkpoint_activations, compile_towers
+from mmalign.model.execution import checkpoint_activations, compile_towers, unfuse_attention
 
 SMALL_TEXT = {"layers": 1, "width": 16, "heads": 2}
 # The image towers, and how the names of what lies in their blocks begin.
@@ -251,3 +251,16 @@ def test_compiled_towers_compute_the_same(checkpoints: bool) -> None:
         for name, gradient in theirs.gradients.items():
             error = (ours.gradients[name] - gradient).norm()
             assert error <= 1e-5 * gradient.norm() + 1e-6, name
+
+
+@pytest.mark.parametrize("text", sorted(TEXTS))
+def test_attention_as_matrix_products_gives_the_same_gradients(text: str) -> None:
+    fused, plain = build(text=text).eval(), build(text=text).eval()
+    unfuse_attention(plain)
+    for model in (fused, plain):
+        encode_texts(model).pow(3).sum().backward()
+    assert plain.text_tower.trunk.config._attn_implementation == "eager"
+    for (name, one), other in zip(fused.named_parameters(), plain.parameters(), strict=True):
+        if one.grad is not None:
+            assert other.grad is not None, name
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)

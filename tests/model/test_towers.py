@@ -162,6 +162,16 @@ def test_timm_towers(name: str, options: dict[str, Any]) -> None:
     assert len(tower.mean) == len(tower.std) == 3
 
 
+def test_pixels_are_normalised_on_the_way_into_the_trunk() -> None:
+    tree = {"kind": "timm", "name": "resnet10t", "image_size": 32}
+    tower = build_image_tower(validate(TimmTower, tree, "test")).eval()
+    pixel_BCHW = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    mean_C11, std_C11 = (torch.tensor(shares).view(3, 1, 1) for shares in (tower.mean, tower.std))
+    by_hand = tower((pixel_BCHW / 255 - mean_C11) / std_C11)
+    torch.testing.assert_close(tower(pixel_BCHW), by_hand, rtol=1e-5, atol=1e-5)
+    assert not any("mean" in name for name in tower.state_dict() if not name.startswith("trunk."))
+
+
 def open_clip_tower(**fields: Any) -> OpenClipTower:
     vision = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
     text = {"layers": 1, "width": 32, "heads": 2, "vocab_size": 64}

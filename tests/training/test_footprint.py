@@ -50,7 +50,8 @@ def saved_bytes(model: DualEncoder, is_bf16: bool) -> int:
         kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    image_BCHW = torch.zeros(IMAGES, 3, model.image_tower.size, model.image_tower.size)
+    size = model.image_tower.size
+    image_BCHW = torch.zeros(IMAGES, 3, size, size, dtype=torch.uint8)
     token_NL = torch.ones(CAPTIONS, TOKENS, dtype=torch.int64)
     with (
         torch.autocast("cpu", torch.bfloat16, enabled=is_bf16),
