@@ -9,6 +9,7 @@ replaced atomically.
     verify(target)                                                        -> info, or UserError
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -108,7 +109,9 @@ def replace_folder(folder: Path, target: Path) -> None:
         old = target.with_name(f"{target.name}.old-{uuid.uuid4().hex}")
         target.rename(old)
         folder.rename(target)
-        shutil.rmtree(old)
+        # Also those that a kill left here.
+        for leftover in target.parent.glob(f"{glob.escape(target.name)}.old-*"):
+            shutil.rmtree(leftover)
     else:
         folder.rename(target)
     _sync(target.parent)

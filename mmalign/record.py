@@ -7,6 +7,7 @@ k itself was written before checkpoint k.
 """
 
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,12 @@ class Recorder:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Append one record and flush it: a killed run keeps every line that it wrote."""
+        """Append one record and flush it: a killed run keeps every line that it wrote.
+
+        What is not finite is left out, because JSON has no such number; a step whose loss was not finite
+        stands in `non_finite.jsonl`.
+        """
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
         if self._board is not None:

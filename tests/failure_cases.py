@@ -64,7 +64,7 @@ def _infinite_on_the_last_rank(gradient: Tensor) -> Tensor:
 def _with_nan(batch: Batch) -> Batch:
     if distributed.rank() < distributed.world_size() - 1 or batch.image_BCHW is None:
         return batch
-    image_BCHW = batch.image_BCHW.clone()
+    image_BCHW = batch.image_BCHW.float()  # pixels are bytes, which have no NaN
     image_BCHW[0, 0, 0, 0] = torch.nan
     return replace(batch, image_BCHW=image_BCHW)
 

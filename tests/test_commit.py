@@ -72,6 +72,17 @@ def test_a_commit_replaces_what_was_there_as_a_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == [target.name]
 
 
+def test_a_commit_removes_what_a_kill_left_of_the_older_folder(tmp_path: Path) -> None:
+    leftover = tmp_path / "step.old-1"
+    other = tmp_path / "step-2.old-1"
+    for folder in (leftover, other):
+        folder.mkdir()
+    for _ in range(2):
+        with committed_folder(tmp_path / "step", {}) as folder:
+            (folder / "a.bin").write_bytes(b"new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step", "step-2.old-1"]
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), committed_folder(tmp_path / "new", {}) as folder:

@@ -1,5 +1,6 @@
 """Records tell one story, whatever stops and resumptions a run has been through."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,13 @@ def test_records_are_read_back(tmp_path: Path) -> None:
     record(tmp_path, range(1, 4))
     assert read_records(tmp_path / FILE) == [{"step": s, "loss": 1.0} for s in (1, 2, 3)]
     assert read_records(tmp_path / "nothing.jsonl") == []
+
+
+def test_what_is_not_finite_is_left_out(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path)
+    recorder.write(1, {"loss": float("nan"), "grad_norm": float("inf"), "lr": 0.1})
+    recorder.close()
+    assert json.loads((tmp_path / FILE).read_text()) == {"step": 1, "lr": 0.1}
 
 
 def test_every_line_is_there_before_the_recorder_is_closed(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
     bytes -> header checks -> decode (RGB, upright) -> crop -> resize -> uint8 HWC -> stacked, uint8 BCHW
 
 Pixels stay bytes until the image tower normalises them: a worker hands over a quarter of the memory, and
-the arithmetic is done once for a batch, on the tower's device. Limits are checked on the header, before a pixel is decoded: a few kilobytes can claim gigapixels. Random
-crops and flips (training) draw from the generator that the caller passes, never from global state.
+the arithmetic is done once for a batch, on the tower's device. Limits are checked on the header, before a
+pixel is decoded: a few kilobytes can claim gigapixels. Random crops and flips (training) draw from the
+generator that the caller passes, never from global state.
 """
 
 import io

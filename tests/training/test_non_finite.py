@@ -86,8 +86,8 @@ def test_a_run_leaves_bad_batches_out_and_lists_their_samples(tmp_path: Path) ->
     entries = ledger(out)
     assert [(e["step"], e["position"]) for e in entries] == [(3, 12), (4, 16)]
     assert all(len(e["keys"]) == 4 for e in entries)  # of both ranks
-    losses = {r["step"]: r["loss"] for r in read_records(out / "metrics.jsonl")}
-    assert [step for step, loss in losses.items() if not math.isfinite(loss)] == [3, 4]
+    records = read_records(out / "metrics.jsonl")
+    assert [record["step"] for record in records if "loss" not in record] == [3, 4]
     assert (out / "checkpoints" / "step-000000008").is_dir()
 
 

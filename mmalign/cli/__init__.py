@@ -1,0 +1,35 @@
+"""The command line: one function per verb, in the order of a model's life.
+
+    app.py       the application and what verbs share
+    data.py      data build
+    train.py     train, launch
+    measure.py   eval, report
+    finetune.py  finetune, study
+    publish.py   export, demo
+
+Every verb reads one YAML file, takes dotted overrides (`optimizer.lr=5e-4`) and does its work in the
+package; what it wrote into a run folder is noted there in `commands.txt`. Heavy imports (torch, transformers,
+deepspeed, faiss) stay inside the verbs, so that `mmalign --help` answers at once.
+"""
+
+import os
+import sys
+
+from mmalign.cli.app import app
+from mmalign.errors import UserError
+
+# Importing a module registers its verbs; the help shows them in this order.
+# isort: off
+from mmalign.cli import data, train, measure, finetune, publish  # noqa: F401
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence on stderr and exit code 1."""
+    # oneDNN keeps up to 1,024 prepared operators, one for each shape that it met. Captions make new shapes
+    # every step, and a CPU run would grow by tens of megabytes a step.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+    try:
+        app()
+    except UserError as error:
+        sys.stderr.write(f"mmalign: {error}\n")
+        sys.exit(1)

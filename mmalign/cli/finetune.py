@@ -1,0 +1,72 @@
+"""Verbs that fine-tune text encoders: once, or as a study over many cells."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmalign.cli.app import Overrides, app, is_run, note_command, say
+from mmalign.errors import UserError
+
+
+@app.command()
+def finetune(
+    task: Annotated[Path, typer.Argument(metavar="TASK_YAML", help="Fine-tuning YAML.")],
+    model: Annotated[
+        str,
+        typer.Option("--model", help="Run folder, sentence-transformers or transformers model."),
+    ],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Result folder; RUN/finetune/<task> if not given.")
+    ] = None,
+) -> None:
+    """Fine-tune a text encoder on English labels and measure it in the other languages.
+
+    Example: mmalign finetune train/finetune/emoji_category.yaml --model runs/demo 'seeds=[0, 1, 2]'
+    """
+    from mmalign.config import load_config
+    from mmalign.evaluation.scores import PRIMARY
+    from mmalign.finetuning.loop import FinetuneConfig
+    from mmalign.finetuning.loop import finetune as finetune_tower
+
+    config = load_config(FinetuneConfig, task, overrides or ())
+    if out is None and not is_run(model):
+        raise UserError(f"{model}: not a run folder; say with --out where the results go")
+    out = out or Path(model) / "finetune" / config.task.name
+    results = finetune_tower(config, model, out)
+    for name, value in results.metrics.items():
+        if "/mean/" in name and name.rpartition("/")[2] in PRIMARY.values():
+            luck = f", chance {results.chance[name]:.4f}" if name in results.chance else ""
+            say(f"{name}  {value:.4f}  (n = {results.counts[name]}{luck})")
+    say(f"{out / 'results.json'}")
+    if is_run(model):
+        note_command(Path(model))
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(metavar="STUDY_YAML", help="Study YAML.")],
+    out: Annotated[Path, typer.Option(help="Folder of towers, cells, results and report.")],
+    overrides: Overrides = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Cells at the same time; all cores if not given.")
+    ] = None,
+) -> None:
+    """Compare towers and ways of fine-tuning over tasks, perturbations and seeds; answer in words.
+
+    Example: mmalign study eval/study_demo.yaml --out runs/study_demo
+
+    It may be stopped at any time: the same command goes on.
+    """
+    from mmalign.config import load_config
+    from mmalign.study.config import StudyConfig
+    from mmalign.study.run import run_study
+
+    config = load_config(StudyConfig, file, overrides or ())
+    results = run_study(config, out, workers or os.cpu_count() or 1)
+    for sentence in results.answer:
+        say(sentence)
+    say(f"{out / 'results.json'}")
+    say(f"{out / 'report.html'}")

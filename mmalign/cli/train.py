@@ -1,0 +1,98 @@
+"""Verbs that train towers: on this machine, or as a job on many."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmalign.cli.app import Overrides, app, note_command, say
+
+
+@app.command()
+def train(
+    run: Annotated[Path, typer.Argument(metavar="RUN_YAML", help="Run YAML.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name> if not given.")] = None,
+    stop_after: Annotated[
+        int | None, typer.Option(min=1, help="Stop at this step; the same command goes on.")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Tell memory and traffic by ZeRO stage; train nothing."),
+    ] = False,
+    nodes: Annotated[int, typer.Option(min=1, help="Of --dry-run.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="Of --dry-run.")] = 1,
+) -> None:
+    """Train a dual encoder, or go on with the run in the folder.
+
+    Example: mmalign train train/emoji_scenes.yaml --out runs/demo
+
+    On several processes: torchrun --nproc-per-node 2 --no-python mmalign train train/emoji_scenes.yaml
+
+    What it would take: mmalign train train/clip_vit_b_32_xlm_r.yaml --dry-run --nodes 4 --gpus-per-node 8
+    """
+    from mmalign import distributed
+    from mmalign.config import load_config
+    from mmalign.training.run_config import RunConfig
+
+    config = load_config(RunConfig, run, overrides or ())
+    if dry_run:
+        from mmalign.training.dry_run import dry_run as plan
+
+        say(plan(config, nodes, gpus_per_node))
+        return
+    from mmalign.training.loop import train as train_run
+    from mmalign.training.signals import EXIT_STOPPED
+
+    out = out or Path("runs") / config.name
+    stopped = train_run(config, out, stop_after)
+    note_command(out)
+    distributed.stop()
+    if stopped:
+        raise typer.Exit(EXIT_STOPPED)
+
+
+@app.command()
+def launch(
+    run: Annotated[Path, typer.Argument(metavar="RUN_YAML", help="Run YAML.")],
+    on: Annotated[str, typer.Option(help="torchrun, slurm, kubernetes or skypilot.")],
+    nodes: Annotated[int, typer.Option(help="Hosts.")],
+    gpus_per_node: Annotated[int, typer.Option(help="Ranks of a host; 0: CPUs only.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder there; runs/<name>.")] = None,
+    write: Annotated[Path | None, typer.Option(help="File to write; the screen.")] = None,
+    ranks_per_node: Annotated[int | None, typer.Option(help="On CPUs only.")] = None,
+    cpus_per_node: Annotated[int | None, typer.Option(help="Cores.")] = None,
+    memory_gib: Annotated[int | None, typer.Option(help="Memory of a node.")] = None,
+    folder: Annotated[str | None, typer.Option(help="Working folder or mount there.")] = None,
+    venv: Annotated[str | None, typer.Option(help="Virtual environment there.")] = None,
+    interface: Annotated[str | None, typer.Option(help="Network between nodes: ib0.")] = None,
+    host: Annotated[str | None, typer.Option(help="torchrun: where hosts meet.")] = None,
+    port: Annotated[int | None, typer.Option(help="torchrun: 29500.")] = None,
+    time: Annotated[str | None, typer.Option(help="slurm: limit of a start.")] = None,
+    partition: Annotated[str | None, typer.Option(help="slurm.")] = None,
+    account: Annotated[str | None, typer.Option(help="slurm.")] = None,
+    image: Annotated[str | None, typer.Option(help="kubernetes, skypilot: image.")] = None,
+    volume: Annotated[str | None, typer.Option(help="kubernetes, skypilot: volume.")] = None,
+    namespace: Annotated[str | None, typer.Option(help="kubernetes.")] = None,
+    accelerator: Annotated[str | None, typer.Option(help="skypilot: H100.")] = None,
+) -> None:
+    """Render a job script or manifest for many machines; nothing is submitted, nothing is guessed.
+
+    Example: mmalign launch train/emoji_scenes.yaml --on torchrun --nodes 1 --gpus-per-node 8
+
+    Example: mmalign launch train/clip_vit_b_32_xlm_r.yaml --on slurm --nodes 4 --gpus-per-node 8
+    --cpus-per-node 64 --time 1-00:00:00 --write clip.sbatch
+    """
+    given = dict(locals())
+    from mmalign.launch.render import render
+
+    for name in ("run", "on", "overrides", "out", "write"):
+        given.pop(name)
+    options = {name: value for name, value in given.items() if value is not None}
+    text = render(on, run, overrides or (), out, options)
+    if write is None:
+        say(text.removesuffix("\n"))
+    else:
+        write.write_text(text, encoding="utf-8")
+        say(f"{write}")
