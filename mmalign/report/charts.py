@@ -3,11 +3,11 @@
     numbers -> Figure -> SVG without prologue, metadata and clashing ids -> Markup for the page
 
 Equal numbers give equal bytes. Colour never carries a meaning alone: lines differ in dashes, marks
-in shape, and cells bear numbers while they are large enough.
+in shape, and cells bear numbers while they are large enough. A mark that stands for a metric holds the
+metric's name and a title, which a browser shows with or without the page's script.
 """
 
 import io
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,16 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from mmalign.report.measurement import Mark
+
 INK, MUTED, RULE = "#22272e", "#5d6673", "#dfe3e8"
-BLUE, OCHRE, PLUM = "#2b5c8a", "#c77c1e", "#7a4a7d"
+BLUE, OCHRE, PLUM, GREEN = "#2b5c8a", "#c77c1e", "#7a4a7d", "#1f7a4d"
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mmalign",
     "font.size": 9.5,
+    # Names are strangers' text: a dollar sign in them starts no formula.
+    "text.parse_math": False,
     "text.color": INK,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
@@ -43,9 +47,8 @@ STYLE = {
     "ytick.major.size": 0,
     "legend.frameon": False,
 }
-_INTERVAL, _UNTRAINED, _CHANCE = "95 % interval", "untrained model", "chance"
-# Cells smaller than this would not hold their number.
-_LANGUAGES_WITH_NUMBERS = 20
+_MARK = "mark-"
+_LAYER_STYLES = ((BLUE, "-", "o"), (OCHRE, "--", "s"), (PLUM, "-.", "^"), (GREEN, ":", "v"))
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,6 @@ class Line:
     label: str | None = None
     color: str = BLUE
     dashed: bool = False
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One bar: a value, its 95 % interval and what the untrained model reached."""
-
-    value: float
-    interval: tuple[float, float] | None
-    untrained: float | None
 
 
 def draw_curve(name: str, title: str, line: Line, from_zero: bool = False) -> Markup:
@@ -95,92 +89,75 @@ def draw_shares(name: str, title: str, lines: Sequence[Line]) -> Markup:
         return to_markup(figure, name, f"{title} over training steps")
 
 
-def draw_bars(
+def draw_layers(
     name: str,
-    groups: Mapping[str, Mapping[str, Bar]],
-    chance: float | None,
     title: str,
+    layers: Sequence[str],
+    lines: Mapping[str, Mapping[str, tuple[float, Mark]]],
 ) -> Markup:
-    """Horizontal bars, a group a language and a bar a direction, in the order given.
+    """A share by layer, a line a pooling; what comes after the last layer stands beside the lines.
 
     Args:
-        groups: language -> direction -> bar; every language has the same directions.
-        chance: drawn as a line across all bars.
+        layers: the places on the axis: "0", "1", ..., and words such as "feature".
+        lines: pooling -> layer -> (share, what the point says).
     """
-    directions = list(next(iter(groups.values())))
-    height = 0.8 / len(directions)
+    marks: list[Mark] = []
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 0.9 + 0.36 * len(groups)), layout="constrained")
+        figure = Figure(figsize=(9.6, 3.4), layout="constrained")
         axes = figure.add_subplot()
-        for place, direction in enumerate(directions):
-            y = [row - 0.4 + height * (place + 0.5) for row in range(len(groups))]
-            bars = [of_language[direction] for of_language in groups.values()]
-            _draw_direction(axes, y, height, bars, direction, place)
-        if chance is not None:
-            axes.axvline(chance, color=INK, linewidth=1.1, linestyle=":", label=_CHANCE)
-        axes.set_yticks(range(len(groups)), list(groups), color=INK)
-        axes.set_ylim(len(groups) - 0.4, -0.6)
-        axes.set_xlim(0, _upper_limit(groups))
-        axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-        # A tall chart is read from either end.
-        axes.tick_params(labeltop=len(groups) > 25, top=False)
-        axes.grid(visible=False, axis="y")
-        handles, labels = axes.get_legend_handles_labels()
-        last = [*directions, _INTERVAL, _UNTRAINED, _CHANCE]
-        order = sorted(range(len(labels)), key=lambda place: last.index(labels[place]))
-        figure.legend(
-            [handles[place] for place in order],
-            [labels[place] for place in order],
-            loc="outside upper left",
-            ncols=6,
-            fontsize=9,
-            labelcolor=INK,
-        )
-        return to_markup(figure, name, title)
+        for place, (pooling, points) in enumerate(lines.items()):
+            color, dashes, marker = _LAYER_STYLES[place % len(_LAYER_STYLES)]
+            inner = [(layers.index(at), y) for at, (y, _) in points.items() if at.isdigit()]
+            if inner:
+                axes.plot(*zip(*inner, strict=True), color=color, linestyle=dashes, linewidth=1.3)
+            for at, (y, words) in points.items():
+                label = pooling if at == next(iter(points)) else None
+                style: dict[str, Any] = {"color": color, "linestyle": dashes, "label": label}
+                shape = marker if at.isdigit() else "D"
+                (point,) = axes.plot([layers.index(at)], [y], marker=shape, markersize=6, **style)
+                point.set_gid(note(marks, words))
+        axes.set_xticks(range(len(layers)), layers)
+        axes.set_xlim(-0.5, len(layers) - 0.5)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("layer of the text tower (0: the embeddings of the tokens)")
+        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        figure.legend(loc="outside right upper", fontsize=9, labelcolor=INK)
+        return to_markup(figure, name, title, marks)
 
 
-def draw_heat_map(
-    name: str, languages: Sequence[str], cells: Mapping[tuple[str, str], float], title: str
-) -> Markup:
-    """A cell a pair: the row's language asks, the column's language answers.
+def note(marks: list[Mark], one: Mark) -> str:
+    """Keep a mark, and the id by which `to_markup` finds its shape (`artist.set_gid`)."""
+    marks.append(one)
+    return f"{_MARK}{len(marks) - 1}"
+
+
+def to_markup(figure: Figure, name: str, label: str, marks: Sequence[Mark] = ()) -> Markup:
+    """The figure as an `<svg>` element that can stand beside others in one HTML page.
 
     Args:
-        cells: shares by (row, column); a pair that is not there stays grey.
+        marks: by the number in the ids of `note`; they become `data-metric` and `<title>`.
     """
-    size = len(languages)
-    with_numbers = size <= _LANGUAGES_WITH_NUMBERS
-    side = 0.52 if with_numbers else 0.24
-    table = [[cells.get((row, column), math.nan) for column in languages] for row in languages]
-    top = max((value for value in cells.values()), default=1.0) or 1.0
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(side * size + 2.0, side * size + 0.8), layout="constrained")
-        axes = figure.add_subplot()
-        axes.set_facecolor("#eceef1")
-        mesh = axes.pcolormesh(
-            table, cmap="Blues", vmin=0, vmax=top, edgecolors="white", linewidth=0.8
-        )
-        if with_numbers:
-            write_cells(axes, mesh, table)
-        axes.set_xticks(
-            [i + 0.5 for i in range(size)], languages, rotation=0 if with_numbers else 90
-        )
-        axes.set_yticks([i + 0.5 for i in range(size)], languages)
-        axes.tick_params(
-            labelcolor=INK, labelsize=9.5 if with_numbers else 8, labeltop=True, labelbottom=False
-        )
-        axes.invert_yaxis()
-        axes.set_aspect("equal")
-        axes.spines[:].set_visible(False)
-        axes.set_ylabel("query")
-        axes.set_xlabel("pool")
-        axes.xaxis.set_label_position("top")
-        scale = figure.colorbar(mesh, ax=axes, shrink=0.5, aspect=24, pad=0.02)
-        scale.ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-        scale.outline.set_visible(False)
-        # By default the scale becomes an embedded bitmap.
-        solids: Any = scale.solids
-        solids.set(rasterized=False, edgecolor="face")
-        return to_markup(figure, name, title)
+    text = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # The page's own style and fonts hold in here as well.
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"|font-family: [^;"]*;? ?', "", svg).replace(
+        "xlink:href", "href"
+    )
+    svg = re.sub(rf'<g id="{_MARK}(\d+)">', lambda m: _open_mark(marks[int(m[1])]), svg)
+    # Only ids that something points to are needed, and each chart needs its own.
+    used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', svg))
+    own = re.sub(r"[^\w-]", "-", name)
+    svg = re.sub(r' id="([^"]*)"', lambda m: f' id="{own}-{m[1]}"' if m[1] in used else "", svg)
+    svg = re.sub(r'(url\(|href=")#', rf"\g<1>#{own}-", svg)
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
+
+
+def _open_mark(one: Mark) -> str:
+    title = f'<title data-field="value">{escape(one.words)}</title>'
+    return f'<g data-metric="{escape(one.metric)}">{title}'
 
 
 def _draw_lines(figure: Figure, lines: Sequence[Line]) -> Any:
@@ -201,86 +178,3 @@ def _draw_lines(figure: Figure, lines: Sequence[Line]) -> Any:
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     return axes
-
-
-def _draw_direction(
-    axes: Any, y: Sequence[float], height: float, bars: Sequence[Bar], direction: str, place: int
-) -> None:
-    color = (BLUE, OCHRE)[place]
-    values = [bar.value for bar in bars]
-    axes.barh(y, values, height=0.88 * height, color=color, alpha=0.88, label=direction)
-    ends = [bar.interval or (bar.value, bar.value) for bar in bars]
-    lows = [max(0.0, value - low) for value, (low, _) in zip(values, ends, strict=True)]
-    highs = [max(0.0, high - value) for value, (_, high) in zip(values, ends, strict=True)]
-    label = _INTERVAL if place == 0 and any(bar.interval for bar in bars) else None
-    axes.errorbar(
-        values,
-        y,
-        xerr=[lows, highs],
-        fmt="none",
-        ecolor=INK,
-        elinewidth=0.9,
-        capsize=1.8,
-        label=label,
-    )
-    known = [
-        (bar.untrained, at) for bar, at in zip(bars, y, strict=True) if bar.untrained is not None
-    ]
-    if known:
-        axes.plot(
-            *zip(*known, strict=True),
-            linestyle="none",
-            marker="D",
-            markersize=3.6,
-            markerfacecolor="white",
-            markeredgecolor=INK,
-            markeredgewidth=0.9,
-            clip_on=False,
-            label=_UNTRAINED if place == 0 else None,
-        )
-
-
-def _upper_limit(groups: Mapping[str, Mapping[str, Bar]]) -> float:
-    bars = [bar for of_language in groups.values() for bar in of_language.values()]
-    longest = max(max(bar.value, (bar.interval or (0, 0))[1], bar.untrained or 0) for bar in bars)
-    return min(1.0, 1.08 * longest) or 1.0
-
-
-def write_cells(axes: Any, mesh: Any, table: Sequence[Sequence[float]]) -> None:
-    """The numbers, in ink or white, whichever stands out more from its cell."""
-    digits = 0 if mesh.get_clim()[1] >= 0.1 else 1
-    for row, values in enumerate(table):
-        for column, value in enumerate(values):
-            if math.isnan(value):
-                continue
-            red, green, blue, _ = mesh.to_rgba(value)
-            luminance = (
-                0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
-            )  # as WCAG 2 has it
-            axes.text(
-                column + 0.5,
-                row + 0.5,
-                f"{100 * value:.{digits}f}",
-                ha="center",
-                va="center",
-                fontsize=9.5,
-                color=INK if luminance > 0.22 else "white",
-            )
-
-
-def to_markup(figure: Figure, name: str, label: str) -> Markup:
-    """The figure as an `<svg>` element that can stand beside others in one HTML page."""
-    text = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # The page's own style and fonts hold in here as well.
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"|font-family: [^;"]*;? ?', "", svg).replace(
-        "xlink:href", "href"
-    )
-    # Only ids that something points to are needed, and each chart needs its own.
-    used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
-    svg = re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", svg)
-    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))

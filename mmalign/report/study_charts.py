@@ -19,10 +19,10 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from mmalign.report.charts import BLUE, INK, MUTED, OCHRE, RULE, STYLE, to_markup, write_cells
+from mmalign.data.language_names import labelled
+from mmalign.report.charts import BLUE, INK, MUTED, OCHRE, RULE, STYLE, to_markup
+from mmalign.report.heat_map import write_cells
 
-# Names and words are strangers' text: a dollar sign in them starts no formula.
-_STYLE = {**STYLE, "text.parse_math": False}
 _WIDTH = 9.6  # inches; the page scales it to its own width
 _LINE = 0.155  # inches of a line of text
 _WORDS = 40  # characters of supervision in a line
@@ -72,7 +72,7 @@ def draw_headline(name: str, tower: str, panels: Sequence[Panel]) -> Markup:
     """
     with_differences = any(row.difference for panel in panels for row in panel.rows)
     heights = [sum(_height(row) for row in panel.rows) + 0.75 for panel in panels]
-    with matplotlib.rc_context({**_STYLE, "axes.spines.left": False}):
+    with matplotlib.rc_context({**STYLE, "axes.spines.left": False}):
         figure = Figure(figsize=(_WIDTH, sum(heights)), layout="constrained")
         grid = figure.subplots(
             len(panels),
@@ -109,7 +109,7 @@ def draw_drops(
     methods = list(dict.fromkeys(method for of_tower in drops.values() for method in of_tower))
     points = [p for tower in drops.values() for method in tower.values() for p in method.values()]
     height = len(drops) * (0.19 * len(methods) + 0.32) + 0.75
-    with matplotlib.rc_context({**_STYLE, "axes.spines.left": False}):
+    with matplotlib.rc_context({**STYLE, "axes.spines.left": False}):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         # Axes that share their limits slow each other down: here they are given the same ones.
         grid = figure.subplots(len(drops), len(labels), squeeze=False)
@@ -148,8 +148,8 @@ def draw_pairs(
     with_numbers = size <= _LANGUAGES_WITH_NUMBERS
     side = 0.52 if with_numbers else 0.24
     table = [[cells.get((row, column), math.nan) for column in languages] for row in languages]
-    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(side * size + 2.0, side * size + 0.8), layout="constrained")
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(side * size + 3.2, side * size + 0.8), layout="constrained")
         axes = figure.add_subplot()
         axes.set_facecolor("#eceef1")
         low, high = min(cells.values()), max(cells.values())
@@ -166,7 +166,7 @@ def draw_pairs(
             write_cells(axes, mesh, table)
         ticks = [i + 0.5 for i in range(size)]
         axes.set_xticks(ticks, languages, rotation=0 if with_numbers else 90)
-        axes.set_yticks(ticks, languages)
+        axes.set_yticks(ticks, [labelled(language) for language in languages])
         axes.tick_params(
             labelcolor=INK, labelsize=9.5 if with_numbers else 8, labeltop=True, labelbottom=False
         )

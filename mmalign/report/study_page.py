@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from mmalign.commit import write_atomic
 from mmalign.errors import UserError
 from mmalign.evaluation.names import GENERALISED, MEAN, split_pair
+from mmalign.report.rendering import render
 from mmalign.report.study_charts import (
     Panel,
     Point,
@@ -106,16 +106,10 @@ def write_study_page(tree: dict[str, Any], out: Path) -> None:
         UserError: the tree is not that of a study.
     """
     study = read_study(tree)
-    environment = Environment(
-        loader=PackageLoader("mmalign.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "signed": signed, "span": span, "around": around}
-    environment.filters |= {"prose": prose, "thousands": "{:,}".format}
-    page = environment.get_template("study.html.j2").render(
+    ways = {"percent": percent, "signed": signed, "span": span, "around": around, "prose": prose}
+    page = render(
+        "study.html.j2",
+        filters=ways,
         study=study,
         tree=tree,
         headline=_headline(study),
