@@ -10,7 +10,7 @@ A recipe that was run already is not run again: the manifests carry its hash.
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,13 +20,40 @@ from mmalign.batch import Example, Pair
 from mmalign.commit import replace_folder, temporary_folder, write_atomic, write_manifest
 from mmalign.config import Section
 from mmalign.data.shards import MANIFEST, Manifest, ShardWriter, read_manifest
-from mmalign.data.sources import emoji_scenes, emoji_tasks, emoji_words, jsonl
+from mmalign.data.sources import (
+    emoji_scenes,
+    emoji_tasks,
+    emoji_words,
+    flickr8k,
+    iglue,
+    jsonl,
+    parallel_lines,
+    xm3600,
+)
 from mmalign.data.sources.emoji_scenes import EmojiScenes
+from mmalign.data.sources.flickr8k import Flickr8k
+from mmalign.data.sources.iglue import Wit, XFlickrCO
 from mmalign.data.sources.jsonl import Jsonl
+from mmalign.data.sources.parallel_lines import Multi30k, Xtd10
+from mmalign.data.sources.xm3600 import Xm3600
 from mmalign.data.withhold import Withhold, choose_withheld, withheld_pairs, without_withheld
 from mmalign.errors import UserError
 
-SourceConfig = Annotated[EmojiScenes | Jsonl, pydantic.Field(discriminator="kind")]
+SourceConfig = Annotated[
+    EmojiScenes | Jsonl | Xm3600 | Xtd10 | Multi30k | XFlickrCO | Wit | Flickr8k,
+    pydantic.Field(discriminator="kind"),
+]
+
+_READERS: dict[str, Callable[[Any, int], Iterator[Pair]]] = {
+    "emoji_scenes": emoji_scenes.read_pairs,
+    "jsonl": jsonl.read_pairs,
+    "xm3600": xm3600.read_pairs,
+    "xtd10": parallel_lines.read_xtd10,
+    "multi30k": parallel_lines.read_multi30k,
+    "xflickrco": iglue.read_xflickrco,
+    "wit": iglue.read_wit,
+    "flickr8k": flickr8k.read_pairs,
+}
 
 TASKS = "tasks"
 WORDS = "words"
@@ -131,9 +158,7 @@ def _pairs_of_all_splits(config: RecipeConfig) -> Iterator[Pair]:
 
 def read_pairs(config: RecipeConfig) -> Iterator[Pair]:
     """The pairs of the recipe's source, always in the same order."""
-    if isinstance(config.source, EmojiScenes):
-        return emoji_scenes.read_pairs(config.source, config.seed)
-    return jsonl.read_pairs(config.source, config.seed)
+    return _READERS[config.source.kind](config.source, config.seed)
 
 
 def _read_tasks(config: RecipeConfig) -> Iterator[tuple[str, str, Example]]:

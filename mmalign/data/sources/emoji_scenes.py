@@ -8,7 +8,8 @@ A scene shows three of 200 concepts in three cells of a 2 x 2 grid; its caption 
 random order. A training picture is captioned in **one** language, so whatever aligns two languages
 went through the pictures (a recipe may ask for more with `captions_per_scene`). Test scenes show
 combinations that no training scene shows, and are captioned in every language, each with an order of
-its own, so that the order is no cue.
+its own, so that the order is no cue. The split `objects`, for zero-shot classification, shows one concept
+three times, with its name as the caption in every language.
 
 Scene i is a pure function of (config, seed, i): scenes can be made in any order, on any worker.
 """
@@ -40,7 +41,12 @@ _SPRITE_SIDES = (0.50, 0.55, 0.60)  # of the picture's side; a drawing fills abo
 _ANGLES = (-15, -10, -5, 0, 5, 10, 15)
 _JITTER = 0.05  # of the picture's side, each way
 _LIGHTEST, _DARKEST = 256, 190  # background channels: light, because the outlines are black
-_SPLIT_STREAM = {"train": 0, "test": 1, "held_out": 2}  # separate random streams of one seed
+_SPLIT_STREAM = {
+    "train": 0,
+    "test": 1,
+    "held_out": 2,
+    "objects": 3,
+}  # separate random streams of one seed
 
 
 class EntailmentSizes(Section):
@@ -63,6 +69,8 @@ class EmojiScenes(Section):
     the captions too and no longer through the pictures alone."""
     test_scenes: int = Field(default=1_000, ge=0, le=100_000)
     """Test scenes, captioned in every language; their combinations are kept out of training."""
+    object_scenes: int = Field(default=0, ge=0, le=100_000)
+    """Scenes of one concept, three times; the concepts take turns."""
     image_size: int = Field(default=64, ge=16, le=512)
     """Side of the square picture in pixels."""
     languages: tuple[str, ...] = LANGUAGES
@@ -82,13 +90,17 @@ class Plan:
 
 
 def read_pairs(config: EmojiScenes, seed: int) -> Iterator[Pair]:
-    """The training scenes, then the test scenes, one at a time.
+    """The training scenes, then the test scenes, then those of one concept, one at a time.
 
     Raises:
         UserError: a language that has no names here, or more captions a scene than languages.
     """
     plan = build_plan(config, seed)  # outside the generator: a wrong language fails now, not later
-    wanted = (("train", config.train_scenes), ("test", config.test_scenes))
+    wanted = (
+        ("train", config.train_scenes),
+        ("test", config.test_scenes),
+        ("objects", config.object_scenes),
+    )
     return (draw_pair(plan, split, i) for split, count in wanted for i in range(count))
 
 
@@ -112,20 +124,23 @@ def build_plan(config: EmojiScenes, seed: int) -> Plan:
 
 
 def draw_pair(plan: Plan, split: str, index: int) -> Pair:
-    """Scene `index` of a split: a picture and its captions, in the test split in every language."""
+    """Scene `index` of a split: a picture and its captions, but for training in every language."""
     rng = np.random.default_rng((plan.seed, _SPLIT_STREAM[split], index))
     languages = plan.config.languages
     if split == "test":
         combination = plan.test_combinations[index]
+    elif split == "objects":
+        combination = (index % len(plan.concepts),) * _PER_SCENE
     else:
         languages = languages_of_scene(languages, plan.config.captions_per_scene, index)
         combination = draw_combination(rng, len(plan.concepts), plan.held_out)
     shown = [plan.concepts[i] for i in combination]
+    named = shown[:1] if split == "objects" else shown
     key = f"{split}-{index:07d}"
     return Pair(
         key=key,
         image=_draw_scene(rng, [c.character for c in shown], plan.config.image_size),
-        captions=tuple(Caption(lang, write_caption(rng, shown, lang)) for lang in languages),
+        captions=tuple(Caption(lang, write_caption(rng, named, lang)) for lang in languages),
         picture=key,
         split=split,
         source="emoji_scenes",

@@ -48,6 +48,17 @@ def test_a_scene_does_not_depend_on_the_scenes_before_it(pairs: list[Pair]) -> N
     assert list(read_pairs(longer, seed=3))[:60] == of_split(pairs, "train")
 
 
+def test_object_scenes_show_one_concept_and_name_it_once() -> None:
+    config = EmojiScenes(kind="emoji_scenes", train_scenes=0, test_scenes=1, object_scenes=201)
+    objects = of_split(list(read_pairs(config, seed=3)), "objects")
+    concepts = load_concepts(LANGUAGES)
+    for index, concept in enumerate(concepts):
+        assert {c.lang: c.text for c in objects[index].captions} == concept.names
+    # The concepts take turns; another scene of one is another picture.
+    assert objects[200].captions == objects[0].captions
+    assert objects[200].image != objects[0].image
+
+
 def test_a_training_picture_has_one_language_and_the_languages_take_turns(
     pairs: list[Pair],
 ) -> None:
