@@ -1,13 +1,13 @@
 """The model card: README.md with front matter for the hub, from measured facts only.
 
-    Encoder, Results, run configuration -> templates/card.md.j2 -> README.md
+    Encoder, Results, run configuration -> templates/<library>.md.j2, card.md.j2 -> README.md
 
 What was not measured or not given does not appear.
 """
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -25,17 +25,21 @@ def write_card(
     encoder: Encoder,
     folder: Path,
     title: str,
-    loader: str,
+    loader: str | None,
     results: Results | None,
     run_config: dict[str, Any],
     license: str | None = None,
+    library: Literal["sentence-transformers", "open_clip"] = "sentence-transformers",
+    repo_id: str | None = None,
 ) -> None:
     """Write `folder/README.md`.
 
     Args:
         title: name of the model, the card's heading.
-        loader: the class of transformers that loads the trunk.
+        loader: the class of transformers that loads the trunk; none: the folder has no trunk by itself.
         license: identifier of the licence; none: the card names none.
+        library: whose format the folder has.
+        repo_id: name on the hub that the folder was written for.
     """
     environment = Environment(
         loader=PackageLoader("mmalign.export"),
@@ -47,13 +51,15 @@ def write_card(
         autoescape=False,
     )
     codes = _all_languages(results)
-    text = environment.get_template("card.md.j2").render(
+    text = environment.get_template(f"{library}.md.j2").render(
         title=title,
         loader=loader,
+        repo_id=repo_id,
         license=license,
         language=sorted({code.split("-")[0] for code in codes}),
         language_bcp47=codes if any("-" in code for code in codes) else [],
         base_model=_hub_name(encoder.config.text.pretrained),
+        image=encoder.config.image,
         text=encoder.config.text,
         embedding=encoder.config.embedding,
         facts=encoder.facts,

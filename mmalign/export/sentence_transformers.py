@@ -71,11 +71,11 @@ def export_sentence_transformers(
     }
     with committed_folder(out, info) as folder:
         _write_trunk(encoder, folder)
-        _write_tokenizer(encoder, folder)
+        write_tokenizer(encoder, folder)
         _write_modules(encoder, folder)
         write_card(encoder, folder, out.name, loader.__name__, results, run_config, license)
         if results is not None:
-            _without_paths(results).write(folder / "results.json")
+            without_paths(results).write(folder / "results.json")
 
 
 def auto_class(encoder: Encoder) -> Any:
@@ -103,10 +103,10 @@ def auto_class(encoder: Encoder) -> Any:
     )
 
 
-def _without_paths(results: Results) -> Results:
+def without_paths(results: Results) -> Results:
     """Where the model lay on somebody's disk is not published; its sha256 says which one it was."""
     facts = {name: value for name, value in results.model.items() if name != "path"}
-    baselines = {name: _without_paths(inner) for name, inner in results.baselines.items()}
+    baselines = {name: without_paths(inner) for name, inner in results.baselines.items()}
     return replace(results, model=facts, baselines=baselines)
 
 
@@ -133,7 +133,7 @@ def _idle_pooler(encoder: Encoder) -> dict[str, Tensor]:
     return {name: torch.zeros(tensor.shape) for name, tensor in absent.items()}
 
 
-def _write_tokenizer(encoder: Encoder, folder: Path) -> None:
+def write_tokenizer(encoder: Encoder, folder: Path) -> None:
     encoder.tokenizer.save(folder)
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))

@@ -127,7 +127,7 @@ def _build_timm(config: TimmTower) -> ImageTower:
         raise UserError(f"model.image.name: timm has no network `{config.name}`{hint}")
     options = dict(config.options)
     # Transformers are built for one input size, convolutional networks take any and refuse the option.
-    if _takes_image_size(config.name):
+    if takes_image_size(config.name):
         options.setdefault("img_size", config.image_size)
     try:
         trunk = timm.create_model(
@@ -166,7 +166,7 @@ def _layer_numbers(trunk: Any) -> dict[str, int]:
     return dict(group_parameters(trunk, matcher, reverse=True)) if matcher else {}
 
 
-def _takes_image_size(name: str) -> bool:
+def takes_image_size(name: str) -> bool:
     import timm
 
     default: Any = timm.get_pretrained_cfg(name)
