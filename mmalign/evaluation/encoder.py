@@ -1,6 +1,7 @@
-"""A trained model as evaluation sees it: pictures and texts in, unit-length vectors out.
+"""A model as evaluation sees it: pictures and texts in, unit-length vectors out.
 
-    run folder (config.yaml, tokenizer/, checkpoints/) -> Encoder -> encode_images, encode_texts
+    run folder (config.yaml, tokenizer/, checkpoints/) -> Encoder -+-> DualModel: encode_images, encode_texts
+    a model of another library (peers.py)              -> Peer    -+
 
 A run's newest checkpoint whose files verify is taken. Nothing here asks other ranks: `embed.py` deals out
 the work. Gradients are off by `no_grad` and not by `inference_mode`: under ZeRO 3 a call gathers weights, and
@@ -11,7 +12,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,28 @@ from mmalign.model.dual_encoder import DualEncoder, ModelConfig, build_dual_enco
 
 T = TypeVar("T")
 BATCH_SIZE = 256  # pictures or texts that a tower sees at a time
+
+
+class DualModel(Protocol):
+    """Whatever can be measured. The vectors of one model lie in one space of D dimensions.
+
+    Attributes:
+        facts: `path`, `sha256` of the weights, `step`, and whatever else tells which model it was.
+    """
+
+    facts: dict[str, Any]
+
+    def encode_images(self, images: Iterable[bytes], batch_size: int = BATCH_SIZE) -> np.ndarray:
+        """Encoded pictures (JPEG, PNG, WebP) -> (n, D) float32 of unit length.
+
+        Raises:
+            UserError: a picture that cannot be decoded, or a model that has no image tower.
+        """
+        ...
+
+    def encode_texts(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
+        """Texts -> (n, D) float32 of unit length, in the order given."""
+        ...
 
 
 class Encoder:
@@ -56,7 +79,7 @@ class Encoder:
     def encode_images(self, images: Iterable[bytes], batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Encoded pictures (JPEG, PNG, WebP) -> (n, D) float32 of unit length."""
         rows = [np.zeros((0, self.config.embedding), np.float32)]
-        for chunk in _batched(images, batch_size):
+        for chunk in batched(images, batch_size):
             image_BCHW = stack_pictures([self.preprocess(image) for image in chunk])
             image_BCHW = image_BCHW.to(self.device)
             rows.append(self.model.encode_image(image_BCHW).cpu().numpy())
@@ -68,13 +91,35 @@ class Encoder:
         embedding = np.zeros((len(texts), self.config.embedding), np.float32)
         # Texts of like length share a batch: little padding, and the order is put back.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        for chunk in _batched(order, batch_size):
+        for chunk in batched(order, batch_size):
             token_NL, mask_NL = self.tokenizer(
                 [texts[i] for i in chunk], self.config.text.max_length
             )
             rows_ND = self.model.encode_text(token_NL.to(self.device), mask_NL.to(self.device))
             embedding[list(chunk)] = rows_ND.cpu().numpy()
         return embedding
+
+
+def load_model(name: str) -> DualModel:
+    """Any model that can be measured.
+
+    Args:
+        name: one of
+
+            runs/demo, runs/demo/checkpoints/best       a run, or one of its checkpoints
+            runs/demo/export                            a folder of any library that is named below
+            open_clip:ViT-B-32/laion2b_s34b_b79k        open_clip: architecture / weights (a tag or a file)
+            local-dir:FOLDER, hf-hub:OWNER/NAME         open_clip's own names
+            sentence-transformers:NAME                  sentence-transformers, by folder or hub name
+            OWNER/NAME                                  the hub, whichever library its files are for
+
+    Raises:
+        UserError: nothing there that can be loaded; the sentence says what was looked for.
+    """
+    from mmalign.evaluation import peers  # which needs this module
+
+    kind = peers.kind_of(name)
+    return load_encoder(Path(name)) if kind == "run" else peers.load_peer(name, kind)
 
 
 def load_encoder(path: Path, untrained: bool = False) -> Encoder:
@@ -141,7 +186,8 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
+def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The values in lists of `size`; the last may be shorter."""
     iterator = iter(values)
     while chunk := list(islice(iterator, size)):
         yield chunk

@@ -1,7 +1,11 @@
 """`results.json`: a number with its count, its interval, its chance level and its protocol.
 
     {"suite", "model", "metrics": {name: value}, "counts": {name: n}, "ci95": {name: [low, high]},
-     "chance": {name: value}, "protocol": {measure: words}, "environment", "baselines": {name: Results}}
+     "chance": {name: value}, "protocol": {measure: words}, "data": {set: sha256}, "environment",
+     "baselines": {name: Results}}
+
+Beside it stands `queries.npz` with the value of every single query where there are such: two models are
+compared query by query (`compare.py`). Metrics that differ in their last part only have the same queries.
 
 Metric names are flat: `retrieval/<set>/<lang>/text_to_image/recall@1`,
 `alignment/<set>/<lang>-<lang>/bitext@1`, `text/<task>/<lang>/<perturbation or clean>/accuracy`; `mean` in
@@ -11,6 +15,7 @@ the place of a language is the mean over the languages. Every metric has a count
 import importlib.metadata
 import json
 import platform
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,6 +27,9 @@ from mmalign import __version__
 from mmalign.commit import write_json
 from mmalign.errors import UserError
 
+QUERIES = "queries.npz"
+_IDS = "/ids"  # behind what a group of metrics has in common: the ids of its queries
+
 
 @dataclass
 class Results:
@@ -30,6 +38,10 @@ class Results:
     Attributes:
         model: `path`, `sha256` of the weights and whatever else tells which model it was.
         counts: for each metric, how many queries or examples it was measured on.
+        data: for each set, the sha256 of its manifest.
+        values: for metrics of single queries their values, uint8 if all are 0 or 1, else float32.
+        ids: for metrics without their last part, int32, what each query is about: a picture in several
+            languages has one id.
     """
 
     suite: str
@@ -39,8 +51,14 @@ class Results:
     ci95: dict[str, tuple[float, float]] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)
     protocol: dict[str, str] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     baselines: dict[str, "Results"] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # No fields: they are no part of the JSON, and a copy with other metrics must not keep them.
+        self.values: dict[str, np.ndarray] = {}
+        self.ids: dict[str, np.ndarray] = {}
 
     def add(
         self,
@@ -48,16 +66,22 @@ class Results:
         hits: np.ndarray | float,
         count: int | None = None,
         chance: float | None = None,
+        ids: np.ndarray | None = None,
     ) -> None:
         """Record a metric.
 
         Args:
             hits: one value (0/1) a query, from which mean, count and interval follow, or the value.
             count: needed where `hits` is the value itself.
+            ids: (n,) whole numbers below 2^31, what each query is about; equal ids are one thing (a
+                picture), in every language of the set.
         """
         if isinstance(hits, np.ndarray):
             self.metrics[name], self.counts[name] = float(hits.mean()), len(hits)
             self.ci95[name] = bootstrap_interval(hits)
+            self.values[name] = _small(hits)
+            if ids is not None:
+                self.ids[group_of(name)] = ids.astype(np.int32)
         else:
             assert count is not None, name
             self.metrics[name], self.counts[name] = float(hits), count
@@ -66,7 +90,7 @@ class Results:
 
     def merge(self, other: "Results") -> None:
         """Take over the measurements of another suite on the same model."""
-        for name in ("metrics", "counts", "ci95", "chance", "protocol"):
+        for name in ("metrics", "counts", "ci95", "chance", "protocol", "data", "values", "ids"):
             getattr(self, name).update(getattr(other, name))
         for name, baseline in other.baselines.items():
             if name in self.baselines:
@@ -75,25 +99,69 @@ class Results:
                 self.baselines[name] = baseline
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file, whole or not at all, and the values of its queries beside it."""
         missing = [name for name in self.metrics if name not in self.counts]
         assert not missing, f"metrics without a count: {missing}"
         path.parent.mkdir(parents=True, exist_ok=True)
+        # The values of other results must not stand beside these, not even for a moment.
+        queries = path.with_name(QUERIES)
+        queries.unlink(missing_ok=True)
         write_json(path, asdict(self))
+        if self.values:
+            arrays: dict[str, Any] = {f"{group}{_IDS}": ids for group, ids in self.ids.items()}
+            arrays.update(self.values)
+            temporary = path.with_name(f".{QUERIES}.tmp")
+            with temporary.open("wb") as file:
+                np.savez_compressed(file, **arrays)
+            temporary.replace(queries)
+
+
+def group_of(name: str) -> str:
+    """What the metrics of the same queries have in common: the name without its last part."""
+    return name.rpartition("/")[0]
 
 
 def read_results(path: Path) -> Results:
-    """The results in a file.
+    """The results in a file, with the values of their queries if these stand beside it.
 
     Raises:
-        UserError: no such file, or not results.
+        UserError: no such file, not results, or values that belong to other results.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; `mmalign eval` and `mmalign finetune` write it")
     try:
-        return _from_tree(json.loads(path.read_text(encoding="utf-8")))
+        results = _from_tree(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, AttributeError):
         raise UserError(f"{path}: not a results file of mmalign") from None
+    queries = path.with_name(QUERIES)
+    if queries.is_file():
+        _read_queries(queries, results)
+    return results
+
+
+def _read_queries(path: Path, results: Results) -> None:
+    """Add values and ids to results."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            held = {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+        raise UserError(f"{path}: damaged; measure again, or remove it") from None
+    for name, array in held.items():
+        if name.endswith(_IDS):
+            results.ids[name.removesuffix(_IDS)] = array
+        elif results.counts.get(name) != len(array) or not np.isclose(
+            array.mean(dtype=np.float64), results.metrics[name], atol=1e-6, equal_nan=True
+        ):
+            raise UserError(
+                f"{path}: not of the results beside it (`{name}` differs); measure again, or remove it"
+            )
+        else:
+            results.values[name] = array
+
+
+def _small(values: np.ndarray) -> np.ndarray:
+    """The values in as few bytes as they need here."""
+    return values.astype(np.uint8 if np.isin(values, (0, 1)).all() else np.float32)
 
 
 def _from_tree(tree: dict[str, Any]) -> Results:

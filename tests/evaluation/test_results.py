@@ -1,7 +1,7 @@
 """Numbers keep their count, interval, chance and protocol, through files and merges."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from scipy import stats
 
 from mmalign.errors import UserError
 from mmalign.evaluation.results import (
+    QUERIES,
     Results,
     bootstrap_interval,
     environment,
@@ -26,6 +27,7 @@ KEYS = {
     "ci95",
     "chance",
     "protocol",
+    "data",
     "environment",
     "baselines",
 }
@@ -178,3 +180,75 @@ def test_the_interval_over_seeds_covers_the_truth() -> None:
     samples = np.random.default_rng(0).normal(0.6, 0.05, size=(400, 3))
     intervals = [seed_interval(sample.tolist()) for sample in samples]
     assert 0.92 < np.mean([low <= 0.6 <= high for low, high in intervals]) < 0.98
+
+
+def with_queries() -> Results:
+    results = Results("x", {})
+    results.add("retrieval/s/en/x/recall@1", np.array([1.0, 0.0, 1.0]), ids=np.array([7, 8, 9]))
+    results.add("retrieval/s/en/x/gap", np.array([0.25, -0.5, 0.1]))
+    results.add("retrieval/s/mean/x/recall@1", 0.5, count=3)
+    results.data["s"] = "0" * 64
+    return results
+
+
+def test_values_of_queries_come_back_small(tmp_path: Path) -> None:
+    results = with_queries()
+    results.baselines["untrained"] = with_queries()
+    results.write(tmp_path / "results.json")
+    found = read_results(tmp_path / "results.json")
+    assert found == results and found.data == {"s": "0" * 64}
+    assert found.values.keys() == {"retrieval/s/en/x/recall@1", "retrieval/s/en/x/gap"}
+    assert found.values["retrieval/s/en/x/recall@1"].dtype == np.uint8
+    np.testing.assert_array_equal(found.values["retrieval/s/en/x/recall@1"], [1, 0, 1])
+    assert found.values["retrieval/s/en/x/gap"].dtype == np.float32
+    np.testing.assert_allclose(found.values["retrieval/s/en/x/gap"], [0.25, -0.5, 0.1])
+    np.testing.assert_array_equal(found.ids["retrieval/s/en/x"], [7, 8, 9])
+    assert not found.baselines["untrained"].values
+    assert "values" not in (tmp_path / "results.json").read_text(encoding="utf-8")
+
+
+def test_the_same_results_are_the_same_bytes(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        with_queries().write(tmp_path / folder / "results.json")
+    for file in ("results.json", QUERIES):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"results.json", QUERIES}
+
+
+def test_values_of_other_results_are_never_read(tmp_path: Path) -> None:
+    with_queries().write(tmp_path / "results.json")
+    kept = (tmp_path / QUERIES).read_bytes()
+    make_results(name="retrieval/s/sw/x/recall@1").write(tmp_path / "results.json")
+    (tmp_path / QUERIES).write_bytes(kept)
+    with pytest.raises(UserError, match=r"queries\.npz: not of the results beside it"):
+        read_results(tmp_path / "results.json")
+    plain = Results("x", {}, metrics={"a/b/c/d": 0.5}, counts={"a/b/c/d": 2})
+    plain.write(tmp_path / "results.json")
+    assert not (tmp_path / QUERIES).exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"no zip", b"PK\x03\x04 cut"])
+def test_damaged_values_are_told(tmp_path: Path, damage: bytes) -> None:
+    with_queries().write(tmp_path / "results.json")
+    (tmp_path / QUERIES).write_bytes(damage)
+    with pytest.raises(UserError, match=r"queries\.npz: damaged; measure again"):
+        read_results(tmp_path / "results.json")
+
+
+def test_results_of_older_versions_are_read(tmp_path: Path) -> None:
+    with_queries().write(tmp_path / "results.json")
+    tree = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    del tree["data"]
+    (tmp_path / QUERIES).unlink()
+    (tmp_path / "results.json").write_text(json.dumps(tree), encoding="utf-8")
+    found = read_results(tmp_path / "results.json")
+    assert found.metrics == with_queries().metrics and not found.data and not found.values
+
+
+def test_a_merge_takes_values_and_a_changed_copy_does_not() -> None:
+    whole = Results("y", {})
+    whole.merge(with_queries())
+    assert whole.values.keys() == with_queries().values.keys()
+    assert whole.ids.keys() == {"retrieval/s/en/x"} and whole.data == {"s": "0" * 64}
+    assert not replace(whole, metrics={}).values
+    assert not mean_over_seeds([whole, whole]).values
