@@ -1,6 +1,7 @@
 """Metric names taken apart: which sets, tasks and languages a `results.json` speaks of.
 
-    retrieval/<set>/<language, mean or all>/<direction>/recall@<k>
+    retrieval/<set>/<language or aggregate>/<direction>/recall@<k>     mean, worst5, all, family:<Name>
+    retrieval/<set>@first-caption/...                                  the same by that protocol
     alignment/<set>/<language>-<language> or mean/bitext@1
     text/<task>/<language or mean>/<perturbation or clean>/accuracy
     text/<task>/<language>-<language> or mean/generalised/accuracy
@@ -10,8 +11,11 @@ The measure is the first part, the subject (a set or a task) the second, the lan
 
 from collections.abc import Iterable
 
-MEAN = "mean"
-ALL = "all"
+MEAN = "mean"  # of the languages
+WORST5 = "worst5"  # the mean of the five languages where a metric is lowest
+ALL = "all"  # all queries of all languages
+FAMILY = "family:"  # before the name of a language family: the mean of its languages
+FIRST_CAPTION = "@first-caption"  # behind the name of a set
 GENERALISED = "generalised"
 PUBLISHED = "published"
 
@@ -22,11 +26,16 @@ def subjects(names: Iterable[str], measure: str) -> list[str]:
 
 
 def languages(names: Iterable[str], measure: str, subject: str) -> list[str]:
-    """The languages of `retrieval` or `text` metrics of one set or task, sorted;
-    neither the means nor `all`, nor the pairs of the generalised setting."""
+    """The languages of the metrics of one set or task, sorted; neither aggregates (`mean`, `worst5`, `all`,
+    families) nor the pairs of the generalised setting."""
     prefix = f"{measure}/{subject}/"
     parts = [n.split("/") for n in names if n.startswith(prefix)]
-    return sorted({part[2] for part in parts if part[3] != GENERALISED} - {MEAN, ALL, PUBLISHED})
+    return sorted({p[2] for p in parts if p[3] != GENERALISED and not is_aggregate(p[2])})
+
+
+def is_aggregate(part: str) -> bool:
+    """Whether the third part of a metric's name sums up languages, or is no measurement of ours at all."""
+    return part in (MEAN, WORST5, ALL, PUBLISHED) or part.startswith(FAMILY)
 
 
 def split_pair(pair: str, known: Iterable[str]) -> tuple[str, str]:

@@ -19,6 +19,9 @@ from mmalign.data.reader import ShardSet
 from mmalign.errors import UserError
 from mmalign.evaluation import embed
 from mmalign.evaluation.encoder import Encoder, load_encoder
+from mmalign.evaluation.index import hits_at, search_shards
+from mmalign.evaluation.results import Results
+from mmalign.evaluation.retrieval import Protocol, measure_retrieval
 from mmalign.evaluation.suite import SuiteConfig, measure, run_suite
 
 BATCH_SIZE = 4
@@ -67,8 +70,47 @@ def everything(run: Path, sets: dict[str, Path], other: Path, out: Path) -> dict
         "texts": embedded.texts,
         "languages": embedded.language_M.tolist(),
         "calls": calls,
+        "sharded": sharded(encoder, sets),
+        "ties": ties(),
         "differing_weights": refusal(untrained if is_last else encoder, sets),
         "differing_data": refusal(encoder, {**sets, name: other} if is_last else sets),
+    }
+
+
+def sharded(encoder: Encoder, sets: dict[str, Path]) -> dict[str, Any]:
+    """Retrieval on sets of which no rank holds all pictures, and on the same sets as they are."""
+    protocols: tuple[Protocol, ...] = ("all-captions", "first-caption")
+    found: dict[str, Any] = {"rows": {}}
+    for way in (True, False):
+        results = Results(suite="s", model={})
+        for name, path in sets.items():
+            one = embed.embed_set(encoder, ShardSet(path), name, sharded=way)
+            measure_retrieval(one, (1, 3), results, protocols)
+            if way:
+                found["rows"][name] = (one.first_picture, torch.from_numpy(one.image_PD))
+        found["sharded" if way else "whole"] = json.dumps([results.metrics, results.ci95])
+    return found
+
+
+def ties() -> dict[str, Any]:
+    """Hits and lists of a pool with many equal scores and rows that are not numbers, in uneven slices."""
+    rng = np.random.default_rng(0)
+    # Small whole numbers: products are exact and often equal.
+    query = rng.integers(-2, 3, size=(60, 3)).astype(np.float32)
+    pool = rng.integers(-2, 3, size=(45, 3)).astype(np.float32)
+    pool[::11] = np.nan
+    query_label, pool_label = rng.integers(0, 14, 60), rng.integers(0, 12, 45)
+    cuts = [0, *(45 * (r + 1) ** 2 // distributed.world_size() ** 2 for r in range(4))]
+    cuts[1] = 0 if distributed.world_size() > 1 else cuts[1]  # the first rank has nothing
+    slice_SD = pool[cuts[distributed.rank()] : cuts[distributed.rank() + 1]]
+    hits = hits_at(query, slice_SD, query_label, pool_label, (1, 3, 10, 44), sharded=True)
+    whole = hits_at(query, pool, query_label, pool_label, (1, 3, 10, 44))
+    scores, indices = search_shards(query, slice_SD, 9)
+    return {
+        "hits": {k: hit.tolist() for k, hit in hits.items()},
+        "whole": {k: hit.tolist() for k, hit in whole.items()},
+        "scores": scores.tolist(),
+        "right_scores": bool(np.all(np.einsum("qd,qkd->qk", query, pool[indices]) == scores)),
     }
 
 

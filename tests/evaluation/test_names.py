@@ -8,6 +8,11 @@ NAMES = [
     "retrieval/scenes/pt-BR/text_to_image/recall@1",
     "retrieval/scenes/mean/text_to_image/recall@1",
     "retrieval/scenes/all/text_to_image/recall@1",
+    "retrieval/scenes/worst5/text_to_image/recall@1",
+    "retrieval/scenes/family:Bantu/text_to_image/recall@1",
+    "retrieval/scenes@first-caption/sw/text_to_image/recall@1",
+    "zero_shot/things/worst5/accuracy@1",
+    "zero_shot/things/de/accuracy@1",
     "alignment/scenes/pt-BR-sw/bitext@1",
     "text/topic_unseen/sw/clean/accuracy",
     "text/entailment/pt-BR/clean/accuracy",
@@ -19,9 +24,11 @@ NAMES = [
 
 
 def test_subjects_and_languages() -> None:
-    assert subjects(NAMES, "retrieval") == ["scenes"]
+    assert subjects(NAMES, "retrieval") == ["scenes", "scenes@first-caption"]
     assert subjects(NAMES, "text") == ["entailment", "topic_unseen"]
     assert languages(NAMES, "retrieval", "scenes") == ["pt-BR"]
+    assert languages(NAMES, "retrieval", "scenes@first-caption") == ["sw"]
+    assert languages(NAMES, "zero_shot", "things") == ["de"]
     assert languages(NAMES, "text", "topic") == []
     assert languages(NAMES, "text", "topic_unseen") == ["sw"]
 

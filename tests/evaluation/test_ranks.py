@@ -106,6 +106,37 @@ def test_each_rank_encodes_its_share_in_equally_many_calls(outcomes: Outcomes) -
         assert [one["calls"] for one in outcomes[n]] == [calls] * n
 
 
+def test_a_sharded_set_has_the_results_of_a_whole_one(outcomes: Outcomes) -> None:
+    expected = json.loads(outcomes[1][0]["sharded"]["whole"])
+    assert "retrieval/mixed@first-caption/mean/text_to_image/recall@3" in expected[0]
+    for n in RANKS:
+        for one in outcomes[n]:
+            assert json.loads(one["sharded"]["sharded"]) == expected
+            assert json.loads(one["sharded"]["whole"]) == expected
+
+
+def test_the_ranks_of_a_sharded_set_hold_runs_of_its_pictures(outcomes: Outcomes) -> None:
+    for n in RANKS:
+        for name, pictures in (("mixed", 22), ("lone", 1)):
+            runs = [one["sharded"]["rows"][name] for one in outcomes[n]]
+            lengths = [len(image_SD) for _, image_SD in runs]
+            assert [first for first, _ in runs] == [sum(lengths[:r]) for r in range(n)]
+            assert sum(lengths) == pictures
+            assert max(lengths) <= ceil(ceil(pictures / BATCH_SIZE) / n) * BATCH_SIZE
+        rows = torch.cat([one["sharded"]["rows"]["mixed"][1] for one in outcomes[n]])
+        assert torch.equal(rows, outcomes[1][0]["image_PD"])
+
+
+def test_hits_in_a_sharded_pool_are_those_of_the_pool_ties_included(outcomes: Outcomes) -> None:
+    expected = outcomes[1][0]["ties"]
+    for n in RANKS:
+        for one in outcomes[n]:
+            assert one["ties"]["hits"] == one["ties"]["whole"] == expected["whole"]
+            assert one["ties"]["scores"] == expected["scores"]
+            assert one["ties"]["right_scores"]
+    assert 0 < sum(expected["whole"][3]) < sum(expected["whole"][10]) < 60
+
+
 def test_ranks_that_differ_in_weights_or_data_are_refused_on_all(outcomes: Outcomes) -> None:
     for n in (2, 4):
         for one in outcomes[n]:

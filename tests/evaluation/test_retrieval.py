@@ -1,15 +1,20 @@
-"""Recall on matrices whose answer is known by hand, and on random ones by brute force."""
+"""Recall by both protocols, aggregates and intervals, on matrices whose answer is known by hand."""
 
-from itertools import combinations
 from math import comb
 
 import numpy as np
 import pytest
 
 from mmalign.evaluation.embed import EmbeddedSet
-from mmalign.evaluation.index import chance_at, hits_at, search
+from mmalign.evaluation.families import by_family, family_of
 from mmalign.evaluation.results import Results
-from mmalign.evaluation.retrieval import measure_retrieval
+from mmalign.evaluation.retrieval import (
+    Answers,
+    Protocol,
+    draw_sums,
+    first_captions,
+    measure_retrieval,
+)
 
 
 def rows(*values: tuple[float, ...]) -> np.ndarray:
@@ -30,23 +35,23 @@ def embedded(
     )
 
 
-def measured(one: EmbeddedSet, ks: tuple[int, ...] = (1, 2)) -> Results:
+def measured(
+    one: EmbeddedSet,
+    ks: tuple[int, ...] = (1, 2),
+    protocols: tuple[Protocol, ...] = ("all-captions",),
+) -> Results:
     results = Results(suite="x", model={})
-    measure_retrieval(one, ks, results)
+    measure_retrieval(one, ks, results, protocols)
     return results
 
 
-def brute_hits(
-    query: np.ndarray, pool: np.ndarray, query_label: np.ndarray, pool_label: np.ndarray, k: int
-) -> list[float]:
-    """By definition: fewer than k wrong items score at least as high as the best right one."""
-    hits = []
-    for vector, label in zip(query, query_label, strict=True):
-        scores = pool @ vector
-        right = scores[pool_label == label]
-        wrong = scores[pool_label != label]
-        hits.append(float(len(right) > 0 and (wrong >= right.max()).sum() < k))
-    return hits
+def metrics_below(results: Results, prefix: str) -> dict[str, float]:
+    """The metrics of a set, without its families: these are tested by themselves."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in results.metrics.items()
+        if name.startswith(prefix) and "family:" not in name
+    }
 
 
 # Three pictures on the axes. Captions score (picture 0, 1, 2):
@@ -60,8 +65,7 @@ LANGUAGES = ["en", "en", "en", "sw", "sw"]
 
 def test_recalls_by_hand_with_several_captions_per_picture() -> None:
     results = measured(embedded(IMAGES, TEXTS, PICTURES, LANGUAGES))
-    metrics = {name.removeprefix("retrieval/s/"): value for name, value in results.metrics.items()}
-    assert metrics == pytest.approx(
+    assert metrics_below(results, "retrieval/s/") == pytest.approx(
         {
             # en: captions 0 and 2 find their picture at once, caption 1 as the second.
             "en/text_to_image/recall@1": 2 / 3,
@@ -80,8 +84,67 @@ def test_recalls_by_hand_with_several_captions_per_picture() -> None:
             "mean/image_to_text/recall@2": 1.0,
             "all/text_to_image/recall@1": 2 / 5,
             "all/text_to_image/recall@2": 3 / 5,
+            "all/image_to_text/recall@1": 2 / 4,
+            "all/image_to_text/recall@2": 1.0,
         }
     )
+
+
+def test_recalls_by_hand_with_the_first_caption_only() -> None:
+    both: tuple[Protocol, ...] = ("first-caption", "all-captions")
+    results = measured(embedded(IMAGES, TEXTS, PICTURES, LANGUAGES), protocols=both)
+    # English loses caption 1, of picture 0; Swahili has one caption a picture.
+    assert metrics_below(results, "retrieval/s@first-caption/") == pytest.approx(
+        {
+            "en/text_to_image/recall@1": 1.0,
+            "en/text_to_image/recall@2": 1.0,
+            "sw/text_to_image/recall@1": 0.0,
+            "sw/text_to_image/recall@2": 0.0,
+            "en/image_to_text/recall@1": 1.0,
+            "en/image_to_text/recall@2": 1.0,
+            "sw/image_to_text/recall@1": 0.0,
+            "sw/image_to_text/recall@2": 1.0,
+            "mean/text_to_image/recall@1": 1 / 2,
+            "mean/text_to_image/recall@2": 1 / 2,
+            "mean/image_to_text/recall@1": 1 / 2,
+            "mean/image_to_text/recall@2": 1.0,
+            "all/text_to_image/recall@1": 2 / 4,
+            "all/text_to_image/recall@2": 2 / 4,
+            "all/image_to_text/recall@1": 2 / 4,
+            "all/image_to_text/recall@2": 1.0,
+        }
+    )
+    # One of two captions is right, where it was two of three and one of three.
+    name = "retrieval/s{}/en/image_to_text/recall@1"
+    assert results.chance[name.format("@first-caption")] == pytest.approx(1 / 2)
+    assert results.protocol["retrieval/s@first-caption"].startswith("first-caption: ")
+    assert results.protocol["retrieval/s"].startswith("all-captions: ")
+    assert metrics_below(results, "retrieval/s/") == pytest.approx(
+        metrics_below(
+            measured(embedded(IMAGES, TEXTS, PICTURES, LANGUAGES)),
+            "retrieval/s/",
+        )
+    )
+
+
+def test_the_protocols_differ_where_a_later_caption_is_the_better_one() -> None:
+    # Picture 0's second caption is right on the spot, its first one points to picture 1.
+    texts = rows((0, 1, 0), (1, 0, 0), (0, 0.9, 0), (0, 0, 1))
+    one = embedded(IMAGES, texts, [0, 0, 1, 2], ["en"] * 4)
+    results = measured(one, ks=(1,), protocols=("all-captions", "first-caption"))
+    name = "retrieval/{}/en/image_to_text/recall@1"
+    assert results.metrics[name.format("s")] == pytest.approx(2 / 3)
+    assert results.metrics[name.format("s@first-caption")] == pytest.approx(1 / 3)
+
+
+def test_first_captions_are_those_of_each_picture_in_each_language() -> None:
+    pictures, langs = [1, 0, 1, 0, 1, 1], ["sw", "en", "en", "en", "sw", "en"]
+    texts = np.arange(12, dtype=np.float32).reshape(6, 2)
+    kept = first_captions(embedded(texts[:2], texts, pictures, langs))
+    assert kept.texts == ["text 0", "text 1", "text 2"]
+    assert kept.text_MD.tolist() == texts[:3].tolist()
+    assert (kept.picture_M.tolist(), kept.language_M.tolist()) == ([1, 0, 1], ["sw", "en", "en"])
+    assert kept.name == "s@first-caption"
 
 
 def test_counts_and_chance_of_the_same_matrix() -> None:
@@ -112,84 +175,6 @@ def test_a_picture_without_captions_is_in_the_pool_but_asks_nothing() -> None:
     assert results.chance["retrieval/s/all/text_to_image/recall@1"] == 0.25
 
 
-def test_ties_count_against_the_model_wherever_the_right_item_stands() -> None:
-    pool = rows((1, 0), (1, 0), (1, 0), (0, 1))
-    for right in range(3):
-        hits = hits_at(rows((1, 0)), pool, np.array([right]), np.arange(4), (1, 2, 3))
-        assert {k: hit.tolist() for k, hit in hits.items()} == {1: [0.0], 2: [0.0], 3: [1.0]}
-    # Right items that tie with each other do not hurt each other.
-    labels = np.array([0, 0, 0, 1])
-    assert hits_at(rows((1, 0)), pool, np.array([0]), labels, (1,))[1].tolist() == [1.0]
-
-
-def test_scores_that_differ_by_rounding_are_ties() -> None:
-    for difference, hit in ((1e-7, 0.0), (1e-4, 1.0)):
-        pool = rows((1, 0), (1 - difference, 0))
-        assert pool[0, 0] != pool[1, 0]
-        assert hits_at(rows((1, 0)), pool, np.array([0]), np.arange(2), (1,))[1].tolist() == [hit]
-
-
-@pytest.mark.parametrize(("queries", "pool", "width"), [(5, 12, 16), (1000, 1000, 128)])
-def test_collapsed_embeddings_score_zero(queries: int, pool: int, width: int) -> None:
-    # The larger case is multiplied in blocks, whose equal rows differ in the last digit.
-    vector = np.random.default_rng(0).normal(size=width)
-    one = (vector / np.linalg.norm(vector)).astype(np.float32)
-    query, items = np.tile(one, (queries, 1)), np.tile(one, (pool, 1))
-    hits = hits_at(query, items, np.arange(queries), np.arange(pool), (1, 5, 10))
-    assert {k: hit.sum() for k, hit in hits.items()} == {1: 0.0, 5: 0.0, 10: 0.0}
-
-
-@pytest.mark.parametrize("count", [4, 40])  # faiss has another way for few queries
-def test_embeddings_that_are_not_numbers_score_zero(count: int) -> None:
-    good = np.random.default_rng(0).normal(size=(count, 8)).astype(np.float32)
-    bad = np.full_like(good, np.nan)
-    labels = np.arange(count)
-    for query, pool in ((bad, good), (good, bad), (bad, bad)):
-        assert hits_at(query, pool, labels, labels, (1, 2))[2].sum() == 0
-
-
-def test_an_answer_that_the_pool_lacks_is_no_hit() -> None:
-    hits = hits_at(rows((1, 0)), rows((1, 0), (0, 1)), np.array([7]), np.array([0, 1]), (1, 9))
-    assert (hits[1].tolist(), hits[9].tolist()) == ([0.0], [0.0])
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_hits_equal_the_definition_on_random_data_with_many_ties(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    # Small whole numbers: products are exact and often equal.
-    query = rng.integers(-2, 3, size=(60, 3)).astype(np.float32)
-    pool = rng.integers(-2, 3, size=(45, 3)).astype(np.float32)
-    query_label, pool_label = rng.integers(0, 14, 60), rng.integers(0, 12, 45)
-    hits = hits_at(query, pool, query_label, pool_label, (1, 3, 10, 44, 100))
-    for k, hit in hits.items():
-        assert hit.tolist() == brute_hits(query, pool, query_label, pool_label, k)
-    assert 0 < hits[3].mean() < hits[10].mean() < 1
-
-
-def test_search_is_exact_and_descending() -> None:
-    rng = np.random.default_rng(0)
-    query, pool = rng.normal(size=(30, 8)), rng.normal(size=(50, 8))
-    scores, indices = search(query.astype(np.float32), pool.astype(np.float32), 7)
-    exact = query @ pool.T
-    assert indices.tolist() == np.argsort(-exact, axis=1)[:, :7].tolist()
-    assert scores == pytest.approx(-np.sort(-exact, axis=1)[:, :7], abs=1e-4)
-    assert search(query.astype(np.float32), pool.astype(np.float32), 99)[1].shape == (30, 50)
-
-
-@pytest.mark.parametrize(("pool", "k"), [(5, 1), (5, 2), (6, 4), (4, 4), (3, 10)])
-def test_chance_equals_the_share_of_all_draws(pool: int, k: int) -> None:
-    for relevant in range(1, pool + 1):
-        draws = list(combinations(range(pool), min(k, pool)))
-        share = sum(min(draw) < relevant for draw in draws) / len(draws)
-        assert chance_at(np.array([relevant]), pool, k) == pytest.approx(share)
-        closed = 1 - comb(pool - relevant, min(k, pool)) / comb(pool, min(k, pool))
-        assert chance_at(np.array([relevant]), pool, k) == pytest.approx(closed)
-
-
-def test_chance_is_the_mean_over_queries() -> None:
-    assert chance_at(np.array([1, 3]), 10, 1) == pytest.approx((1 / 10 + 3 / 10) / 2)
-
-
 def test_random_embeddings_score_at_chance() -> None:
     rng = np.random.default_rng(0)
     images, texts = rng.normal(size=(200, 16)), rng.normal(size=(600, 16))
@@ -205,3 +190,139 @@ def test_random_embeddings_score_at_chance() -> None:
     assert results.chance["retrieval/s/en/image_to_text/recall@10"] == pytest.approx(
         1 - comb(597, 10) / comb(600, 10)
     )
+
+
+def by_language(recalls: dict[str, float], pictures: int = 10) -> EmbeddedSet:
+    """A caption a picture and language; the first share of them points to its picture, the others to none."""
+    images = np.eye(pictures + 1, dtype=np.float32)
+    captions, placed, langs = [], [], []
+    for lang, recall in recalls.items():
+        for picture in range(pictures):
+            hit = picture < round(recall * pictures)
+            captions.append(images[picture if hit else pictures])
+            placed.append(picture)
+            langs.append(lang)
+    return embedded(images, np.stack(captions), placed, langs)
+
+
+def test_worst_five_are_those_of_each_metric_and_need_more_than_five() -> None:
+    recalls = {"de": 0.9, "en": 1.0, "es": 0.2, "fr": 0.4, "ja": 0.1, "sw": 0.3, "xx": 0.5}
+    results = measured(by_language(recalls), ks=(1,))
+    name = "retrieval/s/{}/text_to_image/recall@1"
+    assert results.metrics[name.format("worst5")] == pytest.approx(
+        (0.1 + 0.2 + 0.3 + 0.4 + 0.5) / 5
+    )
+    assert results.counts[name.format("worst5")] == 50
+    assert results.chance[name.format("worst5")] == pytest.approx(1 / 11)
+    assert name.format("worst5") not in results.ci95
+    five = measured(by_language(dict(list(recalls.items())[:5])), ks=(1,))
+    assert not any("worst5" in metric for metric in five.metrics)
+
+
+def test_families_are_means_of_their_languages() -> None:
+    recalls = {"de": 0.8, "eo": 0.5, "es": 0.2, "ja": 0.1, "pt-BR": 0.6}
+    results = measured(by_language(recalls), ks=(1,))
+    families = {
+        name.split("/")[2]: value
+        for name, value in results.metrics.items()
+        if "/family:" in name and "/text_to_image/" in name
+    }
+    assert families == pytest.approx(
+        {"family:Germanic": 0.8, "family:Japonic": 0.1, "family:Romance": 0.4}
+    )
+    assert results.counts["retrieval/s/family:Romance/text_to_image/recall@1"] == 20
+    low, high = results.ci95["retrieval/s/family:Romance/text_to_image/recall@1"]
+    assert low < 0.4 < high
+
+
+def test_the_languages_of_the_great_sets_have_families() -> None:
+    xm3600 = "ar bn cs da de el en es fa fi fil fr he hi hr hu id it ja ko mi nl no pl pt quz ro ru sv sw te"
+    demo = "en es ja ko pt it fr de fa id zh ru tr ar"
+    african = (
+        "af am bem ff ha ig kr lg luo mg nso om rw sn so ss st sw teo ti tn ts tw ve wo xh yo zu"
+    )
+    codes = set(
+        f"{xm3600} {demo} {african} th tr uk vi zh-Hant iw tw-asante pt_BR lgg-x-official".split()
+    )
+    assert {code for code in codes if family_of(code) is None} == set()
+    assert {family_of(code) for code in ("eo", "ia", "tlh", "xx", "")} == {None}
+    families = by_family(["sw", "it", "zu", "eo", "ca"])
+    assert families == {"Bantu": ["sw", "zu"], "Romance": ["it", "ca"]}
+    assert list(families) == sorted(families)
+
+
+def several_languages(seed: int, pictures: int) -> list[Answers]:
+    """Hits that agree about a picture across languages, several captions each, a language of few pictures."""
+    rng = np.random.default_rng(seed)
+    hard = rng.random(pictures)
+    asked = [np.repeat(np.arange(pictures), 2), np.arange(0, pictures, 2), np.arange(3)]
+    return [
+        Answers(one, {k: (hard[one] < share * k).astype(float) for k in (1, 2)}, {1: 0.0, 2: 0.0})
+        for one, share in zip(asked, (0.3, 0.4, 0.5), strict=True)
+    ]
+
+
+def test_the_sums_of_a_draw_are_those_of_the_pictures_drawn() -> None:
+    answers, pictures, draws = several_languages(0, 20), 20, 40
+    hits_KLT, queries_LT = draw_sums(answers, (1, 2), draws, seed=3)
+    rng = np.random.default_rng(3)
+    for t in range(draws):
+        drawn = rng.integers(0, pictures, pictures).tolist()
+        for i, one in enumerate(answers):
+            places = [q for p in drawn for q in np.flatnonzero(one.picture_Q == p)]
+            assert queries_LT[i, t] == len(places)
+            for j, k in enumerate((1, 2)):
+                assert hits_KLT[j, i, t] == one.hits[k][places].sum()
+
+
+def test_sums_are_the_same_however_many_draws_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = draw_sums(several_languages(0, 20), (1, 2), 40)
+    monkeypatch.setattr("mmalign.evaluation.retrieval._DRAWN_AT_A_TIME", 3 * 20)
+    for part, expected in zip(draw_sums(several_languages(0, 20), (1, 2), 40), whole, strict=True):
+        assert part.tolist() == expected.tolist()
+
+
+def test_intervals_of_means_know_that_languages_share_pictures() -> None:
+    # All languages hit and miss the same pictures, so 8 languages are worth no more than one.
+    rng = np.random.default_rng(0)
+    good = set(np.flatnonzero(rng.random(100) < 0.5).tolist())
+    images = np.eye(101, dtype=np.float32)
+    langs = [f"q{letter}" for letter in "abcdefgh"]  # of no family
+    texts = np.stack([images[p if p in good else 100] for _ in langs for p in range(100)])
+    one = embedded(
+        images, texts, list(range(100)) * 8, [lang for lang in langs for _ in range(100)]
+    )
+    ci95 = measured(one, ks=(1,)).ci95
+    for part in ("qa", "mean", "all"):
+        low, high = ci95[f"retrieval/s/{part}/text_to_image/recall@1"]
+        # 1.96 standard errors of 100 pictures to either side; 800 independent queries: a third.
+        assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 100), rel=0.15)
+    assert {name.split("/")[2] for name in ci95} == {*langs, "mean", "all"}
+
+
+def test_intervals_equal_those_of_a_bootstrap_by_hand() -> None:
+    rng = np.random.default_rng(1)
+    images, texts = (rng.normal(size=(n, 4)).astype(np.float32) for n in (30, 150))
+    pictures = rng.integers(0, 30, 150).tolist()
+    langs = rng.choice(["en", "de", "sw"], 150).tolist()
+    results = measured(embedded(images, texts, pictures, langs), ks=(10,))
+    name = "text_to_image/recall@10"
+    # The same pictures drawn, one draw after the other, and every mean taken by its definition.
+    asked, rng = np.unique(pictures), np.random.default_rng(0)
+    found: dict[str, list[float]] = {"de": [], "mean": [], "all": [], "family:Germanic": []}
+    for _ in range(1000):
+        times = np.bincount(rng.choice(asked, len(asked)), minlength=30)
+        hits, queries = {}, {}
+        for lang in ("de", "en", "sw"):
+            group = f"retrieval/s/{lang}/{name}"
+            times_Q = times[results.ids[group.rpartition("/")[0]]]
+            hits[lang], queries[lang] = (times_Q * results.values[group]).sum(), times_Q.sum()
+        recall = {lang: hits[lang] / queries[lang] for lang in hits}
+        found["de"].append(recall["de"])
+        found["mean"].append(sum(recall.values()) / 3)
+        found["all"].append(sum(hits.values()) / sum(queries.values()))
+        found["family:Germanic"].append((recall["de"] + recall["en"]) / 2)
+    for part, values in found.items():
+        interval = results.ci95[f"retrieval/s/{part}/{name}"]
+        assert interval == pytest.approx(tuple(np.percentile(values, (2.5, 97.5))))
+        assert interval[1] - interval[0] > 0.05
