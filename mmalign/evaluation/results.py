@@ -5,7 +5,7 @@
      "baselines": {name: Results}}
 
 Beside it stands `queries.npz` with the value of every single query where there are such: two models are
-compared query by query (`compare.py`). Metrics that differ in their last part only have the same queries.
+compared query by query (`comparison/`). Metrics that differ in their last part only have the same queries.
 
 Metric names are flat: `retrieval/<set>/<lang>/text_to_image/recall@1`,
 `alignment/<set>/<lang>-<lang>/bitext@1`, `text/<task>/<lang>/<perturbation or clean>/accuracy`; `mean` in

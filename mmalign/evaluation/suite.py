@@ -1,6 +1,9 @@
 """A suite: one YAML file names sets and measures, one `results.json` holds what came out.
 
-    suite.yaml + encoder -> embed each set once -> measures -> results.json, gallery.json
+    sets       shards + model -> embedded once -> retrieval, alignment, geometry -+
+    layers     captions of these sets + text tower -> every layer's alignment    +-> results.json, queries.npz
+    words      bilingual dictionaries + model -> translation                     |   gallery.json
+    zero_shot  labelled pictures + class names + model -> accuracy              -+
 
 On several ranks each does its share (`embed.py`, `retrieval.py`), all have the same results, and rank 0
 writes them.
@@ -19,11 +22,18 @@ from mmalign.data.reader import ShardSet
 from mmalign.errors import UserError
 from mmalign.evaluation.alignment import measure_alignment
 from mmalign.evaluation.embed import EmbeddedSet, embed_set
-from mmalign.evaluation.encoder import Encoder
+from mmalign.evaluation.encoder import DualModel
 from mmalign.evaluation.gallery import make_gallery
-from mmalign.evaluation.names import ALL, MEAN
+from mmalign.evaluation.geometry import measure_geometry
+from mmalign.evaluation.layers import LayersConfig, probe_layers
+from mmalign.evaluation.names import ALL, MEAN, WORST5
 from mmalign.evaluation.results import Results, environment
-from mmalign.evaluation.retrieval import measure_retrieval
+from mmalign.evaluation.retrieval import Protocol, measure_retrieval
+from mmalign.evaluation.tower import tower_of
+from mmalign.evaluation.words import WordsConfig, measure_words
+from mmalign.evaluation.zero_shot import ZeroShotConfig, measure_zero_shot
+
+Measure = Literal["retrieval", "alignment", "geometry"]
 
 
 class SetConfig(Section):
@@ -33,25 +43,51 @@ class SetConfig(Section):
     """Folder of its shards."""
     languages: tuple[str, ...] | None = None
     """Captions in these languages only; none: all."""
-    measures: tuple[Literal["retrieval", "alignment"], ...] = ("retrieval", "alignment")
+    measures: tuple[Measure, ...] = ("retrieval", "alignment")
+    protocols: tuple[Protocol, ...] = pydantic.Field(default=("all-captions",), min_length=1)
+    """Of retrieval: every caption counts, or the first one of a picture in each language."""
+    sharded: bool = False
+    """For sets whose pictures one process should not hold: each rank keeps and searches its share."""
+
+    @pydantic.model_validator(mode="after")
+    def _geometry_needs_all_pictures(self) -> "SetConfig":
+        if self.sharded and "geometry" in self.measures:
+            raise ValueError("`geometry` needs all pictures on one rank; take `sharded` out")
+        return self
+
+    @property
+    def looks_at_pictures(self) -> bool:
+        """Whether a measure does; else a text encoder alone can be measured."""
+        return set(self.measures) != {"alignment"}
 
 
 class SuiteConfig(Section):
     name: str
-    sets: tuple[SetConfig, ...] = pydantic.Field(min_length=1)
+    sets: tuple[SetConfig, ...] = ()
+    layers: LayersConfig | None = None
+    words: tuple[WordsConfig, ...] = ()
+    zero_shot: tuple[ZeroShotConfig, ...] = ()
     recall_at: tuple[pydantic.PositiveInt, ...] = pydantic.Field(default=(1, 5, 10), min_length=1)
     gallery: tuple[str, ...] = ()
     """Languages of the queries shown in the report, from the first set."""
 
     @pydantic.model_validator(mode="after")
-    def _names_differ(self) -> "SuiteConfig":
-        names = [entry.name for entry in self.sets]
-        if len(set(names)) < len(names):
-            raise ValueError("two sets have the same name")
+    def _holds_together(self) -> "SuiteConfig":
+        if not (self.sets or self.words or self.zero_shot):
+            raise ValueError("name what to measure: `sets`, `words` or `zero_shot`")
+        for entries in (self.sets, self.words, self.zero_shot):
+            names = [entry.name for entry in entries]
+            if len(set(names)) < len(names):
+                raise ValueError("two sets have the same name")
+        strange = set(self.layers.sets if self.layers else ()) - {one.name for one in self.sets}
+        if strange:
+            raise ValueError(f"`layers.sets` names `{min(strange)}`, which is no set of this suite")
+        if self.gallery and (not self.sets or self.sets[0].sharded):
+            raise ValueError("`gallery` needs a first set whose pictures are all on one rank")
         return self
 
 
-def measure(config: SuiteConfig, encoder: Encoder) -> Results:
+def measure(config: SuiteConfig, model: DualModel) -> Results:
     """All measures of the suite on one model.
 
     A collective: every rank calls it, with equal weights, and gets the same results.
@@ -59,17 +95,21 @@ def measure(config: SuiteConfig, encoder: Encoder) -> Results:
     Raises:
         UserError: a set is missing or lacks a language, or the ranks differ in weights or data.
     """
-    results, _ = _measure_and_keep(config, encoder)
+    results, _ = _measure_and_keep(config, model)
     return results
 
 
 def means_of(results: Results) -> dict[str, float]:
-    """The metrics that sum up languages: `mean` over them, and `all` captions."""
-    return {n: value for n, value in results.metrics.items() if n.split("/")[2] in (MEAN, ALL)}
+    """The metrics that sum up languages, families left out."""
+    return {
+        name: value
+        for name, value in results.metrics.items()
+        if name.split("/")[2] in (MEAN, WORST5, ALL)
+    }
 
 
 def run_suite(
-    config: SuiteConfig, encoder: Encoder, out: Path, baselines: dict[str, Encoder]
+    config: SuiteConfig, model: DualModel, out: Path, baselines: dict[str, DualModel]
 ) -> Results:
     """Measure the model and the baselines; rank 0 writes `results.json` and `gallery.json` into `out`.
 
@@ -78,36 +118,56 @@ def run_suite(
     Raises:
         UserError: a set is missing or lacks a language, or the ranks differ in weights or data.
     """
-    results, first = _measure_and_keep(config, encoder)
+    results, first = _measure_and_keep(config, model)
     for name, baseline in baselines.items():
         say(f"suite {config.name}: the {name} model")
         results.baselines[name] = measure(config, baseline)
     if distributed.is_main():
         out.mkdir(parents=True, exist_ok=True)
         if config.gallery:
+            assert first is not None
             shard_set = ShardSet(Path(config.sets[0].shards))
             write_json(out / "gallery.json", make_gallery(first, shard_set, config.gallery))
         results.write(out / "results.json")
     return results
 
 
-def _measure_and_keep(config: SuiteConfig, encoder: Encoder) -> tuple[Results, EmbeddedSet]:
+def _measure_and_keep(config: SuiteConfig, model: DualModel) -> tuple[Results, EmbeddedSet | None]:
     """The results, and the first set's embeddings for the gallery."""
-    results = Results(suite=config.name, model=encoder.facts, environment=environment())
-    _must_agree(encoder.facts.get("sha256"), f"{encoder.facts.get('path')}: its weights")
+    results = Results(suite=config.name, model=model.facts, environment=environment())
+    _must_agree(model.facts.get("sha256"), f"{model.facts.get('path')}: its weights")
     kept = None
     for entry in config.sets:
-        shard_set = ShardSet(Path(entry.shards))
-        _must_agree(shard_set.manifest.sha256, f"set `{entry.name}`: the data in {entry.shards}")
-        embedded = embed_set(encoder, shard_set, entry.name, entry.languages)
-        shard_set.close()
+        embedded = _measure_set(config, entry, model, results)
         kept = kept or embedded
-        if "retrieval" in entry.measures:
-            measure_retrieval(embedded, config.recall_at, results)
-        if "alignment" in entry.measures:
-            measure_alignment(embedded, results)
-    assert kept is not None
+    for words in config.words:
+        measure_words(model.encode_texts, words, results)
+    for labelled in config.zero_shot:
+        measure_zero_shot(model, labelled, results)
     return results, kept
+
+
+def _measure_set(
+    config: SuiteConfig, entry: SetConfig, model: DualModel, results: Results
+) -> EmbeddedSet:
+    shard_set = ShardSet(Path(entry.shards))
+    results.data[entry.name] = shard_set.manifest.sha256
+    _must_agree(shard_set.manifest.sha256, f"set `{entry.name}`: the data in {entry.shards}")
+    pictures = entry.looks_at_pictures or bool(config.gallery)
+    embedded = embed_set(model, shard_set, entry.name, entry.languages, entry.sharded, pictures)
+    shard_set.close()
+    if "retrieval" in entry.measures:
+        measure_retrieval(embedded, config.recall_at, results, entry.protocols)
+    if "alignment" in entry.measures:
+        measure_alignment(embedded, results)
+    if "geometry" in entry.measures:
+        measure_geometry(embedded, results)
+    layers = config.layers
+    if layers is not None and entry.name in layers.sets:
+        probe_layers(
+            tower_of(model), embedded, results, layers.poolings, layers.pictures, layers.seed
+        )
+    return embedded
 
 
 def _must_agree(fingerprint: str | None, what: str) -> None:

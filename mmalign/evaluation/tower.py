@@ -28,7 +28,13 @@ from mmalign.commit import write_json
 from mmalign.config import read_yaml
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
 from mmalign.errors import UserError
-from mmalign.evaluation.encoder import load_encoder, run_of, weights_sha256
+from mmalign.evaluation.encoder import (
+    DualModel,
+    Encoder,
+    load_encoder,
+    run_of,
+    weights_sha256,
+)
 from mmalign.model.text_tower import Pooling, load_trunk, pool
 
 _FILE = "tower.json"
@@ -194,6 +200,17 @@ def load_tower(path: str, untrained: bool = False) -> Tower:
     return _with_facts(Tower(load_trunk(path), load_tokenizer(path)), path)
 
 
+def tower_of(model: DualModel) -> Tower:
+    """The text tower of a model that is there already.
+
+    Raises:
+        UserError: a model of another library whose text tower cannot be read on its own.
+    """
+    if isinstance(model, Encoder):
+        return _text_side(model, compares=True)
+    return load_tower(str(model.facts["path"]))
+
+
 def _from_run(folder: Path, untrained: bool) -> Tower:
     """The text side of a dual encoder; of a masked language model the trunk alone.
 
@@ -201,8 +218,12 @@ def _from_run(folder: Path, untrained: bool) -> Tower:
     """
     encoder = load_encoder(folder, untrained)
     objective = (read_yaml(run_of(folder) / "config.yaml").get("objective") or {}).get("kind")
+    return _text_side(encoder, compares=objective != "masked_language_model")
+
+
+def _text_side(encoder: Encoder, compares: bool) -> Tower:
+    """The tower of texts; `compares`: whether training made its projections comparable."""
     tower = encoder.model.text_tower
-    compares = objective != "masked_language_model"
     return Tower(
         tower.trunk,
         encoder.tokenizer,

@@ -11,6 +11,7 @@ from mmalign.config import Section
 from mmalign.data.tokenizer import Tokenizer
 from mmalign.errors import UserError
 from mmalign.evaluation.encoder import Encoder
+from mmalign.evaluation.names import MEAN
 from mmalign.evaluation.suite import SuiteConfig, measure
 from mmalign.model.dual_encoder import ModelConfig
 from mmalign.training.engine import Engine
@@ -53,4 +54,4 @@ def value_of(metrics: dict[str, float], name: str) -> float:
 def _is_of_a_pair(name: str) -> bool:
     """Whether a metric is of two languages; a run of a hundred languages has ten thousand of them."""
     parts = name.split("/")
-    return parts[0] == "alignment" and parts[2] not in ("mean", "all")
+    return parts[0] in ("alignment", "words") and parts[2] != MEAN

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +80,20 @@ def test_a_suite_writes_the_contract(
         for direction in ("text_to_image", "image_to_text")
         for k in (1, 3)
     ]
-    parts += [f"retrieval/s/all/text_to_image/recall@{k}" for k in (1, 3)]
     pairs = [f"{a}-{b}" for a in LANGUAGES for b in LANGUAGES if a != b]
-    parts += [f"alignment/s/{pair}/bitext@1" for pair in (*pairs, "mean")]
-    assert set(tree["metrics"]) == set(tree["counts"]) == set(tree["chance"]) == set(parts)
-    assert set(tree["ci95"]) == {name for name in parts if "/mean/" not in name}
+    bitext = [
+        f"alignment/s/{pair}/{metric}"
+        for pair in (*pairs, "mean")
+        for metric in ("bitext@1", "bitext_csls@1")
+    ]
+    assert tree["metrics"].keys() >= {*parts, *bitext}
+    assert set(tree["metrics"]) == set(tree["counts"]) == set(tree["chance"])
+    assert tree["ci95"].keys() >= {*parts, *(name for name in bitext if "/mean/" not in name)}
     assert tree["protocol"].keys() == {"retrieval/s", "alignment/s"}
-    assert all(0 <= value <= 1 for value in tree["metrics"].values())
+    assert tree["data"] == {"s": ShardSet(shards).manifest.sha256}
+    assert all(0 <= tree["metrics"][name] <= 1 for name in (*parts, *bitext))
     baseline = tree["baselines"]["untrained"]
-    assert set(baseline["metrics"]) == set(parts)
+    assert set(baseline["metrics"]) == set(tree["metrics"])
     assert baseline["model"]["sha256"] != tree["model"]["sha256"]
     assert baseline["model"]["step"] == 0
     assert read_results(tmp_path / "eval" / "results.json") == results
@@ -157,19 +163,61 @@ def test_measures_languages_and_sets_are_as_configured(
     ]
     config = suite(shards, sets=sets, recall_at=[1], gallery=["en"])
     results = run_suite(config, encoder, tmp_path, {})
-    assert {name.removesuffix("/recall@1") for name in results.metrics} == {
-        "alignment/a/en-sw/bitext@1",
-        "alignment/a/sw-en/bitext@1",
-        "alignment/a/mean/bitext@1",
-        "retrieval/b/ja/text_to_image",
-        "retrieval/b/ja/image_to_text",
-        "retrieval/b/mean/text_to_image",
-        "retrieval/b/mean/image_to_text",
-        "retrieval/b/all/text_to_image",
+    assert {tuple(name.split("/")[:3]) for name in results.metrics} == {
+        *(("alignment", "a", pair) for pair in ("en-sw", "sw-en", "mean")),
+        *(("retrieval", "b", part) for part in ("ja", "mean", "all", "family:Japonic")),
     }
     assert json.loads((tmp_path / "gallery.json").read_text(encoding="utf-8"))["set"] == "a"
     # The pool is all pictures of the set, those without Japanese captions too.
     assert results.chance["retrieval/b/ja/text_to_image/recall@1"] == pytest.approx(1 / 9)
+
+
+class TextsOnly:
+    """A text encoder: it has no image tower."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.facts = encoder.facts
+        self.encode_texts = encoder.encode_texts
+
+    def encode_images(self, images: Iterable[bytes], batch_size: int = 1) -> np.ndarray:
+        raise UserError("a text encoder without an image tower")
+
+
+def test_a_text_encoder_is_measured_where_no_picture_is_needed(
+    encoder: Encoder, shards: Path, tmp_path: Path
+) -> None:
+    texts = TextsOnly(encoder)
+    sets = [{"name": "s", "shards": str(shards), "measures": ["alignment"]}]
+    results = run_suite(suite(shards, sets=sets), texts, tmp_path, {})
+    both = run_suite(suite(shards), encoder, tmp_path, {})
+    assert results.metrics.items() <= both.metrics.items()
+    with pytest.raises(UserError, match="without an image tower"):
+        run_suite(suite(shards), texts, tmp_path, {})
+
+
+def test_every_measure_stands_in_one_file(encoder: Encoder, shards: Path, tmp_path: Path) -> None:
+    dictionary = tmp_path / "words"
+    dictionary.mkdir()
+    pairs = [("en", "translation"), ("dog", "mbwa"), ("ball", "mpira"), ("chair", "kiti")]
+    (dictionary / "en-sw.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in pairs))
+    both = ["retrieval", "alignment", "geometry"]
+    config = suite(
+        shards,
+        sets=[{"name": "s", "shards": str(shards), "measures": both}],
+        layers={"sets": ["s"]},
+        words=[{"name": "w", "folder": str(dictionary)}],
+        zero_shot=[{"name": "z", "shards": str(shards)}],
+    )
+    results = run_suite(config, encoder, tmp_path, {})
+    measured = {tuple(name.split("/")[:2]) for name in results.metrics}
+    assert measured == {
+        *((measure, "s") for measure in (*both, "layers")),
+        ("words", "w"),
+        ("zero_shot", "z"),
+    }
+    assert results.metrics["layers/s/feature/mean/bitext@1"] == pytest.approx(
+        results.metrics["alignment/s/mean/bitext@1"]
+    )
 
 
 def test_a_language_that_the_data_lack_is_named(
@@ -192,7 +240,7 @@ def test_a_set_without_captions_is_refused(encoder: Encoder, tmp_path: Path) -> 
     [
         ({"recall_at": []}, "`recall_at` is"),
         ({"recall_at": [0]}, r"`recall_at\.0` is 0"),
-        ({"sets": []}, "`sets` is"),
+        ({"sets": []}, "name what to measure"),
         ({"sets": [{"name": "a", "shards": "x"}] * 2}, "two sets have the same name"),
         ({"sets": [{"name": "a/b", "shards": "x"}]}, r"`sets\.0\.name` is 'a/b'"),
     ],

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmalign.errors import UserError
-from mmalign.evaluation.differences import Row, Rows, make_rows, parts_of
+from mmalign.evaluation.comparison.differences import Row, Rows, make_rows, parts_of
+from mmalign.evaluation.comparison.paired import DRAWS, smallest_p
 from mmalign.evaluation.names import FAMILY, is_aggregate
-from mmalign.evaluation.paired import DRAWS, smallest_p
 from mmalign.evaluation.results import Results, read_results
 
 _FILE = "results.json"

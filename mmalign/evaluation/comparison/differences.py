@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mmalign.evaluation.comparison.paired import drawn_means, holm, interval_and_p
 from mmalign.evaluation.families import family_of
 from mmalign.evaluation.names import FAMILY, MEAN, WORST5, is_aggregate
-from mmalign.evaluation.paired import drawn_means, holm, interval_and_p
 from mmalign.evaluation.results import Results, group_of
 
 _WORST = 5

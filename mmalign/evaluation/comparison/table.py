@@ -14,8 +14,8 @@ from pathlib import Path
 from mmalign.commit import write_atomic, write_json
 from mmalign.console import say
 from mmalign.errors import UserError
-from mmalign.evaluation.compare import Comparison
-from mmalign.evaluation.differences import Difference, Row
+from mmalign.evaluation.comparison.compare import Comparison
+from mmalign.evaluation.comparison.differences import Difference, Row
 
 SUFFIXES = (".json", ".csv", ".md")
 

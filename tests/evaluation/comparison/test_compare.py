@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mmalign.errors import UserError
-from mmalign.evaluation.compare import Comparison, Row, compare, find_results
-from mmalign.evaluation.comparison_table import check_target, csv_text, markdown, write_comparison
+from mmalign.evaluation.comparison.compare import Comparison, Row, compare, find_results
+from mmalign.evaluation.comparison.table import check_target, csv_text, markdown, write_comparison
 from mmalign.evaluation.results import Results
 
 LANGUAGES = ("de", "en", "fr", "it", "sw", "tr", "zh")

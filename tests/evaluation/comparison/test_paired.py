@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mmalign.evaluation.paired import drawn_means, holm, interval_and_p
+from mmalign.evaluation.comparison.paired import drawn_means, holm, interval_and_p
 
 
 def hits(n: int, share: float, seed: int) -> np.ndarray:

@@ -1,0 +1,185 @@
+"""What classes are called in each language, and the sentences that the names are put into.
+
+    open_clip's names, Babel-ImageNet's file, a folder of <lang>.json -> read_names -> {lang: {class: name}}
+    `label`, `openai`, a folder of <lang>.json                    -> read_templates -> {lang: templates}
+
+A class is known by the name of its folder. In ImageNet that is a WordNet id (`n01440764`), and class
+number i of ImageNet-1k is the i-th of the 1,000 ids in alphabetical order: timm lists them, and torchvision,
+open_clip's names and Babel-ImageNet count in the same way.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+
+from mmalign.config import Section
+from mmalign.errors import UserError
+
+LABEL = "label"  # the names alone, without a sentence
+OPENAI = "openai"  # the names and templates of CLIP's authors, English
+_SLOT = "{}"
+_ALONE = (_SLOT,)
+_CLASSES = 1000  # of ImageNet-1k
+
+Names = dict[str, dict[str, str]]
+"""language -> class -> its name"""
+
+_Index = Annotated[int, pydantic.Field(ge=0, lt=_CLASSES)]
+_Name = Annotated[str, pydantic.StringConstraints(strip_whitespace=True, min_length=1)]
+_BABEL = pydantic.TypeAdapter(dict[str, tuple[list[_Index], list[_Name]]])
+_NAMES = pydantic.TypeAdapter(dict[str, _Name])
+
+
+class Prompts(Section):
+    """A file `<lang>.json` of templates."""
+
+    lang: str
+    templates: tuple[str, ...] = pydantic.Field(min_length=1)
+    """Sentences with `{}` where the name of the class stands."""
+    source: str
+    """Who wrote them."""
+
+    @pydantic.field_validator("templates")
+    @classmethod
+    def _hold_one_slot(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        if any(template.count(_SLOT) != 1 for template in templates):
+            raise ValueError("each template must hold `{}` once")
+        if len(set(templates)) < len(templates):
+            raise ValueError("a template stands there twice")
+        return templates
+
+    @property
+    def are_names_alone(self) -> bool:
+        return self.templates == _ALONE
+
+    def fill(self, name: str) -> list[str]:
+        """The sentences about one class."""
+        return [template.replace(_SLOT, name) for template in self.templates]
+
+
+def read_names(source: str, classes: Sequence[str]) -> Names:
+    """The names of `classes`, in every language that has some.
+
+    Args:
+        source: one of
+
+            - `openai`: English names of ImageNet-1k, as open_clip holds them.
+            - a file in Babel-ImageNet's layout, {language: [[class numbers], [names]]}
+              (gregor-ge/Babel-ImageNet@317c498, `data/babel_imagenet-298.json`). Its codes are taken in lower
+              case, with hyphens. English is taken from open_clip, as its own evaluation does.
+            - a folder of `<lang>.json`, {class: name}.
+
+        classes: names of the folders of pictures; for ImageNet any of the 1,000 WordNet ids.
+
+    Raises:
+        UserError: no such file, another layout, or folders that are no classes of ImageNet-1k.
+    """
+    if Path(source).is_dir():
+        files = sorted(Path(source).glob("*.json"))
+        names: Names = {file.stem: _read(file, _NAMES, "{class: name}") for file in files}
+    else:
+        names = {} if source == OPENAI else _read_babel(Path(source))
+        names["en"] = _openai_names()
+        _must_be_imagenet(classes)
+    wanted = set(classes)
+    return {lang: _only(of_lang, wanted) for lang, of_lang in names.items()}
+
+
+def _read_babel(path: Path) -> Names:
+    tree = _read(path, _BABEL, "{language: [[class numbers below 1000], [names]]}")
+    ids = _wordnet_ids()
+    names: Names = {}
+    for code, (numbers, words) in tree.items():
+        if len(numbers) != len(words) or len(set(numbers)) < len(numbers):
+            raise UserError(f"{path}: `{code}` must have one name for each class number")
+        of_lang = {ids[number]: word for number, word in zip(numbers, words, strict=True)}
+        names[code.lower().replace("_", "-")] = of_lang
+    return names
+
+
+def _openai_names() -> dict[str, str]:
+    from open_clip import IMAGENET_CLASSNAMES
+
+    return dict(zip(_wordnet_ids(), IMAGENET_CLASSNAMES, strict=True))
+
+
+def _wordnet_ids() -> list[str]:
+    """The WordNet ids of ImageNet-1k; class number i is the i-th."""
+    from timm.data import ImageNetInfo
+
+    ids: list[str] = ImageNetInfo("imagenet-1k").label_names()
+    return ids
+
+
+def _must_be_imagenet(classes: Iterable[str]) -> None:
+    strange = sorted(set(classes) - set(_wordnet_ids()))
+    if strange:
+        raise UserError(
+            f"`images` has a subfolder `{strange[0]}`, which is no class of ImageNet-1k (WordNet ids such as "
+            "n01440764); for other classes give `class_names` a folder of <lang>.json"
+        )
+
+
+def _only(names: dict[str, str], classes: set[str]) -> dict[str, str]:
+    return {one: name for one, name in names.items() if one in classes}
+
+
+def read_templates(prompts: str, languages: Sequence[str]) -> dict[str, Prompts]:
+    """The templates of each language.
+
+    Args:
+        prompts: `label`: the name alone. `openai`: the 80 templates of CLIP's authors, English. Else a folder
+            of `<lang>.json`; a language without a file there has its names alone.
+
+    Raises:
+        UserError: no such folder, a broken file, or `openai` for another language than English.
+    """
+    alone = {lang: Prompts(lang=lang, templates=_ALONE, source=LABEL) for lang in languages}
+    if prompts == LABEL:
+        return alone
+    if prompts == OPENAI:
+        return {lang: _openai_prompts(lang) for lang in languages}
+    if not Path(prompts).is_dir():
+        raise UserError(f"`prompts: {prompts}`: no such folder; name one, or `{LABEL}`")
+    files = {lang: Path(prompts) / f"{lang}.json" for lang in languages}
+    return {
+        lang: read_prompts(file) if file.is_file() else alone[lang] for lang, file in files.items()
+    }
+
+
+def read_prompts(path: Path) -> Prompts:
+    """One file of templates.
+
+    Raises:
+        UserError: another layout, a template without `{}`, or another language than the file's name says.
+    """
+    prompts = _read(path, pydantic.TypeAdapter(Prompts), "`lang`, `templates` and `source`")
+    if prompts.lang != path.stem:
+        raise UserError(f"{path}: `lang` is `{prompts.lang}`; name the file {prompts.lang}.json")
+    return prompts
+
+
+def _openai_prompts(lang: str) -> Prompts:
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+    if lang != "en":
+        raise UserError(
+            f"`prompts: {OPENAI}` are English, but `{lang}` is measured too; set `languages: [en]`, or name "
+            "a folder of prompts"
+        )
+    templates = tuple(template(_SLOT) for template in OPENAI_IMAGENET_TEMPLATES)
+    return Prompts(lang=lang, templates=templates, source=OPENAI)
+
+
+def _read(path: Path, shape: pydantic.TypeAdapter[Any], layout: str) -> Any:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        return shape.validate_json(path.read_bytes(), strict=True)
+    except pydantic.ValidationError as failure:
+        error = failure.errors()[0]
+        place = ".".join(map(str, error["loc"])) or "the file"
+        reason = error["msg"].removeprefix("Value error, ")
+        raise UserError(f"{path}: `{place}`: {reason}; it must hold {layout}") from None

@@ -1,0 +1,1 @@
+"""Models beside each other: paired query by query, with intervals, as one table."""
