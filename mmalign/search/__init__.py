@@ -1,0 +1,1 @@
+"""A page that searches a shard set: words in any language -> pictures, a picture -> captions."""
