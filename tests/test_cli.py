@@ -102,7 +102,10 @@ def test_a_call_that_lacks_something_is_a_usage_error(arguments: list[str]) -> N
     ("arguments", "line"),
     [
         (["export", "RUN"], "RUN: not a run folder, it has no config.yaml"),
-        (["export", "RUN", "--format", "onnxx"], "--format onnxx: known is sentence-transformers"),
+        (
+            ["export", "RUN", "--format", "onnxx"],
+            "--format onnxx: known are sentence-transformers, open_clip",
+        ),
         (["report", "RUN"], "RUN: nothing was measured on this run yet; use `mmalign eval SUITE"),
         (
             ["eval", "eval/emoji_scenes.yaml", "--model", "RUN"],

@@ -9,6 +9,7 @@ from tiny import MODEL
 from mmalign.config import apply_override, load_config, read_yaml, validate, write_yaml
 from mmalign.data.recipe import RecipeConfig
 from mmalign.errors import UserError
+from mmalign.evaluation.faiss_config import FaissConfig
 from mmalign.evaluation.suite import SuiteConfig
 from mmalign.finetuning.loop import FinetuneConfig
 from mmalign.finetuning.suite import TextSuiteConfig
@@ -17,6 +18,7 @@ from mmalign.study.config import StudyConfig
 from mmalign.training.run_config import RunConfig
 
 ROOT = Path(__file__).parents[1]
+KINDS = "emoji_scenes, jsonl, xm3600, xtd10, multi30k, xflickrco, wit, flickr8k"
 RUN: dict[str, Any] = {
     "name": "small",
     "steps": 2,
@@ -81,7 +83,7 @@ def test_a_mistake_in_a_section_is_named(changes: dict[str, Any], sentence: str)
 def test_an_unknown_key_without_a_near_name_gets_the_list_of_names() -> None:
     tree = {"name": "x", "sets": [{"name": "a", "shards": "b", "qqq": 1}]}
     assert refusal(SuiteConfig, tree) == (
-        "unknown key `sets.0.qqq`; known here: languages, measures, name, shards"
+        "unknown key `sets.0.qqq`; known here: languages, measures, name, protocols, sharded, shards"
     )
 
 
@@ -109,8 +111,8 @@ def test_an_unknown_key_is_told_before_what_is_missing() -> None:
             "`source.test_scenes` is '3': input should be a valid integer",
         ),
         ({"kind": "emoji_scene"}, "`source.kind` is `emoji_scene`; did you mean `emoji_scenes`?"),
-        ({"kind": "parquet"}, "`source.kind` is `parquet`; known here: emoji_scenes, jsonl"),
-        ({"folders": []}, "`source.kind` is missing; add one of emoji_scenes, jsonl"),
+        ({"kind": "parquet"}, f"`source.kind` is `parquet`; known here: {KINDS}"),
+        ({"folders": []}, f"`source.kind` is missing; add one of {KINDS}"),
     ],
 )
 def test_sections_of_several_kinds_are_spoken_of_without_their_kind(
@@ -274,6 +276,7 @@ def shipped() -> list[tuple[Path, type[Any]]]:
         "train/finetune": FinetuneConfig,
         "train": RunConfig,
         "eval/study_": StudyConfig,
+        "eval/faiss": FaissConfig,
         "eval/xtreme_r": TextSuiteConfig,
         "eval/glue_x": TextSuiteConfig,
         "eval": SuiteConfig,
@@ -294,5 +297,5 @@ def test_every_shipped_file_is_valid(path: Path, cls: type[Any]) -> None:
 
 
 def test_every_kind_of_file_is_shipped() -> None:
-    kinds = {RunConfig, SuiteConfig, TextSuiteConfig, StudyConfig, RecipeConfig, FinetuneConfig}
-    assert {cls for _, cls in shipped()} == kinds
+    classes = (SuiteConfig, TextSuiteConfig, FaissConfig, StudyConfig)
+    assert {cls for _, cls in shipped()} == {RunConfig, RecipeConfig, FinetuneConfig, *classes}

@@ -3,7 +3,7 @@
     app.py       the application and what verbs share
     data.py      data build
     train.py     train, launch
-    measure.py   eval, report
+    measure.py   eval, compare, report, search
     finetune.py  finetune, study
     publish.py   export, demo
 

@@ -16,7 +16,7 @@ def data_build(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe YAML.")],
     overrides: Overrides = None,
     folders: Annotated[
-        list[str] | None, typer.Option("--from", help="Source folder (jsonl recipes); repeat it.")
+        list[str] | None, typer.Option("--from", help="Folder of the source; repeat it.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to; data/<name> if not given.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Build over what is there.")] = False,

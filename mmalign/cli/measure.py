@@ -12,7 +12,9 @@ from mmalign.errors import UserError
 Model = Annotated[
     str,
     typer.Option(
-        "--model", help="Run folder or one of its checkpoints; of a text suite any text encoder."
+        "--model",
+        help="Run folder or one of its checkpoints, or any model: an exported folder, a hub name, "
+        "`open_clip:ViT-B-32/laion2b_s34b_b79k`; of a text suite any text encoder.",
     ),
 ]
 
@@ -29,21 +31,62 @@ def evaluate(
         Path | None, typer.Option(help="Result folder; RUN/eval/<suite> if not given.")
     ] = None,
 ) -> None:
-    """Measure a model with a suite: of images and captions (`sets`), or of text tasks (`groups`).
+    """Measure a model with a suite: of pictures and texts, of text tasks (`groups`), or of FAISS (`indexes`).
 
     Example: mmalign eval eval/emoji_scenes.yaml --model runs/demo --untrained
+
+    Example: mmalign eval eval/xm3600.yaml --model open_clip:ViT-B-32/laion2b_s34b_b79k --out runs/peer
+
+    Example: mmalign eval eval/faiss.yaml --model runs/demo
 
     Example: mmalign eval eval/xtreme_r.yaml --model xlm-roberta-base --out runs/xtreme_r
     """
     from mmalign import distributed
     from mmalign.config import read_yaml
 
-    measure = _measure_texts if "groups" in read_yaml(suite) else _measure_images
+    fields = read_yaml(suite)
+    measure = _measure_images
+    if "groups" in fields:
+        measure = _measure_texts
+    elif "indexes" in fields:
+        measure = _measure_indexes
     folder = measure(suite, list(overrides or ()), model, untrained, out)
     say(f"{folder / 'results.json'}")
     if is_run(model):
         note_command(Path(model))
     distributed.stop()
+
+
+@app.command()
+def compare(
+    results: Annotated[
+        list[Path],
+        typer.Argument(metavar="A B [C]...", help="Run folders, result folders, results.json."),
+    ],
+    suite: Annotated[
+        str | None, typer.Option(help="Of run folders that were measured with several suites.")
+    ] = None,
+    languages: Annotated[
+        bool, typer.Option("--languages", help="Every language, and not the means alone.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the table: .json, .csv or .md.")
+    ] = None,
+) -> None:
+    """One table of models measured on the same data, with paired differences to the first.
+
+    Example: mmalign compare runs/demo runs/peer --languages --out comparison.md
+    """
+    from mmalign.evaluation.comparison import table
+    from mmalign.evaluation.comparison.compare import compare as compare_results
+
+    if out is not None:
+        table.check_target(out)
+    comparison = compare_results(results, suite, languages)
+    table.show(comparison)
+    if out is not None:
+        table.write_comparison(comparison, out)
+        say(f"{out}")
 
 
 @app.command()
@@ -68,26 +111,71 @@ def report(
     say(f"{out}")
 
 
+@app.command()
+def search(
+    model: Model,
+    data: Annotated[Path, typer.Option(help="Folder of shards to search.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    cache: Annotated[Path, typer.Option(help="Where embeddings are kept.")] = Path(
+        "data/embeddings"
+    ),
+) -> None:
+    """Serve a page: type in any language and see pictures, drop a picture and see captions.
+
+    Example: mmalign search --model runs/demo --data data/emoji_scenes/test
+    """
+    from mmalign import distributed
+    from mmalign.evaluation.encoder import load_model
+    from mmalign.search.index import build_index
+    from mmalign.search.server import serve
+
+    distributed.start()
+    index = build_index(load_model(model), data, cache)
+    serve(index, host, port, lambda url: say(f"{url}  (Ctrl-C ends it)"))
+
+
 def _measure_images(
     suite: Path, overrides: list[str], model: str, untrained: bool, out: Path | None
 ) -> Path:
     """Run a suite of shards, on all ranks; the folder of its results."""
     from mmalign import distributed
     from mmalign.config import load_config
-    from mmalign.evaluation.encoder import load_encoder, run_of
+    from mmalign.evaluation.encoder import DualModel, load_encoder, load_model, run_of
     from mmalign.evaluation.suite import SuiteConfig, means_of, run_suite
 
     config = load_config(SuiteConfig, suite, overrides)
-    run = Path(model)
-    if out is None and run_of(run) != run:
-        raise UserError(f"{model}: a checkpoint of a run; say with --out where the results go")
+    out = _result_folder(model, config.name, out)
+    if untrained and not is_run(str(run_of(Path(model)))):
+        raise UserError(f"{model}: not a run; only a run knows its model before training")
     distributed.start()
-    baselines = {"untrained": load_encoder(run, untrained=True)} if untrained else {}
-    out = out or run / "eval" / config.name
-    results = run_suite(config, load_encoder(run), out, baselines)
+    baselines: dict[str, DualModel] = {}
+    if untrained:
+        baselines["untrained"] = load_encoder(Path(model), untrained=True)
+    results = run_suite(config, load_model(model), out, baselines)
     for name, value in means_of(results).items():
-        luck = results.chance[name]
-        say(f"{name}  {value:.4f}  (n = {results.counts[name]}, chance {luck:.4f})")
+        luck = f", chance {results.chance[name]:.4f}" if name in results.chance else ""
+        say(f"{name}  {value:.4f}  (n = {results.counts[name]}{luck})")
+    return out
+
+
+def _measure_indexes(
+    suite: Path, overrides: list[str], model: str, untrained: bool, out: Path | None
+) -> Path:
+    """Run a benchmark of FAISS indexes; the folder of its results."""
+    from mmalign.config import load_config
+    from mmalign.evaluation.encoder import load_model
+    from mmalign.evaluation.faiss_config import FaissConfig
+    from mmalign.evaluation.faiss_suite import run_faiss
+    from mmalign.report.pareto import write_pareto
+
+    config = load_config(FaissConfig, suite, overrides)
+    if untrained:
+        raise UserError("--untrained: a benchmark of indexes takes one model; leave it out")
+    out = _result_folder(model, config.name, out)
+    tree = run_faiss(config, load_model(model), out)
+    write_pareto(tree["rows"], config.timed_at, out)
+    say(f"{out / 'pareto.svg'}")
     return out
 
 
@@ -102,12 +190,20 @@ def _measure_texts(
     config = load_config(TextSuiteConfig, suite, overrides)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"{suite}: a suite of text tasks runs in one process; leave torchrun out")
-    if out is None and not is_run(model):
-        raise UserError(f"{model}: not a run folder; say with --out where the results go")
-    out = out or Path(model) / "eval" / config.name
+    out = _result_folder(model, config.name, out)
     results = run_text_suite(config, model, out, untrained)
     for name, value in results.metrics.items():
         is_headline = "/mean/" in name and name.rpartition("/")[2] in PRIMARY.values()
         if is_headline or "/published/" in name:
             say(f"{name}  {value:.4f}  (n = {results.counts[name]})")
     return out
+
+
+def _result_folder(model: str, suite: str, out: Path | None) -> Path:
+    """Where results go: where the user says, else into the run."""
+    if out is None and not is_run(model):
+        raise UserError(
+            f"{model}: not a run folder, it has no config.yaml; of another model say with --out where the "
+            "results go"
+        )
+    return out or Path(model) / "eval" / suite

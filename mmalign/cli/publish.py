@@ -13,26 +13,45 @@ from mmalign.errors import UserError
 def export(
     run: Run,
     to: Annotated[
-        str, typer.Option("--format", help="sentence-transformers")
+        str,
+        typer.Option("--format", help="sentence-transformers (texts) or open_clip (both towers)."),
     ] = "sentence-transformers",
     out: Annotated[
-        Path | None, typer.Option(help="Target folder; RUN/export if not given.")
+        Path | None,
+        typer.Option(help="Target folder; RUN/export, or RUN/export_open_clip, if not given."),
+    ] = None,
+    repo_id: Annotated[
+        str | None,
+        typer.Option(
+            help="open_clip: OWNER/NAME on the hub; without it the folder must stay there."
+        ),
     ] = None,
 ) -> None:
-    """Write the text tower in the format of another library.
+    """Write a model in the format of another library.
 
     Example: mmalign export runs/demo --format sentence-transformers
+
+    Example: mmalign export runs/demo --format open_clip --repo-id me/my-model
     """
     from mmalign.config import read_yaml
     from mmalign.evaluation.encoder import load_encoder
-    from mmalign.export.sentence_transformers import export_sentence_transformers
     from mmalign.report.collect import collect
 
-    if to != "sentence-transformers":
-        raise UserError(f"--format {to}: known is sentence-transformers")
-    encoder = load_encoder(run)
-    out = out or run / "export"
-    export_sentence_transformers(encoder, out, collect(run), read_yaml(run / "config.yaml"))
+    folders = {"sentence-transformers": "export", "open_clip": "export_open_clip"}
+    if to not in folders:
+        raise UserError(f"--format {to}: known are {', '.join(folders)}")
+    if repo_id is not None and to != "open_clip":
+        raise UserError("--repo-id: only a folder for open_clip holds the name of its repository")
+    encoder, results, config = load_encoder(run), collect(run), read_yaml(run / "config.yaml")
+    out = out or run / folders[to]
+    if to == "open_clip":
+        from mmalign.export.open_clip import export_open_clip
+
+        export_open_clip(encoder, out, results, config, repo_id=repo_id)
+    else:
+        from mmalign.export.sentence_transformers import export_sentence_transformers
+
+        export_sentence_transformers(encoder, out, results, config)
     say(f"{out}")
     note_command(run)
 

@@ -1,0 +1,202 @@
+"""Embeddings of a shard set, computed once and kept on disk in clip-retrieval's layout.
+
+    model's sha256 + data's sha256 -> <cache>/<both, cut short>/     there: verified and read; else: computed
+        img_emb/img_emb_0.npy        float32, unit length; row i is the picture that caption i describes
+        text_emb/text_emb_0.npy      float32, unit length; row i is caption i
+        metadata/metadata_0.jsonl    image_path (the sample's key), caption, lang, sample, picture_id
+        metadata/metadata_0.parquet  the same for clip-retrieval, where pyarrow is installed
+        MANIFEST.json                written last: model, data, normalisation, sha256 of each file
+
+clip-retrieval (rom1504/clip-retrieval, `clip_inference/writer.py`) pairs one picture with one caption a row
+and mostly writes float16. So a picture with several captions stands there several times, and a picture
+without any once, with an empty caption whose vector is zero. Rows are float32, so that cached and fresh
+embeddings give equal numbers.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmalign.commit import MANIFEST, committed_folder, verify
+from mmalign.console import say
+from mmalign.data.reader import ShardSet
+from mmalign.data.shards import read_manifest
+from mmalign.errors import UserError
+from mmalign.evaluation.embed import EmbeddedSet, embed_set
+from mmalign.evaluation.encoder import DualModel
+
+ROWS_PER_FILE = 1_000_000
+
+
+@dataclass(frozen=True)
+class CachedSet:
+    """A whole shard set as vectors, from disk.
+
+    Attributes:
+        embedded: all pictures and all captions; the captions are sorted by picture.
+        picture_id_P: int64, equal where pictures are equal, in every data set.
+        folder: where it is kept.
+        data_sha256: of the data set's manifest.
+        sha256: file name -> hexadecimal sha256 of its bytes, of the files with vectors.
+    """
+
+    embedded: EmbeddedSet
+    picture_id_P: np.ndarray
+    folder: Path
+    data_sha256: str
+    sha256: dict[str, str]
+
+
+def cached_set(encoder: DualModel, shards: Path, name: str, cache: Path) -> CachedSet:
+    """The embeddings of a shard set by a model; they are computed if the cache does not hold them.
+
+    For one process: the ranks of a run would write the same folder.
+
+    Args:
+        shards: folder of the data set.
+        name: of the set in metric names.
+        cache: folder of all cached embeddings; another model or other data get a folder of their own.
+
+    Raises:
+        UserError: no data set, or the cached files are damaged or of another model.
+    """
+    key = {"model_sha256": encoder.facts["sha256"], "data_sha256": read_manifest(shards).sha256}
+    folder = cache / "-".join(sha256[:16] for sha256 in key.values())
+    if not folder.exists():
+        say(f"embedding {shards} into {folder}")
+        shard_set = ShardSet(shards)
+        embedded = embed_set(encoder, shard_set, name)
+        facts = {**key, "model": encoder.facts, "data": str(shards)}
+        write_embeddings(folder, embedded, shard_set, facts)
+        shard_set.close()
+    return read_embeddings(folder, key, name)
+
+
+def write_embeddings(
+    folder: Path,
+    embedded: EmbeddedSet,
+    shard_set: ShardSet,
+    facts: dict[str, Any],
+    rows_per_file: int = ROWS_PER_FILE,
+) -> None:
+    """Write the embeddings of a set, whole or not at all.
+
+    Args:
+        facts: what the manifest says beside the layout; `model_sha256` and `data_sha256` at least.
+    """
+    picture_R, caption_R = _rows(embedded)
+    starts = range(0, len(picture_R), rows_per_file)
+    digits = len(str(len(starts) - 1))
+    info = {
+        **facts,
+        "layout": "clip-retrieval",
+        "dtype": "float32",
+        "normalised": True,
+        "rows": len(picture_R),
+        "pictures": len(embedded.image_PD),
+        "captions": len(embedded.texts),
+        "dimension": embedded.image_PD.shape[1],
+    }
+    with committed_folder(folder, info) as new:
+        for kind in ("img_emb", "text_emb", "metadata"):
+            (new / kind).mkdir()
+        for number, start in enumerate(starts):
+            part = slice(start, start + rows_per_file)
+            _write_part(
+                new, f"{number:0{digits}d}", embedded, shard_set, picture_R[part], caption_R[part]
+            )
+
+
+def read_embeddings(folder: Path, key: dict[str, str], name: str) -> CachedSet:
+    """The set that `write_embeddings` wrote, after every byte was checked.
+
+    Args:
+        key: `model_sha256` and `data_sha256` that the manifest must state.
+
+    Raises:
+        UserError: damaged files, or embeddings of another model or of other data.
+    """
+    try:
+        info = verify(folder)
+    except UserError as error:
+        raise UserError(f"{error}; delete {folder} and repeat, it will be made again") from None
+    for field, wanted in key.items():
+        if info.get(field) != wanted:
+            raise UserError(
+                f"{folder / MANIFEST}: `{field}` is {info.get(field)}, wanted is {wanted}; delete "
+                f"{folder} and repeat"
+            )
+    rows = [row for path in sorted(folder.glob("metadata/*.jsonl")) for row in _lines(path)]
+    picture_id_R = np.array([row["picture_id"] for row in rows], np.int64)
+    first_P = np.flatnonzero(np.r_[True, picture_id_R[1:] != picture_id_R[:-1]])
+    described = [number for number, row in enumerate(rows) if row["caption"] is not None]
+    embedded = EmbeddedSet(
+        name=name,
+        image_PD=_vectors(folder, "img_emb")[first_P],
+        text_MD=_vectors(folder, "text_emb")[described],
+        sample_P=[rows[first]["sample"] for first in first_P],
+        picture_M=(np.searchsorted(first_P, described, side="right") - 1).astype(np.int64),
+        language_M=np.array([rows[number]["lang"] for number in described]),
+        texts=[rows[number]["caption"] for number in described],
+    )
+    sha256 = {f: facts["sha256"] for f, facts in info["files"].items() if f.endswith(".npy")}
+    return CachedSet(embedded, picture_id_R[first_P], folder, info["data_sha256"], sha256)
+
+
+def _rows(embedded: EmbeddedSet) -> tuple[np.ndarray, np.ndarray]:
+    """For each row of the layout its picture and its caption, -1 where the picture has none."""
+    bare = np.setdiff1d(np.arange(len(embedded.image_PD)), embedded.picture_M)
+    picture_R = np.concatenate([embedded.picture_M, bare])
+    caption_R = np.concatenate([np.arange(len(embedded.texts)), np.full(len(bare), -1)])
+    order = np.argsort(picture_R, kind="stable")
+    return picture_R[order], caption_R[order]
+
+
+def _write_part(
+    folder: Path,
+    number: str,
+    embedded: EmbeddedSet,
+    shard_set: ShardSet,
+    picture_R: np.ndarray,
+    caption_R: np.ndarray,
+) -> None:
+    text_RD = np.where(caption_R[:, None] >= 0, embedded.text_MD[caption_R], np.float32(0))
+    np.save(folder / f"img_emb/img_emb_{number}.npy", embedded.image_PD[picture_R])
+    np.save(folder / f"text_emb/text_emb_{number}.npy", text_RD)
+    rows = list(_metadata(embedded, shard_set, picture_R, caption_R))
+    with (folder / f"metadata/metadata_{number}.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if find_spec("pyarrow"):
+        import pyarrow
+        import pyarrow.parquet
+
+        table = pyarrow.Table.from_pylist(rows)
+        pyarrow.parquet.write_table(table, folder / f"metadata/metadata_{number}.parquet")
+
+
+def _metadata(
+    embedded: EmbeddedSet, shard_set: ShardSet, picture_R: np.ndarray, caption_R: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    for picture, caption in zip(picture_R.tolist(), caption_R.tolist(), strict=True):
+        sample = embedded.sample_P[picture]
+        yield {
+            "image_path": shard_set.keys[sample],
+            "caption": embedded.texts[caption] if caption >= 0 else None,
+            "lang": str(embedded.language_M[caption]) if caption >= 0 else None,
+            "sample": sample,
+            "picture_id": int(shard_set.picture_ids[sample]),
+        }
+
+
+def _lines(path: Path) -> Sequence[dict[str, Any]]:
+    with path.open("rb") as lines:  # bytes: a caption may hold what text mode takes for a line end
+        return [json.loads(line) for line in lines]
+
+
+def _vectors(folder: Path, kind: str) -> np.ndarray:
+    return np.concatenate([np.load(path) for path in sorted(folder.glob(f"{kind}/*.npy"))])
