@@ -9,7 +9,7 @@ from tiny import MODEL
 from mmalign.config import apply_override, load_config, read_yaml, validate, write_yaml
 from mmalign.data.recipe import RecipeConfig
 from mmalign.errors import UserError
-from mmalign.evaluation.faiss_config import FaissConfig
+from mmalign.evaluation.ann.config import FaissConfig
 from mmalign.evaluation.suite import SuiteConfig
 from mmalign.finetuning.loop import FinetuneConfig
 from mmalign.finetuning.suite import TextSuiteConfig

@@ -164,9 +164,9 @@ def _measure_indexes(
 ) -> Path:
     """Run a benchmark of FAISS indexes; the folder of its results."""
     from mmalign.config import load_config
+    from mmalign.evaluation.ann.config import FaissConfig
+    from mmalign.evaluation.ann.suite import run_faiss
     from mmalign.evaluation.encoder import load_model
-    from mmalign.evaluation.faiss_config import FaissConfig
-    from mmalign.evaluation.faiss_suite import run_faiss
     from mmalign.report.pareto import write_pareto
 
     config = load_config(FaissConfig, suite, overrides)

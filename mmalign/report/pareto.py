@@ -17,7 +17,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from mmalign.evaluation.faiss_results import Row
+from mmalign.evaluation.ann.results import Row
 from mmalign.report.charts import BLUE, INK, MUTED, OCHRE, PLUM, RULE, STYLE, to_markup
 
 _MARKS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*", "p", "h")

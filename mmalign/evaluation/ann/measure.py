@@ -2,7 +2,7 @@
 
     Search -> find_truth -> for each index: worker (a process of its own) -> lists, times -> rows, task recall
 
-A row is one index with one setting of its search on one number of threads; `faiss_results.py` lists its
+A row is one index with one setting of its search on one number of threads; `results.py` lists its
 columns. What FAISS refuses is one row with the reason.
 """
 
@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from mmalign.console import say
-from mmalign.evaluation.faiss_config import FaissConfig, IndexConfig
-from mmalign.evaluation.faiss_pools import IMAGE_TO_TEXT, Search
-from mmalign.evaluation.faiss_recall import (
+from mmalign.evaluation.ann.config import FaissConfig, IndexConfig
+from mmalign.evaluation.ann.pools import IMAGE_TO_TEXT, Search
+from mmalign.evaluation.ann.recall import (
     Lists,
     Truth,
     find_truth,
@@ -29,8 +29,8 @@ from mmalign.evaluation.faiss_recall import (
     relevant_of,
     task_hits,
 )
-from mmalign.evaluation.faiss_results import Row, label_of
-from mmalign.evaluation.faiss_worker import Job
+from mmalign.evaluation.ann.results import Row, label_of
+from mmalign.evaluation.ann.worker import Job
 from mmalign.evaluation.index import chance_at
 from mmalign.evaluation.results import Results
 
@@ -94,7 +94,7 @@ def run_worker(
         train_rows=index.train_rows or config.train_rows,
         seed=config.seed,
     ).write(folder)
-    command = [sys.executable, "-m", "mmalign.evaluation.faiss_worker", str(folder)]
+    command = [sys.executable, "-m", "mmalign.evaluation.ann.worker", str(folder)]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=config.most_seconds

@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 
 from mmalign.errors import UserError
-from mmalign.evaluation.embed import EmbeddedSet
-from mmalign.evaluation.embedding_cache import CachedSet
-from mmalign.evaluation.faiss_pools import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Search, make_searches
-from mmalign.evaluation.faiss_recall import (
+from mmalign.evaluation.ann.pools import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Search, make_searches
+from mmalign.evaluation.ann.recall import (
     find_truth,
     near_share,
     queries_of,
@@ -15,6 +13,8 @@ from mmalign.evaluation.faiss_recall import (
     task_hits,
     thresholds,
 )
+from mmalign.evaluation.embed import EmbeddedSet
+from mmalign.evaluation.embedding_cache import CachedSet
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -17,12 +17,12 @@ from mmalign import distributed
 from mmalign.commit import write_json
 from mmalign.console import say
 from mmalign.errors import UserError
+from mmalign.evaluation.ann.config import FaissConfig
+from mmalign.evaluation.ann.measure import measure_direction
+from mmalign.evaluation.ann.pools import Search, make_searches
+from mmalign.evaluation.ann.results import recommendations, throughput_at, write_csv
 from mmalign.evaluation.embedding_cache import CachedSet, cached_set
 from mmalign.evaluation.encoder import DualModel
-from mmalign.evaluation.faiss_config import FaissConfig
-from mmalign.evaluation.faiss_measure import measure_direction
-from mmalign.evaluation.faiss_pools import Search, make_searches
-from mmalign.evaluation.faiss_results import recommendations, throughput_at, write_csv
 from mmalign.evaluation.results import Results, environment
 
 PROTOCOL = (

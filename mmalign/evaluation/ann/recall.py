@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmalign.errors import UserError
-from mmalign.evaluation.faiss_pools import IMAGE_TO_TEXT, Search
+from mmalign.evaluation.ann.pools import IMAGE_TO_TEXT, Search
 from mmalign.evaluation.index import search
 
 Lists = dict[int, tuple[np.ndarray, np.ndarray]]  # k -> scores and ids, (Q, k) each

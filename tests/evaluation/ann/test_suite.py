@@ -13,9 +13,9 @@ from shard_sets import make_pair, write_set
 from mmalign.batch import Pair
 from mmalign.config import validate
 from mmalign.errors import UserError
-from mmalign.evaluation.faiss_config import FaissConfig
-from mmalign.evaluation.faiss_results import Row, best_at, recommend, throughput_at
-from mmalign.evaluation.faiss_suite import run_faiss
+from mmalign.evaluation.ann.config import FaissConfig
+from mmalign.evaluation.ann.results import Row, best_at, recommend, throughput_at
+from mmalign.evaluation.ann.suite import run_faiss
 from mmalign.evaluation.results import read_results
 
 INDEXES: list[dict[str, Any]] = [

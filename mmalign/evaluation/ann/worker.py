@@ -2,7 +2,7 @@
 
     <folder>/job.json, queries.npy, pool.npy -> train -> add -> search and time -> facts.json, found.npz
 
-    python -m mmalign.evaluation.faiss_worker <folder>
+    python -m mmalign.evaluation.ann.worker <folder>
 
 A process of its own has clean memory and thread counts, and what FAISS does to it (a failed assertion, a
 crash) ends one index and not the benchmark. Nothing heavy is imported: memory is the index's.
