@@ -37,7 +37,7 @@ def leave_signals_to_the_parent(worker_id: int) -> None:
         assert parent is not None and parent.pid is not None
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey, args=(parent.pid,), daemon=True).start()
-        _die_with(parent.pid)
+        die_with(parent.pid)
 
 
 def _obey(parent: int) -> None:
@@ -47,7 +47,8 @@ def _obey(parent: int) -> None:
     os._exit(0)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
+    """Let the kernel kill this process as soon as its parent ends (Linux)."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the kernel was asked
         os._exit(1)

@@ -13,6 +13,7 @@ neighbours, after the same queries were searched once.
 
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mmalign.data.workers import die_with
 
 _WARM_UP = 20  # single queries that are not counted
 
@@ -169,4 +172,6 @@ def _status(field: str) -> int | None:
 
 
 if __name__ == "__main__":
+    if sys.platform == "linux":
+        die_with(os.getppid())  # a benchmark that is ended must not leave an index behind at work
     run(Path(sys.argv[1]))
