@@ -34,7 +34,7 @@ def own_name(code: str) -> str | None:
     if language is None:
         return None
     own, english = language.autonym(), language.language_name()
-    return None if own.casefold().startswith(english.casefold()) else own
+    return None if own.casefold() == english.casefold() else own
 
 
 @lru_cache(maxsize=4096)
