@@ -51,9 +51,9 @@ class FaissConfig(Section):
     """Whether the right picture or caption is among the first k."""
     timed_at: pydantic.PositiveInt = 10
     """Length of the lists that are timed; recommendations speak of the recall at this length."""
-    queries: pydantic.PositiveInt = 2800
+    queries: pydantic.PositiveInt = 1400
     """At most so many in each direction."""
-    timed_queries: pydantic.PositiveInt = 1000
+    timed_queries: pydantic.PositiveInt = 500
     """At most so many of them are timed as one batch."""
     checked: pydantic.PositiveInt = 100
     """So many queries' exact search is repeated by numpy."""
