@@ -63,7 +63,14 @@ class Tokenizer:
         return encoded["input_ids"].to(torch.int64), encoded["attention_mask"].to(torch.int64)
 
     def save(self, folder: Path) -> None:
-        """Write the files that transformers' AutoTokenizer reads."""
+        """Write the files that transformers' AutoTokenizer reads.
+
+        How the last call cut and padded its texts is left out of them; the library would keep it.
+        """
+        backend = getattr(self.inner, "backend_tokenizer", None)  # a tokenizer in Rust
+        if backend is not None:
+            backend.no_truncation()
+            backend.no_padding()
         self.inner.save_pretrained(str(folder))
 
 

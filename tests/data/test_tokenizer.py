@@ -28,6 +28,15 @@ def test_ids_and_mask(tmp_path: Path) -> None:
     assert (again.vocabulary, again.padding_id) == (tokenizer.vocabulary, tokenizer.padding_id)
 
 
+def test_what_a_call_asked_for_is_not_saved(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(TEXTS * 4, 160)
+    tokenizer.save(tmp_path / "new")
+    tokenizer(TEXTS, max_length=6)
+    tokenizer.save(tmp_path / "used")
+    new, used = ((tmp_path / name / "tokenizer.json").read_bytes() for name in ("new", "used"))
+    assert new == used
+
+
 def test_a_missing_tokenizer_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be loaded"):
         load_tokenizer(tmp_path / "nothing")
