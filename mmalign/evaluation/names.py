@@ -2,11 +2,16 @@
 
     retrieval/<set>/<language or aggregate>/<direction>/recall@<k>     mean, worst5, all, family:<Name>
     retrieval/<set>@first-caption/...                                  the same by that protocol
-    alignment/<set>/<language>-<language> or mean/bitext@1
+    alignment/<set>/<language>-<language> or mean/bitext@1             and bitext_csls@1, cka, ...
+    geometry/<set>/<language or mean>/isotropy                         and modality_gap, ...
+    layers/<set>/<layer>/<pooling>/bitext@1
+    words/<dictionary>/<language>-<language> or mean/translation@1
+    zero_shot/<set>/<language, mean or worst5>/accuracy@<k>
+    faiss/<set>/<index>/<language or mean>/<direction>/recall@<k>
     text/<task>/<language or mean>/<perturbation or clean>/accuracy
     text/<task>/<language>-<language> or mean/generalised/accuracy
 
-The measure is the first part, the subject (a set or a task) the second, the languages the third.
+The measure is the first part, the subject (a set or a task) the second, mostly the languages the third.
 """
 
 from collections.abc import Iterable
