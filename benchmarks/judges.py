@@ -24,7 +24,6 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tempfile
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from environments import make_environment
 
 from mmalign.data.reader import ShardSet
 from mmalign.errors import UserError
@@ -74,28 +74,12 @@ def enter_environment(python: Path | None) -> None:
     """Go on in the judges' environment, made first if need be; returns only where mteb is at hand."""
     if importlib.util.find_spec("mteb") and importlib.util.find_spec("clip_benchmark"):
         return
-    interpreter = str(python.absolute() if python else make_environment())
+    interpreter = str(
+        python.absolute() if python else make_environment("judges", REQUIREMENTS, borrow=True)
+    )
     if Path(interpreter) == Path(sys.executable):
         raise UserError(f"{interpreter}: lacks {' and '.join(REQUIREMENTS)}; install them there")
     os.execv(interpreter, [interpreter, *sys.argv])
-
-
-def make_environment() -> Path:
-    """`.venv-judges` beside this file: the judges' packages before those of the present environment."""
-    folder = Path(__file__).parent.absolute() / ".venv-judges"
-    python = folder / "bin" / "python"
-    if not (folder / "complete").is_file():
-        sys.stderr.write(f"making {folder} with {', '.join(REQUIREMENTS)}: minutes\n")
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        (folder / ".gitignore").write_text("*\n", encoding="utf-8")
-        borrowed = {sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]}
-        lines = [f"import site; site.addsitedir({path!r})" for path in sorted(borrowed)]
-        ask = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
-        own = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True)
-        (Path(own.stdout.strip()) / "borrowed.pth").write_text("\n".join(lines), encoding="utf-8")
-        subprocess.run([python, "-m", "pip", "install", "-q", *REQUIREMENTS], check=True)
-        (folder / "complete").touch()
-    return python
 
 
 def languages_of(

@@ -12,12 +12,12 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from environments import make_environment
 
 from mmalign.data.stream import Plan, captions_of, open_sets
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -60,22 +60,6 @@ class Peer:
     std: tuple[float, ...]
 
 
-def make_environment(python: Path | None) -> Path:
-    """The interpreter of open_clip's environment; without one it is made beside this file, once."""
-    if python is not None:
-        # Not resolved: a virtual environment's interpreter is a link, and its place is what counts.
-        return python.absolute()
-    folder = Path(__file__).parent.absolute() / ".venv-open-clip"
-    python = folder / "bin" / "python"
-    if not (folder / "complete").is_file():
-        sys.stderr.write(f"making {folder} with {REQUIREMENT}: some GB, minutes\n")
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        (folder / ".gitignore").write_text("*\n", encoding="utf-8")
-        subprocess.run([python, "-m", "pip", "install", "-q", REQUIREMENT], check=True)
-        (folder / "complete").touch()
-    return python
-
-
 def describe(
     config: RunConfig, folder: Path, python: Path | None, context: int | None = None
 ) -> Peer:
@@ -106,7 +90,8 @@ def describe(
     _write(folder / "models" / f"{NAME}.json", _model_config(config, folder, context))
     _write(folder / "network.json", {"timm_options": config.model.image.options})
     image = model.image_tower
-    python = make_environment(python)
+    # Not resolved: a virtual environment's interpreter is a link, and its place is what counts.
+    python = python.absolute() if python else make_environment("open-clip", [REQUIREMENT])
     return Peer(python, folder, config, tokenizer, context, image.mean, image.std)
 
 

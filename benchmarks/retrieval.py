@@ -35,6 +35,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from environments import make_environment
 
 REQUIREMENT = "clip_benchmark==1.6.2"
 KS = (1, 5, 10)
@@ -194,22 +195,6 @@ def write_row(name: str, size: int, figures: Figures) -> None:
     sys.stdout.flush()
 
 
-def make_environment(python: Path | None) -> Path:
-    """The interpreter of CLIP_benchmark's environment; without one it is made beside this file, once."""
-    if python is not None:
-        # Not resolved: a virtual environment's interpreter is a link, and its place is what counts.
-        return python.absolute()
-    folder = Path(__file__).parent.absolute() / ".venv-clip-benchmark"
-    python = folder / "bin" / "python"
-    if not (folder / "complete").is_file():
-        sys.stderr.write(f"making {folder} with {REQUIREMENT}: some GB, minutes\n")
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        (folder / ".gitignore").write_text("*\n", encoding="utf-8")
-        subprocess.run([python, "-m", "pip", "install", "-q", REQUIREMENT], check=True)
-        (folder / "complete").touch()
-    return python
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=100_000, help="texts and pictures beside FAISS")
@@ -227,7 +212,8 @@ def main() -> None:
     if options.only:
         measure_here(options.only, options.size, options.width)
         return
-    python = make_environment(options.clip_benchmark_python)
+    given = options.clip_benchmark_python
+    python = given.absolute() if given else make_environment("clip-benchmark", [REQUIREMENT])
     sys.stdout.write(f"{options.threads} threads, D = {options.width}, recall at {KS}\n")
     sys.stdout.write(
         f"{'method':<20}{'size':>9}{'seconds':>18}{'of the processor':>18}{'MiB':>18}\n"

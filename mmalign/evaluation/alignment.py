@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mmalign import distributed
 from mmalign.evaluation.embed import EmbeddedSet
-from mmalign.evaluation.index import chance_at
+from mmalign.evaluation.index import TIE, chance_at
 from mmalign.evaluation.results import Results
 from mmalign.evaluation.retrieval import add_mean, for_each_language
 
@@ -33,7 +33,6 @@ T = TypeVar("T")
 METRICS = ("bitext@1", "bitext_csls@1", "translation_gap", "translation_gap_centred", "cka")
 NEIGHBOURS = 10  # of CSLS, as in its paper
 
-_TIE = 1e-6  # equal vectors of unit length may score 1e-7 apart, as in `index.py`
 _AT_THE_MEAN = 1e-4  # vectors that differ from their mean by less differ by rounding
 _KEPT = 2**25  # scores of a pair that are kept at a time: 128 MiB
 _BLOCK = 2**21  # scores that are looked at in one go: 8 MiB
@@ -242,7 +241,7 @@ def first_is_right(scores: Scores, right: Right, less_M: Tensor | None = None) -
         nothing = block.new_full((len(block),), -torch.inf)
         best_right = nothing.scatter_reduce(0, query, block[query, item], "amax")
         block[query, item] = -torch.inf
-        hits.append(best_right - block.amax(1) > _TIE)
+        hits.append(best_right - block.amax(1) > TIE)
     return torch.cat(hits).cpu().numpy().astype(np.float64)
 
 

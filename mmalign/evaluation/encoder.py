@@ -186,6 +186,24 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def holds(name: str, file: str) -> bool:
+    """Whether the file is in the folder or the hub's repository of that name."""
+    if Path(name).is_dir():
+        return (Path(name) / file).is_file()
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(
+            name,
+            file,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except (OSError, ValueError):  # no such repository, or nothing that could be a name of one
+        return False
+    return found is not None
+
+
 def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
     """The values in lists of `size`; the last may be shorter."""
     iterator = iter(values)

@@ -21,7 +21,7 @@ import torch
 
 from mmalign import distributed
 
-_TIE = 1e-6  # two equal vectors of unit length may score 1e-7 apart, by their place in the pool
+TIE = 1e-6  # two equal vectors of unit length may score 1e-7 apart, by their place in the pool
 _CHUNK = 16_384  # queries that are searched at a time: four of FAISS's blocks
 _ENTRIES = 2_000_000  # of the lists of one chunk
 _NEVER = np.iinfo(np.int64).max
@@ -108,7 +108,7 @@ def _wrong_before(scores_QK: np.ndarray, right_QK: np.ndarray) -> tuple[np.ndarr
     """How many wrong items of a list stand before its best right one (`_NEVER`: it has no right one), and
     whether the last of the list ties with that one, so that more may follow."""
     best_Q1 = np.where(right_QK, scores_QK, -np.inf).max(1, keepdims=True)
-    before_QK = scores_QK >= best_Q1 - _TIE
+    before_QK = scores_QK >= best_Q1 - TIE
     wrong_Q = np.where(right_QK.any(1), (~right_QK & before_QK).sum(1), _NEVER)
     return wrong_Q, before_QK[:, -1]
 

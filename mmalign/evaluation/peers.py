@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mmalign import distributed
 from mmalign.data.preprocess import decode
 from mmalign.errors import UserError
-from mmalign.evaluation.encoder import BATCH_SIZE, batched, run_of, weights_sha256
+from mmalign.evaluation.encoder import BATCH_SIZE, batched, holds, run_of, weights_sha256
 from mmalign.evaluation.tower import load_tower
 
 Kind = Literal["run", "open_clip", "sentence-transformers", "transformers", "tower"]
@@ -120,7 +120,7 @@ def kind_of(name: str) -> Kind:
         "config.json": "transformers",
     }
     for file, kind in kinds.items():
-        if _holds(name, file):
+        if holds(name, file):
             return kind
     where = "in this folder" if Path(name).is_dir() else "in a folder or on the hub of that name"
     raise UserError(
@@ -151,24 +151,6 @@ def load_peer(name: str, kind: Kind) -> Peer:
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{name}: {kind} cannot load it ({reason})") from None
-
-
-def _holds(name: str, file: str) -> bool:
-    """Whether the file is in the folder or the hub's repository of that name."""
-    if Path(name).is_dir():
-        return (Path(name) / file).is_file()
-    from transformers.utils import cached_file
-
-    try:
-        found = cached_file(
-            name,
-            file,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    except (OSError, ValueError):  # no such repository, or nothing that could be a name of one
-        return False
-    return found is not None
 
 
 def _load_open_clip(name: str) -> Peer:

@@ -17,11 +17,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmalign.batch import Example
-from mmalign.evaluation.index import search
+from mmalign.evaluation.index import TIE, search
 from mmalign.evaluation.tower import Tower
 
 DEPTH = 20
-_TIE = 1e-6  # as in index.py: equal vectors of unit length may score 1e-7 apart
 
 
 def rank(
@@ -67,7 +66,7 @@ def rank_features(
             (float(s), candidate_ids[i]) for s, i in zip(score_K, index_K, strict=True) if i >= 0
         ]
         # The sort is stable; a right candidate stands behind all wrong ones of its score.
-        found.sort(key=lambda one: -one[0] + (_TIE if one[1] in right else 0))
+        found.sort(key=lambda one: -one[0] + (TIE if one[1] in right else 0))
         ranked.append(tuple(name for _, name in found[:depth]))
     return ranked
 

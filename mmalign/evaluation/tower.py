@@ -31,6 +31,7 @@ from mmalign.errors import UserError
 from mmalign.evaluation.encoder import (
     DualModel,
     Encoder,
+    holds,
     load_encoder,
     run_of,
     weights_sha256,
@@ -195,7 +196,7 @@ def load_tower(path: str, untrained: bool = False) -> Tower:
         raise UserError(f"{path}: not a run folder; only a run knows its model before training")
     if (folder / _FILE).is_file():
         return _from_finetuning(folder)
-    if _has_modules(path):
+    if holds(path, "modules.json"):
         return _from_sentence_transformers(path)
     return _with_facts(Tower(load_trunk(path), load_tokenizer(path)), path)
 
@@ -268,22 +269,6 @@ def _saved_trunk(folder: str) -> Any:
     with torch.device("meta"):
         half = AutoModel.from_config(settings).get_encoder()
     return type(half).from_pretrained(folder)
-
-
-def _has_modules(path: str) -> bool:
-    """Whether this is a sentence-transformers model, in a folder or on the hub."""
-    from transformers.utils import cached_file
-
-    try:
-        found = cached_file(
-            path,
-            "modules.json",
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    except (OSError, ValueError):  # neither a folder nor a name; loading it will say so
-        return False
-    return found is not None
 
 
 def _from_sentence_transformers(path: str) -> Tower:

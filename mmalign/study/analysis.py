@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from mmalign.evaluation.comparison.paired import holm
 from mmalign.evaluation.results import Results, seed_interval
 from mmalign.study.cells import Cell
 from mmalign.study.config import StudyConfig
@@ -278,14 +279,9 @@ def _paired_p(differences: np.ndarray) -> float:
 
 
 def _with_holm(family: Sequence[Comparison]) -> list[Comparison]:
-    """The family with `p_holm`: the k-th smallest of m is multiplied by m - k, never below the one before."""
-    order = sorted(range(len(family)), key=lambda i: family[i].p)
-    adjusted = dict.fromkeys(range(len(family)), 1.0)
-    largest = 0.0
-    for rank, place in enumerate(order):
-        largest = max(largest, min(1.0, family[place].p * (len(family) - rank)))
-        adjusted[place] = largest
-    return [replace(one, p_holm=adjusted[i]) for i, one in enumerate(family)]
+    """The family with `p_holm`."""
+    adjusted = holm([one.p for one in family])
+    return [replace(one, p_holm=p) for one, p in zip(family, adjusted, strict=True)]
 
 
 def _seed_words(count: int, of: str, pretraining: int | None) -> str:
