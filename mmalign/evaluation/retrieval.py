@@ -46,7 +46,7 @@ _DRAWN_AT_A_TIME = 1 << 21  # pictures, of all the bootstrap's draws: 50 MB
 PROTOCOL = (
     "{protocol}: text to image searches all {pictures} distinct pictures of the set, image to text "
     "{captions} of the language; a hit is a right item among the first k; equal scores count against the "
-    "model; exact inner-product search (FAISS flat){sharded}; `mean` averages the languages, `worst5` the "
+    "model; exact inner-product search (FAISS flat); `mean` averages the languages, `worst5` the "
     "five lowest, `family:` those of a family, `all` the queries; intervals: bootstrap over pictures"
 )
 
@@ -149,7 +149,6 @@ def _measure(
         protocol=protocol,
         pictures=len(embedded.sample_P),
         captions=captions,
-        sharded=", pictures sharded over the ranks" if embedded.sharded else "",
     )
 
     def measure(lang: str) -> dict[str, Answers]:

@@ -55,8 +55,7 @@ def compile_towers(model: DualEncoder) -> None:
 def unfuse_attention(model: DualEncoder) -> None:
     """Let the text trunk's attention be plain matrix products, in place, where transformers can choose.
 
-    For CPUs in bfloat16: there torch's fused attention took 1.5 times as long on captions of ten tokens
-    (forward and backward, torch 2.15).
+    For CPUs in bfloat16, where torch's fused attention is the slower one on captions of few tokens.
     """
     trunk: Any = model.text_tower.trunk
     if getattr(trunk.config, "_attn_implementation", None) == "sdpa":
