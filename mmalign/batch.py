@@ -41,9 +41,6 @@ class Pair:
     license: str
     attribution: str | None = None
 
-    def __post_init__(self) -> None:
-        assert "/" not in self.key and "." not in self.key, self.key
-
 
 @dataclass(frozen=True)
 class Answer:

@@ -3,15 +3,15 @@
     pairs -> <folder>/00000.tar          members <key>.{jpg,png,webp}, <key>.json, <key>.txt
              <folder>/00000.index.jsonl  one line a sample: where its members lie, its picture, its languages
              <folder>/sizes.json         samples of each tar, for readers of other projects
-             <folder>/manifest.json      written last: counts, sha256 of each file, the recipe
+             <folder>/manifest.json      written last: counts, licences, sha256 of each file, the recipe
 
 `<key>.txt` holds the first caption, so that readers that know one caption per image work; `<key>.json` holds
-all of them. The same pairs give the same bytes.
+all of them. The same pairs give the same bytes. Tars of strangers get the same index and manifest from
+`mmalign data index` (index.py), which say where captions are read from.
 """
 
-import io
 import json
-import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,6 +21,7 @@ from typing import Any
 from mmalign.batch import Pair
 from mmalign.commit import sha256_of, write_json
 from mmalign.data.preprocess import FORMATS
+from mmalign.data.tar import Member, walk
 from mmalign.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -28,16 +29,36 @@ FORMAT_VERSION = 1
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
 IMAGE_SUFFIXES = frozenset(_MAGIC.values())
 assert len(IMAGE_SUFFIXES) == len(FORMATS)
+OWN_CAPTIONS = "json:captions"
+"""Where our own shards have their captions: a list of {"lang", "text"}."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar: its file name and what it holds."""
+    """One tar: its file name and what it holds.
+
+    Attributes:
+        path: where the tar lies, absolute or from the manifest's folder; None: beside the manifest.
+    """
 
     file: str
     samples: int
     captions: int
     languages: dict[str, int]
+    path: str | None = None
+
+    @property
+    def tar(self) -> str:
+        """The tar as the manifest's list of files names it."""
+        return self.path or self.file
+
+    @property
+    def index(self) -> str:
+        """File name of its index."""
+        return self.file.removesuffix(".tar") + ".index.jsonl"
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -46,6 +67,10 @@ class Manifest:
 
     Attributes:
         recipe_sha256: of the recipe that made it: equal recipes need no second build.
+        captions: where a sample's captions stand: `txt`, or `json:FIELD` of its JSON.
+        refused: samples and parts of each shard that are not used, counted by reason (data/reader.py).
+        ignored: members that are never opened, counted by suffix.
+        files: `size` in bytes and `sha256` of each file, by its path from the folder.
         sha256: of the manifest file itself, which names the data set's exact bytes.
     """
 
@@ -54,6 +79,10 @@ class Manifest:
     recipe: dict[str, Any]
     recipe_sha256: str
     shards: tuple[Shard, ...]
+    captions: str
+    refused: dict[str, dict[str, int]]
+    ignored: dict[str, int]
+    files: dict[str, dict[str, Any]]
     sha256: str
 
     @property
@@ -77,10 +106,12 @@ class ShardWriter:
         self.samples_per_shard = samples_per_shard
         self.shards: list[Shard] = []
         self._pending: list[Pair] = []
+        self._licenses: Counter[str] = Counter()
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, pair: Pair) -> None:
         self._pending.append(pair)
+        self._licenses[pair.license] += 1
         if len(self._pending) == self.samples_per_shard:
             self._flush()
 
@@ -89,7 +120,11 @@ class ShardWriter:
         if self._pending:
             self._flush()
         write_json(self.folder / "sizes.json", {shard.file: shard.samples for shard in self.shards})
-        return {"format": FORMAT_VERSION, "shards": [asdict(shard) for shard in self.shards]}
+        return {
+            "format": FORMAT_VERSION,
+            "licenses": dict(sorted(self._licenses.items())),
+            "shards": [shard.to_json() for shard in self.shards],
+        }
 
     def _flush(self) -> None:
         name = f"{len(self.shards):05d}"
@@ -121,6 +156,7 @@ def write_shard(path: Path, pairs: Iterable[Pair]) -> None:
 
 
 def _sample_of(pair: Pair) -> dict[str, Any]:
+    assert "/" not in pair.key and "." not in pair.key, pair.key
     facts = {
         "captions": [asdict(caption) for caption in pair.captions],
         "picture": pair.picture,
@@ -147,30 +183,73 @@ def image_suffix(data: bytes) -> str:
 
 
 def index_shard(path: Path) -> Iterator[dict[str, Any]]:
-    """One row a sample: `key`, `picture`, `langs`, and `image` and `json` as [suffix, offset, size].
+    """The index of a shard that `write_shard` made, one row a sample.
 
-    Only headers and the JSON members are read.
+    `key`, `picture`, `langs`, and `image` and `json` as `place_of` gives them.
     """
-    with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+    with path.open("rb") as file:
         row: dict[str, Any] = {}
-        for member in tar:
+        for member in walk(file):
+            assert isinstance(member, Member) and member.problem is None, member
             key, _, suffix = member.name.partition(".")
             if row and row["key"] != key:
                 yield row
                 row = {}
             row["key"] = key
-            place = [suffix, member.offset_data, member.size]
+            if suffix == "txt":
+                continue
+            file.seek(member.offset)
+            data = file.read(member.size)
+            place = place_of(suffix, member.offset, data)
             if suffix in IMAGE_SUFFIXES:
                 row["image"] = place
-            elif suffix == "json":
-                content = tar.extractfile(member)
-                assert content is not None, member.name
-                facts = json.load(io.TextIOWrapper(content, encoding="utf-8"))
+            else:
+                facts = json.loads(data)
                 row["json"] = place
                 row["picture"] = facts["picture"]
                 row["langs"] = [caption["lang"] for caption in facts["captions"]]
         if row:
             yield row
+
+
+def place_of(suffix: str, offset: int, data: bytes) -> list[Any]:
+    """What an index row says of a member: [suffix, offset, size, crc32]; older rows have no crc32."""
+    return [suffix, offset, len(data), zlib.crc32(data)]
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """The manifest of a data set; its files are not looked at.
+
+    Raises:
+        UserError: no data set there.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such data set; make it with `mmalign data build RECIPE`")
+    if not path.is_file():
+        raise UserError(
+            f"{folder}: no {MANIFEST}, so it is not a finished data set; run `mmalign data build` again, or "
+            "`mmalign data index` for shards of others"
+        )
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        return Manifest(
+            name=tree["name"],
+            split=tree["split"],
+            recipe=tree["recipe"],
+            recipe_sha256=tree["recipe_sha256"],
+            shards=tuple(Shard(**shard) for shard in tree["shards"]),
+            captions=tree.get("captions", {}).get("from", OWN_CAPTIONS),
+            refused=tree.get("refused", {}),
+            ignored=tree.get("ignored", {}),
+            files={
+                name: {"size": facts["size"], "sha256": facts["sha256"]}
+                for name, facts in tree["files"].items()
+            },
+            sha256=sha256_of(path),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: not a manifest of mmalign shards") from None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -179,30 +258,13 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         UserError: no data set there, an empty one, or a file that is missing or has another size.
     """
-    path = folder / MANIFEST
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such data set; make it with `mmalign data build RECIPE`")
-    if not path.is_file():
-        raise UserError(
-            f"{folder}: no {MANIFEST}, so it is not a finished data set; run `mmalign data build` again"
-        )
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        files = tree["files"]
-        manifest = Manifest(
-            name=tree["name"],
-            split=tree["split"],
-            recipe=tree["recipe"],
-            recipe_sha256=tree["recipe_sha256"],
-            shards=tuple(Shard(**shard) for shard in tree["shards"]),
-            sha256=sha256_of(path),
-        )
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not a manifest of mmalign shards") from None
-    for name, facts in files.items():
+    manifest = load_manifest(folder)
+    for name, facts in manifest.files.items():
         file = folder / name
         if not file.is_file() or file.stat().st_size != facts["size"]:
-            raise UserError(f"{file}: missing or of another size than {MANIFEST} says")
+            raise UserError(
+                f"{file}: missing or of another size than {MANIFEST} says; `mmalign data verify` tells more"
+            )
     if manifest.samples == 0:
         raise UserError(f"{folder}: the data set is empty")
     return manifest

@@ -25,6 +25,8 @@ def test_written_pairs_are_read_back(tmp_path: Path) -> None:
     shards = ShardSet(write_set(tmp_path / "a", pairs))
     assert [shards.read(i) for i in range(len(shards))] == pairs
     assert shards.manifest.samples == 10
+    tree = json.loads((shards.folder / MANIFEST).read_text(encoding="utf-8"))
+    assert tree["licenses"] == {"CC0-1.0": 10}
     assert shards.manifest.languages == {"en": 10, "sw": 5}
     assert [s.samples for s in shards.manifest.shards] == [4, 4, 2]
     assert shards.picture_ids[1] == shards.picture_ids[0] != shards.picture_ids[4]

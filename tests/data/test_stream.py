@@ -1,6 +1,7 @@
 """The stream: every image once an epoch, the same whatever the ranks and workers, exact at any stop."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shard_sets import make_set
+from shard_sets import make_pair, make_set, write_set
 from tiny import tiny_tokenizer
 
 from mmalign.batch import NOT_PREDICTED, Batch
@@ -164,12 +165,15 @@ def test_bad_wishes_get_one_sentence(folder: Path) -> None:
         maker(folder, world_size=3)
 
 
+def set_with_a_broken_picture(folder: Path) -> Path:
+    """Eight pairs; the first picture begins as a PNG and goes on as nothing."""
+    pairs = [make_pair(number, ("en",)) for number in range(8)]
+    return write_set(folder, [replace(pairs[0], image=b"\x89PNG" + bytes(100)), *pairs[1:]])
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_does_not_decode_is_named(tmp_path: Path, workers: int) -> None:
-    folder = make_set(tmp_path / "train", 8)
-    shard = folder / "00000.tar"
-    picture = ShardSet(folder).read(0).image
-    shard.write_bytes(shard.read_bytes().replace(picture, bytes(len(picture))))
+    folder = set_with_a_broken_picture(tmp_path / "train")
     with pytest.raises(UserError, match=r"train, sample `k000`: does not decode") as caught:
         list(batches(maker(folder), 0, 2, workers))
     assert "Traceback" not in str(caught.value)
@@ -213,10 +217,7 @@ def test_masked_language_modelling_sees_the_captions_of_a_run_with_images(folder
 
 
 def test_pictures_are_not_decoded_where_they_are_not_looked_at(tmp_path: Path) -> None:
-    folder = make_set(tmp_path / "train", 8)
-    shard = folder / "00000.tar"
-    picture = ShardSet(folder).read(0).image
-    shard.write_bytes(shard.read_bytes().replace(picture, bytes(len(picture))))
+    folder = set_with_a_broken_picture(tmp_path / "train")
     assert len(list(batches(maker(folder, masked=True), 0, 2, workers=0))) == 2
 
 

@@ -1,0 +1,193 @@
+"""`mmalign data verify`: is a data set, to the byte, what its manifest says?
+
+    manifest -> every file's size and sha256
+             -> every shard, a process each: index -> every sample read, checksums compared, picture looked at
+    -> problems: shard, and key or bytes, and reason
+
+A shard whose sha256 differs is also walked, which names the bytes where its structure is broken; older data
+sets have no checksums a member, so that this is all there is to say about where their damage lies.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mmalign.commit import sha256_of
+from mmalign.console import track
+from mmalign.data.preprocess import UndecodableImage, decode
+from mmalign.data.reader import REASONS, UnusableSample, read_pair, read_rows
+from mmalign.data.scan import check_picture
+from mmalign.data.shards import Manifest, Shard, load_manifest
+from mmalign.data.tar import Damage, walk
+from mmalign.errors import UserError
+
+MAX_PROBLEMS = 10_000
+"""Of one shard that are named; more are counted."""
+
+Problem = dict[str, Any]
+"""`file` and `reason`, and where they are known `key`, `detail`, or the bytes `start` ... `stop - 1`."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found.
+
+    Attributes:
+        samples: that were read.
+        problems: in the order of the manifest; empty where the set is whole.
+    """
+
+    shards: int
+    samples: int
+    problems: tuple[Problem, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        whole = not self.problems
+        counts = {"whole": whole, "shards": self.shards, "samples": self.samples}
+        return {**counts, "problems": list(self.problems)}
+
+
+def verify(folder: Path, decode_pictures: bool = False, processes: int = 1) -> Report:
+    """Compare a data set with its manifest.
+
+    Args:
+        decode_pictures: decode every picture in full, and not only look at its header.
+
+    Raises:
+        UserError: no data set there.
+    """
+    manifest = load_manifest(folder)
+    ours = {name for shard in manifest.shards for name in (shard.tar, shard.index)}
+    problems = [
+        problem
+        for name in manifest.files
+        if name not in ours
+        for problem in _check_file(folder, manifest, name)
+    ]
+    jobs = [_job(folder, manifest, shard, decode_pictures) for shard in manifest.shards]
+    samples = 0
+    for read, found in track(_map(jobs, processes), "shards", len(jobs)):
+        samples += read
+        problems += found
+    return Report(len(jobs), samples, tuple(problems))
+
+
+def describe(problem: Problem) -> str:
+    """A problem as one line."""
+    key = f", sample `{problem['key']}`" if "key" in problem else ""
+    place = f", bytes {problem['start']} to {problem['stop']}" if "start" in problem else ""
+    detail = f" ({problem['detail']})" if "detail" in problem else ""
+    reason = problem["reason"]
+    return f"{problem['file']}{key}{place}: {REASONS.get(reason, reason)}{detail}"
+
+
+@dataclass(frozen=True)
+class _Job:
+    folder: Path
+    manifest: Manifest
+    shard: Shard
+    decode_pictures: bool
+
+
+def _job(folder: Path, manifest: Manifest, shard: Shard, decode_pictures: bool) -> _Job:
+    """With what a process needs of the manifest, and no more: it is sent there for each shard."""
+    files = {
+        name: manifest.files[name] for name in (shard.tar, shard.index) if name in manifest.files
+    }
+    part = replace(manifest, recipe={}, shards=(shard,), files=files, refused={}, ignored={})
+    return _Job(folder, part, shard, decode_pictures)
+
+
+def _map(jobs: Sequence[_Job], processes: int) -> Iterable[tuple[int, list[Problem]]]:
+    if processes <= 1:
+        yield from map(_verify_shard, jobs)
+        return
+    with ProcessPoolExecutor(processes) as pool:
+        yield from pool.map(_verify_shard, jobs)
+
+
+def _check_file(folder: Path, manifest: Manifest, name: str) -> list[Problem]:
+    """Size and sha256 of one file."""
+    path, facts = folder / name, manifest.files.get(name)
+    if facts is None:
+        return [{"file": name, "reason": "not in the manifest"}]
+    if not path.is_file():
+        return [{"file": name, "reason": "missing"}]
+    size = path.stat().st_size
+    if size != facts["size"]:
+        detail = f"{size} bytes, the manifest says {facts['size']}"
+        return [{"file": name, "reason": "size", "detail": detail}]
+    if sha256_of(path) != facts["sha256"]:
+        return [{"file": name, "reason": "sha256"}]
+    return []
+
+
+def _verify_shard(job: _Job) -> tuple[int, list[Problem]]:
+    """(samples that were read, problems) of one shard."""
+    problems = _check_file(job.folder, job.manifest, job.shard.tar)
+    path = job.folder / job.shard.tar
+    try:
+        if problems and path.is_file():
+            problems += _walk(path, job.shard.tar)
+        rows = read_rows(job.folder, job.manifest, job.shard)
+    except OSError as error:
+        return 0, [*problems, {"file": job.shard.tar, "reason": "read error", "detail": str(error)}]
+    except UserError as error:
+        return 0, [*problems, {"file": job.shard.index, "reason": "no index", "detail": str(error)}]
+    if not path.is_file():
+        return 0, problems
+    problems += _compare_counts(job.shard, rows)
+    return len(rows), problems + _read_samples(job, rows)
+
+
+def _walk(path: Path, name: str) -> list[Problem]:
+    """The bytes of a shard where its structure is broken."""
+    with path.open("rb") as file:
+        damages = (found for found in walk(file) if isinstance(found, Damage))
+        return [
+            {"file": name, "reason": d.reason, "start": d.start, "stop": d.stop}
+            for d in islice(damages, MAX_PROBLEMS)
+        ]
+
+
+def _compare_counts(shard: Shard, rows: Sequence[dict[str, Any]]) -> list[Problem]:
+    languages = Counter(lang for row in rows for lang in row["langs"])
+    if languages == shard.languages and languages.total() == shard.captions:
+        return []
+    return [{"file": shard.index, "reason": "counts", "detail": "other captions than the manifest"}]
+
+
+def _read_samples(job: _Job, rows: Sequence[dict[str, Any]]) -> list[Problem]:
+    problems: list[Problem] = []
+    more = 0
+    descriptor = os.open(job.folder / job.shard.tar, os.O_RDONLY)
+    try:
+        for row in rows:
+            try:
+                image = read_pair(descriptor, row, job.manifest).image
+                check_picture(image)
+                if job.decode_pictures:
+                    _decode(image)
+            except UnusableSample as error:
+                found = {"file": job.shard.tar, "key": row["key"], "reason": error.reason}
+                if len(problems) < MAX_PROBLEMS:
+                    problems.append(found | ({"detail": error.detail} if error.detail else {}))
+                else:
+                    more += 1
+    finally:
+        os.close(descriptor)
+    if more:
+        problems.append({"file": job.shard.tar, "reason": "more", "detail": f"{more} samples"})
+    return problems
+
+
+def _decode(image: bytes) -> None:
+    try:
+        decode(image)
+    except UndecodableImage as error:
+        raise UnusableSample("does not decode", str(error)) from None

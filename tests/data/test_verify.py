@@ -1,0 +1,85 @@
+"""`mmalign data verify`: whole sets pass, and what is damaged is named."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hostile_shards import samples, tar_of
+from shard_sets import make_image, make_set
+from typer.testing import CliRunner
+
+from mmalign.cli import app
+from mmalign.data.index import index
+from mmalign.data.reader import ShardSet
+from mmalign.data.scan import Rules
+from mmalign.data.verify import verify
+
+
+def problems(folder: Path, decode: bool = False) -> list[tuple[str, str, str | None]]:
+    found = verify(folder, decode).problems
+    return [(p["file"], p["reason"], p.get("key")) for p in found]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_whole_set_passes(tmp_path: Path, processes: int) -> None:
+    report = verify(make_set(tmp_path / "set", 10), True, processes)
+    assert report.to_json() == {"whole": True, "shards": 3, "samples": 10, "problems": []}
+
+
+def test_every_kind_of_damage_is_named(tmp_path: Path) -> None:
+    folder = make_set(tmp_path / "set", 16)
+    picture = ShardSet(folder).read(1).image
+    first = folder / "00000.tar"
+    first.write_bytes(first.read_bytes().replace(picture, bytes(len(picture))))
+    second = folder / "00001.tar"
+    second.write_bytes(second.read_bytes()[:3000])
+    (folder / "00002.tar").unlink()
+    rows = folder / "00003.index.jsonl"
+    rows.write_bytes(rows.read_bytes().replace(b"k012", b"k013"))
+    (folder / "sizes.json").write_text("{}")
+    found = problems(folder)
+    assert ("sizes.json", "size", None) in found
+    assert [p for p in found if p[0] == "00000.tar"] == [
+        ("00000.tar", "sha256", None),
+        ("00000.tar", "checksum", "k001"),
+    ]
+    assert ("00001.tar", "size", None) in found
+    assert ("00001.tar", "cut off", "k007") in found
+    assert [p for p in found if p[0] == "00002.tar"] == [("00002.tar", "missing", None)]
+    assert [p for p in found if p[0].startswith("00003")] == [
+        ("00003.index.jsonl", "no index", None)
+    ]
+
+
+def test_a_broken_header_is_named_by_its_bytes(tmp_path: Path) -> None:
+    folder = make_set(tmp_path / "set", 4)
+    shard = folder / "00000.tar"
+    data = bytearray(shard.read_bytes())
+    data[3] ^= 1
+    shard.write_bytes(data)
+    damage = [p for p in verify(folder).problems if p["reason"] == "bad header"]
+    assert [(p["file"], p["start"]) for p in damage] == [("00000.tar", 0)]
+
+
+def test_decoding_finds_what_the_header_hides(tmp_path: Path) -> None:
+    picture = make_image(0, "JPEG", 64)
+    cut = picture[:-50]
+    (tmp_path / "a.tar").write_bytes(tar_of([("k.jpg", cut), ("k.txt", b"a dog"), *samples(1)]))
+    index(str(tmp_path), Rules("txt", "en"))
+    assert problems(tmp_path) == []
+    assert problems(tmp_path, decode=True) == [("a.tar", "does not decode", "k")]
+
+
+def test_the_command_says_it_with_its_exit_code(tmp_path: Path) -> None:
+    folder = make_set(tmp_path / "set", 8)
+    runner = CliRunner()
+    whole = runner.invoke(app, ["data", "verify", str(folder)])
+    assert (whole.exit_code, "whole, 8 samples in 2 shards" in whole.output) == (0, True)
+    picture = ShardSet(folder).read(5).image
+    shard = folder / "00001.tar"
+    shard.write_bytes(shard.read_bytes().replace(picture, bytes(len(picture))))
+    out = tmp_path / "report.json"
+    damaged = runner.invoke(app, ["data", "verify", str(folder), "--json", str(out)])
+    assert damaged.exit_code == 1
+    assert "00001.tar, sample `k005`: a member's bytes are not those" in damaged.output
+    assert json.loads(out.read_text())["problems"][1]["key"] == "k005"
