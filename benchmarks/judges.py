@@ -41,7 +41,9 @@ from mmalign.evaluation.encoder import DualModel, load_encoder, load_model
 from mmalign.evaluation.mteb_model import MtebModel
 from mmalign.evaluation.results import Results
 from mmalign.evaluation.retrieval import measure_retrieval
-from mmalign.export.open_clip import export_open_clip
+from mmalign.evaluation.tower import tower_of
+from mmalign.export.open_clip import write_open_clip
+from mmalign.export.source import Source
 
 REQUIREMENTS = ("mteb==2.26.24", "clip-benchmark==1.6.2")
 KS = (1, 5, 10)
@@ -266,7 +268,8 @@ def judge(model: Path, data: Path, codes: Sequence[str], folder: Path) -> dict[s
     for name, reason in failed.items():
         sys.stderr.write(f"mteb: {name}: {reason}\n")
     export = folder / "export"
-    export_open_clip(encoder, export, None, {})
+    export.mkdir()
+    write_open_clip(Source(tower_of(encoder), encoder), export, home=str(export))
     exported, shard_set = load_model(f"local-dir:{export}"), ShardSet(data)
     embedded = embed_set(exported, shard_set, "judged", codes)
     sys.stdout.write(

@@ -1,3 +1,30 @@
-"""mmalign: a text encoder whose languages share one space, with images as the pivot."""
+"""mmalign: a text encoder whose languages share one space, with images as the pivot.
+
+    mmalign.load("runs/demo").encode_texts(["red apple, fox"])      -> (1, D) float32 of unit length
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmalign.evaluation.encoder import DualModel
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def load(name: str) -> "DualModel":
+    """Any model: a run, an export in any format, or a model of another library, from a folder or the hub.
+
+    Args:
+        name: see `mmalign.evaluation.encoder.load_model`, which lists the forms.
+
+    Returns:
+        What encodes texts and, where the model has an image tower, encoded pictures.
+
+    Raises:
+        UserError: nothing there that can be loaded; the sentence says what was looked for.
+    """
+    # torch and transformers take seconds to import: the command line must not wait for them.
+    from mmalign.evaluation.encoder import load_model
+
+    return load_model(str(name))

@@ -22,6 +22,8 @@ TASKS = (
     Path("train/finetune/emoji_category.yaml"),
     Path("train/finetune/emoji_entailment.yaml"),
 )
+FORMATS = ("sentence-transformers", "open_clip", "onnx")
+TEST_DATA = ("--data", "data/emoji_scenes/test")
 
 
 def run_demo(out: Path) -> None:
@@ -43,7 +45,7 @@ def run_demo(out: Path) -> None:
         ["train", str(RUN), "--out", str(out)],
         ["eval", str(SUITE), "--model", str(out), "--untrained"],
         *(["finetune", str(task), "--model", str(out)] for task in TASKS),
-        ["export", str(out), "--format", "sentence-transformers"],
+        ["export", str(out), *(w for name in FORMATS for w in ("--format", name)), *TEST_DATA],
         ["report", str(out)],
     ):
         run_verb(arguments)
@@ -51,7 +53,7 @@ def run_demo(out: Path) -> None:
     _show(read_results(out / "results.json"))
     console.say(f"{minutes:.1f} minutes in all")
     console.say(f"report: {out / 'report.html'}")
-    console.say(f"text encoder for sentence-transformers: {out / 'export'}")
+    console.say(f"the model, for {', '.join(FORMATS)}: {out / 'export'}")
 
 
 def _show(results: Results) -> None:

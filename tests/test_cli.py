@@ -101,10 +101,11 @@ def test_a_call_that_lacks_something_is_a_usage_error(arguments: list[str]) -> N
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["export", "RUN"], "RUN: not a run folder, it has no config.yaml"),
+        (["export", "RUN"], "RUN: nothing that can be exported: it is no run (config.yaml)"),
+        (["export", "RUN", "--dry-run"], "--public and --dry-run belong to a push"),
         (
             ["export", "RUN", "--format", "onnxx"],
-            "--format onnxx: known are sentence-transformers, open_clip",
+            "--format onnxx: known are sentence-transformers, sentence-transformers-router,",
         ),
         (["report", "RUN"], "RUN: nothing was measured on this run yet; use `mmalign eval SUITE"),
         (

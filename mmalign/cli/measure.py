@@ -100,7 +100,7 @@ def report(
 
     Example: mmalign report runs/demo
     """
-    from mmalign.report.collect import collect
+    from mmalign.evaluation.collect import collect
     from mmalign.report.page import write_report
 
     results = collect(run)

@@ -5,55 +5,73 @@ from typing import Annotated
 
 import typer
 
-from mmalign.cli.app import Run, app, note_command, say
+from mmalign.cli.app import app, note_command, say
 from mmalign.errors import UserError
+
+_FORMATS = (
+    "sentence-transformers (texts; AutoModel loads its trunk), sentence-transformers-router (texts and "
+    "pictures), transformers (VisionTextDualEncoder), open_clip or onnx (both towers). Give it again for "
+    "several formats in one folder."
+)
+Model = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="A run, a checkpoint, a fine-tuning, or a LoRA adapter."),
+]
+Formats = Annotated[list[str] | None, typer.Option("--format", help=_FORMATS)]
+Out = Annotated[Path | None, typer.Option(help="Target folder; MODEL/export if not given.")]
+License = Annotated[
+    str | None, typer.Option(help="Licence for the model card, for example apache-2.0.")
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Test shards, for onnx: what its 8-bit text tower loses there is measured."),
+]
+Push = Annotated[str | None, typer.Option(help="OWNER/NAME: publish it on the Hugging Face hub.")]
+Public = Annotated[
+    bool, typer.Option("--public", help="With --push: everyone may read a new repository.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="With --push: list what would be sent, send nothing.")
+]
 
 
 @app.command()
 def export(
-    run: Run,
-    to: Annotated[
-        str,
-        typer.Option("--format", help="sentence-transformers (texts) or open_clip (both towers)."),
-    ] = "sentence-transformers",
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Target folder; RUN/export, or RUN/export_open_clip, if not given."),
-    ] = None,
-    repo_id: Annotated[
-        str | None,
-        typer.Option(
-            help="open_clip: OWNER/NAME on the hub; without it the folder must stay there."
-        ),
-    ] = None,
+    model: Model,
+    formats: Formats = None,
+    out: Out = None,
+    license: License = None,
+    data: Data = None,
+    push: Push = None,
+    public: Public = False,
+    dry_run: DryRun = False,
 ) -> None:
-    """Write a model in the format of another library.
+    """Write a model in the formats of other libraries, load it there, and publish it.
 
-    Example: mmalign export runs/demo --format sentence-transformers
+    Each library loads the folder in a process of its own, and its vectors are compared with ours, before
+    the folder counts.
 
-    Example: mmalign export runs/demo --format open_clip --repo-id me/my-model
+    Example: mmalign export runs/demo
+
+    Example: mmalign export runs/demo --format sentence-transformers --format open_clip --format onnx
+
+    Example: mmalign export runs/demo --format onnx --push me/my-model --dry-run
     """
-    from mmalign.config import read_yaml
-    from mmalign.evaluation.encoder import load_encoder
-    from mmalign.report.collect import collect
+    if (public or dry_run) and push is None:
+        raise UserError("--public and --dry-run belong to a push; give --push OWNER/NAME too")
+    from mmalign.export.build import export as write_export
+    from mmalign.export.hub import push as push_folder
 
-    folders = {"sentence-transformers": "export", "open_clip": "export_open_clip"}
-    if to not in folders:
-        raise UserError(f"--format {to}: known are {', '.join(folders)}")
-    if repo_id is not None and to != "open_clip":
-        raise UserError("--repo-id: only a folder for open_clip holds the name of its repository")
-    encoder, results, config = load_encoder(run), collect(run), read_yaml(run / "config.yaml")
-    out = out or run / folders[to]
-    if to == "open_clip":
-        from mmalign.export.open_clip import export_open_clip
-
-        export_open_clip(encoder, out, results, config, repo_id=repo_id)
-    else:
-        from mmalign.export.sentence_transformers import export_sentence_transformers
-
-        export_sentence_transformers(encoder, out, results, config)
+    chosen = list(dict.fromkeys(formats or ["sentence-transformers"]))
+    out = out or model / "export"
+    for library, off in write_export(model, out, chosen, license, push, data).items():
+        say(f"{library} loads it: its vectors differ from ours by at most {off:.1e}")
     say(f"{out}")
-    note_command(run)
+    note_command(model)
+    if push is not None:
+        address = push_folder(out, push, private=not public, dry_run=dry_run)
+        if address is not None:
+            say(address)
 
 
 @app.command()

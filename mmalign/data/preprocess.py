@@ -2,6 +2,11 @@
 
     bytes -> header checks -> decode (RGB, upright) -> crop -> resize -> uint8 HWC -> stacked, uint8 BCHW
 
+Evaluation decodes in full and resizes in one plain step of Pillow (bicubic), so that every library whose
+preprocessing is such a squash sees the same bytes and computes the same vectors. Training, where speed counts
+and views are random anyway, takes short cuts: a JPEG is decoded smaller, and a large picture is first shrunk
+by whole factors. A pixel then differs by 1 or 2 of 255 in the mean.
+
 Pixels stay bytes until the image tower normalises them: a worker hands over a quarter of the memory, and
 the arithmetic is done once for a batch, on the tower's device. Limits are checked on the header, before a
 pixel is decoded: a few kilobytes can claim gigapixels. Random crops and flips (training) draw from the
@@ -23,6 +28,8 @@ from mmalign.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000
+PIXELS = "decoded in full, one bicubic step"
+"""What evaluation sees of a picture; vectors that are kept on disk were made of the same, or are refused."""
 
 
 class Augmentation(Section):
@@ -67,7 +74,8 @@ def decode(data: bytes, least: int | None = None) -> Image.Image:
         if least is not None:
             image.draft("RGB", (least, least))
         image = ImageOps.exif_transpose(image)
-        if image.mode in ("RGBA", "LA", "P", "PA"):
+        # A PNG without an alpha channel may still call one colour transparent.
+        if image.mode in ("RGBA", "LA", "P", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
@@ -81,8 +89,12 @@ def decode(data: bytes, least: int | None = None) -> Image.Image:
 class Preprocess:
     """Encoded bytes -> (size, size, 3) uint8, RGB.
 
-    Without augmentation the whole picture is squeezed to the square: captions may speak of what stands at
-    its edge, and a centre crop would cut that off.
+    Without a crop the whole picture is squeezed to the square: captions may speak of what stands at its edge,
+    and a centre crop would cut that off.
+
+    Attributes:
+        size: height and width, in pixels.
+        augmentation: how training looks at pictures, with its short cuts; None: evaluation, exact.
     """
 
     size: int
@@ -90,13 +102,22 @@ class Preprocess:
 
     def __call__(self, data: bytes, rng: np.random.Generator | None = None) -> Tensor:
         """Decode and prepare one picture; `rng` is needed where augmentation is on."""
+        if self.augmentation is None:
+            # What torchvision's and timm's resize of a Pillow picture come down to.
+            square = decode(data).resize((self.size, self.size), Image.Resampling.BICUBIC)
+            return torch.from_numpy(np.array(square))
+        return self._view(data, self.augmentation, rng)
+
+    def _view(
+        self, data: bytes, augmentation: Augmentation, rng: np.random.Generator | None
+    ) -> Tensor:
         # Twice the wanted size leaves the resize enough to work with, also inside a crop.
         image = decode(data, least=2 * self.size)
         box = (0.0, 0.0, float(image.width), float(image.height))
         flip = False
-        if self.augmentation is not None and rng is not None:
-            box = random_crop(image.width, image.height, self.augmentation, rng)
-            flip = self.augmentation.flip and bool(rng.integers(2))
+        if rng is not None:
+            box = random_crop(image.width, image.height, augmentation, rng)
+            flip = augmentation.flip and bool(rng.integers(2))
         if image.size != (self.size, self.size) or box != (0, 0, *image.size):
             image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box, 2.0)
         pixel_HWC = np.asarray(image)

@@ -24,6 +24,7 @@ import numpy as np
 
 from mmalign.commit import MANIFEST, committed_folder, verify
 from mmalign.console import say
+from mmalign.data.preprocess import PIXELS
 from mmalign.data.reader import ShardSet
 from mmalign.data.shards import read_manifest
 from mmalign.errors import UserError
@@ -65,8 +66,9 @@ def cached_set(encoder: DualModel, shards: Path, name: str, cache: Path) -> Cach
     Raises:
         UserError: no data set, or the cached files are damaged or of another model.
     """
-    key = {"model_sha256": encoder.facts["sha256"], "data_sha256": read_manifest(shards).sha256}
-    folder = cache / "-".join(sha256[:16] for sha256 in key.values())
+    sha256 = {"model_sha256": encoder.facts["sha256"], "data_sha256": read_manifest(shards).sha256}
+    folder = cache / "-".join(one[:16] for one in sha256.values())
+    key = {**sha256, "pixels": PIXELS}
     if not folder.exists():
         say(f"embedding {shards} into {folder}")
         shard_set = ShardSet(shards)
@@ -87,7 +89,7 @@ def write_embeddings(
     """Write the embeddings of a set, whole or not at all.
 
     Args:
-        facts: what the manifest says beside the layout; `model_sha256` and `data_sha256` at least.
+        facts: what the manifest says beside the layout; what `read_embeddings` will ask for at least.
     """
     picture_R, caption_R = _rows(embedded)
     starts = range(0, len(picture_R), rows_per_file)
@@ -116,7 +118,7 @@ def read_embeddings(folder: Path, key: dict[str, str], name: str) -> CachedSet:
     """The set that `write_embeddings` wrote, after every byte was checked.
 
     Args:
-        key: `model_sha256` and `data_sha256` that the manifest must state.
+        key: `model_sha256`, `data_sha256` and `pixels` that the manifest must state.
 
     Raises:
         UserError: damaged files, or embeddings of another model or of other data.

@@ -111,6 +111,8 @@ def load_model(name: str) -> DualModel:
             open_clip:ViT-B-32/laion2b_s34b_b79k        open_clip: architecture / weights (a tag or a file)
             local-dir:FOLDER, hf-hub:OWNER/NAME         open_clip's own names
             sentence-transformers:NAME                  sentence-transformers, by folder or hub name
+            transformers:NAME                           transformers, where a folder serves several libraries
+            onnx:NAME, onnx-int8:NAME                   the ONNX graphs of an export, in float32 or int8
             OWNER/NAME                                  the hub, whichever library its files are for
 
     Raises:

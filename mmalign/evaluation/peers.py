@@ -4,11 +4,13 @@
     sentence-transformers  name or folder -+-> Peer: PIL pictures, texts -> its own calls -> unit length
     transformers           name or folder -+
     a text tower alone     name or folder -+
+    ONNX graphs            folder -> onnx_model.py
 
 Pictures are decoded here, under the same limits as for training; from there on everything is the peer's
 own: transform, tokenizer, cut of long texts. What a peer makes is only scaled to length 1.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +23,40 @@ from torch import Tensor, nn
 
 from mmalign import distributed
 from mmalign.data.preprocess import decode
+from mmalign.data.tokenizer import load_tokenizer
 from mmalign.errors import UserError
-from mmalign.evaluation.encoder import BATCH_SIZE, batched, holds, run_of, weights_sha256
-from mmalign.evaluation.tower import load_tower
+from mmalign.evaluation.encoder import (
+    BATCH_SIZE,
+    DualModel,
+    batched,
+    holds,
+    run_of,
+    weights_sha256,
+)
+from mmalign.evaluation.open_clip_folder import load_open_clip_folder
+from mmalign.evaluation.tower import Tower, load_tower, saved_tower
+from mmalign.model.text_tower import load_trunk
 
-Kind = Literal["run", "open_clip", "sentence-transformers", "transformers", "tower"]
+Kind = Literal[
+    "run", "open_clip", "sentence-transformers", "transformers", "onnx", "onnx-int8", "tower"
+]
+_PREFIXES: dict[str, Kind] = {
+    "open_clip:": "open_clip",
+    "local-dir:": "open_clip",
+    "hf-hub:": "open_clip",
+    "sentence-transformers:": "sentence-transformers",
+    "transformers:": "transformers",
+    "onnx:": "onnx",
+    "onnx-int8:": "onnx-int8",
+}
+_FILES: dict[str, Kind] = {
+    "tower.json": "tower",
+    "open_clip_config.json": "open_clip",
+    "modules.json": "sentence-transformers",
+    "adapter_config.json": "tower",
+    "config.json": "transformers",
+    "onnx/text_model.onnx": "onnx",
+}
 # The processors of these know the one length to which texts are padded; that of SigLIP must be told.
 _KNOW_LENGTH = ("align", "siglip2", "tipsv2")
 
@@ -78,7 +109,7 @@ class Peer:
             )
         rows = [np.zeros((0, self.width), np.float32)]
         for chunk in batched(images, batch_size):
-            rows.append(_unit_rows(self._images([decode(image) for image in chunk])))
+            rows.append(_unit_rows(self._images([_opaque(image) for image in chunk])))
         return np.concatenate(rows)
 
     @torch.no_grad()
@@ -95,42 +126,40 @@ class Peer:
 def kind_of(name: str) -> Kind:
     """Which library a model is for: told by its prefix, or by the files in its folder or on the hub.
 
+        tower/tower.json       tower                   a fine-tuning
         config.yaml            run                     (of a checkpoint: in its run folder)
         tower.json             tower                   the text tower of a fine-tuning
         open_clip_config.json  open_clip
         modules.json           sentence-transformers
+        adapter_config.json    tower                   a LoRA adapter of peft, with its base
         config.json            transformers
+        onnx/text_model.onnx   onnx
 
-    The first that is there counts: one folder may serve several libraries, of which open_clip's files
-    alone hold both towers.
+    The first that is there counts; where one folder serves several libraries, a prefix chooses:
+    `open_clip:`, `sentence-transformers:`, `transformers:`, `onnx:`, `onnx-int8:`.
 
     Raises:
         UserError: none of them is there.
     """
-    if name.startswith(("open_clip:", "local-dir:", "hf-hub:")):
-        return "open_clip"
-    if name.startswith("sentence-transformers:"):
-        return "sentence-transformers"
+    for prefix, kind in _PREFIXES.items():
+        if name.startswith(prefix):
+            return kind
+    if saved_tower(Path(name)) is not None:
+        return "tower"
     if (run_of(Path(name)) / "config.yaml").is_file():
         return "run"
-    kinds: dict[str, Kind] = {
-        "tower.json": "tower",
-        "open_clip_config.json": "open_clip",
-        "modules.json": "sentence-transformers",
-        "config.json": "transformers",
-    }
-    for file, kind in kinds.items():
+    for file, kind in _FILES.items():
         if holds(name, file):
             return kind
     where = "in this folder" if Path(name).is_dir() else "in a folder or on the hub of that name"
     raise UserError(
-        f"{name}: no model {where}: it has none of config.yaml (a run), {', '.join(kinds)}; give a "
+        f"{name}: no model {where}: it has none of config.yaml (a run), {', '.join(_FILES)}; give a "
         "folder, a hub name or a prefix such as `open_clip:`"
     )
 
 
-def load_peer(name: str, kind: Kind) -> Peer:
-    """The model of another library, on this rank's device.
+def load_peer(name: str, kind: Kind) -> DualModel:
+    """The model of another library, on this rank's device (ONNX graphs: on CPUs).
 
     Args:
         kind: what `kind_of` says of the name.
@@ -138,10 +167,12 @@ def load_peer(name: str, kind: Kind) -> Peer:
     Raises:
         UserError: the library is not installed or cannot load the model.
     """
-    load = {
+    load: Callable[[str], DualModel] = {
         "open_clip": _load_open_clip,
         "sentence-transformers": _load_sentence_transformers,
         "transformers": _load_transformers,
+        "onnx": _load_onnx,
+        "onnx-int8": _load_onnx,
         "tower": _load_tower,
     }[kind]
     try:
@@ -155,21 +186,12 @@ def load_peer(name: str, kind: Kind) -> Peer:
 
 def _load_open_clip(name: str) -> Peer:
     """A model by open_clip's own name for it, or `open_clip:ARCHITECTURE/WEIGHTS`, or a folder."""
-    import open_clip
-
-    architecture, weights = name, None
-    if name.startswith("open_clip:"):
-        architecture, _, weights = name.removeprefix("open_clip:").partition("/")
-        if not weights:
-            raise UserError(f"{name}: no weights; write open_clip:ARCHITECTURE/TAG")
-    elif not name.startswith(("local-dir:", "hf-hub:")):
-        architecture = f"{'local-dir' if Path(name).is_dir() else 'hf-hub'}:{name}"
     device = distributed.device()
-    model, preprocess = open_clip.create_model_from_pretrained(
-        architecture, weights, precision="fp32", device=device
-    )
-    tokenize = open_clip.get_tokenizer(architecture)
-    model.eval()
+    folder = Path(name.removeprefix("local-dir:").removeprefix("open_clip:"))
+    if folder.is_dir():
+        model, preprocess, tokenize = load_open_clip_folder(folder, str(device))
+    else:
+        model, preprocess, tokenize = _by_open_clip_name(name, device)
     return Peer(
         name,
         "open_clip",
@@ -179,6 +201,23 @@ def _load_open_clip(name: str) -> Peer:
             torch.stack([preprocess(p) for p in pictures]).to(device)
         ),
     )
+
+
+def _by_open_clip_name(name: str, device: torch.device) -> tuple[Any, Any, Any]:
+    """Model, preprocessing and tokenizer; `name` is none of a folder."""
+    import open_clip
+
+    architecture, weights = name, None
+    if name.startswith("open_clip:"):
+        architecture, _, weights = name.removeprefix("open_clip:").partition("/")
+        if not weights:
+            raise UserError(f"{name}: no weights; write open_clip:ARCHITECTURE/TAG")
+    elif not name.startswith(("local-dir:", "hf-hub:")):
+        architecture = f"hf-hub:{name}"
+    model, preprocess = open_clip.create_model_from_pretrained(
+        architecture, weights, precision="fp32", device=device
+    )
+    return model.eval(), preprocess, open_clip.get_tokenizer(architecture)
 
 
 def _load_sentence_transformers(name: str) -> Peer:
@@ -206,13 +245,14 @@ def _load_transformers(name: str) -> Peer:
     """A dual encoder (CLIP, SigLIP, Chinese-CLIP, AltCLIP, VisionTextDualEncoder, ...), or a text encoder."""
     from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoProcessor
 
-    settings = AutoConfig.from_pretrained(name)
+    path = name.removeprefix("transformers:")
+    settings = AutoConfig.from_pretrained(path)
     is_known = type(settings) in MODEL_MAPPING
     if not (is_known and hasattr(MODEL_MAPPING[type(settings)], "get_image_features")):
-        return _load_tower(name)
+        return _text_peer(name, Tower(load_trunk(path), load_tokenizer(path)))
     device = distributed.device()
-    model = AutoModel.from_pretrained(name, dtype=torch.float32).to(device).eval()
-    processor = AutoProcessor.from_pretrained(name)
+    model = AutoModel.from_pretrained(path, dtype=torch.float32).to(device).eval()
+    processor = AutoProcessor.from_pretrained(path, **_backend(path))
     if not (hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")):
         raise UserError(f"{name}: no processor of texts and pictures; save the model's beside it")
     how = _padding(model, processor.tokenizer)
@@ -228,9 +268,30 @@ def _load_transformers(name: str) -> Peer:
     return Peer(name, "transformers", model, texts, images)
 
 
+def _backend(path: str) -> dict[str, str]:
+    """Pillow, where the model's file names a processor that computes with it; transformers ignores that."""
+    from transformers.utils import cached_file
+
+    if not holds(path, "preprocessor_config.json"):
+        return {}
+    file = str(cached_file(path, "preprocessor_config.json"))
+    settings = json.loads(Path(file).read_text(encoding="utf-8"))
+    return {"backend": "pil"} if settings.get("image_processor_type", "").endswith("Pil") else {}
+
+
+def _load_onnx(name: str) -> DualModel:
+    from mmalign.evaluation.onnx_model import load_onnx
+
+    precision: Literal["fp32", "int8"] = "int8" if name.startswith("onnx-int8:") else "fp32"
+    return load_onnx(name.removeprefix("onnx-int8:").removeprefix("onnx:"), precision)
+
+
 def _load_tower(name: str) -> Peer:
     """A text encoder alone, as the text tasks see it."""
-    tower = load_tower(name)
+    return _text_peer(name, load_tower(name))
+
+
+def _text_peer(name: str, tower: Tower) -> Peer:
     return Peer(name, "tower", tower, lambda texts: torch.from_numpy(tower.encode(texts)), None)
 
 
@@ -259,6 +320,13 @@ def _features(output: Any) -> Tensor:
     """(n, D); transformers 5 returns an output whose pooled state is the feature, 4 the feature itself."""
     rows: Tensor = output if isinstance(output, Tensor) else output.pooler_output
     return rows
+
+
+def _opaque(data: bytes) -> Image.Image:
+    """The picture as our own towers see it: what PNG calls transparent is not laid on white once more."""
+    image = decode(data)
+    image.info.pop("transparency", None)
+    return image
 
 
 def _unit_rows(row_ND: Tensor) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Any text encoder, as the text tasks see it.
 
     run folder                    -+
-    fine-tuned tower              -+-> Tower: texts -> Tokens -> states of the tokens -> features
+    fine-tuned tower              -+
+    LoRA adapter (adapters.py)    -+-> Tower: texts -> Tokens -> states of the tokens -> features
     sentence-transformers folder  -+
     model of transformers         -+
 
@@ -20,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmalign import distributed
@@ -35,6 +35,12 @@ from mmalign.evaluation.encoder import (
     load_encoder,
     run_of,
     weights_sha256,
+)
+from mmalign.evaluation.projection import (
+    out_features,
+    projection_of,
+    read_projection,
+    write_projection,
 )
 from mmalign.model.text_tower import Pooling, load_trunk, pool
 
@@ -64,7 +70,8 @@ class Tower(nn.Module):
 
     Attributes:
         trunk: returns `last_hidden_state`.
-        projection: from pooled states to the feature; None: the pooled states are the feature.
+        projection: from pooled states to the feature (see `projection.py`); None: the pooled states are the
+            feature.
         unit_length: whether features are scaled to length 1.
         max_length: sequences are cut there, in tokens.
         facts: `path`, `sha256` of the weights, `step`: what results say about the model.
@@ -75,7 +82,7 @@ class Tower(nn.Module):
         trunk: Any,
         tokenizer: Tokenizer,
         pooling: Pooling = "mean",
-        projection: nn.Linear | None = None,
+        projection: nn.Module | None = None,
         unit_length: bool = False,
         max_length: int = _DEFAULT_LENGTH,
         facts: dict[str, Any] | None = None,
@@ -102,7 +109,7 @@ class Tower(nn.Module):
     @property
     def feature_width(self) -> int:
         """D."""
-        return self.state_width if self.projection is None else self.projection.out_features
+        return self.state_width if self.projection is None else out_features(self.projection)
 
     def tokenize(
         self, first: Sequence[Any], second: Sequence[str] | None = None, **options: Any
@@ -165,8 +172,7 @@ class Tower(nn.Module):
         self.trunk.save_pretrained(str(folder))
         self.tokenizer.save(folder)
         if self.projection is not None:
-            # A copy of its own: safetensors refuses tensors that share memory.
-            save_file(_on_host(self.projection.state_dict()), folder / _PROJECTION)
+            write_projection(self.projection, folder / _PROJECTION)
         write_json(
             folder / _FILE,
             {
@@ -181,24 +187,46 @@ def load_tower(path: str, untrained: bool = False) -> Tower:
     """The text tower in a folder, or that of a model on the hub.
 
     Args:
-        path: a run folder or one of its checkpoints, the tower of a fine-tuning, a sentence-transformers
-            model (folder or name), or a model of transformers (folder or name), which is then pooled by the
-            mean of its states.
+        path: a run folder or one of its checkpoints, a fine-tuning's folder or its tower, a
+            sentence-transformers model (folder or name), a folder with a LoRA adapter of peft, or a model of
+            transformers (folder or name), which is then pooled by the mean of its states.
         untrained: the run's tower before its first step.
 
     Raises:
         UserError: nothing there that can be loaded, or a run without a usable checkpoint.
     """
     folder = Path(path)
-    if (run_of(folder) / "config.yaml").is_file():
+    saved = saved_tower(folder)
+    if saved is None and (run_of(folder) / "config.yaml").is_file():
         return _from_run(folder, untrained)
     if untrained:
         raise UserError(f"{path}: not a run folder; only a run knows its model before training")
-    if (folder / _FILE).is_file():
-        return _from_finetuning(folder)
+    if saved is not None:
+        return _with_facts(_from_finetuning(saved), path)
     if holds(path, "modules.json"):
         return _from_sentence_transformers(path)
+    if (folder / "adapter_config.json").is_file():
+        from mmalign.evaluation.adapters import merge_adapter  # which needs this module
+
+        return merge_adapter(folder)
     return _with_facts(Tower(load_trunk(path), load_tokenizer(path)), path)
+
+
+def saved_tower(path: Path) -> Path | None:
+    """The folder of the tower where `path` is one, or a fine-tuning that left one; None: it is neither.
+
+    Raises:
+        UserError: a fine-tuning with several seeds, each of which left a tower.
+    """
+    for folder in (path, path / "tower"):
+        if (folder / _FILE).is_file():
+            return folder
+    seeds = sorted(found.parents[1] for found in path.glob(f"seed-*/tower/{_FILE}"))
+    if seeds:
+        raise UserError(
+            f"{path}: holds one tower a seed ({len(seeds)}); name one, for example {seeds[0]}"
+        )
+    return None
 
 
 def tower_of(model: DualModel) -> Tower:
@@ -208,7 +236,7 @@ def tower_of(model: DualModel) -> Tower:
         UserError: a model of another library whose text tower cannot be read on its own.
     """
     if isinstance(model, Encoder):
-        return _text_side(model, compares=True)
+        return text_side(model)
     return load_tower(str(model.facts["path"]))
 
 
@@ -217,12 +245,16 @@ def _from_run(folder: Path, untrained: bool) -> Tower:
 
     That one's projection was never trained: a random matrix would only blur its states.
     """
-    encoder = load_encoder(folder, untrained)
-    objective = (read_yaml(run_of(folder) / "config.yaml").get("objective") or {}).get("kind")
-    return _text_side(encoder, compares=objective != "masked_language_model")
+    return text_side(load_encoder(folder, untrained), is_contrastive(folder))
 
 
-def _text_side(encoder: Encoder, compares: bool) -> Tower:
+def is_contrastive(path: Path) -> bool:
+    """Whether a run, or the run of a checkpoint, made its projections comparable."""
+    tree = read_yaml(run_of(path) / "config.yaml")
+    return (tree.get("objective") or {}).get("kind") != "masked_language_model"
+
+
+def text_side(encoder: Encoder, compares: bool = True) -> Tower:
     """The tower of texts; `compares`: whether training made its projections comparable."""
     tower = encoder.model.text_tower
     return Tower(
@@ -238,21 +270,14 @@ def _text_side(encoder: Encoder, compares: bool) -> Tower:
 
 def _from_finetuning(folder: Path) -> Tower:
     facts = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-    projection = None
-    if (folder / _PROJECTION).is_file():
-        weights = load_file(folder / _PROJECTION)
-        out_features, in_features = weights["weight"].shape
-        projection = nn.Linear(in_features, out_features, bias="bias" in weights)
-        projection.load_state_dict(weights)
-    tower = Tower(
+    return Tower(
         _saved_trunk(str(folder)),
         load_tokenizer(folder),
         facts["pooling"],
-        projection,
+        read_projection(folder / _PROJECTION),
         facts["unit_length"],
         facts["max_length"],
     )
-    return _with_facts(tower, str(folder))
 
 
 def _saved_trunk(folder: str) -> Any:
@@ -282,24 +307,31 @@ def _from_sentence_transformers(path: str) -> Tower:
     modules = list(SentenceTransformer(path, device="cpu"))
     kinds = [type(module).__name__ for module in modules]
     known = ("Transformer", "Pooling", "Dense", "Normalize")
-    in_order = [kind for kind in known if kind in kinds]
+    in_order = [kind for kind in known for _ in range(kinds.count(kind))]
     if kinds != in_order or kinds[:2] != ["Transformer", "Pooling"]:
         raise UserError(
             f"{path}: its modules are {', '.join(kinds)}; can be read: {', '.join(known)}, in this order"
         )
-    by_kind: dict[str, Any] = dict(zip(kinds, modules, strict=True))
-    dense = by_kind.get("Dense")
-    if dense is not None and not isinstance(dense.activation_function, nn.Identity):
-        raise UserError(f"{path}: its Dense module is not linear, which cannot be read here")
     tower = Tower(
-        by_kind["Transformer"].auto_model,
-        Tokenizer(by_kind["Transformer"].tokenizer),
-        _pooling_of(by_kind["Pooling"], path),
-        dense.linear if dense is not None else None,
+        _trunk_of(modules[0], path),
+        Tokenizer(modules[0].tokenizer),
+        _pooling_of(modules[1], path),
+        projection_of([m for m in modules if type(m).__name__ == "Dense"], path),
         "Normalize" in kinds,
-        by_kind["Transformer"].max_seq_length or _DEFAULT_LENGTH,
+        modules[0].max_seq_length or _DEFAULT_LENGTH,
     )
     return _with_facts(tower, path)
+
+
+def _trunk_of(module: Any, path: str) -> Any:
+    """The trunk of a sentence-transformers model; of one that was saved with an adapter, merged."""
+    if not getattr(module.auto_model, "_hf_peft_config_loaded", False):
+        return module.auto_model
+    if not Path(path).is_dir():
+        raise UserError(f"{path}: holds a LoRA adapter; download it and give its folder")
+    from mmalign.evaluation.adapters import merge_adapter  # which needs this module
+
+    return merge_adapter(Path(path)).trunk
 
 
 def _pooling_of(module: Any, path: str) -> Pooling:
@@ -313,7 +345,3 @@ def _pooling_of(module: Any, path: str) -> Pooling:
 def _with_facts(tower: Tower, path: str) -> Tower:
     tower.facts = {"path": path, "sha256": weights_sha256(tower), "step": 0}
     return tower
-
-
-def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: one.detach().cpu().clone().contiguous() for name, one in tensors.items()}

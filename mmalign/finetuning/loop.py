@@ -8,13 +8,14 @@ any text encoder     -+-> for each seed: fit, measure -> results of the seeds ->
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from mmalign import console
-from mmalign.commit import committed_folder, write_atomic
+from mmalign.code_version import code_version
+from mmalign.commit import committed_folder, sha256_of, write_atomic
 from mmalign.config import Section, Seeds, write_yaml
 from mmalign.errors import UserError
 from mmalign.evaluation.results import Results, environment, mean_over_seeds
@@ -61,6 +62,11 @@ def finetune(config: FinetuneConfig, model: str, out: Path) -> Results:
     tower = load_tower(model)
     baselines = {name: load_tower(model, untrained=True) for name in config.baselines}
     many = len(config.seeds) > 1
+    origin = {
+        "base_model": None if Path(model).exists() else model,  # no folder: a name on the hub
+        "code": code_version(),
+        "data": files_of(config.task),
+    }
     runs: list[Results] = []
     for seed in config.seeds:
         results, trained = run_seed(tower, task, config, seed)
@@ -69,7 +75,8 @@ def finetune(config: FinetuneConfig, model: str, out: Path) -> Results:
             out.mkdir(parents=True, exist_ok=True)
             (out / "results.json").unlink(missing_ok=True)
             write_atomic(out / "config.yaml", write_yaml(config.model_dump(mode="json")))
-        _write_seed(out / f"seed-{seed}" if many else out, task, results, trained, many)
+        place = out / f"seed-{seed}" if many else out
+        _write_seed(place, task, results, trained, many, origin)
         runs.append(results)
     results = mean_over_seeds(runs)
     for name, untrained in baselines.items():
@@ -81,13 +88,37 @@ def finetune(config: FinetuneConfig, model: str, out: Path) -> Results:
 
 
 def _write_seed(
-    folder: Path, task: Task, results: Results, trained: TaskModel, with_results: bool
+    folder: Path,
+    task: Task,
+    results: Results,
+    trained: TaskModel,
+    with_results: bool,
+    origin: dict[str, Any],
 ) -> None:
     folder.mkdir(exist_ok=True)
-    with committed_folder(folder / "tower", {"task": task.name, "model": results.model}) as place:
+    facts = {"task": task.name, "model": results.model, **origin}
+    with committed_folder(folder / "tower", facts) as place:
         trained.save(place)
     if with_results:
         results.write(folder / "results.json")
+
+
+def files_of(task: TaskConfig) -> list[dict[str, Any]]:
+    """The folders that a task reads, each `{"folder", "files": {path below it: sha256}}`."""
+    folders = [task.folder] if task.train is None else [task.folder, task.train.folder]
+    return [
+        {"folder": folder, "files": {name: sha256_of(Path(folder) / name) for name in names}}
+        for folder in dict.fromkeys(folders)
+        if (names := _names_below(Path(folder)))
+    ]
+
+
+def _names_below(folder: Path) -> list[str]:
+    """Files that a reader could have read: none that are hidden."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        path.as_posix() for path in paths if not any(p.startswith(".") for p in path.parts)
+    )
 
 
 def run_seed(

@@ -8,6 +8,7 @@ Nothing is shared between the two sides and nothing here knows of ranks, files o
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import pydantic
 import torch
@@ -25,6 +26,9 @@ class ModelConfig(Section):
     text: TextTowerConfig
     embedding: int = pydantic.Field(default=512, ge=2)
     """D, the width of the shared space."""
+    text_projection: Literal["linear", "mlp"] = "linear"
+    """What leads from the text tower into the shared space. mlp: two layers with a GELU between them, as
+    open_clip's XLM-R models have it (its `hf_proj_type`)."""
     temperature: float = pydantic.Field(default=0.07, gt=0)
     """Temperature at the start; it is learned."""
     min_temperature: float = pydantic.Field(default=0.01, gt=0)
@@ -38,6 +42,9 @@ class DualEncoder(nn.Module):
     """An image tower and a text tower that meet in a space of D dimensions.
 
     Attributes:
+        image_projection: one linear map without bias.
+        text_projection: the same, or `Sequential(Linear, GELU, Linear)` without biases, whose hidden width is
+            the mean of its ends.
         logit_scale: (1,) float32, the natural logarithm of the inverse temperature (CLIP's convention).
             Shape (1,) and not (): DeepSpeed cannot take a parameter without dimensions.
         logit_bias: (1,) float32, or None.
@@ -50,12 +57,14 @@ class DualEncoder(nn.Module):
         embedding: int,
         temperature: float,
         logit_bias: float | None = None,
+        text_projection: Literal["linear", "mlp"] = "linear",
     ) -> None:
         super().__init__()
         self.image_tower = image_tower
         self.text_tower = text_tower
         self.image_projection = _projection(image_tower.width, embedding)
-        self.text_projection = _projection(text_tower.width, embedding)
+        text_side = _perceptron if text_projection == "mlp" else _projection
+        self.text_projection: nn.Module = text_side(text_tower.width, embedding)
         self.logit_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))
         self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor([logit_bias]))
 
@@ -98,7 +107,12 @@ def build_dual_encoder(config: ModelConfig, vocabulary: int, padding_id: int) ->
     image_tower = build_image_tower(config.image)
     text_tower = build_text_tower(config.text, vocabulary, padding_id)
     return DualEncoder(
-        image_tower, text_tower, config.embedding, config.temperature, config.logit_bias
+        image_tower,
+        text_tower,
+        config.embedding,
+        config.temperature,
+        config.logit_bias,
+        config.text_projection,
     )
 
 
@@ -106,6 +120,11 @@ def _projection(width: int, embedding: int) -> nn.Linear:
     projection = nn.Linear(width, embedding, bias=False)
     nn.init.normal_(projection.weight, std=width**-0.5)
     return projection
+
+
+def _perceptron(width: int, embedding: int) -> nn.Sequential:
+    hidden = (width + embedding) // 2
+    return nn.Sequential(_projection(width, hidden), nn.GELU(), _projection(hidden, embedding))
 
 
 def _unit_length(rows: Tensor) -> Tensor:

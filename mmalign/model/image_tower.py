@@ -73,8 +73,7 @@ class ImageTower(nn.Module):
         self.std = std
         # Not persistent: they are facts of the architecture, no weights.
         for name, shares in (("_mean_C11", mean), ("_std_C11", std)):
-            scaled = torch.tensor(shares).view(-1, 1, 1) * 255
-            self.register_buffer(name, scaled, persistent=False)
+            self.register_buffer(name, torch.tensor(shares).view(-1, 1, 1), persistent=False)
         self.width = _output_width(trunk, size)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
@@ -84,8 +83,9 @@ class ImageTower(nn.Module):
             image_BCHW: uint8, 0 to 255; or of a floating dtype, and then normalised already.
         """
         if image_BCHW.dtype == torch.uint8:
-            pixel_BCHW = image_BCHW.to(self._mean_C11.dtype)
-            image_BCHW = (pixel_BCHW - self._mean_C11) / self._std_C11
+            # In this order, as every other library does it: the same rounding in deep networks too.
+            share_BCHW = image_BCHW.to(self._mean_C11.dtype) / 255
+            image_BCHW = (share_BCHW - self._mean_C11) / self._std_C11
         feature_BF: Tensor = self.trunk(image_BCHW)
         return feature_BF
 

@@ -21,7 +21,7 @@ from mmalign.errors import UserError
 from mmalign.evaluation.results import Results
 from mmalign.record import read_records
 from mmalign.redact import redact, redact_text
-from mmalign.report.collect import collect
+from mmalign.evaluation.collect import collect
 from mmalign.report.faiss_section import faiss_sections, faiss_tables
 from mmalign.report.headline import headline
 from mmalign.report.language_sections import alignments, dictionaries, geometries, layer_plots

@@ -27,9 +27,11 @@ from torch import Tensor
 from mmalign import distributed
 from mmalign.batch import StreamState
 from mmalign.commit import (
+    MANIFEST,
     commit_folder,
     newest_folder,
     settle,
+    sha256_of,
     temporary_folder,
     write_atomic,
     write_json,
@@ -64,12 +66,14 @@ class TrainState:
         pairs_seen: captions trained on, over all ranks.
         stream: where the stream goes on.
         best: highest value so far of the metric that chooses the best checkpoint.
+        parent: what the run went on from at its start, as `parent_of` says; None: from scratch.
     """
 
     step: int
     pairs_seen: int
     stream: StreamState
     best: float | None = None
+    parent: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         stream = self.stream.to_json()
@@ -78,12 +82,13 @@ class TrainState:
             "pairs_seen": self.pairs_seen,
             "stream": stream,
             "best": self.best,
+            "parent": self.parent,
         }
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> "TrainState":
         stream = StreamState.from_json(tree["stream"])
-        return cls(tree["step"], tree["pairs_seen"], stream, tree.get("best"))
+        return cls(tree["step"], tree["pairs_seen"], stream, tree.get("best"), tree.get("parent"))
 
 
 class Saver:
@@ -91,7 +96,7 @@ class Saver:
 
     Args:
         folder: `checkpoints` of the run.
-        facts: what a manifest says of the run (its configuration's hash, the data's hashes).
+        facts: what a manifest says of the run (its configuration's hash, the data's hashes, the code).
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig, facts: dict[str, Any]) -> None:
@@ -248,6 +253,29 @@ def has_checkpoints(folder: Path) -> bool:
     """Whether a run has finished a checkpoint here, usable or not; a save cut by a kill is none."""
     finished = (path for path in folder.glob("step-*") if ".tmp-" not in path.name)
     return any(finished) or (folder / LATEST).is_file()
+
+
+def parent_of(resume_from: str | None, init_from: str | None, step: int) -> dict[str, Any] | None:
+    """What a run that starts goes on from, so that it can be found again and told from what replaced it.
+
+    Args:
+        step: that the state of `resume_from` was at.
+
+    Returns:
+        `how` (resume_from or init_from), `path` as the configuration gives it, and the sha256 of the
+        MANIFEST.json that names every file's bytes (`manifest_sha256`; None: there is no such file).
+    """
+    path = resume_from or init_from
+    if path is None:
+        return None
+    how, run = ("resume_from" if resume_from else "init_from"), Path(path)
+    if resume_from:
+        folder = run / "checkpoints" / f"step-{step:09d}"
+    else:
+        folder = newest_folder(run / "checkpoints")[0] if (run / "checkpoints").is_dir() else run
+    manifest = folder / MANIFEST
+    sha256 = sha256_of(manifest) if manifest.is_file() else None
+    return {"how": how, "path": path, "manifest_sha256": sha256}
 
 
 def _make_folder(target: Path) -> tuple[Path | None, str | None]:

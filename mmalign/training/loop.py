@@ -6,7 +6,7 @@ Where a run starts, in this order:
 
 1. its own newest committed checkpoint (same configuration, all state);
 2. `resume_from`: another run's newest checkpoint, all state (optimizer, position in the data);
-3. `init_from`: another run's weights only;
+3. `init_from`: the weights of another run or of an exported model only;
 4. from scratch.
 
 A run whose folder has checkpoints of which none can be used stops: it never starts afresh by accident. It
@@ -17,11 +17,13 @@ import time
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mmalign import distributed
 from mmalign.batch import Batch
+from mmalign.code_version import code_version
 from mmalign.commit import write_json
 from mmalign.config import load_config
 from mmalign.console import say, track
@@ -34,17 +36,12 @@ from mmalign.training import checkpoint
 from mmalign.training.checkpoint import Saver, TrainState
 from mmalign.training.engine import Engine
 from mmalign.training.evaluate import evaluate, value_of
+from mmalign.training.first_weights import load_first_weights
 from mmalign.training.meter import Meter, agree
 from mmalign.training.non_finite import NonFiniteGuard
 from mmalign.training.run_config import RunConfig
 from mmalign.training.signals import StopRequest
-from mmalign.training.start import (
-    load_first_weights,
-    load_or_train_tokenizer,
-    make_batches,
-    open_run,
-    resume,
-)
+from mmalign.training.start import load_or_train_tokenizer, make_batches, open_run, resume
 from mmalign.training.watchdog import Watchdog
 
 STOPPED = "stopped.json"
@@ -103,7 +100,9 @@ def _prepare(config: RunConfig, out: Path, watchdog: Watchdog) -> _Run:
     torch.manual_seed(config.seed)
     model = build_dual_encoder(config.model, tokenizer.vocabulary, tokenizer.padding_id)
     maker = make_batches(config, plan, tokenizer, model)
-    load_first_weights(config, model)
+    starts = not checkpoint.has_checkpoints(out / "checkpoints")
+    if starts:
+        load_first_weights(config, model, tokenizer)
     engine = Engine(
         model,
         config.objective,
@@ -117,8 +116,12 @@ def _prepare(config: RunConfig, out: Path, watchdog: Watchdog) -> _Run:
     data = [shard_set.manifest.sha256 for shard_set in plan.sets]
     watchdog.beat("resume")
     state = resume(config, out, engine, data)
-    facts = {"config_sha256": config.sha256, "data": data}
+    facts: dict[str, Any] = {"config_sha256": config.sha256, "data": data}
     if distributed.is_main():
+        facts["code"] = code_version()
+        if starts:
+            parent = checkpoint.parent_of(config.resume_from, config.init_from, state.step)
+            state = replace(state, parent=parent)
         (out / STOPPED).unlink(missing_ok=True)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     say(

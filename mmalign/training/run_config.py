@@ -50,8 +50,18 @@ class RunConfig(Section):
     resume_from: str | None = None
     """Run folder whose newest checkpoint, with all state, this run goes on from."""
     init_from: str | None = None
-    """Run folder whose newest weights this run starts with, or one of its checkpoints
-    (`RUN/checkpoints/best`)."""
+    """What this run's weights start as; optimizer and place in the data start anew. One of
+
+        runs/a, runs/a/checkpoints/best             a run's newest weights, or one of its checkpoints
+        runs/a/export                               an export to open_clip (whole), to
+                                                    sentence-transformers-router or transformers (both
+                                                    towers), or to sentence-transformers (text side)
+        local-dir:FOLDER, hf-hub:OWNER/NAME         a model of open_clip whose text tower is of transformers
+        open_clip:ARCHITECTURE/TAG, epoch_3.pt      its released weights; a checkpoint of its trainer
+        runs/a/finetune/x, OWNER/NAME               a fine-tuned tower, or any other text encoder
+
+    `model` and `tokenizer` must describe what it holds: an export has its tokenizer with it, which
+    `tokenizer: {kind: pretrained, name: FOLDER}` takes. Parts that it does not hold start as `model` says."""
 
     @property
     def sha256(self) -> str:

@@ -1,7 +1,9 @@
 """How a run starts: its folder, its tokenizer, its batches, and where it goes on.
 
-run configuration, folder -> open_run -> tokenizer -> batch maker -> model's first weights
+run configuration, folder -> open_run -> tokenizer -> batch maker
                           -> resume: own checkpoint, or resume_from, or nothing -> TrainState
+
+Between the two stands `first_weights.py`: what the model starts with.
 """
 
 from pathlib import Path
@@ -9,21 +11,14 @@ from typing import Any
 
 from mmalign import distributed
 from mmalign.batch import StreamState
-from mmalign.commit import (
-    newest_folder,
-    replace_folder,
-    temporary_folder,
-    verify,
-    write_atomic,
-)
-from mmalign.config import read_yaml, write_yaml
+from mmalign.commit import replace_folder, temporary_folder, write_atomic
+from mmalign.config import read_yaml, validate, write_yaml
 from mmalign.console import say
 from mmalign.data.preprocess import Preprocess
 from mmalign.data.stream import BatchMaker, Plan, captions_of
 from mmalign.data.token_noise import TokenMasker
 from mmalign.data.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
 from mmalign.errors import UserError
-from mmalign.evaluation.encoder import load_weights, run_of
 from mmalign.model.dual_encoder import DualEncoder
 from mmalign.training import checkpoint
 from mmalign.training.checkpoint import TrainState
@@ -44,7 +39,7 @@ def open_run(config: RunConfig, out: Path) -> None:
     if distributed.is_main():
         out.mkdir(parents=True, exist_ok=True)
         if path.is_file() and checkpoint.has_checkpoints(out / "checkpoints"):
-            problem = first_difference(read_yaml(path), tree)
+            problem = first_difference(_with_defaults(read_yaml(path), path), tree)
         if problem is None:
             write_atomic(path, write_yaml(tree))
     problem = distributed.broadcast(problem)
@@ -53,6 +48,14 @@ def open_run(config: RunConfig, out: Path) -> None:
             f"{path}: holds another run, its `{problem}` differs; name another folder with --out, or give "
             "the same configuration to go on"
         )
+
+
+def _with_defaults(tree: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A configuration of an older version, with the fields that it lacks; they meant their defaults."""
+    try:
+        return validate(RunConfig, tree, str(path)).model_dump(mode="json")
+    except UserError:  # it says what no run of this version can say, and will be found to differ
+        return tree
 
 
 def load_or_train_tokenizer(config: TokenizerConfig, plan: Plan, out: Path) -> Tokenizer:
@@ -95,18 +98,6 @@ def make_batches(
         distributed.world_size(),
         masker,
     )
-
-
-def load_first_weights(config: RunConfig, model: DualEncoder) -> None:
-    """Step 3 of the order in `loop`: the weights of `init_from`, before the engine takes the model."""
-    if config.init_from is None:
-        return
-    folder = Path(config.init_from)
-    if run_of(folder) == folder:
-        folder, _ = newest_folder(folder / "checkpoints")
-    else:
-        verify(folder)
-    load_weights(model, folder / "model.safetensors")
 
 
 def resume(config: RunConfig, out: Path, engine: Engine, data: list[str]) -> TrainState:

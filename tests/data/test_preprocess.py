@@ -52,6 +52,24 @@ def test_pictures_stay_bytes_of_the_wanted_size() -> None:
     assert orange.unique(dim=0).unique(dim=1).flatten().tolist() == [255, 128, 0]
 
 
+@pytest.mark.parametrize(("image_format", "size"), [("PNG", (40, 30)), ("JPEG", (640, 480))])
+def test_evaluation_sees_what_one_plain_resize_gives(
+    image_format: str, size: tuple[int, int]
+) -> None:
+    noise = Image.effect_noise((80, 60), 90).convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    data = encode(noise, image_format)
+    square = Image.open(io.BytesIO(data)).resize((8, 8), Image.Resampling.BICUBIC)
+    assert np.array_equal(PREPROCESS(data).numpy(), np.asarray(square))
+
+
+def test_training_may_decode_a_jpeg_smaller_and_stays_close() -> None:
+    noise = Image.effect_noise((80, 60), 40).convert("RGB").resize((640, 480))
+    data = encode(noise, "JPEG")
+    exact = PREPROCESS(data).float()
+    quick = Preprocess(8, Augmentation())(data, np.random.default_rng(0)).float()
+    assert 0 < (quick - exact).abs().mean() < 3
+
+
 def test_a_batch_of_pictures_is_channels_last() -> None:
     noise = encode(Image.effect_noise((20, 10), 90).convert("RGB"), "PNG")
     pixels_HWC = PREPROCESS(noise)

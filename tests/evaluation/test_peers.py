@@ -23,8 +23,10 @@ from torch import Tensor
 from mmalign.errors import UserError
 from mmalign.evaluation.encoder import load_encoder, load_model
 from mmalign.evaluation.peers import kind_of
-from mmalign.evaluation.tower import load_tower
-from mmalign.export.sentence_transformers import export_sentence_transformers
+from mmalign.evaluation.tower import load_tower, text_side
+from mmalign.export.open_clip import write_open_clip
+from mmalign.export.sentence_transformers import write_sentence_transformers
+from mmalign.export.source import Source
 
 LONG = (*TEXTS, " ".join(TEXTS) * 3, "a")  # one is cut
 PICTURES = [make_image(n, size=40) for n in range(5)]
@@ -162,7 +164,8 @@ def make_sentence_transformers(folder: Path) -> Library:
 
 def make_export(folder: Path) -> Library:
     encoder = load_encoder(tiny_run(folder / "run"))
-    export_sentence_transformers(encoder, folder / "export", None, {})
+    (folder / "export").mkdir()
+    write_sentence_transformers(Source(tower=text_side(encoder)), folder / "export")
     return Library(folder / "export", lambda t: torch.from_numpy(encoder.encode_texts(t)), None)
 
 
@@ -274,6 +277,54 @@ def test_a_fine_tuned_tower_can_be_measured(tmp_path: Path) -> None:
     assert kind_of(str(tmp_path / "tower")) == "tower"
     found = load_model(str(tmp_path / "tower")).encode_texts(TEXTS)
     np.testing.assert_allclose(found, load_encoder(run).encode_texts(TEXTS), atol=1e-6)
+
+
+def test_a_finetunings_folder_is_its_tower_and_no_run(tmp_path: Path) -> None:
+    tower = load_tower(str(tiny_run(tmp_path / "run")))
+    folder = tmp_path / "run/finetune/task"
+    (folder / "tower").mkdir(parents=True)
+    tower.save(folder / "tower")
+    (folder / "config.yaml").touch()
+    assert kind_of(str(folder)) == "tower" and kind_of(str(tmp_path / "run")) == "run"
+    found = load_model(str(folder)).encode_texts(TEXTS)
+    np.testing.assert_allclose(found, tower.encode(TEXTS), atol=1e-6)
+
+
+def test_a_moved_open_clip_export_is_found_by_folder_and_by_prefix(tmp_path: Path) -> None:
+    encoder = load_encoder(tiny_run(tmp_path / "run"))
+    home = tmp_path / "export"
+    home.mkdir()
+    write_open_clip(Source(text_side(encoder), encoder), home, home=str(home))
+    home.rename(tmp_path / "moved")
+    for prefix in ("", "local-dir:", "open_clip:"):
+        found = load_model(f"{prefix}{tmp_path / 'moved'}")
+        np.testing.assert_allclose(
+            found.encode_texts(TEXTS), encoder.encode_texts(TEXTS), atol=1e-6
+        )
+        np.testing.assert_allclose(
+            found.encode_images(PICTURES), encoder.encode_images(PICTURES), atol=1e-6
+        )
+
+
+def test_a_prefix_chooses_among_the_libraries_of_one_folder(
+    libraries: Callable[[str], Library],
+) -> None:
+    folder = libraries("export").folder
+    whole = load_model(f"sentence-transformers:{folder}").encode_texts(TEXTS)
+    trunk = load_model(f"transformers:{folder}").encode_texts(TEXTS)
+    assert whole.shape == (6, 16) and trunk.shape == (6, 32)  # AutoModel knows no projection
+    assert [kind_of(f"{prefix}:{folder}") for prefix in ("transformers", "onnx", "onnx-int8")] == [
+        *("transformers", "onnx", "onnx-int8")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"), [("onnx/text_model.onnx", "onnx"), ("adapter_config.json", "tower")]
+)
+def test_graphs_and_adapters_are_told_by_their_files(file: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    assert kind_of(str(tmp_path)) == kind
 
 
 @pytest.mark.parametrize("name", MAKERS)

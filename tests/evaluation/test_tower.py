@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 from tiny import MODEL, TEXTS, tiny_model, tiny_run, tiny_tokenizer
+from torch import nn
 from transformers import BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
 
 from mmalign.config import read_yaml, write_yaml
 from mmalign.errors import UserError
 from mmalign.evaluation.encoder import load_encoder, weights_sha256
-from mmalign.evaluation.tower import Tower, load_tower
-from mmalign.export.sentence_transformers import export_sentence_transformers
+from mmalign.evaluation.tower import Tower, load_tower, saved_tower, text_side
+from mmalign.export.sentence_transformers import write_sentence_transformers
+from mmalign.export.source import Source
 from mmalign.model.text_tower import TextTowerConfig, build_text_tower
 
 LONG = (*TEXTS, " ".join(TEXTS), "")  # one is cut, one is empty
@@ -119,20 +121,52 @@ def test_a_sentence_transformers_export_has_the_embeddings_of_the_run(
     run: Path, tmp_path: Path
 ) -> None:
     encoder = load_encoder(run)
-    export_sentence_transformers(encoder, tmp_path / "export", None, read_yaml(run / "config.yaml"))
-    tower = load_tower(str(tmp_path / "export"))
+    write_sentence_transformers(Source(text_side(encoder)), tmp_path)
+    tower = load_tower(str(tmp_path))
     np.testing.assert_allclose(tower.encode(LONG), encoder.encode_texts(LONG), atol=1e-6)
     assert tower.unit_length and tower.projection is not None
     assert tower.max_length == encoder.config.text.max_length
 
 
 def test_modules_that_cannot_be_read_are_named(run: Path, tmp_path: Path) -> None:
-    out = tmp_path / "export"
-    export_sentence_transformers(load_encoder(run), out, None, read_yaml(run / "config.yaml"))
-    modules = json.loads((out / "modules.json").read_text())
-    (out / "modules.json").write_text(json.dumps([modules[0], modules[3], modules[1]]))
+    write_sentence_transformers(Source(load_tower(str(run))), tmp_path)
+    modules = json.loads((tmp_path / "modules.json").read_text())
+    (tmp_path / "modules.json").write_text(json.dumps([modules[0], modules[3], modules[1]]))
     with pytest.raises(UserError, match="its modules are Transformer, Normalize, Pooling"):
-        load_tower(str(out))
+        load_tower(str(tmp_path))
+
+
+def test_two_layers_of_a_projection_come_back_from_both_formats(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(32, 24, bias=False), nn.GELU(), nn.Linear(24, 8, bias=False))
+    tower = Tower(tiny_model().text_tower.trunk, tiny_tokenizer(), "mean", layers, True, 24)
+    assert tower.feature_width == 8
+    for name in ("tower", "exported"):
+        (tmp_path / name).mkdir()
+    tower.save(tmp_path / "tower")
+    write_sentence_transformers(Source(tower), tmp_path / "exported")
+    for name in ("tower", "exported"):
+        again = load_tower(str(tmp_path / name))
+        np.testing.assert_allclose(again.encode(LONG), tower.encode(LONG), atol=1e-6)
+        assert again.feature_width == 8
+
+
+def test_a_fine_tuning_is_its_tower_and_several_seeds_must_be_told_apart(
+    run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text("task: {name: toy}\n")
+    place = tmp_path / "seed-3" / "tower"
+    place.mkdir(parents=True)
+    load_tower(str(run)).save(place)
+    with pytest.raises(
+        UserError, match=r"holds one tower a seed \(1\); name one, for example .*seed-3"
+    ):
+        load_tower(str(tmp_path))
+    tower = load_tower(str(place.parent))
+    assert tower.facts["path"] == str(place.parent)
+    assert saved_tower(place.parent) == saved_tower(place) == place
+    assert saved_tower(run) is None
+    assert np.array_equal(tower.encode(LONG), load_tower(str(place)).encode(LONG))
 
 
 @pytest.mark.parametrize(

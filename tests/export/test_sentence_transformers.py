@@ -1,6 +1,5 @@
 """A text tower leaves as a sentence-transformers folder and is the same encoder there."""
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,16 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoModelForTextEncoding, AutoTokenizer
 
-from mmalign.commit import verify
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from mmalign.errors import UserError
 from mmalign.evaluation.encoder import Encoder
-from mmalign.evaluation.results import Results
-from mmalign.export.sentence_transformers import export_sentence_transformers
+from mmalign.evaluation.tower import Tower, tower_of
+from mmalign.export.sentence_transformers import write_sentence_transformers
+from mmalign.export.source import Source
 from mmalign.model.dual_encoder import ModelConfig, build_dual_encoder
 from mmalign.model.image_tower import TimmTower
 from mmalign.model.text_tower import Pooling, TextTowerConfig
@@ -81,17 +79,9 @@ def build_encoder(name: str, pooling: Pooling, tokenizer: Tokenizer) -> Encoder:
     return Encoder(model, config, tokenizer, {"path": "/somewhere", "step": 12, "sha256": "0" * 64})
 
 
-def some_results() -> Results:
-    results = Results(suite="retrieval", model={"path": "/home/someone/run", "sha256": "0" * 64})
-    for code in ("pt-BR", "no", "mean"):
-        for direction in ("text_to_image", "image_to_text"):
-            results.add(f"retrieval/scenes/{code}/{direction}/recall@1", 0.25, count=40)
-    results.add("alignment/scenes/no-pt-BR/bitext@1", 0.5, count=40)
-    results.add("alignment/scenes/mean/bitext@1", 0.5, count=40)
-    results.add("text/animals/no/clean/accuracy", 0.75, count=8)
-    results.add("text/animals/no/typos/accuracy", 0.5, count=8)
-    results.protocol["retrieval"] = "Every caption against every picture."
-    return results
+def write(encoder: Encoder, folder: Path) -> None:
+    folder.mkdir()
+    write_sentence_transformers(Source(tower_of(encoder), encoder), folder)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +104,7 @@ def test_the_folder_is_the_same_encoder_in_the_other_library(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     encoder = build_encoder(name, pooling, tokenizer)
-    export_sentence_transformers(encoder, tmp_path / "out", None, {})
+    write(encoder, tmp_path / "out")
     caplog.clear()
     capfd.readouterr()
     with warnings.catch_warnings():
@@ -143,7 +133,7 @@ def test_transformers_loads_the_trunk_alone_and_twice_the_same(
     name: str, loader: Any, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     encoder = build_encoder(name, "mean", tokenizer)
-    export_sentence_transformers(encoder, tmp_path / "out", None, {})
+    write(encoder, tmp_path / "out")
     first, keys = loader.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(keys.values()), keys
     second = SentenceTransformer(str(tmp_path / "out"), device="cpu")[0].auto_model
@@ -166,26 +156,36 @@ def test_transformers_loads_the_trunk_alone_and_twice_the_same(
     assert torch.allclose(state_NLF, expected_NLF, atol=1e-6)
 
 
-def test_the_folder_holds_safetensors_only_and_nothing_of_the_machine(
-    tokenizer: Tokenizer, tmp_path: Path
+def mlp(width: int, out: int) -> torch.nn.Sequential:
+    between = (width + out) // 2
+    return torch.nn.Sequential(
+        torch.nn.Linear(width, between, bias=False),
+        torch.nn.GELU(),
+        torch.nn.Linear(between, out, bias=False),
+    )
+
+
+@pytest.mark.parametrize(
+    ("projection", "unit_length", "kinds"),
+    [
+        (None, False, ["Transformer", "Pooling"]),
+        (torch.nn.Linear(32, 12), False, ["Transformer", "Pooling", "Dense"]),
+        (mlp(32, 12), True, ["Transformer", "Pooling", "Dense", "Dense", "Normalize"]),
+    ],
+)
+def test_a_tower_of_any_head_is_the_same_there(
+    projection: torch.nn.Module | None,
+    unit_length: bool,
+    kinds: list[str],
+    tokenizer: Tokenizer,
+    tmp_path: Path,
 ) -> None:
-    encoder = build_encoder("xlm-roberta", "mean", tokenizer)
-    tokenizer(["padded", "and cut, long text"], 4)
-    config = {"data": {"shards": "/home/someone/shards"}, "hub_token": "hf_abcdefghij"}
-    export_sentence_transformers(encoder, tmp_path / "out", some_results(), config)
-    export_sentence_transformers(encoder, tmp_path / "again", some_results(), config)
-    first, second = verify(tmp_path / "out"), verify(tmp_path / "again")
-    del first["files"]["README.md"], second["files"]["README.md"]  # each bears its folder's name
-    assert first == second and first["step"] == 12
-    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl", ".py")]
-    for path in (path for path in files if path.suffix in (".json", ".md")):
-        text = path.read_text(encoding="utf-8")
-        for trace in ("is_local", "local_files_only", "/home/", str(tmp_path), "hf_abcdefghij"):
-            assert trace not in text, (path.name, trace)
-    fast = json.loads((tmp_path / "out/tokenizer.json").read_text(encoding="utf-8"))
-    assert fast["truncation"] is None and fast["padding"] is None
-    assert set(load_file(tmp_path / "out/2_Dense/model.safetensors")) == {"linear.weight"}
+    trunk = build_encoder("bert", "mean", tokenizer).model.text_tower.trunk
+    tower = Tower(trunk, tokenizer, "mean", projection, unit_length, MAX_LENGTH)
+    write_sentence_transformers(Source(tower), tmp_path)
+    theirs = SentenceTransformer(str(tmp_path), device="cpu")
+    assert [type(module).__name__ for module in theirs] == kinds
+    assert np.abs(theirs.encode(TEXTS) - tower.encode(TEXTS)).max() <= 2e-6
 
 
 def test_the_encoder_half_that_cannot_be_loaded_alone_is_refused(
@@ -193,26 +193,4 @@ def test_the_encoder_half_that_cannot_be_loaded_alone_is_refused(
 ) -> None:
     encoder = build_encoder("m2m_100", "mean", tokenizer)
     with pytest.raises(UserError, match="encoder half of a `m2m_100` model"):
-        export_sentence_transformers(encoder, tmp_path / "out", None, {})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_card_says_what_was_measured_and_no_more(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    from huggingface_hub import ModelCard
-
-    encoder = build_encoder("bert", "mean", tokenizer)
-    config = {"name": "tiny", "seed": 3, "sources": ["https://me:pw@example.org/x"]}
-    export_sentence_transformers(encoder, tmp_path / "bare", None, config)
-    bare = ModelCard.load(tmp_path / "bare/README.md")
-    assert "## Results" not in bare.text and bare.data.language is None
-    assert bare.data.license is None and bare.data.library_name == "sentence-transformers"
-    assert "name: tiny\nseed: 3" in bare.text and "me:pw" not in bare.text
-
-    export_sentence_transformers(encoder, tmp_path / "full", some_results(), config, "apache-2.0")
-    full = ModelCard.load(tmp_path / "full/README.md")
-    assert full.data.language == ["no", "pt"] and full.data.license == "apache-2.0"
-    assert full.data.to_dict()["language_bcp47"] == ["no", "pt-BR"]
-    assert "| pt-BR | 25.0 |  | 25.0 |  | 40 |" in full.text
-    assert "| no | 75.0 | 50.0 | 8 |" in full.text
-    assert "| mean | 50.0 | 40 |" in full.text
-    assert "Every caption against every picture." in full.text
+        write(encoder, tmp_path / "out")

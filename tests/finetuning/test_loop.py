@@ -9,8 +9,9 @@ import pytest
 import torch
 from tiny import tiny_run
 
+from mmalign import __version__
 from mmalign.batch import Example
-from mmalign.commit import verify
+from mmalign.commit import sha256_of, verify
 from mmalign.config import load_config, validate
 from mmalign.errors import UserError
 from mmalign.evaluation.encoder import weights_sha256
@@ -142,7 +143,13 @@ def test_a_tower_that_was_written_gives_the_same_features(
     _, model = run_seed(load_tower(run), read_task(config.task), config, seed=0)
     finetune(config, run, tmp_path / "out")
     folder = tmp_path / "out" / "tower"
-    assert verify(folder)["task"] == "toy"
+    facts = verify(folder)
+    assert facts["task"] == "toy" and facts["code"]["version"] == __version__
+    assert facts["base_model"] is None, "it was a folder"
+    (data,) = facts["data"]
+    assert data["folder"] == str(task) and data["files"]
+    assert all(sha256_of(task / name) == sha256 for name, sha256 in data["files"].items())
+    assert data["files"].keys() == {p.name for p in task.iterdir()}
     assert json.loads((folder / "head.json").read_text())["labels"] == sorted(LABELS)
     features = load_tower(str(folder)).encode(WORDS)
     assert np.array_equal(features, model.tower.encode(WORDS))

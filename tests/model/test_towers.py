@@ -215,7 +215,7 @@ def test_unknown_image_models_get_one_sentence() -> None:
         build_image_tower(validate(TimmTower, tree, "test"))
 
 
-def dual_encoder(freeze_image: bool = False) -> DualEncoder:
+def dual_encoder_config(freeze_image: bool = False) -> ModelConfig:
     tree = {
         "image": {
             "kind": "timm",
@@ -226,9 +226,13 @@ def dual_encoder(freeze_image: bool = False) -> DualEncoder:
         "text": text_config("bert").model_dump(),
         "embedding": 12,
     }
+    return validate(ModelConfig, tree, "test")
+
+
+def dual_encoder(freeze_image: bool = False) -> DualEncoder:
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
-    config = validate(ModelConfig, tree, "test")
+    config = dual_encoder_config(freeze_image)
     return build_dual_encoder(config, tokenizer.vocabulary, tokenizer.padding_id)
 
 
@@ -241,6 +245,22 @@ def test_the_dual_encoder_gives_unit_rows_and_its_temperature() -> None:
         assert torch.allclose(rows.norm(dim=1), torch.ones(len(rows)), atol=1e-6)
     assert found.logit_scale.shape == (1,)
     assert float(found.logit_scale.detach()) == pytest.approx(1 / 0.07, rel=1e-5)
+
+
+def test_the_text_projection_may_have_two_layers() -> None:
+    config = dual_encoder_config()
+    assert config.text_projection == "linear"
+    tokenizer = tiny_tokenizer()
+    given = (tokenizer.vocabulary, tokenizer.padding_id)
+    model = build_dual_encoder(config.model_copy(update={"text_projection": "mlp"}), *given)
+    shapes = {n: tuple(p.shape) for n, p in model.named_parameters() if "text_projection" in n}
+    assert shapes == {"text_projection.0.weight": (14, 16), "text_projection.2.weight": (12, 14)}
+    token_NL = torch.tensor([[5, 6], [7, 8]])
+    first, second = (dict(model.named_parameters())[name] for name in shapes)
+    feature_NF = model.eval().text_tower(token_NL, torch.ones_like(token_NL))
+    by_hand = torch.nn.functional.gelu(feature_NF @ first.T) @ second.T
+    found = model.encode_text(token_NL, torch.ones_like(token_NL))
+    torch.testing.assert_close(found, torch.nn.functional.normalize(by_hand, dim=-1))
 
 
 def test_a_frozen_tower_does_not_move() -> None:

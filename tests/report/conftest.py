@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from invented_run import LANGUAGES, write_run
 
-from mmalign.report.collect import collect
+from mmalign.evaluation.collect import collect
 from mmalign.report.page import write_report
 
 

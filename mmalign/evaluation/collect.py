@@ -14,22 +14,37 @@ from mmalign.evaluation.names import subjects
 from mmalign.evaluation.results import Results, read_results
 
 
+def result_files(run: Path) -> list[Path]:
+    """The files of what was measured on a run, of whichever of its checkpoints."""
+    return sorted((*run.glob("eval/*/results.json"), *run.glob("finetune/*/results.json")))
+
+
+def measured_on(run: Path, sha256: str) -> dict[Path, Results]:
+    """What was measured on the weights of this sha256, by the file that holds it."""
+    found = {path: read_results(path) for path in result_files(run)}
+    return {path: results for path, results in found.items() if results.model["sha256"] == sha256}
+
+
 def collect(run: Path) -> Results:
     """The merged results of a run folder.
 
     Raises:
         UserError: nothing was measured, or some of it on other weights than the rest.
     """
-    paths = sorted((*run.glob("eval/*/results.json"), *run.glob("finetune/*/results.json")))
-    if not paths:
+    found = {path: read_results(path) for path in result_files(run)}
+    if not found:
         raise UserError(
             f"{run}: nothing was measured on this run yet; use `mmalign eval SUITE --model {run}`"
         )
-    found = {path: read_results(path) for path in paths}
     _check_same_weights(found)
+    return merged(found)
+
+
+def merged(found: dict[Path, Results]) -> Results:
+    """Results of the same weights as one; at least one file."""
     tested = Counter(task for one in found.values() for task in subjects(one.metrics, "text"))
     repeated = {task for task, times in tested.items() if times > 1}
-    whole = Results(suite="report", model=found[paths[0]].model)
+    whole = Results(suite="report", model=next(iter(found.values())).model)
     for path, results in found.items():
         whole.environment.update(results.environment)
         whole.merge(_tell_apart(results, repeated, path.parent.name))

@@ -1,0 +1,153 @@
+"""One folder that several libraries load: written format by format, put together, verified, committed.
+
+    model -> Source -> a folder a format -> merged -> lineage.json, results.json, .eval_results/, README.md
+           -> loaded by each library in a clean process (verify.py) -> MANIFEST.json, renamed into place
+
+Formats share a folder where no file of theirs contradicts another: the text tower of sentence-transformers
+and the ONNX graphs beside both towers of open_clip, with one tokenizer and one config.json for all.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mmalign.commit import MANIFEST, committed_folder, write_json
+from mmalign.errors import UserError
+from mmalign.export.card import write_card
+from mmalign.export.eval_results import write_eval_results
+from mmalign.export.lineage import without_paths
+from mmalign.export.onnx import write_onnx
+from mmalign.export.open_clip import write_open_clip
+from mmalign.export.router import write_router
+from mmalign.export.sentence_transformers import write_sentence_transformers
+from mmalign.export.source import Source, read_source
+from mmalign.export.transformers import write_transformers
+from mmalign.export.verify import verify_export
+
+FORMATS = (
+    "sentence-transformers",
+    "sentence-transformers-router",
+    "transformers",
+    "open_clip",
+    "onnx",
+)
+
+
+def export(
+    model: Path,
+    out: Path,
+    formats: Sequence[str],
+    license: str | None = None,
+    repo_id: str | None = None,
+    data: Path | None = None,
+) -> dict[str, float]:
+    """Write a model to the folder `out`, whole and verified or not at all.
+
+    Args:
+        model: a run, a checkpoint, a fine-tuning or a LoRA adapter (see `source.py`).
+        formats: names in `FORMATS`, each once.
+        license: identifier for the card (`apache-2.0`); none: the card names no licence.
+        repo_id: name on the hub (`someone/model`) that the folder will be published under; none: an
+            open_clip folder loads by its name only from the place where it was written.
+        data: a test set on which the loss of the 8-bit text tower of `onnx` is measured.
+
+    Returns:
+        The largest difference of a component to our own vectors, for each library that loaded it.
+
+    Raises:
+        UserError: no model, a format cannot hold it, two cannot share a folder, or a library computes
+            something else from it.
+    """
+    _check(out, formats)
+    source = read_source(model)
+    facts = source.tower.facts
+    info = {"formats": list(formats), "model_sha256": facts["sha256"], "step": facts["step"]}
+    title = repo_id or source.config.get("name") or out.name
+    with committed_folder(out, info) as folder:
+        write_files(source, folder, formats, repo_id or str(out.resolve()), data)
+        write_json(folder / "lineage.json", source.lineage)
+        if source.results is not None:
+            without_paths(source.results).write(folder / "results.json")
+            write_eval_results(source.results, folder)
+        write_card(source, folder, formats, title, license, repo_id)
+        return verify_export(source, folder, formats)
+
+
+def _check(out: Path, formats: Sequence[str]) -> None:
+    """Stop before anything is written, or anything of somebody's is replaced."""
+    for name in formats:
+        if name not in FORMATS:
+            raise UserError(f"--format {name}: known are {', '.join(FORMATS)}")
+    if out.exists() and not _is_export(out):
+        raise UserError(
+            f"{out}: holds something that is no export and would be replaced; give another --out"
+        )
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether there is nothing in it, or what an earlier export left."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return folder.is_dir()
+    try:
+        facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(facts, dict) and ("formats" in facts or "format" in facts)
+
+
+def write_files(
+    source: Source, folder: Path, formats: Sequence[str], home: str, data: Path | None = None
+) -> None:
+    """Write the files of each format to `folder`.
+
+    Args:
+        home: the name that an open_clip folder finds its towers by: its place, or its name on the hub.
+        data: see `export`.
+
+    Raises:
+        UserError: see `export`.
+    """
+    writers: dict[str, Callable[[Source, Path], None]] = {
+        "sentence-transformers": write_sentence_transformers,
+        "sentence-transformers-router": write_router,
+        "transformers": write_transformers,
+        "open_clip": partial(write_open_clip, home=home),
+        "onnx": partial(write_onnx, data=data),
+    }
+    parts = folder / ".parts"
+    for name in formats:
+        part = parts / name
+        part.mkdir(parents=True)
+        writers[name](source, part)
+        for path in sorted(p for p in part.rglob("*") if p.is_file()):
+            _move(path, folder / path.relative_to(part), name)
+    shutil.rmtree(parts)
+
+
+def _move(path: Path, target: Path, format_name: str) -> None:
+    """Put a file in its place, where another format may have put one already."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        path.rename(target)
+    elif target.read_bytes() != path.read_bytes():
+        merged = _union(target, path)
+        if merged is None:
+            raise UserError(
+                f"--format {format_name}: its {target.name} and that of another format contradict each "
+                "other, so they cannot share a folder; export them one by one, each with its own --out"
+            )
+        write_json(target, merged)
+
+
+def _union(first: Path, second: Path) -> dict[str, Any] | None:
+    """Two JSON objects in one, where they agree on what both of them say."""
+    if first.suffix != ".json":
+        return None
+    one, other = (json.loads(path.read_text(encoding="utf-8")) for path in (first, second))
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return None
+    agree = all(one[name] == other[name] for name in one.keys() & other.keys())
+    return {**one, **other} if agree else None

@@ -1,0 +1,125 @@
+"""Both towers as a VisionTextDualEncoderModel of transformers, where that computes the same.
+
+    Source -> config.json, model.safetensors             both towers, projections, temperature
+           -> preprocessor_config.json, tokenizer files  what AutoProcessor reads
+           -> loaded by transformers and compared        the folder is kept only if they agree
+
+Its text path is `pooler_output -> Linear without bias`, and the pooler of BERT's kin is tanh(W x + b) of the
+first state. With W = s I, b = 0 and a small s this is the first state itself, scaled:
+
+    tanh(s x) / s = x (1 - (s x)^2 / 3 + ...)
+
+so `cls` pooling can be held: s is written into the pooler, and 1 / s into the projection. For s = 2^-20 both
+factors are exact in binary, and while |x| <= 256 the relative error is at most 2^-24 / 3 = 2e-8, below the
+rounding of float32 (6e-8). No component of a normalised state exceeds the root of its width (64 for a width
+of 4,096) times the norm's gain. The price: such weights are for float32 and bfloat16, not for float16. No
+choice of W makes a mean or a last state out of the first one.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.commit import write_json
+from mmalign.errors import UserError
+from mmalign.evaluation.tower import Tower
+from mmalign.export.agreement import must_agree
+from mmalign.export.sentence_transformers import auto_class
+from mmalign.export.source import Source
+from mmalign.export.tokenizer import write_tokenizer
+from mmalign.export.vision import preprocessor_config, vision_model
+
+FORMAT = "transformers"
+POOLER_SCALE = 2.0**-20
+_ELSEWHERE = "export to sentence-transformers-router, open_clip or onnx instead"
+
+
+def write_transformers(source: Source, folder: Path) -> None:
+    """Write both towers to `folder`, for AutoModel and AutoProcessor.
+
+    The temperature comes along; for the constant that a sigmoid loss adds to every score there is no place,
+    so `logits_per_image` lacks it. Cosines are not touched by either.
+
+    Raises:
+        UserError: this is a text tower alone, its pooling or projection has no place there, or transformers
+            has no twin of the image tower.
+    """
+    from transformers import VisionTextDualEncoderConfig, VisionTextDualEncoderModel
+    from transformers.utils import logging
+
+    encoder, tower = source.both_towers(FORMAT), source.tower
+    text = _text_model(tower)
+    vision, visual_projection = vision_model(encoder)
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(
+        vision.config, text.config, projection_dim=encoder.config.embedding
+    )
+    model = VisionTextDualEncoderModel(config, vision_model=vision, text_model=text)
+    tensors = {
+        **_prefixed("vision_model.", vision.state_dict()),
+        **_prefixed("text_model.", _text_tensors(tower, text)),
+        "visual_projection.weight": visual_projection.weight,
+        "text_projection.weight": _text_projection(tower),
+        "logit_scale": encoder.model.logit_scale.reshape(()),
+    }
+    logging.disable_progress_bar()
+    model.save_pretrained(str(folder), state_dict=_on_host(tensors))
+    write_json(folder / "preprocessor_config.json", preprocessor_config(encoder.model.image_tower))
+    write_tokenizer(tower.tokenizer, tower.max_length, folder)
+    must_agree(encoder, folder, "transformers", FORMAT)
+
+
+def _text_model(tower: Tower) -> Any:
+    """The trunk as AutoModel builds it, pooler included, without memory for weights.
+
+    Raises:
+        UserError: its `pooler_output` cannot be our pooling.
+    """
+    from transformers import AutoModel
+
+    if not isinstance(tower.projection, nn.Linear):
+        raise UserError(
+            "model.text_projection: VisionTextDualEncoderModel projects texts by one linear map and has no "
+            f"place for another projection; {_ELSEWHERE}"
+        )
+    if tower.pooling != "cls":
+        raise UserError(
+            "model.text.pooling: VisionTextDualEncoderModel takes a text's feature from the first token "
+            f"alone and cannot hold `{tower.pooling}` pooling; {_ELSEWHERE}"
+        )
+    with torch.device("meta"):
+        model = AutoModel.from_config(tower.trunk.config)
+    pooler = getattr(model, "pooler", None)
+    activation = getattr(pooler, "activation", None)
+    if auto_class(tower.trunk) is not AutoModel or not isinstance(activation, nn.Tanh):
+        raise UserError(
+            f"model.text: a `{model.config.model_type}` model has no pooler that VisionTextDualEncoderModel "
+            f"could take a text's feature from; {_ELSEWHERE}"
+        )
+    return model
+
+
+def _text_tensors(tower: Tower, text: Any) -> dict[str, Tensor]:
+    """The trunk's weights, and the pooler that hands on the first state (see above)."""
+    width = tower.state_width
+    pooler = {
+        "pooler.dense.weight": POOLER_SCALE * torch.eye(width),
+        "pooler.dense.bias": torch.zeros(width),
+    }
+    tensors = {**tower.trunk.state_dict(), **pooler}
+    assert tensors.keys() == text.state_dict().keys(), tensors.keys() ^ text.state_dict().keys()
+    return tensors
+
+
+def _text_projection(tower: Tower) -> Tensor:
+    assert isinstance(tower.projection, nn.Linear)
+    return tower.projection.weight.detach() / POOLER_SCALE
+
+
+def _prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: one.detach().cpu().clone().contiguous() for name, one in tensors.items()}

@@ -1,0 +1,195 @@
+"""The image tower as a model of transformers, with the preprocessing that computes our pixels.
+
+    Encoder -> a network of timm             -> TimmWrapperModel  -+
+            -> open_clip's around one        -> TimmWrapperModel  -+-> pooler_output -> Linear -> shared space
+            -> open_clip's VisionTransformer -> CLIPVisionModel   -+
+            -> preprocessor_config.json: RGB, squeezed to the square by Pillow, normalised
+
+transformers 5 resizes by torchvision where it finds it, and such pixels differ from Pillow's by 1 of 255
+here and there. The file therefore names the class that computes with Pillow; but transformers 5.23 takes the
+name of either class for the name of both, so whoever loads it says `backend="pil"`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmalign.commit import write_json
+from mmalign.errors import UserError
+from mmalign.evaluation.encoder import Encoder
+from mmalign.model.image_tower import ImageTower, TimmTower, takes_image_size
+
+TOLERANCE = 1e-6  # of one component of a vector of unit length
+# Our names of the parts of open_clip's VisionTransformer, and what CLIPVisionModel calls them.
+_CLIP_NAMES = (
+    ("conv1.", "embeddings.patch_embedding."),
+    ("class_embedding", "embeddings.class_embedding"),
+    ("positional_embedding", "embeddings.position_embedding.weight"),
+    ("ln_pre.", "pre_layrnorm."),
+    ("ln_post.", "post_layernorm."),
+    ("transformer.resblocks.", "encoder.layers."),
+    (".ln_1.", ".layer_norm1."),
+    (".ln_2.", ".layer_norm2."),
+    (".attn.", ".self_attn."),
+    (".mlp.c_fc.", ".mlp.fc1."),
+    (".mlp.c_proj.", ".mlp.fc2."),
+)
+
+
+def vision_model(encoder: Encoder) -> tuple[Any, nn.Linear]:
+    """The image tower in transformers, and the projection that leads from there into the shared space.
+
+    Linear maps at the end of an open_clip network are part of the projection.
+
+    Returns:
+        A model whose `pooler_output` is (B, F), and `Linear(F, D, bias=False)`; both in evaluation mode and
+        on the encoder's device.
+
+    Raises:
+        UserError: transformers has no network that computes the same.
+    """
+    tower = encoder.model.image_tower
+    try:
+        model, weight_DF = _twin(encoder, encoder.model.image_projection.weight.detach())
+    except (RuntimeError, TypeError, ValueError) as error:  # other weights, or no such option
+        raise _refusal(tower, str(error)) from None
+    projection = nn.Linear(weight_DF.shape[1], weight_DF.shape[0], bias=False)
+    projection.weight = nn.Parameter(weight_DF, requires_grad=False)
+    model, projection = model.to(encoder.device).eval(), projection.to(encoder.device)
+    _must_agree(encoder, model, projection)
+    return model, projection
+
+
+def write_vision(model: Any, tower: ImageTower, folder: Path) -> None:
+    """Write a model that `vision_model` made, and its preprocessing, for AutoModel and AutoImageProcessor."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model.save_pretrained(str(folder))
+    write_json(folder / "preprocessor_config.json", preprocessor_config(tower))
+
+
+def preprocessor_config(tower: ImageTower) -> dict[str, Any]:
+    """What `preprocessor_config.json` holds: `Preprocess` of an evaluation in the words of transformers."""
+    return {
+        "image_processor_type": "CLIPImageProcessorPil",
+        "do_convert_rgb": True,  # also lays transparency on white
+        "do_resize": True,
+        "size": {"height": tower.size, "width": tower.size},
+        "resample": 3,  # bicubic
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(tower.mean),
+        "image_std": list(tower.std),
+    }
+
+
+def _twin(encoder: Encoder, weight_DF: Tensor) -> tuple[Any, Tensor]:
+    """The same network as a model of transformers, and the projection behind it."""
+    image, tower = encoder.config.image, encoder.model.image_tower
+    trunk: Any = tower.trunk
+    if isinstance(image, TimmTower):
+        size = {"img_size": image.image_size} if takes_image_size(image.name) else {}
+        return _timm_wrapper(trunk, {**size, **image.options}, tower.width), weight_DF
+    kind = type(trunk).__name__
+    if kind == "TimmModel":
+        weight_DF = _through_head(trunk.head, weight_DF)
+        return _timm_wrapper(trunk.trunk, {}, weight_DF.shape[1]), weight_DF
+    if kind == "VisionTransformer":
+        return _clip_vision(trunk), _product(weight_DF, trunk.proj.detach().T)
+    raise _refusal(tower, f"it is a {kind}")
+
+
+def _timm_wrapper(trunk: Any, arguments: dict[str, Any], width: int) -> Any:
+    """A network of timm; `arguments` are those of timm's constructor."""
+    from transformers import TimmWrapperConfig, TimmWrapperModel
+
+    config = TimmWrapperConfig(
+        architecture=trunk.pretrained_cfg["architecture"],
+        model_args=arguments,
+        num_labels=0,
+        num_features=width,  # where sentence-transformers looks for the width
+        hidden_size=width,  # where a dual encoder of transformers does
+    )
+    model = TimmWrapperModel(config)
+    model.timm_model.load_state_dict(trunk.state_dict())
+    return model
+
+
+def _through_head(head: nn.Sequential, weight_DE: Tensor) -> Tensor:
+    """(D, F): what open_clip puts behind a network of timm, and our projection, as one map."""
+    parts = {name: part for name, part in head.named_children() if name != "drop"}
+    last: Any = parts.pop("proj", None)
+    if parts or (last is not None and last.bias is not None):
+        raise ValueError("its head is not one linear map without bias")
+    return weight_DE if last is None else _product(weight_DE, last.weight.detach())
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    return (left.double() @ right.double()).float()
+
+
+def _clip_vision(trunk: Any) -> Any:
+    """open_clip's own vision transformer, where it is built as CLIP's (arXiv 2103.00020)."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    block = trunk.transformer.resblocks[0]
+    if type(block).__name__ != "ResidualAttentionBlock":
+        raise ValueError("its blocks are not those of CLIP")
+    quick = type(block.mlp.gelu).__name__ == "QuickGELU"
+    config = CLIPVisionConfig(
+        hidden_size=trunk.class_embedding.shape[0],
+        intermediate_size=block.mlp.c_fc.out_features,
+        num_hidden_layers=len(trunk.transformer.resblocks),
+        num_attention_heads=block.attn.num_heads,
+        image_size=trunk.image_size[0],
+        patch_size=trunk.patch_size[0],
+        hidden_act="quick_gelu" if quick else "gelu",
+        layer_norm_eps=trunk.ln_post.eps,
+    )
+    model = CLIPVisionModel(config)
+    model.load_state_dict(_clip_tensors(trunk.state_dict()))
+    return model
+
+
+def _clip_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of open_clip's vision transformer under the names of CLIPVisionModel."""
+    tensors = {}
+    for name, tensor in state.items():
+        if name == "proj":  # part of the projection
+            continue
+        for ours, theirs in _CLIP_NAMES:
+            name = name.replace(ours, theirs)
+        if ".in_proj_" in name:  # torch keeps queries, keys and values in one
+            stem, _, kind = name.rpartition(".in_proj_")
+            for part, rows in zip("qkv", tensor.chunk(3), strict=True):
+                tensors[f"{stem}.{part}_proj.{kind}"] = rows
+        else:
+            tensors[name] = tensor
+    return tensors
+
+
+@torch.no_grad()
+def _must_agree(encoder: Encoder, model: Any, projection: nn.Linear) -> None:
+    """Stop where the weights fit and yet something else is computed: another pooling, another activation."""
+    tower = encoder.model.image_tower
+    noise = torch.randn((2, 3, tower.size, tower.size), generator=torch.Generator().manual_seed(0))
+    pixel_BCHW = noise.to(encoder.device)
+    ours_BD = encoder.model.encode_image(pixel_BCHW)
+    theirs_BD = F.normalize(projection(model(pixel_values=pixel_BCHW).pooler_output), dim=-1)
+    difference = (theirs_BD - ours_BD).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise _refusal(tower, f"vectors differ by {difference:.1g}")
+
+
+def _refusal(tower: ImageTower, reason: str) -> UserError:
+    kind = type(tower.trunk).__name__
+    return UserError(
+        f"model.image: transformers has no network that computes the same as this {kind} "
+        f"({' '.join(reason.split())[:150]}); export to open_clip or onnx instead"
+    )

@@ -1,0 +1,328 @@
+"""The card: valid for the hub, silent where nothing is known, true in its numbers, and its snippets run."""
+
+import html
+import inspect
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+from invented_run import measured
+from markdown_it import MarkdownIt
+from PIL import Image
+from tiny import MODEL, tiny_tokenizer
+
+from mmalign.config import validate, write_yaml
+from mmalign.evaluation.encoder import Encoder
+from mmalign.evaluation.results import Results
+from mmalign.evaluation.tower import Tower, tower_of
+from mmalign.export.build import write_files
+from mmalign.export.card import PLACE, write_card
+from mmalign.export.eval_results import eval_results
+from mmalign.export.source import Source
+from mmalign.model.dual_encoder import ModelConfig, build_dual_encoder
+
+LANGUAGES = ["de", "en", "no", "pt-BR", "sw", "zh-Hant", "quz"]
+FORMATS = (
+    "sentence-transformers",
+    "sentence-transformers-router",
+    "transformers",
+    "open_clip",
+    "onnx",
+)
+HOSTILE = "a | b\n---\n# <script>alert(1)</script> ```x``` [y](z) *w*"
+CONFIG: dict[str, Any] = {
+    "name": "tiny",
+    "seed": 3,
+    "steps": 400,
+    "batch_size": 256,
+    "data": {"train": ["/home/someone/shards/train"]},
+    "objective": {"kind": "contrastive", "loss": "softmax", "text_text": 0.25},
+    "engine": {"precision": "bf16"},
+    "hub_token": "hf_abcdefghij",
+}
+LINEAGE: dict[str, Any] = {
+    "format": 1,
+    "code": {"version": "0.1.0", "commit": "0123abc", "dirty": True},
+    "run": {"steps": 400, "pairs_seen": 102400, "world_size": 2},
+    "base_models": {"text": "xlm-roberta-base", "image": {"library": "timm", "name": "resnet10t"}},
+    "data": [
+        {
+            "name": "scenes",
+            "split": "train",
+            "manifest_sha256": "0f" * 32,
+            "samples": 4000,
+            "captions": 5000,
+            "languages": {"de": 2000, "en": 2500, "yo": 500},
+            "licenses": {"CC BY 4.0": 3000, "CC0": 1000},
+        },
+        {"manifest_sha256": "1e" * 32, "found": False},
+    ],
+}
+
+
+def tiny_encoder(pooling: str = "mean", projection: str = "linear") -> Encoder:
+    text = {**MODEL["text"], "pooling": pooling}
+    tree = {**MODEL, "text": text, "text_projection": projection}
+    config = validate(ModelConfig, tree, "test")
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(1)
+    model = build_dual_encoder(config, tokenizer.vocabulary, tokenizer.padding_id)
+    return Encoder(model, config, tokenizer, {"path": "/somewhere", "step": 12, "sha256": "0" * 64})
+
+
+def some_results() -> Results:
+    results = measured(np.random.default_rng(0), LANGUAGES, 0.6, 40)
+    untrained = measured(np.random.default_rng(1), LANGUAGES, 0.0, 40)
+    results.baselines["untrained"] = untrained
+    untrained.metrics["text/category_unseen/mean/clean/accuracy"] = 0.99
+    results.add("text/category/mean/typos/accuracy_drop", 0.4242, count=1400)
+    results.add("zero_shot/things/sw/accuracy@1", np.zeros(50), chance=0.02)
+    return results
+
+
+def full_source() -> Source:
+    encoder = tiny_encoder()
+    return Source(tower_of(encoder), encoder, some_results(), CONFIG, LINEAGE)
+
+
+def card_of(source: Source, folder: Path, *formats: str, title: str = "tiny", **more: Any) -> Any:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_card(source, folder, formats or FORMATS, title, **more)
+    return ModelCard.load(folder / "README.md")
+
+
+def test_what_is_not_known_is_not_said(tmp_path: Path) -> None:
+    tower = tower_of(tiny_encoder())
+    bare = Tower(tower.trunk, tower.tokenizer)
+    card = card_of(Source(bare), tmp_path, "sentence-transformers")
+    assert card.data.to_dict() == {
+        "library_name": "sentence-transformers",
+        "pipeline_tag": "sentence-similarity",
+        "tags": ["sentence-transformers", "feature-extraction", "transformers", "mmalign"],
+    }
+    for word in ("## Results", "## How it was trained", "Licence", "icture", "None", "sha256", "{"):
+        assert word not in card.text, word
+    assert "**Nothing was measured on this model**" in card.text
+    assert "no projection, lengths as they come" in card.text
+
+
+def test_the_front_matter_is_what_the_hub_knows_and_comes_back(tmp_path: Path) -> None:
+    source = full_source()
+    card = card_of(source, tmp_path, license="apache-2.0")
+    data = card.data.to_dict()
+    allowed = {*inspect.signature(ModelCardData).parameters, "model-index", "language_bcp47"}
+    assert not data.keys() - allowed
+    assert data["language"] == ["de", "en", "yo"] and "language_bcp47" not in data
+    assert (data["license"], data["library_name"]) == ("apache-2.0", "sentence-transformers")
+    assert data["base_model"] == "xlm-roberta-base"
+    assert data["metrics"] == ["accuracy", "recall"]
+    assert source.results is not None and card.data.eval_results
+    wanted = eval_results(source.results)
+    assert len(wanted) == len(card.data.eval_results)
+    assert all(one in card.data.eval_results for one in wanted)
+    assert card.data.model_name == "tiny"
+
+
+def test_without_lineage_the_measured_languages_are_named(tmp_path: Path) -> None:
+    source = full_source()
+    data = card_of(Source(source.tower, source.encoder, source.results), tmp_path).data.to_dict()
+    assert data["language"] == ["de", "en", "no", "pt", "quz", "sw", "zh"]
+    assert data["language_bcp47"] == sorted(LANGUAGES)
+
+
+def test_limits_are_written_from_the_measurements(tmp_path: Path) -> None:
+    source = full_source()
+    results, text = source.results, card_of(source, tmp_path).text
+    assert results is not None
+    head = "retrieval/emoji_scenes/{}/text_to_image/recall@1"
+    worst = min(LANGUAGES, key=lambda code: results.metrics[head.format(code)])
+    value = f"{100 * results.metrics[head.format(worst)]:.1f}"
+    (line,) = [
+        one for one in text.splitlines() if one.startswith("- **Text to image**, emoji_scenes (")
+    ]
+    assert re.search(rf"lowest of 7 languages: [^,]*\({worst}\) {value} %, ", line), line
+    assert "(n = 40 each)" in line
+    (line,) = [one for one in text.splitlines() if "chance** (95 %" in one and "things" in one]
+    assert "Swahili (sw)" in line
+    assert "**No better than before training**, text task, category_unseen (accuracy)" in text
+    assert "**Under noise** (typos) the accuracy of category falls by 42.4 points" in text
+    assert "**Trained, never measured**: Yoruba (yo)." in text
+    assert "not in the training data that is known**: Norwegian (no)" in text
+    assert "Texts are cut after 32 tokens" in text and "squeezed whole to 32 x 32 pixels" in text
+
+
+def test_a_text_tower_alone_speaks_of_no_pictures_that_it_holds(tmp_path: Path) -> None:
+    text = card_of(full_source(), tmp_path, "sentence-transformers").text
+    assert "the model's image tower, which is not in this folder" in text
+    assert "squeezed whole" not in text and "picture.jpg" not in text
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"objective": {"kind": "masked_language_model", "share": 0.15}}, "hidden words only"),
+        (
+            {"task": {"name": "sib200", "language": "en"}, "trainable": "all", "epochs": 5},
+            "Fine-tuned on sib200, labels in English (en) only.",
+        ),
+    ],
+)
+def test_other_ways_of_training_are_told(
+    config: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    tower = tower_of(tiny_encoder())
+    card = card_of(Source(tower, config=config), tmp_path, "sentence-transformers")
+    assert words in card.text
+
+
+def test_a_fine_tuned_tower_names_the_data_of_its_parent(tmp_path: Path) -> None:
+    lineage = {"data": [{"file": "train.tsv", "sha256": "2d" * 32}], "parent": LINEAGE}
+    source = Source(tower_of(tiny_encoder()), lineage=lineage)
+    card = card_of(source, tmp_path, "sentence-transformers")
+    assert card.data.language == ["de", "en", "yo"]
+    row = "| scenes | train | 4,000 | 5,000 | 3 | CC BY 4.0 (3,000), CC0 (1,000) | 0f0f0f0f0f0f |"
+    assert row in card.text and "| 1e1e1e1e1e1e |" in card.text
+    assert "- Before that: Size: 400 steps, 102,400 pictures seen, processes: 2." in card.text
+
+
+def numbers_known(source: Source) -> set[str]:
+    """Every way in which the card may write a number that stands in the results or in the lineage."""
+    assert source.results is not None
+    values = [*source.results.metrics.values(), *source.results.chance.values()]
+    values += [end for pair in source.results.ci95.values() for end in pair]
+    values += source.results.baselines["untrained"].metrics.values()
+    shares = {form(100 * one) for one in values for form in ("{:.1f}".format, "{:.2g}".format)}
+    trees = (source.results.counts, source.results.environment, source.results.protocol)
+    plain = json.dumps([*trees, source.lineage, source.config])
+    return shares | set(re.findall(r"\d+(?:\.\d+)*", plain))
+
+
+def test_every_number_stands_in_the_results_or_the_lineage(tmp_path: Path) -> None:
+    source = full_source()
+    text = card_of(source, tmp_path, "sentence-transformers").text
+    text = re.sub(r"(?s)```.*?```", "", text).replace("arXiv 2103.00020", "")
+    text = re.sub(r"`[0-9a-f]{64}`|\b[0-9a-f]{12}\b|sha256|recall@10?|bitext@1|95 %|-bit", "", text)
+    structure = {
+        *("7", "6", "5", "42", "12"),  # languages, words, pairs of languages; the step
+        *("16", "32", "3", "1"),  # width, tokens and pixels; languages of a set; accuracy@1
+    }
+    unknown = set(re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)*", text))
+    unknown = {one.rstrip(",").replace(",", "") for one in unknown}
+    assert unknown - numbers_known(source) - structure == set()
+
+
+def test_the_same_source_gives_the_same_card_without_traces(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        text = card_of(full_source(), tmp_path / name).content
+    assert text == (tmp_path / "one/README.md").read_text(encoding="utf-8")
+    for trace in ("/home/", "/somewhere", "hf_abcdefghij", str(tmp_path)):
+        assert trace not in text
+    assert "name: tiny\n" in text and "seed: 3" in text
+
+
+def hostile_source() -> Source:
+    subject = HOSTILE.replace("/", "")  # which parts the names of metrics
+    results = Results(suite="s", model={}, protocol={f"retrieval/{HOSTILE}": HOSTILE})
+    for part in (subject, "mean", *(f"a{letter}" for letter in "abcdefghijkl")):
+        for tail in ("text_to_image/recall@1", "image_to_text/recall@1"):
+            results.add(f"retrieval/{subject}/{part}/{tail}", 0.5, count=3)
+    results.add(f"text/{subject}/de/clean/accuracy", 0.5, count=3)
+    known = {"name": HOSTILE, "licenses": {HOSTILE: 2}, "languages": {HOSTILE: 1}}
+    config = {"name": HOSTILE, "task": {"name": HOSTILE, "language": HOSTILE}}
+    encoder, lineage = tiny_encoder(), {"data": [{**LINEAGE["data"][0], **known}]}
+    return Source(tower_of(encoder), encoder, results, config, lineage)
+
+
+def test_words_of_strangers_stay_words(tmp_path: Path) -> None:
+    source = hostile_source()
+    card = card_of(source, tmp_path, title=HOSTILE, license="other")
+    title = " ".join(HOSTILE.split())
+    assert (card.data.model_name, card.data.license) == (title, "other")
+    assert source.results is not None
+    assert all(one in card.data.eval_results for one in eval_results(source.results))
+    tokens = MarkdownIt("commonmark").enable("table").parse(card.text)
+    inline = [child for token in tokens for child in token.children or ()]
+    raw = [one.content for one in (*tokens, *inline) if one.type in ("html_block", "html_inline")]
+    assert any(
+        html.escape(title.replace("/", "")) in block for block in raw
+    )  # a long table is folded
+    for block in raw:
+        assert re.fullmatch(r"</?details>(<summary>[^<>]*</summary>)?", block.strip()), block
+    assert not [one for one in inline if one.type in ("link_open", "image", "em_open")]
+    first = next(tokens[i + 1] for i, one in enumerate(tokens) if one.type == "heading_open")
+    assert "".join(one.content for one in first.children or ()) == title
+    rows = [one for one in card.text.splitlines() if one.startswith("| a ")]
+    assert len(rows) == 3  # the hostile names each stay in a cell of one row
+    (config,) = [one.content for one in tokens if one.type == "fence" and one.info == "yaml"]
+    assert config.strip() == write_yaml(source.config).strip()
+
+
+def run_snippets(text: str) -> list[dict[str, Any]]:
+    """Execute the Python blocks, one name space for each heading; what they leave behind."""
+    spaces = []
+    for section in re.split(r"\n#{2,3} ", text):
+        blocks = re.findall(r"(?s)```python\n(.*?)```", section)
+        if blocks:
+            space: dict[str, Any] = {}
+            for block in blocks:
+                exec(compile(block, section.splitlines()[0], "exec"), space)
+            spaces.append(space)
+    return spaces
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling", "projection"),
+    [
+        ("sentence-transformers", "mean", "linear"),
+        ("sentence-transformers", "cls", "mlp"),
+        ("sentence-transformers", "last", "linear"),
+        ("sentence-transformers-router", "mean", "mlp"),
+        ("transformers", "cls", "linear"),
+        ("open_clip", "mean", "mlp"),
+        ("onnx", "mean", "linear"),
+    ],
+)
+def test_every_snippet_runs_and_gives_our_vectors(
+    name: str, pooling: str, projection: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = tiny_encoder(pooling, projection)
+    source = Source(tower_of(encoder), encoder)
+    folder = tmp_path / PLACE
+    folder.mkdir(parents=True)
+    write_files(source, folder, [name], home=str(folder))
+    card = card_of(source, folder, name)
+    picture = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(pixels).save(picture, "PNG")
+    (tmp_path / "picture.jpg").write_bytes(picture.getvalue())
+    monkeypatch.chdir(tmp_path)
+    text_ND = encoder.encode_texts(["two dogs", "deux chiens"])
+    image_ND = encoder.encode_images([picture.getvalue()])
+    spaces = run_snippets(card.text)
+    assert len(spaces) == (3 if name == "sentence-transformers" else 2)
+    for space in spaces:
+        found_ND = space["embeddings"] if "embeddings" in space else space["texts"]
+        assert np.abs(np.asarray(found_ND) - text_ND).max() <= 1e-5
+        if name != "sentence-transformers":
+            assert np.abs(np.asarray(space["pictures"]) - image_ND).max() <= 1e-5
+
+
+def test_a_card_for_the_hub_loads_by_name(tmp_path: Path) -> None:
+    text = card_of(full_source(), tmp_path, repo_id="someone/model").text
+    assert PLACE not in text.replace('folder = "path/to/this/folder"', "")
+    for line in (
+        'model = SentenceTransformer("someone/model")',
+        'folder = snapshot_download("someone/model")',
+        'AutoModel.from_pretrained("someone/model")',
+        'open_clip.get_tokenizer("hf-hub:someone/model")',
+        'mmalign.load("someone/model")',
+    ):
+        assert line in text, line
+    for block in re.findall(r"(?s)```python\n(.*?)```", text):
+        compile(block, "card", "exec")

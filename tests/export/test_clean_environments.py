@@ -1,0 +1,111 @@
+"""An export loads where only the other library is installed: a fresh environment, nothing of ours in it.
+
+    tiny encoder -> folder -> venv + pip install <library> -> loader program -> its vectors against ours
+
+Each environment is made, used and removed; the versions are those of constraints.txt. With torch they take
+minutes and gigabytes.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from export_cases import build_encoder, source_of
+
+from mmalign.export.probes import write_probes
+from mmalign.export.verify import LOADERS, checked_difference, our_vectors, run_loader
+
+pytestmark = pytest.mark.slow
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is installed, what must not have come along, and (format, program) of what is loaded there."""
+
+    packages: tuple[str, ...]
+    absent: tuple[str, ...]
+    loads: tuple[tuple[str, str], ...]
+
+
+CASES = {
+    "onnxruntime": Case(
+        ("onnxruntime", "tokenizers", "numpy", "pillow"),
+        ("mmalign", "torch", "transformers"),
+        (("onnx", "onnx_runtime"),),
+    ),
+    "sentence-transformers": Case(
+        ("sentence-transformers",),
+        ("mmalign", "open_clip", "timm"),
+        (("sentence-transformers", "sentence_transformers_texts"),),
+    ),
+    "sentence-transformers with pictures": Case(
+        ("sentence-transformers", "pillow", "torchvision", "timm"),
+        ("mmalign", "open_clip"),
+        (("sentence-transformers-router", "sentence_transformers_router"),),
+    ),
+    "transformers": Case(
+        ("transformers", "torch", "pillow", "torchvision", "timm"),
+        ("mmalign", "open_clip", "sentence_transformers"),
+        (("sentence-transformers", "transformers_trunk"), ("transformers", "transformers_dual")),
+    ),
+    "open_clip": Case(
+        ("open_clip_torch", "transformers"),
+        ("mmalign", "sentence_transformers"),
+        (("open_clip", "open_clip_folder"),),
+    ),
+}
+
+
+def pip(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(python), "-I", "-m", "pip", "--disable-pip-version-check", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[Path]:
+    """The Python of an empty virtual environment."""
+    folder = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = folder / "bin" / "python"
+    reached = pip(python, "download", "--no-deps", "--dest", str(tmp_path / "wheel"), "packaging")
+    if reached.returncode != 0:
+        pytest.skip(f"pip reaches no registry: {reached.stderr.strip().splitlines()[-1:]}")
+    yield python
+    shutil.rmtree(folder)
+
+
+def is_importable(python: Path, package: str) -> bool:
+    command = [str(python), "-I", "-c", f"import {package}"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_export_loads_without_us(case: Case, environment: Path, tmp_path: Path) -> None:
+    from mmalign.export.build import write_files
+
+    installed = pip(environment, "install", "-q", "-c", str(CONSTRAINTS), *case.packages)
+    assert installed.returncode == 0, installed.stderr[-2000:]
+    assert [name for name in case.absent if is_importable(environment, name)] == []
+
+    probes = tmp_path / "probes"
+    probes.mkdir()
+    write_probes(probes)
+    for format_name, program in case.loads:
+        # transformers cannot pool by the mean.
+        pooling = "cls" if format_name == "transformers" else "mean"
+        source = source_of(build_encoder(pooling=pooling))
+        folder = tmp_path / format_name
+        folder.mkdir()
+        write_files(source, folder, [format_name], home=str(folder))
+        loader = next(one for one in LOADERS[format_name] if one.program == program)
+        vectors = run_loader(loader, folder, probes, str(environment))
+        assert checked_difference(loader, our_vectors(source, probes), vectors) <= loader.tolerance
+        assert all(np.isfinite(rows).all() for rows in vectors.values())

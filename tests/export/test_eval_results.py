@@ -1,0 +1,123 @@
+"""Measurements travel to the hub's two forms and come back as they were."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import EvalResult, ModelCardData, parse_eval_result_entries
+from invented_run import measured
+
+from mmalign.evaluation.results import Results
+from mmalign.export.eval_results import eval_results, primary_of, write_eval_results
+
+LANGUAGES = ["de", "no", "pt-BR", "sw", "zh-Hant", "quz"]
+
+
+def some_results() -> Results:
+    results = measured(np.random.default_rng(0), LANGUAGES, 0.6, 40)
+    results.data["emoji_scenes"] = "a" * 64
+    return results
+
+
+def by_key(results: Sequence[EvalResult]) -> dict[tuple[str, ...], float]:
+    keys = [
+        (one.task_type, one.dataset_name, one.dataset_config, one.metric_type) for one in results
+    ]
+    assert len(set(keys)) == len(keys)
+    return {tuple(map(str, key)): one.metric_value for key, one in zip(keys, results, strict=True)}
+
+
+def test_aggregates_and_languages_are_quoted_and_pairs_are_not() -> None:
+    results = some_results()
+    found = by_key(eval_results(results))
+    for part in (*LANGUAGES, "mean", "worst5"):
+        for k in (1, 10):
+            name = f"retrieval/emoji_scenes/{part}/text_to_image/recall@{k}"
+            key = ("text-to-image-retrieval", "emoji_scenes", part, f"recall_at_{k}")
+            assert found[key] == results.metrics[name]
+        key = ("zero-shot-image-classification", "things", part, "accuracy_at_1")
+        assert found[key] == results.metrics[f"zero_shot/things/{part}/accuracy@1"]
+    mean = results.metrics["alignment/emoji_scenes/mean/bitext@1"]
+    assert found["bitext-mining", "emoji_scenes", "mean", "bitext_at_1"] == mean
+    assert {key[2] for key in found} == {*LANGUAGES, "mean", "worst5"}
+    assert not [key for key in found if "typos" in "".join(key) or key[3].endswith("_at_5")]
+
+
+def test_a_set_is_named_with_its_protocol_and_its_data() -> None:
+    found = {one.dataset_name: one for one in eval_results(some_results())}
+    first = found["emoji_scenes@first-caption"]
+    assert first.dataset_type == "emoji_scenes@first-caption"  # the hub would mix it with the other
+    assert first.dataset_revision == found["emoji_scenes"].dataset_revision == "a" * 64
+    assert found["things"].dataset_revision is None and found["things"].verified is None
+
+
+def test_the_front_matter_gives_back_what_went_in() -> None:
+    found = eval_results(some_results())
+    text = ModelCardData(model_name="tiny", eval_results=found).to_yaml()
+    again = ModelCardData(**yaml.safe_load(text))
+    assert again.model_name == "tiny" and again.eval_results is not None
+    assert len(found) == len(again.eval_results) > 50
+    for one in found:
+        assert one in again.eval_results
+
+
+def test_what_is_no_number_is_left_out() -> None:
+    results = Results(suite="s", model={})
+    results.add("retrieval/scenes/mean/text_to_image/recall@1", math.nan, count=3)
+    assert eval_results(results) == []
+
+
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [
+        (("accuracy", "f1", "macro_f1", "matthews"), ("accuracy", "text-classification")),
+        (("accuracy",), ("accuracy", "multiple-choice")),
+        (("accuracy", "f1"), ("f1", "token-classification")),
+        (("exact_match", "f1", "mlqa_f1"), ("f1", "question-answering")),
+        (("accuracy", "mrr", "map@20"), ("map@20", "text-ranking")),
+        (("pearson", "spearman"), ("spearman", "sentence-similarity")),
+        (("mrr",), None),
+    ],
+)
+def test_the_kind_of_a_text_task_is_told_by_its_metrics(
+    metrics: tuple[str, ...], expected: tuple[str, str] | None
+) -> None:
+    results = Results(suite="s", model={})
+    for metric in metrics:
+        results.add(f"text/task/de/clean/{metric}", 0.5, count=3)
+    results.add("text/task/de/typos/accuracy", 0.4, count=3)
+    assert primary_of(results, "task") == expected
+
+
+def add_task(results: Results, task: str, counts: dict[str, int]) -> None:
+    for part, count in counts.items():
+        for metric in ("accuracy", "macro_f1"):
+            results.add(f"text/{task}/{part}/clean/{metric}", 0.25 + count / 1e5, count=count)
+    results.protocol[f"text/{task}"] = "Trained on English | labels.\nMeasured in others."
+
+
+def test_a_set_with_a_place_on_the_hub_gets_its_file(tmp_path: Path) -> None:
+    results = Results(suite="s", model={})
+    add_task(results, "xnli", {"de": 5010, "sw": 5010, "ur": 5009, "mean": 15029})
+    add_task(results, "category", {"de": 5010})
+    write_eval_results(results, tmp_path)
+    (path,) = (tmp_path / ".eval_results").iterdir()
+    assert path.name == "xnli.yaml"
+    entries = parse_eval_result_entries(yaml.safe_load(path.read_text(encoding="utf-8")))
+    assert {one.task_id for one in entries} == {"de", "sw"}  # of Urdu one example is missing
+    for one in entries:
+        assert one.dataset_id == "facebook/xnli"
+        assert one.value == results.metrics[f"text/xnli/{one.task_id}/clean/accuracy"]
+        assert one.notes == results.protocol["text/xnli"]
+    types = {one.dataset_name: one.dataset_type for one in eval_results(results)}
+    assert types == {"xnli": "facebook/xnli", "category": "category"}
+
+
+def test_no_file_without_a_set_of_the_hub(tmp_path: Path) -> None:
+    results = some_results()
+    add_task(results, "xnli", {"de": 300, "mean": 5010})  # a sample of it is another set
+    write_eval_results(results, tmp_path)
+    assert list(tmp_path.iterdir()) == []

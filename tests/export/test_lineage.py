@@ -1,0 +1,229 @@
+"""From lineage.json back to every shard: each hash on the way is that of the file it names."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shard_sets import make_set
+from tiny import MODEL, tiny_run
+
+from mmalign import __version__
+from mmalign.commit import committed_folder, sha256_of, write_json
+from mmalign.config import read_yaml, write_yaml
+from mmalign.data.shards import MANIFEST
+from mmalign.evaluation.encoder import load_encoder
+from mmalign.evaluation.results import Results
+from mmalign.evaluation.tower import load_tower
+from mmalign.export import lineage as module
+from mmalign.export.lineage import without_folders
+from mmalign.export.sentence_transformers import write_sentence_transformers
+from mmalign.export.source import read_source
+
+RUN = {
+    "name": "tiny",
+    "steps": 1,
+    "batch_size": 4,
+    "tokenizer": {"kind": "trained", "vocabulary": 128},
+    "model": MODEL,
+    "optimizer": {"lr": 1e-3, "warmup_steps": 0},
+    "engine": {"precision": "fp32"},
+}
+
+
+def train(folder: Path, out: str, *changes: str) -> Path:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "mmalign", "train", "run.yaml", "--out", out, *changes]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / out
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, a run on them, a run from its weights, and one that goes on with its state."""
+    home = tmp_path_factory.mktemp("home")
+    data = {"train": [str(make_set(home / "data", 10))], "workers": 0}
+    (home / "run.yaml").write_text(write_yaml({**RUN, "data": data}))
+    first = train(home, "first")
+    train(home, "second", f"init_from={first}")
+    train(home, "third", f"resume_from={first}", "steps=2")
+    return home
+
+
+def check_data(run: Path, lineage: dict[str, Any], home: Path) -> None:
+    (data,) = lineage["data"]
+    (folder,) = read_yaml(run / "config.yaml")["data"]["train"]
+    assert Path(folder) == home / "data" and data["found"]
+    assert data["manifest_sha256"] == sha256_of(home / "data" / MANIFEST)
+    assert sorted(shard["file"] for shard in data["shards"]) == sorted(
+        path.name for path in (home / "data").glob("*.tar")
+    )
+    for shard in data["shards"]:
+        assert shard["sha256"] == sha256_of(home / "data" / shard["file"])
+    assert data["samples"] == sum(shard["samples"] for shard in data["shards"]) == 10
+    assert data["captions"] == sum(data["languages"].values())
+    assert data["licenses"] == {"CC0-1.0": 10}
+
+
+def test_a_run_leads_back_to_its_shards(home: Path) -> None:
+    run = home / "first"
+    lineage = read_source(run).lineage
+    check_data(run, lineage, home)
+    step = run / "checkpoints" / "step-000000001"
+    assert lineage["model"] == {
+        "kind": "run",
+        "sha256": load_encoder(run).facts["sha256"],
+        "step": 1,
+    }
+    manifest = json.loads((step / "MANIFEST.json").read_text())
+    assert lineage["config_sha256"] == manifest["config_sha256"]
+    assert lineage["code"] == manifest["code"] and lineage["code"]["version"] == __version__
+    assert lineage["run"]["steps"] == 1 and lineage["run"]["world_size"] == 1
+    assert lineage["run"]["pairs_seen"] > 0
+    assert lineage["tokenizer"] == {
+        "kind": "trained",
+        "sha256": sha256_of(run / "tokenizer" / "tokenizer.json"),
+    }
+    assert "parent" not in lineage and "base_models" not in lineage
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "step"), [("second", "init_from", 1), ("third", "resume_from", 2)]
+)
+def test_a_run_that_went_on_names_its_parent_and_that_one_its_shards(
+    home: Path, name: str, how: str, step: int
+) -> None:
+    lineage = read_source(home / name).lineage
+    parent = lineage["parent"]
+    assert lineage["model"]["step"] == step
+    assert (parent["how"], parent["found"]) == (how, True)
+    first = load_encoder(home / "first").facts["sha256"]
+    assert parent["model"]["sha256"] == first != lineage["model"]["sha256"]
+    check_data(home / "first", parent, home)
+
+
+def test_nothing_tells_where_things_lie_and_the_same_source_gives_the_same_lineage(
+    home: Path,
+) -> None:
+    lineage = read_source(home / "second").lineage
+    assert str(home) not in json.dumps(lineage)
+    assert lineage == read_source(home / "second").lineage
+    assert lineage["config"]["data"]["train"] == [".../data"]
+
+
+def test_other_data_or_another_parent_in_the_same_place_are_not_mistaken(home: Path) -> None:
+    for path in (
+        home / "data" / MANIFEST,
+        home / "first/checkpoints/step-000000001/MANIFEST.json",
+    ):
+        good = path.read_bytes()
+        path.write_bytes(good + b" ")
+        try:
+            lineage = read_source(home / "second").lineage
+        finally:
+            path.write_bytes(good)
+        part = lineage["data"][0] if path.name == MANIFEST else lineage["parent"]
+        assert part["found"] is False and "shards" not in part and "model" not in part
+        assert len(part["manifest_sha256"]) == 64
+
+
+def test_very_many_shards_are_a_number_and_a_hash(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = read_source(home / "first").lineage["data"][0]["shards"]
+    monkeypatch.setattr(module, "MOST_SHARDS", 2)
+    (data,) = read_source(home / "first").lineage["data"]
+    assert data["shards"] == {"count": 3, "sha256": module._sha256_of_tree(shards)}
+
+
+def test_what_was_measured_is_named_with_its_hash(home: Path) -> None:
+    run = home / "first"
+    facts = load_encoder(run).facts
+    results = Results(suite="s", model=facts, data={"flickr": "a" * 64})
+    results.add("retrieval/flickr/en/text_to_image/recall@1", 0.5, count=4)
+    path = run / "eval" / "s" / "results.json"
+    results.write(path)
+    try:
+        (entry,) = read_source(run).lineage["evaluation"]
+    finally:
+        path.unlink()
+    assert entry["file"] == "eval/s/results.json" and entry["data"] == {"flickr": "a" * 64}
+    assert (entry["suite"], len(entry["sha256"])) == ("s", 64)
+
+
+def test_a_fine_tuning_in_a_run_that_was_moved_still_finds_it(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "before")
+    tower = load_tower(str(run))
+    model = {"path": "runs/before", "sha256": tower.facts["sha256"], "step": 1}
+    (run / "finetune" / "toy").mkdir(parents=True)
+    data = [{"folder": "data/toy", "files": {"train.en.tsv": "b" * 64}}]
+    facts = {"task": "toy", "model": model, "data": data}
+    with committed_folder(run / "finetune" / "toy" / "tower", facts) as place:
+        tower.save(place)
+    run.rename(tmp_path / "after")
+    lineage = read_source(tmp_path / "after" / "finetune" / "toy").lineage
+    assert lineage["data"] == data and lineage["task"] == "toy"
+    parent = lineage["parent"]
+    assert parent["found"] and parent["name"] == "runs/before"
+    assert parent["model"]["kind"] == "run"
+
+
+def test_a_fine_tuning_of_an_export_takes_over_its_lineage(tmp_path: Path) -> None:
+    source = read_source(tiny_run(tmp_path / "run"))
+    (tmp_path / "export").mkdir()
+    write_sentence_transformers(source, tmp_path / "export")
+    write_json(tmp_path / "export" / "lineage.json", source.lineage)
+    tower = load_tower(str(tmp_path / "export"))
+    with committed_folder(tmp_path / "tower", {"task": "toy", "model": tower.facts}) as place:
+        tower.save(place)
+    parent = read_source(tmp_path / "tower").lineage["parent"]
+    assert parent["found"] and parent["model"] == source.lineage["model"]
+    assert parent["config"] == source.lineage["config"]
+
+
+def test_a_fine_tuning_of_a_model_of_the_hub_names_it(tmp_path: Path) -> None:
+    tower = load_tower(str(tiny_run(tmp_path / "run")))
+    model = {"path": "somebody/some-model", "sha256": "d" * 64, "step": 0}
+    facts = {"task": "toy", "model": model, "base_model": "somebody/some-model"}
+    with committed_folder(tmp_path / "tower", facts) as place:
+        tower.save(place)
+    lineage = read_source(tmp_path / "tower").lineage
+    assert lineage["base_models"] == {"text": "somebody/some-model"}
+    assert lineage["parent"]["name"] == "somebody/some-model"
+
+
+def test_a_parent_with_other_weights_is_not_mistaken(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run")
+    found = module._parent(str(run), "c" * 64, 1)
+    assert found == {
+        "name": ".../run",
+        "found": False,
+        "model": {"sha256": "c" * 64},
+    }
+    hub = module._parent("somebody/some-model", "c" * 64)
+    assert hub["name"] == "somebody/some-model" and not hub["found"]
+
+
+@pytest.mark.parametrize(
+    ("value", "published"),
+    [
+        ("/home/me/data/set", ".../set"),
+        ("/home/me/data/set/", ".../set"),
+        ("~/data", ".../data"),
+        ("../other/run", ".../run"),
+        (r"C:\Users\me\run", ".../run"),
+        ("local-dir:/home/me/model", "local-dir:.../model"),
+        ("file:///home/me/model", "file:.../model"),
+        ("data/set", "data/set"),
+        ("xlm-roberta-base", "xlm-roberta-base"),
+        ("s3://bucket/set", "s3://bucket/set"),
+        ("https://example.org/a/b", "https://example.org/a/b"),
+        (3, 3),
+    ],
+)
+def test_of_a_path_on_a_disk_the_last_name_stays(value: Any, published: Any) -> None:
+    assert without_folders({"a": [value]}) == {"a": [published]}

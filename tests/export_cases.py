@@ -1,0 +1,103 @@
+"""Tiny dual encoders of every kind that an export has to hold: a second each, no network."""
+
+from typing import Any
+
+import torch
+from tiny import MODEL, tiny_tokenizer
+
+from mmalign.config import validate
+from mmalign.evaluation.encoder import Encoder
+from mmalign.evaluation.tower import text_side
+from mmalign.export.source import Source
+from mmalign.model.dual_encoder import ModelConfig, build_dual_encoder
+
+SMALL = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+NARROW = {"stem_width": 8, "channels": [16, 16, 32, 32]}
+_VIT = {"layers": 1, "width": 64, "patch_size": 32}
+_TEXT = {"layers": 1, "width": 64, "heads": 2}
+_OPEN_CLIP = {"kind": "open_clip", "name": "ViT-B-32", "image_size": 64}
+IMAGES: dict[str, dict[str, Any]] = {
+    "resnet10t": {"kind": "timm", "name": "resnet10t", "image_size": 32, "options": NARROW},
+    "vit": {"kind": "timm", "name": "test_vit", "image_size": 64},
+    "open_clip": {
+        **_OPEN_CLIP,
+        "options": {"embed_dim": 24, "vision_cfg": _VIT, "text_cfg": _TEXT},
+    },
+    "averaged": {
+        **_OPEN_CLIP,
+        "options": {"embed_dim": 24, "vision_cfg": {**_VIT, "pool_type": "avg"}, "text_cfg": _TEXT},
+    },
+    "scaled": {
+        **_OPEN_CLIP,
+        "options": {
+            "embed_dim": 24,
+            "vision_cfg": {**_VIT, "ls_init_value": 0.1},
+            "text_cfg": _TEXT,
+        },
+    },
+    "attention": {
+        **_OPEN_CLIP,
+        "name": "RN50",
+        "options": {
+            "embed_dim": 24,
+            "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8},
+            "text_cfg": _TEXT,
+        },
+    },
+    "perceptron": {
+        **_OPEN_CLIP,
+        "image_size": 160,
+        "options": {
+            "embed_dim": 24,
+            "vision_cfg": {"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "mlp"},
+            "text_cfg": _TEXT,
+        },
+    },
+    "around_timm": {
+        **_OPEN_CLIP,
+        "image_size": 160,
+        "options": {
+            "embed_dim": 24,
+            "vision_cfg": {"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear"},
+            "text_cfg": _TEXT,
+        },
+    },
+}
+TRUNKS: dict[str, dict[str, Any]] = {
+    "bert": {"model_type": "bert", "hidden_size": 32, **SMALL},
+    "xlm-roberta": {"model_type": "xlm-roberta", "hidden_size": 32, **SMALL},
+    "distilbert": {
+        "model_type": "distilbert",
+        "dim": 32,
+        "hidden_dim": 48,
+        "n_heads": 2,
+        "n_layers": 1,
+    },
+    "mt5": {
+        **{"model_type": "mt5", "d_model": 32, "d_ff": 48, "d_kv": 16},
+        **{"num_layers": 1, "num_heads": 2},
+    },
+}
+
+
+def build_encoder(
+    image: str = "resnet10t", trunk: str = "bert", pooling: str = "mean", **changes: Any
+) -> Encoder:
+    """A dual encoder with random weights, the same at every call; `changes` are fields of `model`."""
+    text = {**MODEL["text"], "architecture": TRUNKS[trunk], "pooling": pooling}
+    tree = {**MODEL, "image": IMAGES[image], "text": text, **changes}
+    config = validate(ModelConfig, tree, "tests/export_cases.py")
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(5)
+    model = build_dual_encoder(config, tokenizer.vocabulary, tokenizer.padding_id)
+    for module in model.modules():  # a fresh batch norm would change nothing
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 2.0)
+    return Encoder(model, config, tokenizer, {"path": "somewhere", "step": 3, "sha256": "0" * 64})
+
+
+def source_of(encoder: Encoder) -> Source:
+    """The encoder on its way out."""
+    return Source(tower=text_side(encoder), encoder=encoder)
