@@ -5,10 +5,11 @@
 
 from typing import TYPE_CHECKING
 
+from mmalign.code_version import VERSION as __version__
+
 if TYPE_CHECKING:
     from mmalign.evaluation.encoder import DualModel
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 

@@ -9,8 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mmalign import __version__
-
+VERSION = "0.1.0"
 PACKAGE = Path(__file__).parent
 _SECONDS = 10
 
@@ -29,7 +28,7 @@ def code_version(package: Path = PACKAGE) -> dict[str, Any]:
     commit = _git(package, "rev-parse", "HEAD") if (package.parent / ".git").exists() else None
     changes = _git(package, "status", "--porcelain", "--", ".") if commit else None
     dirty = None if changes is None else bool(changes)
-    return {"version": __version__, "commit": commit, "dirty": dirty}
+    return {"version": VERSION, "commit": commit, "dirty": dirty}
 
 
 @cache  # the code that runs is the code that was there when it was asked first

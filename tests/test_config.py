@@ -18,7 +18,10 @@ from mmalign.study.config import StudyConfig
 from mmalign.training.run_config import RunConfig
 
 ROOT = Path(__file__).parents[1]
-KINDS = "emoji_scenes, jsonl, xm3600, xtd10, multi30k, xflickrco, wit, flickr8k"
+KINDS = (
+    "emoji_scenes, jsonl, table, img2dataset, hf_dataset, xm3600, xtd10, multi30k, xflickrco, wit, "
+    "wit_tsv, flickr8k"
+)
 RUN: dict[str, Any] = {
     "name": "small",
     "steps": 2,

@@ -1,67 +1,55 @@
 """The recipe runner: one YAML file -> shards of every split, and tasks and word lists where there are any.
 
-    recipe -> source -> pairs -> <out>/<split>/{00000.tar, ..., manifest.json}
-                     -> rows  -> <out>/tasks/<task>/<split>.<lang>.tsv
-                     -> words -> <out>/words/<list>.tsv
+    recipe -> source -> drafts, in order --a job a shard--> processes: pictures read, checked, packed
+                     -> <out>/<split>/{00000.tar, ..., manifest.json}, <out>/refused.jsonl
+                     -> <out>/tasks/<task>/<split>.<lang>.tsv, <out>/words/<list>.tsv
 
-A recipe that was run already is not run again: the manifests carry its hash.
+One process reads rows and gives `samples_per_shard` of them to each shard; others finish them. Which row
+stands where is thus settled before the work is shared out, and the same input gives the same bytes whatever
+the number of processes. Rows that cannot be used leave their shard smaller; they are counted by reason in the
+manifest and named in `refused.jsonl`, and past `max_bad_fraction` the build stops.
+
+All is written to `<out>.building`, which becomes `<out>` when it is whole. A shard counts from the moment
+that its report stands in `.build/`, so a build that was killed goes on where it was. A recipe that was run
+already is not run again: the manifests carry its hash.
 """
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import signal
+import sys
+from collections import Counter, defaultdict, deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pydantic
 
-from mmalign.batch import Example, Pair
-from mmalign.commit import replace_folder, temporary_folder, write_atomic, write_manifest
+from mmalign.batch import Pair
+from mmalign.commit import replace_folder, settle, write_atomic, write_json, write_manifest
 from mmalign.config import Section
-from mmalign.data.shards import MANIFEST, Manifest, ShardWriter, read_manifest
-from mmalign.data.sources import (
-    emoji_scenes,
-    emoji_tasks,
-    emoji_words,
-    flickr8k,
-    iglue,
-    jsonl,
-    parallel_lines,
-    xm3600,
-)
-from mmalign.data.sources.emoji_scenes import EmojiScenes
-from mmalign.data.sources.flickr8k import Flickr8k
-from mmalign.data.sources.iglue import Wit, XFlickrCO
-from mmalign.data.sources.jsonl import Jsonl
-from mmalign.data.sources.parallel_lines import Multi30k, Xtd10
-from mmalign.data.sources.xm3600 import Xm3600
+from mmalign.console import track
+from mmalign.data.scan import MAX_REFUSALS
+from mmalign.data.shards import FORMAT_VERSION, MANIFEST, Manifest, read_manifest
+from mmalign.data.sources.draft import BadRow, Draft
+from mmalign.data.sources.kinds import SourceConfig, read_drafts
+from mmalign.data.sources.pack import STATE, Job, Report, pack
+from mmalign.data.sources.tables import TASKS, WORDS, write_tables
 from mmalign.data.withhold import Withhold, choose_withheld, withheld_pairs, without_withheld
+from mmalign.data.workers import die_with
 from mmalign.errors import UserError
 
-SourceConfig = Annotated[
-    EmojiScenes | Jsonl | Xm3600 | Xtd10 | Multi30k | XFlickrCO | Wit | Flickr8k,
-    pydantic.Field(discriminator="kind"),
-]
-
-_READERS: dict[str, Callable[[Any, int], Iterator[Pair]]] = {
-    "emoji_scenes": emoji_scenes.read_pairs,
-    "jsonl": jsonl.read_pairs,
-    "xm3600": xm3600.read_pairs,
-    "xtd10": parallel_lines.read_xtd10,
-    "multi30k": parallel_lines.read_multi30k,
-    "xflickrco": iglue.read_xflickrco,
-    "wit": iglue.read_wit,
-    "flickr8k": flickr8k.read_pairs,
-}
-
-TASKS = "tasks"
-WORDS = "words"
-
-Table = list[tuple[str, ...]]
-"""Rows of a TSV file; the first one names the columns."""
-
-_TEXT_COLUMNS = {1: ("text",), 2: ("premise", "hypothesis")}
+REFUSED = "refused.jsonl"
+_JUDGED_FROM = 1_000  # rows: of fewer, the share of bad ones says little, and the end judges
+_IN_FLIGHT = 2  # shards a process that are read ahead
 
 
 class RecipeConfig(Section):
@@ -69,23 +57,31 @@ class RecipeConfig(Section):
     """Name of the data set in manifests and metrics."""
     seed: int = 0
     samples_per_shard: int = pydantic.Field(default=5000, ge=1)
+    max_bad_fraction: float = pydantic.Field(default=0.05, ge=0, le=1)
+    """Stop when a larger share of the rows cannot be used. Published test sets allow none, whatever stands
+    here."""
     source: SourceConfig
     withhold: Withhold | None = None
     """Withhold captions of training pictures and write them as the split `withheld`."""
 
 
-def build(config: RecipeConfig, out: Path, force: bool = False) -> list[Manifest]:
+def build(
+    config: RecipeConfig, out: Path, force: bool = False, processes: int | None = None
+) -> list[Manifest]:
     """Write every split below `out` and return the manifests.
 
-    The folder appears whole or not at all.
+    The folder appears whole or not at all. What a build that did not end has finished stays in
+    `<out>.building` for the next one.
 
     Args:
         force: build again over a data set that is already there.
+        processes: that write shards; by default one for each core that this process may use.
 
     Raises:
-        UserError: the source is broken or empty, or `out` holds something else.
+        UserError: the source is broken or empty, too many rows cannot be used, or `out` holds something else.
     """
-    recipe = config.model_dump(mode="json")
+    # A limit on bad rows changes no byte: it is no part of what makes two recipes equal.
+    recipe = config.model_dump(mode="json", exclude={"max_bad_fraction"})
     recipe_sha256 = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     splits = _splits_in(out)
     if splits and not force:
@@ -95,18 +91,21 @@ def build(config: RecipeConfig, out: Path, force: bool = False) -> list[Manifest
         raise UserError(
             f"{out}: holds the data set of another recipe; name another folder with --out, or give --force"
         )
-    work = temporary_folder(out.resolve())
-    try:
-        written = _write_splits(config, work)
-        _write_tables(_task_tables(_read_tasks(config)), work / TASKS)
-        _write_tables(_read_words(config), work / WORDS)
+    with _work_folder(out.resolve(), recipe_sha256) as work:
+        reports = _build_shards(config, work, processes or _cores())
+        write_tables(config.source, config.seed, work)
         facts = {"name": config.name, "recipe": recipe, "recipe_sha256": recipe_sha256}
-        for split, shards in written.items():
-            write_manifest(work / split, {**facts, "split": split, **shards}, MANIFEST)
+        _remove_strangers(work, reports)
+        for split, of_split in reports.items():
+            _write_manifest(work / split, {**facts, "split": split}, of_split)
+        shutil.rmtree(work / STATE)
         replace_folder(work, out.resolve())
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return [read_manifest(out / split) for split in written]
+    return [read_manifest(out / split) for split in reports]
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _splits_in(out: Path) -> list[str]:
@@ -119,7 +118,7 @@ def _splits_in(out: Path) -> list[str]:
         raise UserError(f"{out}: is a file; name a folder with --out")
     entries = sorted(path.name for path in out.iterdir()) if out.exists() else []
     splits = [name for name in entries if (out / name / MANIFEST).is_file()]
-    ours = {*splits, TASKS, WORDS} if splits else set()
+    ours = {*splits, TASKS, WORDS, REFUSED} if splits else set()
     strange = [name for name in entries if name not in ours]
     if strange:
         raise UserError(
@@ -128,65 +127,215 @@ def _splits_in(out: Path) -> list[str]:
     return splits
 
 
-def _write_splits(config: RecipeConfig, work: Path) -> dict[str, Any]:
-    """Write the shards of every split below `work`; returns each split's part of the manifest."""
-    writers: dict[str, ShardWriter] = {}
-    for pair in _pairs_of_all_splits(config):
-        if pair.split not in writers:
-            writers[pair.split] = ShardWriter(work / pair.split, config.samples_per_shard)
-        writers[pair.split].add(pair)
-    if not writers:
+@contextmanager
+def _work_folder(out: Path, recipe_sha256: str) -> Iterator[Path]:
+    """`<out>.building`, with what an earlier build of the same recipe has finished there.
+
+    Nothing is left behind where nothing was finished.
+
+    Raises:
+        UserError: another build is at work there, or it holds something else.
+    """
+    work = out.with_name(f"{out.name}.building")
+    state = work / STATE
+    if work.exists() and not state.is_dir():
         raise UserError(
-            f"recipe `{config.name}`: the source has no pairs, the data set would be empty"
+            f"{work}: is not of a build; move it away, or name another folder with --out"
         )
-    return {split: writer.finish() for split, writer in writers.items()}
+    state.mkdir(parents=True, exist_ok=True)
+    with (state / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{work}: another build writes there; wait for its end") from None
+        known = state / "recipe"
+        if not known.is_file() or known.read_text() != recipe_sha256:
+            for path in (path for path in work.iterdir() if path != state):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for report in state.glob("*.json"):
+                report.unlink()
+            write_atomic(known, recipe_sha256)
+        try:
+            yield work
+        finally:
+            if state.is_dir() and not any(state.glob("*.json")):
+                shutil.rmtree(work, ignore_errors=True)
 
 
-def _pairs_of_all_splits(config: RecipeConfig) -> Iterator[Pair]:
+class _Refusals:
+    """Rows that cannot be used, counted by reason; the first of them with what is wrong."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.counts: Counter[str] = Counter()
+        self.lines: list[dict[str, str]] = []
+
+    def add(self, report: Report) -> dict[str, int]:
+        """Count those of a shard; returns their counts by reason."""
+        counts = Counter[str](line["reason"] for line in report["refused"])
+        self.rows += report["rows"]
+        self.counts.update(counts)
+        self.lines += report["refused"][: MAX_REFUSALS - len(self.lines)]
+        return dict(sorted(counts.items()))
+
+    def write(self, path: Path) -> None:
+        """Name them in a file; there is none where there are none."""
+        path.unlink(missing_ok=True)
+        more = self.counts.total() - len(self.lines)
+        lines = [*self.lines, {"more": more}] if more else self.lines
+        if lines:
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            write_atomic(path, text)
+
+    def judge(self, config: RecipeConfig, path: Path) -> None:
+        """Whether the build may go on.
+
+        Raises:
+            UserError: the share of bad rows is over the recipe's limit; the file `path` names them.
+        """
+        if self.counts.total() <= config.max_bad_fraction * self.rows:
+            return
+        self.write(path)
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in self.counts.most_common())
+        raise UserError(
+            f"recipe `{config.name}`: {self.counts.total()} of {self.rows} rows cannot be used ({reasons}), "
+            f"over `max_bad_fraction` {config.max_bad_fraction}; the first is {self.lines[0]['what']}; "
+            f"{path} names them"
+        )
+
+
+def _build_shards(config: RecipeConfig, work: Path, processes: int) -> dict[str, list[Report]]:
+    """Write the shards of every split below `work`; returns their reports, refusals counted."""
+    reports: dict[str, list[Report]] = {}
+    refusals = _Refusals()
+    with closing(_in_order(_jobs(config, work), processes)) as done:
+        for report in track(done, "shards", None):
+            counted = {
+                **report,
+                "refused": refusals.add(report),
+            }  # the lines themselves would add up
+            reports.setdefault(report["split"], []).append(counted)
+            if refusals.rows >= _JUDGED_FROM:
+                refusals.judge(config, work / REFUSED)
+    refusals.judge(config, work / REFUSED)
+    refusals.write(work / REFUSED)
+    usable = {split: some for split, some in reports.items() if any(r["shard"] for r in some)}
+    if not usable:
+        raise UserError(
+            f"recipe `{config.name}`: the source has no usable pairs, the data set would be empty"
+        )
+    return usable
+
+
+def _jobs(config: RecipeConfig, work: Path) -> Iterator[Job]:
+    """Every row in the shard of its split; a bad row, whose split nobody knows, with the row before it."""
+    pending: dict[str, list[Draft | BadRow]] = defaultdict(list)
+    numbers: Counter[str] = Counter()
+    split = ""
+
+    def job(split: str) -> Job:
+        name = split or "train"
+        numbers[name] += 1
+        return Job(work, name, numbers[name] - 1, tuple(pending.pop(split)))
+
+    for row in _rows_of_all_splits(config):
+        if isinstance(row, Draft):
+            split = row.pair.split
+            if "" in pending:  # bad rows before the first good one
+                pending[split] = pending.pop("")
+        pending[split].append(row)
+        if len(pending[split]) == config.samples_per_shard:
+            yield job(split)
+    for split in list(pending):
+        yield job(split)
+
+
+def _rows_of_all_splits(config: RecipeConfig) -> Iterator[Draft | BadRow]:
     if config.withhold is None:
-        yield from read_pairs(config)
+        yield from read_drafts(config.source, config.seed)
         return
 
     def training_pairs() -> Iterator[Pair]:
-        return (pair for pair in read_pairs(config) if pair.split == "train")
+        rows = read_drafts(config.source, config.seed)
+        return (r.pair for r in rows if isinstance(r, Draft) and r.pair.split == "train")
 
     withheld = choose_withheld(training_pairs(), config.withhold, config.seed)
-    for pair in read_pairs(config):
-        yield without_withheld(pair, withheld) if pair.split == "train" else pair
-    yield from withheld_pairs(training_pairs(), withheld)
+    first_of: dict[str, Draft] = {}  # of each picture
+    for row in read_drafts(config.source, config.seed):
+        if isinstance(row, Draft) and row.pair.split == "train":
+            row = replace(row, pair=without_withheld(row.pair, withheld))
+            first_of.setdefault(row.pair.picture, row)
+        yield row
+    for pair in withheld_pairs(training_pairs(), withheld):
+        yield replace(first_of[pair.picture], pair=pair)
 
 
-def read_pairs(config: RecipeConfig) -> Iterator[Pair]:
-    """The pairs of the recipe's source, always in the same order."""
-    return _READERS[config.source.kind](config.source, config.seed)
+def _in_order(jobs: Iterator[Job], processes: int) -> Generator[Report, None, None]:
+    """Do the jobs, in several processes at once; their reports in the order of the jobs.
+
+    Raises:
+        UserError: a job did, or its process was killed.
+    """
+    first = list(islice(jobs, processes))
+    if len(first) <= 1 or processes == 1:
+        yield from map(pack, chain(first, jobs))
+        return
+    import webdataset  # noqa: F401  (once for all processes: they begin as copies of this one)
+
+    pool = ProcessPoolExecutor(len(first), initializer=_follow_parent, initargs=(os.getpid(),))
+    waiting: deque[Future[Report]] = deque()
+    try:
+        for job in chain(first, jobs):
+            waiting.append(pool.submit(pack, job))
+            if len(waiting) >= _IN_FLIGHT * processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that writes shards was killed, mostly for want of memory; give fewer `--processes` or "
+            "smaller shards, and run the same command again to go on"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _read_tasks(config: RecipeConfig) -> Iterator[tuple[str, str, Example]]:
-    """(task, split, example)"""
-    if isinstance(config.source, EmojiScenes):
-        return emoji_tasks.read_tasks(config.source, config.seed)
-    return iter(())
+def _follow_parent(parent: int) -> None:
+    """A process that writes shards ends with the one that reads rows, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        die_with(parent)
 
 
-def _read_words(config: RecipeConfig) -> dict[str, Table]:
-    if isinstance(config.source, EmojiScenes):
-        return emoji_words.read_words(config.source)
-    return {}
+def _remove_strangers(work: Path, reports: dict[str, list[Report]]) -> None:
+    """Delete what an earlier build of another state of the source has left."""
+    ours = {
+        work / split / name for split, some in reports.items() for r in some for name in r["files"]
+    }
+    for path in work.iterdir():
+        if path.name in reports:
+            for stranger in set(path.iterdir()) - ours:
+                stranger.unlink()
+        elif path.is_dir() and path.name not in (TASKS, WORDS, STATE):
+            shutil.rmtree(path)
 
 
-def _task_tables(rows: Iterable[tuple[str, str, Example]]) -> dict[str, Table]:
-    """One table per task, split and language, the layout of SIB-200: id, label, then one text or two."""
-    tables: dict[str, Table] = {}
-    for task, split, row in rows:
-        header = ("id", "label", *_TEXT_COLUMNS[len(row.texts)])
-        table = tables.setdefault(f"{task}/{split}.{row.lang}", [header])
-        table.append((row.id, str(row.target), *row.texts))
-    return tables
-
-
-def _write_tables(tables: dict[str, Table], folder: Path) -> None:
-    """Write TSV files without quoting: no cell may hold a tab or a line break."""
-    for name, rows in tables.items():
-        path = folder / f"{name}.tsv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, "".join("\t".join(row) + "\n" for row in rows))
+def _write_manifest(folder: Path, facts: dict[str, Any], reports: Sequence[Report]) -> None:
+    """Write `sizes.json` and, last, the manifest of one split."""
+    shards = [report["shard"] for report in reports if report["shard"]]
+    write_json(folder / "sizes.json", {shard["file"]: shard["samples"] for shard in shards})
+    files = {"sizes.json": settle(folder / "sizes.json")}
+    licenses = Counter[str]()
+    for report in reports:
+        files |= report["files"]
+        licenses.update(report["licenses"])
+    info = {
+        **facts,
+        "format": FORMAT_VERSION,
+        "licenses": dict(sorted(licenses.items())),
+        "shards": shards,
+    }
+    refused = {report["file"]: report["refused"] for report in reports if report["refused"]}
+    if refused:
+        info["refused"] = refused
+    write_manifest(folder, info, MANIFEST, files)

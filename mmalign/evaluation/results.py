@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from mmalign import __version__
+from mmalign.code_version import VERSION
 from mmalign.commit import write_json
 from mmalign.errors import UserError
 
@@ -225,6 +225,6 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "mmalign": __version__,  # of the code that runs, installed or not
+        "mmalign": VERSION,  # of the code that runs, installed or not
         **{name: importlib.metadata.version(name) for name in packages},
     }

@@ -254,8 +254,8 @@ def _quantised(path: Path, rows: int) -> Any:
 def _quantise_token_table(graph: Any, rows: int) -> None:
     """Keep the token embeddings as int8 with a scale a token, multiplied after a row is looked up.
 
-    The table is most of a multilingual encoder. ONNX Runtime's own way has one scale for the whole of it,
-    which costs ten times as much precision.
+    The table is most of a multilingual encoder. ONNX Runtime's own way has one scale for the whole of it, by
+    which tokens with small vectors lose most.
     """
     from onnx import TensorProto, helper, numpy_helper
 

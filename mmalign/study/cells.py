@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmalign import __version__
+from mmalign.code_version import VERSION
 from mmalign.config import apply_override_value, read_yaml, validate
 from mmalign.errors import UserError
 from mmalign.evaluation.results import Results, read_results
@@ -91,7 +91,7 @@ def _cell(
         "tower": tower.sha256,
         "config": config.model_dump(mode="json"),
         "files": {str(path): _hash_of(path, hashes) for path in _read_by(config)},
-        "mmalign": __version__,
+        "mmalign": VERSION,
     }
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
     return Cell(tower, task, method, seed, config, key)

@@ -144,7 +144,7 @@ def test_an_empty_folder_is_used(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "train" / "manifest.json").is_file()
 
 
-def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_a_build_that_fails_leaves_no_data_set(tmp_path: Path) -> None:
     source = tmp_path / "source"
     config = stories(source, samples_per_shard=2)
     (source / "6.png").write_text("no picture")
@@ -152,7 +152,10 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
         UserError, match=r"pairs\.jsonl, line 7: the image .*6\.png does not decode"
     ):
         build(config, tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.building", "source"]
+    (source / "6.png").write_bytes(make_image(6))
+    build(config, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
 def test_a_forced_build_that_fails_leaves_the_older_set(
@@ -169,7 +172,12 @@ def test_a_forced_build_that_fails_leaves_the_older_set(
     with pytest.raises(OSError, match="no space"):
         build(scenes(seed=1), out, force=True)
     assert state(out) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert [split.name for split in out.iterdir() if split.name == "test"] == ["test"]
+    monkeypatch.undo()
+    build(scenes(seed=1), out, force=True)
+    build(scenes(seed=1), tmp_path / "other")
+    assert contents(out) == contents(tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
 
 
 def test_an_empty_data_set_is_refused(tmp_path: Path) -> None:

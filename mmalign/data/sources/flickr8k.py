@@ -1,7 +1,7 @@
 """Flickr8k (Hodosh, Young and Hockenmaier, JAIR 2013): 8,000 pictures with five English captions each.
 
     Flickr8k.token.txt                          <name>.jpg#<0 to 4><TAB>caption -----+
-    Flickr_8k.{trainImages,devImages,testImages}.txt   the names of each split ------+-> Row -> Pair
+    Flickr_8k.{trainImages,devImages,testImages}.txt   the names of each split ------+-> Row -> Draft
     Flicker8k_Dataset/<name>.jpg                       (the publisher's spelling) ---+
 
 The text files may lie in Flickr8k_text/, as in the publisher's second archive. Captions of pictures that no
@@ -16,13 +16,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from mmalign.batch import Pair
 from mmalign.config import Section
+from mmalign.data.sources.draft import Draft
 from mmalign.data.sources.rows import (
     Row,
+    drafts_of,
     find_file,
     find_picture,
-    pairs_of,
     read_lines,
     source_folders,
 )
@@ -46,13 +46,13 @@ class Flickr8k(Section):
     """Folders that hold the text files and Flicker8k_Dataset/; `--from FOLDER` sets them."""
 
 
-def read_pairs(config: Flickr8k, seed: int) -> Iterator[Pair]:
+def read_drafts(config: Flickr8k, seed: int) -> Iterator[Draft]:
     """The splits `train`, `val` and `test`, each in the order of its list; `seed` changes nothing.
 
     Raises:
         UserError: a file or a picture is missing, a line is broken, or a picture has no caption.
     """
-    return pairs_of(_rows(config), config.kind, _LICENSE)
+    return drafts_of(_rows(config), config.kind, _LICENSE)
 
 
 def _rows(config: Flickr8k) -> Iterator[Row]:

@@ -1,6 +1,6 @@
 """The two retrieval tests of IGLUE (Bugliarello et al., ICML 2022, arXiv 2201.11732): xFlickr&CO and WIT.
 
-    one file of JSON lines a language -> captions of each picture, all languages together -+-> Row -> Pair
+    one file of JSON lines a language -> captions of each picture, all languages together -+-> Row -> Draft
     pictures: files (xFlickr&CO), lines of base64 (WIT) -----------------------------------+
 
 In e-bug/iglue@43cbac9, below datasets/:
@@ -30,14 +30,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mmalign.batch import Pair
 from mmalign.config import Section
+from mmalign.data.sources.draft import Draft
 from mmalign.data.sources.rows import (
     FLICKR30K,
     Row,
+    drafts_of,
     find_file,
     find_picture,
-    pairs_of,
     read_json_lines,
     source_folders,
     text_field,
@@ -78,22 +78,22 @@ class _Entry:
     captions: list[tuple[str, str]] = field(default_factory=list)
 
 
-def read_xflickrco(config: XFlickrCO, seed: int) -> Iterator[Pair]:
+def read_xflickrco(config: XFlickrCO, seed: int) -> Iterator[Draft]:
     """The pictures in the order of the first file, split `test`; `seed` changes nothing.
 
     Raises:
         UserError: a file or a picture is missing, or a line is broken.
     """
-    return pairs_of(_xflickrco_rows(config), config.kind, _XFLICKRCO_LICENSE)
+    return drafts_of(_xflickrco_rows(config), config.kind, _XFLICKRCO_LICENSE)
 
 
-def read_wit(config: Wit, seed: int) -> Iterator[Pair]:
+def read_wit(config: Wit, seed: int) -> Iterator[Draft]:
     """The pictures in the order in which they lie on disk, splits `test` and `test_<lang>`.
 
     Raises:
         UserError: a file or a picture is missing, or a line is broken.
     """
-    return pairs_of(_wit_rows(config), config.kind, _WIT_LICENSE)
+    return drafts_of(_wit_rows(config), config.kind, _WIT_LICENSE)
 
 
 def _xflickrco_rows(config: XFlickrCO) -> Iterator[Row]:
@@ -115,11 +115,11 @@ def _xflickrco_rows(config: XFlickrCO) -> Iterator[Row]:
 def _wit_rows(config: Wit) -> Iterator[Row]:
     folders = source_folders(config.kind, config.folders)
     waiting = _read_wit_captions(folders)
-    for where, url, encoded in _read_wit_pictures(folders):
+    for where, url, encoded, _ in read_wit_pictures(folders):
         entry = waiting.pop(url, None)
         if entry is None:  # a picture of another language, a header, or a second line of a picture
             continue
-        image = _from_base64(encoded, where)
+        image = from_base64(encoded, where)
         yield _wit_row(entry, image, entry.captions, "test")
         for lang in dict.fromkeys(lang for lang, _ in entry.captions):
             own = [caption for caption in entry.captions if caption[0] == lang]
@@ -149,18 +149,27 @@ def _read_wit_captions(folders: Sequence[Path]) -> dict[str, _Entry]:
     return entries
 
 
-def _read_wit_pictures(folders: Sequence[Path]) -> Iterator[tuple[str, str, bytes]]:
-    """(file and line, URL, base64) of every line of the image_pixels files."""
+def read_wit_pictures(folders: Sequence[Path]) -> Iterator[tuple[str, str, bytes, str]]:
+    """(file and line, URL, base64, URL of its page or "") of every line of the image_pixels files."""
     patterns = [(folder, pattern) for folder in folders for pattern in _WIT_PICTURES]
     for path in (path for folder, pattern in patterns for path in sorted(folder.glob(pattern))):
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                url, _, rest = line.partition(b"\t")
-                encoded = rest.partition(b"\t")[0].strip()
-                yield f"{path}, line {number}", url.decode("utf-8", "replace"), encoded
+                url, encoded, page, *_ = (*line.rstrip(b"\r\n").split(b"\t"), b"", b"")
+                where = f"{path}, line {number}"
+                yield where, _text(url), encoded.strip(), _text(page)
 
 
-def _from_base64(encoded: bytes, where: str) -> bytes:
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def from_base64(encoded: bytes, where: str) -> bytes:
+    """The picture of such a line.
+
+    Raises:
+        UserError: it is no base64.
+    """
     try:
         return base64.b64decode(encoded, validate=True)
     except binascii.Error:

@@ -8,7 +8,6 @@ picture), `split` (where there is no splits.json), `attribution`. Lines of the s
 """
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +15,10 @@ from typing import Any, Literal
 from mmalign.batch import Caption, Pair
 from mmalign.config import Section
 from mmalign.data.languages import is_language_code
-from mmalign.data.preprocess import UndecodableImage, decode
+from mmalign.data.sources.draft import BadRow, Draft, File, check_split, finish_all, key_of
 from mmalign.errors import UserError
 
 PAIRS_FILE = "pairs.jsonl"
-# A split becomes a folder beside those that a build makes itself.
-_SPLIT = re.compile(r"[\w-]+")
-_RESERVED = ("tasks", "withheld")
 
 
 class Jsonl(Section):
@@ -34,10 +30,15 @@ class Jsonl(Section):
 
 
 def read_pairs(config: Jsonl, seed: int) -> Iterator[Pair]:
-    """The pairs of all folders, line by line; `seed` is there because every source has it.
+    """The pairs of `read_drafts`; a line that cannot be used is an error."""
+    return finish_all(read_drafts(config, seed))
+
+
+def read_drafts(config: Jsonl, seed: int) -> Iterator[Draft | BadRow]:
+    """The lines of all folders in their order; `seed` is there because every source has it.
 
     Raises:
-        UserError: a folder or a file is missing, a line is broken, an image does not decode.
+        UserError: a folder or a file is missing.
     """
     if not config.folders:
         raise UserError("jsonl: `source.folders` is empty; name the folders with `--from FOLDER`")
@@ -52,10 +53,14 @@ def read_pairs(config: Jsonl, seed: int) -> Iterator[Pair]:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
-                where = f"{path}, line {number}"
-                pair = _read_line(line, where, folder, split_of, picture_of)
-                if pair is not None:
-                    yield pair
+                try:
+                    where = f"{path}, line {number}"
+                    draft = _read_line(line, where, folder, split_of, picture_of)
+                except BadRow as bad:
+                    yield bad
+                    continue
+                if draft is not None:
+                    yield draft
 
 
 def _read_splits(path: Path) -> dict[str, str] | None:
@@ -75,36 +80,35 @@ def _read_line(
     folder: Path,
     split_of: dict[str, str] | None,
     picture_of: dict[str, str],
-) -> Pair | None:
+) -> Draft | None:
     try:
         row: Any = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not valid JSON ({error}); mend or remove the line") from None
+    except (ValueError, RecursionError) as error:
+        sentence = f"{where}: not valid JSON ({error}); mend or remove the line"
+        raise BadRow("json", sentence) from None
     if not isinstance(row, dict):
-        raise UserError(f"{where}: must be a JSON object")
+        raise BadRow("json", f"{where}: must be a JSON object")
     row_id = _field(row, "id", str, where)
-    key = _key_of(row_id)
+    key = key_of(row_id)
     if key in picture_of:
-        raise UserError(
-            f"{where}: the id `{row_id}` stands in an earlier line too (`.` and `/` count as `_`)"
+        raise BadRow(
+            "duplicate key",
+            f"{where}: the id `{row_id}` stands in an earlier line too (`.` and `/` count as `_`)",
         )
     same = row.get("same_picture_as")
-    if same is not None and (not isinstance(same, str) or _key_of(same) not in picture_of):
-        raise UserError(f"{where}: `same_picture_as` names `{same}`, which no earlier line has")
-    picture_of[key] = picture_of[_key_of(same)] if same is not None else row_id
+    if same is not None and (not isinstance(same, str) or key_of(same) not in picture_of):
+        sentence = f"{where}: `same_picture_as` names `{same}`, which no earlier line has"
+        raise BadRow("row", sentence)
+    picture_of[key] = picture_of[key_of(same)] if same is not None else row_id
     split = row.get("split", "train") if split_of is None else split_of.get(row_id)
     if split is None:
-        raise UserError(f"{where}: the id `{row_id}` is in no list of splits.json")
-    if not isinstance(split, str) or not _SPLIT.fullmatch(split) or split in _RESERVED:
-        raise UserError(
-            f"{where}: the split `{split}` must be letters, digits, `-` and `_`, and neither of "
-            f"{', '.join(_RESERVED)}"
-        )
+        raise BadRow("split", f"{where}: the id `{row_id}` is in no list of splits.json")
+    check_split(split, where)
     if split == "unused":
         return None
-    return Pair(
+    pair = Pair(
         key=key,
-        image=_read_image(folder / _field(row, "image", str, where), where),
+        image=b"",
         captions=_read_captions(_field(row, "captions", list, where), where),
         picture=picture_of[key],
         split=split,
@@ -112,18 +116,17 @@ def _read_line(
         license=str(row.get("license") or "unknown"),
         attribution=_attribution(row.get("attribution")),
     )
-
-
-def _key_of(row_id: str) -> str:
-    """An id as the name of a shard's members, in which `.` and `/` have a meaning."""
-    return row_id.replace(".", "_").replace("/", "_")
+    image = folder / _field(row, "image", str, where)
+    if not image.is_file():
+        raise BadRow("missing", f"{where}: the image {image} does not exist")
+    return Draft(pair, File.of(image), where, f"the image {image}")
 
 
 def _field(row: dict[str, Any], name: str, kind: type[str] | type[list[Any]], where: str) -> Any:
     value = row.get(name)
     if not isinstance(value, kind) or not value:
         words = "a text" if kind is str else "a list that is not empty"
-        raise UserError(f"{where}: `{name}` must be {words}")
+        raise BadRow("row", f"{where}: `{name}` must be {words}")
     return value
 
 
@@ -133,24 +136,14 @@ def _read_captions(rows: list[Any], where: str) -> tuple[Caption, ...]:
         lang = row.get("lang") if isinstance(row, dict) else None
         text = row.get("text") if isinstance(row, dict) else None
         if not isinstance(lang, str) or not isinstance(text, str):
-            raise UserError(f'{where}: a caption must look like {{"lang": "sw", "text": "..."}}')
+            sentence = f'{where}: a caption must look like {{"lang": "sw", "text": "..."}}'
+            raise BadRow("caption", sentence)
         if not is_language_code(lang):
-            raise UserError(f"{where}: `{lang}` is no BCP-47 language code")
+            raise BadRow("language", f"{where}: `{lang}` is no BCP-47 language code")
         if not text.strip():
-            raise UserError(f"{where}: the caption in `{lang}` is empty")
+            raise BadRow("no caption", f"{where}: the caption in `{lang}` is empty")
         captions.append(Caption(lang, text.strip()))
     return tuple(captions)
-
-
-def _read_image(path: Path, where: str) -> bytes:
-    if not path.is_file():
-        raise UserError(f"{where}: the image {path} does not exist")
-    data = path.read_bytes()
-    try:
-        decode(data)
-    except UndecodableImage as error:
-        raise UserError(f"{where}: the image {path} {error}") from None
-    return data
 
 
 def _attribution(value: Any) -> str | None:

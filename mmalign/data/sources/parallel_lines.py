@@ -1,7 +1,7 @@
 """Sets whose caption files go line by line with a file of picture names: XTD10 and Multi30k.
 
     picture names, line n ------------+
-    captions in language a, line n ---+-> Row n -> Pair
+    captions in language a, line n ---+-> Row n -> Draft
     captions in language b, line n ---+
 
 One caption a picture and language, so the all-captions and the first-caption protocol are the same.
@@ -23,14 +23,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from mmalign.batch import Pair
 from mmalign.config import Section
+from mmalign.data.sources.draft import Draft
 from mmalign.data.sources.rows import (
     FLICKR30K,
     Row,
+    drafts_of,
     find_file,
     find_picture,
-    pairs_of,
     read_lines,
     source_folders,
 )
@@ -66,7 +66,7 @@ class Multi30k(Section):
     """The publisher's folder, and one with Flickr30k's pictures; `--from FOLDER` sets them."""
 
 
-def read_xtd10(config: Xtd10, seed: int) -> Iterator[Pair]:
+def read_xtd10(config: Xtd10, seed: int) -> Iterator[Draft]:
     """The pictures in the order of test_image_names.txt, split `test`; `seed` changes nothing.
 
     Raises:
@@ -77,10 +77,10 @@ def read_xtd10(config: Xtd10, seed: int) -> Iterator[Pair]:
     captions = {
         _BCP47.get(lang, lang): _find_xtd10_captions(folders, lang) for lang in _XTD10_LANGUAGES
     }
-    return pairs_of(_rows(names, captions, folders, _COCO), config.kind, _XTD10_LICENSE)
+    return drafts_of(_rows(names, captions, folders, _COCO), config.kind, _XTD10_LICENSE)
 
 
-def read_multi30k(config: Multi30k, seed: int) -> Iterator[Pair]:
+def read_multi30k(config: Multi30k, seed: int) -> Iterator[Draft]:
     """The pictures of the Flickr test of 2016, split `test`; `seed` changes nothing.
 
     Raises:
@@ -92,7 +92,7 @@ def read_multi30k(config: Multi30k, seed: int) -> Iterator[Pair]:
         folders, f"data/task1/image_splits/{listed}", f"image_splits/{listed}", listed
     )
     captions = {lang: _find_multi30k_captions(folders, lang) for lang in _MULTI30K_LANGUAGES}
-    return pairs_of(_rows(names, captions, folders, FLICKR30K), config.kind, _MULTI30K_LICENSE)
+    return drafts_of(_rows(names, captions, folders, FLICKR30K), config.kind, _MULTI30K_LICENSE)
 
 
 def _find_xtd10_captions(folders: Sequence[Path], lang: str) -> Path:

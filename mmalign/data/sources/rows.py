@@ -1,7 +1,7 @@
-"""What the readers of published sets share: finding files, reading lines, and rows that become pairs.
+"""What the readers of published sets share: finding files, reading lines, and rows that become drafts.
 
     folders --find_file, find_picture--> paths -+
-    text and JSON files --read_*--> values -----+-> Row (a reader's) --pairs_of--> Pair
+    text and JSON files --read_*--> values -----+-> Row (a reader's) --drafts_of--> Draft
 
 Publishers give captions and pictures apart, so a reader looks for each file in every folder that it was
 given. Blank captions, which two of the sets hold, are left out; everything else that is missing or broken
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.batch import Caption, Pair
-from mmalign.data.preprocess import UndecodableImage, decode
+from mmalign.data.sources.draft import Draft, Encoded, File, key_of
 from mmalign.errors import UserError
 
 FLICKR30K = ("flickr30k-images", "flickr30k_images", "images")
@@ -43,38 +43,32 @@ class Row:
     attribution: str | None = None
 
 
-def pairs_of(rows: Iterable[Row], source: str, license: str) -> Iterator[Pair]:
-    """One pair a row, in order.
+def drafts_of(rows: Iterable[Row], source: str, license: str) -> Iterator[Draft]:
+    """One draft a row, in order.
 
     Raises:
-        UserError: a picture stands twice in a split, or does not decode.
+        UserError: a picture stands twice in a split.
     """
     seen: set[tuple[str, str]] = set()
     for row in rows:
-        key = row.name.replace(".", "_").replace("/", "_")
+        key = key_of(row.name)
         if (row.split, key) in seen:
             raise UserError(f"{row.where}: the picture `{row.name}` stands in an earlier line too")
         seen.add((row.split, key))
-        captions = tuple(Caption(lang, text.strip()) for lang, text in row.captions if text.strip())
-        yield Pair(
+        pair = Pair(
             key=key,
-            image=_encoded(row),
-            captions=captions,
+            image=b"",
+            captions=tuple(
+                Caption(lang, text.strip()) for lang, text in row.captions if text.strip()
+            ),
             picture=row.name,
             split=row.split,
             source=source,
             license=license,
             attribution=row.attribution,
         )
-
-
-def _encoded(row: Row) -> bytes:
-    data = row.image if isinstance(row.image, bytes) else row.image.read_bytes()
-    try:
-        decode(data)
-    except UndecodableImage as error:
-        raise UserError(f"{row.where}: the picture `{row.name}` {error}") from None
-    return data
+        image = Encoded(row.image) if isinstance(row.image, bytes) else File.of(row.image)
+        yield Draft(pair, image, row.where, f"the picture `{row.name}`", strict=True)
 
 
 def source_folders(kind: str, folders: Sequence[str]) -> list[Path]:

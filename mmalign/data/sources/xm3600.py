@@ -1,6 +1,6 @@
 """Crossmodal-3600 (Thapliyal et al., EMNLP 2022, arXiv 2205.12522): 3,600 pictures in 36 languages.
 
-    captions.jsonl   {"image/key", "image/locale", "<lang>": {"caption": [texts], ...}, ...} -+-> Row -> Pair
+    captions.jsonl   {"image/key", "image/locale", "<lang>": {"caption": [texts], ...}, ...} -+-> Row -> Draft
     images/<image/key>.jpg -------------------------------------------------------------------+
 
 All captions of a language are kept, in the publisher's order: two protocols differ in whether they use the
@@ -15,14 +15,14 @@ were not at hand.
 from collections.abc import Iterator
 from typing import Literal
 
-from mmalign.batch import Pair
 from mmalign.config import Section
 from mmalign.data.languages import is_language_code
+from mmalign.data.sources.draft import Draft
 from mmalign.data.sources.rows import (
     Row,
+    drafts_of,
     find_file,
     find_picture,
-    pairs_of,
     read_json_lines,
     source_folders,
     text_field,
@@ -41,13 +41,13 @@ class Xm3600(Section):
     """Folders that hold captions.jsonl and images/; `mmalign data build --from FOLDER` sets them."""
 
 
-def read_pairs(config: Xm3600, seed: int) -> Iterator[Pair]:
+def read_drafts(config: Xm3600, seed: int) -> Iterator[Draft]:
     """The pictures in the order of captions.jsonl, split `test`; `seed` is there as every source has it.
 
     Raises:
         UserError: a file or a picture is missing, or a line is broken.
     """
-    return pairs_of(_rows(config), config.kind, _LICENSE)
+    return drafts_of(_rows(config), config.kind, _LICENSE)
 
 
 def _rows(config: Xm3600) -> Iterator[Row]:

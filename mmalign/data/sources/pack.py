@@ -1,0 +1,129 @@
+"""The drafts of one shard -> its tar and its index, in any process; a shard that is there is not made again.
+
+job: drafts and bad rows --finish--> pairs -> <work>/<split>/00000.{tar, index.jsonl}
+                                  -> bad rows -+-> report: <work>/.build/<split>-00000.json, written last
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmalign.batch import Pair
+from mmalign.commit import settle, write_json
+from mmalign.data.shards import FORMAT_VERSION, Shard, index_shard, write_shard
+from mmalign.data.sources.draft import BadRow, Draft
+
+STATE = ".build"
+"""Folder of the reports, beside the splits; gone when a build ends."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The rows of one shard, and where it goes."""
+
+    work: Path
+    split: str
+    number: int
+    rows: Sequence[Draft | BadRow]
+
+    @property
+    def tar(self) -> Path:
+        return self.work / self.split / f"{self.number:05d}.tar"
+
+    @property
+    def report(self) -> Path:
+        return self.work / STATE / f"{self.split}-{self.number:05d}.json"
+
+
+Report = dict[str, Any]
+"""What is known of a finished shard: its `split` and `file`; the `rows` that it was made of, and their
+`fingerprint`; `shard` as the manifest has it, None where no row could be used; `licenses`; `files` with size
+and sha256; `refused`, an entry a row."""
+
+
+def pack(job: Job) -> Report:
+    """Write one shard and its index unless that was done, then its report.
+
+    Raises:
+        UserError: a row that no recipe may leave out cannot be used.
+    """
+    fingerprint = _fingerprint(job.rows)
+    known = _read_report(job, fingerprint)
+    if known is not None:
+        return known
+    job.tar.parent.mkdir(parents=True, exist_ok=True)
+    refused: list[dict[str, str]] = []
+    licenses, languages = Counter[str](), Counter[str]()
+
+    def counted(pairs: Iterator[Pair]) -> Iterator[Pair]:
+        for pair in pairs:
+            licenses[pair.license] += 1
+            languages.update(caption.lang for caption in pair.captions)
+            yield pair
+
+    write_shard(job.tar, counted(_usable(job, refused)))
+    samples = licenses.total()
+    shard = Shard(job.tar.name, samples, languages.total(), dict(sorted(languages.items())))
+    report = {
+        "split": job.split,
+        "file": job.tar.name,
+        "rows": len(job.rows),
+        "fingerprint": fingerprint,
+        "shard": shard.to_json() if samples else None,
+        "licenses": licenses,
+        "files": _index(job.tar, shard) if samples else {},
+        "refused": refused,
+    }
+    write_json(job.report, report)
+    return report
+
+
+def _usable(job: Job, refused: list[dict[str, str]]) -> Iterator[Pair]:
+    """The pairs of a job; rows that make none are added to `refused`."""
+    keys: set[str] = set()
+    for row in job.rows:
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            pair = row.finish()
+            if pair.key in keys:  # a reader of tars would take the two for one sample
+                raise BadRow("duplicate key", f"{row.where}: the key `{pair.key}` stood before")
+        except BadRow as bad:
+            place = {"split": job.split, "shard": job.tar.name}
+            refused.append({**place, "reason": bad.reason, "what": str(bad)})
+            continue
+        keys.add(pair.key)
+        yield pair
+
+
+def _index(tar: Path, shard: Shard) -> dict[str, Any]:
+    """Write the index of a tar; returns size and sha256 of both, after they are on the disk."""
+    index = tar.with_name(shard.index)
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in index_shard(tar))
+    index.write_text("".join(lines), encoding="utf-8")
+    return {path.name: settle(path) for path in (tar, index)}
+
+
+def _fingerprint(rows: Sequence[Draft | BadRow]) -> str:
+    """A hash of what a shard is made of."""
+    digest = hashlib.sha256(f"format {FORMAT_VERSION}".encode())
+    for row in rows:
+        text = f"{row.reason} {row}" if isinstance(row, BadRow) else repr(row)
+        digest.update(text.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _read_report(job: Job, fingerprint: str) -> Report | None:
+    """The report of an earlier build that made this shard of the same rows, if its files are there."""
+    try:
+        report: Report = json.loads(job.report.read_text(encoding="utf-8"))
+        sizes = {name: facts["size"] for name, facts in report["files"].items()}
+        found = {name: job.tar.with_name(name).stat().st_size for name in sizes}
+        same = report["fingerprint"] == fingerprint and found == sizes
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return report if same else None

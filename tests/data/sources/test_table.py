@@ -1,0 +1,194 @@
+"""Tables: both ways of naming captions, three formats, and every mistake named by file and line."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pytest
+from published_sets import write_pictures
+from shard_sets import make_image
+
+from mmalign.batch import Caption
+from mmalign.config import validate
+from mmalign.data.sources.draft import BadRow, Draft
+from mmalign.data.sources.table import Table, read_drafts
+from mmalign.errors import UserError
+
+BY_LANGUAGE = {"by_language": {"en": "caption_en", "de": "caption_de"}}
+LONG = {"text": "caption", "language": "lang"}
+WIDE_HEADER = "file,caption_en,caption_de"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_pictures(tmp_path / "set" / "images", ["0.jpg", "1.jpg", "2.jpg"])
+    return tmp_path / "set"
+
+
+def table(folder: Path, name: str, **fields: Any) -> Table:
+    tree = {"kind": "table", "folders": [str(folder)], "files": [name], "image": "file"}
+    return validate(Table, {**tree, "captions": BY_LANGUAGE, **fields}, "x.yaml")
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def read(config: Table) -> list[Draft]:
+    rows = list(read_drafts(config, seed=0))
+    assert all(isinstance(row, Draft) for row in rows), rows
+    return [row for row in rows if isinstance(row, Draft)]
+
+
+def bad_rows(config: Table) -> list[tuple[str, str]]:
+    rows = read_drafts(config, seed=0)
+    return [(row.reason, str(row)) for row in rows if isinstance(row, BadRow)]
+
+
+def captions(draft: Draft) -> list[tuple[str, str]]:
+    return [(caption.lang, caption.text) for caption in draft.pair.captions]
+
+
+def test_a_column_for_each_language(folder: Path) -> None:
+    write(
+        folder / "captions.csv",
+        WIDE_HEADER + ",split",
+        'images/0.jpg,"a ball, red",ein roter Ball,train',
+        "images/1.jpg, ,ein Hund,val",
+    )
+    config = table(folder, "captions.csv", split_column="split", license="CC0-1.0")
+    first, second = read(config)
+    assert first.finish().image == make_image(0, "JPEG")
+    assert captions(first) == [("en", "a ball, red"), ("de", "ein roter Ball")]
+    assert captions(second) == [("de", "ein Hund")]  # the other cell is blank
+    assert (first.pair.split, second.pair.split) == ("train", "val")
+    assert (first.pair.key, first.pair.picture) == ("captions_csv-000000000", "images/0.jpg")
+    assert (first.pair.source, first.pair.license) == ("set", "CC0-1.0")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_row_a_caption_joins_rows_of_one_picture(folder: Path, packed: bool) -> None:
+    rows = ["images/0.jpg\ten\ta ball", "images/0.jpg\tsw\tmpira", "images/1.jpg\ten\ta dog"]
+    path = write(folder / "c.tsv", "file\tlang\tcaption", *rows, "images/0.jpg\tja\tボール")
+    if packed:
+        path.with_name("c.tsv.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    drafts = read(table(folder, "c.tsv.gz" if packed else "c.tsv", captions=LONG))
+    assert [captions(draft) for draft in drafts] == [
+        [("en", "a ball"), ("sw", "mpira")],
+        [("en", "a dog")],
+        [("ja", "ボール")],
+    ]
+    assert [draft.pair.picture for draft in drafts] == [f"images/{n}.jpg" for n in (0, 1, 0)]
+    assert len({draft.pair.key for draft in drafts}) == 3
+
+
+def test_parquet_may_have_lists(folder: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [
+        {"file": "images/0.jpg", "texts": ["a ball", "mpira"], "langs": ["en", "sw"], "n": 1},
+        {"file": "images/1.jpg", "texts": ["a dog", "one dog"], "langs": ["en", "en"], "n": 2},
+        {"file": "images/2.jpg", "texts": ["a dog"], "langs": ["en", "de"], "n": 3},
+        {"file": None, "texts": ["a dog"], "langs": ["en"], "n": 4},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "c.parquet")
+    columns = {"text": "texts", "language": "langs"}
+    config = table(folder, "c.parquet", captions=columns)
+    found = [row for row in read_drafts(config, seed=0) if isinstance(row, Draft)]
+    assert [draft.pair.captions for draft in found] == [
+        (Caption("en", "a ball"), Caption("sw", "mpira")),
+        (Caption("en", "a dog"), Caption("en", "one dog")),
+    ]
+    path = folder / "c.parquet"
+    assert bad_rows(config) == [
+        ("language", f"{path}, row 3: has 1 captions, but 2 languages"),
+        ("row", f"{path}, row 4: `file` must be a path"),
+    ]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"c\.parquet: is no readable parquet file"):
+        read(config)
+
+
+def test_rows_that_cannot_be_used_are_named_and_the_others_are_there(folder: Path) -> None:
+    path = folder / "c.csv"
+    write(
+        path,
+        WIDE_HEADER,
+        "images/0.jpg,a ball",
+        "images/0.jpg,,",
+        "images/none.jpg,a ball,ein Ball",
+        ",a ball,ein Ball",
+        "images/1.jpg,a dog,XXX",
+        "images/2.jpg,a cat,eine Katze",
+    )
+    path.write_bytes(path.read_bytes().replace(b"XXX", b"\xff"))
+    config = table(folder, "c.csv")
+    assert bad_rows(config) == [
+        ("row", f"{path}, line 2: has 2 cells, the header has 3"),
+        ("no caption", f"{path}, line 3: has no caption, or only blank ones"),
+        ("missing", f"{path}, line 4: the picture `images/none.jpg` is in none of the folders"),
+        ("row", f"{path}, line 5: `file` must be a path"),
+        ("not UTF-8", f"{path}, line 6: is not UTF-8"),
+    ]
+    good = [row for row in read_drafts(config, seed=0) if isinstance(row, Draft)]
+    assert [draft.pair.picture for draft in good] == ["images/2.jpg"]
+
+
+def test_a_split_must_be_able_to_be_a_folder(folder: Path) -> None:
+    write(folder / "c.csv", WIDE_HEADER + ",split", "images/0.jpg,a ball,,../train")
+    config = table(folder, "c.csv", split_column="split")
+    assert bad_rows(config)[0][0] == "split"
+
+
+def test_a_language_code_is_checked_with_the_picture(folder: Path) -> None:
+    write(folder / "c.csv", "file,lang,caption", "images/0.jpg,e,a ball")
+    (draft,) = read(table(folder, "c.csv", captions=LONG))
+    with pytest.raises(BadRow, match="line 2: `e` is no BCP-47 language code"):
+        draft.finish()
+
+
+def test_quotation_marks_may_be_plain_characters(folder: Path) -> None:
+    path = write(folder / "c.csv", WIDE_HEADER, 'images/0.jpg,"a ball,ein Ball', "images/1.jpg,b,")
+    first, _ = read(table(folder, "c.csv", quotes=False))
+    assert captions(first)[0] == ("en", '"a ball')
+    with pytest.raises(UserError, match=rf"{path}, line 3: is no such table .*`quotes: false`"):
+        read(table(folder, "c.csv"))
+
+
+def test_urls_are_refused_and_the_way_is_named(folder: Path) -> None:
+    path = write(folder / "c.csv", WIDE_HEADER, "https://example.org/0.jpg,a ball,")
+    with pytest.raises(UserError) as caught:
+        read(table(folder, "c.csv"))
+    assert str(caught.value).startswith(f"{path}, line 2: `file` holds URLs; download the pictures")
+    assert "img2dataset" in str(caught.value)
+
+
+def test_a_table_that_is_none_is_named(folder: Path) -> None:
+    path = write(folder / "c.csv", "image,caption_en,caption_de")
+    with pytest.raises(UserError, match=rf"{path}: has no column `file`; name one of image, "):
+        read(table(folder, "c.csv"))
+    with pytest.raises(UserError, match=r"no `none\.csv` there"):
+        read(table(folder, "none.csv"))
+    write(folder / "c.xlsx", "file")
+    with pytest.raises(UserError, match=r"c\.xlsx: must be a \.csv, \.tsv"):
+        read(table(folder, "c.xlsx"))
+    (folder / "c.csv.gz").write_bytes(b"no gzip")
+    with pytest.raises(UserError, match=r"c\.csv\.gz, line 0: is no such table"):
+        read(table(folder, "c.csv.gz"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({}, "give either `by_language` or both"),
+        ({**BY_LANGUAGE, **LONG}, "give either `by_language` or both"),
+        ({"text": "caption"}, "columns that belong together"),
+        ({"by_language": {"e": "caption"}}, "`e`, which is no BCP-47 language code"),
+    ],
+)
+def test_captions_are_named_in_one_way(folder: Path, columns: Any, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        table(folder, "c.csv", captions=columns)

@@ -1,0 +1,132 @@
+"""WIT's own tables: rows of one picture meet, languages can be chosen, what is not there is named."""
+
+import base64
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pytest
+from published_sets import write_lines
+from shard_sets import make_image
+
+from mmalign.config import validate
+from mmalign.data.reader import ShardSet
+from mmalign.data.recipe import RecipeConfig, build
+from mmalign.data.sources.draft import BadRow, Draft
+from mmalign.data.sources.wit import WitTsv, read_drafts
+from mmalign.errors import UserError
+
+COLUMNS = [
+    "language",
+    "page_url",
+    "image_url",
+    "page_title",
+    "section_title",
+    "hierarchical_section_title",
+    "caption_reference_description",
+    "caption_attribution_description",
+    "caption_alt_text_description",
+    "mime_type",
+    "original_height",
+    "original_width",
+    "is_main_image",
+    "attribution_passes_lang_id",
+    "page_changed_recently",
+    "context_page_description",
+    "context_section_description",
+]
+
+
+def url(number: int) -> str:
+    return f"http://upload.example.org/B%C3%A4r_{number}.jpg"
+
+
+def line(lang: str, number: int, text: str, alt: str = "") -> str:
+    cells = {
+        "language": lang,
+        "image_url": url(number),
+        "caption_reference_description": text,
+        "caption_alt_text_description": alt,
+    }
+    return "\t".join(cells.get(column, "x") for column in COLUMNS)
+
+
+def write_table(path: Path, *lines: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    text = "\n".join(["\t".join(COLUMNS), *lines]) + "\n"
+    path.write_bytes(gzip.compress(text.encode()))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "wit"
+    write_table(
+        folder / "wit_v1.train.all-00000-of-00010.tsv.gz",
+        line("en", 0, '"a ball, ""red"""', alt="ball"),
+        line("iw", 0, "כדור"),
+        line("en", 0, '"a ball, ""red"""'),
+        line("en", 1, "", alt="a dog"),
+    )
+    write_table(
+        folder / "wit_v1.train.all-00001-of-00010.tsv.gz",
+        line("sw", 0, "mpira"),
+        line("de", 3, "ein Baum"),
+    )
+    write_table(folder / "wit_v1.val.all-00000-of-00005.tsv.gz", line("ja", 2, "犬"))
+    pixels = [
+        "\t".join([url(n), base64.b64encode(make_image(n, "JPEG")).decode(), f"http://page/{n}"])
+        for n in (2, 1, 0)
+    ]
+    write_lines(folder / "image_pixels" / "train_image_pixels_part-00000.csv", pixels)
+    return folder
+
+
+def source(folder: Path, **fields: Any) -> WitTsv:
+    return validate(WitTsv, {"kind": "wit_tsv", "folders": [str(folder)], **fields}, "x.yaml")
+
+
+def read(config: WitTsv) -> tuple[list[Draft], list[BadRow]]:
+    rows = list(read_drafts(config, seed=0))
+    good = [row for row in rows if isinstance(row, Draft)]
+    return good, [row for row in rows if isinstance(row, BadRow)]
+
+
+def captions(draft: Draft) -> list[tuple[str, str]]:
+    return [(caption.lang, caption.text) for caption in draft.pair.captions]
+
+
+def test_rows_of_one_picture_meet_from_all_tables(folder: Path) -> None:
+    (second, first), bad = read(source(folder))
+    assert captions(first) == [("en", 'a ball, "red"'), ("he", "כדור"), ("sw", "mpira")]
+    assert first.finish().image == make_image(0, "JPEG")
+    assert (first.pair.split, second.pair.split) == ("train", "val")
+    assert (first.pair.picture, first.pair.attribution) == (url(0), "http://page/0")
+    table = folder / "wit_v1.train.all-00001-of-00010.tsv.gz"
+    told = f"{table}, line 3: the picture {url(3)} is in no image_pixels file"
+    assert [(row.reason, str(row)) for row in bad] == [("missing", told)]
+
+
+def test_languages_and_kinds_of_captions_are_chosen(folder: Path) -> None:
+    good, bad = read(source(folder, languages=["he", "ja"]))
+    assert [captions(draft) for draft in good] == [[("ja", "犬")], [("he", "כדור")]]
+    assert bad == []
+    good, _ = read(source(folder, caption="alt_text"))
+    assert [captions(draft) for draft in good] == [[("en", "a dog")], [("en", "ball")]]
+
+
+def test_it_is_built_as_far_as_the_recipe_allows(folder: Path, tmp_path: Path) -> None:
+    tree = {"name": "wit", "source": {"kind": "wit_tsv", "folders": [str(folder)]}}
+    with pytest.raises(UserError, match=r"1 of 3 rows cannot be used \(missing: 1\)"):
+        build(validate(RecipeConfig, tree, "x.yaml"), tmp_path / "out")
+    allowed = validate(RecipeConfig, {**tree, "max_bad_fraction": 0.5}, "x.yaml")
+    assert {m.split: m.samples for m in build(allowed, tmp_path / "out")} == {"val": 1, "train": 1}
+    assert ShardSet(tmp_path / "out" / "val").read(0).captions[0].lang == "ja"
+
+
+def test_what_is_broken_is_named(folder: Path, tmp_path: Path) -> None:
+    path = folder / "image_pixels" / "train_image_pixels_part-00000.csv"
+    write_lines(path, [f"{url(0)}\t???\thttp://page/0"])
+    _, bad = read(source(folder, languages=["sw"]))
+    assert str(bad[0]) == f"{path}, line 1: must be a URL, a tab and a picture in base64"
+    with pytest.raises(UserError, match=r"image_pixels: no wit_v1\.train\.\*\.tsv\.gz there"):
+        read(source(folder / "image_pixels"))

@@ -1,0 +1,251 @@
+"""Building in parallel: the same bytes from any number of processes, after any stop; no row lost unnamed."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shard_sets import make_image
+
+from mmalign.config import validate
+from mmalign.data.reader import ShardSet
+from mmalign.data.recipe import RecipeConfig, build
+from mmalign.errors import UserError
+
+ROWS = 23
+
+
+def write_source(folder: Path, rows: int = ROWS) -> list[dict[str, Any]]:
+    """Pictures in a jsonl folder; every fifth one is of the split `val`."""
+    folder.mkdir()
+    lines = []
+    for number in range(rows):
+        (folder / f"{number}.png").write_bytes(make_image(number, size=24))
+        captions = [{"lang": lang, "text": f"{lang} {number}"} for lang in ("en", "sw")]
+        split = "val" if number % 5 == 4 else "train"
+        lines.append(
+            {"id": f"p{number}", "image": f"{number}.png", "captions": captions, "split": split}
+        )
+    write_lines(folder, lines)
+    return lines
+
+
+def write_lines(folder: Path, lines: list[Any]) -> None:
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    (folder / "pairs.jsonl").write_text(text)
+
+
+def recipe(folder: Path, **fields: Any) -> RecipeConfig:
+    source = {"kind": "jsonl", "folders": [str(folder)]}
+    tree = {"name": "stories", "samples_per_shard": 4, "source": source, **fields}
+    return validate(RecipeConfig, tree, "x.yaml")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def refusals(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def keys(folder: Path) -> list[str]:
+    return ShardSet(folder).keys
+
+
+def test_the_number_of_processes_changes_no_byte(tmp_path: Path) -> None:
+    lines = write_source(tmp_path / "source")
+    write_lines(tmp_path / "source", ["{", *lines[:9], "[]", *lines[9:]])
+    (tmp_path / "source" / "14.png").write_bytes(make_image(14)[:40])
+    config = recipe(tmp_path / "source", max_bad_fraction=0.2, withhold={"fraction": 0.3})
+    built = []
+    for processes in (1, 2, 3):
+        out = tmp_path / f"by {processes}"
+        build(config, out, processes=processes)
+        built.append(contents(out))
+    assert built[0] == built[1] == built[2]
+    expected = {"train/00004.tar", "val/00000.tar", "withheld/00000.tar", "refused.jsonl"}
+    assert expected < built[0].keys()
+    assert [path.name for path in tmp_path.glob("*.building")] == []
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from mmalign.config import load_config
+from mmalign.data import recipe
+from mmalign.data.sources.draft import File
+read = File.read
+def slowly(self):
+    time.sleep(0.15)
+    return read(self)
+File.read = slowly
+config = load_config(recipe.RecipeConfig, Path(sys.argv[1]))
+recipe.build(config, Path(sys.argv[2]), processes=2)
+"""
+
+
+def workers_of(process: int) -> list[int]:
+    """The processes that a process has started, where Linux tells."""
+    listed = Path(f"/proc/{process}/task/{process}/children")
+    return [int(number) for number in listed.read_text().split()] if listed.is_file() else []
+
+
+def is_running(process: int) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    return stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_build_that_is_killed_goes_on_at_the_last_whole_shard(tmp_path: Path) -> None:
+    write_source(tmp_path / "source", rows=60)
+    config = recipe(tmp_path / "source")
+    (tmp_path / "recipe.yaml").write_text(config.model_dump_json())
+    work = tmp_path / "out.building"
+    arguments = [str(tmp_path / "recipe.yaml"), str(tmp_path / "out")]
+    process = subprocess.Popen([sys.executable, "-c", KILLED, *arguments])
+    while process.poll() is None and len(list((work / ".build").glob("*.json"))) < 3:
+        time.sleep(0.005)
+    workers = workers_of(process.pid)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    time.sleep(0.3)
+    assert not any(is_running(worker) for worker in workers)  # they end with it
+    finished = [path.stem for path in (work / ".build").glob("*.json")]
+    assert 3 <= len(finished) < 15
+    assert not (tmp_path / "out").exists()
+    inodes = {
+        name: (work / name.replace("-", "/")).with_suffix(".tar").stat().st_ino for name in finished
+    }
+    (work / "train" / "00011.tar").write_text("a part of a shard")
+
+    build(config, tmp_path / "out", processes=3)
+    build(config, tmp_path / "in one go", processes=1)
+    assert contents(tmp_path / "out") == contents(tmp_path / "in one go")
+    for name, inode in inodes.items():
+        path = (tmp_path / "out" / name.replace("-", "/")).with_suffix(".tar")
+        assert path.stat().st_ino == inode  # it was not written again
+    assert not work.exists()
+
+
+def stop_midway(config: RecipeConfig, out: Path) -> None:
+    """A build that stops at a picture which cannot be used, and the picture is whole again."""
+    picture = Path(config.source.folders[0]) / "22.png"  # type: ignore[union-attr]
+    whole, stat = picture.read_bytes(), picture.stat()
+    picture.write_text("no picture")
+    with pytest.raises(UserError, match=r"22\.png does not decode"):
+        build(config.model_copy(update={"max_bad_fraction": 0.0}), out)
+    picture.write_bytes(whole)
+    os.utime(picture, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_what_changed_since_the_stop_is_made_again(tmp_path: Path) -> None:
+    lines = write_source(tmp_path / "source")
+    config = recipe(tmp_path / "source")
+    stop_midway(config, tmp_path / "out")
+    (tmp_path / "source" / "0.png").write_bytes(make_image(77, size=24))
+    write_lines(tmp_path / "source", [line for line in lines if line["split"] == "train"])
+    build(config, tmp_path / "out")
+    build(config, tmp_path / "new")
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
+    assert ShardSet(tmp_path / "out" / "train").read(0).image == make_image(77, size=24)
+    assert not (tmp_path / "out" / "val").exists()
+
+
+def test_another_recipe_does_not_go_on_with_the_shards_of_this_one(tmp_path: Path) -> None:
+    write_source(tmp_path / "source")
+    config = recipe(tmp_path / "source")
+    stop_midway(config, tmp_path / "out")
+    other = recipe(tmp_path / "source", samples_per_shard=5)
+    build(other, tmp_path / "out")
+    build(other, tmp_path / "new")
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
+
+
+def test_bad_rows_are_counted_and_named(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    lines = write_source(source)
+    write_lines(source, ["not json", *lines, {**lines[0], "id": "x", "image": "none.png"}])
+    (source / "6.png").write_text("no picture")
+    out = tmp_path / "out"
+    train, val = build(recipe(source, max_bad_fraction=0.2), out)
+    assert train.samples + val.samples == ROWS - 1
+    assert "p6" not in keys(out / "train")
+    assert train.refused == {
+        "00000.tar": {"json": 1},
+        "00001.tar": {"not an image": 1},
+        "00005.tar": {"missing": 1},
+    }
+    named = refusals(out / "refused.jsonl")
+    assert [line["reason"] for line in named] == ["json", "not an image", "missing"]
+    assert named[0]["what"].startswith(f"{source}/pairs.jsonl, line 1: not valid JSON (")
+    assert named[1]["what"].startswith(f"{source}/pairs.jsonl, line 8: the image {source}/6.png")
+    assert (named[2]["split"], named[2]["shard"]) == ("train", "00005.tar")
+    manifests = build(recipe(source, max_bad_fraction=0.5), out)  # the limit changes no byte
+    assert {manifest.split for manifest in manifests} == {"train", "val"}
+
+
+def test_too_many_bad_rows_stop_the_build_and_it_says_where(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    lines = write_source(source)
+    write_lines(source, [*lines, "{", "{"])
+    with pytest.raises(UserError) as caught:
+        build(recipe(source), tmp_path / "out")
+    told = str(caught.value)
+    start = "recipe `stories`: 2 of 25 rows cannot be used (json: 2), over `max_bad_fraction` 0.05;"
+    assert told.startswith(f"{start} the first is {source}/pairs.jsonl, line 24: not valid JSON (")
+    assert told.endswith(f"{tmp_path}/out.building/refused.jsonl names them")
+    assert len(refusals(tmp_path / "out.building" / "refused.jsonl")) == 2
+    assert not (tmp_path / "out").exists()
+    build(recipe(source, max_bad_fraction=0.08), tmp_path / "out")
+
+
+def test_a_shard_of_bad_rows_alone_is_left_out(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    lines = write_source(source, rows=4)
+    write_lines(source, [*lines[:2], "{", "{", *lines[2:]])
+    (train,) = build(recipe(source, samples_per_shard=2, max_bad_fraction=0.5), tmp_path / "out")
+    assert [(shard.file, shard.samples) for shard in train.shards] == [
+        ("00000.tar", 2),
+        ("00002.tar", 2),
+    ]
+    assert train.refused == {"00001.tar": {"json": 2}}
+    assert keys(tmp_path / "out" / "train") == ["p0", "p1", "p2", "p3"]
+
+
+def test_bad_rows_alone_are_no_data_set(tmp_path: Path) -> None:
+    write_source(tmp_path / "source")
+    write_lines(tmp_path / "source", ["{"] * 9)
+    with pytest.raises(UserError, match="9 of 9 rows cannot be used"):
+        build(recipe(tmp_path / "source"), tmp_path / "out")
+    with pytest.raises(UserError, match="the data set would be empty"):
+        build(recipe(tmp_path / "source", max_bad_fraction=1), tmp_path / "out")
+
+
+def test_a_folder_that_is_not_of_a_build_is_left_alone(tmp_path: Path) -> None:
+    write_source(tmp_path / "source")
+    (tmp_path / "out.building").mkdir()
+    (tmp_path / "out.building" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"out\.building: is not of a build; move it away"):
+        build(recipe(tmp_path / "source"), tmp_path / "out")
+    assert contents(tmp_path / "out.building") == {"notes.txt": b"mine"}
+
+
+def test_two_builds_do_not_write_to_one_place(tmp_path: Path) -> None:
+    write_source(tmp_path / "source")
+    config = recipe(tmp_path / "source")
+    stop_midway(config, tmp_path / "out")
+    with (tmp_path / "out.building" / ".build" / "lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"out\.building: another build writes there"):
+            build(config, tmp_path / "out")
+    build(config, tmp_path / "out")
