@@ -1,6 +1,7 @@
 """The server answers what the index says, and says in one sentence why it refuses."""
 
 import json
+import signal
 import socket
 import threading
 from _thread import interrupt_main
@@ -140,8 +141,16 @@ def test_open_to_everybody_any_name_is_answered(index: SearchIndex) -> None:
         assert request(server, "GET", "/", headers={"Host": "box.example"})[0].status == 200
 
 
+@pytest.fixture
+def ctrl_c_is_heard() -> Iterator[None]:
+    """Also where the tests run in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_ctrl_c_ends_it_and_the_address_was_told(
-    index: SearchIndex, capsys: pytest.CaptureFixture[str]
+    index: SearchIndex, capsys: pytest.CaptureFixture[str], ctrl_c_is_heard: None
 ) -> None:
     told: list[str] = []
 
