@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from environments import make_environment
 
-from mmalign.data.stream import Plan, captions_of, open_sets
+from mmalign.data.plan import Plan, open_sets
+from mmalign.data.stream import captions_of
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from mmalign.errors import UserError
 from mmalign.evaluation.encoder import Encoder

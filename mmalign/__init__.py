@@ -1,6 +1,6 @@
 """mmalign: a text encoder whose languages share one space, with images as the pivot.
 
-    mmalign.load("runs/demo").encode_texts(["red apple, fox"])      -> (1, D) float32 of unit length
+mmalign.load("runs/demo").encode_texts(["red apple, fox"])      -> (1, D) float32 of unit length
 """
 
 from typing import TYPE_CHECKING

@@ -6,7 +6,7 @@ Shape suffixes used here and in every other module:
 
     B  images of this rank          N  captions of this rank (N >= B)
     C  channels, H height, W width  L  tokens of the longest caption of the batch
-    D  width of the shared space
+    D  width of the shared space     F  width of the image tower
 """
 
 from dataclasses import dataclass, fields, replace
@@ -95,6 +95,24 @@ class StreamState:
         return cls(seed=int(tree["seed"]), position=int(tree["position"]))
 
 
+@dataclass(frozen=True)
+class Unusable:
+    """A sample that could not be used, at a position where another one took its place.
+
+    Attributes:
+        attempt: 0: it is the one that the plan has at the position; else the number of the substitute.
+        data: folder of its data set.
+        reason: a key of mmalign.data.reader.REASONS.
+    """
+
+    position: int
+    attempt: int
+    data: str
+    shard: str
+    key: str
+    reason: str
+
+
 NOT_PREDICTED = -100  # the label that torch's cross entropy leaves out by default
 
 
@@ -102,7 +120,7 @@ NOT_PREDICTED = -100  # the label that torch's cross entropy leaves out by defau
 class Batch:
     """What one rank trains on in one step.
 
-    image_BCHW      uint8 RGB pixels in the memory format channels-last; None where no image is looked at
+    image_BCHW      uint8 RGB pixels in the memory format channels-last; None where no pixel is looked at
     token_NL        int64 token ids, padded to the longest caption of this rank's batch
     mask_NL         int64, 1 on tokens and 0 on padding
     language_N      BCP-47 code of each caption
@@ -114,6 +132,9 @@ class Batch:
                     None without masked language modelling
     length_N        places of each row of token_NL up to its last token, empty where not known; on the host,
                     so that captions of like length can share a forward pass without waiting for a GPU
+    feature_BF      float16, in place of the pixels what a frozen image tower made of them before; None where
+                    there are pixels, or no image is looked at
+    unusable        samples of this rank's positions in whose place others stand
     """
 
     image_BCHW: Tensor | None
@@ -126,6 +147,8 @@ class Batch:
     state: StreamState
     label_NL: Tensor | None = None
     length_N: tuple[int, ...] = ()
+    feature_BF: Tensor | None = None
+    unusable: tuple[Unusable, ...] = ()
 
     @property
     def picture_id_N(self) -> Tensor:
@@ -147,6 +170,7 @@ class Batch:
             key_B=self.key_B[first:last],
             label_NL=None if self.label_NL is None else self.label_NL[inside_N],
             length_N=tuple(self.length_N[n] for n in chosen) if self.length_N else (),
+            feature_BF=None if self.feature_BF is None else self.feature_BF[first:last],
         )
 
     def to(self, device: torch.device) -> "Batch":

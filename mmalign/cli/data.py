@@ -1,4 +1,4 @@
-"""Verbs that make, index and verify shards of image-caption pairs."""
+"""Verbs that make, index, verify and count shards of image-caption pairs."""
 
 from collections import Counter
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mmalign.cli.app import Overrides, app, say
+from mmalign.cli.app import Overrides, app, is_run, say
 
 data_app = typer.Typer(help="Make and inspect shards of image-caption pairs.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -23,25 +23,31 @@ def data_build(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to; data/<name> if not given.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Build over what is there.")] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that write shards; one a core if not given."),
+    ] = None,
 ) -> None:
     """Run a recipe: write shards of every split, with manifests.
 
     Example: mmalign data build data_recipes/emoji_scenes.yaml
     """
     from mmalign.config import load_config
-    from mmalign.data.recipe import RecipeConfig, build
+    from mmalign.data.recipe import REFUSED, RecipeConfig, build
 
     changes = list(overrides or ())
     if folders:
         changes.append(f"source.folders=[{', '.join(_yaml_text(folder) for folder in folders)}]")
     config = load_config(RecipeConfig, recipe, changes)
     out = out or Path("data") / config.name
-    for manifest in build(config, out, force):
+    for manifest in build(config, out, force, processes):
         captions = sum(manifest.languages.values())
         say(
             f"{out / manifest.split}: {manifest.samples} pictures, {captions} captions in "
             f"{len(manifest.languages)} languages"
         )
+    if (out / REFUSED).is_file():
+        say(f"some rows could not be used; {out / REFUSED} names them")
 
 
 @data_app.command("index")
@@ -110,6 +116,58 @@ def data_verify(
         say(f"{folder}: damaged, {len(report.problems)} problems in {report.shards} shards")
         raise typer.Exit(1)
     say(f"{folder}: whole, {report.samples} samples in {report.shards} shards")
+
+
+@data_app.command("stats")
+def data_stats(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with a manifest.json.")],
+    against: Annotated[
+        Path | None, typer.Option(help="A test set: how many of its pictures are in DIR?")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Count tokens: a run, a folder or a hub name.")
+    ] = None,
+    shards: Annotated[
+        int | None, typer.Option(min=1, help="Read so many shards of DIR, drawn by the seed.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw of shards.")] = 0,
+    near: Annotated[
+        bool, typer.Option(help="Look for pictures that look alike; decodes every picture.")
+    ] = True,
+    processes: Annotated[int, typer.Option(min=1, help="Shards that are read at once.")] = 1,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw them, .png or .svg.")
+    ] = None,
+) -> None:
+    """Count what a data set holds: languages, lengths, sizes, duplicates, and what a test set shares with it.
+
+    Example: mmalign data stats data/emoji_scenes/train --against data/emoji_scenes/test --picture stats.png
+    """
+    from mmalign.commit import write_json
+    from mmalign.data.stats import summarise
+    from mmalign.data.stats_table import lines
+    from mmalign.data.survey import Options, survey
+
+    if picture is not None:
+        from mmalign.data.stats_picture import check_target, draw
+
+        check_target(picture)
+    if tokenizer is not None and is_run(tokenizer):
+        tokenizer = str(Path(tokenizer) / "tokenizer")
+    found = survey(folder, Options(shards, seed, near, tokenizer, processes))
+    # Of a test set every picture counts.
+    other = survey(against, Options(near=near, processes=processes)) if against else None
+    tree = summarise(found, other)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(json_file, tree)
+    if picture is not None:
+        draw(tree, picture)
+    for line in lines(tree, folder):
+        say(line)
 
 
 def _yaml_text(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Verbs that train towers: on this machine, or as a job on many."""
+"""Verbs that train towers, and embed pictures for it: on this machine, or as a job on many."""
 
 from pathlib import Path
 from typing import Annotated
@@ -50,6 +50,33 @@ def train(
     distributed.stop()
     if stopped:
         raise typer.Exit(EXIT_STOPPED)
+
+
+@app.command()
+def embed(
+    run: Annotated[Path, typer.Argument(metavar="RUN_YAML|RUN", help="Run YAML, or run folder.")],
+    overrides: Overrides = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Data set; repeat it. Those that the run trains on if not given."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode, for each rank; data.workers.")
+    ] = None,
+) -> None:
+    """Write what a run's frozen image tower makes of pictures beside the shards, to train without pixels.
+
+    A run with `data.image_features=true` reads it. What is there already is not made again.
+
+    Example: mmalign embed train/lit_multilingual.yaml --data data/pairs/train
+
+    On several processes: torchrun --nproc-per-node 8 --no-python mmalign embed train/lit_multilingual.yaml
+    """
+    from mmalign import distributed
+    from mmalign.training.embed import embed as embed_pictures
+
+    embed_pictures(run, overrides or (), data or (), workers)
+    distributed.stop()
 
 
 @app.command()

@@ -208,7 +208,10 @@ def _known(report: Path, source: dict[str, Any], rows: Path) -> dict[str, Any] |
 
 def _shard(job: _Job, scan: dict[str, Any]) -> Shard:
     languages = scan["languages"]
-    return Shard(job.name, scan["samples"], sum(languages.values()), languages, job.shard.path)
+    samples = scan["samples"]  # each has a caption, others are refused
+    return Shard(
+        job.name, samples, sum(languages.values()), languages, job.shard.path, captioned=samples
+    )
 
 
 def _write_refusals(out: Path, jobs: Sequence[_Job], scans: Sequence[dict[str, Any]]) -> None:

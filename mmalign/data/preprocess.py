@@ -4,8 +4,8 @@
 
 Evaluation decodes in full and resizes in one plain step of Pillow (bicubic), so that every library whose
 preprocessing is such a squash sees the same bytes and computes the same vectors. Training, where speed counts
-and views are random anyway, takes short cuts: a JPEG is decoded smaller, and a large picture is first shrunk
-by whole factors. A pixel then differs by 1 or 2 of 255 in the mean.
+and views are random anyway, decodes a JPEG no larger than the crop needs (decoders.py), cuts the crop out of
+that and resizes with torch. A pixel then differs by about 1 of 255 in the mean.
 
 Pixels stay bytes until the image tower normalises them: a worker hands over a quarter of the memory, and
 the arithmetic is done once for a batch, on the tower's device. Limits are checked on the header, before a
@@ -14,22 +14,29 @@ generator that the caller passes, never from global state.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import pydantic
 import torch
-from PIL import Image, ImageOps
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from mmalign.config import Section
+from mmalign.data.decoders import reduced_rgb, reduction, upright_rgb, upright_size
 from mmalign.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000
 PIXELS = "decoded in full, one bicubic step"
 """What evaluation sees of a picture; vectors that are kept on disk were made of the same, or are refused."""
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom of a crop, in pixels."""
 
 
 class Augmentation(Section):
@@ -54,35 +61,44 @@ class Augmentation(Section):
 
 
 class UndecodableImage(UserError):
-    """An image that cannot be used, with the reason."""
+    """An image that cannot be used; `reason` as data/reader.py counts it."""
+
+    reason = "does not decode"
 
 
-def decode(data: bytes, least: int | None = None) -> Image.Image:
-    """An upright RGB picture from JPEG, PNG or WebP bytes; transparency is laid on white.
+class TooManyPixels(UndecodableImage):
+    """An image whose header says that it is too large to be decoded."""
 
-    Args:
-        least: a JPEG may be decoded smaller (JPEG's own scaling, much faster) as long as both sides keep
-            this many pixels.
+    reason = "too many pixels"
 
-    Raises:
-        UndecodableImage: another format, damaged, or more than MAX_PIXELS pixels.
-    """
+
+@contextmanager
+def _undecodable() -> Iterator[None]:
+    """What decoding raises becomes UndecodableImage."""
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise UndecodableImage(f"{image.width} x {image.height} pixels, over {MAX_PIXELS}")
-        if least is not None:
-            image.draft("RGB", (least, least))
-        image = ImageOps.exif_transpose(image)
-        # A PNG without an alpha channel may still call one colour transparent.
-        if image.mode in ("RGBA", "LA", "P", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
+        yield
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, UndecodableImage):
             raise
         raise UndecodableImage(f"does not decode as JPEG, PNG or WebP ({error})") from None
+
+
+def _open(data: bytes) -> Image.Image:
+    """A picture whose header is read and within the limits."""
+    picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    if picture.width * picture.height > MAX_PIXELS:
+        raise TooManyPixels(f"{picture.width} x {picture.height} pixels, over {MAX_PIXELS}")
+    return picture
+
+
+def decode(data: bytes) -> Image.Image:
+    """An upright RGB picture from JPEG, PNG or WebP bytes; transparency is laid on white.
+
+    Raises:
+        UndecodableImage: another format, damaged, or more than MAX_PIXELS pixels.
+    """
+    with _undecodable():
+        return upright_rgb(_open(data))
 
 
 @dataclass(frozen=True)
@@ -111,28 +127,58 @@ class Preprocess:
     def _view(
         self, data: bytes, augmentation: Augmentation, rng: np.random.Generator | None
     ) -> Tensor:
-        # Twice the wanted size leaves the resize enough to work with, also inside a crop.
-        image = decode(data, least=2 * self.size)
-        box = (0.0, 0.0, float(image.width), float(image.height))
-        flip = False
-        if rng is not None:
-            box = random_crop(image.width, image.height, augmentation, rng)
-            flip = augmentation.flip and bool(rng.integers(2))
-        if image.size != (self.size, self.size) or box != (0, 0, *image.size):
-            image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box, 2.0)
-        pixel_HWC = np.asarray(image)
-        return torch.from_numpy((pixel_HWC[:, ::-1] if flip else pixel_HWC).copy())
+        with _undecodable():
+            picture = _open(data)
+            width, height = upright_size(picture)
+            box, flip = (0.0, 0.0, float(width), float(height)), False
+            if rng is not None:
+                box = random_crop(width, height, augmentation, rng)
+                flip = augmentation.flip and bool(rng.integers(2))
+            seen_HWC = see(picture, data, box, self.size)
+        return seen_HWC.flip(1) if flip else seen_HWC
+
+
+def see(picture: Image.Image, data: bytes, box: Box, size: int) -> Tensor:
+    """(size, size, 3) uint8: a crop of a picture, which is decoded no larger than the crop needs.
+
+    Args:
+        picture: opened from `data`, not decoded.
+        box: in pixels of the whole upright picture; rounded to pixels of what is decoded.
+
+    Raises:
+        OSError, SyntaxError, ValueError: the picture cannot be decoded.
+    """
+    left, top, right, bottom = box
+    width, height = upright_size(picture)
+    factor = reduction(right - left, bottom - top, size)
+    pixel_HWC = torch.from_numpy(reduced_rgb(picture, data, factor))
+    rows = _pixels(top / height, bottom / height, pixel_HWC.shape[0])
+    columns = _pixels(left / width, right / width, pixel_HWC.shape[1])
+    crop_1CHW = pixel_HWC[rows, columns].permute(2, 0, 1)[None]
+    # Bytes in, bytes out: what Pillow computes, with vector code where torch has it.
+    seen_1CHW = F.interpolate(crop_1CHW, (size, size), mode="bicubic", antialias=True)
+    return seen_1CHW[0].permute(1, 2, 0)
+
+
+def _pixels(first: float, last: float, count: int) -> slice:
+    """The pixels between two shares of a side that has `count`; one at least."""
+    start = min(round(first * count), count - 1)
+    return slice(start, max(start + 1, round(last * count)))
 
 
 def stack_pictures(pixels_HWC: Sequence[Tensor]) -> Tensor:
-    """(B, 3, H, W) from B pictures of (H, W, 3), in the memory format channels-last, which costs nothing."""
-    return torch.stack(list(pixels_HWC)).permute(0, 3, 1, 2)
+    """(B, 3, H, W) from B pictures of (H, W, 3), in the memory format channels-last, which costs nothing.
+
+    In a loader's worker it lies in shared memory at once, so that it is not copied again on its way out.
+    """
+    image_BHWC: Tensor = default_collate(list(pixels_HWC))
+    return image_BHWC.permute(0, 3, 1, 2)
 
 
 def random_crop(
     width: int, height: int, augmentation: Augmentation, rng: np.random.Generator
-) -> tuple[float, float, float, float]:
-    """A crop box (left, top, right, bottom) inside the picture, of random area, shape and place."""
+) -> Box:
+    """A box inside the picture, of random area, shape and place."""
     area = rng.uniform(*augmentation.crop_scale)
     low, high = np.log(augmentation.crop_ratio)
     ratio = float(np.exp(rng.uniform(low, high))) if augmentation.crop_scale[0] < 1 else 1.0

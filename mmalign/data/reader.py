@@ -1,8 +1,8 @@
 """Reading samples of shards by number, through the index: no tar is walked at run time.
 
-    data set folder -> ShardSet: keys, pictures and languages of all samples in memory
-    ShardSet.read(i) -> two ranged reads, checked -> Pair
-                                                  -> UnusableSample: shard, key and reason
+    data set folder -> manifest -> ShardSet: how many samples each shard has
+    ShardSet.read(i) -> row of the shard's index (shard_index.py) -> two ranged reads, checked -> Pair
+                                                                  -> UnusableSample: shard, key and reason
 
 Only the members that the index names are touched, each under a cap, and nothing is unpacked. What is returned
 is byte for byte what the index described (its crc32), or it is refused; rows of data sets that were built
@@ -13,6 +13,9 @@ import hashlib
 import json
 import os
 import zlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,15 @@ import numpy as np
 
 from mmalign.batch import Caption, Pair
 from mmalign.data import tar
-from mmalign.data.shards import OWN_CAPTIONS, Manifest, Shard, read_manifest
+from mmalign.data.shard_index import (
+    MEND,
+    languages_in,
+    line_starts,
+    read_index,
+    read_row,
+    read_rows,
+)
+from mmalign.data.shards import OWN_CAPTIONS, Manifest, read_manifest
 from mmalign.errors import UserError
 
 MAX_IMAGE_BYTES = 50_000_000
@@ -28,6 +39,7 @@ MAX_JSON_BYTES = 2_000_000
 MAX_TEXT_BYTES = 100_000  # of a .txt
 MAX_CAPTION_CHARACTERS = 20_000
 MAX_CAPTIONS = 1_000
+MOST_OPEN = 256  # files of all data sets of a stream; systems allow a process 1,024 and more
 
 REASONS = {
     **tar.REASONS,
@@ -80,91 +92,124 @@ class UnusableSample(UserError):
 class ShardSet:
     """The samples of a data set, in the order of its shards.
 
+    A shard's index is read when one of its samples is; what it takes in memory is 8 bytes a sample, for the
+    shards that were used last.
+
     Attributes:
         manifest: what the folder says it holds.
-        keys: of the samples.
-        languages: for each sample, the language of each caption, in the order of its member.
-        picture_ids: (samples,) int64, equal where pictures are equal, in every data set.
+        first: (shards + 1,) int64, number of the first sample of each shard, and of all samples.
+        shards_at_hand: of so many shards a process remembers where the rows of the index begin.
+        most_open: files that a process keeps open; a shard has two.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest: Manifest = read_manifest(folder)
-        self._rows: list[tuple[int, dict[str, Any]]] = []
-        for number, shard in enumerate(self.manifest.shards):
-            rows = read_rows(folder, self.manifest, shard)
-            self._rows += [(number, row) for row in rows]
-        self.keys: list[str] = [row["key"] for _, row in self._rows]
-        self.languages: list[tuple[str, ...]] = [tuple(row["langs"]) for _, row in self._rows]
-        self.picture_ids = np.array([picture_id(row["picture"]) for _, row in self._rows], np.int64)
-        self._descriptors: dict[int, int] = {}
+        self.first = np.cumsum([0, *(shard.samples for shard in self.manifest.shards)])
+        self.shards_at_hand, self.most_open = 128, MOST_OPEN
+        self._starts: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._open: OrderedDict[str, int] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return int(self.first[-1])
 
     def __getstate__(self) -> dict[str, Any]:
         # A loader's worker opens its own files.
-        return {**self.__dict__, "_descriptors": {}}
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Of all samples; reads every index, as the next two do."""
+        return [row["key"] for row in self._rows()]
+
+    @cached_property
+    def languages(self) -> list[tuple[str, ...]]:
+        """For each sample, the language of each caption, in the order of its member."""
+        numbers = range(len(self.manifest.shards))
+        return [langs for number in numbers for langs in self.languages_in(number)]
+
+    @cached_property
+    def picture_ids(self) -> np.ndarray:
+        """(samples,) int64, equal where pictures are equal, in every data set."""
+        return np.array([picture_id(row["picture"]) for row in self._rows()], np.int64)
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for shard in self.manifest.shards:
+            yield from read_rows(self.folder, self.manifest, shard)
+
+    def languages_in(self, number: int) -> list[tuple[str, ...]]:
+        """The languages of the samples of shard `number`."""
+        return languages_in(self.folder, self.manifest, self.manifest.shards[number])
 
     def read(self, index: int) -> Pair:
         """Sample `index` with its encoded image and all its captions.
 
         Raises:
             UnusableSample: a member cannot be read, is over its cap or not what the index says.
+            UserError: the shard's index is not the one that the manifest describes.
         """
-        number, row = self._rows[index]
+        number, row = self._place(index)
+        facts = self._row(number, row)
         try:
-            return read_pair(self._descriptor(number), row, self.manifest)
+            tar = self._descriptor(self.manifest.shards[number].tar)
+            return read_pair(tar, facts, self.manifest)
+        except OSError as error:
+            problem = UnusableSample("read error", str(error.strerror))
         except UnusableSample as error:
-            raise error.at(str(self.path_of(number)), row["key"]) from None
+            problem = error
+        raise problem.at(str(self.path_of(number)), facts["key"])
 
     def shard_of(self, index: int) -> str:
         """File name of the shard that holds sample `index`."""
-        return self.manifest.shards[self._rows[index][0]].file
+        return self.manifest.shards[self._place(index)[0]].file
 
     def path_of(self, number: int) -> Path:
         """Where the tar of shard `number` lies."""
         return self.folder / self.manifest.shards[number].tar
 
-    def _descriptor(self, number: int) -> int:
-        if number not in self._descriptors:
-            try:
-                self._descriptors[number] = os.open(self.path_of(number), os.O_RDONLY)
-            except OSError as error:
-                raise UnusableSample("read error", str(error.strerror)) from None
-        return self._descriptors[number]
+    def _place(self, index: int) -> tuple[int, int]:
+        """Number of the shard that holds a sample, and the sample's row in it."""
+        number = int(np.searchsorted(self.first, index, side="right")) - 1
+        return number, index - int(self.first[number])
+
+    def _row(self, number: int, row: int) -> dict[str, Any]:
+        """A row of a shard's index."""
+        starts_S, name = self._starts_of(number), self.manifest.shards[number].index
+        try:
+            return read_row(self._descriptor(name), starts_S, row, self.folder / name)
+        except OSError as error:
+            path = self.folder / name
+            raise UserError(f"{path}: cannot be read ({error.strerror}); {MEND}") from None
+
+    def _starts_of(self, number: int) -> np.ndarray:
+        """Where the rows of a shard's index begin."""
+        if number in self._starts:
+            self._starts.move_to_end(number)
+            return self._starts[number]
+        while len(self._starts) >= self.shards_at_hand:
+            self._starts.popitem(last=False)
+        shard = self.manifest.shards[number]
+        data = read_index(self.folder, self.manifest, shard)
+        self._starts[number] = line_starts(data, self.folder / shard.index, shard)
+        return self._starts[number]
+
+    def _descriptor(self, name: str) -> int:
+        """An open file of the data set; those that were used longest ago are closed.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        if name in self._open:
+            self._open.move_to_end(name)
+            return self._open[name]
+        while len(self._open) >= self.most_open:
+            os.close(self._open.popitem(last=False)[1])
+        self._open[name] = os.open(self.folder / name, os.O_RDONLY)
+        return self._open[name]
 
     def close(self) -> None:
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors = {}
-
-
-def read_rows(folder: Path, manifest: Manifest, shard: Shard) -> list[dict[str, Any]]:
-    """The index of one shard, a row a sample.
-
-    Raises:
-        UserError: the index is missing, or not the one that the manifest describes.
-    """
-    path = folder / shard.index
-    mend = "make the data set again, or index its shards with `mmalign data index`"
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {mend}") from None
-    facts = manifest.files.get(shard.index)
-    if facts is not None and hashlib.sha256(data).hexdigest() != facts["sha256"]:
-        raise UserError(f"{path}: damaged, its bytes are not those of the manifest; {mend}")
-    try:
-        # By bytes: a key may hold what text mode takes for a line end.
-        rows = [json.loads(line) for line in data.splitlines()]
-        for row in rows:
-            row["key"], row["image"], row["picture"], row["langs"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{path}: not an index of mmalign shards; {mend}") from None
-    if len(rows) != shard.samples:
-        raise UserError(f"{path}: has {len(rows)} samples, the manifest says {shard.samples}")
-    return rows
+        while self._open:
+            os.close(self._open.popitem()[1])
 
 
 def read_pair(descriptor: int, row: dict[str, Any], manifest: Manifest) -> Pair:

@@ -39,6 +39,7 @@ class Shard:
 
     Attributes:
         path: where the tar lies, absolute or from the manifest's folder; None: beside the manifest.
+        captioned: samples that have a caption; None: not counted, as in manifests of older versions.
     """
 
     file: str
@@ -46,6 +47,7 @@ class Shard:
     captions: int
     languages: dict[str, int]
     path: str | None = None
+    captioned: int | None = None
 
     @property
     def tar(self) -> str:
@@ -135,7 +137,11 @@ class ShardWriter:
         (self.folder / f"{name}.index.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         languages = Counter(c.lang for pair in self._pending for c in pair.captions)
         shard = Shard(
-            f"{name}.tar", len(self._pending), languages.total(), dict(sorted(languages.items()))
+            f"{name}.tar",
+            len(self._pending),
+            languages.total(),
+            dict(sorted(languages.items())),
+            captioned=sum(bool(pair.captions) for pair in self._pending),
         )
         self.shards.append(shard)
         self._pending = []

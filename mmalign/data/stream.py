@@ -1,139 +1,61 @@
 """The stream: from shards to batches, in a global order that nothing but the configuration decides.
 
-    1. plan      epoch -> order of its samples             a pure function of (data, weights, seed, epoch)
-    2. position  p -> (epoch, place in it) -> sample       images are counted from the run's first one
-    3. sample    read, choose captions, decode, augment    random draws from (seed, epoch, place) alone
+    1. position  p -> (epoch, place in it) -> sample       plan.py; images are counted from the run's first
+    2. sample    read, choose captions, decode, augment    random draws from (seed, epoch, place) alone
                  drop and mask tokens
-    4. batch     step s holds the positions [s * G, (s+1) * G); rank r of W takes the r-th part of them
+                 one that cannot be used -> a substitute   from (seed, epoch, place, attempt) alone
+    3. batch     step s holds the positions [s * G, (s+1) * G); rank r of W takes the r-th part of them
 
 Because step s is a pure function of the configuration, workers may prefetch in any number, ranks may
 change between two runs, and the state to save is one number: the position after the batch.
 
 A sample's picture and its captions draw from generators of their own: a run that looks at no picture
-(masked language modelling) has the same captions as one that does.
+(masked language modelling) has the same captions as one that does, where no picture is damaged.
 """
 
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pydantic
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mmalign.batch import Batch, Caption, StreamState
-from mmalign.config import Section
-from mmalign.data.languages import caption_weights
-from mmalign.data.preprocess import Augmentation, Preprocess, stack_pictures
-from mmalign.data.reader import ShardSet
+from mmalign.batch import Batch, Caption, StreamState, Unusable
+from mmalign.data.features import FeatureSet
+from mmalign.data.plan import Plan
+from mmalign.data.preprocess import Preprocess, UndecodableImage, stack_pictures
+from mmalign.data.reader import UnusableSample, picture_id
+from mmalign.data.stream_config import DataConfig
 from mmalign.data.token_noise import TokenMasker, drop_tokens
 from mmalign.data.tokenizer import Tokenizer
 from mmalign.data.workers import leave_signals_to_the_parent
 from mmalign.errors import UserError
 
-# Separate random streams of one seed.
-_ORDER, _PICTURE, _CAPTIONS = 0, 1, 2
+ATTEMPTS = 32
+"""Substitutes that are tried for a position before a run gives up."""
 
 
-class DataConfig(Section):
-    train: tuple[str, ...] = pydantic.Field(min_length=1)
-    """Folders of shards to train on, as one data set."""
-    captions_per_image: int = pydantic.Field(default=1, ge=1)
-    """Captions that an image brings to a step, in different languages as far as it can; fewer if it has
-    fewer."""
-    languages: tuple[str, ...] | None = None
-    """Train on captions in these languages only; none: on all."""
-    language_temperature: float | None = pydantic.Field(default=None, ge=1)
-    """T: draw language l with probability proportional to (its captions)^(1/T), which repeats some images
-    and omits others within an epoch. None: every image once, its captions alike."""
-    augmentation: Augmentation = Augmentation()
-    token_dropout: float = pydantic.Field(default=0.0, ge=0, lt=1)
-    """Share of a caption's tokens left out at random, anew each time (word dropout, Iyyer et al. 2015):
-    keeps a text tower from learning few captions by heart."""
-    workers: int = pydantic.Field(default=1, ge=0)
-    """Processes that prepare batches, for each rank; 0: in the training process itself."""
+@dataclass(frozen=True)
+class _Sample:
+    """A sample as it goes into a batch; `caption_rng` has drawn its captions."""
 
-
-class Plan:
-    """Which sample stands at which position.
-
-    Attributes:
-        samples: (set, index in the set, numbers of its usable captions) of every usable sample.
-        counts: usable captions per language.
-        weights: weight of a caption of each language, or None.
-    """
-
-    def __init__(self, sets: Sequence[ShardSet], config: DataConfig, seed: int) -> None:
-        self.sets = sets
-        self.seed = seed
-        total = Counter(lang for s in sets for langs in s.languages for lang in langs)
-        lacking = sorted(set(config.languages or ()) - set(total))
-        if lacking:
-            raise UserError(
-                f"data.languages: `{lacking[0]}` is not in the training data; it has "
-                f"{', '.join(sorted(total))}"
-            )
-        wanted = set(config.languages or total)
-        self.samples: list[tuple[int, int, tuple[int, ...]]] = []
-        for number, shard_set in enumerate(sets):
-            for index, langs in enumerate(shard_set.languages):
-                usable = tuple(i for i, lang in enumerate(langs) if lang in wanted)
-                if usable:
-                    self.samples.append((number, index, usable))
-        if not self.samples:
-            raise UserError("data.train: no image has a caption, there is nothing to train on")
-        self.counts = {lang: n for lang, n in sorted(total.items()) if lang in wanted}
-        temperature = config.language_temperature
-        self.weights = caption_weights(self.counts, temperature) if temperature else None
-        self._order_of: dict[int, np.ndarray] = {}
-
-    def __len__(self) -> int:
-        """Positions of one epoch."""
-        return len(self.samples)
-
-    def languages_of(self, sample: int) -> list[str]:
-        """Language of each usable caption of a sample."""
-        number, index, usable = self.samples[sample]
-        return [self.sets[number].languages[index][i] for i in usable]
-
-    def order(self, epoch: int) -> np.ndarray:
-        """(samples of an epoch,) int64: which sample stands at each of its places."""
-        if epoch not in self._order_of:
-            # Two epochs are enough: a batch can reach from one into the next.
-            self._order_of = {e: o for e, o in self._order_of.items() if e == epoch - 1}
-            self._order_of[epoch] = self._make_order(epoch)
-        return self._order_of[epoch]
-
-    def at(self, position: int) -> tuple[int, np.random.Generator, np.random.Generator]:
-        """The sample at a position of the run, and the generators for its picture and for its captions."""
-        epoch, place = divmod(position, len(self))
-        picture_rng = np.random.default_rng((self.seed, _PICTURE, epoch, place))
-        caption_rng = np.random.default_rng((self.seed, _CAPTIONS, epoch, place))
-        return int(self.order(epoch)[place]), picture_rng, caption_rng
-
-    def _make_order(self, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng((self.seed, _ORDER, epoch))
-        if self.weights is None:
-            return rng.permutation(len(self))
-        weight = np.array(
-            [sum(self.weights[lang] for lang in self.languages_of(i)) for i in range(len(self))]
-        )
-        # Systematic sampling: sample i occurs floor or ceil of its expected number of times.
-        offset = rng.uniform()
-        edges = np.cumsum(weight) / weight.sum() * len(self) + offset
-        edges[-1] = len(self) + offset  # exactly, whatever the sum was rounded to
-        repeats = np.diff(np.floor(np.concatenate([[0.0], edges]))).astype(np.int64)
-        return rng.permutation(np.repeat(np.arange(len(self)), repeats))
+    key: str
+    picture_id: int
+    captions: list[Caption]
+    caption_rng: np.random.Generator
+    image: Tensor | None
+    feature: Tensor | None
 
 
 class BatchMaker(Dataset[Any]):
     """Batch of one rank by step number. Indexing is pure: the same number gives the same batch.
 
-    Without `preprocess` no picture is decoded; with a `masker` batches have labels.
+    With `features`, one for each set of the plan, these are read; else with `preprocess` pictures are
+    decoded. With a `masker` batches have labels.
     """
 
     def __init__(
@@ -147,6 +69,7 @@ class BatchMaker(Dataset[Any]):
         rank: int,
         world_size: int,
         masker: "TokenMasker | None" = None,
+        features: Sequence[FeatureSet] | None = None,
     ) -> None:
         if batch_size < world_size:
             raise UserError(
@@ -165,6 +88,7 @@ class BatchMaker(Dataset[Any]):
         self.rank = rank
         self.world_size = world_size
         self.masker = masker
+        self.features = features
 
     def __getitem__(self, step: int) -> "Batch | UserError":
         # Returned and not raised: a loader wraps what a worker raises into a traceback.
@@ -177,40 +101,73 @@ class BatchMaker(Dataset[Any]):
         """This rank's part of global batch `step`, counted from 0.
 
         Raises:
-            UserError: a sample cannot be read or decoded.
+            UserError: an index or a file of features is damaged, or no sample can be used.
         """
         share = self.batch_size // self.world_size
         first = step * self.batch_size + self.rank * share
-        images, keys, picture_ids, captions, image_index, rngs = [], [], [], [], [], []
-        for row, position in enumerate(range(first, first + share)):
-            sample, picture_rng, caption_rng = self.plan.at(position)
-            number, index, _ = self.plan.samples[sample]
-            shard_set = self.plan.sets[number]
-            pair = shard_set.read(index)
-            if self.preprocess is not None:
-                try:
-                    images.append(self.preprocess(pair.image, picture_rng))
-                except UserError as error:
-                    raise UserError(f"{shard_set.folder}, sample `{pair.key}`: {error}") from None
-            chosen = self._choose(sample, pair.captions, caption_rng)
-            captions += chosen
-            image_index += [row] * len(chosen)
-            rngs += [caption_rng] * len(chosen)
-            keys.append(pair.key)
-            picture_ids.append(shard_set.picture_ids[index])
-        token_NL, mask_NL, label_NL = self._tokens([c.text for c in captions], rngs)
+        unusable: list[Unusable] = []
+        samples = [self._sample(p, unusable) for p in range(first, first + share)]
+        captions = [(row, c, s.caption_rng) for row, s in enumerate(samples) for c in s.captions]
+        token_NL, mask_NL, label_NL = self._tokens(
+            [caption.text for _, caption, _ in captions], [rng for _, _, rng in captions]
+        )
+        images = [sample.image for sample in samples if sample.image is not None]
+        features = [sample.feature for sample in samples if sample.feature is not None]
         return Batch(
             image_BCHW=stack_pictures(images) if images else None,
             token_NL=token_NL,
             mask_NL=mask_NL,
-            language_N=tuple(c.lang for c in captions),
-            image_index_N=torch.tensor(image_index),
-            picture_id_B=torch.tensor(np.array(picture_ids)),
-            key_B=tuple(keys),
+            language_N=tuple(caption.lang for _, caption, _ in captions),
+            image_index_N=torch.tensor([row for row, _, _ in captions]),
+            picture_id_B=torch.tensor([sample.picture_id for sample in samples]),
+            key_B=tuple(sample.key for sample in samples),
             state=StreamState(self.plan.seed, (step + 1) * self.batch_size),
             label_NL=label_NL,
             length_N=_lengths(mask_NL),
+            feature_BF=torch.stack(features) if features else None,
+            unusable=tuple(unusable),
         )
+
+    def _sample(self, position: int, unusable: list[Unusable]) -> _Sample:
+        """The sample at a position, or its first substitute that can be used.
+
+        What cannot be used is added to `unusable`.
+        """
+        for attempt in range(1 + ATTEMPTS):
+            number, index = self.plan.locate(self.plan.sample_at(position, attempt))
+            try:
+                return self._read(position, number, index)
+            except UnusableSample as error:
+                shard_set = self.plan.sets[number]
+                place = (str(shard_set.folder), shard_set.shard_of(index), error.key)
+                unusable.append(Unusable(position, attempt, *place, error.reason))
+        raise UserError(
+            f"data.train: neither the sample at position {position} nor {ATTEMPTS} others in its place "
+            f"can be used, the last one is `{place[2]}` in {place[0]}/{place[1]} ({unusable[-1].reason}); "
+            "`mmalign data verify` names what is damaged"
+        )
+
+    def _read(self, position: int, number: int, index: int) -> _Sample:
+        """Sample `index` of a set as it looks at a position.
+
+        Raises:
+            UnusableSample: it cannot be read or decoded, or has no caption in a wanted language.
+        """
+        pair = self.plan.sets[number].read(index)
+        picture_rng, caption_rng = self.plan.generators(position)
+        captions = [caption for caption in pair.captions if caption.lang in self.plan.counts]
+        if not captions:
+            raise UnusableSample("no caption", key=pair.key)
+        image = feature = None
+        if self.features is not None:
+            feature = self.features[number].read(index)
+        elif self.preprocess is not None:
+            try:
+                image = self.preprocess(pair.image, picture_rng)
+            except UndecodableImage as error:
+                raise UnusableSample(error.reason, str(error), key=pair.key) from None
+        chosen = self._choose(captions, caption_rng)
+        return _Sample(pair.key, picture_id(pair.picture), chosen, caption_rng, image, feature)
 
     def _tokens(
         self, texts: list[str], rngs: list[np.random.Generator]
@@ -227,24 +184,21 @@ class BatchMaker(Dataset[Any]):
         token_NL, label_NL = self.masker(token_NL, mask_NL, rngs)
         return token_NL, mask_NL, label_NL
 
-    def _choose(
-        self, sample: int, captions: tuple[Caption, ...], rng: np.random.Generator
-    ) -> list[Caption]:
+    def _choose(self, captions: list[Caption], rng: np.random.Generator) -> list[Caption]:
         """Captions of one image, without replacement, by the weights of their languages.
 
         The smallest of exponential draws with rate w is each caption with probability w / sum(w), and so
         on among the rest (Efraimidis and Spirakis 2006). A second caption in a language that is already
         there waits until every language had its turn.
         """
-        _, _, usable = self.plan.samples[sample]
-        weights = self.plan.weights
-        draw = rng.exponential(size=len(usable))
+        weights = self.plan.mixture.weights
+        draw = rng.exponential(size=len(captions))
         if weights is not None:
-            draw /= [weights[captions[i].lang] for i in usable]
+            draw /= [weights[caption.lang] for caption in captions]
         turn: Counter[str] = Counter()
         ranked: list[tuple[int, int, Caption]] = []
         for place in np.argsort(draw).tolist():
-            caption = captions[usable[place]]
+            caption = captions[place]
             ranked.append((turn[caption.lang], len(ranked), caption))
             turn[caption.lang] += 1
         ranked.sort(key=lambda entry: entry[:2])
@@ -257,27 +211,22 @@ def _lengths(mask_NL: Tensor) -> tuple[int, ...]:
     return tuple((mask_NL * place_L).amax(1).tolist())
 
 
-def open_sets(folders: Sequence[str]) -> list[ShardSet]:
-    """The shard sets in the folders.
-
-    Raises:
-        UserError: a folder is no finished data set, or is empty.
-    """
-    return [ShardSet(Path(folder)) for folder in folders]
-
-
 def captions_of(plan: Plan) -> Iterator[str]:
-    """Every usable caption once, for training a tokenizer."""
-    for number, index, usable in plan.samples:
-        captions = plan.sets[number].read(index).captions
-        yield from (captions[i].text for i in usable)
+    """Every usable caption once, for training a tokenizer; what cannot be read is left out."""
+    for shard_set in plan.sets:
+        for index in range(len(shard_set)):
+            try:
+                captions = shard_set.read(index).captions
+            except UnusableSample:
+                continue
+            yield from (caption.text for caption in captions if caption.lang in plan.counts)
 
 
 def batches(maker: BatchMaker, first_step: int, steps: int, workers: int) -> Iterator[Batch]:
     """This rank's batches of steps `first_step` ... `steps - 1`, in order.
 
     Raises:
-        UserError: a sample cannot be used.
+        UserError: as `BatchMaker.make`.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
     loader = DataLoader(

@@ -20,8 +20,9 @@ from typing import Any
 from mmalign.commit import sha256_of
 from mmalign.console import track
 from mmalign.data.preprocess import UndecodableImage, decode
-from mmalign.data.reader import REASONS, UnusableSample, read_pair, read_rows
+from mmalign.data.reader import REASONS, UnusableSample, read_pair
 from mmalign.data.scan import check_picture
+from mmalign.data.shard_index import read_rows
 from mmalign.data.shards import Manifest, Shard, load_manifest
 from mmalign.data.tar import Damage, walk
 from mmalign.errors import UserError
@@ -190,4 +191,4 @@ def _decode(image: bytes) -> None:
     try:
         decode(image)
     except UndecodableImage as error:
-        raise UnusableSample("does not decode", str(error)) from None
+        raise UnusableSample(error.reason, str(error)) from None

@@ -160,7 +160,8 @@ def _config(config: dict[str, Any], sha256: str | None = None) -> dict[str, Any]
 
 def _data(config: dict[str, Any], recorded: list[str]) -> list[dict[str, Any]]:
     """Each training set, in the order of the configuration."""
-    folders = config.get("data", {}).get("train", [])
+    entries = config.get("data", {}).get("train", [])
+    folders = [entry["path"] if isinstance(entry, dict) else entry for entry in entries]
     return [_data_set(Path(folder), sha) for folder, sha in zip(folders, recorded, strict=False)]
 
 
@@ -173,7 +174,7 @@ def _data_set(folder: Path, sha256: str) -> dict[str, Any]:
     shards = [
         {
             "file": shard["file"],
-            "sha256": tree["files"][shard["file"]]["sha256"],
+            "sha256": tree["files"][shard.get("path") or shard["file"]]["sha256"],
             "samples": shard["samples"],
         }
         for shard in tree["shards"]

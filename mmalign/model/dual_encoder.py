@@ -1,8 +1,9 @@
 """The dual encoder: two towers, two projections into one space, one temperature.
 
-    image_BCHW         -> image tower -> projection -> unit length -> image_BD
-    token_NL, mask_NL  -> text tower  -> projection -> unit length -> text_ND
+    image_BCHW         -> image tower -> feature_BF -> projection -> unit length -> image_BD
+    token_NL, mask_NL  -> text tower                -> projection -> unit length -> text_ND
 
+A frozen image tower gives a picture the same feature every time, so features may also be given as they are.
 Nothing is shared between the two sides and nothing here knows of ranks, files or losses.
 """
 
@@ -80,6 +81,11 @@ class DualEncoder(nn.Module):
         """(B, 3, H, W) pixels (see `ImageTower.forward`) -> (B, D) of unit length."""
         return _unit_length(self.image_projection(self.image_tower(image_BCHW)))
 
+    def encode_feature(self, feature_BF: Tensor) -> Tensor:
+        """(B, F) of a floating dtype, what the image tower made of pictures -> (B, D) of unit length."""
+        dtype = self.image_projection.weight.dtype
+        return _unit_length(self.image_projection(feature_BF.to(dtype)))
+
     def encode_text(
         self, token_NL: Tensor, mask_NL: Tensor, length_N: Sequence[int] = ()
     ) -> Tensor:
@@ -87,10 +93,21 @@ class DualEncoder(nn.Module):
         return _unit_length(self.text_projection(self.text_tower(token_NL, mask_NL, length_N)))
 
     def forward(
-        self, image_BCHW: Tensor, token_NL: Tensor, mask_NL: Tensor, length_N: Sequence[int] = ()
+        self,
+        image_BCHW: Tensor | None,
+        token_NL: Tensor,
+        mask_NL: Tensor,
+        length_N: Sequence[int] = (),
+        feature_BF: Tensor | None = None,
     ) -> Embeddings:
+        """Both sides of a batch; its images are `image_BCHW`, or `feature_BF` where that is given."""
+        if feature_BF is not None:
+            image_BD = self.encode_feature(feature_BF)
+        else:
+            assert image_BCHW is not None
+            image_BD = self.encode_image(image_BCHW)
         return Embeddings(
-            image_BD=self.encode_image(image_BCHW),
+            image_BD=image_BD,
             text_ND=self.encode_text(token_NL, mask_NL, length_N),
             logit_scale=self.logit_scale.exp(),
             # A view, so that a caller's gradient never reaches the parameter but through its graph.

@@ -1,6 +1,6 @@
 """The report: one HTML file about one run, complete in itself.
 
-    RUN/config.yaml, metrics.jsonl, commands.txt, eval/*/gallery.json, eval/*/faiss.json, collect(RUN)
+    RUN/config.yaml, {metrics, unusable}.jsonl, commands.txt, eval/*/{gallery, faiss}.json, collect(RUN)
         -> a section a measure: tables and charts -> templates/report.html.j2 -> one page
 
 Nothing comes from outside, so that it reads the same from a disk, a mail and an archive. Every number
@@ -17,11 +17,12 @@ from typing import Any
 
 from mmalign.commit import write_atomic
 from mmalign.config import read_yaml, write_yaml
+from mmalign.data.ledger import UNUSABLE
 from mmalign.errors import UserError
+from mmalign.evaluation.collect import collect
 from mmalign.evaluation.results import Results
 from mmalign.record import read_records
 from mmalign.redact import redact, redact_text
-from mmalign.evaluation.collect import collect
 from mmalign.report.faiss_section import faiss_sections, faiss_tables
 from mmalign.report.headline import headline
 from mmalign.report.language_sections import alignments, dictionaries, geometries, layer_plots
@@ -33,6 +34,7 @@ from mmalign.report.training_section import (
     draw_progress,
     draw_training,
     training_facts,
+    unusable_samples,
 )
 from mmalign.report.transfer_section import transfers
 
@@ -55,6 +57,7 @@ def write_report(run: Path, out: Path) -> None:
         commands=_read_commands(run / "commands.txt"),
         facts=training_facts(config, records),
         curves=draw_training(records),
+        unusable=unusable_samples(records, read_records(run / UNUSABLE)),
         progress=draw_progress(records),
         results=results,
         has_untrained=UNTRAINED in results.baselines,

@@ -1,21 +1,24 @@
 """How the training went: facts for the lead sentence and curves, from the run's own records.
 
 RUN/config.yaml, metrics.jsonl -> facts, small curves, means measured on the way
+RUN/unusable.jsonl -> samples that could not be used, by shard and reason
 """
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
 from mmalign.evaluation.names import MEAN
+from mmalign.redact import redact_text
 from mmalign.report.charts import BLUE, OCHRE, PLUM, Line, draw_curve, draw_shares
 from mmalign.report.headline import DIRECTIONS
 
 Records = Sequence[Mapping[str, Any]]
 _CURVES = {"loss": "Loss", "temperature": "Temperature", "pairs_per_second": "Pairs per second"}
+_MOST_SHARDS = 20  # rows of the table of unusable samples
 _DIRECTION_COLORS = dict(zip(DIRECTIONS, (BLUE, OCHRE), strict=True))
 
 
@@ -43,6 +46,32 @@ def captions_seen(records: Records) -> dict[str, int]:
             if name.startswith("captions/"):
                 seen[name.removeprefix("captions/")] += int(value)
     return dict(seen)
+
+
+def unusable_samples(records: Records, named: Records) -> dict[str, Any] | None:
+    """What training could not use; None where it used everything.
+
+    Args:
+        named: lines of unusable.jsonl, one a sample.
+
+    Returns:
+        `share` of the positions in the stream, `reasons` with their parts of it, and `rows` of (shard,
+        reason, samples), most first, of which there are `more`.
+    """
+    last = next((record for record in reversed(records) if "data/unusable" in record), {})
+    if not last.get("data/unusable"):
+        return None
+    prefix = "data/unusable/"
+    parts = {name.removeprefix(prefix): last[name] for name in last if name.startswith(prefix)}
+    counts = Counter((f"{one['data']}/{one['shard']}", one["reason"]) for one in named)
+    most = counts.most_common(_MOST_SHARDS)
+    rows = [(redact_text(shard), reason, count) for (shard, reason), count in most]
+    return {
+        "share": last["data/unusable"],
+        "reasons": sorted(parts.items(), key=lambda item: -item[1]),
+        "rows": rows,
+        "more": len(counts) - len(rows),
+    }
 
 
 def draw_training(records: Records) -> list[Markup]:

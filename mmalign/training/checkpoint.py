@@ -15,7 +15,7 @@ it is a pickle.
 import json
 import shutil
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from mmalign.commit import (
     write_json,
 )
 from mmalign.config import Section
+from mmalign.data.plan import FULL, Plan
 from mmalign.errors import UserError
 from mmalign.training.engine import OPTIMIZER_FILES, Engine
 
@@ -67,6 +68,7 @@ class TrainState:
         stream: where the stream goes on.
         best: highest value so far of the metric that chooses the best checkpoint.
         parent: what the run went on from at its start, as `parent_of` says; None: from scratch.
+        ledger: what the stream has given up to here, as `Ledger.to_json` says.
     """
 
     step: int
@@ -74,6 +76,7 @@ class TrainState:
     stream: StreamState
     best: float | None = None
     parent: dict[str, Any] | None = None
+    ledger: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         stream = self.stream.to_json()
@@ -83,12 +86,20 @@ class TrainState:
             "stream": stream,
             "best": self.best,
             "parent": self.parent,
+            "ledger": self.ledger,
         }
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> "TrainState":
         stream = StreamState.from_json(tree["stream"])
-        return cls(tree["step"], tree["pairs_seen"], stream, tree.get("best"), tree.get("parent"))
+        return cls(
+            tree["step"],
+            tree["pairs_seen"],
+            stream,
+            tree.get("best"),
+            tree.get("parent"),
+            tree.get("ledger", {}),
+        )
 
 
 class Saver:
@@ -223,21 +234,28 @@ class _Job:
         self.files[name] = settle(self.work / name)
 
 
-def load_newest(folder: Path, engine: Engine, data: list[str]) -> TrainState:
+def load_newest(folder: Path, engine: Engine, plan: Plan) -> TrainState:
     """Take over the newest checkpoint that verifies; called on all ranks.
 
     Args:
-        data: sha256 of the manifests of the data to go on with.
+        plan: of the data to go on with.
 
     Raises:
-        UserError: no checkpoint can be used, or it was made by another model, or on other data: its
-            place in the stream would mean other samples.
+        UserError: no checkpoint can be used, or it was made by another model, or on other data or in another
+            order: its place in the stream would mean other samples.
     """
     chosen, info = newest_folder(folder)
-    if info["data"] != data:
+    if info["data"] != plan.data:
         raise UserError(
             f"{chosen}: was trained on other data than `data.train` now holds; build the same data "
             "again, or start another run from its weights with init_from"
+        )
+    shuffle = info.get("shuffle", FULL)  # before there were windows
+    if shuffle != plan.shuffle:
+        raise UserError(
+            f"{chosen}: its run shuffled the data in another way ({shuffle}, here {plan.shuffle}), so its "
+            "place in the data means other samples here; set data.shuffle_shards accordingly (full: at least "
+            "the number of shards) and go on in another folder with resume_from"
         )
     if not any(chosen.glob(f"{OPTIMIZER_FILES}*")):
         raise UserError(

@@ -27,6 +27,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmalign.data.mixing import mix
 from mmalign.data.shards import read_manifest
 from mmalign.errors import UserError
 from mmalign.training.engine import BUCKET
@@ -69,11 +70,13 @@ class Load:
 def dry_run(config: RunConfig, nodes: int, gpus_per_node: int) -> str:
     """A table of what the run takes; nothing is loaded, nothing is written.
 
-    Parameters, memory of a GPU and bytes on the wire by ZeRO stage, steps of an epoch. Captions count as if
-    each were as long as `model.text.max_length` and each image had `data.captions_per_image` of them.
+    Parameters, memory of a GPU and bytes on the wire by ZeRO stage, steps of an epoch, shares of languages.
+    Captions count as if each were as long as `model.text.max_length` and each image had
+    `data.captions_per_image` of them.
 
     Raises:
-        UserError: the batch does not divide by the ranks, or only the hub knows what a tower looks like.
+        UserError: the batch does not divide by the ranks, only the hub knows what a tower looks like, or the
+            languages' floor and cap leave no shares.
     """
     ranks = nodes * gpus_per_node
     if config.batch_size % ranks:
@@ -197,12 +200,12 @@ def _steps_of(config: RunConfig, ranks: int) -> str:
         f"run    {config.steps:,} steps, {config.steps * config.batch_size:,} images",
     ]
     try:
-        total = sum(read_manifest(Path(folder)).samples for folder in config.data.train)
+        manifests = [read_manifest(Path(folder)) for folder in config.data.train]
     except UserError as error:
         return "\n".join([*lines, f"epoch  unknown until there are data ({error})"])
-    return "\n".join(
-        [*lines, f"epoch  {total / config.batch_size:,.1f} steps, {total:,} images in `data.train`"]
-    )
+    total = sum(manifest.samples for manifest in manifests)
+    lines.append(f"epoch  {total / config.batch_size:,.1f} steps, {total:,} images in `data.train`")
+    return "\n".join(lines) + "\n\n" + mix(manifests, config.data).table()
 
 
 def _how_activations(config: RunConfig) -> str:

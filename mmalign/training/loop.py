@@ -27,13 +27,16 @@ from mmalign.code_version import code_version
 from mmalign.commit import write_json
 from mmalign.config import load_config
 from mmalign.console import say, track
-from mmalign.data.stream import BatchMaker, Plan, batches, open_sets
+from mmalign.data.ledger import Ledger
+from mmalign.data.plan import Plan, open_sets
+from mmalign.data.stream import BatchMaker, batches
 from mmalign.data.tokenizer import Tokenizer
 from mmalign.evaluation.suite import SuiteConfig
 from mmalign.model.dual_encoder import build_dual_encoder
 from mmalign.record import Recorder
 from mmalign.training import checkpoint
 from mmalign.training.checkpoint import Saver, TrainState
+from mmalign.training.embed import open_image_features
 from mmalign.training.engine import Engine
 from mmalign.training.evaluate import evaluate, value_of
 from mmalign.training.first_weights import load_first_weights
@@ -81,12 +84,12 @@ class _Run:
     tokenizer: Tokenizer
     maker: BatchMaker
     engine: Engine
-    data: list[str]
     suite: SuiteConfig | None
     saver: Saver
     guard: NonFiniteGuard
     recorder: Recorder | None
     meter: Meter
+    ledger: Ledger
     state: TrainState
     saved_step: int
     saved_at: float
@@ -113,29 +116,28 @@ def _prepare(config: RunConfig, out: Path, watchdog: Watchdog) -> _Run:
         config.model.min_temperature,
         config.seed,
     )
-    data = [shard_set.manifest.sha256 for shard_set in plan.sets]
     watchdog.beat("resume")
-    state = resume(config, out, engine, data)
-    facts: dict[str, Any] = {"config_sha256": config.sha256, "data": data}
+    state = resume(config, out, engine, plan)
+    # Not before: they must be those of the image tower that the run goes on with.
+    maker.features = open_image_features(config, plan.sets, engine)
+    facts: dict[str, Any] = {
+        "config_sha256": config.sha256,
+        "data": plan.data,
+        "shuffle": plan.shuffle,
+    }
     if distributed.is_main():
         facts["code"] = code_version()
         if starts:
             parent = checkpoint.parent_of(config.resume_from, config.init_from, state.step)
             state = replace(state, parent=parent)
         (out / STOPPED).unlink(missing_ok=True)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    say(
-        f"{config.name}: {len(plan)} images, {sum(plan.counts.values())} captions in "
-        f"{len(plan.counts)} languages; {parameters / 1e6:.1f} M parameters; "
-        f"{distributed.world_size()} ranks on {distributed.device().type}; from step {state.step}"
-    )
+    _say_what_starts(config, plan, model, state)
     return _Run(
         config=config,
         out=out,
         tokenizer=tokenizer,
         maker=maker,
         engine=engine,
-        data=data,
         suite=load_config(SuiteConfig, Path(config.evaluation.suite))
         if config.evaluation
         else None,
@@ -143,9 +145,23 @@ def _prepare(config: RunConfig, out: Path, watchdog: Watchdog) -> _Run:
         guard=NonFiniteGuard(config.non_finite, out),
         recorder=_recorder(config, out, state.step),
         meter=Meter(config.batch_size),
+        ledger=Ledger(
+            out, config.data.max_bad_fraction, len(plan), state.stream.position, state.ledger
+        ),
         state=state,
         saved_step=state.step,
         saved_at=time.monotonic(),
+    )
+
+
+def _say_what_starts(
+    config: RunConfig, plan: Plan, model: torch.nn.Module, state: TrainState
+) -> None:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    say(
+        f"{config.name}: {len(plan)} images, {sum(plan.counts.values())} captions in "
+        f"{len(plan.counts)} languages; {parameters / 1e6:.1f} M parameters; "
+        f"{distributed.world_size()} ranks on {distributed.device().type}; from step {state.step}"
     )
 
 
@@ -168,6 +184,7 @@ def _take_steps(run: _Run, last: int, stop: StopRequest, watchdog: Watchdog) -> 
         )
         step = run.state.step
         run.meter.count(batch)
+        run.ledger.count(batch)
         if run.guard.must_act(step, metrics, batch):
             return _roll_back(run, batch)
         if step % config.log.every == 0 or step == last or agreed.stop:
@@ -178,6 +195,8 @@ def _take_steps(run: _Run, last: int, stop: StopRequest, watchdog: Watchdog) -> 
         regular = step % config.checkpoint.every == 0 or agreed.save_is_due
         if regular or is_best or agreed.stop or step == last:
             watchdog.beat(f"saving step {step}")
+            run.ledger.settle()
+            run.state = replace(run.state, ledger=run.ledger.to_json())
             saver.save(run.engine, run.state, is_best)
             run.saved_step, run.saved_at = step, time.monotonic()
             run.meter.forget_time()
@@ -191,9 +210,11 @@ def _save_is_due(run: _Run) -> bool:
 
 
 def _record(run: _Run, metrics: dict[str, float]) -> None:
-    metrics = {**metrics, **run.meter.read(), "pairs_seen": run.state.pairs_seen}
+    run.ledger.settle()
+    seen = {**run.meter.read(), **run.ledger.metrics(), "pairs_seen": run.state.pairs_seen}
     if run.recorder is not None:
-        run.recorder.write(run.state.step, metrics)
+        run.recorder.write(run.state.step, {**metrics, **seen})
+    run.ledger.judge()
 
 
 def _evaluate(run: _Run, watchdog: Watchdog) -> bool:
@@ -220,7 +241,7 @@ def _roll_back(run: _Run, batch: Batch) -> None:
     run.saver.finish()
     bad_step = run.state.step
     run.guard.note_roll_back(bad_step, run.saved_step)
-    state = checkpoint.load_newest(run.out / "checkpoints", run.engine, run.data)
+    state = checkpoint.load_newest(run.out / "checkpoints", run.engine, run.maker.plan)
     run.state = replace(state, stream=batch.state)
     say(f"step {bad_step}: back to the weights of step {state.step}, on with later data")
     if run.recorder is not None:

@@ -95,7 +95,8 @@ def outcome_of(config: ObjectiveConfig, forward: Callable[..., Any], batch: Batc
 
     Args:
         forward: that of `trained_module`, or of what wraps it.
-        batch: this rank's, on its device; with images, or for masked language modelling with labels.
+        batch: this rank's, on its device; with images or their features, or for masked language modelling
+            with labels.
     """
     if isinstance(config, MaskedLanguageModelConfig):
         return _predict_tokens(forward, batch)
@@ -104,9 +105,12 @@ def outcome_of(config: ObjectiveConfig, forward: Callable[..., Any], batch: Batc
 
 def embed(forward: Callable[..., Embeddings], batch: Batch) -> Embeddings:
     """The two towers' view of a batch, with its graph."""
+    texts = (batch.token_NL, batch.mask_NL, batch.length_N)
+    if batch.feature_BF is not None:
+        return forward(None, *texts, batch.feature_BF)
     assert batch.image_BCHW is not None
     image_BCHW = batch.image_BCHW.contiguous(memory_format=torch.channels_last)
-    return forward(image_BCHW, batch.token_NL, batch.mask_NL, batch.length_N)
+    return forward(image_BCHW, *texts)
 
 
 def contrast(config: ContrastiveConfig, embeddings: Embeddings, batch: Batch) -> Outcome:

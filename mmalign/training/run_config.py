@@ -7,7 +7,7 @@ from typing import Any
 import pydantic
 
 from mmalign.config import Section
-from mmalign.data.stream import DataConfig
+from mmalign.data.stream_config import DataConfig
 from mmalign.data.tokenizer import TokenizerConfig
 from mmalign.model.dual_encoder import ModelConfig
 from mmalign.training.checkpoint import CheckpointConfig
@@ -76,6 +76,11 @@ class RunConfig(Section):
         self._check_steps()
         if isinstance(self.objective, MaskedLanguageModelConfig):
             self._check_masked()
+        elif self.data.image_features and not self.model.image.frozen:
+            raise ValueError(
+                "`data.image_features` are of an image tower that stays as it is, and `model.image.frozen` "
+                "is false; set it to true, or take `image_features` out"
+            )
         elif (self.objective.loss == "sigmoid") != (self.model.logit_bias is not None):
             raise ValueError(
                 "`objective.loss: sigmoid` and `model.logit_bias` go together: give both or neither "
@@ -111,6 +116,8 @@ FREE_TO_CHANGE = frozenset(
         "resume_from",
         "init_from",
         "data.workers",
+        "data.image_features",
+        "data.max_bad_fraction",
         "engine.zero_stage",
         "engine.micro_batch",
         "engine.checkpoint_activations",

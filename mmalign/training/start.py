@@ -14,8 +14,9 @@ from mmalign.batch import StreamState
 from mmalign.commit import replace_folder, temporary_folder, write_atomic
 from mmalign.config import read_yaml, validate, write_yaml
 from mmalign.console import say
+from mmalign.data.plan import Plan
 from mmalign.data.preprocess import Preprocess
-from mmalign.data.stream import BatchMaker, Plan, captions_of
+from mmalign.data.stream import BatchMaker, captions_of
 from mmalign.data.token_noise import TokenMasker
 from mmalign.data.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
 from mmalign.errors import UserError
@@ -100,20 +101,16 @@ def make_batches(
     )
 
 
-def resume(config: RunConfig, out: Path, engine: Engine, data: list[str]) -> TrainState:
-    """Steps 1, 2 and 4 of the order in `loop`.
-
-    Args:
-        data: sha256 of the manifests of the training data.
-    """
+def resume(config: RunConfig, out: Path, engine: Engine, plan: Plan) -> TrainState:
+    """Steps 1, 2 and 4 of the order in `loop`."""
     own = out / "checkpoints"
     if checkpoint.has_checkpoints(own):
-        return checkpoint.load_newest(own, engine, data)
+        return checkpoint.load_newest(own, engine, plan)
     if config.resume_from is None:
         return TrainState(step=0, pairs_seen=0, stream=StreamState(config.seed, 0))
     other = Path(config.resume_from)
     _check_same_stream(config, other)
-    return checkpoint.load_newest(other / "checkpoints", engine, data)
+    return checkpoint.load_newest(other / "checkpoints", engine, plan)
 
 
 def _check_same_stream(config: RunConfig, other: Path) -> None:

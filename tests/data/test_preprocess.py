@@ -70,6 +70,30 @@ def test_training_may_decode_a_jpeg_smaller_and_stays_close() -> None:
     assert 0 < (quick - exact).abs().mean() < 3
 
 
+def test_training_without_a_crop_sees_what_evaluation_sees() -> None:
+    data = encode(Image.effect_noise((40, 30), 90).convert("RGB"), "PNG")
+    view = Preprocess(8, Augmentation())(data, np.random.default_rng(0))
+    assert (view.int() - PREPROCESS(data).int()).abs().max() <= 1
+
+
+def test_a_flipped_view_is_the_mirrored_one() -> None:
+    data = encode(Image.effect_noise((40, 30), 90).convert("RGB"), "PNG")
+    preprocess = Preprocess(8, Augmentation(flip=True))
+    straight, seeds = PREPROCESS(data).int(), range(20)
+    views = [preprocess(data, np.random.default_rng(seed)).int() for seed in seeds]
+    flipped = [view for view in views if (view - straight).abs().max() > 1]
+    assert 0 < len(flipped) < len(seeds)
+    assert all((view.flip(1) - straight).abs().max() <= 1 for view in flipped)
+
+
+@pytest.mark.parametrize("part", [0.5, 0.99])
+def test_training_refuses_what_evaluation_refuses(part: float) -> None:
+    whole = encode(Image.effect_noise((64, 64), 90).convert("RGB"), "JPEG")
+    for preprocess in (PREPROCESS, Preprocess(8, Augmentation())):
+        with pytest.raises(UndecodableImage):
+            preprocess(whole[: int(part * len(whole))])
+
+
 def test_a_batch_of_pictures_is_channels_last() -> None:
     noise = encode(Image.effect_noise((20, 10), 90).convert("RGB"), "PNG")
     pixels_HWC = PREPROCESS(noise)

@@ -109,10 +109,10 @@ def test_a_damaged_index_is_one_sentence(tmp_path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data.replace(b"k000", b"k009"))
     with pytest.raises(UserError, match=r"00000\.index\.jsonl: damaged.*mmalign data index"):
-        ShardSet(folder)
+        ShardSet(folder).read(1)
     rewrite_rows(make_set(tmp_path / "other", 4), lambda row: row.pop("langs"))
     with pytest.raises(UserError, match="not an index of mmalign shards"):
-        ShardSet(tmp_path / "other")
+        ShardSet(tmp_path / "other").read(0)
 
 
 def test_foreign_shards_are_read_by_their_manifest(tmp_path: Path) -> None:
@@ -168,3 +168,33 @@ def test_a_refusal_travels_between_processes() -> None:
             "00000.tar",
             "k1",
         )
+
+
+def open_files() -> set[Path]:
+    return set(Path("/proc/self/fd").iterdir())
+
+
+def test_a_process_keeps_few_files_open_and_reads_on(tmp_path: Path) -> None:
+    shards = ShardSet(make_set(tmp_path / "set", 40))
+    shards.shards_at_hand, shards.most_open = 2, 3
+    before = open_files()
+    for number in (*range(40), 0, 39, 5):
+        assert shards.read(number).key == f"k{number:03d}"
+        assert len(open_files() - before) <= 3
+    shards.close()
+    assert open_files() <= before
+    assert shards.read(7).key == "k007"
+
+
+def test_languages_are_found_without_parsing_and_with(tmp_path: Path) -> None:
+    folder = make_set(tmp_path / "set", 6)
+    known = ShardSet(folder).languages
+    assert known[2] == ("en", "en", "ja", "sw")
+    rewrite_rows(folder, lambda row: row.update(key='"langs": ["xx"], \\"langs\\": ["yy"]'))
+    assert ShardSet(folder).languages == known
+    path = folder / "00000.index.jsonl"
+    path.write_text(path.read_text(encoding="utf-8").replace('"langs": [', '"langs":['))
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest["files"][path.name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    assert ShardSet(folder).languages == known

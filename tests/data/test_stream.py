@@ -1,5 +1,6 @@
 """The stream: every image once an epoch, the same whatever the ranks and workers, exact at any stop."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 from itertools import chain
@@ -9,22 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shard_sets import make_pair, make_set, write_set
+from shard_sets import make_image, make_pair, make_set, write_set
 from tiny import tiny_tokenizer
 
 from mmalign.batch import NOT_PREDICTED, Batch
 from mmalign.config import validate
 from mmalign.data.languages import caption_weights
+from mmalign.data.plan import Plan, open_sets
 from mmalign.data.preprocess import Preprocess
 from mmalign.data.reader import ShardSet
-from mmalign.data.stream import (
-    BatchMaker,
-    DataConfig,
-    Plan,
-    batches,
-    captions_of,
-    open_sets,
-)
+from mmalign.data.stream import BatchMaker, batches, captions_of
+from mmalign.data.stream_config import DataConfig
 from mmalign.data.token_noise import TokenMasker
 from mmalign.errors import UserError
 
@@ -129,7 +125,7 @@ def test_language_temperature_draws_languages_as_stated(tmp_path: Path) -> None:
     for epoch in range(50):
         order = plan.order(epoch)
         assert len(order) == 44
-        drawn.update(plan.languages_of(int(sample))[0] for sample in order)
+        drawn.update("en" if sample < 40 else "sw" for sample in order.tolist())
     expected = 40**0.5 / (40**0.5 + 4**0.5)
     assert drawn["en"] / drawn.total() == pytest.approx(expected, abs=0.01)
     repeats = np.bincount(plan.order(0), minlength=44)
@@ -165,18 +161,113 @@ def test_bad_wishes_get_one_sentence(folder: Path) -> None:
         maker(folder, world_size=3)
 
 
-def set_with_a_broken_picture(folder: Path) -> Path:
-    """Eight pairs; the first picture begins as a PNG and goes on as nothing."""
+def set_with_a_broken_picture(folder: Path, size: int = 0) -> Path:
+    """Eight pairs; without a size, the first picture begins as a PNG and goes on as nothing."""
     pairs = [make_pair(number, ("en",)) for number in range(8)]
-    return write_set(folder, [replace(pairs[0], image=b"\x89PNG" + bytes(100)), *pairs[1:]])
+    image = make_image(0, size=size) if size else b"\x89PNG" + bytes(100)
+    return write_set(folder, [replace(pairs[0], image=image), *pairs[1:]])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_does_not_decode_is_named(tmp_path: Path, workers: int) -> None:
+def test_another_sample_stands_for_one_that_does_not_decode(tmp_path: Path, workers: int) -> None:
     folder = set_with_a_broken_picture(tmp_path / "train")
-    with pytest.raises(UserError, match=r"train, sample `k000`: does not decode") as caught:
-        list(batches(maker(folder), 0, 2, workers))
-    assert "Traceback" not in str(caught.value)
+    stream = list(batches(maker(folder), 0, 4, workers))
+    assert [len(batch.key_B) for batch in stream] == [4] * 4
+    assert "k000" not in keys(stream)
+    unusable = [one for batch in stream for one in batch.unusable if one.attempt == 0]
+    assert [one.position // 8 for one in unusable] == [0, 1]
+    assert {(one.data, one.shard, one.key, one.reason) for one in unusable} == {
+        (str(folder), "00000.tar", "k000", "does not decode")
+    }
+    # The others stand where they stood, with the same captions.
+    whole = set_with_a_broken_picture(tmp_path / "whole", size=16)
+    for batch, other in zip(stream, batches(maker(whole), 0, 4, 0), strict=True):
+        same = [a == b for a, b in zip(batch.key_B, other.key_B, strict=True)]
+        bad = [one.position % 4 for one in batch.unusable if one.attempt == 0]
+        assert [n for n, is_same in enumerate(same) if not is_same] == bad
+
+
+def test_a_set_without_a_usable_sample_is_one_sentence(tmp_path: Path) -> None:
+    pairs = [replace(make_pair(n, ("en",)), image=b"\x89PNG" + bytes(9)) for n in range(4)]
+    folder = write_set(tmp_path / "train", pairs)
+    with pytest.raises(UserError, match=r"nor 32 others in its place can be used") as caught:
+        list(batches(maker(folder), 0, 1, workers=1))
+    assert str(caught.value).count("\n") == 0
+    assert "does not decode" in str(caught.value)
+
+
+def damaged_set(folder: Path) -> Path:
+    """Forty pairs in ten shards, in which what can go wrong went wrong."""
+    pairs = [
+        make_pair(number, (("en",), ("sw", "en"), ("ja",))[number % 3]) for number in range(40)
+    ]
+    for number in (2, 21):
+        pairs[number] = replace(pairs[number], image=b"\xff\xd8\xff" + bytes(50))
+    write_set(folder, pairs)
+    row = json.loads((folder / "00003.index.jsonl").read_text(encoding="utf-8").splitlines()[1])
+    data = bytearray((folder / "00003.tar").read_bytes())
+    data[row["image"][1] + 20] ^= 255
+    (folder / "00003.tar").write_bytes(data)
+    return folder
+
+
+def seen(batch: Batch) -> list[tuple[Any, ...]]:
+    """All that a rank's batch holds, a row an image."""
+    assert batch.image_BCHW is not None
+    rows = []
+    for row, key in enumerate(batch.key_B):
+        captions = [
+            (lang, tokens[mask.bool()].tolist())
+            for lang, tokens, mask, image in zip(
+                batch.language_N, batch.token_NL, batch.mask_NL, batch.image_index_N, strict=True
+            )
+            if image == row
+        ]
+        rows.append((key, captions, batch.image_BCHW[row].tolist()))
+    return rows
+
+
+STREAM: dict[str, Any] = {
+    "captions_per_image": 2,
+    "augmentation": {"crop_scale": [0.5, 1.0], "flip": True},
+    "token_dropout": 0.2,
+    "shuffle_shards": 3,
+    "language_floor": 0.25,
+}
+
+
+def assert_one_stream(folder: Path, parts: list[tuple[int, int, int]], steps: int) -> None:
+    """Whether a run that goes through `parts` (steps, ranks, workers) sees the stream of one process."""
+    truth = maker(folder, **STREAM)
+    step = 0
+    for number, ranks, workers in parts:
+        last = min(step + number, steps)
+        makers = [maker(folder, rank, ranks, **STREAM) for rank in range(ranks)]
+        streams = [list(batches(one, step, last, workers)) for one in makers]
+        for given in zip(*streams, strict=True):
+            whole = truth.make(step)
+            assert [row for part in given for row in seen(part)] == seen(whole)
+            assert tuple(one for part in given for one in part.unusable) == whole.unusable
+            step += 1
+    assert step == steps
+
+
+def test_five_stops_with_other_ranks_and_workers_change_nothing(tmp_path: Path) -> None:
+    folder = damaged_set(tmp_path / "train")
+    parts = [(1, 4, 0), (2, 2, 2), (1, 1, 4), (2, 4, 0), (1, 2, 0), (5, 1, 0)]
+    assert_one_stream(folder, parts, 12)
+    unusable = [one for step in range(12) for one in maker(folder, **STREAM).make(step).unusable]
+    assert {one.reason for one in unusable} == {"does not decode", "checksum"}
+
+
+@pytest.mark.slow
+def test_every_mixture_of_ranks_and_workers_gives_one_stream(tmp_path: Path) -> None:
+    folder = damaged_set(tmp_path / "train")
+    kinds = [(ranks, workers) for ranks in (1, 2, 4) for workers in (0, 2, 4)]
+    for first, (ranks, workers) in enumerate(kinds):
+        others = [kinds[(first + k * k + 1) % len(kinds)] for k in range(5)]
+        parts = [(1 + k % 3, *kind) for k, kind in enumerate([(ranks, workers), *others])]
+        assert_one_stream(folder, [*parts, (30, ranks, workers)], 30)
 
 
 def test_token_dropout_is_the_same_on_any_number_of_ranks(folder: Path) -> None:

@@ -94,6 +94,9 @@ def test_an_epoch_is_counted_where_there_are_data(tmp_path: Path) -> None:
     folder = make_set(tmp_path / "train", 12)
     table = dry_run(run(data={"train": [str(folder)]}), nodes=1, gpus_per_node=1)
     assert "epoch  1.5 steps, 12 images" in table
+    assert ["en", "16", "57.14%", "57.14%", "1.00x"] in [
+        line.split() for line in table.splitlines()
+    ]
 
 
 def test_a_batch_must_divide_by_the_ranks() -> None:

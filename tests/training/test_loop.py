@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,42 @@ def test_stopping_and_resuming_is_bit_for_bit_the_same(folder: Path) -> None:
     mmalign("train", "run.yaml", "--out", "stopped", folder=folder)
     assert losses(folder / "stopped") == losses(folder / "whole")
     assert_equal_weights(folder / "stopped", folder / "whole")
+
+
+def test_what_cannot_be_used_is_counted_exactly_and_has_a_ceiling(folder: Path) -> None:
+    pairs = [make_pair(number, ("en", "sw")) for number in range(14)]
+    pairs[3] = replace(pairs[3], image=b"\x89PNG" + bytes(50))
+    tree = config(write_set(folder / "damaged_data", pairs))
+    tree["data"]["max_bad_fraction"] = 1.0
+    (folder / "bad.yaml").write_text(write_yaml(tree))
+    mmalign("train", "bad.yaml", "--out", "bad", "--stop-after", "5", folder=folder)
+    mmalign("train", "bad.yaml", "--out", "bad", folder=folder)
+    mmalign("train", "bad.yaml", "--out", "bad_whole", ranks=2, folder=folder)
+    for name in ("bad", "bad_whole"):
+        state = json.loads((newest(folder / name) / "state.json").read_text())
+        ((*where, count),) = state["ledger"]["unusable"]
+        assert where == [str(folder / "damaged_data"), "00000.tar", "does not decode"]
+        last = read_records(folder / name / "metrics.jsonl")[-1]
+        assert last["data/unusable"] == last["data/unusable/does not decode"] == count / 24
+        assert last["data/captions/en"] + last["data/captions/sw"] == last["pairs_seen"]
+    both = [(folder / name / "unusable.jsonl").read_text() for name in ("bad", "bad_whole")]
+    assert both[0] == both[1]
+    assert json.loads(both[0])["key"] == "k003"
+    # The limit may be another one when a run goes on.
+    change = "data.max_bad_fraction=0.02"
+    arguments = ("train", "bad.yaml", change, "steps=6", "--out", "bad_strict")
+    refused = mmalign(*arguments, expect=1, folder=folder)
+    assert "samples could not be used, over 2.00%" in refused.stderr
+    assert "damaged_data/00000.tar (does not decode)" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    shutil.copytree(folder / "bad", folder / "bad_raised")
+    mmalign("train", "bad.yaml", "data.max_bad_fraction=0.5", "--out", "bad_raised", folder=folder)
+
+
+def test_another_shuffle_is_refused(folder: Path) -> None:
+    changed = ("train", "run.yaml", "data.shuffle_shards=2", f"resume_from={folder / 'whole'}")
+    refused = mmalign(*changed, "--out", "windows", expect=1, folder=folder)
+    assert "shuffled the data in another way (full, here windows of 2 shards)" in refused.stderr
 
 
 def test_a_run_of_masked_language_modelling_resumes_bit_for_bit(folder: Path, words: Path) -> None:

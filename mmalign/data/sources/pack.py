@@ -58,16 +58,24 @@ def pack(job: Job) -> Report:
     job.tar.parent.mkdir(parents=True, exist_ok=True)
     refused: list[dict[str, str]] = []
     licenses, languages = Counter[str](), Counter[str]()
+    captioned = Counter[bool]()
 
     def counted(pairs: Iterator[Pair]) -> Iterator[Pair]:
         for pair in pairs:
             licenses[pair.license] += 1
             languages.update(caption.lang for caption in pair.captions)
+            captioned[bool(pair.captions)] += 1
             yield pair
 
     write_shard(job.tar, counted(_usable(job, refused)))
     samples = licenses.total()
-    shard = Shard(job.tar.name, samples, languages.total(), dict(sorted(languages.items())))
+    shard = Shard(
+        job.tar.name,
+        samples,
+        languages.total(),
+        dict(sorted(languages.items())),
+        captioned=captioned[True],
+    )
     report = {
         "split": job.split,
         "file": job.tar.name,

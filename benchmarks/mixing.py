@@ -1,0 +1,140 @@
+"""How well do windows of shards mix, beside a full shuffle and beside a shuffle buffer?
+
+    invented manifest, shards sorted by source -> an epoch's order -> batches: what they are made of
+
+The worst case for anything but a full shuffle: shards whose samples come from one source (a crawl, a
+language), all shards of a source in a row. Rows of the table:
+
+    full        one permutation of everything
+    windows N   the plan of mmalign with data.shuffle_shards = N
+    buffer N    shards in random order, samples through a buffer of N, as loaders of streams do; one worker
+
+and columns, with the value of a perfect shuffle in brackets:
+
+    distance    median distance in storage of two samples that follow one another, over the full shuffle's [1]
+    one shard   of all pairs in a batch, those from one shard, over the same of the full shuffle [1]; windows
+                can do no better than their number
+    sources     variance of the batches' composition by source, over that of independent draws: the mean of
+                (count - expected)^2 / expected, a degree of freedom [1]
+    fewest      sources in the poorest batch [all]
+
+It reads no data. Prints a table and, as the last line, one JSON object.
+
+    python benchmarks/mixing.py [--shards 512] [--samples 1000] [--sources 16] [--batch 1024]
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from mmalign.config import validate
+from mmalign.data.plan import Plan
+from mmalign.data.reader import ShardSet
+from mmalign.data.shards import Manifest, Shard
+from mmalign.data.stream_config import DataConfig
+
+COLUMNS = ("distance", "one shard", "sources", "fewest")
+
+
+@dataclass
+class SetOnPaper:
+    """A data set that is its manifest; the plan asks for no more."""
+
+    manifest: Manifest
+    shards_at_hand: int = 0
+    most_open: int = 0
+
+    def __len__(self) -> int:
+        return self.manifest.samples
+
+
+def set_on_paper(shards: int, samples: int) -> SetOnPaper:
+    rows = tuple(
+        Shard(f"{number:05d}.tar", samples, samples, {"en": samples}, captioned=samples)
+        for number in range(shards)
+    )
+    return SetOnPaper(Manifest("paper", "train", {}, "", rows, "txt", {}, {}, {}, ""))
+
+
+def windows(shards: int, samples: int, shuffle_shards: int, seed: int) -> np.ndarray:
+    """(samples of an epoch,) in the order of mmalign's plan."""
+    config = validate(DataConfig, {"train": ["paper"], "shuffle_shards": shuffle_shards}, "options")
+    paper = cast(ShardSet, set_on_paper(shards, samples))
+    return Plan([paper], config, seed).order(0)
+
+
+def buffered(shards: int, samples: int, size: int, seed: int) -> np.ndarray:
+    """The same through a shuffle buffer: each sample that comes in takes the place of one drawn at random."""
+    rng = np.random.default_rng(seed)
+    numbers = np.arange(shards * samples).reshape(shards, samples)[rng.permutation(shards)].ravel()
+    buffer, rest = numbers[:size].copy(), numbers[size:]
+    out = np.empty_like(numbers)
+    for place, (slot, number) in enumerate(
+        zip(rng.integers(size, size=len(rest)), rest, strict=True)
+    ):
+        out[place], buffer[slot] = buffer[slot], number
+    out[len(rest) :] = rng.permutation(buffer)
+    return out
+
+
+def quality(order: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
+    """The columns of one row, not yet compared with the full shuffle."""
+    batches = order[: len(order) // options.batch * options.batch].reshape(-1, options.batch)
+    shard_BN = batches // options.samples
+    source_BN = shard_BN * options.sources // options.shards
+    shard_counts, source_counts = (
+        np.stack([np.bincount(row, minlength=kinds) for row in numbers_BN])
+        for numbers_BN, kinds in ((shard_BN, options.shards), (source_BN, options.sources))
+    )
+    pairs = (shard_counts * (shard_counts - 1)).sum() / (len(batches) * options.batch**2)
+    expected = options.batch * np.bincount(source_BN.ravel()) / source_BN.size
+    spread = ((source_counts - expected) ** 2 / expected).sum(1).mean() / (options.sources - 1)
+    return {
+        "distance": float(np.median(np.abs(np.diff(order)))),
+        "one shard": float(pairs),
+        "sources": float(spread),
+        "fewest": float((source_counts > 0).sum(1).min()),
+    }
+
+
+def orders(options: argparse.Namespace) -> Iterator[tuple[str, np.ndarray]]:
+    size = (options.shards, options.samples)
+    yield "full", windows(*size, options.shards, options.seed)
+    for number in options.windows:
+        if number < options.shards:
+            yield f"windows {number}", windows(*size, number, options.seed)
+    for number in options.buffers:
+        yield f"buffer {number}", buffered(*size, number, options.seed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="mixing of windows of shards")
+    parser.add_argument("--shards", type=int, default=512)
+    parser.add_argument("--samples", type=int, default=1000, help="of a shard")
+    parser.add_argument("--sources", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--windows", type=int, nargs="*", default=[1, 4, 16, 64, 256])
+    parser.add_argument("--buffers", type=int, nargs="*", default=[5000, 50_000])
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    write = sys.stdout.write
+    write(f"{'':<14}" + "".join(f"{column:>12}" for column in COLUMNS) + "\n")
+    figures: dict[str, dict[str, float]] = {}
+    full: dict[str, float] = {}
+    for name, order in orders(options):
+        found = quality(order, options)
+        full = full or dict(found)
+        for column in ("distance", "one shard"):
+            found[column] /= full[column]
+        figures[name] = {column: round(value, 3) for column, value in found.items()}
+        write(f"{name:<14}" + "".join(f"{found[column]:>12.2f}" for column in COLUMNS) + "\n")
+    write(json.dumps(figures) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""`mmalign embed`: the frozen image tower of a run looks at every picture once.
+
+    run file or folder -> its image tower, as the run has or will have it -> write_features beside the shards
+    a run that starts, with `data.image_features` -> open_image_features -> its batches have rows for pixels
+
+The two agree on the tower by its weights: what a run has after it was built, initialised and resumed is
+compared with what the features were made with.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from mmalign import distributed
+from mmalign.commit import newest_folder
+from mmalign.config import load_config
+from mmalign.console import say
+from mmalign.data.features import FeatureSet, open_features
+from mmalign.data.reader import ShardSet
+from mmalign.data.tokenizer import load_tokenizer
+from mmalign.errors import UserError
+from mmalign.evaluation.feature_cache import describe_tower, write_features
+from mmalign.model.dual_encoder import build_dual_encoder
+from mmalign.model.image_tower import ImageTower, build_image_tower
+from mmalign.training.checkpoint import has_checkpoints
+from mmalign.training.engine import MODEL_FILE, Engine
+from mmalign.training.first_weights import load_first_weights
+from mmalign.training.objective import MaskedLanguageModelConfig
+from mmalign.training.run_config import RunConfig
+
+_TOWER = "image_tower."
+
+
+def embed(run: Path, overrides: Sequence[str], data: Sequence[Path], workers: int | None) -> None:
+    """Write the features of data sets beside their shards; on all ranks.
+
+    Args:
+        run: a run file, or the folder of a run.
+        overrides: of the run file's fields.
+        data: folders of data sets; none: those that the run trains on.
+        workers: processes of each rank that decode; None: as many as the run has.
+
+    Raises:
+        UserError: the run's image tower is not frozen or cannot be loaded, or see `write_features`.
+    """
+    # Ranks wait for the one with the most shards.
+    distributed.start(timedelta(days=1))
+    folder = run if run.is_dir() else None
+    config = load_config(RunConfig, run / "config.yaml" if folder else run, overrides)
+    tower = load_frozen_tower(config, folder).to(distributed.device()).eval()
+    for one in data or [Path(name) for name in config.data.train]:
+        facts = write_features(tower, one, config.data.workers if workers is None else workers)
+        unusable = ", ".join(f"{reason}: {n}" for reason, n in facts["unusable"].items())
+        say(
+            f"{one}: features of {facts['rows']} pictures, width {facts['width']}"
+            + (f"; of these cannot be used: {unusable}" if unusable else "")
+        )
+
+
+def load_frozen_tower(config: RunConfig, run: Path | None) -> ImageTower:
+    """The image tower of a run that trains, or that is yet to start.
+
+    Args:
+        run: its folder, if it has one.
+
+    Raises:
+        UserError: a tower that is not frozen, or weights that cannot be found.
+    """
+    if not config.model.image.frozen:
+        raise UserError(
+            "model.image.frozen: is false, so the tower's features change with every step; set it to true"
+        )
+    torch.manual_seed(config.seed)  # a tower without weights of its own is drawn as in training
+    if run is not None and has_checkpoints(run / "checkpoints"):
+        return _from_checkpoint(config, newest_folder(run / "checkpoints")[0])
+    if config.resume_from is not None:
+        return _from_checkpoint(config, newest_folder(Path(config.resume_from) / "checkpoints")[0])
+    if config.init_from is None:
+        return build_image_tower(config.model.image)
+    if config.tokenizer.name is None:
+        raise UserError(
+            "tokenizer: a run that goes on from `init_from` needs the tokenizer of that model to be checked "
+            "against it; give `{kind: pretrained, name: FOLDER}`"
+        )
+    tokenizer = load_tokenizer(config.tokenizer.name)
+    model = build_dual_encoder(config.model, tokenizer.vocabulary, tokenizer.padding_id)
+    load_first_weights(config, model, tokenizer)
+    return model.image_tower
+
+
+def _from_checkpoint(config: RunConfig, folder: Path) -> ImageTower:
+    tower = build_image_tower(config.model.image)
+    with safe_open(folder / MODEL_FILE, "pt") as file:
+        state: dict[str, Tensor] = {
+            name.removeprefix(_TOWER): file.get_tensor(name)
+            for name in file.keys()  # noqa: SIM118
+            if name.startswith(_TOWER)
+        }
+    try:
+        tower.load_state_dict(state)
+    except RuntimeError:
+        raise UserError(
+            f"{folder}: holds another image tower than `model.image` describes; use the configuration that "
+            "it was trained with"
+        ) from None
+    return tower
+
+
+def open_image_features(
+    config: RunConfig, sets: Sequence[ShardSet], engine: Engine
+) -> list[FeatureSet] | None:
+    """The features that a run reads, one of each data set; None where it sees pixels, or no picture at all.
+
+    A collective: under ZeRO 3 the tower is gathered from all ranks.
+
+    Args:
+        engine: with the weights that the run goes on with.
+
+    Raises:
+        UserError: see `open_features`.
+    """
+    if not config.data.image_features or isinstance(config.objective, MaskedLanguageModelConfig):
+        return None
+    with engine.whole_model():
+        identity = describe_tower(engine.model.image_tower)
+    return [open_features(shard_set, identity) for shard_set in sets]

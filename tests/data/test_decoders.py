@@ -1,0 +1,129 @@
+"""Decoding smaller: the same pixels from both decoders, the same refusals, upright whatever EXIF says."""
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmalign.data import decoders
+from mmalign.data.decoders import reduced_rgb, reduction, upright_size
+from mmalign.data.preprocess import see
+
+
+def noise(width: int, height: int) -> Image.Image:
+    rng = np.random.default_rng(width * height)
+    small = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encode(image: Image.Image, image_format: str = "JPEG", **options: object) -> bytes:
+    encoded = io.BytesIO()
+    image.save(encoded, image_format, **options)
+    return encoded.getvalue()
+
+
+def reduced(data: bytes, factor: int) -> np.ndarray:
+    return reduced_rgb(Image.open(io.BytesIO(data)), data, factor)
+
+
+@pytest.fixture
+def without_simplejpeg() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoders, "simplejpeg", None)
+        yield patch
+
+
+@pytest.mark.parametrize(
+    ("sides", "factor"), [((99, 500), 1), ((200, 500), 2), ((399, 400), 2), ((900, 850), 8)]
+)
+def test_a_crop_keeps_the_pixels_that_are_wanted(sides: tuple[int, int], factor: int) -> None:
+    assert reduction(*sides, size=100) == factor
+
+
+JPEGS = {
+    "colour": encode(noise(203, 155), quality=90),
+    "full chroma": encode(noise(64, 41), quality=95, subsampling=0),
+    "grey": encode(noise(120, 90).convert("L")),
+    "progressive": encode(noise(100, 140), progressive=True),
+    "CMYK": encode(noise(80, 60).convert("CMYK")),
+}
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", JPEGS)
+def test_sides_are_divided_and_both_decoders_agree(
+    name: str, factor: int, without_simplejpeg: pytest.MonkeyPatch
+) -> None:
+    data = JPEGS[name]
+    width, height = Image.open(io.BytesIO(data)).size
+    by_pillow = reduced(data, factor)
+    assert by_pillow.shape == (-(-height // factor), -(-width // factor), 3)
+    without_simplejpeg.undo()
+    assert np.array_equal(reduced(data, factor), by_pillow)
+
+
+def test_simplejpeg_takes_ordinary_jpegs_where_it_is_installed() -> None:
+    pytest.importorskip("simplejpeg")
+    for name, data in JPEGS.items():
+        found = decoders._simplejpeg(Image.open(io.BytesIO(data)), data, 2)
+        assert (found is None) == (name == "CMYK")
+
+
+def outcome(data: bytes) -> np.ndarray | None:
+    try:
+        return reduced(data, 2)
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def test_what_is_refused_does_not_hang_on_the_decoder(
+    without_simplejpeg: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    whole = JPEGS["colour"]
+    damaged = [whole[: int(n)] for n in rng.integers(len(whole) // 2, len(whole), 20)]
+    for place in rng.integers(len(whole) // 4, len(whole), 60):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        damaged.append(bytes(flipped))
+    damaged.append(whole + b"behind the end")
+    by_pillow = [outcome(data) for data in damaged]
+    without_simplejpeg.undo()
+    for data, expected in zip(damaged, by_pillow, strict=True):
+        found = outcome(data)
+        assert (found is None) == (expected is None)
+        assert found is None or np.array_equal(found, expected)
+    assert 10 < sum(expected is None for expected in by_pillow) < len(damaged)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_a_turned_picture_is_cropped_as_it_is_seen(orientation: int) -> None:
+    stored = noise(320, 200)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(stored, exif=exif, quality=95)
+    picture = Image.open(io.BytesIO(data))
+    width, height = upright_size(picture)
+    assert (width, height) == ((200, 320) if orientation in (5, 6, 7, 8) else (320, 200))
+    box = (width / 2, 0.0, float(width), height / 2)  # the upper right quarter
+    seen_HWC = see(picture, data, box, 16).numpy()
+
+    turned = Image.open(io.BytesIO(data))
+    how = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF's number -> Pillow's transposition
+    upright = turned.transpose(Image.Transpose(how[orientation])) if orientation in how else turned
+    exact = upright.resize((16, 16), Image.Resampling.BICUBIC, box)
+    assert np.abs(seen_HWC.astype(int) - np.asarray(exact, int)).mean() < 2
+
+
+def test_other_formats_are_decoded_whole() -> None:
+    picture = noise(60, 40)
+    data = encode(picture, "PNG")
+    assert np.array_equal(reduced(data, 4), np.asarray(picture))
+    box = (10.0, 5.0, 50.0, 35.0)
+    exact = picture.resize((20, 20), Image.Resampling.BICUBIC, box)
+    seen_HWC = see(Image.open(io.BytesIO(data)), data, box, 20).numpy()
+    # Pillow's boxed resize looks a little beyond the box, a crop cannot: only the rim may differ.
+    difference = np.abs(seen_HWC.astype(int) - np.asarray(exact, int))
+    assert difference[2:-2, 2:-2].max() <= 1

@@ -1,0 +1,69 @@
+"""A small frozen image tower, its features, and a data set with a broken picture, for tests."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from shard_sets import make_pair, write_set
+from tiny import MODEL
+
+from mmalign.config import validate
+from mmalign.data.features import plain_view
+from mmalign.data.preprocess import stack_pictures
+from mmalign.data.reader import ShardSet
+from mmalign.errors import UserError
+from mmalign.model.dual_encoder import ModelConfig
+from mmalign.model.image_tower import ImageTower, build_image_tower
+from mmalign.training.run_config import RunConfig
+
+FROZEN: dict[str, Any] = {**MODEL, "image": {**MODEL["image"], "frozen": True}}
+BROKEN = 5  # sample whose picture does not decode
+SAMPLES = 14
+
+
+def frozen_tower(seed: int = 0, image_size: int = 32) -> ImageTower:
+    tree = {**FROZEN, "image": {**FROZEN["image"], "image_size": image_size}}
+    torch.manual_seed(seed)
+    return build_image_tower(validate(ModelConfig, tree, "test").image).eval()
+
+
+def make_set_to_embed(folder: Path, count: int = SAMPLES, broken: bool = True) -> Path:
+    """A data set with 4 samples a shard."""
+    pairs = [make_pair(number, ("en", "sw")) for number in range(count)]
+    if broken:
+        encoded = io.BytesIO()
+        Image.new("RGB", (64, 64)).save(encoded, "JPEG")
+        pairs[BROKEN] = replace(pairs[BROKEN], image=encoded.getvalue()[:-200])
+    return write_set(folder, pairs)
+
+
+@torch.no_grad()
+def from_pixels(tower: ImageTower, data: Path, index: int) -> np.ndarray:
+    """The feature of one picture in float32, without any file of features."""
+    view, shard_set = plain_view(tower.size), ShardSet(data)
+    pixel_HWC = view(shard_set.read(index).image, np.random.default_rng(0))
+    shard_set.close()
+    feature: np.ndarray = tower(stack_pictures([pixel_HWC]))[0].numpy()
+    return feature
+
+
+def train_each(jobs: dict[str, tuple[RunConfig, int | None]], folder: Path) -> dict[str, str]:
+    """Train one run after the other, on the ranks that call it; what stopped those that an error stopped.
+
+    Args:
+        jobs: configuration and last step, by the name of the run below `folder`; what follows a `+` in a
+            name is left out of the folder's.
+    """
+    from mmalign.training.loop import train
+
+    stopped = {}
+    for name, (config, stop_after) in jobs.items():
+        try:
+            train(config, folder / name.partition("+")[0], stop_after)
+        except UserError as error:
+            stopped[name] = str(error)
+    return stopped
