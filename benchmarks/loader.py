@@ -91,7 +91,7 @@ def ours(job: Job) -> Iterator[torch.Tensor]:
 
     tree = {"train": [job.index], "augmentation": {"crop_scale": [job.crop_scale, 1.0]}}
     config = validate(DataConfig, tree, "benchmark")
-    plan = Plan(open_sets([job.index]), config, seed=0)
+    plan = Plan(open_sets(config), config, seed=0)
     preprocess = Preprocess(SIZE, config.augmentation)
     tokenizer = load_tokenizer(job.tokenizer)
     maker = BatchMaker(plan, config, tokenizer, CONTEXT, preprocess, job.batch_size, 0, 1)

@@ -75,7 +75,7 @@ def describe(
     """
     _must_be_comparable(config)
     assert isinstance(config.model.image, TimmTower)
-    plan = Plan(open_sets(config.data.train), config.data, config.seed)
+    plan = Plan(open_sets(config.data), config.data, config.seed)
     captions = list(captions_of(plan))
     given = config.tokenizer.name
     tokenizer = (

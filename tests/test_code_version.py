@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mmalign import __version__, code_version as module
+from mmalign import __version__
+from mmalign import code_version as module
 from mmalign.code_version import code_version
 
 NOTHING = {"version": __version__, "commit": None, "dirty": None}

@@ -143,10 +143,9 @@ class ShardCache:
         path = self._path(file)
         part = path.with_name(f"{path.name}.{file.size}.part")
         with part.open("a+b", buffering=0) as out:
-            fcntl.flock(out, fcntl.LOCK_EX)  # waits for whoever fetches it
+            if not _lock_alone(part, out.fileno()):
+                return None
             try:
-                if not _is_at(part, out.fileno()):  # finished or given up meanwhile
-                    return None
                 if path.exists():
                     part.unlink()
                     return None
@@ -197,6 +196,25 @@ class ShardCache:
             with contextlib.suppress(UserError):
                 os.close(self.open(file))
             wanted.discard(file)
+
+
+def _lock_alone(part: Path, descriptor: int) -> bool:
+    """Lock a `.part` for fetching; waits while somebody else does. False: it was finished or given up.
+
+    Never by waiting for the lock itself: a finished file takes the lock along, and those who read it may hold
+    it for as long as they live.
+    """
+    while _is_at(part, descriptor):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)  # granted when it is finished, given up or free
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            continue
+        if _is_at(part, descriptor):
+            return True
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return False
 
 
 def cache_folder(config: RemoteConfig) -> Path:

@@ -28,6 +28,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmalign.data.folder import LocalFolder
 from mmalign.data.preprocess import Augmentation, Preprocess
 from mmalign.data.reader import REASONS, ShardSet, UnusableSample
 from mmalign.data.shards import Shard
@@ -108,10 +109,11 @@ def open_features(shard_set: ShardSet, tower: TowerIdentity) -> "FeatureSet":
         UserError: there are none, or they were made with other weights, other preprocessing or of other
             data, or a file is missing or has another size than was written.
     """
-    folder = tower.folder_in(shard_set.folder)
+    data = _local(shard_set)
+    folder = tower.folder_in(data)
     facts = read_facts(folder)
     if facts is None:
-        raise UserError(_why_none(shard_set.folder, tower))
+        raise UserError(_why_none(data, tower))
     if facts["data_sha256"] != shard_set.manifest.sha256:
         raise UserError(
             f"{folder / INDEX}: its features were made of other data, {shard_set.folder} has another "
@@ -148,6 +150,15 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
 
 def _mend(folder: Path) -> str:
     return f"delete {folder} and run `mmalign embed` again"
+
+
+def _local(shard_set: ShardSet) -> Path:
+    if isinstance(shard_set.folder, LocalFolder):
+        return shard_set.folder.path
+    raise UserError(
+        f"data.image_features: {shard_set.folder} is at a URL, and features lie beside the shards; copy the "
+        "data set to this machine first"
+    )
 
 
 def _why_none(data: Path, tower: TowerIdentity) -> str:
@@ -198,7 +209,7 @@ class FeatureSet:
         self.folder = folder
         self.width: int = facts["width"]
         self._shards: tuple[Shard, ...] = shard_set.manifest.shards
-        self._tars = [str(shard_set.path_of(number)) for number in range(len(self._shards))]
+        self._tars = [shard_set.place_of(number) for number in range(len(self._shards))]
         self._first: np.ndarray = shard_set.first
         self._files: dict[str, dict[str, Any]] = facts["files"]
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()

@@ -14,16 +14,16 @@ Data that fit into one window are shuffled in full. What windows cost where a se
 measured by benchmarks/mixing.py.
 """
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from mmalign import distributed
 from mmalign.data.mixing import mix
 from mmalign.data.reader import MOST_OPEN, ShardSet
 from mmalign.data.stream_config import DataConfig
+from mmalign.errors import UserError
 
 # Separate random streams of one seed.
 _ORDER, _PICTURE, _CAPTIONS, _SHARDS, _WINDOW, _SUBSTITUTE = range(6)
@@ -192,11 +192,19 @@ class Plan:
         ends = np.cumsum(np.bincount(window_S, minlength=number))
         return np.split(np.argsort(window_S, kind="stable"), ends[:-1])
 
+    def _announce(self, epoch: int, window: int) -> None:
+        """Tell the sets which shards come next: those of this window, then those of the next one."""
+        windows = self._layout(epoch).windows[window : window + 2]
+        for place in (place for shards in windows for place in shards.tolist()):
+            set_number, shard = self._shards[place]
+            self.sets[set_number].prefetch([shard])
+
     def _window(self, epoch: int, window: int) -> np.ndarray:
         """(places of a window,) int64: which sample stands at each."""
         if (epoch, window) not in self._windows:
             self._windows = dict(list(self._windows.items())[-1:])
             self._windows[epoch, window] = self._make_window(epoch, window)
+            self._announce(epoch, window)
         return self._windows[epoch, window]
 
     def _make_window(self, epoch: int, window: int) -> np.ndarray:
@@ -226,10 +234,17 @@ class Plan:
         return first + np.repeat(np.arange(len(weight_R)), repeats_R)
 
 
-def open_sets(folders: Iterable[str | os.PathLike[str]]) -> list[ShardSet]:
-    """The shard sets in the folders, for example those of `DataConfig.train`.
+def open_sets(config: DataConfig) -> list[ShardSet]:
+    """The data sets to train on.
 
     Raises:
-        UserError: a folder is no finished data set, or is empty.
+        UserError: one is no finished data set, is empty, or is not the same on all ranks.
     """
-    return [ShardSet(Path(folder)) for folder in folders]
+    sets = [ShardSet(entry.path, config.remote) for entry in config.train]
+    # Each rank fetched the manifests itself, and somebody may have uploaded others meanwhile.
+    found = distributed.gather_objects([shard_set.manifest.sha256 for shard_set in sets])
+    if any(hashes != found[0] for hashes in found):
+        raise UserError(
+            "data.train: the ranks found different manifests; start again once the upload is done"
+        )
+    return sets

@@ -14,15 +14,16 @@ import json
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmalign.batch import Caption, Pair
 from mmalign.data import tar
+from mmalign.data.folder import open_folder
+from mmalign.data.remote import RemoteConfig
 from mmalign.data.shard_index import (
     MEND,
     languages_in,
@@ -31,7 +32,7 @@ from mmalign.data.shard_index import (
     read_row,
     read_rows,
 )
-from mmalign.data.shards import OWN_CAPTIONS, Manifest, read_manifest
+from mmalign.data.shards import OWN_CAPTIONS, Manifest
 from mmalign.errors import UserError
 
 MAX_IMAGE_BYTES = 50_000_000
@@ -66,6 +67,9 @@ REASONS = {
 """Why a sample, a member or a part of a shard is not used, and what that means."""
 
 
+_DEFAULT = RemoteConfig()
+
+
 class UnusableSample(UserError):
     """A sample that cannot be used.
 
@@ -96,15 +100,24 @@ class ShardSet:
     shards that were used last.
 
     Attributes:
+        folder: where its files are.
         manifest: what the folder says it holds.
         first: (shards + 1,) int64, number of the first sample of each shard, and of all samples.
         shards_at_hand: of so many shards a process remembers where the rows of the index begin.
         most_open: files that a process keeps open; a shard has two.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest: Manifest = read_manifest(folder)
+    def __init__(self, name: str | os.PathLike[str], remote: RemoteConfig = _DEFAULT) -> None:
+        """Open a data set.
+
+        Args:
+            name: a folder, or a URL.
+            remote: how the files at a URL are fetched and kept.
+
+        Raises:
+            UserError: no finished data set there, an empty one, or no way to it.
+        """
+        self.folder, self.manifest = open_folder(name, remote)
         self.first = np.cumsum([0, *(shard.samples for shard in self.manifest.shards)])
         self.shards_at_hand, self.most_open = 128, MOST_OPEN
         self._starts: OrderedDict[int, np.ndarray] = OrderedDict()
@@ -157,15 +170,20 @@ class ShardSet:
             problem = UnusableSample("read error", str(error.strerror))
         except UnusableSample as error:
             problem = error
-        raise problem.at(str(self.path_of(number)), facts["key"])
+        raise problem.at(self.place_of(number), facts["key"])
 
     def shard_of(self, index: int) -> str:
         """File name of the shard that holds sample `index`."""
         return self.manifest.shards[self._place(index)[0]].file
 
-    def path_of(self, number: int) -> Path:
-        """Where the tar of shard `number` lies."""
-        return self.folder / self.manifest.shards[number].tar
+    def place_of(self, number: int) -> str:
+        """Where the tar of shard `number` lies, for messages."""
+        return self.folder.place(self.manifest.shards[number].tar)
+
+    def prefetch(self, numbers: Iterable[int]) -> None:
+        """Shards whose samples will be read soon."""
+        shards = [self.manifest.shards[number] for number in numbers]
+        self.folder.prefetch(name for shard in shards for name in (shard.index, shard.tar))
 
     def _place(self, index: int) -> tuple[int, int]:
         """Number of the shard that holds a sample, and the sample's row in it."""
@@ -176,10 +194,10 @@ class ShardSet:
         """A row of a shard's index."""
         starts_S, name = self._starts_of(number), self.manifest.shards[number].index
         try:
-            return read_row(self._descriptor(name), starts_S, row, self.folder / name)
+            return read_row(self._descriptor(name), starts_S, row, self.folder.place(name))
         except OSError as error:
-            path = self.folder / name
-            raise UserError(f"{path}: cannot be read ({error.strerror}); {MEND}") from None
+            place = self.folder.place(name)
+            raise UserError(f"{place}: cannot be read ({error.strerror}); {MEND}") from None
 
     def _starts_of(self, number: int) -> np.ndarray:
         """Where the rows of a shard's index begin."""
@@ -190,7 +208,7 @@ class ShardSet:
             self._starts.popitem(last=False)
         shard = self.manifest.shards[number]
         data = read_index(self.folder, self.manifest, shard)
-        self._starts[number] = line_starts(data, self.folder / shard.index, shard)
+        self._starts[number] = line_starts(data, self.folder.place(shard.index), shard)
         return self._starts[number]
 
     def _descriptor(self, name: str) -> int:
@@ -204,7 +222,7 @@ class ShardSet:
             return self._open[name]
         while len(self._open) >= self.most_open:
             os.close(self._open.popitem(last=False)[1])
-        self._open[name] = os.open(self.folder / name, os.O_RDONLY)
+        self._open[name] = self.folder.open(name)
         return self._open[name]
 
     def close(self) -> None:

@@ -6,7 +6,6 @@ Only what the manifest lists is fetched, and only with the bytes that it lists.
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -46,14 +45,16 @@ class RemoteFolder:
                 f"{shown(join(url, MANIFEST))}: not a manifest of mmalign shards"
             ) from None
 
+    def __str__(self) -> str:
+        return shown(self.url)
+
+    def place(self, name: str) -> str:
+        """The URL of a file, without what is secret in it."""
+        return shown(join(self.url, name))
+
     def open(self, name: str) -> int:
         """A descriptor of the file `name`, as `ShardCache.open`."""
         return self.cache.open(self._file(name))
-
-    def read(self, name: str) -> bytes:
-        """All bytes of a small file, such as an index."""
-        with os.fdopen(self.open(name), "rb") as file:
-            return file.read()
 
     def prefetch(self, names: Iterable[str]) -> None:
         """Fetch the named files in the background."""
@@ -61,7 +62,7 @@ class RemoteFolder:
 
     def _file(self, name: str) -> RemoteFile:
         if name not in self._files:
-            raise UserError(f"{shown(join(self.url, MANIFEST))}: does not list `{name}`")
+            raise UserError(f"{self.place(MANIFEST)}: does not list `{name}`")
         return self._files[name]
 
 

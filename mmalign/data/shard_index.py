@@ -11,11 +11,11 @@ import itertools
 import json
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmalign.data.folder import Folder, read_file
 from mmalign.data.shards import Manifest, Shard
 from mmalign.errors import UserError
 
@@ -24,24 +24,24 @@ _LANGUAGES = re.compile(rb'"langs": (\[[^\]]*\])')
 _FIELDS = ("key", "image", "picture", "langs")
 
 
-def read_index(folder: Path, manifest: Manifest, shard: Shard) -> bytes:
+def read_index(folder: Folder, manifest: Manifest, shard: Shard) -> bytes:
     """The bytes of a shard's index.
 
     Raises:
         UserError: it is missing, or not the one that the manifest describes.
     """
-    path = folder / shard.index
+    place = folder.place(shard.index)
     try:
-        data = path.read_bytes()
+        data = read_file(folder, shard.index)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {MEND}") from None
+        raise UserError(f"{place}: cannot be read ({error.strerror}); {MEND}") from None
     facts = manifest.files.get(shard.index)
     if facts is not None and hashlib.sha256(data).hexdigest() != facts["sha256"]:
-        raise UserError(f"{path}: damaged, its bytes are not those of the manifest; {MEND}")
+        raise UserError(f"{place}: damaged, its bytes are not those of the manifest; {MEND}")
     return data
 
 
-def line_starts(data: bytes, path: Path, shard: Shard) -> np.ndarray:
+def line_starts(data: bytes, place: str, shard: Shard) -> np.ndarray:
     """(samples + 1,) int64: where each row begins in an index, and where the last one ends.
 
     Raises:
@@ -52,11 +52,11 @@ def line_starts(data: bytes, path: Path, shard: Shard) -> np.ndarray:
     if data and not data.endswith(b"\n"):
         ends_S = np.append(ends_S, len(data))
     if len(ends_S) != shard.samples:
-        raise UserError(f"{path}: has {len(ends_S)} samples, the manifest says {shard.samples}")
+        raise UserError(f"{place}: has {len(ends_S)} samples, the manifest says {shard.samples}")
     return np.concatenate([[0], ends_S])
 
 
-def parse_row(line: bytes, path: Path) -> dict[str, Any]:
+def parse_row(line: bytes, place: str) -> dict[str, Any]:
     """One row: `key`, `picture`, `langs`, and where the members lie.
 
     Raises:
@@ -67,23 +67,23 @@ def parse_row(line: bytes, path: Path) -> dict[str, Any]:
         for name in _FIELDS:
             row[name]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{path}: not an index of mmalign shards; {MEND}") from None
+        raise UserError(f"{place}: not an index of mmalign shards; {MEND}") from None
     return row
 
 
-def read_rows(folder: Path, manifest: Manifest, shard: Shard) -> list[dict[str, Any]]:
+def read_rows(folder: Folder, manifest: Manifest, shard: Shard) -> list[dict[str, Any]]:
     """All rows of a shard's index.
 
     Raises:
         UserError: as `read_index`, `line_starts` and `parse_row`.
     """
-    path = folder / shard.index
+    place = folder.place(shard.index)
     data = read_index(folder, manifest, shard)
-    starts = line_starts(data, path, shard).tolist()
-    return [parse_row(data[a:b], path) for a, b in itertools.pairwise(starts)]
+    starts = line_starts(data, place, shard).tolist()
+    return [parse_row(data[a:b], place) for a, b in itertools.pairwise(starts)]
 
 
-def languages_in(folder: Path, manifest: Manifest, shard: Shard) -> list[tuple[str, ...]]:
+def languages_in(folder: Folder, manifest: Manifest, shard: Shard) -> list[tuple[str, ...]]:
     """The languages of each sample's captions, in the order of its member.
 
     Raises:
@@ -98,7 +98,7 @@ def languages_in(folder: Path, manifest: Manifest, shard: Shard) -> list[tuple[s
     return [parsed[text] for text in found]
 
 
-def read_row(descriptor: int, starts_S: np.ndarray, number: int, path: Path) -> dict[str, Any]:
+def read_row(descriptor: int, starts_S: np.ndarray, number: int, place: str) -> dict[str, Any]:
     """Row `number` of an open index whose lines begin at `starts_S`."""
     start, end = int(starts_S[number]), int(starts_S[number + 1])
-    return parse_row(os.pread(descriptor, end - start, start), path)
+    return parse_row(os.pread(descriptor, end - start, start), place)

@@ -10,6 +10,7 @@ all of them. The same pairs give the same bytes. Tars of strangers get the same 
 `mmalign data index` (index.py), which say where captions are read from.
 """
 
+import hashlib
 import json
 import zlib
 from collections import Counter
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.batch import Pair
-from mmalign.commit import sha256_of, write_json
+from mmalign.commit import write_json
 from mmalign.data.preprocess import FORMATS
 from mmalign.data.tar import Member, walk
 from mmalign.errors import UserError
@@ -237,8 +238,20 @@ def load_manifest(folder: Path) -> Manifest:
             f"{folder}: no {MANIFEST}, so it is not a finished data set; run `mmalign data build` again, or "
             "`mmalign data index` for shards of others"
         )
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(data: bytes, place: str) -> Manifest:
+    """The manifest of a data set from its bytes.
+
+    Args:
+        place: where they are from, for messages.
+
+    Raises:
+        UserError: they are no manifest.
+    """
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(data)
         return Manifest(
             name=tree["name"],
             split=tree["split"],
@@ -252,10 +265,10 @@ def load_manifest(folder: Path) -> Manifest:
                 name: {"size": facts["size"], "sha256": facts["sha256"]}
                 for name, facts in tree["files"].items()
             },
-            sha256=sha256_of(path),
+            sha256=hashlib.sha256(data).hexdigest(),
         )
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path}: not a manifest of mmalign shards") from None
+        raise UserError(f"{place}: not a manifest of mmalign shards") from None
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmalign.data.duplicates import Example, find_duplicates, find_leaks
+from mmalign.data.folder import LocalFolder
 from mmalign.data.language_names import language_name
 from mmalign.data.shard_index import read_rows
 from mmalign.data.shards import Manifest
@@ -167,5 +168,5 @@ def _name(found: Survey, place: int) -> dict[str, str]:
     """Shard and key of the sample at a place of the rows."""
     row = found.facts.rows[place]
     shard = found.manifest.shards[row["shard"]]
-    index = read_rows(found.folder, found.manifest, shard)
+    index = read_rows(LocalFolder(found.folder), found.manifest, shard)
     return {"shard": shard.file, "key": index[row["number"]]["key"]}

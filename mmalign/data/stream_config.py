@@ -7,13 +7,14 @@ from pydantic_core import PydanticCustomError
 
 from mmalign.config import Section
 from mmalign.data.preprocess import Augmentation
+from mmalign.data.remote import RemoteConfig
 
 
 class TrainSet(Section):
     """One data set of a mixture. Where the weight is 1, a run file has the folder alone."""
 
     path: str
-    """Folder of shards."""
+    """Folder of shards, or its URL: s3://, gs://, https://, hf://."""
     weight: float = pydantic.Field(default=1.0, gt=0)
     """How often its images are drawn, compared with those of a set of weight 1."""
 
@@ -38,7 +39,9 @@ class DataConfig(Section):
     train: tuple[Annotated[TrainSet, pydantic.BeforeValidator(_named)], ...] = pydantic.Field(
         min_length=1
     )
-    """Folders of shards to train on, as one data set: names, or {path, weight}."""
+    """Folders of shards, or their URLs, to train on as one data set: names, or {path, weight}."""
+    remote: RemoteConfig = RemoteConfig()
+    """How data at a URL are fetched and kept. The cache should hold two windows of `shuffle_shards`."""
     captions_per_image: int = pydantic.Field(default=1, ge=1)
     """Captions that an image brings to a step, in different languages as far as it can; fewer if it has
     fewer."""

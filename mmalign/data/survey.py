@@ -26,6 +26,7 @@ from mmalign.batch import Pair
 from mmalign.console import track
 from mmalign.data.decoders import upright_rgb, upright_size
 from mmalign.data.duplicates import Rows
+from mmalign.data.folder import LocalFolder
 from mmalign.data.picture_hash import LEAST_PIXELS, NO_HASH, picture_hash
 from mmalign.data.preprocess import FORMATS
 from mmalign.data.reader import UnusableSample, picture_id, read_pair
@@ -159,7 +160,7 @@ def _map(jobs: Sequence[_Job], processes: int) -> Iterable[Facts]:
 
 def _read_shard(job: _Job) -> Facts:
     (shard,) = job.manifest.shards
-    index = read_rows(job.folder, job.manifest, shard)
+    index = read_rows(LocalFolder(job.folder), job.manifest, shard)
     facts = Facts()
     try:
         file = (job.folder / shard.tar).open("rb")

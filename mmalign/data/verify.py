@@ -19,6 +19,7 @@ from typing import Any
 
 from mmalign.commit import sha256_of
 from mmalign.console import track
+from mmalign.data.folder import LocalFolder
 from mmalign.data.preprocess import UndecodableImage, decode
 from mmalign.data.reader import REASONS, UnusableSample, read_pair
 from mmalign.data.scan import check_picture
@@ -135,7 +136,7 @@ def _verify_shard(job: _Job) -> tuple[int, list[Problem]]:
     try:
         if problems and path.is_file():
             problems += _walk(path, job.shard.tar)
-        rows = read_rows(job.folder, job.manifest, job.shard)
+        rows = read_rows(LocalFolder(job.folder), job.manifest, job.shard)
     except OSError as error:
         return 0, [*problems, {"file": job.shard.tar, "reason": "read error", "detail": str(error)}]
     except UserError as error:

@@ -254,16 +254,16 @@ def _int8_loss(folder: Path) -> str:
     loss = json.loads(path.read_text(encoding="utf-8"))["int8"]
     cosine, recall = loss["cosine"], loss.get("recall@1")
     sentence = (
-        f"Its vectors have a cosine of {cosine['mean']} to the exact ones in the mean and {cosine['worst']} at "
-        f"worst ({plain(cosine['measured_on'])})."
+        f"Its vectors have a cosine of {cosine['mean']} to the exact ones in the mean and {cosine['worst']} "
+        f"at worst ({plain(cosine['measured_on'])})."
     )
     if recall is None:
         return sentence
     low, high = (percent(bound) for bound in recall["difference_ci95"])
     return (
         f"{sentence} Recall@1 of {recall['captions']} captions in {recall['languages']} languages among "
-        f"{recall['pictures']} pictures is {percent(recall['int8'])} % instead of {percent(recall['fp32'])} % "
-        f"(difference {percent(recall['difference'])} points, 95 % interval {low} to {high})."
+        f"{recall['pictures']} pictures is {percent(recall['int8'])} % instead of {percent(recall['fp32'])} "
+        f"% (difference {percent(recall['difference'])} points, 95 % interval {low} to {high})."
     )
 
 

@@ -1,4 +1,4 @@
-"""A tokenizer on its way out: the files that AutoTokenizer reads, without what a machine or a call left there."""
+"""A tokenizer on its way out: the files that AutoTokenizer reads, without what a machine or a call left."""
 
 import json
 from pathlib import Path

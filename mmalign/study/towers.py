@@ -12,7 +12,7 @@ from pathlib import Path
 from mmalign.commit import write_json
 from mmalign.config import load_config
 from mmalign.console import say
-from mmalign.data.shards import read_manifest
+from mmalign.data.folder import open_folder
 from mmalign.evaluation.tower import load_tower
 from mmalign.study.config import StudyConfig, TowerConfig
 from mmalign.training.run_config import RunConfig
@@ -65,7 +65,7 @@ def _train(name: str, config: TowerConfig, seed: int, folder: Path) -> TrainedTo
     """Train the run with this seed, unless it is there; an untrained tower shares its run's folder."""
     assert config.run is not None
     run = load_config(RunConfig, Path(config.run), [f"seed={seed}"])
-    data = [read_manifest(Path(shards)).sha256 for shards in run.data.train]
+    data = [open_folder(one.path, run.data.remote)[1].sha256 for one in run.data.train]
     parts = json.dumps([run.model_dump(mode="json"), data], sort_keys=True)
     out = folder / f"{run.name}-seed{seed}-{hashlib.sha256(parts.encode()).hexdigest()[:12]}"
     if not (out / _TIME).is_file():

@@ -25,10 +25,9 @@ weights, and every stage has buckets of gradients.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from mmalign.data.folder import open_folder
 from mmalign.data.mixing import mix
-from mmalign.data.shards import read_manifest
 from mmalign.errors import UserError
 from mmalign.training.engine import BUCKET
 from mmalign.training.footprint import Part, build_on_meta, live_bytes, parts_of
@@ -200,7 +199,7 @@ def _steps_of(config: RunConfig, ranks: int) -> str:
         f"run    {config.steps:,} steps, {config.steps * config.batch_size:,} images",
     ]
     try:
-        manifests = [read_manifest(Path(folder)) for folder in config.data.train]
+        manifests = [open_folder(one.path, config.data.remote)[1] for one in config.data.train]
     except UserError as error:
         return "\n".join([*lines, f"epoch  unknown until there are data ({error})"])
     total = sum(manifest.samples for manifest in manifests)

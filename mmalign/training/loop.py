@@ -97,7 +97,7 @@ class _Run:
 
 
 def _prepare(config: RunConfig, out: Path, watchdog: Watchdog) -> _Run:
-    plan = Plan(open_sets(config.data.train), config.data, config.seed)
+    plan = Plan(open_sets(config.data), config.data, config.seed)
     tokenizer = load_or_train_tokenizer(config.tokenizer, plan, out)
     watchdog.beat("model")
     torch.manual_seed(config.seed)

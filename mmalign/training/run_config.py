@@ -116,6 +116,7 @@ FREE_TO_CHANGE = frozenset(
         "resume_from",
         "init_from",
         "data.workers",
+        "data.remote",
         "data.image_features",
         "data.max_bad_fraction",
         "engine.zero_stage",

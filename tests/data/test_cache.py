@@ -18,6 +18,7 @@ import pytest
 from flaky_server import Answer, FlakyServer
 
 from mmalign.data.cache import ShardCache, cache_folder, usable_folder
+from mmalign.data.folder import read_file
 from mmalign.data.remote import RemoteConfig, RemoteFile
 from mmalign.data.remote_folder import RemoteFolder
 from mmalign.errors import UserError
@@ -314,7 +315,7 @@ def test_a_folder_at_a_url(server: FlakyServer, tmp_path: Path) -> None:
     folder = RemoteFolder(server.url, ShardCache(config_of(tmp_path)))
     assert folder.manifest == server.files["/manifest.json"]
     folder.prefetch(["1.tar"])
-    assert folder.read("0.tar") == DATA[0]
+    assert read_file(folder, "0.tar") == DATA[0]
     descriptor = folder.open("1.tar")
     assert os.pread(descriptor, 10, 5) == DATA[1][5:15]
     os.close(descriptor)

@@ -85,7 +85,7 @@ def test_batches_hold_rows_for_pixels_and_the_same_captions(tmp_path: Path) -> N
     tower, data = frozen_tower(), make_set_to_embed(tmp_path / "train", broken=False)
     write_features(tower, data, workers=0)
     config = validate(DataConfig, {"train": [str(data)], "image_features": True}, "test")
-    plan = Plan(open_sets(config.train), config, seed=3)
+    plan = Plan(open_sets(config), config, seed=3)
     shared = (plan, config, tiny_tokenizer(), 32, features.plain_view(32), 4, 0, 1)
     pixels = BatchMaker(*shared).make(1)
     rows = BatchMaker(*shared, features=[opened(data, tower)]).make(1)
@@ -104,7 +104,7 @@ def test_batches_hold_rows_for_pixels_and_the_same_captions(tmp_path: Path) -> N
 
 def test_what_cannot_be_used_has_the_same_substitutes(made: Path, tower: ImageTower) -> None:
     config = validate(DataConfig, {"train": [str(made)], "image_features": True}, "test")
-    plan = Plan(open_sets(config.train), config, seed=3)
+    plan = Plan(open_sets(config), config, seed=3)
     shared = (plan, config, tiny_tokenizer(), 32, features.plain_view(32), 7, 0, 1)
     pixels, rows = BatchMaker(*shared), BatchMaker(*shared, features=[opened(made, tower)])
     refused = 0

@@ -68,7 +68,7 @@ def test_bounds_that_leave_no_shares_are_refused(folder: Path) -> None:
 )
 def test_shares_are_drawn_as_planned(folder: Path, fields: dict[str, Any]) -> None:
     config = validate(DataConfig, {"train": [str(folder)], **fields}, "run.yaml")
-    plan = Plan(open_sets(config.train), config, seed=1)
+    plan = Plan(open_sets(config), config, seed=1)
     drawn: Counter[str] = Counter()
     for epoch in range(20):
         drawn.update(plan.sets[0].languages[sample][0] for sample in plan.order(epoch))

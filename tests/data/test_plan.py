@@ -4,6 +4,7 @@ import json
 import time
 import tracemalloc
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -29,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(*folders: Path | dict[str, Any], seed: int = 3, **fields: Any) -> Plan:
     train = [str(folder) if isinstance(folder, Path) else folder for folder in folders]
     config = validate(DataConfig, {"train": train, **fields}, "test")
-    return Plan(open_sets(config.train), config, seed)
+    return Plan(open_sets(config), config, seed)
 
 
 def fake_set(shards: int, samples: int) -> ShardSet:
@@ -43,6 +44,9 @@ def fake_set(shards: int, samples: int) -> ShardSet:
     class Fake(SimpleNamespace):
         def __len__(self) -> int:
             return shards * samples
+
+        def prefetch(self, numbers: Iterable[int]) -> None:
+            pass
 
     return cast(ShardSet, Fake(manifest=manifest, shards_at_hand=128))
 

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flaky_server import Answer, FlakyServer
@@ -247,7 +248,13 @@ def test_an_unknown_scheme_is_refused(tmp_path: Path) -> None:
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
+    import fsspec  # noqa: F401
+
+    # The package has a mapping of the same name where the module would be.
+    loaded: Any = sys.modules["fsspec.registry"]
     monkeypatch.setitem(sys.modules, "gcsfs", None)
+    for name in ("gs", "gcs"):  # an earlier test may have loaded it
+        monkeypatch.delitem(loaded._registry, name, raising=False)
     assert "pip install 'mmalign[remote]'" in refusal(RemoteFile("gs://bucket/x"), tmp_path)
 
 

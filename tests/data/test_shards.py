@@ -8,6 +8,7 @@ import webdataset
 from shard_sets import make_pair, write_set
 
 from mmalign.batch import Pair
+from mmalign.data.folder import read_file
 from mmalign.data.reader import ShardSet
 from mmalign.data.shards import MANIFEST, read_manifest
 from mmalign.errors import UserError
@@ -25,7 +26,7 @@ def test_written_pairs_are_read_back(tmp_path: Path) -> None:
     shards = ShardSet(write_set(tmp_path / "a", pairs))
     assert [shards.read(i) for i in range(len(shards))] == pairs
     assert shards.manifest.samples == 10
-    tree = json.loads((shards.folder / MANIFEST).read_text(encoding="utf-8"))
+    tree = json.loads(read_file(shards.folder, MANIFEST))
     assert tree["licenses"] == {"CC0-1.0": 10}
     assert shards.manifest.languages == {"en": 10, "sw": 5}
     assert [s.samples for s in shards.manifest.shards] == [4, 4, 2]

@@ -38,7 +38,7 @@ def test_memory_and_descriptors_are_flat_over_many_batches(tmp_path: Path) -> No
     folder = make_set(tmp_path / "train", 60)
     tree = {"train": [str(folder)], "augmentation": {"crop_scale": [0.5, 1.0], "flip": True}}
     config = validate(DataConfig, tree, "test")
-    plan = Plan(open_sets(config.train), config, seed=0)
+    plan = Plan(open_sets(config), config, seed=0)
     maker = BatchMaker(
         plan, config, tiny_tokenizer(), 16, Preprocess(8, config.augmentation), 2, 0, 1
     )

@@ -42,7 +42,7 @@ def maker(
 ) -> BatchMaker:
     """Batches with images, or those of masked language modelling."""
     config = validate(DataConfig, {"train": [str(folder)], **fields}, "test")
-    plan = Plan(open_sets(config.train), config, seed=3)
+    plan = Plan(open_sets(config), config, seed=3)
     tokenizer = tiny_tokenizer()
     masker = TokenMasker(tokenizer, 0.15) if masked else None
     view = None if masked else Preprocess(8, config.augmentation)

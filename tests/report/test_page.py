@@ -12,8 +12,8 @@ from invented_run import ADVICE, SHA256, write_run
 
 from mmalign.commit import write_json
 from mmalign.errors import UserError
-from mmalign.evaluation.results import Results
 from mmalign.evaluation.collect import collect
+from mmalign.evaluation.results import Results
 from mmalign.report.headline import headline
 from mmalign.report.language_sections import alignments
 from mmalign.report.page import write_report

@@ -14,6 +14,7 @@ import csv
 import gzip
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -157,8 +158,7 @@ def read_text(path: Path, separator: str, columns: list[str], quotes: bool = Tru
     Raises:
         UserError: it lacks a column, or is no such text.
     """
-    csv.field_size_limit(_MAX_CELL)
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    with _long_cells(), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         # Bytes that are no UTF-8 become half characters, so that only their row is lost.
         text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
         lines = csv.reader(
@@ -179,6 +179,16 @@ def read_text(path: Path, separator: str, columns: list[str], quotes: bool = Tru
                 f"{path}, line {lines.line_num}: is no such table ({error}); mend it, or give "
                 "`quotes: false` if quotation marks are part of its cells"
             ) from None
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """The library keeps one limit for the whole process; it is put back."""
+    before = csv.field_size_limit(_MAX_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _cells(
