@@ -1,8 +1,8 @@
 """The command line: one function per verb, in the order of a model's life.
 
     app.py       the application and what verbs share
-    data.py      data build
-    train.py     train, launch
+    data.py      data build, index, verify, stats
+    train.py     train, launch, embed
     measure.py   eval, compare, report, search
     finetune.py  finetune, study
     publish.py   export, demo

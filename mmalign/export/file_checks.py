@@ -92,7 +92,7 @@ def _check_paths(text: str, name: str, places: list[str]) -> None:
 
 def _refusal(name: str, place: str) -> UserError:
     is_own = name == OWN_PLACE
-    mend = "give the name on the hub with --repo-id" if is_own else "take it out and export again"
+    mend = "export it with --push OWNER/NAME" if is_own else "take it out and export again"
     return UserError(
         f"{name}: names a folder of this machine (`{place}`), which nobody else has; {mend}"
     )

@@ -240,7 +240,7 @@ def test_only_a_whole_and_clean_folder_is_sent(hub: Hub, tmp_path: Path) -> None
         push(folder, NAME, True, False)
     place = json.dumps({"hf_model_name": str(tmp_path / "named")})
     folder = make_export(tmp_path / "named", **{"open_clip_config.json": place})
-    with pytest.raises(UserError, match="--repo-id"):
+    with pytest.raises(UserError, match="export it with --push"):
         push(folder, NAME, True, False)
     folder = make_export(tmp_path / "bad", **{"README.md": "---\nlicense: made-up\n---\n"})
     with pytest.raises(UserError, match="must be one of the known ones"):

@@ -208,7 +208,7 @@ def test_what_may_be_published_passes(texts_folder: Path, tmp_path: Path) -> Non
 
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"a": str(tmp_path)}), "utf-8")
     check_files(tmp_path, is_published=False)
-    with pytest.raises(UserError, match="--repo-id"):
+    with pytest.raises(UserError, match="export it with --push"):
         check_files(tmp_path, is_published=True)
 
     (tmp_path / "vocab.txt").symlink_to(tmp_path / "README.md")
