@@ -1,5 +1,7 @@
 """Real ranks for tests: processes that join one gloo group through a file, so no port is needed."""
 
+import os
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -36,8 +38,6 @@ def run_ranks(world_size: int, function: Callable[..., Any], folder: Path, *args
 def _run_rank(
     rank: int, world_size: int, function: Callable[..., Any], folder: Path, args: tuple[Any, ...]
 ) -> None:
-    import os
-
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0")
     dist.init_process_group(
@@ -50,3 +50,7 @@ def _run_rank(
         raise
     finally:
         dist.destroy_process_group()
+    # All that a test looks at is written. Without this the interpreter is taken down while threads of the
+    # libraries still stand, which aborts a process once in some thousand ("terminate called ...").
+    sys.stdout.flush()
+    os._exit(0)
