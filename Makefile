@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Test processes at a time, each with about 1.5 GB; one thread each is the fastest on few cores.
+# Test processes at a time, each with up to 2 GB; one thread each is the fastest on few cores.
 JOBS ?= 2
 
 .DEFAULT_GOAL := help

@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,8 @@ import numpy as np
 from PIL import Image
 
 from mmalign.batch import Caption, Pair
-from mmalign.commit import write_manifest
 from mmalign.config import write_yaml
-from mmalign.data.shards import MANIFEST, ShardWriter
+from mmalign.data.pack import write_pairs, write_split
 from mmalign.record import read_records
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "grey", "pink")
@@ -54,11 +54,11 @@ class Trained:
 
 def draw_set(folder: Path, count: int, side: int) -> Path:
     """A data set of JPEGs of `side` pixels, in colours that their captions tell."""
-    writer = ShardWriter(folder, samples_per_shard=256)
-    for pair in drawn_pairs(count, side):
-        writer.add(pair)
+    pairs = drawn_pairs(count, side)
+    parts = iter(lambda: list(islice(pairs, 256)), [])
+    reports = [write_pairs(folder / f"{i:05d}.tar", part) for i, part in enumerate(parts)]
     facts = {"name": "drawn", "split": "train", "recipe": {}, "recipe_sha256": "0" * 64}
-    write_manifest(folder, {**facts, **writer.finish()}, MANIFEST)
+    write_split(folder, facts, reports)
     return folder
 
 

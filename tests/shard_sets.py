@@ -1,14 +1,14 @@
 """Small shard sets for tests."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from PIL import Image
 
 from mmalign.batch import Caption, Pair
-from mmalign.commit import write_manifest
-from mmalign.data.shards import MANIFEST, ShardWriter
+from mmalign.data.pack import write_pairs, write_split
+from mmalign.data.sources.draft import BadRow, Draft
 
 LANGUAGES = ("en", "sw", "ja")
 
@@ -39,12 +39,20 @@ def make_pair(number: int, languages: tuple[str, ...], picture: str | None = Non
 
 def write_set(folder: Path, pairs: list[Pair], samples_per_shard: int = 4) -> Path:
     """The pairs as a finished data set."""
-    writer = ShardWriter(folder, samples_per_shard)
-    for pair in pairs:
-        writer.add(pair)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [pairs[i : i + samples_per_shard] for i in range(0, len(pairs), samples_per_shard)]
+    reports = [write_pairs(folder / f"{i:05d}.tar", part) for i, part in enumerate(parts)]
     facts = {"name": "set", "split": "train", "recipe": {}, "recipe_sha256": "0" * 64}
-    write_manifest(folder, {**facts, **writer.finish()}, MANIFEST)
+    write_split(folder, facts, reports)
     return folder
+
+
+def finished(rows: Iterable[Draft | BadRow]) -> Iterator[Pair]:
+    """The pairs of all rows of a source, one after another; the first bad row is an error."""
+    for row in rows:
+        if isinstance(row, BadRow):
+            raise row
+        yield row.finish()
 
 
 def make_set(

@@ -22,26 +22,25 @@ import shutil
 import signal
 import sys
 from collections import Counter, defaultdict, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import pydantic
 
 from mmalign.batch import Pair
-from mmalign.commit import replace_folder, settle, write_atomic, write_json, write_manifest
+from mmalign.commit import replace_folder, write_atomic
 from mmalign.config import Section
 from mmalign.console import track
+from mmalign.data.pack import STATE, Job, Report, pack, write_split
 from mmalign.data.scan import MAX_REFUSALS
-from mmalign.data.shards import FORMAT_VERSION, MANIFEST, Manifest, read_manifest
+from mmalign.data.shards import MANIFEST, Manifest, read_manifest
 from mmalign.data.sources.draft import BadRow, Draft
 from mmalign.data.sources.kinds import SourceConfig, read_drafts
-from mmalign.data.sources.pack import STATE, Job, Report, pack
 from mmalign.data.sources.tables import TASKS, WORDS, write_tables
 from mmalign.data.withhold import Withhold, choose_withheld, withheld_pairs, without_withheld
 from mmalign.data.workers import die_with
@@ -97,7 +96,7 @@ def build(
         facts = {"name": config.name, "recipe": recipe, "recipe_sha256": recipe_sha256}
         _remove_strangers(work, reports)
         for split, of_split in reports.items():
-            _write_manifest(work / split, {**facts, "split": split}, of_split)
+            write_split(work / split, {**facts, "split": split}, of_split)
         shutil.rmtree(work / STATE)
         replace_folder(work, out.resolve())
     return [read_manifest(out / split) for split in reports]
@@ -318,24 +317,3 @@ def _remove_strangers(work: Path, reports: dict[str, list[Report]]) -> None:
                 stranger.unlink()
         elif path.is_dir() and path.name not in (TASKS, WORDS, STATE):
             shutil.rmtree(path)
-
-
-def _write_manifest(folder: Path, facts: dict[str, Any], reports: Sequence[Report]) -> None:
-    """Write `sizes.json` and, last, the manifest of one split."""
-    shards = [report["shard"] for report in reports if report["shard"]]
-    write_json(folder / "sizes.json", {shard["file"]: shard["samples"] for shard in shards})
-    files = {"sizes.json": settle(folder / "sizes.json")}
-    licenses = Counter[str]()
-    for report in reports:
-        files |= report["files"]
-        licenses.update(report["licenses"])
-    info = {
-        **facts,
-        "format": FORMAT_VERSION,
-        "licenses": dict(sorted(licenses.items())),
-        "shards": shards,
-    }
-    refused = {report["file"]: report["refused"] for report in reports if report["refused"]}
-    if refused:
-        info["refused"] = refused
-    write_manifest(folder, info, MANIFEST, files)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.batch import Pair
-from mmalign.commit import write_json
 from mmalign.data.preprocess import FORMATS
 from mmalign.data.tar import Member, walk
 from mmalign.errors import UserError
@@ -99,53 +98,6 @@ class Manifest:
         for shard in self.shards:
             total.update(shard.languages)
         return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
-
-
-class ShardWriter:
-    """Writes the shards of one data set into a folder, `samples_per_shard` pairs in each."""
-
-    def __init__(self, folder: Path, samples_per_shard: int) -> None:
-        self.folder = folder
-        self.samples_per_shard = samples_per_shard
-        self.shards: list[Shard] = []
-        self._pending: list[Pair] = []
-        self._licenses: Counter[str] = Counter()
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def add(self, pair: Pair) -> None:
-        self._pending.append(pair)
-        self._licenses[pair.license] += 1
-        if len(self._pending) == self.samples_per_shard:
-            self._flush()
-
-    def finish(self) -> dict[str, Any]:
-        """Write what is pending and sizes.json; returns what the manifest says of the shards."""
-        if self._pending:
-            self._flush()
-        write_json(self.folder / "sizes.json", {shard.file: shard.samples for shard in self.shards})
-        return {
-            "format": FORMAT_VERSION,
-            "licenses": dict(sorted(self._licenses.items())),
-            "shards": [shard.to_json() for shard in self.shards],
-        }
-
-    def _flush(self) -> None:
-        name = f"{len(self.shards):05d}"
-        write_shard(self.folder / f"{name}.tar", self._pending)
-        lines = (
-            json.dumps(row, ensure_ascii=False) for row in index_shard(self.folder / f"{name}.tar")
-        )
-        (self.folder / f"{name}.index.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        languages = Counter(c.lang for pair in self._pending for c in pair.captions)
-        shard = Shard(
-            f"{name}.tar",
-            len(self._pending),
-            languages.total(),
-            dict(sorted(languages.items())),
-            captioned=sum(bool(pair.captions) for pair in self._pending),
-        )
-        self.shards.append(shard)
-        self._pending = []
 
 
 def write_shard(path: Path, pairs: Iterable[Pair]) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shard_sets import make_image
+from shard_sets import finished, make_image
 
 from mmalign.batch import Caption, Pair
-from mmalign.data.sources.jsonl import Jsonl, read_pairs
+from mmalign.data.sources.jsonl import Jsonl, read_drafts
 from mmalign.errors import UserError
 
 
@@ -40,7 +40,7 @@ def write_folder(folder: Path, rows: list[Any], splits: Any = None) -> Path:
 
 def read(*folders: Path) -> list[Pair]:
     config = Jsonl(kind="jsonl", folders=tuple(str(folder) for folder in folders))
-    return list(read_pairs(config, seed=0))
+    return list(finished(read_drafts(config, seed=0)))
 
 
 def refusal(folder: Path) -> str:

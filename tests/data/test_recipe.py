@@ -168,7 +168,7 @@ def test_a_forced_build_that_fails_leaves_the_older_set(
     def full_disk(*_: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(runner, "write_manifest", full_disk)
+    monkeypatch.setattr(runner, "write_split", full_disk)
     with pytest.raises(OSError, match="no space"):
         build(scenes(seed=1), out, force=True)
     assert state(out) == before

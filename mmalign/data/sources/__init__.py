@@ -1,1 +1,1 @@
-"""Where pairs come from, one file per format. Each has its section and `read_pairs(config, seed)`."""
+"""Where pairs come from, one file per format. Each has its section and `read_drafts(config, seed)`."""

@@ -10,7 +10,6 @@ process can finish them. What a draft says of itself (its `repr`) changes when i
 import hashlib
 import re
 import zlib
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -170,18 +169,6 @@ class Draft:
             told = _ADDRESS.sub("", str(error))
             raise BadRow(_reason(data), f"{subject} {told}") from None
         return data
-
-
-def finish_all(rows: Iterable[Draft | BadRow]) -> Iterator[Pair]:
-    """The pairs of all rows, one after another; the first bad row is an error.
-
-    Raises:
-        BadRow: see Draft.finish.
-    """
-    for row in rows:
-        if isinstance(row, BadRow):
-            raise row
-        yield row.finish()
 
 
 def check_split(split: Any, where: str) -> None:

@@ -28,7 +28,7 @@ from pydantic import Field
 
 from mmalign.batch import Caption, Pair
 from mmalign.config import Section
-from mmalign.data.sources.draft import Draft, finish_all
+from mmalign.data.sources.draft import Draft
 from mmalign.data.sources.emoji_concepts import LANGUAGES, Concept, load_concepts
 from mmalign.errors import UserError
 
@@ -127,11 +127,6 @@ class Scene:
         return encoded.getvalue()
 
 
-def read_pairs(config: EmojiScenes, seed: int) -> Iterator[Pair]:
-    """The pairs of `read_drafts`, drawn one at a time."""
-    return finish_all(read_drafts(config, seed))
-
-
 def read_drafts(config: EmojiScenes, seed: int) -> Iterator[Draft]:
     """The training scenes, then the test scenes, then those of one concept; nothing is drawn yet.
 
@@ -164,11 +159,6 @@ def build_plan(config: EmojiScenes, seed: int) -> Plan:
     while len(chosen) < config.test_scenes:
         chosen[draw_combination(rng, len(concepts))] = None
     return Plan(config, seed, concepts, tuple(chosen), frozenset(chosen))
-
-
-def draw_pair(plan: Plan, split: str, index: int) -> Pair:
-    """Scene `index` of a split, drawn."""
-    return draft_scene(plan, split, index).finish()
 
 
 def draft_scene(plan: Plan, split: str, index: int) -> Draft:

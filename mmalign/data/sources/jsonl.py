@@ -15,7 +15,7 @@ from typing import Any, Literal
 from mmalign.batch import Caption, Pair
 from mmalign.config import Section
 from mmalign.data.languages import is_language_code
-from mmalign.data.sources.draft import BadRow, Draft, File, check_split, finish_all, key_of
+from mmalign.data.sources.draft import BadRow, Draft, File, check_split, key_of
 from mmalign.errors import UserError
 
 PAIRS_FILE = "pairs.jsonl"
@@ -27,11 +27,6 @@ class Jsonl(Section):
     kind: Literal["jsonl"]
     folders: tuple[str, ...] = ()
     """Folders that hold a pairs.jsonl; `mmalign data build --from FOLDER` sets them."""
-
-
-def read_pairs(config: Jsonl, seed: int) -> Iterator[Pair]:
-    """The pairs of `read_drafts`; a line that cannot be used is an error."""
-    return finish_all(read_drafts(config, seed))
 
 
 def read_drafts(config: Jsonl, seed: int) -> Iterator[Draft | BadRow]:

@@ -8,15 +8,16 @@ from math import comb
 
 import pytest
 from PIL import Image
+from shard_sets import finished
 
 from mmalign.batch import Pair
 from mmalign.data.sources.emoji_concepts import LANGUAGES, load_concepts
 from mmalign.data.sources.emoji_scenes import (
     EmojiScenes,
     build_plan,
-    draw_pair,
+    draft_scene,
     languages_of_scene,
-    read_pairs,
+    read_drafts,
 )
 from mmalign.errors import UserError
 
@@ -25,7 +26,7 @@ CONFIG = EmojiScenes(kind="emoji_scenes", train_scenes=60, test_scenes=20)
 
 @pytest.fixture(scope="module")
 def pairs() -> list[Pair]:
-    return list(read_pairs(CONFIG, seed=3))
+    return list(finished(read_drafts(CONFIG, seed=3)))
 
 
 def of_split(pairs: list[Pair], split: str) -> list[Pair]:
@@ -37,20 +38,20 @@ def names_in(pair: Pair) -> list[frozenset[str]]:
 
 
 def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(pairs: list[Pair]) -> None:
-    assert list(read_pairs(CONFIG, seed=3)) == pairs
-    assert [p.image for p in read_pairs(CONFIG, seed=4)] != [p.image for p in pairs]
+    assert list(finished(read_drafts(CONFIG, seed=3))) == pairs
+    assert [p.image for p in finished(read_drafts(CONFIG, seed=4))] != [p.image for p in pairs]
 
 
 def test_a_scene_does_not_depend_on_the_scenes_before_it(pairs: list[Pair]) -> None:
     plan = build_plan(CONFIG, seed=3)
-    assert draw_pair(plan, "train", 41) == of_split(pairs, "train")[41]
+    assert draft_scene(plan, "train", 41).finish() == of_split(pairs, "train")[41]
     longer = CONFIG.model_copy(update={"train_scenes": 61})
-    assert list(read_pairs(longer, seed=3))[:60] == of_split(pairs, "train")
+    assert list(finished(read_drafts(longer, seed=3)))[:60] == of_split(pairs, "train")
 
 
 def test_object_scenes_show_one_concept_and_name_it_once() -> None:
     config = EmojiScenes(kind="emoji_scenes", train_scenes=0, test_scenes=1, object_scenes=201)
-    objects = of_split(list(read_pairs(config, seed=3)), "objects")
+    objects = of_split(list(finished(read_drafts(config, seed=3))), "objects")
     concepts = load_concepts(LANGUAGES)
     for index, concept in enumerate(concepts):
         assert {c.lang: c.text for c in objects[index].captions} == concept.names
@@ -93,8 +94,10 @@ def test_no_test_combination_is_trained_on() -> None:
     plan = build_plan(config, seed=0)
     held_out = {frozenset(plan.concepts[i].names["en"] for i in c) for c in plan.held_out}
     assert len(held_out) == len(plan.test_combinations) == 100_000
-    assert all(names_in(draw_pair(plan, "test", i))[0] in held_out for i in range(20))
-    assert not any(names_in(draw_pair(plan, "train", i))[0] in held_out for i in range(200))
+    assert all(names_in(draft_scene(plan, "test", i).finish())[0] in held_out for i in range(20))
+    assert not any(
+        names_in(draft_scene(plan, "train", i).finish())[0] in held_out for i in range(200)
+    )
 
 
 def test_names_are_distinct_within_every_language() -> None:
@@ -109,7 +112,7 @@ def test_names_are_distinct_within_every_language() -> None:
 
 def test_pictures_are_drawn_in_colour_at_the_size_asked_for() -> None:
     config = CONFIG.model_copy(update={"image_size": 48})
-    image = Image.open(io.BytesIO(next(read_pairs(config, seed=0)).image))
+    image = Image.open(io.BytesIO(next(finished(read_drafts(config, seed=0))).image))
     assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (48, 48))
     darkest, _ = image.convert("L").getextrema()
     assert darkest < 80  # an outline: something was drawn on the light ground
@@ -119,13 +122,13 @@ def test_pictures_are_drawn_in_colour_at_the_size_asked_for() -> None:
 def test_an_unknown_language_is_named_at_once_with_those_available() -> None:
     config = CONFIG.model_copy(update={"languages": ("en", "xx")})
     with pytest.raises(UserError, match=r"`xx`.*en, es, ja"):
-        read_pairs(config, seed=0)
+        finished(read_drafts(config, seed=0))
     with pytest.raises(UserError, match="each language once"):
-        read_pairs(CONFIG.model_copy(update={"languages": ("en", "en")}), seed=0)
+        finished(read_drafts(CONFIG.model_copy(update={"languages": ("en", "en")}), seed=0))
     with pytest.raises(
         UserError, match="`captions_per_scene` is 15, but `languages` names only 14"
     ):
-        read_pairs(CONFIG.model_copy(update={"captions_per_scene": 15}), seed=0)
+        finished(read_drafts(CONFIG.model_copy(update={"captions_per_scene": 15}), seed=0))
 
 
 def test_these_pictures_and_captions_stay_what_they_were(pairs: list[Pair]) -> None:
@@ -140,7 +143,7 @@ def test_these_pictures_and_captions_stay_what_they_were(pairs: list[Pair]) -> N
 
 def test_two_captions_a_scene_add_one_to_the_same_scenes(pairs: list[Pair]) -> None:
     config = CONFIG.model_copy(update={"captions_per_scene": 2})
-    for two, one in zip(read_pairs(config, seed=3), pairs, strict=True):
+    for two, one in zip(finished(read_drafts(config, seed=3)), pairs, strict=True):
         assert two.image == one.image
         assert two.captions[: len(one.captions)] == one.captions
         if two.split == "train":

@@ -2,19 +2,20 @@
 
 job: drafts and bad rows --finish--> pairs -> <work>/<split>/00000.{tar, index.jsonl}
                                   -> bad rows -+-> report: <work>/.build/<split>-00000.json, written last
+the reports of a split -> sizes.json, manifest.json
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmalign.batch import Pair
-from mmalign.commit import settle, write_json
-from mmalign.data.shards import FORMAT_VERSION, Shard, index_shard, write_shard
+from mmalign.commit import settle, write_json, write_manifest
+from mmalign.data.shards import FORMAT_VERSION, MANIFEST, Shard, index_shard, write_shard
 from mmalign.data.sources.draft import BadRow, Draft
 
 STATE = ".build"
@@ -55,39 +56,71 @@ def pack(job: Job) -> Report:
     known = _read_report(job, fingerprint)
     if known is not None:
         return known
-    job.tar.parent.mkdir(parents=True, exist_ok=True)
     refused: list[dict[str, str]] = []
+    report = {
+        "split": job.split,
+        "file": job.tar.name,
+        "rows": len(job.rows),
+        "fingerprint": fingerprint,
+        **write_pairs(job.tar, _usable(job, refused)),
+        "refused": refused,
+    }
+    write_json(job.report, report)
+    return report
+
+
+def write_pairs(tar: Path, pairs: Iterable[Pair]) -> Report:
+    """Write one shard and its index; returns their part of a report."""
+    tar.parent.mkdir(parents=True, exist_ok=True)
     licenses, languages = Counter[str](), Counter[str]()
     captioned = Counter[bool]()
 
-    def counted(pairs: Iterator[Pair]) -> Iterator[Pair]:
+    def counted() -> Iterator[Pair]:
         for pair in pairs:
             licenses[pair.license] += 1
             languages.update(caption.lang for caption in pair.captions)
             captioned[bool(pair.captions)] += 1
             yield pair
 
-    write_shard(job.tar, counted(_usable(job, refused)))
+    write_shard(tar, counted())
     samples = licenses.total()
     shard = Shard(
-        job.tar.name,
+        tar.name,
         samples,
         languages.total(),
         dict(sorted(languages.items())),
         captioned=captioned[True],
     )
-    report = {
-        "split": job.split,
-        "file": job.tar.name,
-        "rows": len(job.rows),
-        "fingerprint": fingerprint,
+    return {
         "shard": shard.to_json() if samples else None,
         "licenses": licenses,
-        "files": _index(job.tar, shard) if samples else {},
-        "refused": refused,
+        "files": _index(tar, shard) if samples else {},
     }
-    write_json(job.report, report)
-    return report
+
+
+def write_split(folder: Path, facts: dict[str, Any], reports: Sequence[Report]) -> None:
+    """Write `sizes.json` and, last, the manifest of the shards in a folder.
+
+    Args:
+        facts: `name`, `split`, `recipe` and `recipe_sha256`.
+    """
+    shards = [report["shard"] for report in reports if report["shard"]]
+    write_json(folder / "sizes.json", {shard["file"]: shard["samples"] for shard in shards})
+    files = {"sizes.json": settle(folder / "sizes.json")}
+    licenses = Counter[str]()
+    for report in reports:
+        files |= report["files"]
+        licenses.update(report["licenses"])
+    info = {
+        **facts,
+        "format": FORMAT_VERSION,
+        "licenses": dict(sorted(licenses.items())),
+        "shards": shards,
+    }
+    refused = {report["file"]: report["refused"] for report in reports if report.get("refused")}
+    if refused:
+        info["refused"] = refused
+    write_manifest(folder, info, MANIFEST, files)
 
 
 def _usable(job: Job, refused: list[dict[str, str]]) -> Iterator[Pair]:
