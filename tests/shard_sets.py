@@ -65,3 +65,8 @@ def make_set(
 
     chosen = languages or default
     return write_set(folder, [make_pair(i, chosen(i)) for i in range(count)])
+
+
+def open_descriptors() -> set[Path]:
+    """Of this process."""
+    return set(Path("/proc/self/fd").iterdir())

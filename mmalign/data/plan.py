@@ -21,7 +21,8 @@ import numpy as np
 
 from mmalign import distributed
 from mmalign.data.mixing import mix
-from mmalign.data.reader import MOST_OPEN, ShardSet
+from mmalign.data.open_files import MOST_OPEN
+from mmalign.data.reader import ShardSet
 from mmalign.data.stream_config import DataConfig
 from mmalign.errors import UserError
 
@@ -81,7 +82,7 @@ class Plan:
         self._shuffle_shards = config.shuffle_shards
         for shard_set in sets:  # a batch can reach from one window into the next
             shard_set.shards_at_hand = max(shard_set.shards_at_hand, 2 * config.shuffle_shards)
-            shard_set.most_open = max(2, MOST_OPEN // len(sets))
+            shard_set.files.most = max(2, MOST_OPEN // len(sets))
         self._length = int(self._usable_S.sum())
         self._epochs: dict[int, _Epoch] = {}
         self._windows: dict[tuple[int, int], np.ndarray] = {}

@@ -23,6 +23,7 @@ import numpy as np
 from mmalign.batch import Caption, Pair
 from mmalign.data import tar
 from mmalign.data.folder import open_folder
+from mmalign.data.open_files import OpenFiles
 from mmalign.data.remote import RemoteConfig
 from mmalign.data.shard_index import (
     MEND,
@@ -40,7 +41,6 @@ MAX_JSON_BYTES = 2_000_000
 MAX_TEXT_BYTES = 100_000  # of a .txt
 MAX_CAPTION_CHARACTERS = 20_000
 MAX_CAPTIONS = 1_000
-MOST_OPEN = 256  # files of all data sets of a stream; systems allow a process 1,024 and more
 
 REASONS = {
     **tar.REASONS,
@@ -104,7 +104,7 @@ class ShardSet:
         manifest: what the folder says it holds.
         first: (shards + 1,) int64, number of the first sample of each shard, and of all samples.
         shards_at_hand: of so many shards a process remembers where the rows of the index begin.
-        most_open: files that a process keeps open; a shard has two.
+        files: those that stay open; a shard has two.
     """
 
     def __init__(self, name: str | os.PathLike[str], remote: RemoteConfig = _DEFAULT) -> None:
@@ -119,16 +119,12 @@ class ShardSet:
         """
         self.folder, self.manifest = open_folder(name, remote)
         self.first = np.cumsum([0, *(shard.samples for shard in self.manifest.shards)])
-        self.shards_at_hand, self.most_open = 128, MOST_OPEN
+        self.files = OpenFiles(self.folder)
+        self.shards_at_hand = 128
         self._starts: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._open: OrderedDict[str, int] = OrderedDict()
 
     def __len__(self) -> int:
         return int(self.first[-1])
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A loader's worker opens its own files.
-        return {**self.__dict__, "_open": OrderedDict()}
 
     @cached_property
     def keys(self) -> list[str]:
@@ -164,7 +160,7 @@ class ShardSet:
         number, row = self._place(index)
         facts = self._row(number, row)
         try:
-            tar = self._descriptor(self.manifest.shards[number].tar)
+            tar = self.files.descriptor(self.manifest.shards[number].tar)
             return read_pair(tar, facts, self.manifest)
         except OSError as error:
             problem = UnusableSample("read error", str(error.strerror))
@@ -194,7 +190,7 @@ class ShardSet:
         """A row of a shard's index."""
         starts_S, name = self._starts_of(number), self.manifest.shards[number].index
         try:
-            return read_row(self._descriptor(name), starts_S, row, self.folder.place(name))
+            return read_row(self.files.descriptor(name), starts_S, row, self.folder.place(name))
         except OSError as error:
             place = self.folder.place(name)
             raise UserError(f"{place}: cannot be read ({error.strerror}); {MEND}") from None
@@ -211,23 +207,9 @@ class ShardSet:
         self._starts[number] = line_starts(data, self.folder.place(shard.index), shard)
         return self._starts[number]
 
-    def _descriptor(self, name: str) -> int:
-        """An open file of the data set; those that were used longest ago are closed.
-
-        Raises:
-            OSError: it cannot be opened.
-        """
-        if name in self._open:
-            self._open.move_to_end(name)
-            return self._open[name]
-        while len(self._open) >= self.most_open:
-            os.close(self._open.popitem(last=False)[1])
-        self._open[name] = self.folder.open(name)
-        return self._open[name]
-
     def close(self) -> None:
-        while self._open:
-            os.close(self._open.popitem()[1])
+        """Close its files; they are opened again where a sample is read."""
+        self.files.close()
 
 
 def read_pair(descriptor: int, row: dict[str, Any], manifest: Manifest) -> Pair:

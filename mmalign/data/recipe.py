@@ -41,7 +41,7 @@ from mmalign.data.scan import MAX_REFUSALS
 from mmalign.data.shards import MANIFEST, Manifest, read_manifest
 from mmalign.data.sources.draft import BadRow, Draft
 from mmalign.data.sources.kinds import SourceConfig, read_drafts
-from mmalign.data.sources.tables import TASKS, WORDS, write_tables
+from mmalign.data.sources.task_tables import TASKS, WORDS, write_tables
 from mmalign.data.withhold import Withhold, choose_withheld, withheld_pairs, without_withheld
 from mmalign.data.workers import die_with
 from mmalign.errors import UserError

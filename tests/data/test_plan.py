@@ -48,7 +48,8 @@ def fake_set(shards: int, samples: int) -> ShardSet:
         def prefetch(self, numbers: Iterable[int]) -> None:
             pass
 
-    return cast(ShardSet, Fake(manifest=manifest, shards_at_hand=128))
+    facts = {"manifest": manifest, "shards_at_hand": 128, "files": SimpleNamespace(most=256)}
+    return cast(ShardSet, Fake(**facts))
 
 
 @pytest.mark.parametrize("shuffle_shards", [1, 3, 12, 13, 64])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hostile_shards import samples, tar_of
-from shard_sets import make_set
+from shard_sets import make_set, open_descriptors
 
 from mmalign.commit import sha256_of
 from mmalign.data import reader
@@ -170,19 +170,15 @@ def test_a_refusal_travels_between_processes() -> None:
         )
 
 
-def open_files() -> set[Path]:
-    return set(Path("/proc/self/fd").iterdir())
-
-
 def test_a_process_keeps_few_files_open_and_reads_on(tmp_path: Path) -> None:
     shards = ShardSet(make_set(tmp_path / "set", 40))
-    shards.shards_at_hand, shards.most_open = 2, 3
-    before = open_files()
+    shards.shards_at_hand, shards.files.most = 2, 3
+    before = open_descriptors()
     for number in (*range(40), 0, 39, 5):
         assert shards.read(number).key == f"k{number:03d}"
-        assert len(open_files() - before) <= 3
+        assert len(open_descriptors() - before) <= 3
     shards.close()
-    assert open_files() <= before
+    assert open_descriptors() <= before
     assert shards.read(7).key == "k007"
 
 

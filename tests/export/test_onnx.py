@@ -22,8 +22,9 @@ from mmalign.data.reader import ShardSet
 from mmalign.errors import UserError
 from mmalign.evaluation.onnx_model import load_onnx
 from mmalign.evaluation.tower import Tower
-from mmalign.export import onnx as onnx_export
-from mmalign.export.onnx import quantisation_loss, write_onnx
+from mmalign.export import onnx_files
+from mmalign.export.onnx import write_onnx
+from mmalign.export.onnx_int8 import quantisation_loss
 from mmalign.export.probes import probe_images, probe_texts
 from mmalign.export.source import Source
 from mmalign.model.text_tower import Pooling, TextTowerConfig, build_text_tower
@@ -161,7 +162,7 @@ def test_every_kind_of_text_tower(
 def test_heavy_weights_lie_beside_the_graphs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_export, "MOST_BYTES", 1000)
+    monkeypatch.setattr(onnx_files, "MOST_BYTES", 1000)
     tower = build_tower("xlm-roberta", "mean")
     write_onnx(Source(tower), tmp_path)
     graph, weights = (tmp_path / f"onnx/text_model.onnx{end}" for end in ("", "_data"))
@@ -174,7 +175,7 @@ def test_heavy_weights_lie_beside_the_graphs(
 def test_a_graph_that_is_off_is_refused(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    strip: Callable[[Any], None] = onnx_export._strip
+    strip: Callable[[Any], None] = onnx_files._strip
 
     def damage(model: Any) -> None:
         strip(model)
@@ -184,7 +185,7 @@ def test_a_graph_that_is_off_is_refused(
                 off = np.where(value > 0, value * 1.001, value).astype(np.float32)
                 one.CopyFrom(onnx.numpy_helper.from_array(off, one.name))
 
-    monkeypatch.setattr(onnx_export, "_strip", damage)
+    monkeypatch.setattr(onnx_files, "_strip", damage)
     with pytest.raises(UserError, match=r"model\.text: ONNX Runtime computes other vectors"):
         write_onnx(source, tmp_path)
 
