@@ -27,35 +27,56 @@ def caption_weights(counts: Mapping[str, float], temperature: float) -> dict[str
     return {lang: n ** (1 / temperature - 1) for lang, n in counts.items()}
 
 
+Bound = float | Mapping[str, float]
+"""A share: of every language, or of each that is named."""
+
+
 def bounded_shares(
-    shares: Mapping[str, float], floor: float | None, cap: float | None
+    shares: Mapping[str, float], floor: Bound | None, cap: Bound | None
 ) -> dict[str, float]:
-    """Shares brought between a floor and a cap; those that touch neither keep their proportions.
+    """Shares brought between floors and caps; those that touch neither keep their proportions.
 
     The result is clip(c * share, floor, cap) for the one factor c with which it sums to 1. That sum grows
     with c along straight lines between the places where a share meets a bound, so c is found exactly.
 
     Args:
         shares: positive, summing to 1.
+        floor, cap: a language that a mapping does not name has none.
 
     Raises:
-        UserError: no shares lie between the two bounds.
+        UserError: no shares lie between the bounds, or one is of a language that is not there.
     """
-    low, high, count = floor or 0.0, cap or 1.0, len(shares)
-    if low * count > 1 + 1e-9:
+    low_L = _bounds(floor, shares, 0.0, "language_floor")
+    high_L = _bounds(cap, shares, 1.0, "language_cap")
+    if low_L.sum() > 1 + 1e-9:
         raise UserError(
-            f"data.language_floor: {count} languages with {low:g} each are more than all captions; give at "
-            f"most {1 / count:.3g}"
+            f"data.language_floor: the floors of {len(shares)} languages add up to {low_L.sum():.3g}, more "
+            "than all captions; together they may be 1 at most"
         )
-    if high * count < 1 - 1e-9:
+    if high_L.sum() < 1 - 1e-9:
         raise UserError(
-            f"data.language_cap: {count} languages with {high:g} each are less than all captions; give at "
-            f"least {1 / count:.3g}"
+            f"data.language_cap: the caps of {len(shares)} languages add up to {high_L.sum():.3g}, less "
+            "than all captions; together they must be 1 at least"
         )
     share_L = np.array(list(shares.values()))
-    corner_K = np.unique(np.concatenate([low / share_L, high / share_L]))
-    sum_K = np.clip(corner_K[:, None] * share_L, low, high).sum(1)
+    corner_K = np.unique(np.concatenate([low_L / share_L, high_L / share_L]))
+    sum_K = np.clip(corner_K[:, None] * share_L, low_L, high_L).sum(1)
     # Straight between the two corners around 1, where the sum is not flat.
     factor = np.interp(1.0, sum_K, corner_K)
-    bounded_L = np.clip(factor * share_L, low, high)
+    bounded_L = np.clip(factor * share_L, low_L, high_L)
     return dict(zip(shares, bounded_L.tolist(), strict=True))
+
+
+def _bounds(
+    bound: Bound | None, shares: Mapping[str, float], none: float, field: str
+) -> np.ndarray:
+    """(languages,) float64, in the order of `shares`."""
+    if not isinstance(bound, Mapping):
+        return np.full(len(shares), none if bound is None else bound)
+    unknown = sorted(bound.keys() - shares.keys())
+    if unknown:
+        raise UserError(
+            f"data.{field}: `{unknown[0]}` is not among the languages that are trained on: "
+            f"{', '.join(sorted(shares))}"
+        )
+    return np.array([bound.get(lang, none) for lang in shares])

@@ -35,6 +35,9 @@ def _named(entry: Any) -> Any:
     return entry
 
 
+Share = Annotated[float, pydantic.Field(gt=0, le=1)]
+
+
 class DataConfig(Section):
     train: tuple[Annotated[TrainSet, pydantic.BeforeValidator(_named)], ...] = pydantic.Field(
         min_length=1
@@ -50,11 +53,11 @@ class DataConfig(Section):
     language_temperature: float | None = pydantic.Field(default=None, ge=1)
     """T: draw language l with probability proportional to (its captions)^(1/T), which repeats some images
     and omits others within an epoch. None: every image once, its captions alike."""
-    language_floor: float | None = pydantic.Field(default=None, gt=0, le=1)
-    """Least share of a language among the captions that images bring first, after the temperature (without
-    one: 1)."""
-    language_cap: float | None = pydantic.Field(default=None, gt=0, le=1)
-    """Largest share of a language among these captions."""
+    language_floor: Share | dict[str, Share] | None = None
+    """Least share of each language among the captions that images bring first, after the temperature (without
+    one: 1); or of some languages, `{sw: 0.05}`."""
+    language_cap: Share | dict[str, Share] | None = None
+    """Largest share of each language among these captions, or of some, `{en: 0.3}`."""
     shuffle_shards: int = pydantic.Field(default=64, ge=1)
     """Shards that are shuffled together. An epoch goes through the data in windows of at most so many shards,
     drawn at random anew each time, and reads within a window in any order. Up to 64 shards of the usual 5,000
@@ -81,8 +84,14 @@ class DataConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _bounds_are_in_order(self) -> "DataConfig":
-        if (self.language_floor or 0) > (self.language_cap or 1):
-            raise ValueError("`language_floor` is above `language_cap`; lower it")
+        floor, cap = self.language_floor or 0.0, self.language_cap or 1.0
+        named = [one for one in (floor, cap) if isinstance(one, dict)]
+        for lang in sorted(set().union(*named)) or [""]:
+            low = floor.get(lang, 0.0) if isinstance(floor, dict) else floor
+            high = cap.get(lang, 1.0) if isinstance(cap, dict) else cap
+            if low > high:
+                of = f" for `{lang}`" if lang else ""
+                raise ValueError(f"`language_floor` is above `language_cap`{of}; lower it")
         return self
 
     @pydantic.model_validator(mode="after")

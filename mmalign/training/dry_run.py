@@ -23,6 +23,7 @@ source: stages 1 and 2 reduce gradients by an all-reduce (2 f) and keep a second
 weights, and every stage has buckets of gradients.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -30,7 +31,13 @@ from mmalign.data.folder import open_folder
 from mmalign.data.mixing import mix
 from mmalign.errors import UserError
 from mmalign.training.engine import BUCKET
-from mmalign.training.footprint import Part, build_on_meta, live_bytes, parts_of
+from mmalign.training.footprint import (
+    Part,
+    build_on_meta,
+    live_bytes,
+    parts_of,
+    picture_shape,
+)
 from mmalign.training.loss_tiles import GPU_SIDE
 from mmalign.training.objective import ContrastiveConfig
 from mmalign.training.run_config import RunConfig
@@ -103,12 +110,13 @@ def _load_of(config: RunConfig, ranks: int) -> tuple[list[Part], Load]:
     parts = parts_of(module)
     is_contrastive = isinstance(config.objective, ContrastiveConfig)
     images, part, captions = _rank_batch(config, ranks)
-    size = model.image_tower.size
+    features = config.data.image_features
+    picture = math.prod(picture_shape(model, features))
     load = Load(
         ranks=ranks,
         parameters=sum(p.trainable + p.frozen for p in parts),
         trainable=sum(p.trainable for p in parts),
-        batch=images * 3 * size * size * _FLOAT if is_contrastive else 0,
+        batch=images * picture * _FLOAT if is_contrastive else 0,
         activations=live_bytes(
             model,
             module,
@@ -118,6 +126,7 @@ def _load_of(config: RunConfig, ranks: int) -> tuple[list[Part], Load]:
             config.model.text.max_length,
             config.engine.precision == "bf16",
             config.engine.checkpoint_activations,
+            features,
         ),
         passes=-(-images // part),
         captions=config.batch_size * config.data.captions_per_image,

@@ -106,6 +106,7 @@ def live_bytes(
     tokens: int,
     is_bf16: bool,
     checkpoints: bool,
+    reads_features: bool = False,
 ) -> int:
     """Most bytes that are alive at once in a forward and backward pass, weights and gradients aside.
 
@@ -116,6 +117,7 @@ def live_bytes(
         model, module: from `build_on_meta`.
         images, captions, tokens: of one forward pass of one rank; `tokens` of the longest caption.
         checkpoints: whether the towers keep the inputs of their blocks alone.
+        reads_features: whether pictures come as features, so that the image tower computes nothing.
     """
     live = _LiveBytes()
     # Fake tensors of the CPU: a machine without a GPU cannot run a backward pass on fake tensors of one.
@@ -126,12 +128,19 @@ def live_bytes(
         for parameter in module.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(live.hand_over)
-        step = _step_of(module, objective, model.image_tower.size, images, captions, tokens)
+        shape = picture_shape(model, reads_features)
+        step = _step_of(module, objective, shape, images, captions, tokens)
         with live:
             with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
                 scalar = step()
             scalar.backward()
     return live.most
+
+
+def picture_shape(model: DualEncoder, reads_features: bool) -> tuple[int, ...]:
+    """Of what a batch holds for one picture: its feature, or its pixels."""
+    tower = model.image_tower
+    return (tower.width,) if reads_features else (3, tower.size, tower.size)
 
 
 def _take_fake_tensors(module: nn.Module) -> None:
@@ -150,7 +159,7 @@ def _take_fake_tensors(module: nn.Module) -> None:
 def _step_of(
     module: nn.Module,
     objective: ObjectiveConfig,
-    size: int,
+    shape: tuple[int, ...],
     images: int,
     captions: int,
     tokens: int,
@@ -158,15 +167,20 @@ def _step_of(
     """The forward pass of a step, up to a number that every output takes part in."""
     token_NL = torch.ones(captions, tokens, dtype=torch.int64)
     mask_NL = torch.ones_like(token_NL)
-    image_BCHW = torch.empty(images, 3, size, size, dtype=torch.uint8)
     if isinstance(objective, MaskedLanguageModelConfig):
         # Whole captions stand for single places: as many tokens, and a shape that no numbers decide.
         predicted_N = torch.arange(math.ceil(captions * objective.share))
         return lambda: module(token_NL, mask_NL, predicted_N).sum()
 
+    is_feature = len(shape) == 1
+    picture = torch.empty(images, *shape, dtype=torch.float16 if is_feature else torch.uint8)
+
     def contrastive() -> Tensor:
-        pixels = image_BCHW.contiguous(memory_format=torch.channels_last)
-        embeddings: Embeddings = module(pixels, token_NL, mask_NL)
+        if is_feature:
+            embeddings: Embeddings = module(None, token_NL, mask_NL, feature_BF=picture)
+        else:
+            pixels = picture.contiguous(memory_format=torch.channels_last)
+            embeddings = module(pixels, token_NL, mask_NL)
         return embeddings.image_BD.sum() + embeddings.text_ND.sum()
 
     return contrastive

@@ -115,10 +115,24 @@ def resume(config: RunConfig, out: Path, engine: Engine, plan: Plan) -> TrainSta
 
 def _check_same_stream(config: RunConfig, other: Path) -> None:
     path = other / "config.yaml"
-    tree: dict[str, Any] = read_yaml(path)
-    for name in ("seed", "batch_size"):
-        if tree.get(name) != getattr(config, name):
+    theirs, ours = _order(read_yaml(path)), _order(config.model_dump(mode="json"))
+    for name, value in ours.items():
+        if theirs[name] != value:
             raise UserError(
-                f"resume_from: {path} has another `{name}` ({tree.get(name)}), so its place in the data "
+                f"resume_from: {path} has another `{name}` ({theirs[name]}), so its place in the data "
                 "means other samples here; give the same, or take its weights only with init_from"
             )
+
+
+def _order(run: dict[str, Any]) -> dict[str, Any]:
+    """What a run file says of the order of its samples, by field; the plan knows the rest."""
+    data = run.get("data", {})
+    drawn = ("languages", "language_temperature", "language_floor", "language_cap")
+    return {
+        **{name: run.get(name) for name in ("seed", "batch_size")},
+        **{f"data.{name}": data.get(name) for name in drawn},
+        "data.train.weight": [
+            one.get("weight", 1.0) if isinstance(one, dict) else 1.0
+            for one in data.get("train", ())
+        ],
+    }

@@ -8,7 +8,7 @@ import pytest
 from shard_sets import make_set
 
 from mmalign.config import validate
-from mmalign.data.languages import bounded_shares
+from mmalign.data.languages import Bound, bounded_shares
 from mmalign.data.mixing import Mixture, mix
 from mmalign.data.plan import Plan, open_sets
 from mmalign.data.shards import read_manifest
@@ -40,22 +40,31 @@ def mixture(*train: object, **fields: Any) -> Mixture:
         (1 / 3, None, [1 / 3] * 3),
         (None, 1 / 3, [1 / 3] * 3),
         (0.01, 0.9, [0.8, 0.15, 0.05]),
+        ({"ja": 0.1}, None, [0.9 * 80 / 95, 0.9 * 15 / 95, 0.1]),
+        ({"ja": 0.2, "sw": 0.2}, {"en": 0.5}, [0.5, 0.3, 0.2]),
+        (0.1, {"en": 0.6, "sw": 0.2}, [0.6, 0.2, 0.2]),
     ],
 )
 def test_floors_and_caps_are_met_and_proportions_kept(
-    floor: float | None, cap: float | None, expected: list[float]
+    floor: Bound | None, cap: Bound | None, expected: list[float]
 ) -> None:
     bounded = bounded_shares({"en": 0.8, "sw": 0.15, "ja": 0.05}, floor, cap)
     assert list(bounded.values()) == pytest.approx(expected, abs=1e-12)
 
 
 def test_bounds_that_leave_no_shares_are_refused(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"language_floor: 3 languages with 0.4 .* at most 0.333"):
+    with pytest.raises(UserError, match=r"language_floor: the floors of 3 languages add up to 1.2"):
         mixture(str(folder), language_floor=0.4)
-    with pytest.raises(UserError, match=r"language_cap: 3 languages with 0.3 .* at least 0.333"):
+    with pytest.raises(UserError, match=r"language_cap: the caps of 3 languages add up to 0.9"):
         mixture(str(folder), language_cap=0.3)
     with pytest.raises(UserError, match="`language_floor` is above `language_cap`"):
         mixture(str(folder), language_floor=0.3, language_cap=0.2)
+    with pytest.raises(UserError, match="above `language_cap` for `sw`; lower it"):
+        mixture(str(folder), language_floor={"sw": 0.3, "ja": 0.1}, language_cap={"sw": 0.2})
+    with pytest.raises(
+        UserError, match=r"language_cap: `xx` is not among the languages .* en, ja, sw"
+    ):
+        mixture(str(folder), language_cap={"xx": 0.2})
 
 
 @pytest.mark.parametrize(
@@ -64,6 +73,7 @@ def test_bounds_that_leave_no_shares_are_refused(folder: Path) -> None:
         {"language_floor": 0.25},
         {"language_temperature": 3.0, "language_cap": 0.4},
         {"language_temperature": 2.0},
+        {"language_floor": {"ja": 0.2}, "language_cap": {"en": 0.5}},
     ],
 )
 def test_shares_are_drawn_as_planned(folder: Path, fields: dict[str, Any]) -> None:

@@ -70,6 +70,17 @@ def test_activations_are_what_a_real_pass_saves(model_config: ModelConfig, is_bf
     assert told(model_config, is_bf16) == pytest.approx(real, rel=0.15)
 
 
+def test_pictures_that_come_as_features_cost_no_image_tower() -> None:
+    def with_features(size: int) -> int:
+        model, module = build_on_meta(config(frozen=True, image_size=size), TRAINED, CONTRASTIVE)
+        sizes = (IMAGES, CAPTIONS, TOKENS, False, False)
+        return live_bytes(model, module, CONTRASTIVE, *sizes, reads_features=True)
+
+    assert with_features(64) == with_features(128)
+    pixels = IMAGES * 3 * 128 * 128 * 4
+    assert with_features(128) < told(config(frozen=True, image_size=128)) - pixels
+
+
 def test_checkpointing_saves_most_of_a_deep_model() -> None:
     assert told(vit(8), checkpoints=True) < told(vit(8)) / 2
     # One block's activations stand beside the inputs of all.

@@ -310,6 +310,10 @@ def test_resume_from_goes_on_with_all_state_or_says_why_not(folder: Path) -> Non
         "train", "run.yaml", other, "batch_size=2", "--out", "shifted", expect=1, folder=folder
     )
     assert "has another `batch_size` (4)" in refused.stderr
+    fields = ("data.language_temperature=2", "data.language_floor={ja: 0.1}")
+    for field in fields:
+        refused = mmalign("train", "run.yaml", other, field, "--out", "x", expect=1, folder=folder)
+        assert f"has another `{field.partition('=')[0]}` (None)" in refused.stderr
 
 
 def test_a_batch_without_negatives_is_a_step_without_gradient(folder: Path) -> None:
