@@ -126,7 +126,10 @@ class Plan:
     def generators(self, position: int) -> tuple[np.random.Generator, np.random.Generator]:
         """Fresh generators for the picture and for the captions at a position.
 
-        They are two, so that a run that looks at no picture has the same captions as one that does.
+        They are two, so that a run that looks at no picture (masked language modelling) has the same captions
+        as one that does. Where a picture does not decode, the two differ: the first reads that sample's own
+        captions, for nothing is wrong with them, the second those of a substitute; no other position is
+        touched.
         """
         epoch, place = divmod(position, len(self))
         return (
@@ -204,8 +207,10 @@ class Plan:
         """(places of a window,) int64: which sample stands at each."""
         if (epoch, window) not in self._windows:
             self._windows = dict(list(self._windows.items())[-1:])
+            self._announce(
+                epoch, window
+            )  # first: with weights, making it reads every shard's index
             self._windows[epoch, window] = self._make_window(epoch, window)
-            self._announce(epoch, window)
         return self._windows[epoch, window]
 
     def _make_window(self, epoch: int, window: int) -> np.ndarray:
@@ -230,7 +235,9 @@ class Plan:
         weight_R = self.mixture.sample_weights(self.sets[set_number].languages_in(number))
         start, end = edges_S[shard], edges_S[shard + 1]
         walk_R = start + np.cumsum(weight_R) / max(weight_R.sum(), 1e-300) * (end - start)
-        walk_R[-1] = end  # exactly, whatever the sum was rounded to
+        walk_R[-1:] = (
+            end  # exactly, whatever the sum was rounded to; a damaged shard may hold no sample
+        )
         repeats_R = np.diff(np.floor(np.concatenate([[start], walk_R]))).astype(np.int64)
         return first + np.repeat(np.arange(len(weight_R)), repeats_R)
 

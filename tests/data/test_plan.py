@@ -1,6 +1,7 @@
 """The plan: every image once, or as often as the weights say, in windows whose size changes nothing else."""
 
 import json
+import shutil
 import time
 import tracemalloc
 from collections import Counter
@@ -11,12 +12,19 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from frozen_towers import BROKEN, make_set_to_embed
+from frozen_towers import SAMPLES as SAMPLES_TO_EMBED
 from shard_sets import make_set
+from tiny import tiny_tokenizer
 
 from mmalign.config import validate
+from mmalign.data.index import index
 from mmalign.data.plan import NEAR_ATTEMPTS, Plan, open_sets
+from mmalign.data.preprocess import Augmentation, Preprocess
 from mmalign.data.reader import ShardSet
+from mmalign.data.scan import Rules
 from mmalign.data.shards import MANIFEST, Manifest, Shard
+from mmalign.data.stream import BatchMaker
 from mmalign.data.stream_config import DataConfig
 
 SAMPLES = 50  # 13 shards of 4, the last one of 2
@@ -66,6 +74,23 @@ def test_an_epoch_holds_every_image_once(folder: Path, shuffle_shards: int) -> N
         assert plan(folder, shuffle_shards=shuffle_shards).sample_at(position) == asked[position]
 
 
+@pytest.mark.parametrize("fields", [{}, {"language_temperature": 2.0}])
+@pytest.mark.parametrize("shuffle_shards", [1, 64])
+def test_a_shard_without_a_sample_has_no_place(
+    tmp_path: Path, fields: dict[str, Any], shuffle_shards: int
+) -> None:
+    good = make_set(tmp_path / "good", 12)
+    data = tmp_path / "indexed"
+    data.mkdir()
+    for number, tar in enumerate(sorted(good.glob("*.tar"))):
+        shutil.copy(tar, data / f"{2 * number:05d}.tar")
+    (data / "00001.tar").write_bytes(bytes(range(256)) * 20)
+    index(str(data), Rules("txt", "en"))
+    made = plan(data, shuffle_shards=shuffle_shards, **fields)
+    assert 0 in [shard.samples for shard in made.sets[0].manifest.shards]
+    assert sorted(made.order(0).tolist()) == list(range(12))
+
+
 def test_a_window_reads_only_its_shards(folder: Path) -> None:
     made = plan(folder, shuffle_shards=3)
     order, shards = made.order(1), windows(made)
@@ -74,6 +99,47 @@ def test_a_window_reads_only_its_shards(folder: Path) -> None:
     parts = np.split(order, made._layout(1).ends_W[:-1])
     assert [sorted(set((part // 4).tolist())) for part in parts] == shards
     assert (np.diff(order) != 1).mean() > 0.7
+
+
+def test_a_window_is_fetched_before_its_indexes_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(folder, shuffle_shards=3, language_temperature=2.0)
+    asked: list[int] = []
+    read: list[tuple[int, int]] = []
+    languages_in = ShardSet.languages_in
+
+    def note(self: ShardSet, number: int) -> list[tuple[str, ...]]:
+        read.append((number, len(asked)))
+        return languages_in(self, number)
+
+    monkeypatch.setattr(ShardSet, "prefetch", lambda self, numbers: asked.extend(numbers))
+    monkeypatch.setattr(ShardSet, "languages_in", note)
+    made.sample_at(0)
+    first, second = windows(made, 0)[:2]
+    assert asked == first + second
+    assert read == [(number, len(asked)) for number in first]
+
+
+def test_a_run_without_pictures_differs_where_one_does_not_decode_and_nowhere_else(
+    tmp_path: Path,
+) -> None:
+    data = make_set_to_embed(tmp_path / "train")
+    config = validate(DataConfig, {"train": [str(data)]}, "test")
+    shared = (Plan(open_sets(config), config, seed=3), config, tiny_tokenizer(), 32)
+    seeing = BatchMaker(*shared, Preprocess(32, Augmentation()), 1, 0, 1)
+    reading = BatchMaker(*shared, None, 1, 0, 1)
+    differing = []
+    for position in range(3 * SAMPLES_TO_EMBED):
+        one, other = seeing.make(position), reading.make(position)
+        assert not other.unusable
+        if one.unusable:
+            differing.append((one.unusable[0].key, *other.key_B))
+            assert one.key_B != other.key_B
+        else:
+            assert one.key_B == other.key_B
+            assert one.token_NL.equal(other.token_NL)
+    assert differing == 3 * [(f"k{BROKEN:03d}", f"k{BROKEN:03d}")]  # once an epoch
 
 
 def test_a_window_of_a_sorted_set_is_made_up_like_the_whole() -> None:
