@@ -161,7 +161,7 @@ def webdataset(job: Job) -> Iterator[torch.Tensor]:
         .decode("pil")
         .to_tuple("jpg", "txt")
         .map_tuple(transform, tokens)
-        .batched(job.batch_size)
+        .batched(job.batch_size, partial=False)
     )
     loader = wds.WebLoader(dataset.repeat(), batch_size=None, num_workers=job.workers)
     for image_BCHW, _ in loader:
