@@ -196,6 +196,12 @@ def _must_be_comparable(config: RunConfig) -> None:
         "objective.loss: softmax": objective.kind == "contrastive" and objective.loss == "softmax",
         "optimizer.schedule: cosine": optimizer.schedule == "cosine",
         "optimizer.warmup_steps": optimizer.warmup_steps is not None,
+        "data.train: FOLDER, without a weight": all(one.weight == 1 for one in data.train),
+        "data.image_features: false": not data.image_features,
+        **{
+            f"data.{field}: null": getattr(data, field) is None
+            for field in ("languages", "language_temperature", "language_floor", "language_cap")
+        },
         "data.captions_per_image: 1": data.captions_per_image == 1,
         "data.token_dropout: 0": data.token_dropout == 0,
         "data.augmentation.flip: false": not data.augmentation.flip,

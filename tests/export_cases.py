@@ -6,6 +6,7 @@ import torch
 from tiny import MODEL, tiny_tokenizer
 
 from mmalign.config import validate
+from mmalign.data.tokenizer import Tokenizer
 from mmalign.evaluation.encoder import Encoder
 from mmalign.evaluation.tower import text_side
 from mmalign.export.source import Source
@@ -77,17 +78,26 @@ TRUNKS: dict[str, dict[str, Any]] = {
         **{"model_type": "mt5", "d_model": 32, "d_ff": 48, "d_kv": 16},
         **{"num_layers": 1, "num_heads": 2},
     },
+    "m2m_100": {
+        **{"model_type": "m2m_100", "d_model": 32, "encoder_layers": 1, "decoder_layers": 1},
+        **{"encoder_attention_heads": 2, "encoder_ffn_dim": 48},
+    },
+    "modernbert": {"model_type": "modernbert", "hidden_size": 32, **SMALL},
 }
 
 
 def build_encoder(
-    image: str = "resnet10t", trunk: str = "bert", pooling: str = "mean", **changes: Any
+    image: str = "resnet10t",
+    trunk: str = "bert",
+    pooling: str = "mean",
+    tokenizer: Tokenizer | None = None,
+    **changes: Any,
 ) -> Encoder:
     """A dual encoder with random weights, the same at every call; `changes` are fields of `model`."""
     text = {**MODEL["text"], "architecture": TRUNKS[trunk], "pooling": pooling}
     tree = {**MODEL, "image": IMAGES[image], "text": text, **changes}
     config = validate(ModelConfig, tree, "tests/export_cases.py")
-    tokenizer = tiny_tokenizer()
+    tokenizer = tokenizer or tiny_tokenizer()
     torch.manual_seed(5)
     model = build_dual_encoder(config, tokenizer.vocabulary, tokenizer.padding_id)
     for module in model.modules():  # a fresh batch norm would change nothing

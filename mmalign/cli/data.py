@@ -108,6 +108,8 @@ def data_verify(
     report = verify(folder, decode, processes)
     if json_file is not None:
         write_json(json_file, report.to_json())
+    for name, state in report.features.items():
+        say(f"{folder}/features/{name}: {state}")
     for problem in report.problems[:_SHOWN]:
         say(describe(problem))
     if len(report.problems) > _SHOWN:

@@ -82,14 +82,6 @@ class ShardCache:
             ) from None
         return descriptor
 
-    def path(self, file: RemoteFile) -> Path:
-        """Where the file is, fetched first where it is not there.
-
-        Nobody holds it for the caller: open it at once, and ask again if it has gone.
-        """
-        os.close(self.open(file))
-        return self._path(file)
-
     def prefetch(self, files: Iterable[RemoteFile]) -> None:
         """Fetch the files in the background, in this order. Errors are left to whoever opens the file."""
         if self.config.prefetch == 0:
@@ -117,7 +109,7 @@ class ShardCache:
             if self._is_right(descriptor, file):
                 os.utime(descriptor)  # asked for just now: the last to go
                 return descriptor
-            path.unlink(missing_ok=True)
+            _remove(path, descriptor)
         except BaseException:
             os.close(descriptor)
             raise
@@ -271,9 +263,15 @@ def _remove_unless_held(path: Path) -> bool:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
+        _remove(path, descriptor)
     except BlockingIOError:
         return False
     finally:
         os.close(descriptor)
     return True
+
+
+def _remove(path: Path, descriptor: int) -> None:
+    """Remove the open file; not the one that another process may have fetched in its place meanwhile."""
+    if _is_at(path, descriptor):
+        path.unlink(missing_ok=True)

@@ -6,6 +6,8 @@
 
     tower of a run -> TowerIdentity -> open_features: all of it compared -> FeatureSet.read(i) -> feature_F
 
+Beside shards at a URL they are uploaded with the set, and fetched like its shards.
+
 The features are those before the projection, which still trains. A folder is named by its tower and its
 preprocessing, so those of several towers lie side by side. The pictures are seen as training sees them
 without augmentation: reading features in place of pixels changes the speed of a run and rounds a
@@ -28,7 +30,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmalign.data.folder import LocalFolder
+from mmalign.data.folder import Folder, LocalFolder, read_file
 from mmalign.data.preprocess import Augmentation, Preprocess
 from mmalign.data.reader import REASONS, ShardSet, UnusableSample
 from mmalign.data.shards import Shard
@@ -109,23 +111,46 @@ def open_features(shard_set: ShardSet, tower: TowerIdentity) -> "FeatureSet":
         UserError: there are none, or they were made with other weights, other preprocessing or of other
             data, or a file is missing or has another size than was written.
     """
-    data = _local(shard_set)
+    find = _local if isinstance(shard_set.folder, LocalFolder) else _at_url
+    folder, facts = find(shard_set, tower)
+    if facts["data_sha256"] != shard_set.manifest.sha256:
+        raise UserError(
+            f"{folder.place(INDEX)}: its features were made of other data, {shard_set.folder} has another "
+            "manifest since; run `mmalign embed` again"
+        )
+    return FeatureSet(shard_set, folder, facts)
+
+
+def _local(shard_set: ShardSet, tower: TowerIdentity) -> tuple[Folder, dict[str, Any]]:
+    """Features in a folder of this machine; whether all files are there is seen at once."""
+    assert isinstance(shard_set.folder, LocalFolder)
+    data = shard_set.folder.path
     folder = tower.folder_in(data)
     facts = read_facts(folder)
     if facts is None:
         raise UserError(_why_none(data, tower))
-    if facts["data_sha256"] != shard_set.manifest.sha256:
-        raise UserError(
-            f"{folder / INDEX}: its features were made of other data, {shard_set.folder} has another "
-            "manifest since; run `mmalign embed` again"
-        )
     for name, of_file in facts["files"].items():
         file = folder / name
         if not file.is_file() or file.stat().st_size != of_file["size"]:
             raise UserError(
                 f"{file}: missing or of another size than {INDEX} says; {_mend(folder)}"
             )
-    return FeatureSet(shard_set, folder, facts)
+    return LocalFolder(folder), facts
+
+
+def _at_url(shard_set: ShardSet, tower: TowerIdentity) -> tuple[Folder, dict[str, Any]]:
+    """Features beside shards at a URL, whose files are fetched when they are read."""
+    from mmalign.data.remote_folder import RemoteFolder  # see data/folder.py
+
+    assert isinstance(shard_set.folder, RemoteFolder)
+    try:
+        folder = shard_set.folder.inner(f"{FOLDER}/{tower.key}", INDEX)
+    except UserError as error:
+        raise UserError(
+            f"data.image_features: {error}; features at a URL are made with `mmalign embed` beside a copy of "
+            "the data set, and uploaded with it"
+        ) from None
+    return folder, _facts_in(folder.manifest, folder.place(INDEX), _mend(folder))
 
 
 def read_facts(folder: Path) -> dict[str, Any] | None:
@@ -135,30 +160,24 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
         UserError: the file is damaged.
     """
     path = folder / INDEX
-    if not path.is_file():
-        return None
+    return _facts_in(path.read_bytes(), path, _mend(folder)) if path.is_file() else None
+
+
+def _facts_in(data: bytes, place: Path | str, mend: str) -> dict[str, Any]:
+    """What the bytes of a `features.json` say."""
     try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        facts: dict[str, Any] = json.loads(data)
         for name in ("weights_sha256", "preprocessing", "data_sha256", "width", "rows"):
             facts[name]
         for of_file in facts["files"].values():
             of_file["size"], of_file["sha256"]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path}: damaged; {_mend(folder)}") from None
+        raise UserError(f"{place}: damaged; {mend}") from None
     return facts
 
 
-def _mend(folder: Path) -> str:
+def _mend(folder: Path | Folder) -> str:
     return f"delete {folder} and run `mmalign embed` again"
-
-
-def _local(shard_set: ShardSet) -> Path:
-    if isinstance(shard_set.folder, LocalFolder):
-        return shard_set.folder.path
-    raise UserError(
-        f"data.image_features: {shard_set.folder} is at a URL, and features lie beside the shards; copy the "
-        "data set to this machine first"
-    )
 
 
 def _why_none(data: Path, tower: TowerIdentity) -> str:
@@ -205,7 +224,7 @@ class FeatureSet:
         width: F.
     """
 
-    def __init__(self, shard_set: ShardSet, folder: Path, facts: dict[str, Any]) -> None:
+    def __init__(self, shard_set: ShardSet, folder: Folder, facts: dict[str, Any]) -> None:
         self.folder = folder
         self.width: int = facts["width"]
         self._shards: tuple[Shard, ...] = shard_set.manifest.shards
@@ -234,7 +253,7 @@ class FeatureSet:
         size = 2 * self.width
         data = os.pread(shard.file.fileno(), size, shard.start + row * size)
         if len(data) != size or zlib.crc32(data) != shard.crc32[row]:
-            path = self.folder / rows_file(self._shards[number])
+            path = self.folder.place(rows_file(self._shards[number]))
             raise UserError(
                 f"{path}: damaged, row {row} is not what was written; {_mend(self.folder)}"
             )
@@ -254,34 +273,43 @@ class FeatureSet:
         return self._open[number]
 
     def _open_shard(self, shard: Shard) -> _OpenShard:
-        record, path = self.folder / record_file(shard), self.folder / rows_file(shard)
         try:
-            data = record.read_bytes()
-            if hashlib.sha256(data).hexdigest() != self._files[record.name]["sha256"]:
-                raise UserError(f"{record}: damaged; {_mend(self.folder)}")
-            facts = json.loads(data)
-            start = _start_of_rows(path, (shard.samples, self.width))
-            if start is None:
-                raise UserError(
-                    f"{path}: damaged, it is no array of features; {_mend(self.folder)}"
-                )
+            facts = self._record(shard)
             # Read and not mapped: a file that shrinks under a map kills the process.
-            file = path.open("rb", buffering=0)
+            file = os.fdopen(self.folder.open(rows_file(shard)), "rb", buffering=0)
         except OSError as error:
             raise UserError(
                 f"{error.filename}: cannot be read ({error.strerror}); {_mend(self.folder)}"
             ) from None
+        start = _start_of_rows(file, (shard.samples, self.width))
+        if start is None:
+            file.close()
+            place = self.folder.place(rows_file(shard))
+            raise UserError(f"{place}: damaged, it is no array of features; {_mend(self.folder)}")
         return _OpenShard(file, start, facts["crc32"], facts["unusable"])
 
+    def _record(self, shard: Shard) -> dict[str, Any]:
+        """What is known of a shard's rows."""
+        name = record_file(shard)
+        data = read_file(self.folder, name)
+        if hashlib.sha256(data).hexdigest() != self._files[name]["sha256"]:
+            raise UserError(f"{self.folder.place(name)}: damaged; {_mend(self.folder)}")
+        facts: dict[str, Any] = json.loads(data)
+        return facts
 
-def _start_of_rows(path: Path, shape: tuple[int, int]) -> int | None:
-    """Where in a .npy file the rows begin; None: it is none of that shape in float16."""
+
+def _start_of_rows(file: BinaryIO, shape: tuple[int, int]) -> int | None:
+    """Where in a .npy file the rows begin; None: it is none of that shape in float16.
+
+    https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+    """
     try:
-        rows = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError):
+        version = np.lib.format.read_magic(file)
+        found, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+    except ValueError:
         return None
-    fits = isinstance(rows, np.memmap) and rows.dtype == np.float16 and rows.shape == shape
-    return int(rows.offset) if fits else None
+    fits = version == (1, 0) and found == shape and dtype == np.float16 and not by_columns
+    return file.tell() if fits else None
 
 
 def rows_file(shard: Shard) -> str:

@@ -207,9 +207,8 @@ class Plan:
         """(places of a window,) int64: which sample stands at each."""
         if (epoch, window) not in self._windows:
             self._windows = dict(list(self._windows.items())[-1:])
-            self._announce(
-                epoch, window
-            )  # first: with weights, making it reads every shard's index
+            # First: with weights, making the window reads every shard's index.
+            self._announce(epoch, window)
             self._windows[epoch, window] = self._make_window(epoch, window)
         return self._windows[epoch, window]
 

@@ -2,7 +2,8 @@
 
     url -> manifest.json, fetched anew -> {name: RemoteFile(url, size, sha256)} -> ShardCache -> descriptor
 
-Only what the manifest lists is fetched, and only with the bytes that it lists.
+Only what the manifest lists is fetched, and only with the bytes that it lists. A folder below it that has a
+manifest of its own (features of an image tower) is read in the same way.
 """
 
 import json
@@ -21,29 +22,29 @@ class RemoteFolder:
     """A data set at a URL: its manifest, and its other files through the cache.
 
     Attributes:
-        manifest: the bytes of manifest.json, fetched anew.
+        index: name of its manifest.
+        manifest: the bytes of that file, fetched anew.
     """
 
-    def __init__(self, url: str, cache: ShardCache) -> None:
+    def __init__(self, url: str, cache: ShardCache, index: str = MANIFEST) -> None:
         """
         Raises:
             UserError: there is no manifest that lists files, or as `download`.
         """
         self.url = url
         self.cache = cache
-        self.manifest = _read(RemoteFile(join(url, MANIFEST)), cache.config)
+        self.index = index
+        self.manifest = _read(RemoteFile(join(url, index)), cache.config)
         try:
             files = json.loads(self.manifest)["files"]
             self._files = {
-                _inside(name, url): RemoteFile(join(url, name), facts["size"], facts["sha256"])
+                self._inside(name): RemoteFile(join(url, name), facts["size"], facts["sha256"])
                 for name, facts in files.items()
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(
-                f"{shown(join(url, MANIFEST))}: not a manifest of mmalign shards"
-            ) from None
+            raise UserError(f"{self.place(index)}: not a manifest that mmalign wrote") from None
 
     def __str__(self) -> str:
         return shown(self.url)
@@ -51,6 +52,10 @@ class RemoteFolder:
     def place(self, name: str) -> str:
         """The URL of a file, without what is secret in it."""
         return shown(join(self.url, name))
+
+    def inner(self, name: str, index: str) -> "RemoteFolder":
+        """The folder `name` in this one, which has the manifest `index`."""
+        return RemoteFolder(join(self.url, name), self.cache, index)
 
     def open(self, name: str) -> int:
         """A descriptor of the file `name`, as `ShardCache.open`."""
@@ -62,8 +67,14 @@ class RemoteFolder:
 
     def _file(self, name: str) -> RemoteFile:
         if name not in self._files:
-            raise UserError(f"{self.place(MANIFEST)}: does not list `{name}`")
+            raise UserError(f"{self.place(self.index)}: does not list `{name}`")
         return self._files[name]
+
+    def _inside(self, name: str) -> str:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(f"{self.place(self.index)}: `{name}` is no file of the data set")
+        return name
 
 
 def _read(file: RemoteFile, config: RemoteConfig) -> bytes:
@@ -72,10 +83,3 @@ def _read(file: RemoteFile, config: RemoteConfig) -> bytes:
         target = Path(folder) / "file"
         fetch(file, target, config)
         return target.read_bytes()
-
-
-def _inside(name: str, url: str) -> str:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise UserError(f"{shown(join(url, MANIFEST))}: `{name}` is no file of the data set")
-    return name

@@ -10,7 +10,8 @@ Because step s is a pure function of the configuration, workers may prefetch in 
 change between two runs, and the state to save is one number: the position after the batch.
 
 A sample's picture and its captions draw from generators of their own: a run that looks at no picture
-(masked language modelling) has the same captions as one that does, where no picture is damaged.
+(masked language modelling) has the same captions as one that does. Where a picture does not decode, the
+first reads its captions and the second a substitute's.
 """
 
 import os

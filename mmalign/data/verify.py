@@ -2,6 +2,7 @@
 
     manifest -> every file's size and sha256
              -> every shard, a process each: index -> every sample read, checksums compared, picture looked at
+             -> features beside the shards (features.py): made of these shards? every file's size and sha256
     -> problems: shard, and key or bytes, and reason
 
 A shard whose sha256 differs is also walked, which names the bytes where its structure is broken; older data
@@ -10,7 +11,7 @@ sets have no checksums a member, so that this is all there is to say about where
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -19,6 +20,7 @@ from typing import Any
 
 from mmalign.commit import sha256_of
 from mmalign.console import track
+from mmalign.data.features import FOLDER, INDEX, read_facts, record_file, rows_file
 from mmalign.data.folder import LocalFolder
 from mmalign.data.preprocess import UndecodableImage, decode
 from mmalign.data.reader import REASONS, UnusableSample, read_pair
@@ -28,6 +30,9 @@ from mmalign.data.shards import Manifest, Shard, load_manifest
 from mmalign.data.tar import Damage, walk
 from mmalign.errors import UserError
 
+WHOLE, DAMAGED = "whole", "damaged"
+OF_OTHER_SHARDS = "of other shards"  # the set has another manifest since
+NOT_FINISHED = "not finished"
 MAX_PROBLEMS = 10_000
 """Of one shard that are named; more are counted."""
 
@@ -41,17 +46,19 @@ class Report:
 
     Attributes:
         samples: that were read.
-        problems: in the order of the manifest; empty where the set is whole.
+        problems: in the order of the manifest, those of features last; empty where the set is whole.
+        features: for each folder of features one of WHOLE, DAMAGED, OF_OTHER_SHARDS and NOT_FINISHED.
     """
 
     shards: int
     samples: int
     problems: tuple[Problem, ...]
+    features: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
         whole = not self.problems
         counts = {"whole": whole, "shards": self.shards, "samples": self.samples}
-        return {**counts, "problems": list(self.problems)}
+        return {**counts, "features": self.features, "problems": list(self.problems)}
 
 
 def verify(folder: Path, decode_pictures: bool = False, processes: int = 1) -> Report:
@@ -64,19 +71,23 @@ def verify(folder: Path, decode_pictures: bool = False, processes: int = 1) -> R
         UserError: no data set there.
     """
     manifest = load_manifest(folder)
-    ours = {name for shard in manifest.shards for name in (shard.tar, shard.index)}
+    in_shards = {name for shard in manifest.shards for name in (shard.tar, shard.index)}
     problems = [
         problem
         for name in manifest.files
-        if name not in ours
-        for problem in _check_file(folder, manifest, name)
+        if name not in in_shards
+        for problem in _check_file(folder, manifest.files, name)
     ]
     jobs = [_job(folder, manifest, shard, decode_pictures) for shard in manifest.shards]
     samples = 0
     for read, found in track(_map(jobs, processes), "shards", len(jobs)):
         samples += read
         problems += found
-    return Report(len(jobs), samples, tuple(problems))
+    features: dict[str, str] = {}
+    for path in sorted((folder / FOLDER).glob("*/")):
+        features[path.name], found = _verify_features(path, manifest)
+        problems += found
+    return Report(len(jobs), samples, tuple(problems), features)
 
 
 def describe(problem: Problem) -> str:
@@ -113,9 +124,9 @@ def _map(jobs: Sequence[_Job], processes: int) -> Iterable[tuple[int, list[Probl
         yield from pool.map(_verify_shard, jobs)
 
 
-def _check_file(folder: Path, manifest: Manifest, name: str) -> list[Problem]:
-    """Size and sha256 of one file."""
-    path, facts = folder / name, manifest.files.get(name)
+def _check_file(folder: Path, files: Mapping[str, Any], name: str) -> list[Problem]:
+    """Size and sha256 of one file; `files` is what a manifest lists."""
+    path, facts = folder / name, files.get(name)
     if facts is None:
         return [{"file": name, "reason": "not in the manifest"}]
     if not path.is_file():
@@ -129,9 +140,30 @@ def _check_file(folder: Path, manifest: Manifest, name: str) -> list[Problem]:
     return []
 
 
+def _verify_features(folder: Path, manifest: Manifest) -> tuple[str, list[Problem]]:
+    """State and problems of a folder of features, which lies two folders below the data set's."""
+    name = folder.relative_to(folder.parent.parent).as_posix()
+    try:
+        facts = read_facts(folder)
+    except UserError as error:
+        return DAMAGED, [{"file": f"{name}/{INDEX}", "reason": DAMAGED, "detail": str(error)}]
+    state = NOT_FINISHED if facts is None else OF_OTHER_SHARDS
+    if facts is None or facts["data_sha256"] != manifest.sha256:
+        detail = "`mmalign embed` makes what is missing"
+        return state, [{"file": f"{name}/{INDEX}", "reason": state, "detail": detail}]
+    shards = [shard for shard in manifest.shards if shard.samples]
+    files = [file for shard in shards for file in (rows_file(shard), record_file(shard))]
+    problems = [
+        {**problem, "file": f"{name}/{file}"}
+        for file in track(files, "files of features", len(files))
+        for problem in _check_file(folder, facts["files"], file)
+    ]
+    return DAMAGED if problems else WHOLE, problems
+
+
 def _verify_shard(job: _Job) -> tuple[int, list[Problem]]:
     """(samples that were read, problems) of one shard."""
-    problems = _check_file(job.folder, job.manifest, job.shard.tar)
+    problems = _check_file(job.folder, job.manifest.files, job.shard.tar)
     path = job.folder / job.shard.tar
     try:
         if problems and path.is_file():

@@ -83,10 +83,7 @@ class OnnxModel:
             UserError: a picture that cannot be decoded, or a model that has no image tower.
         """
         if self._images is None:
-            raise UserError(
-                f"{self.facts['path']}: a text encoder without an image tower; measure it with "
-                "`measures: [alignment]`, or give a model that takes pictures"
-            )
+            raise no_image_tower(self.facts["path"])
         rows = [np.zeros((0, self.width), np.float32)]
         for chunk in batched(images, batch_size):
             byte_BHWC = np.stack([self.preprocess(image).numpy() for image in chunk])
@@ -141,6 +138,14 @@ def load_onnx(name: str, precision: Precision = "fp32") -> OnnxModel:
                 f"{name}: has no {file}; give what `mmalign export --format onnx` wrote, whole"
             )
     return OnnxModel(name, folder, precision)
+
+
+def no_image_tower(name: str) -> UserError:
+    """What a text encoder of whichever library says when it is given pictures."""
+    return UserError(
+        f"{name}: a text encoder without an image tower; measure it with `measures: [alignment]`, or give "
+        "a model that takes pictures"
+    )
 
 
 def open_session(path: Path) -> Any:

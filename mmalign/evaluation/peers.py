@@ -33,6 +33,7 @@ from mmalign.evaluation.encoder import (
     run_of,
     weights_sha256,
 )
+from mmalign.evaluation.onnx_model import load_onnx, no_image_tower
 from mmalign.evaluation.open_clip_folder import load_open_clip_folder
 from mmalign.evaluation.tower import Tower, load_tower, saved_tower
 from mmalign.model.text_tower import load_trunk
@@ -103,10 +104,7 @@ class Peer:
             UserError: a picture that cannot be decoded, or a model that has no image tower.
         """
         if self._images is None:
-            raise UserError(
-                f"{self.facts['path']}: a text encoder without an image tower; measure it with "
-                "`measures: [alignment]`, or give a model that takes pictures"
-            )
+            raise no_image_tower(self.facts["path"])
         rows = [np.zeros((0, self.width), np.float32)]
         for chunk in batched(images, batch_size):
             rows.append(_unit_rows(self._images([_opaque(image) for image in chunk])))
@@ -280,8 +278,6 @@ def _backend(path: str) -> dict[str, str]:
 
 
 def _load_onnx(name: str) -> DualModel:
-    from mmalign.evaluation.onnx_model import load_onnx
-
     precision: Literal["fp32", "int8"] = "int8" if name.startswith("onnx-int8:") else "fp32"
     return load_onnx(name.removeprefix("onnx-int8:").removeprefix("onnx:"), precision)
 

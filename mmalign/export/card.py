@@ -38,7 +38,7 @@ from mmalign.export.card_training import (
 )
 from mmalign.export.eval_results import eval_results
 from mmalign.export.lineage import without_folders
-from mmalign.export.markdown import code_block, listed, one_line, percent, plain, prose
+from mmalign.export.markdown import code_block, listed, one_line, percents_apart, plain, prose
 from mmalign.export.sentence_transformers import auto_class, dense_layers
 from mmalign.export.source import Source
 from mmalign.model.image_tower import TimmTower
@@ -253,17 +253,23 @@ def _int8_loss(folder: Path) -> str:
         return ""
     loss = json.loads(path.read_text(encoding="utf-8"))["int8"]
     cosine, recall = loss["cosine"], loss.get("recall@1")
-    sentence = (
+    vectors = (
         f"Its vectors have a cosine of {cosine['mean']} to the exact ones in the mean and {cosine['worst']} "
         f"at worst ({plain(cosine['measured_on'])})."
     )
-    if recall is None:
-        return sentence
-    low, high = (percent(bound) for bound in recall["difference_ci95"])
+    return vectors if recall is None else f"{vectors} {_int8_recall(recall)}"
+
+
+def _int8_recall(recall: dict[str, Any]) -> str:
+    """Recall@1 with either text tower, and whether the interval of the difference leaves out zero."""
+    int8, fp32 = percents_apart(recall["int8"], recall["fp32"])
+    low, high = recall["difference_ci95"]
+    difference, lowest, highest = percents_apart(recall["difference"], low, high)
+    found = "" if low > 0 or high < 0 else ": no difference is shown"
     return (
-        f"{sentence} Recall@1 of {recall['captions']} captions in {recall['languages']} languages among "
-        f"{recall['pictures']} pictures is {percent(recall['int8'])} % instead of {percent(recall['fp32'])} "
-        f"% (difference {percent(recall['difference'])} points, 95 % interval {low} to {high})."
+        f"Recall@1 of {recall['captions']} captions in {recall['languages']} languages among "
+        f"{recall['pictures']} pictures is {int8} % with 8-bit weights and {fp32} % without (difference "
+        f"{difference} points, 95 % interval {lowest} to {highest}{found})."
     )
 
 

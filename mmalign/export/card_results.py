@@ -23,14 +23,13 @@ from mmalign.evaluation.names import (
 )
 from mmalign.evaluation.results import Results
 from mmalign.evaluation.tasks.task import CLEAN
-from mmalign.export.eval_results import primary_of
+from mmalign.export.eval_results import AGGREGATES, primary_of
 from mmalign.export.markdown import one_line, percent, table
 
 UNTRAINED = "untrained"
 _LONG = 10  # a table of more languages is folded
 _FEW = 5
 _PAIRS = ("alignment", "words")
-_AGGREGATES = {MEAN: "mean", WORST5: "mean of the five lowest", ALL: "all queries together"}
 _WORDS = {
     "text_to_image": "text to image",
     "image_to_text": "image to text",
@@ -144,7 +143,7 @@ def is_of_pairs(one: Quoted) -> bool:
 def part_name(results: Results, one: Quoted, part: str) -> str:
     """A language, pair or aggregate in words: "Swahili (sw)", "Swahili (sw) to German (de)"."""
     if is_aggregate(part):
-        return _AGGREGATES.get(part, part)
+        return AGGREGATES.get(part, part)
     if is_of_pairs(one):
         return " to ".join(labelled(code) for code in split_pair(part, known_languages(results)))
     return labelled(part)

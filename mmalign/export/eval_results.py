@@ -3,9 +3,10 @@
     Results -> EvalResult, ...      -> `model-index` in the front matter of the card (card.py)
             -> EvalResultEntry, ... -> .eval_results/<set>.yaml
 
-`model-index` takes any set; it gets the aggregates and each language of the metrics that people quote, and
-`results.json` beside it has the rest. `.eval_results` feeds the leaderboards of data sets on the hub, so only
-a set with a place there goes in, under its own name and with all of its published tests.
+`model-index` takes any set; it gets one entry a task and set with what a page can show: the aggregates, and
+one number of each language. The card's tables and `results.json` beside it have the rest. `.eval_results`
+feeds the leaderboards of data sets on the hub, so only a set with a place there goes in, under its own name
+and with all of its published tests.
 
 The hub has no task of its own for the search between pictures and captions; `text-to-image` means drawing
 pictures. Values are shares, as in `results.json`.
@@ -33,12 +34,12 @@ from mmalign.evaluation.results import Results
 from mmalign.evaluation.tasks.task import CLEAN
 from mmalign.export.markdown import one_line
 
+# Other parts are called as they are.
+AGGREGATES = {WORST5: "mean of the five lowest", ALL: "all queries together"}
 # (measure, what follows the language) -> (the task, by the hub's own id where it has one; words for it)
 _QUOTED = {
     ("retrieval", "text_to_image/recall@1"): ("text-to-image-retrieval", "text to image"),
-    ("retrieval", "text_to_image/recall@10"): ("text-to-image-retrieval", "text to image"),
     ("retrieval", "image_to_text/recall@1"): ("image-to-text-retrieval", "image to text"),
-    ("retrieval", "image_to_text/recall@10"): ("image-to-text-retrieval", "image to text"),
     ("alignment", "bitext@1"): ("bitext-mining", "a caption finds its translation"),
     ("zero_shot", "accuracy@1"): ("zero-shot-image-classification", "picture to class name"),
 }
@@ -55,17 +56,20 @@ _KINDS = (
 # There every language is a configuration, called by its code.
 # https://huggingface.co/datasets/facebook/xnli, https://huggingface.co/datasets/cambridgeltl/xcopa
 _HOMES = {"xnli": ("facebook/xnli", 5010), "xcopa": ("cambridgeltl/xcopa", 500)}
+_MOST_LANGUAGES = 40  # of a set that are listed one by one; the hub's page shows all in one list
 
 
 def eval_results(results: Results) -> list[EvalResult]:
-    """The quoted metrics: of each set its aggregates and its languages, of pairs of languages the mean.
+    """The quoted metrics of each set: its aggregates and its languages, of pairs of languages the mean.
 
-    A set whose data's sha256 is known has it as its revision. Values that are no numbers are left out.
+    Languages stand in the names of the metrics, so that a set is one entry a task. Of very many languages,
+    and of the same set under a second protocol, the aggregates stand alone. A set whose data's sha256 is
+    known has it as its revision. Values that are no numbers are left out.
     """
     found, homes = [], {task: _HOMES[task][0] for task in _entries(results)}
     for measure in ("retrieval", "alignment", "zero_shot", "text"):
         for subject in subjects(results.metrics, measure):
-            for part, tail in _parts(results, measure, subject):
+            for part, tail in _shown(subject, list(_parts(results, measure, subject))):
                 value = results.metrics[f"{measure}/{subject}/{part}/{tail}"]
                 if math.isfinite(value):
                     name = (measure, subject, part, tail)
@@ -108,6 +112,14 @@ def _parts(results: Results, measure: str, subject: str) -> Iterator[tuple[str, 
                 yield part, tail
 
 
+def _shown(subject: str, parts: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those of `_parts` that a page has room for; where there is no aggregate, all of them."""
+    aggregates = [(part, tail) for part, tail in parts if is_aggregate(part)]
+    spoken = {part for part, _ in parts if not is_aggregate(part)}
+    is_short = len(spoken) <= _MOST_LANGUAGES and FIRST_CAPTION not in subject
+    return parts if is_short or not aggregates else aggregates
+
+
 def _eval_result(
     results: Results, name: tuple[str, str, str, str], value: float, home: str | None
 ) -> EvalResult:
@@ -121,10 +133,9 @@ def _eval_result(
         # Not the set alone: the hub takes results of one type, configuration and revision for one entry.
         dataset_type=home or one_line(subject),
         dataset_name=one_line(subject),
-        dataset_config=part,
         dataset_revision=results.data.get(subject) or results.data.get(data),
         metric_type=metric.replace("@", "_at_"),
-        metric_name=f"{words}, {metric}" if words else metric,
+        metric_name=f"{metric}, {AGGREGATES.get(part, part)}",
         metric_value=value,
     )
 

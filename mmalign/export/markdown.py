@@ -57,3 +57,9 @@ def listed(words: Sequence[str]) -> str:
 def percent(share: float) -> str:
     """A share in percent with the digits that it needs, without the sign."""
     return f"{100 * share:.1f}" if abs(share) >= 0.01 or share == 0 else f"{100 * share:.2g}"
+
+
+def percents_apart(*shares: float) -> list[str]:
+    """Shares in percent, with as many digits behind the point (1 to 3) as different ones need to differ."""
+    ways = [[f"{100 * share:z.{digits}f}" for share in shares] for digits in (1, 2, 3)]
+    return next((way for way in ways if len(set(way)) == len(set(shares))), ways[-1])

@@ -20,7 +20,9 @@ from mmalign.commit import newest_folder
 from mmalign.config import load_config
 from mmalign.console import say
 from mmalign.data.features import FeatureSet, open_features
+from mmalign.data.protocols import shown
 from mmalign.data.reader import ShardSet
+from mmalign.data.remote import is_remote
 from mmalign.data.tokenizer import load_tokenizer
 from mmalign.errors import UserError
 from mmalign.evaluation.feature_cache import describe_tower, write_features
@@ -51,14 +53,25 @@ def embed(run: Path, overrides: Sequence[str], data: Sequence[Path], workers: in
     distributed.start(timedelta(days=1))
     folder = run if run.is_dir() else None
     config = load_config(RunConfig, run / "config.yaml" if folder else run, overrides)
+    folders = data or [_here(entry.path) for entry in config.data.train]
     tower = load_frozen_tower(config, folder).to(distributed.device()).eval()
-    for one in data or [Path(name) for name in config.data.train]:
+    for one in folders:
         facts = write_features(tower, one, config.data.workers if workers is None else workers)
         unusable = ", ".join(f"{reason}: {n}" for reason, n in facts["unusable"].items())
         say(
             f"{one}: features of {facts['rows']} pictures, width {facts['width']}"
             + (f"; of these cannot be used: {unusable}" if unusable else "")
         )
+
+
+def _here(name: str) -> Path:
+    """A data set's folder on this machine."""
+    if is_remote(name):
+        raise UserError(
+            f"data.train: {shown(name)} is at a URL, where nothing can be written; embed a copy with "
+            "`--data FOLDER` and upload its features folder with the shards"
+        )
+    return Path(name)
 
 
 def load_frozen_tower(config: RunConfig, run: Path | None) -> ImageTower:

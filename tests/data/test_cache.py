@@ -1,8 +1,8 @@
-"""The shared folder of fetched shards: processes, kills, eviction, damage; and data sets at a URL."""
+"""The shared folder of fetched shards: processes, kills, eviction, damage."""
 
 import contextlib
+import fcntl
 import hashlib
-import json
 import multiprocessing
 import os
 import pickle
@@ -18,9 +18,7 @@ import pytest
 from flaky_server import Answer, FlakyServer
 
 from mmalign.data.cache import ShardCache, cache_folder, usable_folder
-from mmalign.data.folder import read_file
 from mmalign.data.remote import RemoteConfig, RemoteFile
-from mmalign.data.remote_folder import RemoteFolder
 from mmalign.errors import UserError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="flock")
@@ -95,7 +93,6 @@ def test_a_file_is_fetched_once(server: FlakyServer, tmp_path: Path) -> None:
     cache = ShardCache(config_of(tmp_path))
     files = listed(server.url)
     assert [read(cache, files[0]) for _ in range(3)] == [DATA[0]] * 3
-    assert cache.path(files[0]).read_bytes() == DATA[0]
     assert read(ShardCache(config_of(tmp_path)), files[0]) == DATA[0]  # as another process would
     assert len(server.log) == 1
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
@@ -251,6 +248,69 @@ def test_processes_share_a_small_cache_and_one_is_killed(
     assert held_bytes(tmp_path) <= 5 * SIZE
 
 
+def test_who_waits_for_a_fetch_does_not_wait_for_its_readers(
+    shards: list[RemoteFile], tmp_path: Path
+) -> None:
+    """The finished file takes the fetcher's lock along, and readers hold it for as long as they live."""
+    cache = ShardCache(config_of(tmp_path))
+    path = cache._path(shards[0])
+    part = path.with_name(f"{path.name}.{SIZE}.part")
+    with part.open("a+b", buffering=0) as fetched:
+        fcntl.flock(fetched, fcntl.LOCK_EX)
+
+        def work() -> None:
+            fetched.close()  # a child's copy would hold the lock too
+            assert read(ShardCache(config_of(tmp_path)), shards[0]) == DATA[0]
+
+        waiting = [in_a_child(work) for _ in range(2)]
+        time.sleep(0.5)  # they wait for the lock by now
+        fetched.write(DATA[0])
+        part.rename(path)
+        fcntl.flock(fetched, fcntl.LOCK_SH)
+        assert all([ended_well(child) for child in waiting])
+        assert [found.name for found in path.parent.iterdir()] == [path.name]
+
+
+def test_a_fetch_that_is_given_up_is_the_next_ones(
+    shards: list[RemoteFile], tmp_path: Path
+) -> None:
+    """Its `.part` keeps its name: whoever waited goes on with it, one after the other."""
+    cache = ShardCache(config_of(tmp_path))
+    part = tmp_path / "cache" / f"{shards[0].sha256}.{SIZE}.part"
+    with part.open("a+b", buffering=0) as fetched:
+        fcntl.flock(fetched, fcntl.LOCK_EX)
+        fetched.write(DATA[0][:1000])
+
+        def work() -> None:
+            fetched.close()
+            assert read(cache, shards[0]) == DATA[0]
+
+        waiting = [in_a_child(work) for _ in range(3)]
+        time.sleep(0.5)
+        fcntl.flock(fetched, fcntl.LOCK_UN)
+        assert all([ended_well(child) for child in waiting])
+    assert [found.name for found in part.parent.iterdir()] == [shards[0].sha256]
+
+
+def test_what_was_fetched_in_place_of_a_damaged_file_stays(
+    shards: list[RemoteFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes find the damage; the slower one must not remove what the other put there."""
+    cache = ShardCache(config_of(tmp_path))
+    path = cache._path(shards[0])
+    path.write_bytes(DATA[1])
+
+    def compare_slowly(self: ShardCache, descriptor: int, file: RemoteFile) -> bool:
+        monkeypatch.undo()
+        path.unlink()
+        assert read(ShardCache(config_of(tmp_path)), shards[0]) == DATA[0]
+        return False
+
+    monkeypatch.setattr(ShardCache, "_is_right", compare_slowly)
+    assert cache._cached(shards[0]) is None
+    assert path.read_bytes() == DATA[0]
+
+
 def test_processes_in_different_orders(server: FlakyServer, tmp_path: Path) -> None:
     files = listed(server.url)
 
@@ -301,45 +361,3 @@ def test_where_the_folder_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder(RemoteConfig()) == Path.home() / "elsewhere"
     monkeypatch.delenv("MMALIGN_CACHE")
     assert cache_folder(RemoteConfig()) == Path.home() / ".cache" / "mmalign" / "shards"
-
-
-def manifest(**files: object) -> bytes:
-    return json.dumps({"name": "set", "files": files}).encode()
-
-
-def test_a_folder_at_a_url(server: FlakyServer, tmp_path: Path) -> None:
-    facts = {
-        f"{number}.tar": {"size": SIZE, "sha256": _sha256(data)} for number, data in enumerate(DATA)
-    }
-    server.files["/manifest.json"] = manifest(**facts)
-    folder = RemoteFolder(server.url, ShardCache(config_of(tmp_path)))
-    assert folder.manifest == server.files["/manifest.json"]
-    folder.prefetch(["1.tar"])
-    assert read_file(folder, "0.tar") == DATA[0]
-    descriptor = folder.open("1.tar")
-    assert os.pread(descriptor, 10, 5) == DATA[1][5:15]
-    os.close(descriptor)
-    with pytest.raises(UserError, match=r"does not list `x\.tar`"):
-        folder.open("x.tar")
-
-
-@pytest.mark.parametrize(
-    "served, complaint",
-    [
-        (b"no JSON", "not a manifest"),
-        (b"[]", "not a manifest"),
-        (b'{"files": {"0.tar": 7}}', "not a manifest"),
-        (b"\xff", "not a manifest"),
-        (manifest(**{"../x": {"size": 1, "sha256": "0" * 64}}), "is no file of the data set"),
-        (manifest(**{"x": {"size": 1, "sha256": "../x"}}), "no size and sha256"),
-    ],
-)
-def test_a_manifest_that_is_none(tmp_path: Path, served: bytes, complaint: str) -> None:
-    (tmp_path / "manifest.json").write_bytes(served)
-    with pytest.raises(UserError, match=complaint):
-        RemoteFolder(f"file://{tmp_path}", ShardCache(config_of(tmp_path)))
-
-
-def test_no_manifest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"manifest\.json: no such file there"):
-        RemoteFolder(f"file://{tmp_path}", ShardCache(config_of(tmp_path)))

@@ -3,20 +3,22 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from frozen_towers import BROKEN, SAMPLES, from_pixels, frozen_tower, make_set_to_embed
-from shard_sets import make_pair, write_set
+from shard_sets import make_image, make_pair, write_set
 from tiny import tiny_tokenizer
 
 from mmalign.config import validate
-from mmalign.data import features
+from mmalign.data import features, preprocess
 from mmalign.data.features import FeatureSet, open_features
 from mmalign.data.plan import Plan, open_sets
 from mmalign.data.reader import ShardSet, UnusableSample
+from mmalign.data.remote import RemoteConfig
 from mmalign.data.stream import BatchMaker
 from mmalign.data.stream_config import DataConfig
 from mmalign.errors import UserError
@@ -79,6 +81,18 @@ def test_a_picture_that_could_not_be_used_is_named(made: Path, tower: ImageTower
     with pytest.raises(UnusableSample, match=r"00001\.tar, sample `k005`") as caught:
         opened(made, tower).read(BROKEN)
     assert caught.value.reason == "does not decode"
+
+
+def test_why_a_picture_could_not_be_used_is_kept(
+    tmp_path: Path, tower: ImageTower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", 40_000)
+    large = replace(make_pair(0, ("en",)), image=make_image(0, size=201))
+    data = write_set(tmp_path / "train", [large, make_pair(1, ("en",))])
+    assert write_features(tower, data, workers=0)["unusable"] == {"too many pixels": 1}
+    with pytest.raises(UnusableSample) as caught:
+        opened(data, tower).read(0)
+    assert (caught.value.reason, caught.value.key) == ("too many pixels", "k000")
 
 
 def test_batches_hold_rows_for_pixels_and_the_same_captions(tmp_path: Path) -> None:
@@ -188,3 +202,40 @@ def test_damaged_files_are_refused(data: Path, tower: ImageTower) -> None:
     (folder / "features.json").write_text(json.dumps({"files": {}}))
     with pytest.raises(UserError, match=r"features\.json: damaged"):
         opened(data, tower)
+
+
+def at_url(data: Path, cache: Path) -> ShardSet:
+    return ShardSet(f"file://{data}", RemoteConfig(cache=str(cache), prefetch=0))
+
+
+def test_features_at_a_url_are_fetched_like_shards(
+    data: Path, tower: ImageTower, tmp_path: Path
+) -> None:
+    here, there = opened(data, tower), at_url(data, tmp_path / "cache")
+    found = open_features(there, describe_tower(tower))
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == []  # when they are read
+    for index in (0, 4, SAMPLES - 1):
+        assert found.read(index).equal(here.read(index))
+    again = pickle.loads(pickle.dumps(found))
+    found.close()
+    shutil.rmtree(data / "features")
+    assert again.read(1).equal(here.read(1))
+    with pytest.raises(UserError, match=r"features\.json: no such file there.*uploaded with it"):
+        open_features(there, describe_tower(tower))
+
+
+def test_what_is_damaged_at_a_url_is_refused(data: Path, tower: ImageTower, tmp_path: Path) -> None:
+    folder = folder_of(data)
+    spoil(folder / "00000.npy", -1)
+    found = open_features(at_url(data, tmp_path / "cache"), describe_tower(tower))
+    with pytest.raises(UserError, match=r"00000\.npy: its sha256 is not the one"):
+        found.read(0)
+    facts = json.loads((folder / "features.json").read_text())
+    for changed, complaint in (
+        ({**facts, "data_sha256": "0" * 64}, "made of other data"),
+        ({"files": facts["files"]}, r"features\.json: damaged"),
+        ({}, r"features\.json: not a manifest"),
+    ):
+        (folder / "features.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=complaint):
+            open_features(at_url(data, tmp_path / "cache"), describe_tower(tower))

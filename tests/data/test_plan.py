@@ -115,8 +115,8 @@ def test_a_window_is_fetched_before_its_indexes_are_read(
 
     monkeypatch.setattr(ShardSet, "prefetch", lambda self, numbers: asked.extend(numbers))
     monkeypatch.setattr(ShardSet, "languages_in", note)
-    made.sample_at(0)
-    first, second = windows(made, 0)[:2]
+    made.sample_at(len(made))
+    first, second = windows(made)[:2]
     assert asked == first + second
     assert read == [(number, len(asked)) for number in first]
 

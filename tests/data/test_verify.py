@@ -1,9 +1,11 @@
 """`mmalign data verify`: whole sets pass, and what is damaged is named."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from frozen_towers import frozen_tower, make_set_to_embed
 from hostile_shards import samples, tar_of
 from shard_sets import make_image, make_set
 from typer.testing import CliRunner
@@ -13,6 +15,7 @@ from mmalign.data.index import index
 from mmalign.data.reader import ShardSet
 from mmalign.data.scan import Rules
 from mmalign.data.verify import verify
+from mmalign.evaluation.feature_cache import write_features
 
 
 def problems(folder: Path, decode: bool = False) -> list[tuple[str, str, str | None]]:
@@ -23,7 +26,8 @@ def problems(folder: Path, decode: bool = False) -> list[tuple[str, str, str | N
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_whole_set_passes(tmp_path: Path, processes: int) -> None:
     report = verify(make_set(tmp_path / "set", 10), True, processes)
-    assert report.to_json() == {"whole": True, "shards": 3, "samples": 10, "problems": []}
+    counts = {"whole": True, "shards": 3, "samples": 10}
+    assert report.to_json() == {**counts, "features": {}, "problems": []}
 
 
 def test_every_kind_of_damage_is_named(tmp_path: Path) -> None:
@@ -83,3 +87,46 @@ def test_the_command_says_it_with_its_exit_code(tmp_path: Path) -> None:
     assert damaged.exit_code == 1
     assert "00001.tar, sample `k005`: a member's bytes are not those" in damaged.output
     assert json.loads(out.read_text())["problems"][1]["key"] == "k005"
+
+
+def embedded(folder: Path) -> tuple[Path, Path]:
+    """A set with features of one tower: its folder, and theirs."""
+    data = make_set_to_embed(folder, broken=False)
+    write_features(frozen_tower(), data, workers=0)
+    (features,) = (data / "features").iterdir()
+    return data, features
+
+
+def test_features_beside_the_shards_are_verified(tmp_path: Path) -> None:
+    data, features = embedded(tmp_path / "set")
+    report = verify(data)
+    assert (report.problems, report.features) == ((), {features.name: "whole"})
+    rows, record = features / "00001.npy", features / "00002.json"
+    rows.write_bytes(rows.read_bytes()[:-1] + b"x")
+    record.unlink()
+    shutil.copytree(features, features.with_name("begun"))
+    (features.with_name("begun") / "features.json").unlink()
+    shutil.copytree(features, features.with_name("broken"))
+    (features.with_name("broken") / "features.json").write_text("{}")
+    assert verify(data).features == {
+        **{"begun": "not finished", "broken": "damaged", features.name: "damaged"},
+    }
+    place = f"features/{features.name}"
+    assert {("features/begun/features.json", "not finished", None)} < set(problems(data))
+    assert [p for p in problems(data) if p[0].startswith(place)] == [
+        (f"{place}/00001.npy", "sha256", None),
+        (f"{place}/00002.json", "missing", None),
+    ]
+    ran = CliRunner().invoke(app, ["data", "verify", str(data)])
+    assert (ran.exit_code, f"{place}/00002.json: missing" in ran.output) == (1, True)
+
+
+def test_features_of_other_shards_are_told_from_damage(tmp_path: Path) -> None:
+    _, features = embedded(tmp_path / "set")
+    other = make_set(tmp_path / "other", 8)
+    shutil.copytree(features.parent, other / "features")
+    report = verify(other)
+    assert report.features == {features.name: "of other shards"}
+    assert [p["reason"] for p in report.problems] == ["of other shards"]
+    ran = CliRunner().invoke(app, ["data", "verify", str(other)])
+    assert (ran.exit_code, "features.json: of other shards" in ran.output) == (1, True)

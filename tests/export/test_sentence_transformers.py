@@ -7,18 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from export_cases import build_encoder, source_of
 from sentence_transformers import SentenceTransformer
+from tiny import MODEL
 from transformers import AutoModel, AutoModelForTextEncoding, AutoTokenizer
 
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from mmalign.errors import UserError
 from mmalign.evaluation.encoder import Encoder
-from mmalign.evaluation.tower import Tower, tower_of
+from mmalign.evaluation.tower import Tower
 from mmalign.export.sentence_transformers import write_sentence_transformers
 from mmalign.export.source import Source
-from mmalign.model.dual_encoder import ModelConfig, build_dual_encoder
-from mmalign.model.image_tower import TimmTower
-from mmalign.model.text_tower import Pooling, TextTowerConfig
 
 SENTENCES = [
     "a small dog runs over the green field",
@@ -45,21 +44,7 @@ TEXTS = [
     "ﬁne ＦＵＬＬ width, emoji 🐕 and letters never seen: ꦲꦏ",
     "",
 ]
-MAX_LENGTH = 16
-SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "bert": {"model_type": "bert", "hidden_size": 32, **SMALL},
-    "xlm-roberta": {"model_type": "xlm-roberta", "hidden_size": 32, **SMALL},
-    "mt5": {
-        "model_type": "mt5",
-        "d_model": 32,
-        "d_ff": 48,
-        "d_kv": 16,
-        "num_layers": 2,
-        "num_heads": 2,
-    },
-    "m2m_100": {"model_type": "m2m_100", "d_model": 32, "encoder_layers": 1, "decoder_layers": 1},
-}
+MAX_LENGTH = MODEL["text"]["max_length"]
 
 
 @pytest.fixture(scope="module")
@@ -70,18 +55,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return load_tokenizer(folder)
 
 
-def build_encoder(name: str, pooling: Pooling, tokenizer: Tokenizer) -> Encoder:
-    text = TextTowerConfig(architecture=ARCHITECTURES[name], pooling=pooling, max_length=MAX_LENGTH)
-    image = TimmTower(kind="timm", name="test_vit", image_size=160)
-    config = ModelConfig(image=image, text=text, embedding=24)
-    torch.manual_seed(7)
-    model = build_dual_encoder(config, tokenizer.vocabulary, tokenizer.padding_id)
-    return Encoder(model, config, tokenizer, {"path": "/somewhere", "step": 12, "sha256": "0" * 64})
-
-
 def write(encoder: Encoder, folder: Path) -> None:
     folder.mkdir()
-    write_sentence_transformers(Source(tower_of(encoder), encoder), folder)
+    write_sentence_transformers(source_of(encoder), folder)
 
 
 @pytest.mark.parametrize(
@@ -97,13 +73,13 @@ def write(encoder: Encoder, folder: Path) -> None:
 )
 def test_the_folder_is_the_same_encoder_in_the_other_library(
     name: str,
-    pooling: Pooling,
+    pooling: str,
     tokenizer: Tokenizer,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    encoder = build_encoder(name, pooling, tokenizer)
+    encoder = build_encoder("resnet10t", name, pooling, tokenizer)
     write(encoder, tmp_path / "out")
     caplog.clear()
     capfd.readouterr()
@@ -132,7 +108,7 @@ def test_the_folder_is_the_same_encoder_in_the_other_library(
 def test_transformers_loads_the_trunk_alone_and_twice_the_same(
     name: str, loader: Any, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    encoder = build_encoder(name, "mean", tokenizer)
+    encoder = build_encoder(trunk=name, tokenizer=tokenizer)
     write(encoder, tmp_path / "out")
     first, keys = loader.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(keys.values()), keys
@@ -180,7 +156,7 @@ def test_a_tower_of_any_head_is_the_same_there(
     tokenizer: Tokenizer,
     tmp_path: Path,
 ) -> None:
-    trunk = build_encoder("bert", "mean", tokenizer).model.text_tower.trunk
+    trunk = build_encoder(tokenizer=tokenizer).model.text_tower.trunk
     tower = Tower(trunk, tokenizer, "mean", projection, unit_length, MAX_LENGTH)
     write_sentence_transformers(Source(tower), tmp_path)
     theirs = SentenceTransformer(str(tmp_path), device="cpu")
@@ -191,6 +167,6 @@ def test_a_tower_of_any_head_is_the_same_there(
 def test_the_encoder_half_that_cannot_be_loaded_alone_is_refused(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    encoder = build_encoder("m2m_100", "mean", tokenizer)
+    encoder = build_encoder(trunk="m2m_100", tokenizer=tokenizer)
     with pytest.raises(UserError, match="encoder half of a `m2m_100` model"):
         write(encoder, tmp_path / "out")

@@ -83,16 +83,27 @@ def test_a_checkpoint_of_another_tower_is_refused(tmp_path: Path) -> None:
         load_frozen_tower(config(), run)
 
 
-def test_the_verb_writes_what_a_run_will_ask_for(tmp_path: Path) -> None:
-    data = make_set_to_embed(tmp_path / "train")
-    (tmp_path / "run.yaml").write_text(write_yaml(run_tree(data)))
-    done = subprocess.run(
-        [sys.executable, "-m", "mmalign", "embed", "run.yaml", "seed=3"],
+def embed(folder: Path, *overrides: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "mmalign", "embed", "run.yaml", *overrides],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
     )
+
+
+def test_features_of_a_set_at_a_url_are_made_of_a_copy(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(write_yaml(run_tree(Path("data"))))
+    refused = embed(tmp_path, "data.train=[s3://bucket/train]")
+    assert refused.returncode == 1
+    assert "data.train: s3://bucket/train is at a URL" in refused.stderr
+
+
+def test_the_verb_writes_what_a_run_will_ask_for(tmp_path: Path) -> None:
+    data = make_set_to_embed(tmp_path / "train")
+    (tmp_path / "run.yaml").write_text(write_yaml(run_tree(data)))
+    done = embed(tmp_path, "seed=3")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == (
         f"{data}: features of 14 pictures, width 512; of these cannot be used: does not decode: 1"

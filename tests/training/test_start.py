@@ -1,11 +1,17 @@
-"""A run folder belongs to one configuration, also where an older version wrote it."""
+"""A run folder belongs to one configuration, also where an older version wrote it; and goes on by itself."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from frozen_towers import train_each
+from ranks import run_ranks
+from shard_sets import make_set
 from tiny import tiny_run
 
+from mmalign.commit import newest_folder
 from mmalign.config import read_yaml, validate, write_yaml
 from mmalign.errors import UserError
 from mmalign.training.run_config import RunConfig
@@ -49,3 +55,27 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
     (out / "config.yaml").write_text(write_yaml({**tree, "stepz": 4}), encoding="utf-8")
     with pytest.raises(UserError, match="holds another run"):
         open_run(other, out)
+
+
+def test_first_weights_that_are_gone_do_not_hinder_a_resume(tmp_path: Path) -> None:
+    """They count at the first start alone; later ones go on from the run's own checkpoints."""
+    make_set(tmp_path / "data", 6)
+    parent, out = tiny_run(tmp_path / "parent"), tmp_path / "out"
+    going_on = config(
+        parent,
+        name="next",
+        data={"train": [str(tmp_path / "data")], "workers": 0},
+        tokenizer={"kind": "pretrained", "name": str(parent / "tokenizer")},
+        engine={"precision": "fp32"},
+        init_from=str(parent),
+    )
+    first = {"out": (going_on, 2)}
+    assert run_ranks(1, train_each, tmp_path / "store1", first, tmp_path) == [{}]
+    shutil.rmtree(parent)
+    later = {"out": (going_on, None), "anew": (going_on, None)}
+    (stopped,) = run_ranks(1, train_each, tmp_path / "store2", later, tmp_path)
+    whole = newest_folder(out / "checkpoints")[0]
+    state = json.loads((whole / "state.json").read_text())
+    assert (state["step"], state["parent"]["how"]) == (4, "init_from")
+    assert stopped.keys() == {"anew"}  # a first start needs them
+    assert str(parent) in stopped["anew"]

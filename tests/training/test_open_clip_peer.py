@@ -1,0 +1,55 @@
+"""`benchmarks/training.py` compares with open_clip's trainer only what that can do too."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import MODEL
+
+from mmalign.config import validate
+from mmalign.errors import UserError
+from mmalign.training.run_config import RunConfig
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+from open_clip_peer import describe
+
+
+def config(**data: Any) -> RunConfig:
+    tree = {
+        **{"name": "tiny", "steps": 4, "batch_size": 4, "model": MODEL},
+        "data": {"train": ["nowhere"], **data},
+        "tokenizer": {"kind": "trained", "vocabulary": 160},
+        "optimizer": {"lr": 1e-3, "warmup_steps": 1},
+    }
+    return validate(RunConfig, tree, "test")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "mend"),
+    [
+        (
+            "train",
+            ["nowhere", {"path": "elsewhere", "weight": 2}],
+            "train: FOLDER, without a weight",
+        ),
+        ("languages", ["en"], "languages: null"),
+        ("language_temperature", 3.0, "language_temperature: null"),
+        ("language_floor", 0.05, "language_floor: null"),
+        ("language_cap", 0.5, "language_cap: null"),
+        ("captions_per_image", 2, "captions_per_image: 1"),
+    ],
+)
+def test_a_draw_that_the_peer_does_not_know_is_refused(
+    field: str, value: Any, mend: str, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UserError, match=f"tiny: open_clip's trainer cannot follow; set `data.{mend}`"
+    ):
+        describe(config(**{field: value}), tmp_path, None)
+
+
+def test_a_plain_draw_is_not(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):  # there are no shards
+        describe(config(), tmp_path, None)
