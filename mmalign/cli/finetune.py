@@ -25,21 +25,21 @@ def finetune(
     """Fine-tune a text encoder on English labels and measure it in the other languages.
 
     Example: mmalign finetune train/finetune/emoji_category.yaml --model runs/demo 'seeds=[0, 1, 2]'
-    """
-    from mmalign.config import load_config
-    from mmalign.evaluation.scores import PRIMARY
-    from mmalign.finetuning.loop import FinetuneConfig
-    from mmalign.finetuning.loop import finetune as finetune_tower
 
-    config = load_config(FinetuneConfig, task, overrides or ())
+    A file with `lexicon` in place of `task` draws words to their translations instead.
+
+    Example: mmalign finetune train/finetune/lexical_injection.yaml --model runs/storybooks
+    """
+    from mmalign.finetuning.jobs import headlines, name_of, read_job, run_job
+
+    job = read_job(task, overrides or ())
     if out is None and not is_run(model):
         raise UserError(f"{model}: not a run folder; say with --out where the results go")
-    out = out or Path(model) / "finetune" / config.task.name
-    results = finetune_tower(config, model, out)
-    for name, value in results.metrics.items():
-        if "/mean/" in name and name.rpartition("/")[2] in PRIMARY.values():
-            luck = f", chance {results.chance[name]:.4f}" if name in results.chance else ""
-            say(f"{name}  {value:.4f}  (n = {results.counts[name]}{luck})")
+    out = out or Path(model) / "finetune" / name_of(job)
+    results = run_job(job, model, out)
+    for name in headlines(job, results):
+        luck = f", chance {results.chance[name]:.4f}" if name in results.chance else ""
+        say(f"{name}  {results.metrics[name]:.4f}  (n = {results.counts[name]}{luck})")
     say(f"{out / 'results.json'}")
     if is_run(model):
         note_command(Path(model))

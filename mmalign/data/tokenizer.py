@@ -77,8 +77,10 @@ class Tokenizer:
 def load_tokenizer(name: str | Path) -> Tokenizer:
     """The tokenizer in a folder or on the hub.
 
+    Decoders often have no padding token; their end token then pads, as the masks tell it apart.
+
     Raises:
-        UserError: there is none, or it has no padding token.
+        UserError: there is none, or it has neither a padding nor an end token.
     """
     from transformers import AutoTokenizer
 
@@ -90,7 +92,9 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"tokenizer: `{name}` cannot be loaded ({reason})") from None
     if inner.pad_token_id is None:
-        raise UserError(f"tokenizer: `{name}` has no padding token")
+        inner.pad_token = inner.eos_token
+    if inner.pad_token_id is None:
+        raise UserError(f"tokenizer: `{name}` has neither a padding token nor an end token")
     return Tokenizer(inner)
 
 

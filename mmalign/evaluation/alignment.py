@@ -85,6 +85,13 @@ class Right:
         place = np.arange(count.sum()) + np.repeat(self.start_Q[first:last] - before, count)
         return np.repeat(np.arange(len(count)), count), self.item_R[place]
 
+    @classmethod
+    def of_pairs(cls, query_R: np.ndarray, item_R: np.ndarray) -> "Right":
+        """From all pairs of a query and a right item; every query has one."""
+        count_Q = np.bincount(query_R)
+        order_R = np.argsort(query_R, kind="stable")
+        return cls(item_R[order_R], np.cumsum(count_Q) - count_Q, count_Q)
+
 
 @dataclass(frozen=True)
 class Scores:

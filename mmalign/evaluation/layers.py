@@ -31,8 +31,9 @@ from mmalign.evaluation.alignment import (
 )
 from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.evaluation.index import chance_at
+from mmalign.evaluation.lexical.states import content_mask
 from mmalign.evaluation.results import Results
-from mmalign.evaluation.tower import Tokens, Tower
+from mmalign.evaluation.tower import Tower
 from mmalign.model.text_tower import Pooling, pool
 
 BATCH_SIZE = 64  # captions at a time: the states of all layers are alive at once
@@ -147,8 +148,10 @@ def _encode_batch(tower: Tower, texts: list[str], poolings: Sequence[Pooling]) -
     output = tower.trunk(
         input_ids=tokens.token_NL, attention_mask=tokens.mask_NL, output_hidden_states=True, **types
     )
+    content_BL = content_mask(tokens)
+    masks = {one: tokens.mask_NL if one == "cls" else content_BL for one in poolings}
     rows = {
-        f"{layer}/{pooling}": pool(state_BLF, _mask(tokens, pooling), pooling)
+        f"{layer}/{pooling}": pool(state_BLF, masks[pooling], pooling)
         for layer, state_BLF in enumerate(output.hidden_states)
         for pooling in poolings
     }
@@ -156,15 +159,6 @@ def _encode_batch(tower: Tower, texts: list[str], poolings: Sequence[Pooling]) -
     rows[f"feature/{tower.pooling}"] = feature_BD
     tower.train(mode)
     return {name: F.normalize(row.float(), dim=-1).cpu() for name, row in rows.items()}
-
-
-def _mask(tokens: Tokens, pooling: Pooling) -> Tensor:
-    """(B, L) int64, the tokens that take part; all of them in a text that has no others than special ones."""
-    if pooling == "cls":
-        return tokens.mask_NL
-    special_BL = tokens.encoding["special_tokens_mask"].to(tokens.mask_NL.device)
-    content_BL = tokens.mask_NL * (1 - special_BL)
-    return torch.where(content_BL.any(1, keepdim=True), content_BL, tokens.mask_NL)
 
 
 def _bitext(pair: Pair) -> list[tuple[float, int, float]]:

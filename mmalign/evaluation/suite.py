@@ -3,6 +3,7 @@
     sets       shards + model -> embedded once -> retrieval, alignment, geometry -+
     layers     captions of these sets + text tower -> every layer's alignment    +-> results.json, queries.npz
     words      bilingual dictionaries + model -> translation                     |   gallery.json
+    lexical    dictionaries + text tower -> every layer's alignment of words     |
     zero_shot  labelled pictures + class names + model -> accuracy              -+
 
 On several ranks each does its share (`embed.py`, `retrieval.py`), all have the same results, and rank 0
@@ -26,6 +27,8 @@ from mmalign.evaluation.encoder import DualModel
 from mmalign.evaluation.gallery import make_gallery
 from mmalign.evaluation.geometry import measure_geometry
 from mmalign.evaluation.layers import LayersConfig, probe_layers
+from mmalign.evaluation.lexical.lexicon import read_lexicon
+from mmalign.evaluation.lexical.probe import HELD_OUT, MEASURE, PRECISION, ProbeConfig, probe
 from mmalign.evaluation.names import ALL, MEAN, WORST5
 from mmalign.evaluation.results import Results, environment
 from mmalign.evaluation.retrieval import Protocol, measure_retrieval
@@ -66,6 +69,7 @@ class SuiteConfig(Section):
     sets: tuple[SetConfig, ...] = ()
     layers: LayersConfig | None = None
     words: tuple[WordsConfig, ...] = ()
+    lexical: tuple[ProbeConfig, ...] = ()
     zero_shot: tuple[ZeroShotConfig, ...] = ()
     recall_at: tuple[pydantic.PositiveInt, ...] = pydantic.Field(default=(1, 5, 10), min_length=1)
     gallery: tuple[str, ...] = ()
@@ -73,9 +77,9 @@ class SuiteConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _holds_together(self) -> "SuiteConfig":
-        if not (self.sets or self.words or self.zero_shot):
-            raise ValueError("name what to measure: `sets`, `words` or `zero_shot`")
-        for entries in (self.sets, self.words, self.zero_shot):
+        if not (self.sets or self.words or self.lexical or self.zero_shot):
+            raise ValueError("name what to measure: `sets`, `words`, `lexical` or `zero_shot`")
+        for entries in (self.sets, self.words, self.lexical, self.zero_shot):
             names = [entry.name for entry in entries]
             if len(set(names)) < len(names):
                 raise ValueError("two sets have the same name")
@@ -100,11 +104,12 @@ def measure(config: SuiteConfig, model: DualModel) -> Results:
 
 
 def means_of(results: Results) -> dict[str, float]:
-    """The metrics that sum up languages, families left out."""
+    """The metrics that sum up languages, families left out; of words one a layer."""
     return {
         name: value
         for name, value in results.metrics.items()
         if name.split("/")[2] in (MEAN, WORST5, ALL)
+        and (not name.startswith(f"{MEASURE}/") or name.endswith(f"/{HELD_OUT}/{PRECISION}"))
     }
 
 
@@ -142,6 +147,8 @@ def _measure_and_keep(config: SuiteConfig, model: DualModel) -> tuple[Results, E
         kept = kept or embedded
     for words in config.words:
         measure_words(model.encode_texts, words, results)
+    for lexicon in config.lexical:
+        probe(tower_of(model), read_lexicon(lexicon), results, lexicon.pooling)
     for labelled in config.zero_shot:
         measure_zero_shot(model, labelled, results)
     return results, kept

@@ -118,7 +118,7 @@ def _measure_language(
         (f"{ENGLISH}-{lang}", there, english_R, foreign_R),
         (f"{lang}-{ENGLISH}", there.turned(), foreign_R, english_R),
     ):
-        right = _right(query_R, item_R)
+        right = Right.of_pairs(query_R, item_R)
         chance = chance_at(right.count_Q, len(scores.pool_MD), 1)
         hits = first_is_right(scores, right)
         results.add(f"{prefix}/{pair}/translation@1", hits, chance=chance)
@@ -129,9 +129,3 @@ def _rows(encode_texts: EncodeTexts, words: list[str]) -> torch.Tensor:
     """(n, D) on this rank's device; vectors that are not numbers become zero, which ties with everything."""
     row_ND = torch.from_numpy(encode_texts(words)).to(distributed.device())
     return row_ND.nan_to_num(0.0, 0.0, 0.0)
-
-
-def _right(query_R: np.ndarray, item_R: np.ndarray) -> Right:
-    """From all pairs of a query and a right item; every query has one."""
-    count_Q = np.bincount(query_R)
-    return Right(item_R[np.argsort(query_R, kind="stable")], np.cumsum(count_Q) - count_Q, count_Q)

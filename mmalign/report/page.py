@@ -26,6 +26,7 @@ from mmalign.redact import redact, redact_text
 from mmalign.report.faiss_section import faiss_sections, faiss_tables
 from mmalign.report.headline import headline
 from mmalign.report.language_sections import alignments, dictionaries, geometries, layer_plots
+from mmalign.report.lexical_section import lexical_plots
 from mmalign.report.measurement import UNTRAINED, Measurement, look_up
 from mmalign.report.picture_sections import classifications, retrievals
 from mmalign.report.rendering import render
@@ -68,6 +69,7 @@ def write_report(run: Path, out: Path) -> None:
         geometries=geometries(results),
         layer_plots=layer_plots(results),
         dictionaries=dictionaries(results),
+        lexical_plots=lexical_plots(results),
         galleries=_read_galleries(run),
         transfers=transfers(results),
         faiss=faiss_sections(run),

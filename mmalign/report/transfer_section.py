@@ -53,12 +53,24 @@ def _transfer(results: Results, task: str) -> Transfer:
     clean = [column for column in values if column.heading.startswith("clean")]
     columns = [
         *values,
+        *_place_columns(results, task, metric),
         *untrained_columns(results, clean),
         Column("chance", values[0].paths, "chance"),
         count_column([path for column in values for path in column.paths]),
     ]
     parts = [MEAN, *languages(results.metrics, "text", task)]
     return Transfer(task, metric, language_table(results, columns, parts))
+
+
+def _place_columns(results: Results, task: str, metric: str) -> list[Column]:
+    """Of event causality: the same of pairs within a sentence and of pairs across sentences."""
+    return [
+        Column(
+            f"clean, {words}", ((f"text/{task}", f"clean/{metric}_{place}"),), has_intervals=True
+        )
+        for place, words in (("within", "within a sentence"), ("across", "across sentences"))
+        if f"text/{task}/{MEAN}/clean/{metric}_{place}" in results.metrics
+    ]
 
 
 def _seen_name(task: str) -> str:

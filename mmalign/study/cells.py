@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.code_version import VERSION
-from mmalign.config import apply_override_value, read_yaml, validate
+from mmalign.config import apply_override_value, read_yaml
 from mmalign.errors import UserError
 from mmalign.evaluation.results import Results, read_results
-from mmalign.evaluation.tasks.read import read_task
 from mmalign.evaluation.tower import load_tower
-from mmalign.finetuning.loop import FinetuneConfig, run_seed
+from mmalign.finetuning import jobs
+from mmalign.finetuning.jobs import Job
 from mmalign.study.config import StudyConfig
 from mmalign.study.towers import TrainedTower
 
@@ -38,7 +38,7 @@ class Cell:
     task: str
     method: str
     seed: int
-    config: FinetuneConfig
+    config: Job
     key: str
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ def cells_of(study: StudyConfig, towers: Sequence[TrainedTower]) -> list[Cell]:
     return cells
 
 
-def fine_tunings(study: StudyConfig) -> dict[tuple[str, str], FinetuneConfig]:
+def fine_tunings(study: StudyConfig) -> dict[tuple[str, str], Job]:
     """(task, method) -> the fine-tuning, for every combination that the study wants."""
     configs = {}
     for path in study.tasks:
@@ -71,10 +71,13 @@ def fine_tunings(study: StudyConfig) -> dict[tuple[str, str], FinetuneConfig]:
             for dotted, value in changes.items():
                 apply_override_value(tree, dotted, value)
             # A study has its own seeds, folds and baselines.
-            tree |= {"seeds": [0], "baselines": [], "folds": None}
-            config = validate(FinetuneConfig, tree, f"{path} with method `{method}`")
-            if config.task.name in study.only.get(method, (config.task.name,)):
-                configs[config.task.name, method] = config
+            tree |= {"seeds": [0]}
+            if "lexicon" not in tree:
+                tree |= {"baselines": [], "folds": None}
+            config = jobs.job_of(tree, f"{path} with method `{method}`")
+            name = jobs.name_of(config)
+            if name in study.only.get(method, (name,)):
+                configs[name, method] = config
     return configs
 
 
@@ -82,7 +85,7 @@ def _cell(
     tower: TrainedTower,
     task: str,
     method: str,
-    config: FinetuneConfig,
+    config: Job,
     seed: int,
     hashes: dict[Path, str],
 ) -> Cell:
@@ -97,7 +100,7 @@ def _cell(
     return Cell(tower, task, method, seed, config, key)
 
 
-def _read_by(config: FinetuneConfig) -> Iterator[Path]:
+def _read_by(config: Job) -> Iterator[Path]:
     """The files and folders that a fine-tuning reads, by the names of the fields that name them."""
 
     def walk(tree: Any) -> Iterator[Path]:
@@ -132,9 +135,7 @@ def run_cell(cell: Cell, folder: Path) -> Results:
     path = folder / cell.key / "results.json"
     if path.is_file():
         return read_results(path)
-    task = read_task(cell.config.task)
-    results, _ = run_seed(
-        load_tower(cell.tower.path, cell.tower.untrained), task, cell.config, cell.seed
-    )
+    tower = load_tower(cell.tower.path, cell.tower.untrained)
+    results = jobs.run_cell(cell.config, tower, cell.seed)
     results.write(path)
     return results

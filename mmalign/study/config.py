@@ -46,7 +46,7 @@ class StudyConfig(Section):
     """What the study asks, as a sentence; the report opens with it."""
     towers: dict[str, TowerConfig] = Field(min_length=1)
     tasks: tuple[str, ...] = Field(min_length=1)
-    """Fine-tuning YAMLs; each is a task with its plain way of training."""
+    """Fine-tuning YAMLs, of a task or of a lexicon; each with its plain way of training."""
     methods: dict[str, dict[str, Any]] = Field(min_length=1)
     """Name -> fields of the fine-tuning that it changes, dotted: `{repeats: 4}`, `{method.kind: pgd}`."""
     only: dict[str, tuple[str, ...]] = Field(default_factory=dict)

@@ -8,7 +8,6 @@ from typing import Any
 
 from mmalign.console import say
 from mmalign.evaluation.results import Results
-from mmalign.evaluation.scores import PRIMARY
 from mmalign.study.cells import Cell
 
 
@@ -72,8 +71,8 @@ class ProgressTable:
 
 def _clean_mean(cell: Cell, results: Results) -> str:
     """The clean primary metric, a mean over languages."""
-    for metric in dict.fromkeys(PRIMARY.values()):
-        name = f"text/{cell.task}/mean/clean/{metric}"
-        if name in results.metrics and name in results.chance:
-            return f"{metric} {results.metrics[name]:.3f}"
+    prefix = f"text/{cell.task}/mean/clean/"
+    for name in results.metrics:
+        if name.startswith(prefix) and name in results.chance:
+            return f"{name.removeprefix(prefix)} {results.metrics[name]:.3f}"
     return "done"

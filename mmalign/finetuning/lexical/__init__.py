@@ -1,0 +1,1 @@
+"""Targeted lexical injection: words of two languages are drawn together at one layer of a model."""

@@ -1,0 +1,67 @@
+"""A study whose task is a lexicon: its table, its comparisons and its answer, as of any other task."""
+
+import json
+from pathlib import Path
+
+import pytest
+from lexical_cases import write_dictionaries, write_encoder
+
+from mmalign.config import validate, write_yaml
+from mmalign.errors import UserError
+from mmalign.study.cells import fine_tunings
+from mmalign.study.config import StudyConfig
+from mmalign.study.run import run_study
+
+METRIC = "toy/mean/clean/precision@1"
+
+
+def study(folder: Path, **changes: object) -> StudyConfig:
+    folder.mkdir(exist_ok=True)
+    words = write_dictionaries(folder / "words")
+    job = {
+        "lexicon": {"name": "toy", "folder": str(words)},
+        "epochs": 1,
+        "layer": "last",
+        "seeds": [5],
+    }
+    (folder / "job.yaml").write_text(write_yaml(job))
+    towers = {
+        name: {"path": str(write_encoder(folder / name, seed)), "supervision": "nothing"}
+        for seed, name in enumerate(("one", "two"))
+    }
+    tree = {
+        "name": "tiny",
+        "question": "Do words meet?",
+        "towers": towers,
+        "tasks": [str(folder / "job.yaml")],
+        "methods": {"plain": {}, "as_it_is": {"epochs": 0}},
+        "seeds": [0, 1],
+        "headline": {"tower": "one", "against": ["two"]},
+        **changes,
+    }
+    return validate(StudyConfig, tree, "test")
+
+
+def test_held_out_precision_stands_where_accuracy_does(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    results = run_study(study(tmp_path), out, workers=1)
+    for tower in ("one", "two"):
+        for method in ("plain", "as_it_is"):
+            name = f"{tower}/{method}/{METRIC}"
+            assert 0 <= results.metrics[name] <= 1 and results.chance[name] < 0.1
+    kinds = {(one.kind, one.metric) for one in results.comparisons}
+    assert kinds >= {(kind, "clean/precision@1") for kind in ("headline", "method", "tower")}
+    assert any("toy, clean, precision@1: one compared with two" in one for one in results.answer)
+    assert json.loads((out / "results.json").read_text())["answer"] == results.answer
+    assert "precision@1" in (out / "report.html").read_text()
+
+
+def test_methods_change_an_injection_and_what_it_does_not_have_is_named(tmp_path: Path) -> None:
+    methods = {"plain": {}, "hinge": {"loss.kind": "hinge"}, "published": {"protocol": "published"}}
+    configs = fine_tunings(study(tmp_path, methods=methods))
+    assert configs["toy", "hinge"].loss.kind == "hinge"  # type: ignore[union-attr]
+    assert configs["toy", "published"].epochs == 5
+    assert {config.seeds for config in configs.values()} == {(0,)}
+    wrong = study(tmp_path / "b", methods={"plain": {}, "robust": {"method.kind": "pgd"}})
+    with pytest.raises(UserError, match="unknown key `method`"):
+        fine_tunings(wrong)
