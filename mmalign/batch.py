@@ -50,7 +50,36 @@ class Answer:
     start: int
 
 
-Target = str | float | int | tuple[str, ...] | tuple[Answer, ...]
+@dataclass(frozen=True)
+class Event:
+    """The words of a document that name something that happens: where they stand.
+
+    `start` and `end` count the characters of sentence number `sentence`, which counts from 0.
+    """
+
+    sentence: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class EventPair:
+    """Two events, by their numbers from 0, `first` below `second`; whether one causes the other."""
+
+    first: int
+    second: int
+    causal: bool
+
+
+@dataclass(frozen=True)
+class Causality:
+    """The events of a document in the order of their places, and the pairs that are asked about."""
+
+    events: tuple[Event, ...]
+    pairs: tuple[EventPair, ...]
+
+
+Target = str | float | int | tuple[str, ...] | tuple[Answer, ...] | Causality
 
 
 @dataclass(frozen=True)
@@ -64,6 +93,7 @@ class Example:
     tagging          the words                          a tag a word, tuple of str
     span_qa          (question, context)                the right answers, tuple of Answer
     retrieval        (query,) or (candidate,)           ids of the right candidates, tuple of str
+    event_causality  the sentences of a document        its events and pairs of them, Causality
 
     Attributes:
         id: the same in every language that says the same.

@@ -16,6 +16,8 @@ correlations in [-1, 1].
     span_qa          text of the answer         exact_match, f1,
                                                 mlqa_exact_match, mlqa_f1
     retrieval        candidate ids, best first  accuracy, mrr, map@20
+    event_causality  a bool a pair                                        precision, recall, f1, also
+                                                                          _within, _across sentences
 
     * only where there are two labels
 
@@ -36,9 +38,10 @@ import numpy as np
 
 from mmalign.batch import Example
 from mmalign.errors import UserError
+from mmalign.evaluation.causal_pairs import f1_of_all_causal, pair_scores
 from mmalign.evaluation.tasks.task import Kind
 
-Prediction = str | float | int | tuple[str, ...]
+Prediction = str | float | int | tuple[str, ...] | tuple[bool, ...]
 Scores = dict[str, np.ndarray | float]
 
 PRIMARY: dict[Kind, str] = {
@@ -48,6 +51,7 @@ PRIMARY: dict[Kind, str] = {
     "tagging": "f1",
     "span_qa": "f1",
     "retrieval": "map@20",
+    "event_causality": "f1",
 }
 """The metric that chooses the epoch."""
 
@@ -100,13 +104,16 @@ def score(
             return _span_qa(texts, given, language=examples[0].lang.split("-")[0])
         case "retrieval":
             return _retrieval([set(targets) for targets in wanted], given)
+        case "event_causality":
+            return {**pair_scores(examples, given)}
 
 
 def chance(kind: Kind, examples: Sequence[Example], candidates: int | None = None) -> float:
     """What the primary metric is without looking at the texts; 0 where that is not defined.
 
     Classification: always the most frequent label. Multiple choice and retrieval: a choice and an
-    order drawn at random; of retrieval it is defined where the number of `candidates` is given.
+    order drawn at random; of retrieval it is defined where the number of `candidates` is given. Event
+    causality: every pair is called causal.
     """
     match kind:
         case "classification":
@@ -117,6 +124,8 @@ def chance(kind: Kind, examples: Sequence[Example], candidates: int | None = Non
             right: list[Any] = [one.target for one in examples]
             counts = [len(set(targets)) for targets in right]
             return float(np.mean([expected_average_precision(n, candidates) for n in counts]))
+        case "event_causality":
+            return f1_of_all_causal(examples)
         case _:
             return 0.0
 

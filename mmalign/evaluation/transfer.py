@@ -8,11 +8,14 @@ perturbation; a perturbed metric has `<metric>_drop` and `<metric>_worst` beside
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from mmalign.batch import Example
+from mmalign.evaluation.causal_pairs import redrawn_pair_scores
+from mmalign.evaluation.names import MEAN
 from mmalign.evaluation.results import Results
 from mmalign.evaluation.scores import PRIMARY, Prediction, chance, score
 from mmalign.evaluation.tasks.task import CLEAN, Task
@@ -23,10 +26,16 @@ Value = np.ndarray | float
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model made of the examples of one language."""
+    """What a model made of the examples of one language.
+
+    Attributes:
+        redrawn: of metrics of a whole set that have an interval: (T,), what they are on T sets of
+            examples that were drawn from these with replacement.
+    """
 
     examples: Sequence[Example]
     values: dict[str, Value]
+    redrawn: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def outcome_of(
@@ -34,7 +43,11 @@ def outcome_of(
 ) -> Outcome:
     """The metrics of the task's kind; predicted labels are merged as the task says."""
     merged = [task.merge.get(p, p) if isinstance(p, str) else p for p in predictions]
-    return Outcome(examples, score(task.kind, examples, merged))
+    values = score(task.kind, examples, merged)
+    if task.kind != "event_causality":
+        return Outcome(examples, values)
+    given: Any = merged
+    return Outcome(examples, values, redrawn_pair_scores(examples, given))
 
 
 def add_clean(results: Results, task: Task, by_language: Mapping[str, Outcome]) -> None:
@@ -42,6 +55,7 @@ def add_clean(results: Results, task: Task, by_language: Mapping[str, Outcome]) 
     for metric in _metrics(by_language):
         values = {lang: one.values[metric] for lang, one in by_language.items()}
         _add(results, task, CLEAN, metric, values, by_language)
+        _add_redrawn(results, task, metric, by_language)
     _add_chance(results, task, CLEAN, by_language)
 
 
@@ -123,6 +137,18 @@ def _add(
     if len(arrays) == len(targets):
         ids = [[one.id for one in outcomes[lang].examples] for lang in targets]
         results.ci95[name] = interval_over_ids(arrays, ids)
+
+
+def _add_redrawn(
+    results: Results, task: Task, metric: str, outcomes: Mapping[str, Outcome]
+) -> None:
+    """Intervals of a metric of whole sets; the languages' sets are drawn apart from one another."""
+    redrawn = {lang: one.redrawn[metric] for lang, one in outcomes.items() if metric in one.redrawn}
+    targets = [redrawn[lang] for lang in task.targets if lang in redrawn]
+    drawn = {**redrawn, **({MEAN: np.mean(targets, axis=0)} if targets else {})}
+    for part, values in drawn.items():
+        low, high = np.percentile(values, (2.5, 97.5))
+        results.ci95[f"text/{task.name}/{part}/{CLEAN}/{metric}"] = float(low), float(high)
 
 
 def _add_chance(

@@ -24,8 +24,10 @@ from mmalign.evaluation.scores import PRIMARY
 from mmalign.evaluation.tasks.task import Task
 from mmalign.evaluation.tower import Tower
 from mmalign.evaluation.transfer import Outcome, outcome_of
-from mmalign.finetuning.heads.base import TaskModel
+from mmalign.finetuning.causality.config import CausalityConfig
+from mmalign.finetuning.heads.base import TaskBatch, TaskModel
 from mmalign.finetuning.heads.build import build_model
+from mmalign.finetuning.heads.causality import CausalityModel
 from mmalign.finetuning.heads.features import Pairs
 from mmalign.finetuning.lora import LoraConfig, add_lora, merge_lora
 from mmalign.finetuning.robust.augment import AugmentConfig, build_augmentation
@@ -66,6 +68,8 @@ class FitConfig(Section):
     """What is done to the training texts; none: nothing."""
     method: MethodConfig = PlainConfig(kind="plain")
     """How a batch's gradient is made."""
+    causality: CausalityConfig | None = None
+    """Graph and contrast of event_causality; none: its defaults, and with any other kind of task."""
 
 
 @dataclass
@@ -103,6 +107,7 @@ def fit(tower: Tower, task: Task, config: FitConfig, seed: int, label: str | Non
     Raises:
         UserError: training diverges, or method and task do not go together.
     """
+    _check_causality(task, config)
     torch.manual_seed(seed)
     if not task.train:
         model = build_model(tower, task, config.pairs, config.hidden).eval()
@@ -123,7 +128,7 @@ def fit(tower: Tower, task: Task, config: FitConfig, seed: int, label: str | Non
     losses: list[float] = []
     for step, rows in enumerate(console.track(stream, label or task.name, steps), start=1):
         batch = model.collate(augment([train[row] for row in rows], texts))
-        losses.append(backward(model, batch, config.method, noise))
+        losses.append(_backward(model, batch, config, noise, texts))
         nn.utils.clip_grad_norm_(model.parameters(), _MAX_GRADIENT_NORM)
         optimizer.step()
         schedule.step()
@@ -202,7 +207,41 @@ def _new_model(tower: Tower, task: Task, config: FitConfig) -> TaskModel:
     if config.trainable == "lora":
         add_lora(tower, config.lora)
     pairs: Pairs = config.pairs
-    return build_model(tower, task, pairs, config.hidden)
+    return build_model(tower, task, pairs, config.hidden, config.causality)
+
+
+def _check_causality(task: Task, config: FitConfig) -> None:
+    """Whether what is set fits event causality, and what fits it alone is set for nothing else."""
+    name = f"task `{task.name}`"
+    if task.kind != "event_causality":
+        if config.causality is not None:
+            raise UserError(f"{name}: `causality` is for event_causality, not {task.kind}; drop it")
+        return
+    if config.augment is not None:
+        raise UserError(
+            f"{name}: `augment` moves the events of event_causality; use `causality.contrast`, whose "
+            "views keep them"
+        )
+    has_contrast = config.causality is not None and config.causality.contrast is not None
+    if has_contrast and not isinstance(config.method, PlainConfig):
+        raise UserError(
+            f"{name}: `method.kind` {config.method.kind} does not go with `causality.contrast`; take one"
+        )
+
+
+def _backward(
+    model: TaskModel,
+    batch: TaskBatch,
+    config: FitConfig,
+    noise: torch.Generator,
+    texts: np.random.Generator,
+) -> float:
+    """Add the gradients of a batch; its mean loss."""
+    if not isinstance(model, CausalityModel) or model.config.contrast is None:
+        return backward(model, batch, config.method, noise)
+    loss = model.loss_with_view(batch, texts)
+    loss.backward()
+    return loss.item()
 
 
 def _set_training(model: TaskModel, config: FitConfig) -> None:

@@ -24,6 +24,8 @@ from mmalign.evaluation.tasks.read import TaskConfig, describe, read_task
 from mmalign.evaluation.tasks.task import Task
 from mmalign.evaluation.tower import Tower, load_tower
 from mmalign.evaluation.transfer import add_clean, outcome_of
+from mmalign.finetuning.causality.config import ASKED, CausalityConfig
+from mmalign.finetuning.causality.config import describe as describe_causality
 from mmalign.finetuning.fit import FitConfig, Fitted, fit
 from mmalign.finetuning.heads.base import TaskModel
 from mmalign.finetuning.measure import TestConfig, check_tests, measure
@@ -201,7 +203,8 @@ def protocol(task: Task, config: FinetuneConfig, fitted: Fitted) -> str:
         f" Attacks on a sample of {tests.attacked} rows a language: {attacks}." if attacks else ""
     )
     training = _training(task, config, fitted) if task.train else "The tower as it is"
-    return f"{training}. {describe(task)}{noise}{attacked}"
+    asked = ASKED if task.kind == "event_causality" else ""
+    return f"{training}. {describe(task)}{asked}{noise}{attacked}"
 
 
 def _training(task: Task, config: FinetuneConfig, fitted: Fitted) -> str:
@@ -209,6 +212,8 @@ def _training(task: Task, config: FinetuneConfig, fitted: Fitted) -> str:
     head = f"a head with {config.hidden} hidden units" if config.hidden else "a linear head"
     if task.kind == "retrieval":
         head = "the factor of the cosines"
+    if task.kind == "event_causality":
+        head = describe_causality(config.causality or CausalityConfig())
     trained = {
         "head": f"{head} on a fixed tower",
         "lora": f"{head} and low-rank adapters of the tower",

@@ -65,11 +65,16 @@ def check_tests(task: Task, config: TestConfig) -> None:
     """Look, before anything is trained, whether the task has what the configuration asks for.
 
     Raises:
-        UserError: attacks without labels, or language pairs without row-aligned pairs of texts.
+        UserError: attacks without labels, noise that would move events, or language pairs without
+            row-aligned pairs of texts.
     """
     if config.attacks and task.kind != "classification":
         raise UserError(
             f"task `{task.name}`: `tests.attacks` need labels, and this is {task.kind}; drop them"
+        )
+    if config.perturbations and task.kind == "event_causality":
+        raise UserError(
+            f"task `{task.name}`: `tests.perturbations` would move the events of event_causality; drop them"
         )
     if config.generalised:
         first = next(iter(task.tests))

@@ -10,7 +10,7 @@ from scipy import stats
 from seqeval.metrics import f1_score as seqeval_f1
 from sklearn import metrics
 
-from mmalign.batch import Answer, Example, Target
+from mmalign.batch import Answer, Causality, Event, EventPair, Example, Target
 from mmalign.errors import UserError
 from mmalign.evaluation.scores import (
     PRIMARY,
@@ -225,6 +225,7 @@ def test_chance_of_each_kind() -> None:
 
 def test_every_kind_has_its_primary_metric() -> None:
     answer = (Answer("x", 0),)
+    causality = Causality((Event(0, 0, 1), Event(0, 2, 3)), (EventPair(0, 1, True),))
     cases: dict[Kind, tuple[list[Target], list[Prediction]]] = {
         "classification": (["a", "b"], ["a", "b"]),
         "similarity": ([1.0, 2.0], [1.0, 2.0]),
@@ -232,6 +233,7 @@ def test_every_kind_has_its_primary_metric() -> None:
         "tagging": ([("B-X",)], [("B-X",)]),
         "span_qa": ([answer], ["x"]),
         "retrieval": ([("a",)], [("a",)]),
+        "event_causality": ([causality], [(True,)]),
     }
     assert cases.keys() == PRIMARY.keys()
     for kind, (targets, predictions) in cases.items():

@@ -17,6 +17,7 @@ from mmalign.evaluation.tasks import (
     tagging,
 )
 from mmalign.evaluation.tasks.adv_glue import read_adv_glue
+from mmalign.evaluation.tasks.meci import read_meci
 from mmalign.evaluation.tasks.plain import kind_of, read_plain
 from mmalign.evaluation.tasks.task import Kind, Reader, Splits
 
@@ -31,6 +32,7 @@ Format = Literal[
     "conllu", "wikiann", "xtreme_tags",
     "squad", "xquad", "mlqa", "tydiqa",
     "tatoeba", "lareqa", "mewslix",
+    "meci",
 ]  # fmt: skip
 
 READERS: dict[Format, tuple[Kind, Reader]] = {
@@ -79,6 +81,7 @@ READERS: dict[Format, tuple[Kind, Reader]] = {
     "tatoeba": ("retrieval", retrieval.read_tatoeba),
     "lareqa": ("retrieval", retrieval.read_lareqa),
     "mewslix": ("retrieval", retrieval.read_mewslix),
+    "meci": ("event_causality", read_meci),
 }
 """Every format of `Format`; our own holds two kinds, told by its columns."""
 

@@ -16,7 +16,15 @@ from typing import Literal
 
 from mmalign.batch import Example
 
-Kind = Literal["classification", "similarity", "multiple_choice", "tagging", "span_qa", "retrieval"]
+Kind = Literal[
+    "classification",
+    "similarity",
+    "multiple_choice",
+    "tagging",
+    "span_qa",
+    "retrieval",
+    "event_causality",
+]
 
 Splits = dict[tuple[str, str], list[Example]]
 """(split, language) -> examples; the splits are `train`, `dev` and `test`.

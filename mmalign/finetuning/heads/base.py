@@ -121,8 +121,8 @@ class TaskModel(nn.Module, ABC):
         mode = self.training
         self.eval()
         order = sorted(range(len(examples)), key=lambda i: sum(map(len, examples[i].texts)))
-        for start in range(0, len(order), EVALUATION_BATCH):
-            numbers = order[start : start + EVALUATION_BATCH]
+        for start in range(0, len(order), self.evaluation_batch):
+            numbers = order[start : start + self.evaluation_batch]
             batch = self.collate([examples[i] for i in numbers])
             yield numbers, self(batch), batch
         self.train(mode)

@@ -3,7 +3,9 @@
 from mmalign.errors import UserError
 from mmalign.evaluation.tasks.task import Task
 from mmalign.evaluation.tower import Tower
+from mmalign.finetuning.causality.config import CausalityConfig
 from mmalign.finetuning.heads.base import TaskModel
+from mmalign.finetuning.heads.causality import CausalityModel
 from mmalign.finetuning.heads.features import (
     ChoiceModel,
     ClassificationModel,
@@ -15,11 +17,18 @@ from mmalign.finetuning.heads.spans import SpanModel
 from mmalign.finetuning.heads.tagging import TaggingModel
 
 
-def build_model(tower: Tower, task: Task, pairs: Pairs, hidden: int | None) -> TaskModel:
+def build_model(
+    tower: Tower,
+    task: Task,
+    pairs: Pairs,
+    hidden: int | None,
+    causality: CausalityConfig | None = None,
+) -> TaskModel:
     """A fresh model of the task's kind.
 
     Args:
         pairs, hidden: of heads on features (see `FeatureHead`).
+        causality: of event causality; its defaults where nothing is said.
 
     Raises:
         UserError: `hidden` where the head has no hidden layer.
@@ -28,6 +37,8 @@ def build_model(tower: Tower, task: Task, pairs: Pairs, hidden: int | None) -> T
         raise UserError(
             f"task `{task.name}`: a {task.kind} head has no hidden layer; drop `hidden`"
         )
+    if hidden is not None and task.kind == "event_causality":
+        raise UserError(f"task `{task.name}`: its layers are `causality.width` wide; drop `hidden`")
     match task.kind:
         case "classification":
             is_pair = len(task.train[0].texts) == 2
@@ -42,3 +53,5 @@ def build_model(tower: Tower, task: Task, pairs: Pairs, hidden: int | None) -> T
             return SpanModel(tower)
         case "retrieval":
             return RetrievalModel(tower, task.candidates)
+        case "event_causality":
+            return CausalityModel(tower, causality or CausalityConfig())
