@@ -26,7 +26,7 @@ class HingeConfig(Section):
 
 class InfoNceConfig(Section):
     kind: Literal["infonce"]
-    temperature: float = pydantic.Field(default=0.2, gt=0)
+    temperature: float = pydantic.Field(default=0.5, gt=0)
     """What cosines are divided by. Where it is small, drawing all words to one point costs less at first than
     telling them apart, and training ends there."""
 
