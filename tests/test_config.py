@@ -11,6 +11,7 @@ from mmalign.data.recipe import RecipeConfig
 from mmalign.errors import UserError
 from mmalign.evaluation.ann.config import FaissConfig
 from mmalign.evaluation.suite import SuiteConfig
+from mmalign.finetuning.lexical.config import LexicalInjectionConfig
 from mmalign.finetuning.loop import FinetuneConfig
 from mmalign.finetuning.suite import TextSuiteConfig
 from mmalign.model.dual_encoder import ModelConfig
@@ -276,6 +277,7 @@ def test_a_resolved_configuration_is_the_same_configuration(tmp_path: Path) -> N
 def shipped() -> list[tuple[Path, type[Any]]]:
     """Every YAML file beside the package, with the class that reads it."""
     classes: dict[str, type[Any]] = {
+        "train/finetune/lexical_": LexicalInjectionConfig,
         "train/finetune": FinetuneConfig,
         "train": RunConfig,
         "eval/study_": StudyConfig,
@@ -300,5 +302,5 @@ def test_every_shipped_file_is_valid(path: Path, cls: type[Any]) -> None:
 
 
 def test_every_kind_of_file_is_shipped() -> None:
-    classes = (SuiteConfig, TextSuiteConfig, FaissConfig, StudyConfig)
+    classes = (SuiteConfig, TextSuiteConfig, FaissConfig, StudyConfig, LexicalInjectionConfig)
     assert {cls for _, cls in shipped()} == {RunConfig, RecipeConfig, FinetuneConfig, *classes}

@@ -6,6 +6,8 @@
     geometry/<set>/<language or mean>/isotropy                         and modality_gap, ...
     layers/<set>/<layer>/<pooling>/bitext@1
     words/<dictionary>/<language>-<language> or mean/translation@1
+    lexical/<lexicon>/<language or mean>/<layer>/<trained or held_out>/precision@1   and others
+    injected/<lexicon>/...                                             the same after an injection
     zero_shot/<set>/<language, mean or worst5>/accuracy@<k>
     faiss/<set>/<index>/<language or mean>/<direction>/recall@<k>
     text/<task>/<language or mean>/<perturbation or clean>/accuracy
@@ -36,6 +38,13 @@ def languages(names: Iterable[str], measure: str, subject: str) -> list[str]:
     prefix = f"{measure}/{subject}/"
     parts = [n.split("/") for n in names if n.startswith(prefix)]
     return sorted({p[2] for p in parts if p[3] != GENERALISED and not is_aggregate(p[2])})
+
+
+def layers_of(names: Iterable[str], measure: str, subject: str) -> list[str]:
+    """The layers of `lexical` or `injected` metrics of a lexicon: by number, then `feature`."""
+    head = f"{measure}/{subject}/{MEAN}/"
+    found = {name.split("/")[3] for name in names if name.startswith(head)}
+    return sorted(found, key=lambda one: (not one.isdigit(), int(one) if one.isdigit() else 0))
 
 
 def is_aggregate(part: str) -> bool:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from mmalign.evaluation.names import MEAN, subjects
+from mmalign.evaluation.names import MEAN, layers_of, subjects
 from mmalign.evaluation.results import Results
 from mmalign.report.charts import BLUE, GREEN, INK, MUTED, OCHRE, PLUM, STYLE, note, to_markup
 from mmalign.report.measurement import Mark, look_up, mark
@@ -62,18 +62,11 @@ def lexical_plots(results: Results) -> list[LexicalPlot]:
     """Chart and table of each lexicon that was probed."""
     plots = []
     for subject in subjects(results.metrics, MEASURE):
-        layers = _layers(results, subject)
+        probed = layers_of(results.metrics, MEASURE, subject)
         is_injected = subject in subjects(results.metrics, INJECTED)
-        chart = _draw(results, subject, layers)
-        plots.append(LexicalPlot(subject, is_injected, chart, _table(results, subject, layers)))
+        chart = _draw(results, subject, probed)
+        plots.append(LexicalPlot(subject, is_injected, chart, _table(results, subject, probed)))
     return plots
-
-
-def _layers(results: Results, subject: str) -> list[str]:
-    """By number, then the feature."""
-    head = f"{MEASURE}/{subject}/{MEAN}/"
-    found = {name.split("/")[3] for name in results.metrics if name.startswith(head)}
-    return sorted(found, key=lambda one: (not one.isdigit(), int(one) if one.isdigit() else 0))
 
 
 def _head(state: _State, subject: str) -> str:

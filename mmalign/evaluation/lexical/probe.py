@@ -132,13 +132,6 @@ def probe(
     _add_means(results, prefix, list(lexicon.lists))
 
 
-def layers_of(results: Results, lexicon: str, measure: str = MEASURE) -> list[str]:
-    """The layers that were probed: by number, then `feature`."""
-    head = f"{measure}/{lexicon}/{MEAN}/"
-    found = {name.split("/")[3] for name in results.metrics if name.startswith(head)}
-    return sorted(found, key=lambda one: (not one.isdigit(), int(one) if one.isdigit() else 0))
-
-
 def _measure_language(
     words: _Words, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], prefix: str
 ) -> Results:

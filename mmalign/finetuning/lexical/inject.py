@@ -19,8 +19,8 @@ from mmalign.commit import committed_folder, sha256_of, write_atomic
 from mmalign.config import write_yaml
 from mmalign.errors import UserError
 from mmalign.evaluation.lexical.lexicon import Lexicon, read_lexicon
-from mmalign.evaluation.lexical.probe import MEASURE, TRAINED, layers_of, probe
-from mmalign.evaluation.names import MEAN
+from mmalign.evaluation.lexical.probe import MEASURE, TRAINED, probe
+from mmalign.evaluation.names import MEAN, layers_of
 from mmalign.evaluation.results import Results, environment, mean_over_seeds
 from mmalign.evaluation.tower import Tower, load_tower
 from mmalign.finetuning.lexical.config import LexicalInjectionConfig
@@ -91,8 +91,9 @@ def choose_layer(before: Results, config: LexicalInjectionConfig) -> int:
         UserError: the model has no such layer.
     """
     subject = config.lexicon.name + (ALL_TOKENS if config.pooling == "all" else "")
-    layers = [int(one) for one in layers_of(before, subject) if one.isdigit()]
-    last = layers[-1]
+    probed = layers_of(before.metrics, MEASURE, subject)
+    numbers = [int(one) for one in probed if one.isdigit()]
+    last = numbers[-1]
     if isinstance(config.layer, int):
         if config.layer > last:
             raise UserError(f"layer: is {config.layer}, but the model has {last}; lower it")
@@ -100,9 +101,9 @@ def choose_layer(before: Results, config: LexicalInjectionConfig) -> int:
     if config.layer == "last":
         return last
     # Layer 0 has nothing to adapt; the published rule never measured the last layer.
-    candidates = layers[1:-1] if config.best_by == "similarity" and last > 1 else layers[1:]
-    names = {one: f"{MEASURE}/{subject}/{MEAN}/{one}/{TRAINED}/{config.best_by}" for one in layers}
-    return max(candidates, key=lambda one: before.metrics[names[one]])
+    candidates = numbers[1:-1] if config.best_by == "similarity" and last > 1 else numbers[1:]
+    head, tail = f"{MEASURE}/{subject}/{MEAN}", f"{TRAINED}/{config.best_by}"
+    return max(candidates, key=lambda one: before.metrics[f"{head}/{one}/{tail}"])
 
 
 def _run(

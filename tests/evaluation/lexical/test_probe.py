@@ -20,8 +20,9 @@ from mmalign.config import load_config, validate, write_yaml
 from mmalign.errors import UserError
 from mmalign.evaluation.lexical import probe as module
 from mmalign.evaluation.lexical.lexicon import Lexicon, LexiconConfig, read_lexicon
-from mmalign.evaluation.lexical.probe import centred, layers_of, probe
+from mmalign.evaluation.lexical.probe import centred, probe
 from mmalign.evaluation.lexical.states import WordPooling
+from mmalign.evaluation.names import layers_of
 from mmalign.evaluation.results import Results, read_results
 from mmalign.evaluation.suite import SuiteConfig
 from mmalign.evaluation.tower import load_tower
@@ -57,7 +58,7 @@ def test_every_layer_split_and_metric_of_encoders_and_decoders(
         for suffix in ("", "_centred")
     }
     assert set(results.metrics) == expected
-    assert layers_of(results, "toy") == LAYER_NAMES
+    assert layers_of(results.metrics, "lexical", "toy") == LAYER_NAMES
     assert (
         results.data == {"toy": lexicon.sha256}
         and "special ones left out" in results.protocol["lexical/toy"]
