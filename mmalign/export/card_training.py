@@ -56,13 +56,14 @@ def how_trained(source: Source) -> list[str]:
 
 def _generation(config: dict[str, Any], lineage: dict[str, Any]) -> list[str]:
     """What one training did, of a model or of one that it came from."""
-    lines = [_objective(config), _fine_tuning(config), _size(config, lineage.get("run") or {})]
+    how = _injection(config) or _fine_tuning(config)
+    lines = [_objective(config), how, _size(config, lineage.get("run") or {})]
     return [line for line in lines if line]
 
 
 def fine_tuned_on(config: dict[str, Any]) -> str | None:
-    """The task of a fine-tuning, None of any other training."""
-    return (config.get("task") or {}).get("name")
+    """The task or the lexicon of a fine-tuning, None of any other training."""
+    return (config.get("task") or config.get("lexicon") or {}).get("name")
 
 
 def is_masked(config: dict[str, Any]) -> bool:
@@ -142,6 +143,20 @@ def _fine_tuning(config: dict[str, Any]) -> str:
     if config.get("trainable") == "head":
         line += " Only a head was trained, which is not in this folder; the tower is as it was."
     return line
+
+
+def _injection(config: dict[str, Any]) -> str:
+    """A lexical injection in words; the empty text of any other training."""
+    if not (lexicon := config.get("lexicon")):
+        return ""
+    loss = (config.get("loss") or {}).get("kind")
+    parts = [
+        "Targeted lexical injection (arXiv 2506.15415)",
+        f"settings: {plain(config['protocol'])}" if config.get("protocol") else "",
+        f"words of {plain(lexicon['name'])} drawn to their translations at one layer by low-rank adapters",
+        f"loss {plain(loss)}" if loss else "",
+    ]
+    return f"{', '.join(part for part in parts if part)}."
 
 
 def _size(config: dict[str, Any], run: dict[str, Any]) -> str:

@@ -24,6 +24,11 @@ _PLAIN = {
     "modality_gap",
     "alignment",
     "uniformity",
+    *(
+        f"{name}{centred}"
+        for name in ("similarity", "similarity_random", "similarity_gain")
+        for centred in ("", "_centred")
+    ),
 }
 
 

@@ -186,6 +186,10 @@ def test_a_text_tower_alone_speaks_of_no_pictures_that_it_holds(tmp_path: Path) 
             {"task": {"name": "sib200", "language": "en"}, "trainable": "all", "epochs": 5},
             "Fine-tuned on sib200, labels in English (en) only.",
         ),
+        (
+            {"lexicon": {"name": "gatitos"}, "protocol": "ours", "loss": {"kind": "infonce"}},
+            "words of gatitos drawn to their translations at one layer by low-rank adapters, loss infonce.",
+        ),
     ],
 )
 def test_other_ways_of_training_are_told(

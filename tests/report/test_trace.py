@@ -22,6 +22,12 @@ _PLAIN = [
     "modality_gap",
     "alignment",
     "uniformity",
+    "similarity",
+    "similarity_random",
+    "similarity_gain",
+    "similarity_centred",
+    "similarity_random_centred",
+    "similarity_gain_centred",
 ]
 
 
