@@ -38,7 +38,7 @@ import numpy as np
 
 from mmalign.batch import Example
 from mmalign.errors import UserError
-from mmalign.evaluation.causal_pairs import f1_of_all_causal, pair_scores
+from mmalign.evaluation.causal_pairs import f1_without_reading, pair_scores
 from mmalign.evaluation.tasks.task import Kind
 
 Prediction = str | float | int | tuple[str, ...] | tuple[bool, ...]
@@ -113,7 +113,7 @@ def chance(kind: Kind, examples: Sequence[Example], candidates: int | None = Non
 
     Classification: always the most frequent label. Multiple choice and retrieval: a choice and an
     order drawn at random; of retrieval it is defined where the number of `candidates` is given. Event
-    causality: every pair is called causal.
+    causality: the better of calling every pair causal, or every pair within a sentence.
     """
     match kind:
         case "classification":
@@ -125,7 +125,7 @@ def chance(kind: Kind, examples: Sequence[Example], candidates: int | None = Non
             counts = [len(set(targets)) for targets in right]
             return float(np.mean([expected_average_precision(n, candidates) for n in counts]))
         case "event_causality":
-            return f1_of_all_causal(examples)
+            return f1_without_reading(examples)
         case _:
             return 0.0
 

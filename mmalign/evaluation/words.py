@@ -21,7 +21,11 @@ from mmalign.config import Section
 from mmalign.errors import UserError
 from mmalign.evaluation.alignment import Right, Scores, first_is_right
 from mmalign.evaluation.index import chance_at
-from mmalign.evaluation.perturbations.dictionaries import ENGLISH, read_dictionaries
+from mmalign.evaluation.perturbations.dictionaries import (
+    ENGLISH,
+    Dictionary,
+    choose_dictionaries,
+)
 from mmalign.evaluation.results import Results
 from mmalign.evaluation.retrieval import add_mean
 
@@ -73,22 +77,17 @@ def measure_words(encode_texts: EncodeTexts, config: WordsConfig, results: Resul
     add_mean(results, prefix, "translation@1", pairs)
 
 
-def _chosen(config: WordsConfig) -> dict[str, Mapping[str, tuple[str, ...]]]:
+def _chosen(config: WordsConfig) -> dict[str, Dictionary]:
     """Language -> dictionary from English, the wanted ones, sorted by language."""
-    known = read_dictionaries(Path(config.folder))
-    lacking = sorted(set(config.languages or ()) - known.keys())
-    if lacking:
-        raise UserError(
-            f"words `{config.name}`: {config.folder} has no dictionary to `{lacking[0]}`; it has those to "
-            f"{', '.join(sorted(known))}"
-        )
-    empty = sorted(lang for lang in config.languages or known if len(known[lang]) < 2)
+    asker = f"words `{config.name}`"
+    chosen = choose_dictionaries(Path(config.folder), config.languages, asker)
+    empty = [lang for lang, one in chosen.items() if len(one) < 2]
     if empty:
         raise UserError(
-            f"words `{config.name}`: the dictionary to `{empty[0]}` in {config.folder} has fewer than two "
+            f"{asker}: the dictionary to `{empty[0]}` in {config.folder} has fewer than two "
             "single words that are not written alike; name the others in `languages`"
         )
-    return {lang: known[lang] for lang in sorted(config.languages or known)}
+    return chosen
 
 
 def _drawn(

@@ -1,13 +1,16 @@
 """Metrics of causal pairs against scikit-learn's, and what chance makes of them."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 from mmalign.batch import Causality, Event, EventPair, Example
-from mmalign.evaluation.causal_pairs import f1_of_all_causal, pair_scores, redrawn_pair_scores
+from mmalign.evaluation.causal_pairs import f1_without_reading, pair_scores, redrawn_pair_scores
 from mmalign.evaluation.results import Results
-from mmalign.evaluation.scores import PRIMARY, chance, score
+from mmalign.evaluation.scores import PRIMARY, chance
 from mmalign.evaluation.tasks.task import Task
 from mmalign.evaluation.transfer import add_clean, outcome_of
 
@@ -57,14 +60,29 @@ def test_the_metrics_are_those_of_the_pooled_pairs(part: str) -> None:
     assert values[f"f1{part}"] == pytest.approx(f1_score(wanted, found))
 
 
-def test_chance_is_calling_every_pair_causal() -> None:
+def with_labels(examples: list[Example], label: Callable[[bool], bool]) -> list[Example]:
+    """The same pairs, causal by whether their events stand in one sentence."""
+    found = []
+    for one in examples:
+        target = one.target
+        assert isinstance(target, Causality)
+        sentence = [event.sentence for event in target.events]
+        pairs = tuple(
+            EventPair(p.first, p.second, label(sentence[p.first] == sentence[p.second]))
+            for p in target.pairs
+        )
+        found.append(replace(one, target=replace(target, pairs=pairs)))
+    return found
+
+
+def test_chance_is_the_better_of_two_rules_that_read_no_word() -> None:
     examples = documents()
-    wanted = [pair.causal for _, pair in pairs_of(examples)]
-    expected = f1_score(wanted, [True] * len(wanted))
-    assert f1_of_all_causal(examples) == pytest.approx(expected)
-    assert chance("event_causality", examples) == f1_of_all_causal(examples)
+    within, across = (with_labels(examples, label) for label in (bool, lambda same: not same))
+    assert f1_without_reading(within) == 1
+    share = np.mean([pair.causal for _, pair in pairs_of(across)])
+    assert f1_without_reading(across) == pytest.approx(2 * share / (1 + share))
+    assert chance("event_causality", examples) == f1_without_reading(examples)
     assert PRIMARY["event_causality"] == "f1"
-    assert score("event_causality", examples, guesses(examples))["f1"] != expected
 
 
 def test_without_pairs_everything_is_zero() -> None:
@@ -86,7 +104,7 @@ def test_intervals_redraw_documents_and_the_mean_has_one_too() -> None:
     widths = {p: np.diff(results.ci95[f"text/toy/{p}/clean/f1"])[0] for p in ("da", "tr", "mean")}
     assert widths["mean"] < min(widths["da"], widths["tr"])
     assert results.chance["text/toy/mean/clean/f1"] == pytest.approx(
-        (f1_of_all_causal(tests["da"]) + f1_of_all_causal(tests["tr"])) / 2
+        (f1_without_reading(tests["da"]) + f1_without_reading(tests["tr"])) / 2
     )
     assert results.counts["text/toy/mean/clean/f1"] == 80
 

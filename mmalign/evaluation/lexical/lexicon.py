@@ -19,7 +19,7 @@ import pydantic
 
 from mmalign.config import Section
 from mmalign.errors import UserError
-from mmalign.evaluation.perturbations.dictionaries import read_dictionaries
+from mmalign.evaluation.perturbations.dictionaries import choose_dictionaries
 
 Entry = tuple[str, str]
 """An English word and one of its translations."""
@@ -89,21 +89,15 @@ def read_lexicon(config: LexiconConfig) -> Lexicon:
         UserError: no such folder, no dictionary in it, a broken line, a language without a dictionary, or
             one with too few words on either side of the split.
     """
-    known = read_dictionaries(Path(config.folder))
-    lacking = sorted(set(config.languages or ()) - known.keys())
-    if lacking:
-        raise UserError(
-            f"lexicon `{config.name}`: {config.folder} has no dictionary to `{lacking[0]}`; it has those "
-            f"to {', '.join(sorted(known))}"
-        )
-    wanted = sorted(set(config.languages or known))
-    lists = _split({lang: _drawn(known[lang], config) for lang in wanted}, config)
+    asker = f"lexicon `{config.name}`"
+    chosen = choose_dictionaries(Path(config.folder), config.languages, asker)
+    lists = _split({lang: _drawn(one, config) for lang, one in chosen.items()}, config)
     for lang, one in lists.items():
         for split, entries in (("trained", one.trained), ("held-out", one.held_out)):
             words = len({english for english, _ in entries})
             if words < _FEWEST:
                 raise UserError(
-                    f"lexicon `{config.name}`: the dictionary to `{lang}` in {config.folder} leaves {words} "
+                    f"{asker}: the dictionary to `{lang}` in {config.folder} leaves {words} "
                     f"{split} English words, {_FEWEST} are the least; raise `words`, change `held_out` or "
                     "name other `languages`"
                 )

@@ -10,7 +10,7 @@ order of the file stands. Several files of one language join. Sources of the lay
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,27 @@ def read_dictionaries(folder: Path) -> dict[str, Dictionary]:
             f"{folder}: no dictionary; name them `en-<lang>.tsv`, `en-<lang>.txt` or `<lang>2.txt`"
         )
     return {lang: _safest_first(entries) for lang, entries in weights.items()}
+
+
+def choose_dictionaries(
+    folder: Path, languages: Sequence[str] | None, asker: str
+) -> dict[str, Dictionary]:
+    """Those to the wanted languages, sorted by language; none named: all of the folder.
+
+    Args:
+        asker: who wants them, for the message.
+
+    Raises:
+        UserError: a language without a dictionary, or as `read_dictionaries`.
+    """
+    known = read_dictionaries(folder)
+    lacking = sorted(set(languages or ()) - known.keys())
+    if lacking:
+        raise UserError(
+            f"{asker}: {folder} has no dictionary to `{lacking[0]}`; it has those to "
+            f"{', '.join(sorted(known))}"
+        )
+    return {lang: known[lang] for lang in sorted(languages or known)}
 
 
 def invert(dictionary: Mapping[str, tuple[str, ...]], lang: str) -> Dictionary:

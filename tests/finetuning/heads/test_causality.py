@@ -76,12 +76,12 @@ def f1(model: Any, examples: list[Example]) -> float:
     return float(score("event_causality", examples, model.predict(examples))["f1"])
 
 
-@pytest.mark.parametrize(("graph", "least"), [(True, 0.9), (False, 0.65)])
-def test_it_learns_a_rule_that_no_constant_answer_knows(graph: bool, least: float) -> None:
+@pytest.mark.parametrize(("graph", "least"), [(True, 0.9), (False, 0.7)])
+def test_it_learns_a_rule_that_needs_reading(graph: bool, least: float) -> None:
     config = config_of(causality={**SMALL, "graph": graph}, epochs=20)
     fitted = fit(tiny_tower(), task_of(), config, seed=0)
-    always = chance("event_causality", rule(24, "de", 1))
-    assert f1(fitted.model, rule(24, "de", 1)) > least > always == pytest.approx(0.5, abs=0.05)
+    luck = chance("event_causality", rule(24, "de", 1))
+    assert f1(fitted.model, rule(24, "de", 1)) > least > luck == pytest.approx(2 / 3, abs=0.05)
 
 
 def test_it_learns_with_the_contrast(tmp_path: Path) -> None:
