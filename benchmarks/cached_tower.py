@@ -35,10 +35,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmalign.batch import Caption, Pair
-from mmalign.config import write_yaml
-from mmalign.data.pack import write_pairs, write_split
-from mmalign.record import read_records
+from mmalign.core.batch import Caption, Pair
+from mmalign.core.config import write_yaml
+from mmalign.core.record import read_records
+from mmalign.data.shards.pack import write_pairs, write_split
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "grey", "pink")
 THINGS = ("dog", "cat", "house", "tree", "river", "boat", "child", "road")

@@ -37,11 +37,11 @@ from pathlib import Path
 import webdataset
 from PIL import Image
 
-from mmalign.data.index import REFUSED, index
-from mmalign.data.reader import ShardSet, UnusableSample
-from mmalign.data.scan import Rules
-from mmalign.data.shards import read_manifest
-from mmalign.errors import UserError
+from mmalign.core.errors import UserError
+from mmalign.data.shards.index import REFUSED, index
+from mmalign.data.shards.manifest import read_manifest
+from mmalign.data.shards.reader import ShardSet, UnusableSample
+from mmalign.data.shards.scan import Rules
 
 SAMPLES = 12
 BLOCK = 512

@@ -24,7 +24,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmalign.batch import Embeddings
+from mmalign.core.batch import Embeddings
 from mmalign.training.loss import contrastive_loss
 
 OPEN_CLIP = {

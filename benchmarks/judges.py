@@ -34,21 +34,21 @@ from typing import Any
 import numpy as np
 from environments import make_environment
 
-from mmalign.data.reader import ShardSet
-from mmalign.errors import UserError
+from mmalign.core.errors import UserError
+from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.embed import EmbeddedSet, embed_set
-from mmalign.evaluation.encoder import DualModel, load_encoder, load_model
-from mmalign.evaluation.mteb_model import MtebModel
-from mmalign.evaluation.results import Results
 from mmalign.evaluation.retrieval import measure_retrieval
-from mmalign.evaluation.tower import tower_of
 from mmalign.export.open_clip import write_open_clip
 from mmalign.export.source import Source
+from mmalign.models.encoder import DualModel, load_encoder, load_model
+from mmalign.models.external.mteb import MtebModel
+from mmalign.models.text_encoder import tower_of
+from mmalign.results.results import Results
 
 REQUIREMENTS = ("mteb==2.26.24", "clip-benchmark==1.6.2")
 KS = (1, 5, 10)
 DIRECTIONS = {"text_to_image": "image_retrieval", "image_to_text": "text_retrieval"}
-NEAR = 1e-6  # as in mmalign.evaluation.index
+NEAR = 1e-6  # as in mmalign.evaluation.nearest
 
 Recalls = dict[str, float]
 """By `<direction>@<k>`."""

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmalign.commit import sha256_of
-from mmalign.config import write_yaml
-from mmalign.record import read_records
+from mmalign.core.commit import sha256_of
+from mmalign.core.config import write_yaml
+from mmalign.core.record import read_records
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "data_recipes" / "emoji_scenes.yaml"

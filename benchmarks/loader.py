@@ -2,7 +2,7 @@
 
     tars of JPEGs -> index, tokenizer (once) -> fresh process: a loader and its workers -> samples a second
 
-    ours         `mmalign.data.stream`; the batch is normalised here, as the image tower does
+    ours         `mmalign.data.stream.loader`; the batch is normalised here, as the image tower does
     open_clip    `get_wds_dataset` and `image_transform` of open_clip_torch 3.3.0, in its own environment
     webdataset   webdataset as its manual has it: decode("pil"), torchvision's RandomResizedCrop, ToTensor and
                  Normalize, in the environment of mmalign
@@ -82,11 +82,11 @@ class Job:
 
 
 def ours(job: Job) -> Iterator[torch.Tensor]:
-    from mmalign.config import validate
-    from mmalign.data.plan import Plan, open_sets
+    from mmalign.core.config import validate
     from mmalign.data.preprocess import Preprocess
-    from mmalign.data.stream import BatchMaker, batches
-    from mmalign.data.stream_config import DataConfig
+    from mmalign.data.stream.config import DataConfig
+    from mmalign.data.stream.loader import BatchMaker, batches
+    from mmalign.data.stream.order import Plan, open_sets
     from mmalign.data.tokenizer import load_tokenizer
 
     tree = {"train": [job.index], "augmentation": {"crop_scale": [job.crop_scale, 1.0]}}
@@ -284,8 +284,8 @@ def make_pictures(side: int) -> list[bytes]:
 
 def make_tars(folder: Path, side: int, samples: int, count: int) -> None:
     """`count` tars of .jpg, .json and .txt with `samples` samples in all."""
-    from mmalign.batch import Caption, Pair
-    from mmalign.data.shards import write_shard
+    from mmalign.core.batch import Caption, Pair
+    from mmalign.data.shards.manifest import write_shard
 
     pictures = make_pictures(side)
     folder.mkdir(parents=True)
@@ -307,9 +307,9 @@ def make_tars(folder: Path, side: int, samples: int, count: int) -> None:
 
 def make_job(shards: Path, work: Path, options: argparse.Namespace) -> tuple[Job, list[bytes]]:
     """Index the tars and train a tokenizer on their captions; returns some of the pictures, too."""
-    from mmalign.data.index import index
-    from mmalign.data.reader import ShardSet
-    from mmalign.data.scan import Rules
+    from mmalign.data.shards.index import index
+    from mmalign.data.shards.reader import ShardSet
+    from mmalign.data.shards.scan import Rules
     from mmalign.data.tokenizer import train_tokenizer
 
     _, folder = index(str(shards), Rules("txt", "en"), work / "index")

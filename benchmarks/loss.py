@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmalign.batch import Embeddings
+from mmalign.core.batch import Embeddings
 from mmalign.training.loss import contrastive_loss
 
 METHODS = ("mmalign", "open_clip")

@@ -32,11 +32,11 @@ from typing import cast
 
 import numpy as np
 
-from mmalign.config import validate
-from mmalign.data.plan import Plan
-from mmalign.data.reader import ShardSet
-from mmalign.data.shards import Manifest, Shard
-from mmalign.data.stream_config import DataConfig
+from mmalign.core.config import validate
+from mmalign.data.shards.manifest import Manifest, Shard
+from mmalign.data.shards.reader import ShardSet
+from mmalign.data.stream.config import DataConfig
+from mmalign.data.stream.order import Plan
 
 COLUMNS = ("distance", "one shard", "sources", "fewest")
 

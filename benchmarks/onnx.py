@@ -36,11 +36,11 @@ import torch
 import torch.nn.functional as F
 
 from mmalign.data.tokenizer import train_tokenizer
-from mmalign.evaluation.onnx_model import load_onnx
-from mmalign.evaluation.tower import Tower, load_tower
 from mmalign.export.onnx import write_onnx
 from mmalign.export.probes import LANGUAGES
 from mmalign.export.source import Source
+from mmalign.models.external.onnx import load_onnx
+from mmalign.models.text_encoder import Tower, load_tower
 
 # This file has the name of a package that the export needs: its folder must not be searched for it.
 sys.path = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve().parent]

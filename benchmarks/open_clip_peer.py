@@ -19,13 +19,13 @@ from pathlib import Path
 import torch
 from environments import make_environment
 
-from mmalign.data.plan import Plan, open_sets
-from mmalign.data.stream import captions_of
+from mmalign.core.errors import UserError
+from mmalign.data.stream.loader import captions_of
+from mmalign.data.stream.order import Plan, open_sets
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from mmalign.errors import UserError
-from mmalign.evaluation.encoder import Encoder
-from mmalign.model.dual_encoder import build_dual_encoder
-from mmalign.model.image_tower import TimmTower
+from mmalign.models.dual_encoder import build_dual_encoder
+from mmalign.models.encoder import Encoder
+from mmalign.models.image_tower import TimmTower
 from mmalign.training.run_config import RunConfig
 
 REQUIREMENT = "open_clip_torch[training]==3.3.0"

@@ -73,7 +73,7 @@ def faiss_by_hand(text_ND: np.ndarray, image_ND: np.ndarray) -> Figures:
 
 def hits(text_ND: np.ndarray, image_ND: np.ndarray) -> Figures:
     """Ours: what FAISS by hand does, and the ties."""
-    from mmalign.evaluation.index import hits_at
+    from mmalign.evaluation.nearest import hits_at
 
     places = np.arange(len(text_ND))
     found = hits_at(text_ND, image_ND, places, places, KS)
@@ -83,8 +83,8 @@ def hits(text_ND: np.ndarray, image_ND: np.ndarray) -> Figures:
 def measured(text_ND: np.ndarray, image_ND: np.ndarray) -> Figures:
     """Ours: both directions, with intervals and chance, as `mmalign eval` has it."""
     from mmalign.evaluation.embed import EmbeddedSet
-    from mmalign.evaluation.results import Results
     from mmalign.evaluation.retrieval import DIRECTIONS, measure_retrieval
+    from mmalign.results.results import Results
 
     size = len(text_ND)
     embedded = EmbeddedSet(

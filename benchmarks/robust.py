@@ -17,16 +17,16 @@ import time
 
 import torch
 
-from mmalign.batch import Example
+from mmalign.core.batch import Example
 from mmalign.data.tokenizer import train_tokenizer
-from mmalign.evaluation.tower import Tokens, Tower
-from mmalign.finetuning.heads.base import TaskBatch
-from mmalign.finetuning.heads.features import ClassificationModel
-from mmalign.finetuning.robust.consistency import ConsistencyConfig, NoiseView
-from mmalign.finetuning.robust.freelb import FreeLbConfig
-from mmalign.finetuning.robust.method import MethodConfig, PlainConfig, backward
-from mmalign.finetuning.robust.pgd import PgdConfig
-from mmalign.finetuning.robust.rs_rp import RsRpConfig
+from mmalign.models.text_encoder import Tokens, Tower
+from mmalign.text.heads.base import TaskBatch
+from mmalign.text.heads.features import ClassificationModel
+from mmalign.text.robust.consistency import ConsistencyConfig, NoiseView
+from mmalign.text.robust.freelb import FreeLbConfig
+from mmalign.text.robust.method import MethodConfig, PlainConfig, backward
+from mmalign.text.robust.pgd import PgdConfig
+from mmalign.text.robust.rs_rp import RsRpConfig
 
 LABELS = ("no", "perhaps", "yes")
 METHODS: dict[str, MethodConfig] = {

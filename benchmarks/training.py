@@ -33,13 +33,13 @@ from pathlib import Path
 import open_clip_peer as open_clip
 import torch
 
-from mmalign import distributed
-from mmalign.config import load_config
-from mmalign.errors import UserError
-from mmalign.evaluation.encoder import Encoder, load_encoder
+from mmalign.core import distributed
+from mmalign.core.config import load_config
+from mmalign.core.errors import UserError
+from mmalign.core.record import read_records
 from mmalign.evaluation.suite import SuiteConfig, measure
-from mmalign.model.image_tower import build_image_tower
-from mmalign.record import read_records
+from mmalign.models.encoder import Encoder, load_encoder
+from mmalign.models.image_tower import build_image_tower
 from mmalign.training.run_config import RunConfig
 
 PRECISIONS = {"fp32": "fp32", "bf16": "amp_bf16"}  # our name -> that of open_clip's trainer

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from lives import Case, Life, losses_of, newest_step, prepare, weights_of
 
-from mmalign.console import say
+from mmalign.core.console import say
 from mmalign.launch.render import render
 
 HOSTS = {"mmalign-a": "10.77.0.1", "mmalign-b": "10.77.0.2"}

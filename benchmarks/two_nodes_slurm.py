@@ -25,7 +25,7 @@ from pathlib import Path
 
 from lives import Case, Life, losses_of, prepare, weights_of
 
-from mmalign.console import say
+from mmalign.core.console import say
 from mmalign.launch.render import render
 
 PATIENCE = 1800.0  # seconds; a requeued job waits two minutes before it starts again

@@ -5,10 +5,10 @@ mmalign.load("runs/demo").encode_texts(["red apple, fox"])      -> (1, D) float3
 
 from typing import TYPE_CHECKING
 
-from mmalign.code_version import VERSION as __version__
+from mmalign.core.code_version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from mmalign.evaluation.encoder import DualModel
+    from mmalign.models.encoder import DualModel
 
 __all__ = ["__version__", "load"]
 
@@ -17,7 +17,7 @@ def load(name: str) -> "DualModel":
     """Any model: a run, an export in any format, or a model of another library, from a folder or the hub.
 
     Args:
-        name: see `mmalign.evaluation.encoder.load_model`, which lists the forms.
+        name: see `mmalign.models.encoder.load_model`, which lists the forms.
 
     Returns:
         What encodes texts and, where the model has an image tower, encoded pictures.
@@ -26,6 +26,6 @@ def load(name: str) -> "DualModel":
         UserError: nothing there that can be loaded; the sentence says what was looked for.
     """
     # torch and transformers take seconds to import: the command line must not wait for them.
-    from mmalign.evaluation.encoder import load_model
+    from mmalign.models.encoder import load_model
 
     return load_model(str(name))

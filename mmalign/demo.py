@@ -9,11 +9,11 @@ before are not done again where the verb itself knows it (data, training).
 import time
 from pathlib import Path
 
-from mmalign import console
-from mmalign.errors import UserError
-from mmalign.evaluation.results import Results, read_results
-from mmalign.record import note_command
-from mmalign.verb import run_verb
+from mmalign.core import console
+from mmalign.core.errors import UserError
+from mmalign.core.record import note_command
+from mmalign.core.verb import run_verb
+from mmalign.results.results import Results, read_results
 
 RECIPE = Path("data_recipes/emoji_scenes.yaml")
 RUN = Path("train/emoji_scenes.yaml")

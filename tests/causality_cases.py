@@ -2,8 +2,8 @@
 
 from tiny import tiny_model, tiny_tokenizer
 
-from mmalign.batch import Causality, Event, EventPair, Example
-from mmalign.evaluation.tower import Tower
+from mmalign.core.batch import Causality, Event, EventPair, Example
+from mmalign.models.text_encoder import Tower
 
 LONG = 32  # tokens that the tower takes
 

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from tiny import MODEL, tiny_tokenizer
 
-from mmalign.config import validate
+from mmalign.core.config import validate
 from mmalign.data.tokenizer import Tokenizer
-from mmalign.evaluation.encoder import Encoder
-from mmalign.evaluation.tower import text_side
 from mmalign.export.source import Source
-from mmalign.model.dual_encoder import ModelConfig, build_dual_encoder
+from mmalign.models.dual_encoder import ModelConfig, build_dual_encoder
+from mmalign.models.encoder import Encoder
+from mmalign.models.text_encoder import text_side
 
 SMALL = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
 NARROW = {"stem_width": 8, "channels": [16, 16, 32, 32]}

@@ -9,10 +9,10 @@ import torch
 from parity_cases import SOME_WAYS, Way, make_batch_for, make_engine
 from torch import Tensor
 
-from mmalign import distributed
-from mmalign.batch import Batch
-from mmalign.config import load_config
-from mmalign.errors import UserError
+from mmalign.core import distributed
+from mmalign.core.batch import Batch
+from mmalign.core.config import load_config
+from mmalign.core.errors import UserError
 from mmalign.training import loop
 from mmalign.training.engine import Engine
 from mmalign.training.run_config import RunConfig

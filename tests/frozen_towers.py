@@ -11,13 +11,13 @@ from PIL import Image
 from shard_sets import make_pair, write_set
 from tiny import MODEL
 
-from mmalign.config import validate
-from mmalign.data.features import plain_view
+from mmalign.core.config import validate
+from mmalign.core.errors import UserError
 from mmalign.data.preprocess import stack_pictures
-from mmalign.data.reader import ShardSet
-from mmalign.errors import UserError
-from mmalign.model.dual_encoder import ModelConfig
-from mmalign.model.image_tower import ImageTower, build_image_tower
+from mmalign.data.shards.reader import ShardSet
+from mmalign.data.stream.image_features import plain_view
+from mmalign.models.dual_encoder import ModelConfig
+from mmalign.models.image_tower import ImageTower, build_image_tower
 from mmalign.training.run_config import RunConfig
 
 FROZEN: dict[str, Any] = {**MODEL, "image": {**MODEL["image"], "frozen": True}}

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mmalign.commit import write_json
-from mmalign.config import write_yaml
-from mmalign.evaluation.results import Results
+from mmalign.core.commit import write_json
+from mmalign.core.config import write_yaml
+from mmalign.results.results import Results
 
 LANGUAGES = ["en", "es", "ja", "ko", "pt", "it", "fr", "de", "fa", "id", "zh", "ru", "tr", "ar"]
 CAPTIONS = {

@@ -8,10 +8,10 @@ from tokenizers import processors
 from transformers import LlamaConfig, LlamaModel, XLMRobertaConfig, XLMRobertaModel
 
 from mmalign.data.tokenizer import Tokenizer, train_tokenizer
-from mmalign.evaluation.lexical.lexicon import LexiconConfig, read_lexicon
-from mmalign.evaluation.lexical.probe import probe
-from mmalign.evaluation.results import Results
-from mmalign.evaluation.tower import load_tower
+from mmalign.evaluation.lexical_probe import probe
+from mmalign.evaluation.lexicon import LexiconConfig, read_lexicon
+from mmalign.models.text_encoder import load_tower
+from mmalign.results.results import Results
 
 WIDTH, LAYERS = 32, 3
 SHAPE = {

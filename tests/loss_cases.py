@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmalign import distributed
-from mmalign.batch import Embeddings
+from mmalign.core import distributed
+from mmalign.core.batch import Embeddings
 from mmalign.training.loss import contrastive_loss, sigmoid_loss, text_text_loss
 
 WIDTH = 6

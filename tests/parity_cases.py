@@ -9,10 +9,10 @@ from pydantic import TypeAdapter
 from tiny import tiny_tokenizer
 from torch import Tensor
 
-from mmalign import distributed
-from mmalign.batch import NOT_PREDICTED, Batch, StreamState
-from mmalign.config import validate
-from mmalign.model.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
+from mmalign.core import distributed
+from mmalign.core.batch import NOT_PREDICTED, Batch, StreamState
+from mmalign.core.config import validate
+from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
 from mmalign.training import loss_tiles
 from mmalign.training.batch_norm import use_global_batch
 from mmalign.training.engine import MODEL_FILE, Engine, EngineConfig

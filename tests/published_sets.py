@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from shard_sets import make_image
 
-from mmalign.batch import Pair
-from mmalign.config import validate
-from mmalign.data.reader import ShardSet
+from mmalign.core.batch import Pair
+from mmalign.core.config import validate
+from mmalign.core.errors import UserError
 from mmalign.data.recipe import RecipeConfig, build
-from mmalign.errors import UserError
+from mmalign.data.shards.reader import ShardSet
 
 
 def write_pictures(folder: Path, names: Iterable[str]) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmalign.batch import Caption, Pair
-from mmalign.data.pack import write_pairs, write_split
-from mmalign.data.sources.draft import BadRow, Draft
+from mmalign.core.batch import Caption, Pair
+from mmalign.data.shards.lazy_pair import BadRow, Draft
+from mmalign.data.shards.pack import write_pairs, write_split
 
 LANGUAGES = ("en", "sw", "ja")
 

@@ -9,9 +9,9 @@ from parity_cases import ENGINE_TOWER, IMAGES, OBJECTIVES, build_model, make_bat
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmalign import distributed
-from mmalign.config import validate
-from mmalign.errors import UserError
+from mmalign.core import distributed
+from mmalign.core.config import validate
+from mmalign.core.errors import UserError
 from mmalign.training.engine import Engine, EngineConfig
 from mmalign.training.optimizer import OptimizerConfig
 from mmalign.training.state import capture, restore

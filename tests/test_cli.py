@@ -12,7 +12,7 @@ from tiny import tiny_run
 from typer.testing import CliRunner
 
 from mmalign import cli
-from mmalign.config import write_yaml
+from mmalign.core.config import write_yaml
 
 ROOT = Path(__file__).parents[1]
 HEAVY = (

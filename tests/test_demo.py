@@ -3,7 +3,7 @@
 import pytest
 
 from mmalign.demo import _show
-from mmalign.evaluation.results import Results
+from mmalign.results.results import Results
 
 
 def test_the_table_shows_every_mean_that_has_a_chance_level(

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from mmalign.commit import committed_folder
-from mmalign.config import validate, write_yaml
+from mmalign.core.commit import committed_folder
+from mmalign.core.config import validate, write_yaml
 from mmalign.data.tokenizer import Tokenizer, train_tokenizer
-from mmalign.model.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
+from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
 
 SEED = 0
 MODEL: dict[str, Any] = {

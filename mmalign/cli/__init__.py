@@ -16,11 +16,11 @@ import os
 import sys
 
 from mmalign.cli.app import app
-from mmalign.errors import UserError
+from mmalign.core.errors import UserError
 
 # Importing a module registers its verbs; the help shows them in this order.
 # isort: off
-from mmalign.cli import data, train, measure, finetune, publish  # noqa: F401
+from mmalign.cli import data, train, evaluate, finetune, publish  # noqa: F401
 
 
 def main() -> None:

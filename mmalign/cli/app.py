@@ -26,7 +26,7 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 
 def say(text: str) -> None:
     """Print one line on rank 0."""
-    from mmalign import console
+    from mmalign.core import console
 
     console.say(text)
 
@@ -38,6 +38,6 @@ def is_run(model: str) -> bool:
 
 def note_command(run: Path) -> None:
     """Add this process's command line to the run's `commands.txt`."""
-    from mmalign import record
+    from mmalign.core import record
 
     record.note_command(run, sys.argv[1:])

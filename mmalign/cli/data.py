@@ -32,7 +32,7 @@ def data_build(
 
     Example: mmalign data build data_recipes/emoji_scenes.yaml
     """
-    from mmalign.config import load_config
+    from mmalign.core.config import load_config
     from mmalign.data.recipe import REFUSED, RecipeConfig, build
 
     changes = list(overrides or ())
@@ -68,8 +68,8 @@ def data_index(
 
     Example: mmalign data index path/to/img2dataset --captions json:caption --language identify
     """
-    from mmalign.data.index import REFUSED, index
-    from mmalign.data.scan import Rules
+    from mmalign.data.shards.index import REFUSED, index
+    from mmalign.data.shards.scan import Rules
 
     manifest, folder = index(tars, Rules(captions, language), out, processes)
     refused = Counter[str]()
@@ -102,7 +102,7 @@ def data_verify(
 
     Example: mmalign data verify data/emoji_scenes/train
     """
-    from mmalign.commit import write_json
+    from mmalign.core.commit import write_json
     from mmalign.data.verify import describe, verify
 
     report = verify(folder, decode, processes)
@@ -148,13 +148,13 @@ def data_stats(
 
     Example: mmalign data stats data/emoji_scenes/train --against data/emoji_scenes/test --picture stats.png
     """
-    from mmalign.commit import write_json
-    from mmalign.data.stats import summarise
-    from mmalign.data.stats_table import lines
-    from mmalign.data.survey import Options, survey
+    from mmalign.core.commit import write_json
+    from mmalign.data.stats.summary import summarise
+    from mmalign.data.stats.survey import Options, survey
+    from mmalign.data.stats.table import lines
 
     if picture is not None:
-        from mmalign.data.stats_picture import check_target, draw
+        from mmalign.data.stats.chart import check_target, draw
 
         check_target(picture)
     if tokenizer is not None and is_run(tokenizer):

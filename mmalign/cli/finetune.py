@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mmalign.cli.app import Overrides, app, is_run, note_command, say
-from mmalign.errors import UserError
+from mmalign.core.errors import UserError
 
 
 @app.command()
@@ -30,7 +30,7 @@ def finetune(
 
     Example: mmalign finetune train/finetune/lexical_injection.yaml --model runs/storybooks
     """
-    from mmalign.finetuning.jobs import headlines, name_of, read_job, run_job
+    from mmalign.text.jobs import headlines, name_of, read_job, run_job
 
     job = read_job(task, overrides or ())
     if out is None and not is_run(model):
@@ -60,7 +60,7 @@ def study(
 
     It may be stopped at any time: the same command goes on.
     """
-    from mmalign.config import load_config
+    from mmalign.core.config import load_config
     from mmalign.study.config import StudyConfig
     from mmalign.study.run import run_study
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mmalign.cli.app import app, note_command, say
-from mmalign.errors import UserError
+from mmalign.core.errors import UserError
 
 _FORMATS = (
     "sentence-transformers (texts; AutoModel loads its trunk), sentence-transformers-router (texts and "

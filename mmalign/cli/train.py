@@ -31,8 +31,8 @@ def train(
 
     What it would take: mmalign train train/clip_vit_b_32_xlm_r.yaml --dry-run --nodes 4 --gpus-per-node 8
     """
-    from mmalign import distributed
-    from mmalign.config import load_config
+    from mmalign.core import distributed
+    from mmalign.core.config import load_config
     from mmalign.training.run_config import RunConfig
 
     config = load_config(RunConfig, run, overrides or ())
@@ -72,7 +72,7 @@ def embed(
 
     On several processes: torchrun --nproc-per-node 8 --no-python mmalign embed train/lit_multilingual.yaml
     """
-    from mmalign import distributed
+    from mmalign.core import distributed
     from mmalign.training.embed import embed as embed_pictures
 
     embed_pictures(run, overrides or (), data or (), workers)

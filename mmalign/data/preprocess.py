@@ -26,9 +26,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from mmalign.config import Section
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
 from mmalign.data.decoders import reduced_rgb, reduction, upright_rgb, upright_size
-from mmalign.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000
@@ -61,7 +61,7 @@ class Augmentation(Section):
 
 
 class UndecodableImage(UserError):
-    """An image that cannot be used; `reason` as data/reader.py counts it."""
+    """An image that cannot be used; `reason` as data/shards/reader.py counts it."""
 
     reason = "does not decode"
 

@@ -32,19 +32,19 @@ from pathlib import Path
 
 import pydantic
 
-from mmalign.batch import Pair
-from mmalign.commit import replace_folder, write_atomic
-from mmalign.config import Section
-from mmalign.console import track
-from mmalign.data.pack import STATE, Job, Report, pack, write_split
-from mmalign.data.scan import MAX_REFUSALS
-from mmalign.data.shards import MANIFEST, Manifest, read_manifest
-from mmalign.data.sources.draft import BadRow, Draft
+from mmalign.core.batch import Pair
+from mmalign.core.commit import replace_folder, write_atomic
+from mmalign.core.config import Section
+from mmalign.core.console import track
+from mmalign.core.errors import UserError
+from mmalign.core.workers import die_with
+from mmalign.data.shards.lazy_pair import BadRow, Draft
+from mmalign.data.shards.manifest import MANIFEST, Manifest, read_manifest
+from mmalign.data.shards.pack import STATE, Job, Report, pack, write_split
+from mmalign.data.shards.scan import MAX_REFUSALS
+from mmalign.data.shards.withhold import Withhold, choose_withheld, withheld_pairs, without_withheld
 from mmalign.data.sources.kinds import SourceConfig, read_drafts
 from mmalign.data.sources.task_tables import TASKS, WORDS, write_tables
-from mmalign.data.withhold import Withhold, choose_withheld, withheld_pairs, without_withheld
-from mmalign.data.workers import die_with
-from mmalign.errors import UserError
 
 REFUSED = "refused.jsonl"
 _JUDGED_FROM = 1_000  # rows: of fewer, the share of bad ones says little, and the end judges

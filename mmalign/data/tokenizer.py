@@ -16,8 +16,8 @@ import pydantic
 import torch
 from torch import Tensor
 
-from mmalign.config import Section
-from mmalign.errors import UserError
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
 

@@ -18,17 +18,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mmalign.commit import sha256_of
-from mmalign.console import track
-from mmalign.data.features import FOLDER, INDEX, read_facts, record_file, rows_file
-from mmalign.data.folder import LocalFolder
+from mmalign.core.commit import sha256_of
+from mmalign.core.console import track
+from mmalign.core.errors import UserError
 from mmalign.data.preprocess import UndecodableImage, decode
-from mmalign.data.reader import REASONS, UnusableSample, read_pair
-from mmalign.data.scan import check_picture
-from mmalign.data.shard_index import read_rows
-from mmalign.data.shards import Manifest, Shard, load_manifest
-from mmalign.data.tar import Damage, walk
-from mmalign.errors import UserError
+from mmalign.data.shards.folder import LocalFolder
+from mmalign.data.shards.manifest import Manifest, Shard, load_manifest
+from mmalign.data.shards.reader import REASONS, UnusableSample, read_pair
+from mmalign.data.shards.scan import check_picture
+from mmalign.data.shards.shard_index import read_rows
+from mmalign.data.shards.tar import Damage, walk
+from mmalign.data.stream.image_features import FOLDER, INDEX, read_facts, record_file, rows_file
 
 WHOLE, DAMAGED = "whole", "damaged"
 OF_OTHER_SHARDS = "of other shards"  # the set has another manifest since

@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmalign import distributed
+from mmalign.core import distributed
 from mmalign.evaluation.embed import EmbeddedSet
-from mmalign.evaluation.index import TIE, chance_at
-from mmalign.evaluation.results import Results
+from mmalign.evaluation.nearest import TIE, chance_at
 from mmalign.evaluation.retrieval import add_mean, for_each_language
+from mmalign.results.results import Results
 
 T = TypeVar("T")
 METRICS = ("bitext@1", "bitext_csls@1", "translation_gap", "translation_gap_centred", "cka")

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 import pydantic
 
-from mmalign.config import Section
-from mmalign.errors import UserError
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
 
 LABEL = "label"  # the names alone, without a sentence
 OPENAI = "openai"  # the names and templates of CLIP's authors, English

@@ -18,11 +18,11 @@ from math import ceil
 import numpy as np
 import torch
 
-from mmalign import distributed
-from mmalign.batch import Caption
-from mmalign.data.reader import ShardSet
-from mmalign.errors import UserError
-from mmalign.evaluation.encoder import BATCH_SIZE, DualModel
+from mmalign.core import distributed
+from mmalign.core.batch import Caption
+from mmalign.core.errors import UserError
+from mmalign.data.shards.reader import ShardSet
+from mmalign.models.encoder import BATCH_SIZE, DualModel
 
 
 @dataclass(frozen=True)

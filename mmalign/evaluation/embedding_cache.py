@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from mmalign.commit import MANIFEST, committed_folder, verify
-from mmalign.console import say
+from mmalign.core.commit import MANIFEST, committed_folder, verify
+from mmalign.core.console import say
+from mmalign.core.errors import UserError
 from mmalign.data.preprocess import PIXELS
-from mmalign.data.reader import ShardSet
-from mmalign.data.shards import read_manifest
-from mmalign.errors import UserError
+from mmalign.data.shards.manifest import read_manifest
+from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.embed import EmbeddedSet, embed_set
-from mmalign.evaluation.encoder import DualModel
+from mmalign.models.encoder import DualModel
 
 ROWS_PER_FILE = 1_000_000
 

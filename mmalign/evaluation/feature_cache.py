@@ -1,4 +1,4 @@
-"""Writing the features of a frozen image tower beside the shards (data/features.py has the layout).
+"""Writing the features of a frozen image tower beside the shards (stream/image_features.py has the layout).
 
     shard -> pictures as training sees them, in loader workers -> tower, float32 -> rows, float16 -> 00000.npy
           -> crc32 of each row, pictures that cannot be used   -> 00000.json, which makes the shard count
@@ -26,10 +26,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mmalign import distributed
-from mmalign.commit import settle, write_atomic, write_manifest
-from mmalign.console import track
-from mmalign.data.features import (
+from mmalign.core import distributed
+from mmalign.core.commit import settle, write_atomic, write_manifest
+from mmalign.core.console import track
+from mmalign.core.errors import UserError
+from mmalign.core.workers import leave_signals_to_the_parent
+from mmalign.data.preprocess import Preprocess, UndecodableImage, stack_pictures
+from mmalign.data.shards.manifest import Manifest, Shard
+from mmalign.data.shards.reader import ShardSet, UnusableSample
+from mmalign.data.stream.image_features import (
     FORMAT_VERSION,
     INDEX,
     TowerIdentity,
@@ -40,13 +45,8 @@ from mmalign.data.features import (
     record_file,
     rows_file,
 )
-from mmalign.data.preprocess import Preprocess, UndecodableImage, stack_pictures
-from mmalign.data.reader import ShardSet, UnusableSample
-from mmalign.data.shards import Manifest, Shard
-from mmalign.data.workers import leave_signals_to_the_parent
-from mmalign.errors import UserError
-from mmalign.evaluation.encoder import weights_sha256
-from mmalign.model.image_tower import ImageTower
+from mmalign.models.encoder import weights_sha256
+from mmalign.models.image_tower import ImageTower
 
 BATCH_SIZE = 64  # pictures that the tower sees at a time
 Job = tuple[int, int, int]

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from mmalign.data.preprocess import decode
-from mmalign.data.reader import ShardSet
+from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.embed import EmbeddedSet
-from mmalign.evaluation.index import search
+from mmalign.evaluation.nearest import search
 
 _PICTURES_PER_QUERY = 5
 _THUMBNAIL = 128  # longest side in pixels

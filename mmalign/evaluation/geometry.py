@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmalign import distributed
+from mmalign.core import distributed
 from mmalign.evaluation.alignment import centre
 from mmalign.evaluation.embed import EmbeddedSet
-from mmalign.evaluation.results import Results
 from mmalign.evaluation.retrieval import for_each_language
+from mmalign.results.results import Results
 
 METRICS = ("isotropy", "modality_gap", "alignment", "uniformity")
 FEWEST = 4  # captions, without which the spread cannot be estimated

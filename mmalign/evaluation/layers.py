@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmalign import distributed
-from mmalign.config import Section
+from mmalign.core import distributed
+from mmalign.core.config import Section
 from mmalign.evaluation.alignment import (
     Pair,
     Scores,
@@ -30,11 +30,11 @@ from mmalign.evaluation.alignment import (
     for_each_pair,
 )
 from mmalign.evaluation.embed import EmbeddedSet
-from mmalign.evaluation.index import chance_at
-from mmalign.evaluation.lexical.states import content_mask
-from mmalign.evaluation.results import Results
-from mmalign.evaluation.tower import Tower
-from mmalign.model.text_tower import Pooling, pool
+from mmalign.evaluation.nearest import chance_at
+from mmalign.models.hidden_states import content_mask
+from mmalign.models.text_encoder import Tower
+from mmalign.models.text_tower import Pooling, pool
+from mmalign.results.results import Results
 
 BATCH_SIZE = 64  # captions at a time: the states of all layers are alive at once
 

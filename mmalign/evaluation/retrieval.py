@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
-from mmalign import distributed
+from mmalign.core import distributed
 from mmalign.evaluation.embed import EmbeddedSet
-from mmalign.evaluation.families import by_family
-from mmalign.evaluation.index import chance_at, hits_at
-from mmalign.evaluation.names import ALL, FAMILY, FIRST_CAPTION, MEAN, WORST5
-from mmalign.evaluation.results import Results
+from mmalign.evaluation.nearest import chance_at, hits_at
+from mmalign.results.language_families import by_family
+from mmalign.results.metric_names import ALL, FAMILY, FIRST_CAPTION, MEAN, WORST5
+from mmalign.results.results import Results
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

@@ -15,26 +15,26 @@ from typing import Literal
 
 import pydantic
 
-from mmalign import distributed
-from mmalign.commit import write_json
-from mmalign.config import Section
-from mmalign.console import say
-from mmalign.data.reader import ShardSet
-from mmalign.errors import UserError
+from mmalign.core import distributed
+from mmalign.core.commit import write_json
+from mmalign.core.config import Section
+from mmalign.core.console import say
+from mmalign.core.errors import UserError
+from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.alignment import measure_alignment
 from mmalign.evaluation.embed import EmbeddedSet, embed_set
-from mmalign.evaluation.encoder import DualModel
 from mmalign.evaluation.gallery import make_gallery
 from mmalign.evaluation.geometry import measure_geometry
 from mmalign.evaluation.layers import LayersConfig, probe_layers
-from mmalign.evaluation.lexical.lexicon import read_lexicon
-from mmalign.evaluation.lexical.probe import HELD_OUT, MEASURE, PRECISION, ProbeConfig, probe
-from mmalign.evaluation.names import ALL, MEAN, WORST5
-from mmalign.evaluation.results import Results, environment
+from mmalign.evaluation.lexical_probe import HELD_OUT, MEASURE, PRECISION, ProbeConfig, probe
+from mmalign.evaluation.lexicon import read_lexicon
 from mmalign.evaluation.retrieval import Protocol, measure_retrieval
-from mmalign.evaluation.tower import tower_of
 from mmalign.evaluation.words import WordsConfig, measure_words
 from mmalign.evaluation.zero_shot import ZeroShotConfig, measure_zero_shot
+from mmalign.models.encoder import DualModel
+from mmalign.models.text_encoder import tower_of
+from mmalign.results.metric_names import ALL, MEAN, WORST5
+from mmalign.results.results import Results, environment
 
 Measure = Literal["retrieval", "alignment", "geometry"]
 

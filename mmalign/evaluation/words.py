@@ -16,18 +16,18 @@ import numpy as np
 import pydantic
 import torch
 
-from mmalign import distributed
-from mmalign.config import Section
-from mmalign.errors import UserError
-from mmalign.evaluation.alignment import Right, Scores, first_is_right
-from mmalign.evaluation.index import chance_at
-from mmalign.evaluation.perturbations.dictionaries import (
+from mmalign.core import distributed
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
+from mmalign.data.dictionaries.read import (
     ENGLISH,
     Dictionary,
     choose_dictionaries,
 )
-from mmalign.evaluation.results import Results
+from mmalign.evaluation.alignment import Right, Scores, first_is_right
+from mmalign.evaluation.nearest import chance_at
 from mmalign.evaluation.retrieval import add_mean
+from mmalign.results.results import Results
 
 EncodeTexts = Callable[[Sequence[str]], np.ndarray]
 """Texts -> (n, D) float32 of unit length."""

@@ -15,22 +15,22 @@ from pathlib import Path
 import numpy as np
 import pydantic
 
-from mmalign import distributed
-from mmalign.config import Section
-from mmalign.errors import UserError
-from mmalign.evaluation.class_names import LABEL, Names, Prompts, read_templates
-from mmalign.evaluation.class_pictures import (
+from mmalign.core import distributed
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
+from mmalign.evaluation.class_images import (
     Pictures,
     encode_pictures,
     pictures_of_folder,
     pictures_of_shards,
 )
+from mmalign.evaluation.class_names import LABEL, Names, Prompts, read_templates
 from mmalign.evaluation.embed import encode_dealt
-from mmalign.evaluation.encoder import DualModel
-from mmalign.evaluation.index import hits_at
-from mmalign.evaluation.names import MEAN
-from mmalign.evaluation.results import Results
+from mmalign.evaluation.nearest import hits_at
 from mmalign.evaluation.retrieval import Answers, add_mean, add_worst5, draw_sums
+from mmalign.models.encoder import DualModel
+from mmalign.results.metric_names import MEAN
+from mmalign.results.results import Results
 
 PROTOCOL = (
     "zero-shot classification: {pictures}; a language is measured on those whose class has a name in it, "

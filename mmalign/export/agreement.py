@@ -8,11 +8,11 @@ This is the writer's own check, in this process, so that a format says by itself
 
 from pathlib import Path
 
-from mmalign.errors import UserError
-from mmalign.evaluation.encoder import Encoder
-from mmalign.evaluation.peers import Kind, load_peer
+from mmalign.core.errors import UserError
 from mmalign.export.probes import probe_images, probe_texts
 from mmalign.export.verify import TOLERANCE, largest_difference
+from mmalign.models.encoder import Encoder
+from mmalign.models.external.peers import Kind, load_peer
 
 _EVERY = 7  # of the probes, one in so many: all scripts are not needed to see another pooling
 

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmalign.commit import MANIFEST, committed_folder, write_json
-from mmalign.errors import UserError
+from mmalign.core.commit import MANIFEST, committed_folder, write_json
+from mmalign.core.errors import UserError
 from mmalign.export.card import write_card
 from mmalign.export.eval_results import write_eval_results
 from mmalign.export.lineage import without_paths

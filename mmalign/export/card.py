@@ -20,11 +20,9 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import nn
 
-from mmalign.commit import write_atomic
-from mmalign.config import write_yaml
-from mmalign.evaluation.encoder import Encoder
-from mmalign.evaluation.results import Results
-from mmalign.evaluation.tower import Tower
+from mmalign.core.commit import write_atomic
+from mmalign.core.config import write_yaml
+from mmalign.core.redact import redact
 from mmalign.export.card_limits import use_and_limits
 from mmalign.export.card_results import known_languages, language_tables, summary
 from mmalign.export.card_training import (
@@ -41,8 +39,10 @@ from mmalign.export.lineage import without_folders
 from mmalign.export.markdown import code_block, listed, one_line, percents_apart, plain, prose
 from mmalign.export.sentence_transformers import auto_class, dense_layers
 from mmalign.export.source import Source
-from mmalign.model.image_tower import TimmTower
-from mmalign.redact import redact
+from mmalign.models.encoder import Encoder
+from mmalign.models.image_tower import TimmTower
+from mmalign.models.text_encoder import Tower
+from mmalign.results.results import Results
 
 TEXTS_ONLY = "sentence-transformers"
 # Where the snippets look for a folder that has no name on the hub.

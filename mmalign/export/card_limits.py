@@ -9,10 +9,7 @@ What was not measured is not praised; where nothing was, the card says so.
 
 from collections.abc import Iterable
 
-from mmalign.data.language_names import labelled
-from mmalign.evaluation.names import MEAN, subjects
-from mmalign.evaluation.results import Results
-from mmalign.evaluation.tasks.task import CLEAN
+from mmalign.core.language_names import labelled
 from mmalign.export.card_results import (
     UNTRAINED,
     Quoted,
@@ -26,6 +23,9 @@ from mmalign.export.card_results import (
 from mmalign.export.card_training import is_masked, trained_languages
 from mmalign.export.markdown import listed, percent, plain
 from mmalign.export.source import Source
+from mmalign.results.metric_names import MEAN, subjects
+from mmalign.results.results import Results
+from mmalign.text.tasks.task import CLEAN
 
 _MOST_NAMED = 30  # languages in one sentence
 _USES = {

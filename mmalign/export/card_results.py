@@ -10,8 +10,10 @@ Everything is looked up in the results by its name; nothing is averaged here.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmalign.data.language_names import labelled
-from mmalign.evaluation.names import (
+from mmalign.core.language_names import labelled
+from mmalign.export.eval_results import AGGREGATES, primary_of
+from mmalign.export.markdown import one_line, percent, table
+from mmalign.results.metric_names import (
     ALL,
     GENERALISED,
     MEAN,
@@ -21,10 +23,8 @@ from mmalign.evaluation.names import (
     split_pair,
     subjects,
 )
-from mmalign.evaluation.results import Results
-from mmalign.evaluation.tasks.task import CLEAN
-from mmalign.export.eval_results import AGGREGATES, primary_of
-from mmalign.export.markdown import one_line, percent, table
+from mmalign.results.results import Results
+from mmalign.text.tasks.task import CLEAN
 
 UNTRAINED = "untrained"
 _LONG = 10  # a table of more languages is folded

@@ -19,8 +19,9 @@ from pathlib import Path
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump
 
-from mmalign.commit import write_atomic
-from mmalign.evaluation.names import (
+from mmalign.core.commit import write_atomic
+from mmalign.export.markdown import one_line
+from mmalign.results.metric_names import (
     ALL,
     FAMILY,
     FIRST_CAPTION,
@@ -30,9 +31,8 @@ from mmalign.evaluation.names import (
     is_aggregate,
     subjects,
 )
-from mmalign.evaluation.results import Results
-from mmalign.evaluation.tasks.task import CLEAN
-from mmalign.export.markdown import one_line
+from mmalign.results.results import Results
+from mmalign.text.tasks.task import CLEAN
 
 # Other parts are called as they are.
 AGGREGATES = {WORST5: "mean of the five lowest", ALL: "all queries together"}

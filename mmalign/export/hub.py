@@ -20,11 +20,11 @@ from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
-from mmalign.commit import MANIFEST, sha256_of, verify
-from mmalign.console import say
-from mmalign.errors import UserError
+from mmalign.core.commit import MANIFEST, sha256_of, verify
+from mmalign.core.console import say
+from mmalign.core.errors import UserError
+from mmalign.core.redact import redact_text
 from mmalign.export.file_checks import check_files
-from mmalign.redact import redact_text
 
 # What a repository may hold that no export wrote; it stays.
 _OTHERS = (".gitattributes", "README.md", "LICENSE")

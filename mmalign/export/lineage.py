@@ -17,17 +17,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmalign.code_version import code_version
-from mmalign.commit import MANIFEST, sha256_of
-from mmalign.config import read_yaml
-from mmalign.data.shards import MANIFEST as DATA_MANIFEST
-from mmalign.errors import UserError
-from mmalign.evaluation import adapters
-from mmalign.evaluation.collect import measured_on
-from mmalign.evaluation.encoder import run_of
-from mmalign.evaluation.results import Results, read_results
-from mmalign.evaluation.tower import load_tower, saved_tower
-from mmalign.redact import redact
+from mmalign.core.code_version import code_version
+from mmalign.core.commit import MANIFEST, sha256_of
+from mmalign.core.config import read_yaml
+from mmalign.core.errors import UserError
+from mmalign.core.redact import redact
+from mmalign.data.shards.manifest import MANIFEST as DATA_MANIFEST
+from mmalign.models import adapters
+from mmalign.models.encoder import run_of
+from mmalign.models.text_encoder import load_tower, saved_tower
+from mmalign.results.collect import measured_on
+from mmalign.results.results import Results, read_results
 
 FILE = "lineage.json"
 FORMAT_VERSION = 1

@@ -24,10 +24,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmalign.commit import write_json
-from mmalign.errors import UserError
-from mmalign.evaluation.encoder import Encoder
-from mmalign.evaluation.onnx_model import (
+from mmalign.core.commit import write_json
+from mmalign.core.errors import UserError
+from mmalign.export.onnx_files import quiet, write_graph
+from mmalign.export.onnx_int8 import quantisation_loss, quantised
+from mmalign.export.probes import probe_images, probe_texts
+from mmalign.export.source import Source
+from mmalign.export.tokenizer import write_tokenizer
+from mmalign.export.vision import preprocessor_config
+from mmalign.models.encoder import Encoder
+from mmalign.models.external.onnx import (
     CONFIG,
     IMAGE_MODEL,
     PREPROCESSOR,
@@ -36,13 +42,7 @@ from mmalign.evaluation.onnx_model import (
     load_onnx,
     open_session,
 )
-from mmalign.evaluation.tower import Tokens, Tower
-from mmalign.export.onnx_files import quiet, write_graph
-from mmalign.export.onnx_int8 import quantisation_loss, quantised
-from mmalign.export.probes import probe_images, probe_texts
-from mmalign.export.source import Source
-from mmalign.export.tokenizer import write_tokenizer
-from mmalign.export.vision import preprocessor_config
+from mmalign.models.text_encoder import Tokens, Tower
 
 OPSET = 18
 TOLERANCE = 1e-5  # of one component of a vector of unit length; rounding stays below 1e-6

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from mmalign.data.reader import ShardSet
-from mmalign.evaluation.comparison.paired import drawn_means, interval_and_p
+from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.embed import embed_set
-from mmalign.evaluation.index import hits_at
-from mmalign.evaluation.onnx_model import IMAGE_MODEL, OnnxModel, load_onnx
+from mmalign.evaluation.nearest import hits_at
 from mmalign.export.onnx_files import data_file, quiet
 from mmalign.export.probes import probe_texts
+from mmalign.models.external.onnx import IMAGE_MODEL, OnnxModel, load_onnx
+from mmalign.results.comparison.paired import drawn_means, interval_and_p
 
 QUANTISED = ("MatMul", "Gemm")
 

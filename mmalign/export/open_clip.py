@@ -23,15 +23,15 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from mmalign.commit import write_json
-from mmalign.errors import UserError
-from mmalign.evaluation.encoder import Encoder
-from mmalign.evaluation.open_clip_folder import CONFIG, WEIGHTS, load_open_clip_folder
+from mmalign.core.commit import write_json
+from mmalign.core.errors import UserError
 from mmalign.export.source import Source
 from mmalign.export.tokenizer import write_tokenizer
-from mmalign.model.image_tower import OpenClipTower, TimmTower, takes_image_size
-from mmalign.model.open_clip_weights import to_open_clip
-from mmalign.model.text_tower import Pooling
+from mmalign.models.encoder import Encoder
+from mmalign.models.external.open_clip_folder import CONFIG, WEIGHTS, load_open_clip_folder
+from mmalign.models.external.open_clip_weights import to_open_clip
+from mmalign.models.image_tower import OpenClipTower, TimmTower, takes_image_size
+from mmalign.models.text_tower import Pooling
 
 POOLERS: dict[Pooling, str] = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
 # Of a model of transformers, what says nothing about how it computes.

@@ -15,9 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from mmalign.commit import write_json
-from mmalign.evaluation.encoder import Encoder
-from mmalign.evaluation.tower import Tower
+from mmalign.core.commit import write_json
 from mmalign.export.agreement import must_agree
 from mmalign.export.sentence_transformers import (
     dense_layers,
@@ -29,6 +27,8 @@ from mmalign.export.sentence_transformers import (
 from mmalign.export.source import Source
 from mmalign.export.tokenizer import write_tokenizer
 from mmalign.export.vision import vision_model, write_vision
+from mmalign.models.encoder import Encoder
+from mmalign.models.text_encoder import Tower
 
 FORMAT = "sentence-transformers-router"
 _PACKAGE = "sentence_transformers"

@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmalign.commit import write_json
-from mmalign.errors import UserError
-from mmalign.evaluation.tower import Tower
+from mmalign.core.commit import write_json
+from mmalign.core.errors import UserError
 from mmalign.export.source import Source
 from mmalign.export.tokenizer import write_tokenizer
-from mmalign.model.text_tower import Pooling
+from mmalign.models.text_encoder import Tower
+from mmalign.models.text_tower import Pooling
 
 POOLING_MODES: dict[Pooling, str] = {
     "mean": "pooling_mode_mean_tokens",

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmalign.commit import verify
-from mmalign.config import read_yaml
-from mmalign.console import say
-from mmalign.errors import UserError
-from mmalign.evaluation import adapters
-from mmalign.evaluation.collect import measured_on, merged, result_files
-from mmalign.evaluation.encoder import Encoder, load_encoder, run_of
-from mmalign.evaluation.results import Results, read_results
-from mmalign.evaluation.tower import Tower, is_contrastive, load_tower, saved_tower, text_side
+from mmalign.core.commit import verify
+from mmalign.core.config import read_yaml
+from mmalign.core.console import say
+from mmalign.core.errors import UserError
 from mmalign.export.lineage import config_of_finetuning, lineage, without_paths
+from mmalign.models import adapters
+from mmalign.models.encoder import Encoder, load_encoder, run_of
+from mmalign.models.text_encoder import Tower, is_contrastive, load_tower, saved_tower, text_side
+from mmalign.results.collect import measured_on, merged, result_files
+from mmalign.results.results import Results, read_results
 
 
 @dataclass(frozen=True)

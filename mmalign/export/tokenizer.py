@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from mmalign.commit import write_json
+from mmalign.core.commit import write_json
 from mmalign.data.tokenizer import Tokenizer
 
 # What a tokenizer remembers of the machine that it was loaded on.

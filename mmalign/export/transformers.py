@@ -22,14 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmalign.commit import write_json
-from mmalign.errors import UserError
-from mmalign.evaluation.tower import Tower
+from mmalign.core.commit import write_json
+from mmalign.core.errors import UserError
 from mmalign.export.agreement import must_agree
 from mmalign.export.sentence_transformers import auto_class
 from mmalign.export.source import Source
 from mmalign.export.tokenizer import write_tokenizer
 from mmalign.export.vision import preprocessor_config, vision_model
+from mmalign.models.text_encoder import Tower
 
 FORMAT = "transformers"
 POOLER_SCALE = 2.0**-20

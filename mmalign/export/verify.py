@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mmalign.errors import UserError
+from mmalign.core.errors import UserError
+from mmalign.core.redact import redact_text
 from mmalign.export.file_checks import check_files
 from mmalign.export.probes import probe_pictures, probe_texts, read_texts, write_probes
 from mmalign.export.source import Source
-from mmalign.redact import redact_text
 
 TOLERANCE = 1e-6  # of one component, where the longest vector has length 1
 SECONDS = 1800  # for one library, loading included

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmalign.commit import write_json
-from mmalign.errors import UserError
-from mmalign.evaluation.encoder import Encoder
-from mmalign.model.image_tower import ImageTower, TimmTower, takes_image_size
+from mmalign.core.commit import write_json
+from mmalign.core.errors import UserError
+from mmalign.models.encoder import Encoder
+from mmalign.models.image_tower import ImageTower, TimmTower, takes_image_size
 
 TOLERANCE = 1e-6  # of one component of a vector of unit length
 # Our names of the parts of open_clip's VisionTransformer, and what CLIPVisionModel calls them.

@@ -14,7 +14,7 @@ from typing import Annotated
 import pydantic
 from pydantic import AfterValidator
 
-from mmalign.config import Section
+from mmalign.core.config import Section
 
 _BREAKS = {"Cc", "Cs", "Zl", "Zp"}  # control letters and whatever ends a line somewhere
 _SHORTEST = 10 * 60

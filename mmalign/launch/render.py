@@ -18,8 +18,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mmalign.config import load_config, validate
-from mmalign.errors import UserError
+from mmalign.core.config import load_config, validate
+from mmalign.core.errors import UserError
 from mmalign.launch.options import Job, KubernetesJob, SkyPilotJob, SlurmJob, TorchrunJob, one_line
 from mmalign.training.run_config import RunConfig
 

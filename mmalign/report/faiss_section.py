@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmalign.errors import UserError
-from mmalign.evaluation.names import MEAN, subjects
-from mmalign.evaluation.results import Results
+from mmalign.core.errors import UserError
 from mmalign.report.headline import DIRECTIONS
 from mmalign.report.measurement import look_up
 from mmalign.report.tables import Column, Row, Table, count_column, third_parts
+from mmalign.results.metric_names import MEAN, subjects
+from mmalign.results.results import Results
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ Results -> words and metric of each wished tile -> those that were measured, wit
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mmalign.evaluation.names import MEAN, WORST5, languages, subjects
-from mmalign.evaluation.results import Results
 from mmalign.report.measurement import Measurement, look_up, protocol_of
 from mmalign.report.transfer_section import UNSEEN, primary_metric
+from mmalign.results.metric_names import MEAN, WORST5, languages, subjects
+from mmalign.results.results import Results
 
 DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}
 # Below this mean recall@1 the first hit says little, and the headline is recall@10.

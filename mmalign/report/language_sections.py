@@ -13,9 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from mmalign.data.language_names import labelled
-from mmalign.evaluation.names import MEAN, split_pair, subjects
-from mmalign.evaluation.results import Results
+from mmalign.core.language_names import labelled
 from mmalign.report.charts import draw_layers
 from mmalign.report.heat_map import draw_heat_map
 from mmalign.report.measurement import UNTRAINED, Measurement, look_up, mark
@@ -30,6 +28,8 @@ from mmalign.report.tables import (
     third_parts,
     untrained_columns,
 )
+from mmalign.results.metric_names import MEAN, split_pair, subjects
+from mmalign.results.results import Results
 
 _BITEXT = "bitext@1"
 _WORDS_OF = {

@@ -14,11 +14,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from mmalign.evaluation.names import MEAN, layers_of, subjects
-from mmalign.evaluation.results import Results
 from mmalign.report.charts import BLUE, GREEN, INK, MUTED, OCHRE, PLUM, STYLE, note, to_markup
 from mmalign.report.measurement import Mark, look_up, mark
 from mmalign.report.tables import Column, Row, Table, count_column
+from mmalign.results.metric_names import MEAN, layers_of, subjects
+from mmalign.results.results import Results
 
 MEASURE, INJECTED = "lexical", "injected"
 _SPLITS = {"trained": "trained words", "held_out": "held-out words"}

@@ -8,9 +8,9 @@ measurement carries the metric's name beside it, so that every number leads back
 
 from dataclasses import dataclass
 
-from mmalign.data.language_names import labelled
-from mmalign.evaluation.names import ALL, FAMILY, FIRST_CAPTION, MEAN, WORST5
-from mmalign.evaluation.results import Results
+from mmalign.core.language_names import labelled
+from mmalign.results.metric_names import ALL, FAMILY, FIRST_CAPTION, MEAN, WORST5
+from mmalign.results.results import Results
 
 UNTRAINED = "untrained"
 FIELDS = ("value", "low", "high", "chance", "untrained", "count")

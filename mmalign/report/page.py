@@ -15,14 +15,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from mmalign.commit import write_atomic
-from mmalign.config import read_yaml, write_yaml
-from mmalign.data.ledger import UNUSABLE
-from mmalign.errors import UserError
-from mmalign.evaluation.collect import collect
-from mmalign.evaluation.results import Results
-from mmalign.record import read_records
-from mmalign.redact import redact, redact_text
+from mmalign.core.commit import write_atomic
+from mmalign.core.config import read_yaml, write_yaml
+from mmalign.core.errors import UserError
+from mmalign.core.record import read_records
+from mmalign.core.redact import redact, redact_text
+from mmalign.data.stream.ledger import UNUSABLE
 from mmalign.report.faiss_section import faiss_sections, faiss_tables
 from mmalign.report.headline import headline
 from mmalign.report.language_sections import alignments, dictionaries, geometries, layer_plots
@@ -38,6 +36,8 @@ from mmalign.report.training_section import (
     unusable_samples,
 )
 from mmalign.report.transfer_section import transfers
+from mmalign.results.collect import collect
+from mmalign.results.results import Results
 
 
 def write_report(run: Path, out: Path) -> None:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from mmalign.evaluation.names import FAMILY, MEAN, languages, subjects
-from mmalign.evaluation.results import Results
 from mmalign.report.bar_chart import Bar, draw_bars
 from mmalign.report.headline import DIRECTIONS
 from mmalign.report.measurement import Measurement, look_up, mark, protocol_of, row_name
@@ -23,6 +21,8 @@ from mmalign.report.tables import (
     third_parts,
     untrained_columns,
 )
+from mmalign.results.metric_names import FAMILY, MEAN, languages, subjects
+from mmalign.results.results import Results
 
 
 @dataclass(frozen=True)

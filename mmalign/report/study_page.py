@@ -16,9 +16,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from mmalign.commit import write_atomic
-from mmalign.errors import UserError
-from mmalign.evaluation.names import GENERALISED, MEAN, split_pair
+from mmalign.core.commit import write_atomic
+from mmalign.core.errors import UserError
 from mmalign.report.rendering import render
 from mmalign.report.study_charts import (
     Panel,
@@ -32,6 +31,7 @@ from mmalign.report.study_charts import (
     signed,
     span,
 )
+from mmalign.results.metric_names import GENERALISED, MEAN, split_pair
 
 _CLEAN = "clean"
 _LEVEL = 0.05

@@ -10,8 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from mmalign.data.language_names import language_name, own_name
-from mmalign.evaluation.names import (
+from mmalign.core.language_names import language_name, own_name
+from mmalign.report.measurement import (
+    UNTRAINED,
+    Measurement,
+    look_up,
+    row_name,
+    shown,
+)
+from mmalign.results.metric_names import (
     ALL,
     MEAN,
     WORST5,
@@ -20,14 +27,7 @@ from mmalign.evaluation.names import (
     split_pair,
     subjects,
 )
-from mmalign.evaluation.results import Results
-from mmalign.report.measurement import (
-    UNTRAINED,
-    Measurement,
-    look_up,
-    row_name,
-    shown,
-)
+from mmalign.results.results import Results
 
 # A longer table is folded and gets a box that filters it.
 LONG = 30

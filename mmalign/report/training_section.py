@@ -11,10 +11,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from mmalign.evaluation.names import MEAN
-from mmalign.redact import redact_text
+from mmalign.core.redact import redact_text
 from mmalign.report.charts import BLUE, OCHRE, PLUM, Line, draw_curve, draw_shares
 from mmalign.report.headline import DIRECTIONS
+from mmalign.results.metric_names import MEAN
 
 Records = Sequence[Mapping[str, Any]]
 _CURVES = {"loss": "Loss", "temperature": "Temperature", "pairs_per_second": "Pairs per second"}

@@ -5,8 +5,6 @@ text/<task>/<language>/<perturbation or clean>/<metric> -> tables
 
 from dataclasses import dataclass
 
-from mmalign.evaluation.names import GENERALISED, MEAN, languages, subjects
-from mmalign.evaluation.results import Results
 from mmalign.report.tables import (
     Column,
     Table,
@@ -14,6 +12,8 @@ from mmalign.report.tables import (
     language_table,
     untrained_columns,
 )
+from mmalign.results.metric_names import GENERALISED, MEAN, languages, subjects
+from mmalign.results.results import Results
 
 UNSEEN = "_unseen"
 

@@ -21,8 +21,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from mmalign.console import say
-from mmalign.errors import UserError
+from mmalign.core.console import say
+from mmalign.core.errors import UserError
 from mmalign.search.answers import (
     Refusal,
     Reply,
@@ -32,7 +32,7 @@ from mmalign.search.answers import (
     page_files,
     search_by_picture,
 )
-from mmalign.search.index import SearchIndex
+from mmalign.search.corpus import SearchIndex
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "

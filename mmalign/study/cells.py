@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmalign.code_version import VERSION
-from mmalign.config import apply_override_value, read_yaml
-from mmalign.errors import UserError
-from mmalign.evaluation.results import Results, read_results
-from mmalign.evaluation.tower import load_tower
-from mmalign.finetuning import jobs
-from mmalign.finetuning.jobs import Job
+from mmalign.core.code_version import VERSION
+from mmalign.core.config import apply_override_value, read_yaml
+from mmalign.core.errors import UserError
+from mmalign.models.text_encoder import load_tower
+from mmalign.results.results import Results, read_results
 from mmalign.study.config import StudyConfig
 from mmalign.study.towers import TrainedTower
+from mmalign.text import jobs
+from mmalign.text.jobs import Job
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from mmalign.config import Section, Seeds
+from mmalign.core.config import Section, Seeds
 
 
 class TowerConfig(Section):

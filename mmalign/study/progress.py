@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from mmalign.console import say
-from mmalign.evaluation.results import Results
+from mmalign.core.console import say
+from mmalign.results.results import Results
 from mmalign.study.cells import Cell
 
 

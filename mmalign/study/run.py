@@ -16,11 +16,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 
-from mmalign.commit import write_atomic
-from mmalign.config import write_yaml
-from mmalign.console import say
-from mmalign.evaluation.results import Results, environment
+from mmalign.core.commit import write_atomic
+from mmalign.core.config import write_yaml
+from mmalign.core.console import say
 from mmalign.report.study_page import write_study_page
+from mmalign.results.results import Results, environment
 from mmalign.study.analysis import (
     StudyResults,
     add_comparisons,

@@ -9,14 +9,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmalign.commit import write_json
-from mmalign.config import load_config
-from mmalign.console import say
-from mmalign.data.folder import open_folder
-from mmalign.evaluation.tower import load_tower
+from mmalign.core.commit import write_json
+from mmalign.core.config import load_config
+from mmalign.core.console import say
+from mmalign.core.verb import run_verb
+from mmalign.data.shards.folder import open_folder
+from mmalign.models.text_encoder import load_tower
 from mmalign.study.config import StudyConfig, TowerConfig
 from mmalign.training.run_config import RunConfig
-from mmalign.verb import run_verb
 
 _TIME = "training_time.json"
 

@@ -7,8 +7,8 @@ over rows, height and width are added up over the ranks, with their gradient.
 import torch
 from torch import Tensor, nn
 
-from mmalign import distributed
-from mmalign.errors import UserError
+from mmalign.core import distributed
+from mmalign.core.errors import UserError
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.batch import Batch, Embeddings
+from mmalign.core.batch import Batch, Embeddings
 from mmalign.training.objective import ContrastiveConfig, Outcome, contrast, embed
 
 

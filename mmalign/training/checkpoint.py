@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmalign import distributed
-from mmalign.batch import StreamState
-from mmalign.commit import (
+from mmalign.core import distributed
+from mmalign.core.batch import StreamState
+from mmalign.core.commit import (
     MANIFEST,
     commit_folder,
     newest_folder,
@@ -36,9 +36,9 @@ from mmalign.commit import (
     write_atomic,
     write_json,
 )
-from mmalign.config import Section
-from mmalign.data.plan import FULL, Plan
-from mmalign.errors import UserError
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
+from mmalign.data.stream.order import FULL, Plan
 from mmalign.training.engine import OPTIMIZER_FILES, Engine
 
 LATEST = "LATEST"

@@ -27,9 +27,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mmalign.data.folder import open_folder
-from mmalign.data.mixing import mix
-from mmalign.errors import UserError
+from mmalign.core.errors import UserError
+from mmalign.data.shards.folder import open_folder
+from mmalign.data.stream.mixing import mix
 from mmalign.training.engine import BUCKET
 from mmalign.training.footprint import (
     Part,

@@ -15,19 +15,19 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from mmalign import distributed
-from mmalign.commit import newest_folder
-from mmalign.config import load_config
-from mmalign.console import say
-from mmalign.data.features import FeatureSet, open_features
-from mmalign.data.protocols import shown
-from mmalign.data.reader import ShardSet
-from mmalign.data.remote import is_remote
+from mmalign.core import distributed
+from mmalign.core.commit import newest_folder
+from mmalign.core.config import load_config
+from mmalign.core.console import say
+from mmalign.core.errors import UserError
+from mmalign.data.shards.reader import ShardSet
+from mmalign.data.storage.protocols import shown
+from mmalign.data.storage.remote import is_remote
+from mmalign.data.stream.image_features import FeatureSet, open_features
 from mmalign.data.tokenizer import load_tokenizer
-from mmalign.errors import UserError
 from mmalign.evaluation.feature_cache import describe_tower, write_features
-from mmalign.model.dual_encoder import build_dual_encoder
-from mmalign.model.image_tower import ImageTower, build_image_tower
+from mmalign.models.dual_encoder import build_dual_encoder
+from mmalign.models.image_tower import ImageTower, build_image_tower
 from mmalign.training.checkpoint import has_checkpoints
 from mmalign.training.engine import MODEL_FILE, Engine
 from mmalign.training.first_weights import load_first_weights

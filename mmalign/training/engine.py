@@ -22,12 +22,12 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from mmalign import distributed
-from mmalign.batch import Batch
-from mmalign.config import Section
-from mmalign.errors import UserError
-from mmalign.model.dual_encoder import DualEncoder
-from mmalign.model.execution import checkpoint_activations, compile_towers, unfuse_attention
+from mmalign.core import distributed
+from mmalign.core.batch import Batch
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
+from mmalign.models.dual_encoder import DualEncoder
+from mmalign.models.execution import checkpoint_activations, compile_towers, unfuse_attention
 from mmalign.training.batch_norm import use_global_batch
 from mmalign.training.cached import cached_backward
 from mmalign.training.objective import (

@@ -7,13 +7,13 @@ import difflib
 
 import pydantic
 
-from mmalign.config import Section
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import Tokenizer
-from mmalign.errors import UserError
-from mmalign.evaluation.encoder import Encoder
-from mmalign.evaluation.names import MEAN
 from mmalign.evaluation.suite import SuiteConfig, measure
-from mmalign.model.dual_encoder import ModelConfig
+from mmalign.models.dual_encoder import ModelConfig
+from mmalign.models.encoder import Encoder
+from mmalign.results.metric_names import MEAN
 from mmalign.training.engine import Engine
 
 

@@ -16,17 +16,17 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmalign.commit import newest_folder, verify
-from mmalign.console import say
+from mmalign.core.commit import newest_folder, verify
+from mmalign.core.console import say
+from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
-from mmalign.errors import UserError
-from mmalign.evaluation.encoder import holds, run_of
-from mmalign.evaluation.open_clip_folder import read_open_clip
-from mmalign.evaluation.peers import kind_of
-from mmalign.evaluation.tower import load_tower
-from mmalign.model.dual_encoder import DualEncoder
-from mmalign.model.open_clip_weights import from_open_clip
-from mmalign.training.dual_weights import is_dual, read_dual_encoder, read_router
+from mmalign.models.dual_encoder import DualEncoder
+from mmalign.models.encoder import holds, run_of
+from mmalign.models.external.dual_weights import is_dual, read_dual_encoder, read_router
+from mmalign.models.external.open_clip_folder import read_open_clip
+from mmalign.models.external.open_clip_weights import from_open_clip
+from mmalign.models.external.peers import kind_of
+from mmalign.models.text_encoder import load_tower
 from mmalign.training.run_config import RunConfig
 
 TEXT_TOWER = ("text_tower.",)

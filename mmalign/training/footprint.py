@@ -22,11 +22,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmalign.batch import Embeddings
+from mmalign.core.batch import Embeddings
+from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import TokenizerConfig
-from mmalign.errors import UserError
-from mmalign.model.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
-from mmalign.model.execution import checkpoint_activations
+from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
+from mmalign.models.execution import checkpoint_activations
 from mmalign.training.objective import (
     MaskedLanguageModelConfig,
     ObjectiveConfig,

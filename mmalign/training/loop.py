@@ -21,19 +21,19 @@ from typing import Any
 
 import torch
 
-from mmalign import distributed
-from mmalign.batch import Batch
-from mmalign.code_version import code_version
-from mmalign.commit import write_json
-from mmalign.config import load_config
-from mmalign.console import say, track
-from mmalign.data.ledger import Ledger
-from mmalign.data.plan import Plan, open_sets
-from mmalign.data.stream import BatchMaker, batches
+from mmalign.core import distributed
+from mmalign.core.batch import Batch
+from mmalign.core.code_version import code_version
+from mmalign.core.commit import write_json
+from mmalign.core.config import load_config
+from mmalign.core.console import say, track
+from mmalign.core.record import Recorder
+from mmalign.data.stream.ledger import Ledger
+from mmalign.data.stream.loader import BatchMaker, batches
+from mmalign.data.stream.order import Plan, open_sets
 from mmalign.data.tokenizer import Tokenizer
 from mmalign.evaluation.suite import SuiteConfig
-from mmalign.model.dual_encoder import build_dual_encoder
-from mmalign.record import Recorder
+from mmalign.models.dual_encoder import build_dual_encoder
 from mmalign.training import checkpoint
 from mmalign.training.checkpoint import Saver, TrainState
 from mmalign.training.embed import open_image_features

@@ -31,8 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmalign import distributed
-from mmalign.batch import Embeddings
+from mmalign.core import distributed
+from mmalign.core.batch import Embeddings
 from mmalign.training.loss_tiles import Tiling, cut, log_sums, sigmoid_sums
 
 

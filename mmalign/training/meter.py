@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mmalign import distributed
-from mmalign.batch import Batch
+from mmalign.core import distributed
+from mmalign.core.batch import Batch
 
 
 @dataclass(frozen=True)

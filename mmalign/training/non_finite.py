@@ -14,11 +14,11 @@ from typing import Literal
 
 import pydantic
 
-from mmalign import distributed
-from mmalign.batch import Batch
-from mmalign.config import Section
-from mmalign.console import say
-from mmalign.errors import UserError
+from mmalign.core import distributed
+from mmalign.core.batch import Batch
+from mmalign.core.config import Section
+from mmalign.core.console import say
+from mmalign.core.errors import UserError
 
 LEDGER = "non_finite.jsonl"
 

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmalign import distributed
-from mmalign.batch import NOT_PREDICTED, Batch, Embeddings
-from mmalign.config import Section
-from mmalign.model.dual_encoder import DualEncoder
-from mmalign.model.masked_language_model import MaskedLanguageModel
+from mmalign.core import distributed
+from mmalign.core.batch import NOT_PREDICTED, Batch, Embeddings
+from mmalign.core.config import Section
+from mmalign.models.dual_encoder import DualEncoder
+from mmalign.models.masked_language_model import MaskedLanguageModel
 from mmalign.training.loss import contrastive_loss, sigmoid_loss, text_text_loss
 
 

@@ -20,10 +20,10 @@ import pydantic
 from torch import nn
 from torch.optim import AdamW
 
-from mmalign.config import Section
-from mmalign.errors import UserError
-from mmalign.model.image_tower import ImageTower
-from mmalign.model.text_tower import TextTower
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
+from mmalign.models.image_tower import ImageTower
+from mmalign.models.text_tower import TextTower
 
 _WARMUP_STEPS = 50
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pydantic
 
-from mmalign.config import Section
-from mmalign.data.stream_config import DataConfig
+from mmalign.core.config import Section
+from mmalign.data.stream.config import DataConfig
 from mmalign.data.tokenizer import TokenizerConfig
-from mmalign.model.dual_encoder import ModelConfig
+from mmalign.models.dual_encoder import ModelConfig
 from mmalign.training.checkpoint import CheckpointConfig
 from mmalign.training.engine import EngineConfig
 from mmalign.training.evaluate import EvaluationConfig

@@ -9,18 +9,18 @@ Between the two stands `first_weights.py`: what the model starts with.
 from pathlib import Path
 from typing import Any
 
-from mmalign import distributed
-from mmalign.batch import StreamState
-from mmalign.commit import replace_folder, temporary_folder, write_atomic
-from mmalign.config import read_yaml, validate, write_yaml
-from mmalign.console import say
-from mmalign.data.plan import Plan
+from mmalign.core import distributed
+from mmalign.core.batch import StreamState
+from mmalign.core.commit import replace_folder, temporary_folder, write_atomic
+from mmalign.core.config import read_yaml, validate, write_yaml
+from mmalign.core.console import say
+from mmalign.core.errors import UserError
 from mmalign.data.preprocess import Preprocess
-from mmalign.data.stream import BatchMaker, captions_of
-from mmalign.data.token_noise import TokenMasker
+from mmalign.data.stream.loader import BatchMaker, captions_of
+from mmalign.data.stream.order import Plan
+from mmalign.data.stream.token_noise import TokenMasker
 from mmalign.data.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
-from mmalign.errors import UserError
-from mmalign.model.dual_encoder import DualEncoder
+from mmalign.models.dual_encoder import DualEncoder
 from mmalign.training import checkpoint
 from mmalign.training.checkpoint import TrainState
 from mmalign.training.engine import Engine

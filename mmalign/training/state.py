@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mmalign import distributed
-from mmalign.errors import UserError
+from mmalign.core import distributed
+from mmalign.core.errors import UserError
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _UPDATES = "updates"

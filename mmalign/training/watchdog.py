@@ -30,11 +30,11 @@ from types import FrameType
 
 import torch
 
-from mmalign import distributed
+from mmalign.core import distributed
 from mmalign.training.signals import EXIT_HUNG
 
 _SECONDS_FOR_THE_OTHERS = 4.0
-_WAITING = ("torch.distributed", "deepspeed.comm", "mmalign.distributed")
+_WAITING = ("torch.distributed", "deepspeed.comm", "mmalign.core.distributed")
 _PLUMBING = (*_WAITING, "torch", "deepspeed", *sys.stdlib_module_names)
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from shard_sets import make_image
 
-from mmalign.config import validate
-from mmalign.data.reader import ShardSet
+from mmalign.core.config import validate
+from mmalign.core.errors import UserError
 from mmalign.data.recipe import RecipeConfig, build
-from mmalign.errors import UserError
+from mmalign.data.shards.reader import ShardSet
 
 ROWS = 23
 
@@ -82,9 +82,9 @@ def test_the_number_of_processes_changes_no_byte(tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from mmalign.config import load_config
+from mmalign.core.config import load_config
 from mmalign.data import recipe
-from mmalign.data.sources.draft import File
+from mmalign.data.shards.lazy_pair import File
 read = File.read
 def slowly(self):
     time.sleep(0.15)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmalign.config import validate
+from mmalign.core.config import validate
 from mmalign.data.preprocess import (
     Augmentation,
     Preprocess,

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from shard_sets import make_image
 
-from mmalign.config import validate
+from mmalign.core.config import validate
+from mmalign.core.errors import UserError
 from mmalign.data import recipe as runner
-from mmalign.data.reader import ShardSet
 from mmalign.data.recipe import RecipeConfig, build
-from mmalign.errors import UserError
+from mmalign.data.shards.reader import ShardSet
 
 LANGUAGES = ["en", "de", "ar"]
 SPLITS = {"dev": 4, "test": 6}

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from tiny import TEXTS
 
+from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import load_tokenizer, train_tokenizer
-from mmalign.errors import UserError
 
 
 def test_the_same_captions_give_the_same_tokenizer() -> None:

@@ -11,9 +11,9 @@ from shard_sets import make_image, make_set
 from typer.testing import CliRunner
 
 from mmalign.cli import app
-from mmalign.data.index import index
-from mmalign.data.reader import ShardSet
-from mmalign.data.scan import Rules
+from mmalign.data.shards.index import index
+from mmalign.data.shards.reader import ShardSet
+from mmalign.data.shards.scan import Rules
 from mmalign.data.verify import verify
 from mmalign.evaluation.feature_cache import write_features
 

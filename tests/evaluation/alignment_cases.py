@@ -12,9 +12,9 @@ from mmalign.evaluation.alignment import measure_alignment
 from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.evaluation.geometry import measure_geometry
 from mmalign.evaluation.layers import probe_layers
-from mmalign.evaluation.results import Results
-from mmalign.evaluation.tower import Tower, load_tower
 from mmalign.evaluation.words import WordsConfig, measure_words
+from mmalign.models.text_encoder import Tower, load_tower
+from mmalign.results.results import Results
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

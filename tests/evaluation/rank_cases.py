@@ -13,16 +13,16 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from mmalign import distributed
-from mmalign.config import validate
-from mmalign.data.reader import ShardSet
-from mmalign.errors import UserError
+from mmalign.core import distributed
+from mmalign.core.config import validate
+from mmalign.core.errors import UserError
+from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation import embed
-from mmalign.evaluation.encoder import Encoder, load_encoder
-from mmalign.evaluation.index import hits_at, search_shards
-from mmalign.evaluation.results import Results
+from mmalign.evaluation.nearest import hits_at, search_shards
 from mmalign.evaluation.retrieval import Protocol, measure_retrieval
 from mmalign.evaluation.suite import SuiteConfig, measure, run_suite
+from mmalign.models.encoder import Encoder, load_encoder
+from mmalign.results.results import Results
 
 BATCH_SIZE = 4
 

@@ -14,7 +14,7 @@ from ranks import run_ranks
 from mmalign.evaluation import alignment
 from mmalign.evaluation.alignment import linear_cka, measure_alignment
 from mmalign.evaluation.embed import EmbeddedSet
-from mmalign.evaluation.results import Results
+from mmalign.results.results import Results
 
 AXES = np.eye(4, dtype=np.float32)
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from shard_sets import make_pair, make_set, write_set
 
-from mmalign.commit import MANIFEST
-from mmalign.data.reader import ShardSet
-from mmalign.errors import UserError
+from mmalign.core.commit import MANIFEST
+from mmalign.core.errors import UserError
+from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.embed import EmbeddedSet, embed_set
 from mmalign.evaluation.embedding_cache import (
     CachedSet,

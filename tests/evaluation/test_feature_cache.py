@@ -12,8 +12,8 @@ from frozen_towers import BROKEN, SAMPLES, frozen_tower, make_set_to_embed
 from ranks import run_ranks
 from shard_sets import make_pair, write_set
 
-from mmalign.commit import sha256_of
-from mmalign.errors import UserError
+from mmalign.core.commit import sha256_of
+from mmalign.core.errors import UserError
 from mmalign.evaluation import feature_cache
 from mmalign.evaluation.feature_cache import describe_tower, write_features
 

@@ -7,7 +7,7 @@ from evaluation.alignment_cases import make_embedded, unit
 
 from mmalign.evaluation import geometry
 from mmalign.evaluation.geometry import isotropy, measure_geometry, uniformity
-from mmalign.evaluation.results import Results
+from mmalign.results.results import Results
 
 
 def random_unit(rows: int, width: int, seed: int = 0) -> np.ndarray:

@@ -10,11 +10,11 @@ from evaluation.alignment_cases import make_embedded, probed, random_spaces, tin
 from ranks import run_ranks
 from tiny import TEXTS, tiny_run
 
-from mmalign.config import validate
+from mmalign.core.config import validate
 from mmalign.evaluation import layers
 from mmalign.evaluation.alignment import measure_alignment
 from mmalign.evaluation.layers import LayersConfig, probe_layers
-from mmalign.evaluation.results import Results
+from mmalign.results.results import Results
 
 POOLINGS = ("mean", "last", "cls")
 

@@ -13,7 +13,7 @@ from ranks import run_ranks
 from shard_sets import make_set
 from tiny import tiny_run
 
-from mmalign.data.reader import ShardSet
+from mmalign.data.shards.reader import ShardSet
 
 RANKS = (1, 2, 4)
 Outcomes = dict[int, list[dict[str, Any]]]  # number of ranks -> what each has

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 
 from mmalign.evaluation.embed import EmbeddedSet
-from mmalign.evaluation.families import by_family, family_of
-from mmalign.evaluation.results import Results
 from mmalign.evaluation.retrieval import (
     Answers,
     Protocol,
@@ -15,6 +13,8 @@ from mmalign.evaluation.retrieval import (
     first_captions,
     measure_retrieval,
 )
+from mmalign.results.language_families import by_family, family_of
+from mmalign.results.results import Results
 
 
 def rows(*values: tuple[float, ...]) -> np.ndarray:

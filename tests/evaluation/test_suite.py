@@ -16,14 +16,14 @@ from PIL import Image
 from shard_sets import make_image, make_pair, make_set, write_set
 from tiny import MODEL, TEXTS, tiny_run
 
-from mmalign.commit import MANIFEST, committed_folder
-from mmalign.config import validate, write_yaml
-from mmalign.data.reader import ShardSet
-from mmalign.errors import UserError
+from mmalign.core.commit import MANIFEST, committed_folder
+from mmalign.core.config import validate, write_yaml
+from mmalign.core.errors import UserError
+from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.embed import embed_set
-from mmalign.evaluation.encoder import Encoder, load_encoder, weights_sha256
-from mmalign.evaluation.results import Results, read_results
 from mmalign.evaluation.suite import SuiteConfig, means_of, run_suite
+from mmalign.models.encoder import Encoder, load_encoder, weights_sha256
+from mmalign.results.results import Results, read_results
 
 LANGUAGES = ("en", "ja", "sw")
 

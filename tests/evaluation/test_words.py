@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from evaluation.alignment_cases import unit
 
-from mmalign.errors import UserError
-from mmalign.evaluation.results import Results
+from mmalign.core.errors import UserError
 from mmalign.evaluation.words import WordsConfig, measure_words
+from mmalign.results.results import Results
 
 MEANING = {"dog": 0, "Hund": 0, "Köter": 0, "cat": 1, "Katze": 1, "tree": 2, "Baum": 2, "mbwa": 0}
 

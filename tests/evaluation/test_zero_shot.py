@@ -14,13 +14,13 @@ from ranks import run_ranks
 from shard_sets import make_image, write_set
 from tiny import tiny_run
 
-from mmalign import distributed
-from mmalign.batch import Caption, Pair
-from mmalign.config import read_yaml, validate
-from mmalign.errors import UserError
+from mmalign.core import distributed
+from mmalign.core.batch import Caption, Pair
+from mmalign.core.config import read_yaml, validate
+from mmalign.core.errors import UserError
 from mmalign.evaluation.class_names import Prompts, read_names, read_prompts, read_templates
-from mmalign.evaluation.results import Results
 from mmalign.evaluation.zero_shot import ZeroShotConfig, embed_names, measure_zero_shot
+from mmalign.results.results import Results
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = sorted((ROOT / "eval" / "prompts").glob("*.json"))

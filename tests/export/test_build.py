@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 
 import mmalign
 from mmalign import cli
-from mmalign.commit import verify, write_json
-from mmalign.errors import UserError
-from mmalign.evaluation.encoder import load_encoder
-from mmalign.evaluation.results import Results
+from mmalign.core.commit import verify, write_json
+from mmalign.core.errors import UserError
 from mmalign.export import build
 from mmalign.export.build import FORMATS, export, write_files
 from mmalign.export.sentence_transformers import write_sentence_transformers
 from mmalign.export.source import Source
+from mmalign.models.encoder import load_encoder
+from mmalign.results.results import Results
 
 SHARED = ("sentence-transformers", "open_clip", "onnx")
 

@@ -16,13 +16,13 @@ from invented_run import measured
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from mmalign.config import write_yaml
-from mmalign.evaluation.results import Results
-from mmalign.evaluation.tower import Tower, tower_of
+from mmalign.core.config import write_yaml
 from mmalign.export.build import write_files
 from mmalign.export.card import PLACE, write_card
 from mmalign.export.eval_results import eval_results
 from mmalign.export.source import Source
+from mmalign.models.text_encoder import Tower, tower_of
+from mmalign.results.results import Results
 
 LANGUAGES = ["de", "en", "no", "pt-BR", "sw", "zh-Hant", "quz"]
 FORMATS = (

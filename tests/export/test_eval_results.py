@@ -10,8 +10,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData, parse_eval_result_entries
 from invented_run import measured
 
-from mmalign.evaluation.results import Results
 from mmalign.export.eval_results import eval_results, primary_of, write_eval_results
+from mmalign.results.results import Results
 
 LANGUAGES = ["de", "no", "pt-BR", "sw", "zh-Hant", "quz"]
 

@@ -19,8 +19,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import mmalign
-from mmalign.commit import committed_folder, sha256_of
-from mmalign.errors import UserError
+from mmalign.core.commit import committed_folder, sha256_of
+from mmalign.core.errors import UserError
 from mmalign.export.hub import push
 from mmalign.export.open_clip import write_open_clip
 from mmalign.export.sentence_transformers import write_sentence_transformers
@@ -32,7 +32,7 @@ import io, json, sys
 import numpy as np, open_clip, torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
-from mmalign.evaluation.encoder import load_model
+from mmalign.models.encoder import load_model
 
 texts, picture, out = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
 data = open(picture, "rb").read()

@@ -12,16 +12,16 @@ from shard_sets import make_set
 from tiny import MODEL, tiny_run
 
 from mmalign import __version__
-from mmalign.commit import committed_folder, sha256_of, write_json
-from mmalign.config import read_yaml, write_yaml
-from mmalign.data.shards import MANIFEST
-from mmalign.evaluation.encoder import load_encoder
-from mmalign.evaluation.results import Results
-from mmalign.evaluation.tower import load_tower
+from mmalign.core.commit import committed_folder, sha256_of, write_json
+from mmalign.core.config import read_yaml, write_yaml
+from mmalign.data.shards.manifest import MANIFEST
 from mmalign.export import lineage as module
 from mmalign.export.lineage import without_folders
 from mmalign.export.sentence_transformers import write_sentence_transformers
 from mmalign.export.source import read_source
+from mmalign.models.encoder import load_encoder
+from mmalign.models.text_encoder import load_tower
+from mmalign.results.results import Results
 
 RUN = {
     "name": "tiny",

@@ -17,17 +17,17 @@ from shard_sets import make_set
 from tiny import TEXTS, tiny_tokenizer
 from torch import nn
 
-from mmalign.commit import write_json
-from mmalign.data.reader import ShardSet
-from mmalign.errors import UserError
-from mmalign.evaluation.onnx_model import load_onnx
-from mmalign.evaluation.tower import Tower
+from mmalign.core.commit import write_json
+from mmalign.core.errors import UserError
+from mmalign.data.shards.reader import ShardSet
 from mmalign.export import onnx_files
 from mmalign.export.onnx import write_onnx
 from mmalign.export.onnx_int8 import quantisation_loss
 from mmalign.export.probes import probe_images, probe_texts
 from mmalign.export.source import Source
-from mmalign.model.text_tower import Pooling, TextTowerConfig, build_text_tower
+from mmalign.models.external.onnx import load_onnx
+from mmalign.models.text_encoder import Tower
+from mmalign.models.text_tower import Pooling, TextTowerConfig, build_text_tower
 
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 M2M = {

@@ -14,14 +14,14 @@ from export_cases import build_encoder, source_of
 from PIL import Image
 from tiny import TEXTS
 
+from mmalign.core.errors import UserError
 from mmalign.data.preprocess import decode
 from mmalign.data.tokenizer import Tokenizer
-from mmalign.errors import UserError
-from mmalign.evaluation.encoder import Encoder
-from mmalign.evaluation.open_clip_folder import load_open_clip_folder
 from mmalign.export.open_clip import write_open_clip
 from mmalign.export.sentence_transformers import write_sentence_transformers
 from mmalign.export.source import Source
+from mmalign.models.encoder import Encoder
+from mmalign.models.external.open_clip_folder import load_open_clip_folder
 
 
 def write(encoder: Encoder, folder: Path, home: str | None = None) -> None:

@@ -12,12 +12,12 @@ from sentence_transformers import SentenceTransformer
 from tiny import MODEL
 from transformers import AutoModel, AutoModelForTextEncoding, AutoTokenizer
 
+from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from mmalign.errors import UserError
-from mmalign.evaluation.encoder import Encoder
-from mmalign.evaluation.tower import Tower
 from mmalign.export.sentence_transformers import write_sentence_transformers
 from mmalign.export.source import Source
+from mmalign.models.encoder import Encoder
+from mmalign.models.text_encoder import Tower
 
 SENTENCES = [
     "a small dog runs over the green field",

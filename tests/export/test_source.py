@@ -9,13 +9,13 @@ import pytest
 import torch
 from tiny import TEXTS, tiny_run
 
-from mmalign.commit import committed_folder
-from mmalign.config import read_yaml, write_yaml
-from mmalign.errors import UserError
-from mmalign.evaluation.encoder import load_encoder
-from mmalign.evaluation.results import Results
-from mmalign.evaluation.tower import load_tower
+from mmalign.core.commit import committed_folder
+from mmalign.core.config import read_yaml, write_yaml
+from mmalign.core.errors import UserError
 from mmalign.export.source import read_source
+from mmalign.models.encoder import load_encoder
+from mmalign.models.text_encoder import load_tower
+from mmalign.results.results import Results
 
 METRIC = "retrieval/s/en/text_to_image/recall@1"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from export_cases import build_encoder, source_of
 
-from mmalign.errors import UserError
+from mmalign.core.errors import UserError
 from mmalign.export import verify
 from mmalign.export.file_checks import check_files
 from mmalign.export.loaders import transformers_trunk

@@ -13,10 +13,10 @@ from PIL import Image, ImageOps
 from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, AutoModel
 
-from mmalign.errors import UserError
-from mmalign.evaluation.encoder import Encoder
+from mmalign.core.errors import UserError
 from mmalign.export.probes import probe_pictures
 from mmalign.export.vision import vision_model, write_vision
+from mmalign.models.encoder import Encoder
 
 TOWERS = ("resnet10t", "vit", "open_clip", "around_timm")
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from launch.cases import DEMO, OPTIONS, demo
 
-from mmalign.errors import UserError
+from mmalign.core.errors import UserError
 from mmalign.launch.render import TARGETS, render
 
 

@@ -10,7 +10,7 @@ from launch.cases import DEMO, OPTIONS, demo
 from launch.machines import Machine
 from ruamel.yaml import YAML
 
-from mmalign.errors import UserError
+from mmalign.core.errors import UserError
 from mmalign.launch.render import TARGETS, render
 
 HOSTILE = """a b'c"d;$(touch x)`touch y`&|<>*?$HOME $$ \\ {{ 1 }} #%é"""

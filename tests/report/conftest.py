@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from invented_run import LANGUAGES, write_run
 
-from mmalign.evaluation.collect import collect
 from mmalign.report.page import write_report
+from mmalign.results.collect import collect
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from invented_run import SHA256, write_run
 
-from mmalign.evaluation.collect import collect
-from mmalign.evaluation.results import Results
 from mmalign.report.lexical_section import lexical_plots
 from mmalign.report.measurement import is_share, look_up, shown
 from mmalign.report.page import write_report
+from mmalign.results.collect import collect
+from mmalign.results.results import Results
 
 LAYERS = ("0", "1", "2", "10", "feature")
 METRICS = ("similarity", "similarity_random", "similarity_gain", "precision@1", "csls@1")

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from invented_run import ADVICE, SHA256, write_run
 
-from mmalign.commit import write_json
-from mmalign.errors import UserError
-from mmalign.evaluation.collect import collect
-from mmalign.evaluation.results import Results
+from mmalign.core.commit import write_json
+from mmalign.core.errors import UserError
 from mmalign.report.headline import headline
 from mmalign.report.language_sections import alignments
 from mmalign.report.page import write_report
 from mmalign.report.transfer_section import transfers
+from mmalign.results.collect import collect
+from mmalign.results.results import Results
 
 
 def sections(page: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmalign.errors import UserError
+from mmalign.core.errors import UserError
 from mmalign.report.study_page import write_study_page
 
 HOSTILE = "<script>alert(1)</script><img src=https://evil.example/x.png onerror=alert(1)>\"'&$x$"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from invented_run import LANGUAGES, write_run
 
-from mmalign.data.ledger import UNUSABLE
+from mmalign.data.stream.ledger import UNUSABLE
 from mmalign.report.page import write_report
 from mmalign.report.training_section import unusable_samples
 

@@ -1,7 +1,7 @@
 """The table of a task of event pairs shows where the pairs stand."""
 
-from mmalign.evaluation.results import Results
 from mmalign.report.transfer_section import transfers
+from mmalign.results.results import Results
 
 
 def results_of(metrics: tuple[str, ...]) -> Results:

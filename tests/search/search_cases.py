@@ -11,8 +11,8 @@ from typing import Any
 from shard_sets import make_set
 from tiny import tiny_run
 
-from mmalign.evaluation.encoder import load_encoder
-from mmalign.search.index import SearchIndex, build_index
+from mmalign.models.encoder import load_encoder
+from mmalign.search.corpus import SearchIndex, build_index
 from mmalign.search.server import SearchServer
 
 PICTURES = 8

@@ -9,7 +9,7 @@ from browser import Browser, needs_browser
 from search.search_cases import PICTURES, make_index, serving
 from shard_sets import make_image
 
-from mmalign.search.index import SearchIndex
+from mmalign.search.corpus import SearchIndex
 from mmalign.search.server import SearchServer
 
 pytestmark = needs_browser

@@ -13,9 +13,9 @@ import pytest
 from search.search_cases import PICTURES, make_index, request, request_json, serving
 from shard_sets import make_image
 
-from mmalign.errors import UserError
+from mmalign.core.errors import UserError
 from mmalign.search.answers import MOST_BYTES
-from mmalign.search.index import SearchIndex
+from mmalign.search.corpus import SearchIndex
 from mmalign.search.server import SearchServer, serve
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from mmalign.config import validate
-from mmalign.evaluation.results import Results
+from mmalign.core.config import validate
+from mmalign.results.results import Results
 from mmalign.study.analysis import (
     StudyResults,
     add_comparisons,

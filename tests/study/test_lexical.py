@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from lexical_cases import write_dictionaries, write_encoder
 
-from mmalign.config import validate, write_yaml
-from mmalign.errors import UserError
+from mmalign.core.config import validate, write_yaml
+from mmalign.core.errors import UserError
 from mmalign.study.cells import fine_tunings
 from mmalign.study.config import StudyConfig
 from mmalign.study.run import run_study

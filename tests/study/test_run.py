@@ -13,8 +13,8 @@ import pytest
 from shard_sets import make_set
 from tiny import MODEL, tiny_run
 
-from mmalign.config import load_config, validate, write_yaml
-from mmalign.errors import UserError
+from mmalign.core.config import load_config, validate, write_yaml
+from mmalign.core.errors import UserError
 from mmalign.study.cells import cells_of, fine_tunings
 from mmalign.study.config import StudyConfig
 from mmalign.study.run import run_study

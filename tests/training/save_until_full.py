@@ -6,8 +6,8 @@ from pathlib import Path
 from parity_cases import Way, make_batch_for, make_engine
 from test_checkpoint import FACTS, state
 
-from mmalign import distributed
-from mmalign.errors import UserError
+from mmalign.core import distributed
+from mmalign.core.errors import UserError
 from mmalign.training.checkpoint import CheckpointConfig, Saver
 
 if __name__ == "__main__":

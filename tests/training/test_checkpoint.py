@@ -15,10 +15,10 @@ from parity_cases import Way, make_batch_for, make_engine
 from ranks import run_ranks
 from safetensors.torch import load_file
 
-from mmalign import distributed
-from mmalign.batch import StreamState
-from mmalign.commit import verify
-from mmalign.errors import UserError
+from mmalign.core import distributed
+from mmalign.core.batch import StreamState
+from mmalign.core.commit import verify
+from mmalign.core.errors import UserError
 from mmalign.training import checkpoint
 from mmalign.training.checkpoint import CheckpointConfig, Saver, TrainState
 

@@ -8,8 +8,8 @@ import pytest
 from shard_sets import make_set
 from tiny import MODEL
 
-from mmalign.config import validate
-from mmalign.errors import UserError
+from mmalign.core.config import validate
+from mmalign.core.errors import UserError
 from mmalign.training.dry_run import Load, dry_run, memory_bytes, wire_bytes
 from mmalign.training.engine import BUCKET
 from mmalign.training.run_config import RunConfig

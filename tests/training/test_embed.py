@@ -11,13 +11,13 @@ from frozen_towers import FROZEN, frozen_tower, make_set_to_embed
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_run, tiny_tokenizer
 
-from mmalign.commit import committed_folder
-from mmalign.config import validate, write_yaml
-from mmalign.data.features import open_features
-from mmalign.data.reader import ShardSet
-from mmalign.errors import UserError
-from mmalign.evaluation.encoder import weights_sha256
+from mmalign.core.commit import committed_folder
+from mmalign.core.config import validate, write_yaml
+from mmalign.core.errors import UserError
+from mmalign.data.shards.reader import ShardSet
+from mmalign.data.stream.image_features import open_features
 from mmalign.evaluation.feature_cache import describe_tower
+from mmalign.models.encoder import weights_sha256
 from mmalign.training.embed import load_frozen_tower
 from mmalign.training.run_config import RunConfig
 

@@ -14,16 +14,16 @@ from shard_sets import make_set
 from tiny import MODEL, TEXTS, tiny_run, tiny_tokenizer
 from torch import Tensor
 
-from mmalign.config import validate, write_yaml
+from mmalign.core.config import validate, write_yaml
+from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import train_tokenizer
-from mmalign.errors import UserError
-from mmalign.evaluation.encoder import Encoder, load_encoder
 from mmalign.export.open_clip import write_open_clip
 from mmalign.export.router import write_router
 from mmalign.export.sentence_transformers import write_sentence_transformers
 from mmalign.export.transformers import write_transformers
-from mmalign.model.dual_encoder import DualEncoder, build_dual_encoder
-from mmalign.model.open_clip_weights import to_open_clip
+from mmalign.models.dual_encoder import DualEncoder, build_dual_encoder
+from mmalign.models.encoder import Encoder, load_encoder
+from mmalign.models.external.open_clip_weights import to_open_clip
 from mmalign.training.dry_run import dry_run
 from mmalign.training.first_weights import load_first_weights
 from mmalign.training.run_config import RunConfig

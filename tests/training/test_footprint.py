@@ -7,10 +7,10 @@ import torch
 from tiny import MODEL
 from torch import Tensor, nn
 
-from mmalign.config import validate
+from mmalign.core.config import validate
+from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import TokenizerConfig
-from mmalign.errors import UserError
-from mmalign.model.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
+from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
 from mmalign.training.footprint import build_on_meta, live_bytes, parts_of
 from mmalign.training.objective import ContrastiveConfig, MaskedLanguageModelConfig
 

@@ -8,10 +8,10 @@ from frozen_towers import FROZEN, make_set_to_embed, train_each
 from ranks import run_ranks
 from safetensors.torch import load_file
 
-from mmalign.config import validate, write_yaml
-from mmalign.errors import UserError
+from mmalign.core.config import validate, write_yaml
+from mmalign.core.errors import UserError
+from mmalign.core.record import read_records
 from mmalign.evaluation.feature_cache import write_features
-from mmalign.record import read_records
 from mmalign.training.embed import load_frozen_tower
 from mmalign.training.run_config import RunConfig
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from shard_sets import make_pair, make_set, write_set
 from tiny import MODEL
 
-from mmalign.config import write_yaml
-from mmalign.evaluation.encoder import load_encoder
-from mmalign.record import read_records
+from mmalign.core.config import write_yaml
+from mmalign.core.record import read_records
+from mmalign.models.encoder import load_encoder
 
 STEPS = 6
 WORD_EMBEDDINGS = "text_tower.trunk.embeddings.word_embeddings.weight"

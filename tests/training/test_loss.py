@@ -24,7 +24,7 @@ from ranks import run_ranks
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmalign.batch import Embeddings
+from mmalign.core.batch import Embeddings
 from mmalign.training.loss import contrastive_loss, sigmoid_loss, text_text_loss
 
 

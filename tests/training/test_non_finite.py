@@ -12,8 +12,8 @@ from ranks import run_ranks
 from shard_sets import make_set
 from tiny import MODEL
 
-from mmalign.config import write_yaml
-from mmalign.record import read_records
+from mmalign.core.config import write_yaml
+from mmalign.core.record import read_records
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from parity_cases import ENGINE_TOWER, OBJECTIVES, build_model, make_batch, mask
 from tiny import MODEL, tiny_model
 from torch import Tensor
 
-from mmalign.batch import NOT_PREDICTED, Embeddings
-from mmalign.config import validate
-from mmalign.errors import UserError
+from mmalign.core.batch import NOT_PREDICTED, Embeddings
+from mmalign.core.config import validate
+from mmalign.core.errors import UserError
 from mmalign.training.loss import contrastive_loss, text_text_loss
 from mmalign.training.objective import ContrastiveConfig, outcome_of, trained_module
 from mmalign.training.run_config import RunConfig

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from tiny import MODEL
 
-from mmalign.config import validate
-from mmalign.errors import UserError
+from mmalign.core.config import validate
+from mmalign.core.errors import UserError
 from mmalign.training.run_config import RunConfig
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))

@@ -8,11 +8,11 @@ import torch
 from tiny import tiny_model
 from torch import Tensor, nn
 
-from mmalign.config import validate
-from mmalign.errors import UserError
-from mmalign.model.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
-from mmalign.model.image_tower import ImageTower
-from mmalign.model.masked_language_model import MaskedLanguageModel
+from mmalign.core.config import validate
+from mmalign.core.errors import UserError
+from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
+from mmalign.models.image_tower import ImageTower
+from mmalign.models.masked_language_model import MaskedLanguageModel
 from mmalign.training.optimizer import OptimizerConfig, build_optimizer, set_learning_rates
 
 VIT = {"depth": 2, "embed_dim": 16, "num_heads": 2, "patch_size": 8}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mmalign.config import load_config
+from mmalign.core.config import load_config
 from mmalign.training.dry_run import dry_run
 from mmalign.training.objective import ContrastiveConfig, MaskedLanguageModelConfig
 from mmalign.training.run_config import RunConfig

@@ -11,9 +11,9 @@ from ranks import run_ranks
 from shard_sets import make_set
 from tiny import tiny_run
 
-from mmalign.commit import newest_folder
-from mmalign.config import read_yaml, validate, write_yaml
-from mmalign.errors import UserError
+from mmalign.core.commit import newest_folder
+from mmalign.core.config import read_yaml, validate, write_yaml
+from mmalign.core.errors import UserError
 from mmalign.training.run_config import RunConfig
 from mmalign.training.start import open_run
 

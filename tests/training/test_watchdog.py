@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from mmalign import distributed
+from mmalign.core import distributed
 from mmalign.training.signals import EXIT_HUNG
 from mmalign.training.watchdog import Watchdog
 

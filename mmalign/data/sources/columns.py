@@ -10,11 +10,11 @@ from typing import Any
 
 import pydantic
 
-from mmalign.batch import Caption
-from mmalign.config import Section
-from mmalign.data.languages import is_language_code
-from mmalign.data.sources.draft import BadRow
-from mmalign.errors import UserError
+from mmalign.core.batch import Caption
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
+from mmalign.core.languages import is_language_code
+from mmalign.data.shards.lazy_pair import BadRow
 
 
 class CaptionColumns(Section):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import emoji
 
-from mmalign.errors import UserError
+from mmalign.core.errors import UserError
 
 LANGUAGES = ("en", "es", "ja", "ko", "pt", "it", "fr", "de", "fa", "id", "zh", "ru", "tr", "ar")
 

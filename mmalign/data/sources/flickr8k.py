@@ -16,8 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from mmalign.config import Section
-from mmalign.data.sources.draft import Draft
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
+from mmalign.data.shards.lazy_pair import Draft
 from mmalign.data.sources.rows import (
     Row,
     drafts_of,
@@ -26,7 +27,6 @@ from mmalign.data.sources.rows import (
     read_lines,
     source_folders,
 )
-from mmalign.errors import UserError
 
 _LICENSE = "captions: not stated; pictures: Flickr's terms"
 _LISTS = {

@@ -16,12 +16,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from mmalign.batch import Pair
-from mmalign.config import Section
+from mmalign.core.batch import Pair
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
+from mmalign.data.shards.lazy_pair import BadRow, Draft, check_split, key_of
 from mmalign.data.sources.columns import CaptionColumns, check_columns, read_captions
-from mmalign.data.sources.draft import BadRow, Draft, check_split, key_of
 from mmalign.data.sources.rows import source_folders
-from mmalign.errors import UserError
 
 _ONE_SPLIT = "train"  # what a folder without splits is
 

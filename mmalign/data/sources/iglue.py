@@ -30,8 +30,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mmalign.config import Section
-from mmalign.data.sources.draft import Draft
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
+from mmalign.data.shards.lazy_pair import Draft
 from mmalign.data.sources.rows import (
     FLICKR30K,
     Row,
@@ -43,7 +44,6 @@ from mmalign.data.sources.rows import (
     text_field,
     texts_field,
 )
-from mmalign.errors import UserError
 
 _XFLICKRCO_LANGUAGES = ("de", "en", "es", "id", "ja", "ru", "tr", "zh")
 _XFLICKRCO_LICENSE = "captions: MIT (IGLUE); pictures: Flickr's terms, see Flickr30k and COCO"

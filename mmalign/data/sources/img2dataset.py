@@ -4,7 +4,7 @@
     <folder>/00000.parquet     a row a URL: key, status, caption, columns that were kept ---------+
     <folder>/00000_stats.json  `successes`: samples that the tar had when it was written
 
-Tars are read by the rules of `mmalign data index` (data/scan.py): nothing is unpacked, and what it would
+Tars are read by the rules of `mmalign data index` (shards/scan.py): nothing is unpacked, and what it would
 refuse is refused here. That verb makes such tars usable as they are. This source packs them anew: for
 captions in several columns (`--save_additional_columns`), other sizes of shards, or withheld captions.
 
@@ -22,15 +22,15 @@ from typing import Any, Literal
 
 import pydantic
 
-from mmalign.batch import Caption, Pair
-from mmalign.config import Section
-from mmalign.data.reader import UnusableSample, captions_in, decode_text, parse_json
-from mmalign.data.scan import Rules, Scan
+from mmalign.core.batch import Caption, Pair
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
+from mmalign.data.shards.lazy_pair import BadRow, Draft, Part, key_of
+from mmalign.data.shards.reader import UnusableSample, captions_in, decode_text, parse_json
+from mmalign.data.shards.scan import Rules, Scan
 from mmalign.data.sources.columns import CaptionColumns, read_captions
-from mmalign.data.sources.draft import BadRow, Draft, Part, key_of
 from mmalign.data.sources.rows import source_folders
 from mmalign.data.sources.table import parquet_batches
-from mmalign.errors import UserError
 
 _DONE = "success"  # img2dataset's word for a picture that was downloaded
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from mmalign.batch import Caption, Pair
-from mmalign.config import Section
-from mmalign.data.languages import is_language_code
-from mmalign.data.sources.draft import BadRow, Draft, File, check_split, key_of
-from mmalign.errors import UserError
+from mmalign.core.batch import Caption, Pair
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
+from mmalign.core.languages import is_language_code
+from mmalign.data.shards.lazy_pair import BadRow, Draft, File, check_split, key_of
 
 PAIRS_FILE = "pairs.jsonl"
 

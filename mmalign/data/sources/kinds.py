@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import pydantic
 
+from mmalign.data.shards.lazy_pair import BadRow, Draft
 from mmalign.data.sources import (
     emoji_scenes,
     flickr8k,
@@ -20,7 +21,6 @@ from mmalign.data.sources import (
     wit,
     xm3600,
 )
-from mmalign.data.sources.draft import BadRow, Draft
 
 SourceConfig = Annotated[
     emoji_scenes.EmojiScenes

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmalign.batch import Caption, Pair
-from mmalign.data.sources.draft import Draft, Encoded, File, key_of
-from mmalign.errors import UserError
+from mmalign.core.batch import Caption, Pair
+from mmalign.core.errors import UserError
+from mmalign.data.shards.lazy_pair import Draft, Encoded, File, key_of
 
 FLICKR30K = ("flickr30k-images", "flickr30k_images", "images")
 """Subfolders in which copies of Flickr30k's pictures are found."""

@@ -19,12 +19,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from mmalign.batch import Caption, Pair
-from mmalign.config import Section
+from mmalign.core.batch import Caption, Pair
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
+from mmalign.data.shards.lazy_pair import BadRow, Draft, File, check_split, key_of
 from mmalign.data.sources.columns import CaptionColumns, check_columns, read_captions
-from mmalign.data.sources.draft import BadRow, Draft, File, check_split, key_of
 from mmalign.data.sources.rows import find_file, source_folders
-from mmalign.errors import UserError
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _PARQUET = ".parquet"

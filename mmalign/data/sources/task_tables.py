@@ -7,9 +7,9 @@ words -> <folder>/words/<list>.tsv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mmalign.batch import Example
-from mmalign.commit import write_atomic
-from mmalign.config import Section
+from mmalign.core.batch import Example
+from mmalign.core.commit import write_atomic
+from mmalign.core.config import Section
 from mmalign.data.sources import emoji_tasks, emoji_words
 from mmalign.data.sources.emoji_scenes import EmojiScenes
 

@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mmalign.batch import Caption, Pair
-from mmalign.config import Section
-from mmalign.data.sources.draft import BadRow, Draft, Encoded
+from mmalign.core.batch import Caption, Pair
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
+from mmalign.data.shards.lazy_pair import BadRow, Draft, Encoded
 from mmalign.data.sources.iglue import from_base64, read_wit_pictures
 from mmalign.data.sources.rows import source_folders
 from mmalign.data.sources.table import read_text
-from mmalign.errors import UserError
 
 _TABLES = "wit_v1.*.tsv*"
 _NAME = re.compile(r"wit_v1\.(train|val|test)\..*\.tsv(\.gz)?")

@@ -15,9 +15,10 @@ were not at hand.
 from collections.abc import Iterator
 from typing import Literal
 
-from mmalign.config import Section
-from mmalign.data.languages import is_language_code
-from mmalign.data.sources.draft import Draft
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
+from mmalign.core.languages import is_language_code
+from mmalign.data.shards.lazy_pair import Draft
 from mmalign.data.sources.rows import (
     Row,
     drafts_of,
@@ -28,7 +29,6 @@ from mmalign.data.sources.rows import (
     text_field,
     texts_field,
 )
-from mmalign.errors import UserError
 
 _LICENSE = "captions: CC-BY-4.0; pictures: CC-BY-2.0 as listed by Open Images"
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pydantic
 
-from mmalign.config import Section
+from mmalign.core.config import Section
 
 
 class FaissSet(Section):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmalign.errors import UserError
+from mmalign.core.errors import UserError
 from mmalign.evaluation.embedding_cache import CachedSet
 
 TEXT_TO_IMAGE, IMAGE_TO_TEXT = "text_to_image", "image_to_text"

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmalign.errors import UserError
+from mmalign.core.errors import UserError
 from mmalign.evaluation.ann.pools import IMAGE_TO_TEXT, Search
-from mmalign.evaluation.index import search
+from mmalign.evaluation.nearest import search
 
 Lists = dict[int, tuple[np.ndarray, np.ndarray]]  # k -> scores and ids, (Q, k) each
 TIE = 1e-6  # vectors of unit length: float32 rounds their products by about 1e-7

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmalign.commit import write_atomic
+from mmalign.core.commit import write_atomic
 
 Row = dict[str, Any]
 FLAT = "Flat"

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from mmalign.data.workers import die_with
+from mmalign.core.workers import die_with
 
 _WARM_UP = 20  # single queries that are not counted
 

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from shard_sets import finished
 
-from mmalign.batch import Pair
+from mmalign.core.batch import Pair
+from mmalign.core.errors import UserError
 from mmalign.data.sources.emoji_concepts import LANGUAGES, load_concepts
 from mmalign.data.sources.emoji_scenes import (
     EmojiScenes,
@@ -19,7 +20,6 @@ from mmalign.data.sources.emoji_scenes import (
     languages_of_scene,
     read_drafts,
 )
-from mmalign.errors import UserError
 
 CONFIG = EmojiScenes(kind="emoji_scenes", train_scenes=60, test_scenes=20)
 

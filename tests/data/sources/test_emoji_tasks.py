@@ -4,11 +4,11 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from mmalign.batch import Example
+from mmalign.core.batch import Example
+from mmalign.core.errors import UserError
 from mmalign.data.sources.emoji_concepts import LANGUAGES, load_concepts
 from mmalign.data.sources.emoji_scenes import EmojiScenes, EntailmentSizes, build_plan
 from mmalign.data.sources.emoji_tasks import CATEGORY, ENTAILMENT, read_tasks
-from mmalign.errors import UserError
 
 CONFIG = EmojiScenes(
     kind="emoji_scenes",

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from shard_sets import make_image
 
-from mmalign.config import validate
-from mmalign.data.reader import ShardSet
+from mmalign.core.config import validate
+from mmalign.core.errors import UserError
 from mmalign.data.recipe import RecipeConfig, build
+from mmalign.data.shards.lazy_pair import BadRow, Draft
+from mmalign.data.shards.reader import ShardSet
 from mmalign.data.sources import hf_dataset
-from mmalign.data.sources.draft import BadRow, Draft
 from mmalign.data.sources.hf_dataset import HfDataset, picture_bytes, read_drafts, read_row
-from mmalign.errors import UserError
 
 CAPTIONS = {"by_language": {"en": "caption", "sw": "captions_sw"}}
 

@@ -9,12 +9,12 @@ from hostile_shards import RunsCode, sample, tar_of
 from published_sets import write_lines
 from shard_sets import make_image
 
-from mmalign.config import validate
-from mmalign.data.reader import ShardSet
+from mmalign.core.config import validate
+from mmalign.core.errors import UserError
 from mmalign.data.recipe import RecipeConfig, build
-from mmalign.data.sources.draft import BadRow, Draft
+from mmalign.data.shards.lazy_pair import BadRow, Draft
+from mmalign.data.shards.reader import ShardSet
 from mmalign.data.sources.img2dataset import Img2dataset, read_drafts
-from mmalign.errors import UserError
 
 COLUMNS = {"by_language": {"en": "caption", "de": "caption_de"}}
 

@@ -8,11 +8,11 @@ import pytest
 from published_sets import write_pictures
 from shard_sets import make_image
 
-from mmalign.batch import Caption
-from mmalign.config import validate
-from mmalign.data.sources.draft import BadRow, Draft
+from mmalign.core.batch import Caption
+from mmalign.core.config import validate
+from mmalign.core.errors import UserError
+from mmalign.data.shards.lazy_pair import BadRow, Draft
 from mmalign.data.sources.table import Table, read_drafts
-from mmalign.errors import UserError
 
 BY_LANGUAGE = {"by_language": {"en": "caption_en", "de": "caption_de"}}
 LONG = {"text": "caption", "language": "lang"}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmalign.errors import UserError
+from mmalign.core.errors import UserError
 from mmalign.evaluation.ann.pools import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Search, make_searches
 from mmalign.evaluation.ann.recall import (
     find_truth,

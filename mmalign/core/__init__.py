@@ -1,0 +1,1 @@
+"""What every room uses: values, configuration, console, files that are written whole, ranks, errors."""

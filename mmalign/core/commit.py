@@ -1,0 +1,185 @@
+"""Folders and files that are either whole or absent.
+
+A folder of results (a checkpoint, a data set, an export) is written under a temporary name, every file
+is synced, `MANIFEST.json` with the size and sha256 of each file is written last, and the folder is
+renamed into place. A folder without a manifest that verifies does not count. Single files are
+replaced atomically.
+
+    with committed_folder(target, info) as folder: write into folder      -> target/, with MANIFEST.json
+    verify(target)                                                        -> info, or UserError
+"""
+
+import glob
+import hashlib
+import json
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmalign.core.errors import UserError
+
+MANIFEST = "MANIFEST.json"
+
+
+def _umask() -> int:
+    """The process's mask; asking sets it for a moment, so it is done once, before there are threads."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace the file at `path` by `text` (UTF-8) so that no reader ever sees a part of it."""
+    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Replace the file at `path` by `tree` as indented JSON, atomically."""
+    write_atomic(path, json.dumps(tree, ensure_ascii=False, indent=1) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def temporary_folder(target: Path) -> Path:
+    """A fresh folder beside `target` to write into before `commit_folder`."""
+    folder = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex}")
+    folder.mkdir(parents=True)
+    return folder
+
+
+def commit_folder(
+    folder: Path, target: Path, info: dict[str, Any], files: dict[str, Any] | None = None
+) -> None:
+    """Write the manifest of `folder`, its last file, and rename it to `target`, replacing what was there.
+
+    Args:
+        info: what the manifest says beside `files`; JSON values only.
+        files: what `settle` gave for each file, where that was done already.
+    """
+    write_manifest(folder, info, files=files)
+    replace_folder(folder, target)
+
+
+def write_manifest(
+    folder: Path,
+    info: dict[str, Any],
+    name: str = MANIFEST,
+    files: dict[str, Any] | None = None,
+) -> None:
+    """Write `info` and every file's size and sha256 to the file `name`, after all of them are synced."""
+    if files is None:
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = {path.relative_to(folder).as_posix(): settle(path) for path in paths}
+    write_json(folder / name, {**info, "files": dict(sorted(files.items()))})
+    for inner in (p for p in folder.rglob("*") if p.is_dir()):
+        _sync(inner)
+    _sync(folder)
+
+
+def settle(path: Path) -> dict[str, Any]:
+    """Bring a file that was just written to the disk; returns its `size` in bytes and its `sha256`."""
+    # Some writers (safetensors) make files that only their owner may read.
+    path.chmod(0o666 & ~_UMASK)
+    _sync(path)
+    return {"size": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def replace_folder(folder: Path, target: Path) -> None:
+    """Rename `folder` to `target`; an old target goes only when the new one stands in its place."""
+    if target.exists():
+        # A rename cannot replace a folder that is not empty: move the old one aside first.
+        old = target.with_name(f"{target.name}.old-{uuid.uuid4().hex}")
+        target.rename(old)
+        folder.rename(target)
+        # Also those that a kill left here.
+        for leftover in target.parent.glob(f"{glob.escape(target.name)}.old-*"):
+            shutil.rmtree(leftover)
+    else:
+        folder.rename(target)
+    _sync(target.parent)
+
+
+@contextmanager
+def committed_folder(target: Path, info: dict[str, Any]) -> Iterator[Path]:
+    """A temporary folder that becomes `target` when the block ends, and vanishes when it fails."""
+    folder = temporary_folder(target)
+    try:
+        yield folder
+        commit_folder(folder, target, info)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """What the manifest of a committed folder says, after every file was compared with it.
+
+    Raises:
+        UserError: the manifest or a file is missing, or a file is not what was written.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder}: no {MANIFEST}, so it was never finished")
+    try:
+        info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        files = info["files"].items()
+        listed = [(name, facts["size"], facts["sha256"]) for name, facts in files]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: not a manifest") from None
+    for name, size, sha256 in listed:
+        file = folder / name
+        if not file.is_file():
+            raise UserError(f"{file}: missing, though {MANIFEST} lists it")
+        if file.stat().st_size != size or sha256_of(file) != sha256:
+            raise UserError(f"{file}: damaged, its bytes are not those that {MANIFEST} lists")
+    return info
+
+
+def newest_folder(parent: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest committed folder `step-*` below `parent` that verifies, and its manifest.
+
+    Newer ones that do not verify are named on stderr.
+
+    Raises:
+        UserError: there is none; every folder that was skipped is named with its reason.
+    """
+    skipped = []
+    for folder in sorted(parent.glob("step-*"), reverse=True):
+        if ".tmp-" in folder.name or ".old-" in folder.name:
+            continue
+        try:
+            info = verify(folder)
+        except UserError as error:
+            skipped.append(str(error))
+            continue
+        for reason in skipped:
+            sys.stderr.write(f"skipped: {reason}\n")
+        return folder, info
+    reasons = "; ".join(skipped) or "none was written"
+    raise UserError(f"{parent}: no checkpoint that can be used ({reasons})")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

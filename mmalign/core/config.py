@@ -1,0 +1,216 @@
+"""Configuration: a YAML file, dotted overrides, strict types, and errors a person can act on.
+
+    YAML 1.2 file -> plain tree -> overrides `a.b=value` -> pydantic sections -> frozen config
+
+The sections themselves live beside the code that they configure (`RunConfig` in training/, ...); this
+module knows none of them. One YAML file is one whole run: files do not inherit from each other. YAML 1.2
+is needed because YAML 1.1 reads the language code `no` as false and `1e-3` as a string.
+"""
+
+import difflib
+import io
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+from pydantic import BaseModel, ConfigDict
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from mmalign.core.errors import UserError
+
+
+class Section(BaseModel):
+    """A part of a configuration: unknown keys and wrong types are errors, values never change."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+def _differ(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("a seed stands there twice, which would count its result twice; keep one")
+    return seeds
+
+
+Seeds = Annotated[
+    tuple[Annotated[int, pydantic.Field(ge=0)], ...],
+    pydantic.Field(min_length=1),
+    pydantic.AfterValidator(_differ),
+]
+"""Seeds whose results are put together."""
+
+T = TypeVar("T", bound=Section)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML 1.2 file holds.
+
+    Raises:
+        UserError: no such file, not YAML, or not a mapping.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
+        raise UserError(f"{path}: not valid YAML ({_reason(error)})") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: must hold a mapping of `key: value` lines")
+    return tree
+
+
+def _reason(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if isinstance(error, MarkedYAMLError) and mark is not None:
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split())
+
+
+def write_yaml(tree: dict[str, Any]) -> str:
+    """The tree as YAML text; keys keep their order."""
+    text = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(tree, text)
+    return text.getvalue()
+
+
+def load_config(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
+    """Read `path`, apply the overrides and validate.
+
+    Args:
+        cls: the section that the file describes.
+        overrides: dotted assignments such as `optimizer.lr=5e-4`; the value is read as YAML.
+
+    Raises:
+        UserError: one sentence with the file, the field, what is wrong and the nearest known name.
+    """
+    tree = read_yaml(path)
+    for override in overrides:
+        apply_override(tree, override)
+    return validate(cls, tree, str(path))
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one dotted `key=value`, making the mappings on its way; `0` is a list's first entry."""
+    dotted, equals, text = override.partition("=")
+    if not equals or not all(dotted.split(".")):
+        raise UserError(f"override `{override}`: write it as `section.key=value`")
+    try:
+        value = YAML(typ="safe", pure=True).load(text) if text else None
+    except (YAMLError, ValueError):
+        raise UserError(f"override `{override}`: the value is not valid YAML") from None
+    apply_override_value(tree, dotted, value)
+
+
+def apply_override_value(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set the field `dotted` to a value, as `apply_override` does."""
+    *parents, last = dotted.split(".")
+    place: Any = tree
+    for depth, name in enumerate(parents):
+        key = _key_in(place, name, parents[:depth], dotted)
+        if isinstance(place, dict) and place.get(key) is None:
+            place[key] = {}
+        place = place[key]
+    place[_key_in(place, last, parents, dotted)] = value
+
+
+def _key_in(place: Any, name: str, path: list[str], dotted: str) -> str | int:
+    """`name` as a key of the mapping or an index of the list that stands at `path`."""
+    if isinstance(place, dict):
+        return name
+    if isinstance(place, list) and name.isdecimal() and int(name) < len(place):
+        return int(name)
+    what = f"a list of {len(place)}, counted from 0" if isinstance(place, list) else "not a section"
+    raise UserError(f"override `{dotted}`: `{'.'.join(path)}` is {what}")
+
+
+def validate(cls: type[T], tree: Any, where: str) -> T:
+    """The section that `tree` describes, or a UserError that names the field in `where`."""
+    try:
+        # Through JSON rules: YAML has lists, the sections have tuples; numbers stay strict.
+        return cls.model_validate(_lists_to_tuples(tree))
+    except pydantic.ValidationError as failure:
+        raise UserError(_explain(cls, failure, where)) from None
+
+
+def _lists_to_tuples(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _lists_to_tuples(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return tuple(_lists_to_tuples(value) for value in tree)
+    return tree
+
+
+def _explain(cls: type[Section], failure: pydantic.ValidationError, where: str) -> str:
+    """The first complaint of pydantic as one sentence of ours."""
+    errors = failure.errors()
+    error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    path = [str(part) for part in error["loc"]]
+    if error["type"] == "extra_forbidden":
+        above, sections = _follow(cls, path[:-1])
+        known = sorted({name for section in sections for name in section.model_fields})
+        field = ".".join([*above, path[-1]])
+        return f"{where}: unknown key `{field}`; {_suggest(path[-1], known)}"
+    shown, sections = _follow(cls, path)
+    field = ".".join(shown)
+    if error["type"] == "missing":
+        return f"{where}: `{field}` is missing; add it"
+    if error["type"].startswith("union_tag"):
+        tags = [tag for tag in map(_tag_of, sections) if tag]
+        if error["type"] == "union_tag_not_found":
+            return f"{where}: `{field}.kind` is missing; add one of {', '.join(tags)}"
+        tag = error["ctx"]["tag"]
+        return f"{where}: `{field}.kind` is `{tag}`; {_suggest(tag, tags)}"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    place = f"`{field}`" if field else "the file"
+    if error["type"] == "value_error":
+        return f"{where}: {place}: {message}"
+    return f"{where}: {place} is {error['input']!r}: {message}"
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
+
+
+def _follow(cls: Any, path: list[str]) -> tuple[list[str], list[type[Section]]]:
+    """The path as a person writes it, and the sections that may stand at its end.
+
+    Pydantic's path names the tag of a union behind its field; an index of a list stays.
+    """
+    written = []
+    sections = _sections_in(cls)
+    for part in path:
+        below = [s.model_fields[part].annotation for s in sections if part in s.model_fields]
+        tagged = [s for s in sections if _tag_of(s) == part]
+        if below:
+            sections = [found for annotation in below for found in _sections_in(annotation)]
+        elif tagged:
+            sections = tagged
+            continue
+        written.append(part)
+    return written, sections
+
+
+def _sections_in(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return [annotation] if issubclass(annotation, Section) else []
+    return [found for part in typing.get_args(annotation) for found in _sections_in(part)]
+
+
+def _tag_of(section: type[Section]) -> str | None:
+    kind = section.model_fields.get("kind")
+    values = typing.get_args(kind.annotation) if kind else ()
+    return values[0] if values else None

@@ -1,0 +1,85 @@
+"""What a run notes: metric records, one JSON object a line (TensorBoard beside it when asked), and commands.
+
+    {"step": 40, "loss": 2.31, "temperature": 0.05, ...}
+
+A run that resumes from step k first drops the lines after k, so that the file tells one story. Line
+k itself was written before checkpoint k.
+"""
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmalign.core import distributed
+from mmalign.core.commit import write_atomic
+
+
+class Recorder:
+    """Appends metrics to `<folder>/metrics.jsonl`.
+
+    Args:
+        folder: the run folder; it exists.
+        last_step: lines of later steps are dropped (they will be made again).
+        tensorboard: also write TensorBoard event files to `<folder>/tensorboard`.
+    """
+
+    def __init__(self, folder: Path, last_step: int = 0, tensorboard: bool = False) -> None:
+        path = folder / "metrics.jsonl"
+        kept = [record for record in read_records(path) if record["step"] <= last_step]
+        write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = path.open("a", encoding="utf-8")
+        self._board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Append one record and flush it: a killed run keeps every line that it wrote.
+
+        What is not finite is left out, because JSON has no such number; a step whose loss was not finite
+        stands in `non_finite.jsonl`.
+        """
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics file, oldest first; a last line cut by a kill is left out."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+def note_command(run: Path, arguments: Sequence[str]) -> None:
+    """Add a command line of mmalign to the run's `commands.txt`, once; on rank 0.
+
+    Args:
+        arguments: of the command, without its name.
+    """
+    if not distributed.is_main():
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    path = run / "commands.txt"
+    known = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    command = shlex.join(["mmalign", *arguments])
+    if command not in known:
+        path.write_text("".join(f"{line}\n" for line in [*known, command]), encoding="utf-8")

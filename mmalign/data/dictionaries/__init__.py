@@ -1,0 +1,1 @@
+"""Bilingual dictionaries: word lists as the publishers write them."""

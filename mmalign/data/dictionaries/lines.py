@@ -1,0 +1,30 @@
+"""The lines of a word list, with their numbers for error messages.
+
+file -> (number from 1, line without its end), blank lines left out
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmalign.core.errors import UserError
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank; only a line feed ends one, since texts may hold other separators.
+
+    Raises:
+        UserError: the file is not UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8; convert it") from None
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
+        if line.strip():
+            yield number, line.removesuffix("\r")
+
+
+def check_folder(folder: Path, what: str) -> None:
+    """Raises: UserError: no such folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; `folder` must hold {what}")

@@ -1,0 +1,241 @@
+"""Shards: plain webdataset tars with an index and a manifest.
+
+    pairs -> <folder>/00000.tar          members <key>.{jpg,png,webp}, <key>.json, <key>.txt
+             <folder>/00000.index.jsonl  one line a sample: where its members lie, its picture, its languages
+             <folder>/sizes.json         samples of each tar, for readers of other projects
+             <folder>/manifest.json      written last: counts, licences, sha256 of each file, the recipe
+
+`<key>.txt` holds the first caption, so that readers that know one caption per image work; `<key>.json` holds
+all of them. The same pairs give the same bytes. Tars of strangers get the same index and manifest from
+`mmalign data index` (index.py), which say where captions are read from.
+"""
+
+import hashlib
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mmalign.core.batch import Pair
+from mmalign.core.errors import UserError
+from mmalign.data.preprocess import FORMATS
+from mmalign.data.shards.tar import Member, walk
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+_MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
+IMAGE_SUFFIXES = frozenset(_MAGIC.values())
+assert len(IMAGE_SUFFIXES) == len(FORMATS)
+OWN_CAPTIONS = "json:captions"
+"""Where our own shards have their captions: a list of {"lang", "text"}."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar: its file name and what it holds.
+
+    Attributes:
+        path: where the tar lies, absolute or from the manifest's folder; None: beside the manifest.
+        captioned: samples that have a caption; None: not counted, as in manifests of older versions.
+    """
+
+    file: str
+    samples: int
+    captions: int
+    languages: dict[str, int]
+    path: str | None = None
+    captioned: int | None = None
+
+    @property
+    def tar(self) -> str:
+        """The tar as the manifest's list of files names it."""
+        return self.path or self.file
+
+    @property
+    def index(self) -> str:
+        """File name of its index."""
+        return self.file.removesuffix(".tar") + ".index.jsonl"
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a data set folder holds.
+
+    Attributes:
+        recipe_sha256: of the recipe that made it: equal recipes need no second build.
+        captions: where a sample's captions stand: `txt`, or `json:FIELD` of its JSON.
+        refused: samples and parts of each shard that are not used, counted by reason (data/shards/reader.py).
+        ignored: members that are never opened, counted by suffix.
+        files: `size` in bytes and `sha256` of each file, by its path from the folder.
+        sha256: of the manifest file itself, which names the data set's exact bytes.
+    """
+
+    name: str
+    split: str
+    recipe: dict[str, Any]
+    recipe_sha256: str
+    shards: tuple[Shard, ...]
+    captions: str
+    refused: dict[str, dict[str, int]]
+    ignored: dict[str, int]
+    files: dict[str, dict[str, Any]]
+    sha256: str
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def languages(self) -> dict[str, int]:
+        """Captions per language, most frequent first."""
+        total: Counter[str] = Counter()
+        for shard in self.shards:
+            total.update(shard.languages)
+        return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
+
+
+def write_shard(path: Path, pairs: Iterable[Pair]) -> None:
+    """Write one webdataset tar; the same pairs give the same bytes."""
+    import webdataset
+
+    with (
+        path.open("wb") as file,
+        webdataset.TarWriter(
+            file, user="mmalign", group="mmalign", mtime=0, encoder=False, compress=False
+        ) as tar,
+    ):
+        for pair in pairs:
+            tar.write(_sample_of(pair))
+
+
+def _sample_of(pair: Pair) -> dict[str, Any]:
+    assert "/" not in pair.key and "." not in pair.key, pair.key
+    facts = {
+        "captions": [asdict(caption) for caption in pair.captions],
+        "picture": pair.picture,
+        "split": pair.split,
+        "source": pair.source,
+        "license": pair.license,
+        "attribution": pair.attribution,
+    }
+    first = pair.captions[0].text if pair.captions else ""
+    return {
+        "__key__": pair.key,
+        image_suffix(pair.image): pair.image,
+        "json": json.dumps(facts, ensure_ascii=False).encode(),
+        "txt": first.encode(),
+    }
+
+
+def image_suffix(data: bytes) -> str:
+    """`jpg`, `png` or `webp`, told by the first bytes."""
+    for magic, suffix in _MAGIC.items():
+        if data.startswith(magic):
+            return suffix
+    raise UserError("an image is neither JPEG, PNG nor WebP")
+
+
+def index_shard(path: Path) -> Iterator[dict[str, Any]]:
+    """The index of a shard that `write_shard` made, one row a sample.
+
+    `key`, `picture`, `langs`, and `image` and `json` as `place_of` gives them.
+    """
+    with path.open("rb") as file:
+        row: dict[str, Any] = {}
+        for member in walk(file):
+            assert isinstance(member, Member) and member.problem is None, member
+            key, _, suffix = member.name.partition(".")
+            if row and row["key"] != key:
+                yield row
+                row = {}
+            row["key"] = key
+            if suffix == "txt":
+                continue
+            file.seek(member.offset)
+            data = file.read(member.size)
+            place = place_of(suffix, member.offset, data)
+            if suffix in IMAGE_SUFFIXES:
+                row["image"] = place
+            else:
+                facts = json.loads(data)
+                row["json"] = place
+                row["picture"] = facts["picture"]
+                row["langs"] = [caption["lang"] for caption in facts["captions"]]
+        if row:
+            yield row
+
+
+def place_of(suffix: str, offset: int, data: bytes) -> list[Any]:
+    """What an index row says of a member: [suffix, offset, size, crc32]; older rows have no crc32."""
+    return [suffix, offset, len(data), zlib.crc32(data)]
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """The manifest of a data set; its files are not looked at.
+
+    Raises:
+        UserError: no data set there.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such data set; make it with `mmalign data build RECIPE`")
+    if not path.is_file():
+        raise UserError(
+            f"{folder}: no {MANIFEST}, so it is not a finished data set; run `mmalign data build` again, or "
+            "`mmalign data index` for shards of others"
+        )
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(data: bytes, place: str) -> Manifest:
+    """The manifest of a data set from its bytes.
+
+    Args:
+        place: where they are from, for messages.
+
+    Raises:
+        UserError: they are no manifest.
+    """
+    try:
+        tree = json.loads(data)
+        return Manifest(
+            name=tree["name"],
+            split=tree["split"],
+            recipe=tree["recipe"],
+            recipe_sha256=tree["recipe_sha256"],
+            shards=tuple(Shard(**shard) for shard in tree["shards"]),
+            captions=tree.get("captions", {}).get("from", OWN_CAPTIONS),
+            refused=tree.get("refused", {}),
+            ignored=tree.get("ignored", {}),
+            files={
+                name: {"size": facts["size"], "sha256": facts["sha256"]}
+                for name, facts in tree["files"].items()
+            },
+            sha256=hashlib.sha256(data).hexdigest(),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{place}: not a manifest of mmalign shards") from None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a data set, after the sizes of its files were compared with it.
+
+    Raises:
+        UserError: no data set there, an empty one, or a file that is missing or has another size.
+    """
+    manifest = load_manifest(folder)
+    for name, facts in manifest.files.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != facts["size"]:
+            raise UserError(
+                f"{file}: missing or of another size than {MANIFEST} says; `mmalign data verify` tells more"
+            )
+    if manifest.samples == 0:
+        raise UserError(f"{folder}: the data set is empty")
+    return manifest

@@ -1,0 +1,104 @@
+"""The index of one shard: in memory only where its rows begin; a row is parsed when its sample is read.
+
+    <shard>.index.jsonl -> bytes, checked against the manifest -> start of each line, 8 bytes a sample
+                           row i: one ranged read -> JSON
+
+A data set of a hundred million samples has some 25 GB of index: no process may hold that as Python objects.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+from typing import Any
+
+import numpy as np
+
+from mmalign.core.errors import UserError
+from mmalign.data.shards.folder import Folder, read_file
+from mmalign.data.shards.manifest import Manifest, Shard
+
+MEND = "make the data set again, or index its shards with `mmalign data index`"
+_LANGUAGES = re.compile(rb'"langs": (\[[^\]]*\])')
+_FIELDS = ("key", "image", "picture", "langs")
+
+
+def read_index(folder: Folder, manifest: Manifest, shard: Shard) -> bytes:
+    """The bytes of a shard's index.
+
+    Raises:
+        UserError: it is missing, or not the one that the manifest describes.
+    """
+    place = folder.place(shard.index)
+    try:
+        data = read_file(folder, shard.index)
+    except OSError as error:
+        raise UserError(f"{place}: cannot be read ({error.strerror}); {MEND}") from None
+    facts = manifest.files.get(shard.index)
+    if facts is not None and hashlib.sha256(data).hexdigest() != facts["sha256"]:
+        raise UserError(f"{place}: damaged, its bytes are not those of the manifest; {MEND}")
+    return data
+
+
+def line_starts(data: bytes, place: str, shard: Shard) -> np.ndarray:
+    """(samples + 1,) int64: where each row begins in an index, and where the last one ends.
+
+    Raises:
+        UserError: it has another number of rows than the manifest says.
+    """
+    # By bytes: a key may hold what text mode takes for a line end.
+    ends_S = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
+    if data and not data.endswith(b"\n"):
+        ends_S = np.append(ends_S, len(data))
+    if len(ends_S) != shard.samples:
+        raise UserError(f"{place}: has {len(ends_S)} samples, the manifest says {shard.samples}")
+    return np.concatenate([[0], ends_S])
+
+
+def parse_row(line: bytes, place: str) -> dict[str, Any]:
+    """One row: `key`, `picture`, `langs`, and where the members lie.
+
+    Raises:
+        UserError: it is no row of an index.
+    """
+    try:
+        row: dict[str, Any] = json.loads(line)
+        for name in _FIELDS:
+            row[name]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{place}: not an index of mmalign shards; {MEND}") from None
+    return row
+
+
+def read_rows(folder: Folder, manifest: Manifest, shard: Shard) -> list[dict[str, Any]]:
+    """All rows of a shard's index.
+
+    Raises:
+        UserError: as `read_index`, `line_starts` and `parse_row`.
+    """
+    place = folder.place(shard.index)
+    data = read_index(folder, manifest, shard)
+    starts = line_starts(data, place, shard).tolist()
+    return [parse_row(data[a:b], place) for a, b in itertools.pairwise(starts)]
+
+
+def languages_in(folder: Folder, manifest: Manifest, shard: Shard) -> list[tuple[str, ...]]:
+    """The languages of each sample's captions, in the order of its member.
+
+    Raises:
+        UserError: as `read_rows`.
+    """
+    # Much faster than parsing the rows, and a window of shards has some 500,000. Nothing else in a row can
+    # look like this: within a string, JSON writes a quote as \".
+    found = _LANGUAGES.findall(read_index(folder, manifest, shard))
+    if len(found) != shard.samples:
+        return [tuple(row["langs"]) for row in read_rows(folder, manifest, shard)]
+    parsed = {text: tuple(json.loads(text)) for text in set(found)}
+    return [parsed[text] for text in found]
+
+
+def read_row(descriptor: int, starts_S: np.ndarray, number: int, place: str) -> dict[str, Any]:
+    """Row `number` of an open index whose lines begin at `starts_S`."""
+    start, end = int(starts_S[number]), int(starts_S[number + 1])
+    return parse_row(os.pread(descriptor, end - start, start), place)

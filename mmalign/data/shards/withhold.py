@@ -1,0 +1,107 @@
+"""Withheld captions: the measure of the image pivot on data whose pictures are few.
+
+    train pairs -> for some (picture, language): captions out of training -> the set `withheld`
+
+A picture stays in training with its other languages; its withheld captions are queries that must find
+it. Text and picture never met, so what finds it went through the other languages and the image.
+
+- Close variants of a language (nb and nn, zh and yue) are withheld together.
+- So are the captions of equal pictures.
+- A withheld caption whose text also stands in training is no test: it is left out of the measure.
+- Every image keeps at least one caption.
+"""
+
+import hashlib
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import pydantic
+
+from mmalign.core.batch import Pair
+from mmalign.core.config import Section
+
+
+class Withhold(Section):
+    fraction: float = pydantic.Field(gt=0, lt=1)
+    """Share of the (picture, language) pairs of the training split to withhold."""
+    variants: tuple[tuple[str, ...], ...] = ()
+    """Groups of close languages, each withheld as one language."""
+
+
+@dataclass(frozen=True)
+class Withheld:
+    """Which captions are withheld: pairs of picture and language group.
+
+    Attributes:
+        chosen: (picture, language group).
+        training_texts: normalised texts that stay in training.
+    """
+
+    chosen: frozenset[tuple[str, str]]
+    group_of: dict[str, str]
+    training_texts: frozenset[str]
+
+    def keeps(self, picture: str, lang: str) -> bool:
+        """Whether captions of this picture and language stay in training."""
+        return (picture, self.group_of.get(lang, lang)) not in self.chosen
+
+
+def choose_withheld(pairs: Iterable[Pair], config: Withhold, seed: int) -> Withheld:
+    """Choose by a hash of (seed, picture, language), so that the choice depends on nothing else."""
+    group_of = {lang: group[0] for group in config.variants for lang in group}
+    languages: dict[str, list[set[str]]] = defaultdict(list)  # picture -> languages of each image
+    texts = []
+    for pair in pairs:
+        languages[pair.picture].append({group_of.get(c.lang, c.lang) for c in pair.captions})
+        texts += [(pair.picture, group_of.get(c.lang, c.lang), c.text) for c in pair.captions]
+    chosen: set[tuple[str, str]] = set()
+    for picture, images in languages.items():
+        for lang in sorted(set().union(*images)):
+            if _unit_hash(seed, picture, lang) >= config.fraction:
+                continue
+            # An image whose last caption this would be keeps it.
+            if all(image - {lang} for image in images):
+                images = [image - {lang} for image in images]
+                chosen.add((picture, lang))
+    staying = frozenset(normalise(t) for picture, lang, t in texts if (picture, lang) not in chosen)
+    return Withheld(frozenset(chosen), group_of, staying)
+
+
+def without_withheld(pair: Pair, withheld: Withheld) -> Pair:
+    """The pair as training sees it."""
+    kept = tuple(c for c in pair.captions if withheld.keeps(pair.picture, c.lang))
+    return replace(pair, captions=kept)
+
+
+def withheld_pairs(pairs: Iterable[Pair], withheld: Withheld) -> Iterator[Pair]:
+    """The set `withheld`: each distinct training picture once, with its withheld captions, maybe none.
+
+    Pictures without a withheld caption are there too: they are the pool that the queries search.
+    """
+    merged: dict[str, Pair] = {}
+    for pair in pairs:
+        captions = tuple(
+            c
+            for c in pair.captions
+            if not withheld.keeps(pair.picture, c.lang)
+            and normalise(c.text) not in withheld.training_texts
+        )
+        first = merged.get(pair.picture)
+        if first is None:
+            merged[pair.picture] = replace(pair, captions=captions, split="withheld")
+        else:
+            new = tuple(c for c in captions if c not in first.captions)
+            merged[pair.picture] = replace(first, captions=first.captions + new)
+    return iter(merged.values())
+
+
+def normalise(text: str) -> str:
+    """The text without differences that a reader would not see."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _unit_hash(seed: int, picture: str, lang: str) -> float:
+    digest = hashlib.blake2b(f"{seed}\t{picture}\t{lang}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

@@ -1,0 +1,145 @@
+"""Pairs of single words in English and other languages, split into trained and held out.
+
+    folder of dictionaries -> single words -> English words drawn -> entries of each language
+        -> trained  |  held out: no word of theirs occurs in a trained entry of any language  |  neither
+
+Left out are what `perturbations/dictionaries.py` leaves out (English entries of several words, words that
+both languages write alike), foreign entries of several words, and entries with a note in brackets.
+Which English words are drawn, and which are kept from training, follows from a hash of the seed and the word
+alone: it is the same for every model and in every language.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pydantic
+
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
+from mmalign.data.dictionaries.read import choose_dictionaries
+
+Entry = tuple[str, str]
+"""An English word and one of its translations."""
+
+_FEWEST = 10  # English words of a split; fewer say nothing
+_PHRASE_OR_NOTE = re.compile(r"[\s()\[\]（）]")
+
+
+class LexiconConfig(Section):
+    name: str = pydantic.Field(pattern=r"^[\w-]+$")
+    """Name of the lexicon in metric names."""
+    folder: str
+    """Folder with dictionaries from English: `en-<lang>.tsv`, `en-<lang>.txt` or `<lang>2.txt`."""
+    languages: tuple[str, ...] | None = None
+    """Only the dictionaries to these languages; none: all in the folder."""
+    words: int = pydantic.Field(default=2000, ge=2 * _FEWEST)
+    """How many English words at most are drawn from each dictionary."""
+    held_out: float = pydantic.Field(default=0.3, gt=0, lt=1)
+    """Share of the English words that are held out."""
+    seed: int = pydantic.Field(default=0, ge=0)
+    """Of the draw and of the split."""
+
+
+@dataclass(frozen=True)
+class WordList:
+    """The words of one language.
+
+    Attributes:
+        entries: all that were drawn, sorted; whoever finds one of them is right.
+        trained: those that may be trained on.
+        held_out: all translations of English words of which nothing is in a trained entry. An entry that
+            is neither shares a word with training.
+    """
+
+    entries: tuple[Entry, ...]
+    trained: tuple[Entry, ...]
+    held_out: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """Word lists by language, sorted; `config` tells where they are from."""
+
+    config: LexiconConfig
+    lists: Mapping[str, WordList]
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def english(self) -> list[str]:
+        """The English words of all languages, each once."""
+        words = (english for one in self.lists.values() for english, _ in one.entries)
+        return list(dict.fromkeys(words))
+
+    @property
+    def sha256(self) -> str:
+        """Of all entries and the split: equal where two models were asked the same."""
+        return hashlib.sha256(repr(sorted(self.lists.items())).encode()).hexdigest()
+
+
+def read_lexicon(config: LexiconConfig) -> Lexicon:
+    """The lexicon that the section describes.
+
+    Raises:
+        UserError: no such folder, no dictionary in it, a broken line, a language without a dictionary, or
+            one with too few words on either side of the split.
+    """
+    asker = f"lexicon `{config.name}`"
+    chosen = choose_dictionaries(Path(config.folder), config.languages, asker)
+    lists = _split({lang: _drawn(one, config) for lang, one in chosen.items()}, config)
+    for lang, one in lists.items():
+        for split, entries in (("trained", one.trained), ("held-out", one.held_out)):
+            words = len({english for english, _ in entries})
+            if words < _FEWEST:
+                raise UserError(
+                    f"{asker}: the dictionary to `{lang}` in {config.folder} leaves {words} "
+                    f"{split} English words, {_FEWEST} are the least; raise `words`, change `held_out` or "
+                    "name other `languages`"
+                )
+    return Lexicon(config, lists)
+
+
+def _drawn(dictionary: Mapping[str, tuple[str, ...]], config: LexiconConfig) -> tuple[Entry, ...]:
+    """The entries of the English words that come first in the order of their hashes."""
+    single = {
+        english: [one for one in foreign if not _PHRASE_OR_NOTE.search(one)]
+        for english, foreign in dictionary.items()
+    }
+    words = [english for english, foreign in single.items() if foreign]
+    words.sort(key=lambda one: _hash(config.seed, "draw", one))
+    chosen = sorted(words[: config.words])
+    return tuple((english, one) for english in chosen for one in dict.fromkeys(single[english]))
+
+
+def _split(drawn: Mapping[str, tuple[Entry, ...]], config: LexiconConfig) -> dict[str, WordList]:
+    """Every language's entries, with those that are trained and held out.
+
+    Bantu languages share words, and a foreign word has several English ones: an English word that is drawn
+    to be held out counts as such only where neither it nor a translation is a trained word of any language.
+    """
+    trained = {
+        lang: tuple(one for one in entries if not _is_held_out(one[0], config))
+        for lang, entries in drawn.items()
+    }
+    known = {word.casefold() for each in trained.values() for entry in each for word in entry}
+    lists = {}
+    for lang, entries in drawn.items():
+        met = {entry[0] for entry in entries if any(word.casefold() in known for word in entry)}
+        held_out = tuple(one for one in entries if one[0] not in met)
+        lists[lang] = WordList(entries, trained[lang], held_out)
+    return lists
+
+
+def _is_held_out(english: str, config: LexiconConfig) -> bool:
+    return _hash(config.seed, "split", english) < config.held_out
+
+
+def _hash(seed: int, what: str, word: str) -> float:
+    """A number in [0, 1) that looks random."""
+    digest = hashlib.sha256(f"{seed} {what} {word}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,0 +1,128 @@
+"""Exact nearest neighbours with FAISS, and what counts as a hit.
+
+    query_QD, pool_MD -> inner products -> the first K of the pool for each query -> hits at each k
+
+    sharded pool: rank's slice of the pool -> its first K -> gathered, merged -> first K of the whole pool
+
+Ties are counted against the model: an item that scores as high as the right one, to the rounding of
+float32, stands before it. So a model that maps everything to one point scores zero, whatever the
+order of the pool, and so does one whose vectors are not numbers.
+
+Memory above the vectors: FAISS multiplies blocks of 4,096 queries by 1,024 items (16 MiB), the pool is never
+copied, and `hits_at` holds one chunk of at most 16,384 queries and its lists of at most 2 million entries (26
+bytes each; some 30 more for every rank of a sharded pool). At D = 512 that is below 0.2 GB for a pool of any
+size. What grows with the queries is 16 bytes each, and 8 for each k.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from mmalign.core import distributed
+
+TIE = 1e-6  # two equal vectors of unit length may score 1e-7 apart, by their place in the pool
+_CHUNK = 16_384  # queries that are searched at a time: four of FAISS's blocks
+_ENTRIES = 2_000_000  # of the lists of one chunk
+_NEVER = np.iinfo(np.int64).max
+
+
+def search(query_QD: np.ndarray, pool_MD: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `depth` items of the pool with the largest inner product for each query.
+
+    Args:
+        query_QD, pool_MD: float32; contiguous ones are not copied, so they may be memory maps.
+
+    Returns:
+        Scores (Q, K) float32, descending, and indices (Q, K) int64, with K = min(depth, M). Where
+        scores are not numbers, -1 stands for an index.
+    """
+    import faiss
+
+    depth = min(depth, len(pool_MD))
+    scores, indices = faiss.knn(query_QD, pool_MD, depth, faiss.METRIC_INNER_PRODUCT)
+    return scores, indices
+
+
+def search_shards(
+    query_QD: np.ndarray, shard_SD: np.ndarray, depth: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `search`, where each rank holds a slice of the pool and no rank holds all of it.
+
+    A collective: every rank calls it with the same queries and has the same lists afterwards. Indices count
+    through the slices in rank order. Slices may differ in size, and be empty.
+    """
+    sizes = distributed.gather_objects(len(shard_SD))
+    depth = min(depth, sum(sizes))
+    scores_QS, indices_QS = search(query_QD, shard_SD, depth)
+    indices_QS[indices_QS >= 0] += sum(sizes[: distributed.rank()])
+    missing = ((0, 0), (0, depth - scores_QS.shape[1]))
+    scores_QW = _beside(np.pad(scores_QS, missing, constant_values=-np.inf))
+    indices_QW = _beside(np.pad(indices_QS, missing, constant_values=-1))
+    order_QK = np.argsort(-scores_QW, axis=1, kind="stable")[:, :depth]
+    return np.take_along_axis(scores_QW, order_QK, 1), np.take_along_axis(indices_QW, order_QK, 1)
+
+
+def hits_at(
+    query_QD: np.ndarray,
+    pool_MD: np.ndarray,
+    query_label_Q: np.ndarray,
+    pool_label_M: np.ndarray,
+    ks: Sequence[int],
+    sharded: bool = False,
+) -> dict[int, np.ndarray]:
+    """For each k, whether an item with the query's label is among the first k: the field's recall@k.
+
+    Lists one item longer than the largest k decide nearly every query. Where several right items tie at the
+    end of a list, that query alone is searched again, twice as deep.
+
+    Args:
+        query_label_Q, pool_label_M: int64; an item answers a query if the labels are equal.
+        sharded: `pool_MD` is this rank's slice of a pool that lies on all ranks (`search_shards`), and
+            `pool_label_M` has the labels of the whole. Then this is a collective.
+
+    Returns:
+        k -> (Q,) float64 of 0 and 1.
+    """
+    pool_MD = np.ascontiguousarray(pool_MD, np.float32)
+    find = search_shards if sharded else search
+    wrong_Q = np.full(len(query_QD), _NEVER)
+    unclear, depth = np.arange(len(query_QD)), max(ks) + 1
+    while len(unclear):
+        chunk = max(1, min(_CHUNK, _ENTRIES // depth))
+        still = [unclear[:0]]
+        for start in range(0, len(unclear), chunk):
+            asked = unclear[start : start + chunk]
+            scores, indices = find(
+                np.ascontiguousarray(query_QD[asked], np.float32), pool_MD, depth
+            )
+            right_QK = (pool_label_M[indices] == query_label_Q[asked, None]) & (indices >= 0)
+            wrong_Q[asked], last_tied = _wrong_before(scores, right_QK)
+            seen_all = depth >= len(pool_label_M)
+            still.append(asked[last_tied & (wrong_Q[asked] < max(ks)) & (not seen_all)])
+        unclear, depth = np.concatenate(still), 2 * depth
+    return {k: (wrong_Q < k).astype(np.float64) for k in ks}
+
+
+def _wrong_before(scores_QK: np.ndarray, right_QK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many wrong items of a list stand before its best right one (`_NEVER`: it has no right one), and
+    whether the last of the list ties with that one, so that more may follow."""
+    best_Q1 = np.where(right_QK, scores_QK, -np.inf).max(1, keepdims=True)
+    before_QK = scores_QK >= best_Q1 - TIE
+    wrong_Q = np.where(right_QK.any(1), (~right_QK & before_QK).sum(1), _NEVER)
+    return wrong_Q, before_QK[:, -1]
+
+
+def _beside(rows_QK: np.ndarray) -> np.ndarray:
+    """The rows of all ranks side by side: (Q, W * K)."""
+    gathered = distributed.gather_rows(torch.from_numpy(np.ascontiguousarray(rows_QK))).numpy()
+    parts = gathered.reshape(distributed.world_size(), *rows_QK.shape)
+    return np.concatenate(list(parts), axis=1)
+
+
+def chance_at(relevant_Q: np.ndarray, pool: int, k: int) -> float:
+    """Mean over queries of the probability that k random items of the pool hold one of the relevant ones."""
+    miss_Q = np.ones(len(relevant_Q))
+    for drawn in range(min(k, pool)):
+        miss_Q *= np.clip(pool - relevant_Q - drawn, 0, None) / (pool - drawn)
+    return float(1 - miss_Q.mean())

@@ -1,1 +1,0 @@
-"""Fine-tuning: labels of one language on an aligned text tower, measured in the others."""

@@ -1,1 +1,0 @@
-"""The two towers and what joins them. No parallelism, no logging, no reading of runs."""

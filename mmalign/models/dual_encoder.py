@@ -1,0 +1,149 @@
+"""The dual encoder: two towers, two projections into one space, one temperature.
+
+    image_BCHW         -> image tower -> feature_BF -> projection -> unit length -> image_BD
+    token_NL, mask_NL  -> text tower                -> projection -> unit length -> text_ND
+
+A frozen image tower gives a picture the same feature every time, so features may also be given as they are.
+Nothing is shared between the two sides and nothing here knows of ranks, files or losses.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import pydantic
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmalign.core.batch import Embeddings
+from mmalign.core.config import Section
+from mmalign.models.image_tower import ImageTower, ImageTowerConfig, build_image_tower
+from mmalign.models.text_tower import TextTower, TextTowerConfig, build_text_tower
+
+
+class ModelConfig(Section):
+    image: ImageTowerConfig
+    text: TextTowerConfig
+    embedding: int = pydantic.Field(default=512, ge=2)
+    """D, the width of the shared space."""
+    text_projection: Literal["linear", "mlp"] = "linear"
+    """What leads from the text tower into the shared space. mlp: two layers with a GELU between them, as
+    open_clip's XLM-R models have it (its `hf_proj_type`)."""
+    temperature: float = pydantic.Field(default=0.07, gt=0)
+    """Temperature at the start; it is learned."""
+    min_temperature: float = pydantic.Field(default=0.01, gt=0)
+    """The temperature never falls below this (CLIP, arXiv 2103.00020: 0.01)."""
+    logit_bias: float | None = None
+    """What the sigmoid loss adds to every score at the start (SigLIP, arXiv 2303.15343: -10, with a
+    temperature of 0.1); it is learned."""
+
+
+class DualEncoder(nn.Module):
+    """An image tower and a text tower that meet in a space of D dimensions.
+
+    Attributes:
+        image_projection: one linear map without bias.
+        text_projection: the same, or `Sequential(Linear, GELU, Linear)` without biases, whose hidden width is
+            the mean of its ends.
+        logit_scale: (1,) float32, the natural logarithm of the inverse temperature (CLIP's convention).
+            Shape (1,) and not (): DeepSpeed cannot take a parameter without dimensions.
+        logit_bias: (1,) float32, or None.
+    """
+
+    def __init__(
+        self,
+        image_tower: ImageTower,
+        text_tower: TextTower,
+        embedding: int,
+        temperature: float,
+        logit_bias: float | None = None,
+        text_projection: Literal["linear", "mlp"] = "linear",
+    ) -> None:
+        super().__init__()
+        self.image_tower = image_tower
+        self.text_tower = text_tower
+        self.image_projection = _projection(image_tower.width, embedding)
+        text_side = _perceptron if text_projection == "mlp" else _projection
+        self.text_projection: nn.Module = text_side(text_tower.width, embedding)
+        self.logit_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))
+        self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor([logit_bias]))
+
+    def train(self, mode: bool = True) -> "DualEncoder":
+        """Frozen towers stay in evaluation mode: no dropout, no moving batch statistics."""
+        super().train(mode)
+        for tower in (self.image_tower, self.text_tower):
+            if not any(parameter.requires_grad for parameter in tower.parameters()):
+                tower.eval()
+        return self
+
+    def encode_image(self, image_BCHW: Tensor) -> Tensor:
+        """(B, 3, H, W) pixels (see `ImageTower.forward`) -> (B, D) of unit length."""
+        return _unit_length(self.image_projection(self.image_tower(image_BCHW)))
+
+    def encode_feature(self, feature_BF: Tensor) -> Tensor:
+        """(B, F) of a floating dtype, what the image tower made of pictures -> (B, D) of unit length."""
+        dtype = self.image_projection.weight.dtype
+        return _unit_length(self.image_projection(feature_BF.to(dtype)))
+
+    def encode_text(
+        self, token_NL: Tensor, mask_NL: Tensor, length_N: Sequence[int] = ()
+    ) -> Tensor:
+        """(N, L) token ids and their mask -> (N, D) of unit length; `length_N`: see `TextTower.forward`."""
+        return _unit_length(self.text_projection(self.text_tower(token_NL, mask_NL, length_N)))
+
+    def forward(
+        self,
+        image_BCHW: Tensor | None,
+        token_NL: Tensor,
+        mask_NL: Tensor,
+        length_N: Sequence[int] = (),
+        feature_BF: Tensor | None = None,
+    ) -> Embeddings:
+        """Both sides of a batch; its images are `image_BCHW`, or `feature_BF` where that is given."""
+        if feature_BF is not None:
+            image_BD = self.encode_feature(feature_BF)
+        else:
+            assert image_BCHW is not None
+            image_BD = self.encode_image(image_BCHW)
+        return Embeddings(
+            image_BD=image_BD,
+            text_ND=self.encode_text(token_NL, mask_NL, length_N),
+            logit_scale=self.logit_scale.exp(),
+            # A view, so that a caller's gradient never reaches the parameter but through its graph.
+            logit_bias=None if self.logit_bias is None else self.logit_bias.view(1),
+        )
+
+
+def build_dual_encoder(config: ModelConfig, vocabulary: int, padding_id: int) -> DualEncoder:
+    """The model that the configuration describes, with weights drawn from torch's global generator.
+
+    Args:
+        vocabulary, padding_id: what the tokenizer says (see `build_text_tower`).
+    """
+    image_tower = build_image_tower(config.image)
+    text_tower = build_text_tower(config.text, vocabulary, padding_id)
+    return DualEncoder(
+        image_tower,
+        text_tower,
+        config.embedding,
+        config.temperature,
+        config.logit_bias,
+        config.text_projection,
+    )
+
+
+def _projection(width: int, embedding: int) -> nn.Linear:
+    projection = nn.Linear(width, embedding, bias=False)
+    nn.init.normal_(projection.weight, std=width**-0.5)
+    return projection
+
+
+def _perceptron(width: int, embedding: int) -> nn.Sequential:
+    hidden = (width + embedding) // 2
+    return nn.Sequential(_projection(width, hidden), nn.GELU(), _projection(hidden, embedding))
+
+
+def _unit_length(rows: Tensor) -> Tensor:
+    # In 16-bit arithmetic a row's length would be off by a percent; float64 stays float64.
+    return F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=-1)

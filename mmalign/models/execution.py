@@ -1,0 +1,111 @@
+"""How the towers of a model are run in training: activations kept or recomputed, eager or compiled.
+
+    checkpoint_activations   forward keeps the input of each block; backward runs the block again
+    compile_towers           each trunk's forward through torch.compile
+    unfuse_attention         the text trunk's attention as plain matrix products
+
+None changes what the model computes, but for rounding, nor the names of its weights.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.module_tracker import ModuleTracker
+
+from mmalign.core.errors import UserError
+from mmalign.models.dual_encoder import DualEncoder
+
+
+def checkpoint_activations(model: DualEncoder) -> None:
+    """Keep only the inputs of the blocks of each trunk that trains, in place (arXiv 1604.06174).
+
+    Gradients stay what they were: dropout draws the same masks in both passes, and running batch statistics
+    move once. Frozen trunks keep no activations anyway and are left alone.
+
+    Raises:
+        UserError: a trunk that has no blocks to run again.
+    """
+    for side, tower in _towers(model).items():
+        trunk = tower.trunk
+        if not _trains(trunk):
+            continue
+        reached = (_checkpoint_images if side == "image" else _checkpoint_texts)(trunk)
+        if not reached:
+            raise UserError(
+                f"engine.checkpoint_activations: the {side} tower, a `{type(trunk).__name__}`, cannot "
+                "compute its activations again; leave the field out or take another tower"
+            )
+        for module in trunk.modules():
+            if isinstance(module, _BatchNorm):
+                module.register_forward_pre_hook(_move_statistics_once(module.momentum))
+
+
+def compile_towers(model: DualEncoder) -> None:
+    """Compile the forward pass of each trunk, in place; the first calls pay for it.
+
+    Captions differ in length from batch to batch, so the text trunk is compiled for any shape. Names in the
+    state dict stay.
+    """
+    for side, tower in _towers(model).items():
+        tower.trunk.compile(dynamic=True if side == "text" else None)
+
+
+def unfuse_attention(model: DualEncoder) -> None:
+    """Let the text trunk's attention be plain matrix products, in place, where transformers can choose.
+
+    For CPUs in bfloat16, where torch's fused attention is the slower one on captions of few tokens.
+    """
+    trunk: Any = model.text_tower.trunk
+    if getattr(trunk.config, "_attn_implementation", None) == "sdpa":
+        trunk.set_attn_implementation("eager")
+
+
+def _towers(model: DualEncoder) -> dict[str, Any]:
+    return {"image": model.image_tower, "text": model.text_tower}
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _checkpoint_images(trunk: Any) -> bool:
+    """Whether the networks of timm and open_clip did what they were asked for: not all of them say."""
+    network = getattr(trunk, "trunk", trunk)  # open_clip's adapter of timm hides a refusal
+    try:
+        network.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError):
+        return False
+    return any(getattr(module, "grad_checkpointing", False) for module in network.modules())
+
+
+def _checkpoint_texts(trunk: Any) -> bool:
+    """Whether transformers knows how to checkpoint this encoder."""
+    # Later releases of transformers 5 have the first name and warn at the second.
+    enable = getattr(trunk, "activation_checkpointing_enable", None)
+    enable = enable or trunk.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False})
+    except ValueError:
+        return False
+    return True
+
+
+def _move_statistics_once(
+    momentum: float | None,
+) -> Callable[[_BatchNorm, tuple[Tensor, ...]], None]:
+    """A hook that keeps a batch normalisation's running statistics as they are while backward recomputes.
+
+    They would move twice in a step otherwise. The batch's own statistics, with which it normalises, are
+    computed as in the first pass.
+    """
+    tracker = ModuleTracker()
+
+    def before_forward(module: _BatchNorm, _: tuple[Tensor, ...]) -> None:
+        recomputes = tracker.is_bw
+        module.momentum = 0.0 if recomputes else momentum
+        if recomputes and module.training and module.num_batches_tracked is not None:
+            module.num_batches_tracked -= 1  # the forward pass that follows adds it again
+
+    return before_forward

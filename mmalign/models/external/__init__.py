@@ -1,0 +1,1 @@
+"""Models of other libraries, measured and fine-tuned by the same code as ours."""

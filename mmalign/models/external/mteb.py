@@ -1,0 +1,115 @@
+"""A model of ours, or a peer, as a model of mteb: an outside judge runs its own tasks on it.
+
+    mteb's loader (batches of texts, pictures or both) -> DualModel -> (n, D) of unit length -> mteb's scores
+
+A row with a text and a picture is the sum of both vectors, scaled back to length 1, which is how mteb's own
+models of this kind fuse them. mteb (2.26) needs packages that nothing else here does, so it is imported
+only where one of its classes must be made.
+
+    mteb.evaluate(MtebModel(load_model("runs/demo")), tasks=mteb.get_tasks(["XM3600T2IRetrieval"]))
+"""
+
+import io
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmalign.models.encoder import BATCH_SIZE, DualModel
+
+_PNG_MODES = ("RGB", "RGBA", "L", "LA", "P")  # what `decode` turns into RGB as it should
+
+
+class MtebModel:
+    """The interface that mteb calls `EncoderProtocol`, around anything that can be measured here.
+
+    Attributes:
+        mteb_model_meta: what mteb's results say about the model: its name and its weights' sha256.
+    """
+
+    def __init__(self, encoder: DualModel) -> None:
+        self._encoder = encoder
+
+    @property
+    def mteb_model_meta(self) -> Any:
+        from mteb.models import ModelMeta
+
+        facts = self._encoder.facts
+        return ModelMeta.create_empty(
+            {
+                "name": f"mmalign/{Path(str(facts['path'])).name}",
+                "revision": facts["sha256"],
+                "modalities": ["text", "image"],
+                "framework": ["PyTorch"],
+                "use_instructions": False,
+            }
+        )
+
+    def encode(
+        self,
+        inputs: Iterable[dict[str, Any]],
+        *,
+        task_metadata: Any,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: Any = None,
+        batch_size: int = BATCH_SIZE,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Vectors of all rows of a loader.
+
+        Args:
+            inputs: batches, each with a list of texts under `text`, of PIL pictures under `image`, or
+                both; other columns are not looked at.
+            task_metadata, hf_split, hf_subset, prompt_type: what the rows belong to; the model gives a
+                text the same vector in every task.
+
+        Returns:
+            (n, D) float32 of unit length.
+        """
+        batches = iter(inputs)
+        first = next(batches)
+        batches = chain([first], batches)
+        if "image" not in first:
+            return self._encoder.encode_texts([t for b in batches for t in b["text"]], batch_size)
+        texts: list[str] = []
+        # One pass: pictures go by, their texts are kept.
+        image_ND = self._encoder.encode_images(_pictures(batches, texts), batch_size)
+        if "text" not in first:
+            return image_ND
+        return _unit(image_ND + self._encoder.encode_texts(texts, batch_size))
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
+        """Cosines of all pairs: (N, D) and (M, D), or (D,) each -> (N, M) float32."""
+        return torch.from_numpy(_unit(_rows(embeddings1)) @ _unit(_rows(embeddings2)).T)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Tensor:
+        """Cosines of the rows that stand beside each other: (N, D) and (N, D) -> (N,) float32."""
+        return torch.from_numpy((_unit(_rows(embeddings1)) * _unit(_rows(embeddings2))).sum(1))
+
+
+def _pictures(batches: Iterable[dict[str, Any]], texts: list[str]) -> Iterator[bytes]:
+    """The pictures as files without loss; what is written beside them is added to `texts`."""
+    for batch in batches:
+        texts += batch.get("text", ())
+        for picture in batch["image"]:
+            file = io.BytesIO()
+            shown = picture if picture.mode in _PNG_MODES else picture.convert("RGB")
+            shown.save(file, "PNG", compress_level=1)
+            yield file.getvalue()
+
+
+def _rows(embeddings: Any) -> np.ndarray:
+    """(n, D) float32, from an array or a tensor of any device; one vector is one row."""
+    on_host = embeddings.detach().cpu() if hasattr(embeddings, "detach") else embeddings
+    return np.atleast_2d(np.asarray(on_host, np.float32))
+
+
+def _unit(row_ND: np.ndarray) -> np.ndarray:
+    length_N1 = np.linalg.norm(row_ND, axis=1, keepdims=True)
+    unit_ND: np.ndarray = row_ND / np.maximum(length_N1, 1e-12)
+    return unit_ND

@@ -1,0 +1,194 @@
+"""Our weights under open_clip's names, and open_clip's under ours.
+
+    ours                                    open_clip's (3.3.0, a text tower of transformers)
+    image_tower.trunk.* (timm)              visual.trunk.*
+    image_projection.weight (timm)          visual.head.proj.weight
+    image_tower.trunk.* (open_clip)         visual.*, whose last linear map holds our projection as well
+    text_tower.trunk.*                      text.transformer.*        (of T5's kin the encoder stack)
+    text_projection.weight, .0, .2          text.proj.weight, .0, .2
+    logit_scale, logit_bias (1,)            logit_scale, logit_bias ()
+
+A network of open_clip ends in a linear map of its own, and ours has one more behind it; the two become one
+on the way out. On the way back one becomes two that compute the same.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmalign.models.dual_encoder import DualEncoder
+
+State = dict[str, Tensor]
+# Where the networks of open_clip end in a linear map (rows are outputs).
+_LAST_LINEAR = ("attnpool.c_proj", "head.proj")
+_TEXT = "text.transformer."
+_EXACT = 1e-5  # relative; what rounding leaves of a map whose rank the model can hold
+
+
+def to_open_clip(model: DualEncoder) -> State:
+    """All weights under open_clip's names, on the host, each in memory of its own."""
+    state = {
+        **_image_out(model),
+        **_prefixed(_TEXT, text_stack(model.text_tower.trunk).state_dict()),
+        **_prefixed("text.proj.", model.text_projection.state_dict()),
+        "logit_scale": model.logit_scale.reshape(()),
+    }
+    if model.logit_bias is not None:
+        state["logit_bias"] = model.logit_bias.reshape(())
+    return {name: t.detach().cpu().clone().contiguous() for name, t in state.items()}
+
+
+def from_open_clip(state: State, model: DualEncoder) -> State:
+    """The weights of open_clip under our names, so that the model computes what open_clip's did.
+
+    Args:
+        state: as open_clip's `state_dict` gives it.
+        model: what will take them. Weights that open_clip's model has not (the bias of scores, the part of an
+            image tower's width that the folded map does not fill) stay as they are there.
+
+    Returns:
+        Our names. What has no place in the model keeps open_clip's name and what was not found is left out:
+        the caller compares names and shapes with the model's.
+    """
+    image = {n.removeprefix("visual."): t for n, t in state.items() if n.startswith("visual.")}
+    text = {n.removeprefix(_TEXT): t for n, t in state.items() if n.startswith(_TEXT)}
+    rest = {n: t for n, t in state.items() if not n.startswith(("visual.", _TEXT))}
+    renamed = {n.replace("text.proj.", "text_projection.", 1): t for n, t in rest.items()}
+    named = {
+        **_image_in(image, model),
+        **_text_in(text, model),
+        **renamed,
+        **_scores_in(rest, model),
+    }
+    if model.logit_bias is None:
+        named.pop("logit_bias", None)  # a constant on all scores, which a softmax does not see
+    if not any(name.startswith("text.proj.") for name in rest):
+        # The width of open_clip's tower is that of the space, and nothing stands between.
+        named["text_projection.weight"] = torch.eye(model.text_tower.width)
+    return named
+
+
+def is_of_open_clip(trunk: Any) -> bool:
+    """Whether an image tower's trunk is a network of open_clip and not of timm."""
+    return type(trunk).__module__.startswith("open_clip.")
+
+
+def text_stack(trunk: Any) -> Any:
+    """T5's encoder class wraps the stack that open_clip takes out of the whole model."""
+    return trunk.encoder if type(trunk).__name__.endswith("EncoderModel") else trunk
+
+
+def _image_out(model: DualEncoder) -> State:
+    weight_DF = model.image_projection.weight.detach()
+    trunk = model.image_tower.trunk
+    if is_of_open_clip(trunk):
+        return _prefixed("visual.", _folded(trunk.state_dict(), weight_DF))
+    state = _prefixed("visual.trunk.", trunk.state_dict())
+    return {**state, "visual.head.proj.weight": weight_DF}
+
+
+def _folded(state: State, weight_DF: Tensor) -> State:
+    """An open_clip network whose last linear map and our projection are one map."""
+    names = _last_map(state)
+    if not names:
+        return {**state, "head.proj.weight": weight_DF}
+    map_DK = weight_DF.double() @ _map_of(names, state).double()
+    return {**state, **_as_last_map(names, map_DK.to(weight_DF))}
+
+
+def _image_in(state: State, model: DualEncoder) -> State:
+    trunk = model.image_tower.trunk
+    if not is_of_open_clip(trunk):
+        placed = {n.removeprefix("trunk."): t for n, t in state.items() if n.startswith("trunk.")}
+        left = {n: t for n, t in state.items() if not n.startswith("trunk.")}
+        return _with_projection(placed, left, "head.proj.weight")
+    own = trunk.state_dict()
+    names = _last_map(own)
+    if not names:
+        left = {n: t for n, t in state.items() if n == "head.proj.weight"}
+        placed = {n: t for n, t in state.items() if n not in left}
+        return _with_projection(placed, left, "head.proj.weight")
+    placed = dict(state)
+    if all(name in state for name in names):
+        map_FK, weight_DF = unfolded(_map_of(names, state), _map_of(names, own))
+        placed.update(_as_last_map(names, map_FK))
+        return {**_prefixed("image_tower.trunk.", placed), "image_projection.weight": weight_DF}
+    return _prefixed("image_tower.trunk.", placed)
+
+
+def _with_projection(placed: State, left: State, projection: str) -> State:
+    renamed = {
+        "image_projection.weight" if name == projection else f"visual.{name}": tensor
+        for name, tensor in left.items()
+    }
+    return {**_prefixed("image_tower.trunk.", placed), **renamed}
+
+
+def unfolded(map_DK: Tensor, own_FK: Tensor) -> tuple[Tensor, Tensor]:
+    """Two maps whose product is the given one: (F, K) of the network's own shape, and (D, F) behind it.
+
+    Where the network is wide enough, the map becomes its first D outputs; the others keep the values of
+    `own_FK`, and the projection gives them no weight until training does. Where it is narrower than the
+    space, the map is factored (which is exact if it came from such a network).
+
+    Returns:
+        Both; maps that do not fit together come back as they are, with a projection of no width.
+    """
+    (space, inputs), (width, own_inputs) = map_DK.shape, own_FK.shape
+    if inputs != own_inputs:
+        return map_DK, torch.zeros(space, 0)
+    if width >= space:
+        filled_FK = torch.cat([map_DK, own_FK[space:].to(map_DK)])
+        return filled_FK, torch.eye(space, width, dtype=map_DK.dtype)
+    left_DR, values_R, right_RK = torch.linalg.svd(map_DK.double(), full_matrices=False)
+    if values_R[width:].norm() > _EXACT * values_R.norm():
+        return map_DK, torch.zeros(space, 0)
+    root_F = values_R[:width].sqrt()
+    weight_DF, map_FK = left_DR[:, :width] * root_F, root_F[:, None] * right_RK[:width]
+    return map_FK.to(map_DK), weight_DF.to(map_DK)
+
+
+def _last_map(state: State) -> tuple[str, ...]:
+    """Names of the weight and the bias of a network's last linear map; empty if it has none."""
+    if "proj" in state:
+        return ("proj",)
+    last = next((name for name in _LAST_LINEAR if f"{name}.weight" in state), None)
+    return tuple(n for n in (f"{last}.weight", f"{last}.bias") if n in state)
+
+
+def _map_of(names: tuple[str, ...], state: State) -> Tensor:
+    """(outputs, inputs); a bias is the input that is always 1, in the last column."""
+    if names == ("proj",):  # its vision transformer keeps the map transposed
+        return state["proj"].T
+    columns = [state[name].reshape(len(state[name]), -1) for name in names]
+    return torch.cat(columns, dim=1)
+
+
+def _as_last_map(names: tuple[str, ...], map_DK: Tensor) -> State:
+    if names == ("proj",):
+        return {"proj": map_DK.T}
+    if len(names) == 1:
+        return {names[0]: map_DK}
+    return {names[0]: map_DK[:, :-1], names[1]: map_DK[:, -1]}
+
+
+def _text_in(state: State, model: DualEncoder) -> State:
+    trunk = model.text_tower.trunk
+    is_wrapped = text_stack(trunk) is not trunk
+    # Older versions of transformers kept the numbers of positions among the weights.
+    state = {name: t for name, t in state.items() if not name.endswith("position_ids")}
+    placed = _prefixed("text_tower.trunk." + ("encoder." if is_wrapped else ""), state)
+    if is_wrapped and "embed_tokens.weight" in state:
+        placed["text_tower.trunk.shared.weight"] = state["embed_tokens.weight"]
+    return placed
+
+
+def _scores_in(state: State, model: DualEncoder) -> State:
+    found: State = {n: state[n].reshape(1) for n in ("logit_scale", "logit_bias") if n in state}
+    own = {} if model.logit_bias is None else {"logit_bias": model.logit_bias.detach()}
+    return {**own, **found}
+
+
+def _prefixed(prefix: str, state: State) -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}

@@ -1,0 +1,209 @@
+"""Image towers: a timm or an open_clip network that turns pictures into one feature each.
+
+    image_BCHW, uint8 -> normalised -> trunk -> feature_BF      F: the width that the trunk gives
+
+The tower also says how large its pictures must be (`size`) and how it normalises them (`mean`, `std`).
+"""
+
+import difflib
+from typing import Annotated, Any, Literal
+
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
+
+
+class TimmTower(Section):
+    """A network of timm, by name."""
+
+    kind: Literal["timm"]
+    name: str
+    """Name of the network, for example `resnet10t` or `vit_base_patch16_224`."""
+    image_size: int = pydantic.Field(ge=16)
+    """Height and width of the input, in pixels."""
+    pretrained: bool = False
+    """Load timm's weights for this name (from the hub or its cache)."""
+    options: dict[str, Any] = pydantic.Field(default={})
+    """Further arguments of timm's constructor."""
+    frozen: bool = False
+    """Leave the trunk as it is (LiT, arXiv 2111.07991); its projection still trains."""
+
+
+class OpenClipTower(Section):
+    """The image tower of an open_clip model."""
+
+    kind: Literal["open_clip"]
+    name: str
+    """Model name, for example `ViT-B-32`, or `hf-hub:...`, or `local-dir:...`."""
+    image_size: int = pydantic.Field(ge=16)
+    """Height and width of the input, in pixels."""
+    pretrained: str | None = None
+    """Tag of open_clip's weights, or the path of a checkpoint; none: random weights."""
+    options: dict[str, Any] = pydantic.Field(default={})
+    """Fields of open_clip's model configuration to replace (`embed_dim`, `vision_cfg`, ...)."""
+    frozen: bool = False
+    """Leave the trunk as it is (LiT, arXiv 2111.07991); its projection still trains."""
+
+
+ImageTowerConfig = Annotated[TimmTower | OpenClipTower, pydantic.Field(discriminator="kind")]
+
+
+class ImageTower(nn.Module):
+    """A trunk with the facts its users need.
+
+    Attributes:
+        width: F, the size of a feature.
+        size: height and width of the input in pixels.
+        mean, std: per channel, for inputs scaled to 0..1.
+    """
+
+    _mean_C11: Tensor
+    _std_C11: Tensor
+
+    def __init__(
+        self, trunk: nn.Module, size: int, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.size = size
+        self.mean = mean
+        self.std = std
+        # Not persistent: they are facts of the architecture, no weights.
+        for name, shares in (("_mean_C11", mean), ("_std_C11", std)):
+            self.register_buffer(name, torch.tensor(shares).view(-1, 1, 1), persistent=False)
+        self.width = _output_width(trunk, size)
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """(B, 3, H, W) pixels -> (B, F) features.
+
+        Args:
+            image_BCHW: uint8, 0 to 255; or of a floating dtype, and then normalised already.
+        """
+        if image_BCHW.dtype == torch.uint8:
+            # In this order, as every other library does it: the same rounding in deep networks too.
+            share_BCHW = image_BCHW.to(self._mean_C11.dtype) / 255
+            image_BCHW = (share_BCHW - self._mean_C11) / self._std_C11
+        feature_BF: Tensor = self.trunk(image_BCHW)
+        return feature_BF
+
+    def layer_depths(self) -> dict[str, int] | None:
+        """How many layers below the tower's output each parameter lies, by its name in the trunk.
+
+        The highest layer (a head or pooling with weights, else the last block) lies at 1, the stem or the
+        patch and position embeddings lie deepest. None: the network does not say what its layers are.
+        """
+        layers = _layer_numbers(self.trunk)
+        above = max(layers.values()) + 1 if layers else 0
+        return {name: above - layer for name, layer in layers.items()} if layers else None
+
+    def undecayed(self) -> set[str]:
+        """Names in the trunk, or patterns of `fnmatch`, that the network's authors spare weight decay."""
+        inner = getattr(self.trunk, "trunk", None)  # open_clip's adapter of timm
+        trunk, prefix = (self.trunk, "") if inner is None else (inner, "trunk.")
+        ask: Any = getattr(trunk, "no_weight_decay", set)
+        return {prefix + name for name in ask()}
+
+
+def build_image_tower(config: TimmTower | OpenClipTower) -> ImageTower:
+    """The tower that the configuration names, frozen if it says so.
+
+    Raises:
+        UserError: the library does not know the name or an option.
+    """
+    tower = _build_timm(config) if isinstance(config, TimmTower) else _build_open_clip(config)
+    tower.requires_grad_(not config.frozen)
+    return tower
+
+
+def _build_timm(config: TimmTower) -> ImageTower:
+    import timm
+
+    if not timm.is_model(config.name):
+        near = difflib.get_close_matches(config.name, timm.list_models(), n=3)
+        hint = f"; near: {', '.join(near)}" if near else ""
+        raise UserError(f"model.image.name: timm has no network `{config.name}`{hint}")
+    options = dict(config.options)
+    # Transformers are built for one input size, convolutional networks take any and refuse the option.
+    if takes_image_size(config.name):
+        options.setdefault("img_size", config.image_size)
+    try:
+        trunk = timm.create_model(
+            config.name, pretrained=config.pretrained, num_classes=0, **options
+        )
+    except TypeError as error:
+        raise UserError(f"model.image.options: timm's `{config.name}` says: {error}") from None
+    facts = timm.data.resolve_model_data_config(trunk)
+    return ImageTower(trunk, config.image_size, tuple(facts["mean"]), tuple(facts["std"]))
+
+
+# Layers of open_clip's own networks, in timm's notation (`group_matcher`): only a layer's number is captured,
+# and 99999 stands for "with the layer before". What nothing matches lies above all layers.
+_OPEN_CLIP_LAYERS: dict[str, dict[str, Any]] = {
+    "VisionTransformer": {
+        "stem": r"^(?:conv1|class_embedding|positional_embedding|ln_pre)",
+        "blocks": [(r"^transformer\.resblocks\.(\d+)", None), (r"^ln_post", (99999,))],
+    },
+    "ModifiedResNet": {"stem": r"^(?:conv|bn)\d", "blocks": r"^layer(\d+)\.(\d+)"},
+}
+
+
+def _layer_numbers(trunk: Any) -> dict[str, int]:
+    """Number of each parameter's layer, from 0 at the input; empty if the network does not say."""
+    from timm.models import group_parameters
+
+    inner = getattr(trunk, "trunk", None)
+    if inner is not None:  # open_clip's adapter: a network of timm and a head
+        below = {f"trunk.{name}": layer for name, layer in _layer_numbers(inner).items()}
+        above = max(below.values(), default=0) + 1
+        return {n: below.get(n, above) for n, _ in trunk.named_parameters()} if below else {}
+    if hasattr(trunk, "group_matcher"):
+        matcher = trunk.group_matcher(coarse=False)
+    else:
+        matcher = _OPEN_CLIP_LAYERS.get(type(trunk).__name__)
+    return dict(group_parameters(trunk, matcher, reverse=True)) if matcher else {}
+
+
+def takes_image_size(name: str) -> bool:
+    import timm
+
+    default: Any = timm.get_pretrained_cfg(name)
+    return bool(default is not None and default.fixed_input_size)
+
+
+def _build_open_clip(config: OpenClipTower) -> ImageTower:
+    import open_clip
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    known = config.name in open_clip.list_models() or ":" in config.name
+    if not known:
+        raise UserError(f"model.image.name: open_clip has no model `{config.name}`")
+    options = dict(config.options)
+    vision = dict(options.pop("vision_cfg", {}))
+    base = open_clip.get_model_config(config.name) or {}
+    vision = {**base.get("vision_cfg", {}), "image_size": config.image_size, **vision}
+    # open_clip moves what it built to `device`, by default a CPU, where a model on meta cannot go.
+    model = open_clip.create_model(
+        config.name,
+        pretrained=config.pretrained,
+        device=torch.get_default_device(),
+        vision_cfg=vision,
+        **options,
+    )
+    visual: Any = model.visual
+    mean = tuple(getattr(visual, "image_mean", None) or OPENAI_DATASET_MEAN)
+    std = tuple(getattr(visual, "image_std", None) or OPENAI_DATASET_STD)
+    return ImageTower(visual, config.image_size, mean, std)
+
+
+@torch.no_grad()
+def _output_width(trunk: nn.Module, size: int) -> int:
+    """F, measured: libraries name it in too many ways."""
+    was_training = trunk.training
+    trunk.eval()
+    feature: Tensor = trunk(torch.zeros(1, 3, size, size))
+    trunk.train(was_training)
+    assert feature.ndim == 2, feature.shape
+    return feature.shape[1]

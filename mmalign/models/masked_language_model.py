@@ -1,0 +1,58 @@
+"""Masked language modelling on a dual encoder's text tower: the text-only control of a run with pictures.
+
+    token_NL, mask_NL -> text tower's trunk -> state_NLF -> the places to predict -> state_PF
+        -> dense -> GELU -> LayerNorm -> decoder (the input embeddings, transposed) + bias -> logits_PV
+
+P: tokens to predict in this rank's batch, V: rows of the trunk's embedding. Only these places pass through
+the decoder, which is the dearest part: V is large and P a sixth of the tokens.
+"""
+
+from torch import Tensor, nn
+
+from mmalign.models.dual_encoder import DualEncoder
+
+
+class MaskedLanguageModel(nn.Module):
+    """A dual encoder of which only the text tower trains, and the head that predicts tokens.
+
+    The head is BERT's (arXiv 1810.04805 and its code): one transform, then a decoder that shares its matrix
+    with the input embeddings.
+
+    Attributes:
+        dual_encoder: whole, so that a run of either kind starts from and leaves the same weights; all but
+            its text tower is frozen here and takes no part.
+    """
+
+    def __init__(self, dual_encoder: DualEncoder) -> None:
+        super().__init__()
+        for name, parameter in dual_encoder.named_parameters():
+            if not name.startswith("text_tower."):
+                parameter.requires_grad_(False)
+        self.dual_encoder = dual_encoder
+        tower = dual_encoder.text_tower
+        embedding = tower.trunk.get_input_embeddings()
+        rows, width = embedding.weight.shape
+        self.dense = nn.Linear(tower.width, width)
+        nn.init.normal_(self.dense.weight, std=0.02)  # BERT's
+        nn.init.zeros_(self.dense.bias)
+        self.norm = nn.LayerNorm(width)
+        self.decoder = nn.Linear(width, rows)
+        self.decoder.weight = embedding.weight
+        nn.init.zeros_(self.decoder.bias)
+
+    def forward(self, token_NL: Tensor, mask_NL: Tensor, predicted_NL: Tensor) -> Tensor:
+        """Scores of all tokens at the places to predict.
+
+        Args:
+            token_NL, mask_NL: (N, L) int64, token ids with tokens hidden, and their mask.
+            predicted_NL: (N, L) bool, true at the P places to predict.
+
+        Returns:
+            (P, V) logits, row by row in the order of the captions; float32 or wider.
+        """
+        trunk = self.dual_encoder.text_tower.trunk
+        state_NLF = trunk(input_ids=token_NL, attention_mask=mask_NL).last_hidden_state
+        state_PF = nn.functional.gelu(self.dense(state_NLF[predicted_NL]))
+        logits_PV: Tensor = self.decoder(self.norm(state_PF))
+        # A softmax over thousands of tokens is not for 16-bit arithmetic.
+        return logits_PV if logits_PV.element_size() > 2 else logits_PV.float()

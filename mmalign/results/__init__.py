@@ -1,0 +1,1 @@
+"""Measured numbers: results.json, metric names, statistics and comparisons."""

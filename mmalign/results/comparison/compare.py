@@ -1,0 +1,183 @@
+"""Models side by side: what each reached, and whether the difference is more than luck with the queries.
+
+    results.json + queries.npz of each model -> same data, protocol, counts? -> Comparison: a row a metric
+
+Numbers that were measured in two ways are not put beside each other: that is refused. The first model is
+the one that the others are compared with (`paired.py` says how).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmalign.core.errors import UserError
+from mmalign.results.comparison.differences import Row, Rows, make_rows, parts_of
+from mmalign.results.comparison.paired import DRAWS, smallest_p
+from mmalign.results.metric_names import FAMILY, is_aggregate
+from mmalign.results.results import Results, read_results
+
+_FILE = "results.json"
+_LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table of models.
+
+    Attributes:
+        models: names, from their folders.
+        sha256: of their weights.
+        rows: aggregates over languages first.
+        words: what intervals and p mean here, one sentence each.
+    """
+
+    models: tuple[str, ...]
+    sha256: tuple[str, ...]
+    rows: tuple[Row, ...]
+    words: tuple[str, ...]
+
+
+def compare(paths: Sequence[Path], suite: str | None = None, languages: bool = False) -> Comparison:
+    """Compare all models with the first one, on every metric that all of them have.
+
+    Args:
+        paths: for each model a `results.json`, the folder that holds it, or a run folder.
+        suite: of run folders, which suite's results; needed where there are several.
+        languages: show families, single languages, pairs and layers as well, not only what sums up all.
+
+    Raises:
+        UserError: fewer than two models, no results, no metric in common, or one that was measured on
+            other data, by another protocol or on another number of queries.
+    """
+    if len(paths) < 2:
+        raise UserError("give two models or more to compare")
+    files = [find_results(path, suite) for path in paths]
+    found = [read_results(file) for file in files]
+    names = [name for name in found[0].metrics if all(name in one.metrics for one in found)]
+    if not names:
+        raise UserError(
+            f"{files[0]} and the others have no metric in common; use one suite for all"
+        )
+    for other, file in zip(found[1:], files[1:], strict=True):
+        for name in names:
+            _check_alike(name, found[0], other, f"{file}: `{name}`", files[0])
+    rows = make_rows(_shown(names, languages), names, found)
+    models = _model_names(paths, files)
+    sha256 = tuple(str(one.model.get("sha256")) for one in found)
+    words = [*_general_words(models[0], rows), *_drawing_words(rows), *_gaps(rows, found[0])]
+    return Comparison(models, sha256, rows.rows, tuple(words))
+
+
+def find_results(path: Path, suite: str | None) -> Path:
+    """The results file that a path means: itself, in its folder, or of a suite of the run.
+
+    Raises:
+        UserError: none there, or several suites and none was chosen.
+    """
+    if path.is_file():
+        return path
+    if not (path / "config.yaml").is_file() and (path / _FILE).is_file():
+        return path / _FILE
+    measured = {file.parent.name: file for file in sorted(path.glob(f"eval/*/{_FILE}"))}
+    if not measured:
+        raise UserError(f"{path}: no results; measure it with `mmalign eval SUITE --model {path}`")
+    if suite is None and len(measured) == 1:
+        return next(iter(measured.values()))
+    if suite not in measured:
+        wanted = "has several suites" if suite is None else f"has no suite `{suite}`"
+        raise UserError(f"{path}: {wanted}; give --suite with one of {', '.join(measured)}")
+    return measured[suite]
+
+
+def _shown(names: Sequence[str], languages: bool) -> list[str]:
+    """The metrics of the table, aggregates first; unless told otherwise only what sums up all languages."""
+    aggregates = [name for name in names if is_aggregate(parts_of(name)[1])]
+    of_all = [name for name in aggregates if not parts_of(name)[1].startswith(FAMILY)]
+    if of_all and not languages:
+        return of_all
+    return [*aggregates, *(name for name in names if name not in set(aggregates))]
+
+
+def _model_names(paths: Sequence[Path], files: Sequence[Path]) -> tuple[str, ...]:
+    """The folders' names; the paths as they were given where two are alike."""
+    folders = [file.resolve().parent for file in files]
+    names = [(f.parents[1] if f.parent.name in ("eval", "finetune") else f).name for f in folders]
+    return tuple(names if len(set(names)) == len(names) else map(str, paths))
+
+
+def _set_of(name: str) -> str:
+    """The name of the set, without the protocol or the folder behind `@`."""
+    return parts_of(name)[0].partition("/")[2].partition("@")[0]
+
+
+def _check_alike(name: str, first: Results, other: Results, what: str, file: Path) -> None:
+    """Stop where a metric was not measured in one and the same way."""
+    subject, data = parts_of(name)[0], _set_of(name)
+    if first.data.get(data) != other.data.get(data):
+        raise UserError(
+            f"{what} was measured on other data than in {file} (set `{data}`, manifest "
+            f"{_short(other.data.get(data))}, not {_short(first.data.get(data))}); measure both on one"
+        )
+    if first.protocol.get(subject) != other.protocol.get(subject):
+        raise UserError(
+            f"{what} was measured by another protocol than in {file} (see `protocol` in both files); "
+            "measure both with one version and one suite"
+        )
+    if first.counts[name] != other.counts[name]:
+        raise UserError(
+            f"{what} was measured on {other.counts[name]} queries, in {file} on {first.counts[name]}; "
+            "measure both on the same"
+        )
+
+
+def _short(sha256: str | None) -> str:
+    return sha256[:12] if sha256 else "not recorded"
+
+
+def _general_words(first: str, rows: Rows) -> list[str]:
+    tested = sum(one.p is not None for row in rows.rows for one in row.differences)
+    if not tested:
+        return [f"Differences are to {first}."]
+    words = [
+        f"Differences are to {first}, with 95 % intervals of {DRAWS:,} paired bootstrap draws (seed 0) and "
+        f"two-sided p after Holm's correction over the {tested} differences that have one.",
+        "They cover the choice of queries, not what another training seed would give.",
+    ]
+    if smallest_p(DRAWS) * tested > _LEVEL:
+        words.append(
+            f"With {tested} differences, {DRAWS:,} draws cannot show any of them at 5 %: look at fewer."
+        )
+    return words
+
+
+def _drawing_words(rows: Rows) -> list[str]:
+    """How the queries of several languages were drawn."""
+    words = []
+    if rows.together:
+        words.append(
+            f"In {', '.join(rows.together)} all queries about one picture were drawn together, in every "
+            "language."
+        )
+    if rows.apart:
+        words.append(
+            f"In {', '.join(rows.apart)} the queries of each language were drawn by themselves, though they "
+            "may be about the same pictures: intervals of means over languages may be too narrow."
+        )
+    return words
+
+
+def _gaps(rows: Rows, first: Results) -> list[str]:
+    """What could not be computed or checked."""
+    words = []
+    if any(one.ci95 is None for row in rows.rows for one in row.differences):
+        words.append(
+            "Differences without an interval: no value of single queries was kept, or they sum up others "
+            "than the languages here."
+        )
+    unknown = sorted({_set_of(row.metric) for row in rows.rows} - first.data.keys())
+    if unknown:
+        words.append(
+            f"No checksum of the data was recorded for {', '.join(unknown)}: that they are the same was "
+            "told by protocol and counts alone."
+        )
+    return words

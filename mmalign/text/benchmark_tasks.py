@@ -1,0 +1,254 @@
+"""What a text suite names, how it is read, and whether it is what was published.
+
+    GroupConfig -> training files, test files -> [(TextTestConfig, Task)], {task that is missing: why}
+    Task + PublishedConfig -> every deviation in words
+
+A task that is not on disk is left out and named. A file that is there and broken is an error.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mmalign.core.batch import Example
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
+from mmalign.text.fit import FitConfig
+from mmalign.text.tasks.layout import NoFiles
+from mmalign.text.tasks.read import FilesConfig, TaskConfig, make_task
+from mmalign.text.tasks.readers import read
+from mmalign.text.tasks.task import Kind, Splits, Task, labels_of
+
+SOURCE = "en"
+
+
+class PublishedConfig(Section):
+    """What the publisher of a task reports; only numbers on the same tests compare with published ones."""
+
+    metrics: tuple[str, ...] = Field(min_length=1)
+    """Of several the mean is the task's score."""
+    sizes: int | dict[str, int] | None = None
+    """Test examples of every language, or of each; a language without a size is not compared."""
+
+
+class TextTestConfig(FilesConfig):
+    name: str = Field(pattern=r"^[\w-]+$")
+    """In metrics, `text/<name>/...`, and for XTREME's folder of predictions."""
+    languages: tuple[str, ...] | None = None
+    """What the publisher tests; one that is not on disk is named in the results. By default all there are."""
+    splits: tuple[Literal["train", "dev", "test"], ...] = ()
+    """Put together, they are the test. By default the test files, or dev files of other languages than
+    English where there are none."""
+    reverse: bool = False
+    """Of retrieval: what was a candidate asks, and what was a query is looked for."""
+    relabel: dict[str, str] = Field(default_factory=dict)
+    """Label of the tests -> label of the training files."""
+    merge: dict[str, str] = Field(default_factory=dict)
+    """Predicted label -> coarser label of the tests."""
+    published: PublishedConfig | None = None
+
+
+class StageConfig(Section):
+    """A fine-tuning before the one that is tested: its tower goes on, its head does not."""
+
+    train: FilesConfig
+    fit: FitConfig
+
+
+class GroupConfig(Section):
+    """Tests that share one fine-tuning; without `train`, retrieval with the tower as it is."""
+
+    name: str
+    before: StageConfig | None = None
+    train: FilesConfig | None = None
+    fit: FitConfig | None = None
+    max_length: int | None = Field(default=None, ge=8)
+    """Tokens at which sequences are cut, if the model has so many places; by default the model's own."""
+    choose_on_dev: bool = True
+    """English dev examples choose the weights that are kept; otherwise those of the last step are."""
+    tests: tuple[TextTestConfig, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _train_and_fit(self) -> "GroupConfig":
+        if (self.train is None) != (self.fit is None):
+            raise ValueError(f"group `{self.name}`: give both `train` and `fit`, or neither")
+        if self.before is not None and self.train is None:
+            raise ValueError(f"group `{self.name}`: `before` needs a `train` behind it")
+        return self
+
+    def folders(self) -> Iterator[str]:
+        """Every folder that the group reads."""
+        files = [*self.tests, self.train, self.before.train if self.before else None]
+        return (one.folder for one in files if one is not None)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group that was read.
+
+    Attributes:
+        tests: what is there, in the order of the configuration.
+        before: the examples of the stage before.
+        skipped: name of a test -> what is missing.
+    """
+
+    config: GroupConfig
+    tests: Sequence[tuple[TextTestConfig, Task]]
+    before: Task | None
+    skipped: dict[str, str]
+
+    @property
+    def training(self) -> Task:
+        """The task to fit, with its own labels. No dev example that is tested chooses its weights."""
+        first = self.tests[0][1]
+        tested = {one.id for _, task in self.tests for one in task.tests.get(SOURCE, [])}
+        dev = [one for one in first.dev.get(SOURCE, []) if one.id not in tested]
+        return replace(first, dev={SOURCE: dev} if self.config.choose_on_dev else {}, merge={})
+
+
+def read_group(config: GroupConfig) -> Group:
+    """The tasks of a group whose files are there.
+
+    Raises:
+        UserError: a broken file, or tests that ask something else than the training files.
+    """
+    try:
+        before = _read_stage(config.before.train, config.name) if config.before else None
+        trained = read(config.train.format, Path(config.train.folder)) if config.train else None
+    except NoFiles as missing:
+        reason = f"the training files are missing ({missing})"
+        return Group(config, [], None, {test.name: reason for test in config.tests})
+    found, skipped = [], {}
+    for test in config.tests:
+        try:
+            found.append((test, _read_test(test, config, trained)))
+        except NoFiles as missing:
+            skipped[test.name] = str(missing)
+    return Group(config, found, before, skipped)
+
+
+def deviations(test: TextTestConfig, task: Task) -> tuple[str, bool]:
+    """How the tests on disk differ from what the publisher reports, in words, and whether they do not."""
+    wanted = test.languages or tuple(task.tests)
+    missing = [lang for lang in wanted if lang not in task.tests]
+    words = [f"{len(wanted) - len(missing)} of {len(wanted)} languages"]
+    words += [f"missing: {', '.join(missing)}"] if missing else []
+    if task.test_is_dev:
+        words.append(f"dev instead of test: {', '.join(sorted(task.test_is_dev))}")
+    wrong, compared = _sizes(test, task)
+    if compared > len(wrong):
+        words.append(f"published size in {compared - len(wrong)}")
+    words += wrong
+    if compared < len(task.tests):
+        words.append(f"size not compared in {len(task.tests) - compared}")
+    return "; ".join(words), not (missing or task.test_is_dev or wrong)
+
+
+def _sizes(test: TextTestConfig, task: Task) -> tuple[list[str], int]:
+    """Each language of another size than the published one, and how many languages were compared."""
+    sizes = test.published.sizes if test.published else None
+    if sizes is None:
+        return [], 0
+    by_language = dict.fromkeys(task.tests, sizes) if isinstance(sizes, int) else sizes
+    pairs = {
+        lang: (len(rows), by_language[lang])
+        for lang, rows in task.tests.items()
+        if lang in by_language
+    }
+    return [f"{lang} {n} of {size}" for lang, (n, size) in pairs.items() if n != size], len(pairs)
+
+
+def _read_test(
+    test: TextTestConfig, group: GroupConfig, trained: tuple[Kind, Splits] | None
+) -> Task:
+    kind, splits = read(test.format, Path(test.folder))
+    if trained is None and kind != "retrieval":
+        raise UserError(
+            f"group `{group.name}`: {test.folder} holds {kind} examples, which need `train` and `fit`"
+        )
+    splits = _tested_splits(splits, test.splits)
+    if group.train is not None and test.format != group.train.format:
+        splits = _with_own_ids(splits, kind, test.name)
+    config = TaskConfig(
+        name=test.name,
+        folder=test.folder,
+        format=test.format,
+        train=group.train,
+        language=SOURCE,
+        languages=_languages_there(splits, test),
+        relabel=test.relabel,
+        merge=test.merge,
+    )
+    task = make_task(config, trained or (kind, splits), (kind, splits))
+    return _reversed(task) if test.reverse else task
+
+
+def _read_stage(files: FilesConfig, group: str) -> Task:
+    """Training and dev examples alone."""
+    kind, splits = read(files.format, Path(files.folder))
+    train = splits.get(("train", SOURCE), [])
+    if not train:
+        raise NoFiles(f"{files.folder}: no training file for `{SOURCE}`")
+    dev = splits.get(("dev", SOURCE), [])
+    name = f"{group}, stage before"
+    return Task(name, kind, SOURCE, labels_of(train, kind), train, {SOURCE: dev}, {}, {})
+
+
+def _tested_splits(splits: Splits, tested: Sequence[str]) -> Splits:
+    """The named splits as one test, and the candidates; everything as it was where none is named."""
+    if not tested:
+        return splits
+    moved = {key: rows for key, rows in splits.items() if key[0] == "candidates"}
+    for wanted in tested:
+        for (split, lang), rows in splits.items():
+            if split == wanted:
+                moved["test", lang] = [*moved.get(("test", lang), []), *rows]
+    return moved
+
+
+def _with_own_ids(splits: Splits, kind: Kind, name: str) -> Splits:
+    """Ids that cannot be mistaken for those of another publisher's rows, which are row numbers too.
+
+    Questions and words keep theirs: they are the publisher's, and XTREME's files of answers name them.
+    """
+    if kind in ("span_qa", "tagging", "retrieval"):
+        return splits
+
+    def own(one: Example) -> Example:
+        return replace(one, id=f"{name}-{one.id}")
+
+    return {key: [own(one) for one in rows] for key, rows in splits.items()}
+
+
+def _languages_there(splits: Splits, test: TextTestConfig) -> tuple[str, ...] | None:
+    """Those of the test's languages that can be tested."""
+    if test.languages is None:
+        return None
+    there = {
+        lang for split, lang in splits if split == "test" or (split == "dev" and lang != SOURCE)
+    }
+    found = tuple(lang for lang in test.languages if lang in there)
+    if not found:
+        raise NoFiles(f"{test.folder}: holds a test of none of {', '.join(test.languages)}")
+    return found
+
+
+def _reversed(task: Task) -> Task:
+    """Candidates that are an answer become the queries of their language, and queries the candidates."""
+    tests, candidates = {}, {}
+    for lang, queries in task.tests.items():
+        asked_by: dict[object, list[str]] = {}
+        for query in queries:
+            assert isinstance(query.target, tuple), query.id
+            for answer in query.target:
+                asked_by.setdefault(answer, []).append(query.id)
+        tests[lang] = [
+            replace(one, target=tuple(asked_by[one.id]))
+            for one in task.candidates[lang]
+            if one.id in asked_by
+        ]
+        candidates[lang] = [replace(query, target=(query.id,)) for query in queries]
+    return replace(task, tests=tests, candidates=candidates)

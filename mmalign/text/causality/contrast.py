@@ -1,0 +1,61 @@
+"""The contrast between the nodes of documents and those of their code-switched views.
+
+    nodes of the documents -> linear, length 1 -+
+                                                +-> cosines / temperature -> InfoNCE, both ways
+    nodes of the views     -> linear, length 1 -+
+
+InfoNCE (van den Oord et al. 2018, arXiv 1807.03748) at three granularities. A node's positive is itself in
+the view. Its negatives are, of sentences and statements, all other nodes of the type in the batch, those of
+the same document among them; of pairs, those of the opposite label: two causal pairs are not driven apart.
+Granularities, positives and negatives of the published method are not known beyond its name; these are ours.
+All scores of a type stand in one matrix: 0.8 GB for a batch of eight documents with 60 events, all paired.
+
+Shapes: S nodes of a type, W their width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmalign.text.causality.config import ContrastConfig
+from mmalign.text.causality.interaction import Nodes
+
+
+def contrast_loss(
+    nodes: Nodes, view: Nodes, causal_P: Tensor, project: nn.ModuleDict, config: ContrastConfig
+) -> Tensor:
+    """The weighted sum of the contrasts, a scalar.
+
+    Args:
+        view: the same sentences, statements and pairs in the same order.
+        causal_P: int64, the label of each pair.
+        project: by type of node, to the space of the contrast.
+    """
+    opposite_PP = causal_P[:, None] != causal_P[None, :]
+    total = nodes["pair"].new_zeros(())
+    weights = {"sentence": config.sentence, "statement": config.statement, "pair": config.pair}
+    for node, weight in weights.items():
+        if weight > 0:
+            one, other = project[node](nodes[node]), project[node](view[node])
+            negative = opposite_PP if node == "pair" else None
+            total = total + weight * info_nce(one, other, config.temperature, negative)
+    return total
+
+
+def info_nce(
+    one_SW: Tensor, other_SW: Tensor, temperature: float, negative_SS: Tensor | None = None
+) -> Tensor:
+    """The mean over both directions of the cross-entropy of finding each row's own partner; 0 of no rows.
+
+    Args:
+        negative_SS: bool, symmetric, which others a row is told from; none: from all.
+    """
+    if len(one_SW) == 0:
+        return one_SW.sum()
+    cosine_SS = F.normalize(one_SW, dim=-1) @ F.normalize(other_SW, dim=-1).T
+    logits_SS = cosine_SS / temperature
+    own = torch.arange(len(one_SW), device=one_SW.device)
+    if negative_SS is not None:
+        compared = negative_SS | (own[:, None] == own[None, :])
+        logits_SS = logits_SS.masked_fill(~compared, float("-inf"))
+    return (F.cross_entropy(logits_SS, own) + F.cross_entropy(logits_SS.T, own)) / 2

@@ -1,0 +1,288 @@
+"""One fine-tuning: a tower, a head and a method on the training examples of one language.
+
+    Tower (a copy where it changes) + head -> steps of the method -> checks on dev -> best weights kept
+
+A small loop of plain torch in one process: tasks have thousands of rows, and the engine is for pretraining.
+The same configuration, tower, data and seed give the same numbers on the same machine.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from mmalign.core import console
+from mmalign.core.batch import Example
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
+from mmalign.models.text_encoder import Tower
+from mmalign.text.causality.config import CausalityConfig
+from mmalign.text.heads.base import TaskBatch, TaskModel
+from mmalign.text.heads.build import build_model
+from mmalign.text.heads.causality import CausalityModel
+from mmalign.text.heads.features import Pairs
+from mmalign.text.lora import LoraConfig, add_lora, merge_lora
+from mmalign.text.robust.augment import AugmentConfig, build_augmentation
+from mmalign.text.robust.method import MethodConfig, PlainConfig, backward
+from mmalign.text.scores import PRIMARY
+from mmalign.text.tasks.task import Task
+from mmalign.text.transfer import Outcome, outcome_of
+
+_MAX_GRADIENT_NORM = 1.0
+_BEFORE_ANY_CHECK = (-float("inf"), -float("inf"))
+
+
+class FitConfig(Section):
+    """What is trained, and how."""
+
+    trainable: Literal["head", "lora", "all"] = "head"
+    """head: on a fixed tower; lora: low-rank adapters in the trunk as well; all: the whole tower as well."""
+    lora: LoraConfig = LoraConfig()
+    """Only with `trainable: lora`."""
+    pairs: Literal["joint", "separate"] = "joint"
+    """How the head sees two texts: read as one sequence, or each on its own in the tower's space."""
+    hidden: int | None = Field(default=None, ge=1)
+    """Units of the head's hidden layer; none: a linear head."""
+    epochs: int = Field(ge=1)
+    repeats: int = Field(default=1, ge=1)
+    """Times that an epoch goes through the training rows: as many steps as RS-DA with so many copies."""
+    batch_size: int = Field(default=32, ge=1)
+    lr: float = Field(default=2e-5, gt=0)
+    """Peak learning rate of the tower, or of its adapters; unused with `trainable: head`."""
+    head_lr: float = Field(default=3e-3, gt=0)
+    """Peak learning rate of the head."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's; matrices only, not biases and norms."""
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises; it then falls linearly to zero."""
+    checks: int = Field(default=1, ge=1)
+    """Checks on dev in an epoch; the weights kept are those of the best one, without dev the last."""
+    oracle: bool = False
+    """Also tell, for each language, what the best check of its own dev examples would have given."""
+    augment: AugmentConfig | None = None
+    """What is done to the training texts; none: nothing."""
+    method: MethodConfig = PlainConfig(kind="plain")
+    """How a batch's gradient is made."""
+    causality: CausalityConfig | None = None
+    """Graph and contrast of event_causality; none: its defaults, and with any other kind of task."""
+
+
+@dataclass
+class Fitted:
+    """A trained model and how it came about.
+
+    Attributes:
+        history: `steps`, `kept_step`, `train_loss` (mean since the check before) and, with dev examples,
+            `dev` (the primary metric), a value a check.
+        oracle: by language: the outcome on its tests at its own best check; with `oracle` only.
+    """
+
+    model: TaskModel
+    history: dict[str, Any]
+    oracle: dict[str, Outcome] = field(default_factory=dict)
+
+    def kept(self) -> dict[str, Any]:
+        """What the history says of the weights that were kept."""
+        facts = {name: self.history[name] for name in ("steps", "kept_step")}
+        if "dev" in self.history:
+            facts["dev"] = max(self.history["dev"])
+        if self.history["train_loss"]:
+            facts["train_loss"] = self.history["train_loss"][-1]
+        return facts
+
+
+def fit(tower: Tower, task: Task, config: FitConfig, seed: int, label: str | None = None) -> Fitted:
+    """Train a model of the task; `tower` itself stays as it is.
+
+    Without training examples (retrieval) the model is the tower as it is.
+
+    Args:
+        label: what the progress bar says, if not the task's name.
+
+    Raises:
+        UserError: training diverges, or method and task do not go together.
+    """
+    _check_causality(task, config)
+    torch.manual_seed(seed)
+    if not task.train:
+        model = build_model(tower, task, config.pairs, config.hidden).eval()
+        return Fitted(model, {"steps": 0, "kept_step": 0, "train_loss": []})
+    train, augment = build_augmentation(config.augment, task.train * config.repeats, seed)
+    model = _new_model(tower, task, config)
+    model.prepare(task.train)
+    steps_an_epoch = -(-len(train) // config.batch_size)
+    steps = config.epochs * steps_an_epoch
+    every = max(1, steps_an_epoch // config.checks)
+    optimizer, schedule = _build_optimizer(model, steps, config)
+    checks = _Checks(model, task, config.oracle)
+    noise = torch.Generator(model.tower.device).manual_seed(seed)
+    texts = np.random.default_rng((seed, 1))
+
+    _set_training(model, config)
+    stream = _shuffled(len(train), config.batch_size, config.epochs, seed)
+    losses: list[float] = []
+    for step, rows in enumerate(console.track(stream, label or task.name, steps), start=1):
+        batch = model.collate(augment([train[row] for row in rows], texts))
+        losses.append(_backward(model, batch, config, noise, texts))
+        nn.utils.clip_grad_norm_(model.parameters(), _MAX_GRADIENT_NORM)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step == steps or step % every == 0:
+            checks.check(step, _finite_mean(losses, step))
+            losses.clear()
+            _set_training(model, config)
+    fitted = checks.finish(steps)
+    if config.trainable == "lora":
+        merge_lora(model.tower)
+    return fitted
+
+
+class _Checks:
+    """Looks at dev now and then and remembers the best weights."""
+
+    def __init__(self, model: TaskModel, task: Task, oracle: bool) -> None:
+        self._model = model
+        self._task = task
+        self._source_dev = task.dev.get(task.source, [])
+        oracles = [lang for lang in task.targets if task.dev.get(lang) and task.tests[lang]]
+        oracles = oracles if oracle else []
+        self._best = dict.fromkeys([*oracles, task.source], _BEFORE_ANY_CHECK)
+        self._oracles = oracles
+        self._kept: dict[str, Tensor] = {}
+        self._history: dict[str, Any] = {"train_loss": []}
+        self._outcomes: dict[str, Outcome] = {}
+
+    def check(self, step: int, train_loss: float) -> None:
+        self._history["train_loss"].append(train_loss)
+        if self._source_dev:
+            value, is_best = self._improves(self._task.source, self._source_dev)
+            self._history.setdefault("dev", []).append(value)
+            if is_best:
+                self._history["kept_step"] = step
+                self._kept = {n: p.detach().clone() for n, p in self._trained()}
+        for lang in self._oracles:
+            if self._improves(lang, self._task.dev[lang])[1]:
+                tests = self._task.tests[lang]
+                self._outcomes[lang] = outcome_of(self._task, tests, self._model.predict(tests))
+
+    def finish(self, steps: int) -> Fitted:
+        """The model with the best weights; without dev, the last ones."""
+        with torch.no_grad():
+            for name, parameter in self._trained():
+                if name in self._kept:
+                    parameter.copy_(self._kept[name])
+        self._model.eval()
+        history = {"steps": steps, "kept_step": steps, **self._history}
+        return Fitted(self._model, history, self._outcomes)
+
+    def _improves(self, lang: str, examples: Sequence[Example]) -> tuple[float, bool]:
+        """The primary metric on the examples, and whether it is the language's best so far.
+
+        Small dev sets tie often: of equal checks the one that is surer of the right answers is better.
+        """
+        predictions, loss = self._model.predict_with_loss(examples)
+        outcome = outcome_of(self._task, examples, predictions)
+        value = float(np.mean(outcome.values[PRIMARY[self._task.kind]]))
+        is_best = (value, -loss) > self._best[lang]
+        if is_best:
+            self._best[lang] = (value, -loss)
+        return value, is_best
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(n, p) for n, p in self._model.named_parameters() if p.requires_grad]
+
+
+def _new_model(tower: Tower, task: Task, config: FitConfig) -> TaskModel:
+    """A fresh head on the tower, or on a copy of it where the tower will change."""
+    if config.trainable != "head":
+        # The tokenizer does not change: both share it (a memo entry says "copied already").
+        tower = copy.deepcopy(tower, {id(tower.tokenizer): tower.tokenizer})
+    tower.requires_grad_(config.trainable == "all")
+    if config.trainable == "lora":
+        add_lora(tower, config.lora)
+    pairs: Pairs = config.pairs
+    return build_model(tower, task, pairs, config.hidden, config.causality)
+
+
+def _check_causality(task: Task, config: FitConfig) -> None:
+    """Whether what is set fits event causality, and what fits it alone is set for nothing else."""
+    name = f"task `{task.name}`"
+    if task.kind != "event_causality":
+        if config.causality is not None:
+            raise UserError(f"{name}: `causality` is for event_causality, not {task.kind}; drop it")
+        return
+    if config.augment is not None:
+        raise UserError(
+            f"{name}: `augment` moves the events of event_causality; use `causality.contrast`, whose "
+            "views keep them"
+        )
+    has_contrast = config.causality is not None and config.causality.contrast is not None
+    if has_contrast and not isinstance(config.method, PlainConfig):
+        raise UserError(
+            f"{name}: `method.kind` {config.method.kind} does not go with `causality.contrast`; take one"
+        )
+
+
+def _backward(
+    model: TaskModel,
+    batch: TaskBatch,
+    config: FitConfig,
+    noise: torch.Generator,
+    texts: np.random.Generator,
+) -> float:
+    """Add the gradients of a batch; its mean loss."""
+    if not isinstance(model, CausalityModel) or model.config.contrast is None:
+        return backward(model, batch, config.method, noise)
+    loss = model.loss_with_view(batch, texts)
+    loss.backward()
+    return loss.item()
+
+
+def _set_training(model: TaskModel, config: FitConfig) -> None:
+    """Training mode; a tower that stays as it is has no dropout either."""
+    model.train()
+    if config.trainable == "head":
+        model.tower.eval()
+
+
+def _build_optimizer(
+    model: TaskModel, steps: int, config: FitConfig
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW with the head's own learning rate; warm-up, then a straight line to zero."""
+    groups = []
+    for module, lr in ((model.head, config.head_lr), (model.tower, config.lr)):
+        for is_matrix in (True, False):
+            parameters = [
+                p for p in module.parameters() if p.requires_grad and (p.ndim >= 2) == is_matrix
+            ]
+            decay = config.weight_decay if is_matrix else 0.0
+            groups.append({"params": parameters, "lr": lr, "weight_decay": decay})
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
+    warm = round(config.warmup * steps)
+
+    def factor(step: int) -> float:
+        return (step + 1) / warm if step < warm else (steps - step) / (steps - warm)
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _shuffled(rows: int, batch_size: int, epochs: int, seed: int) -> Iterator[list[int]]:
+    """Numbers of the rows of each batch, in an order of its own every epoch."""
+    order = np.random.default_rng(seed)
+    for _ in range(epochs):
+        shuffled = order.permutation(rows).tolist()
+        for start in range(0, rows, batch_size):
+            yield shuffled[start : start + batch_size]
+
+
+def _finite_mean(losses: Sequence[float], step: int) -> float:
+    mean = float(np.mean(losses))
+    if not np.isfinite(mean):
+        raise UserError(f"the loss is {mean} before step {step}; lower `lr` or `head_lr`")
+    return mean

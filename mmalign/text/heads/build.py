@@ -1,0 +1,57 @@
+"""The head that a task needs."""
+
+from mmalign.core.errors import UserError
+from mmalign.models.text_encoder import Tower
+from mmalign.text.causality.config import CausalityConfig
+from mmalign.text.heads.base import TaskModel
+from mmalign.text.heads.causality import CausalityModel
+from mmalign.text.heads.features import (
+    ChoiceModel,
+    ClassificationModel,
+    Pairs,
+    SimilarityModel,
+)
+from mmalign.text.heads.ranking import RetrievalModel
+from mmalign.text.heads.spans import SpanModel
+from mmalign.text.heads.tagging import TaggingModel
+from mmalign.text.tasks.task import Task
+
+
+def build_model(
+    tower: Tower,
+    task: Task,
+    pairs: Pairs,
+    hidden: int | None,
+    causality: CausalityConfig | None = None,
+) -> TaskModel:
+    """A fresh model of the task's kind.
+
+    Args:
+        pairs, hidden: of heads on features (see `FeatureHead`).
+        causality: of event causality; its defaults where nothing is said.
+
+    Raises:
+        UserError: `hidden` where the head has no hidden layer.
+    """
+    if hidden is not None and task.kind in ("tagging", "span_qa", "retrieval"):
+        raise UserError(
+            f"task `{task.name}`: a {task.kind} head has no hidden layer; drop `hidden`"
+        )
+    if hidden is not None and task.kind == "event_causality":
+        raise UserError(f"task `{task.name}`: its layers are `causality.width` wide; drop `hidden`")
+    match task.kind:
+        case "classification":
+            is_pair = len(task.train[0].texts) == 2
+            return ClassificationModel(tower, task.labels, pairs if is_pair else None, hidden)
+        case "similarity":
+            return SimilarityModel(tower, pairs, hidden)
+        case "multiple_choice":
+            return ChoiceModel(tower, pairs, hidden)
+        case "tagging":
+            return TaggingModel(tower, task.labels)
+        case "span_qa":
+            return SpanModel(tower)
+        case "retrieval":
+            return RetrievalModel(tower, task.candidates)
+        case "event_causality":
+            return CausalityModel(tower, causality or CausalityConfig())

@@ -1,0 +1,131 @@
+"""A head that tells which pairs of events in a document are causal.
+
+    document -> outline -> windows of its text that overlap -> states -> nodes of a graph -> logits of pairs
+             -> code-switched view -> the same -> nodes -> contrast with the document's (training only)
+
+A document is read as its sentences joined by one space. One that is too long for the tower is read in windows
+that share a quarter of their tokens: nothing is cut, and a token that two windows share counts with both
+states. A part of the document without any token (a tokenizer may drop a lone character) has the state zero.
+
+The loss of a document is the mean cross-entropy over its pairs, causal ones weighted; of one without pairs it
+is 0. Labels are compared on the documents as they are, never on views, so that a run with contrast differs
+from one without by the contrast alone.
+
+Shapes: B documents, N windows, L tokens, F width of a state, P pairs of all documents.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmalign.core.batch import Example
+from mmalign.data.dictionaries.read import Dictionary
+from mmalign.models.text_encoder import Tower
+from mmalign.text.causality.config import CausalityConfig
+from mmalign.text.causality.contrast import contrast_loss
+from mmalign.text.causality.graph import Graph, build_graph
+from mmalign.text.causality.interaction import CausalityHead
+from mmalign.text.causality.outline import outline
+from mmalign.text.causality.view import view_of
+from mmalign.text.heads.base import TaskBatch, TaskModel, check_alignable
+from mmalign.text.robust import code_switch
+from mmalign.text.scores import Prediction
+
+
+@dataclass(frozen=True)
+class CausalityBatch(TaskBatch):
+    """Documents with their graph; `target` is (P,) int64, 1 where a pair is causal."""
+
+    graph: Graph
+
+
+class CausalityModel(TaskModel):
+    """A bool for each pair that a document asks about.
+
+    Attributes:
+        config: of graph and contrast.
+        tables: of the views, by language; empty until `prepare`, and without contrast.
+    """
+
+    evaluation_batch = 32
+    head: CausalityHead
+
+    def __init__(self, tower: Tower, config: CausalityConfig) -> None:
+        check_alignable(tower)
+        super().__init__(tower, CausalityHead(tower.state_width, config))
+        self.config = config
+        self.tables: Mapping[str, Dictionary] = {}
+        room = tower.max_length - tower.tokenizer.inner.num_special_tokens_to_add(False)
+        self.stride = min(tower.max_length // 4, max(0, room - 1))
+
+    def prepare(self, train: Sequence[Example]) -> None:
+        """Read the dictionaries of the views."""
+        if self.config.contrast is not None:
+            self.tables = code_switch.tables(self.config.contrast.view, train[0].lang)
+
+    def collate(self, examples: Sequence[Example]) -> CausalityBatch:
+        """Windows and the graph; see `CausalityBatch`."""
+        outlines = [outline(one) for one in examples]
+        tokens = self.tower.tokenize(
+            [one.text for one in outlines], stride=self.stride, return_overflowing_tokens=True
+        )
+        device = self.tower.device
+        return CausalityBatch(
+            examples,
+            tokens,
+            tokens.encoding["overflow_to_sample_mapping"].to(device),
+            torch.tensor(
+                [c for one in outlines for c in one.causal], dtype=torch.long, device=device
+            ),
+            build_graph(outlines, tokens.encoding, device),
+        )
+
+    def logits(self, state_NLF: Tensor, batch: TaskBatch) -> Tensor:
+        """(P, 2): not causal, causal."""
+        graph = _graph_of(batch)
+        return self.head.logits(self.head.nodes(state_NLF, graph), graph)
+
+    def losses(self, logits: Tensor, batch: TaskBatch) -> Tensor:
+        """(B,), the weighted mean over a document's pairs."""
+        weight = logits.new_tensor([1.0, self.config.causal_weight])
+        loss_P = F.cross_entropy(logits, batch.target, weight, reduction="none")
+        document_P = _graph_of(batch).document_P
+        zero_B = loss_P.new_zeros(len(batch.examples))
+        pairs_B = zero_B.index_add(0, document_P, torch.ones_like(loss_P))
+        return zero_B.index_add(0, document_P, loss_P) / pairs_B.clamp(min=1)
+
+    def loss_with_view(self, batch: TaskBatch, random: np.random.Generator) -> Tensor:
+        """The mean loss of the batch and its contrast with views that are drawn now, a scalar."""
+        contrast = self.config.contrast
+        assert contrast is not None
+        views = self.collate(
+            [view_of(one, self.tables, contrast.view, random) for one in batch.examples]
+        )
+        graph = _graph_of(batch)
+        nodes = self.head.nodes(self.tower.states(batch.tokens), graph)
+        of_views = self.head.nodes(self.tower.states(views.tokens), views.graph)
+        loss = self.losses(self.head.logits(nodes, graph), batch).mean()
+        return loss + contrast_loss(
+            nodes, of_views, batch.target, self.head.into_contrast, contrast
+        )
+
+    def decode(self, logits: Tensor, batch: TaskBatch) -> list[Prediction]:
+        """For each document a bool a pair."""
+        found: list[list[bool]] = [[] for _ in batch.examples]
+        causal_P = (logits[:, 1] > logits[:, 0]).tolist()
+        for document, causal in zip(_graph_of(batch).document_P.tolist(), causal_P, strict=True):
+            found[document].append(causal)
+        return [tuple(one) for one in found]
+
+    def description(self) -> dict[str, Any]:
+        return {"kind": type(self).__name__, "causality": self.config.model_dump(mode="json")}
+
+
+def _graph_of(batch: TaskBatch) -> Graph:
+    assert isinstance(batch, CausalityBatch)
+    return batch.graph

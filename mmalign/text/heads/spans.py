@@ -1,0 +1,198 @@
+"""A head that answers questions by a piece of the context.
+
+    (question, context) -> windows of the context, each behind the question -> start and end score a token
+                        -> best start and end over the windows -> piece of the context, by character offsets
+
+As in BERT (arXiv 1810.04805, sections 4.2 and 4.3): the loss is the mean cross-entropy of start and end; a
+window that does not hold the whole answer has the first token (`[CLS]`, `<s>`) as both; the answer is the
+pair of tokens with the highest sum of scores, the end not before the start. Every question is taken to have
+an answer, as in SQuAD 1.1, XQuAD, MLQA and TyDiQA-GoldP: the first token is never a prediction.
+
+Only the first token and those of the context can be start or end; the others get a score that loses always.
+
+Shapes: B examples, N windows, L tokens; the outputs are two, start and end.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmalign.core.batch import Answer, Example
+from mmalign.core.errors import UserError
+from mmalign.models.text_encoder import Tower
+from mmalign.text.heads.base import TaskBatch, TaskModel, check_alignable
+from mmalign.text.scores import Prediction
+
+_LONGEST_QUESTION = 64  # tokens, BERT's; of a tower with short sequences a third of them
+_SHORTEST_WINDOW = 4
+
+
+class SpanModel(TaskModel):
+    """Answers that are pieces of a context; trained on the first of several right answers.
+
+    The layer starts at zero, as that of the other heads: no random start, and so no lucky one.
+
+    Attributes:
+        stride: tokens of the context that two neighbouring windows share, so answers up to that long are
+            whole in one of them. At most half of what a window holds beside the longest question.
+        max_answer_tokens: no longer answer is predicted.
+    """
+
+    evaluation_batch = 32
+    head: nn.Linear
+
+    def __init__(self, tower: Tower, stride: int = 128, max_answer_tokens: int = 30) -> None:
+        check_alignable(tower)
+        super().__init__(tower, nn.Linear(tower.state_width, 2))
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.question_tokens = min(_LONGEST_QUESTION, tower.max_length // 3)
+        special = tower.tokenizer.inner.num_special_tokens_to_add(True)
+        room = tower.max_length - self.question_tokens - special
+        if room < _SHORTEST_WINDOW:
+            raise UserError(
+                f"max_length: {tower.max_length} tokens leave {max(room, 0)} for a question's context; "
+                "take a longer one, for example 384"
+            )
+        self.stride = min(stride, room // 2)
+        self.max_answer_tokens = max_answer_tokens
+
+    def collate(self, examples: Sequence[Example]) -> TaskBatch:
+        """Windows; the target is (N, 2) int64, the first and the last token of the answer."""
+        tokens = self.tower.tokenize(
+            self._cut_questions([one.texts[0] for one in examples]),
+            [one.texts[1] for one in examples],
+            truncation="only_second",
+            stride=self.stride,
+            return_overflowing_tokens=True,
+        )
+        example_N = tokens.encoding["overflow_to_sample_mapping"]
+        target = [
+            _answer_tokens(examples[example], tokens.encoding, window)
+            for window, example in enumerate(example_N.tolist())
+        ]
+        device = self.tower.device
+        return TaskBatch(
+            examples, tokens, example_N.to(device), torch.tensor(target, device=device)
+        )
+
+    def logits(self, state_NLF: Tensor, batch: TaskBatch) -> Tensor:
+        """(N, L, 2), start and end."""
+        logits_NL2: Tensor = self.head(state_NLF)
+        mask_NL = batch.tokens.mask_NL
+        allowed_NL = _context_mask(batch).to(mask_NL.device)
+        allowed_NL = allowed_NL.scatter(1, mask_NL.argmax(1, keepdim=True), True)
+        return logits_NL2.masked_fill(~allowed_NL[..., None], _lowest(logits_NL2))
+
+    def losses(self, logits: Tensor, batch: TaskBatch) -> Tensor:
+        """(B,), the mean over an example's windows."""
+        loss_N = F.cross_entropy(logits, batch.target, reduction="none").mean(1)
+        zero_B = loss_N.new_zeros(len(batch.examples))
+        sum_B = zero_B.index_add(0, batch.example_N, loss_N)
+        return sum_B / zero_B.index_add(0, batch.example_N, torch.ones_like(loss_N))
+
+    def decode(self, logits: Tensor, batch: TaskBatch) -> list[Prediction]:
+        """The answer's text, cut from the context as it stands there, without white space around it.
+
+        Empty only where the context yields no token or the chosen ones are white space.
+        """
+        score_N, start_N, end_N = _best_spans(
+            logits.float().cpu(), _context_mask(batch), self.max_answer_tokens
+        )
+        answers: list[Prediction] = [""] * len(batch.examples)
+        best = [float("-inf")] * len(batch.examples)
+        for window, example in enumerate(batch.example_N.tolist()):
+            score = float(score_N[window])
+            if score > best[example]:
+                offsets = batch.tokens.encoding.encodings[window].offsets
+                start, end = offsets[int(start_N[window])][0], offsets[int(end_N[window])][1]
+                context = batch.examples[example].texts[1]
+                answers[example] = context[start : _past_marks(context, end)].strip()
+                best[example] = score
+        return answers
+
+    def description(self) -> dict[str, Any]:
+        return {
+            "kind": type(self).__name__,
+            "stride": self.stride,
+            "max_answer_tokens": self.max_answer_tokens,
+        }
+
+    def _cut_questions(self, questions: Sequence[str]) -> list[str]:
+        """Questions of at most `question_tokens`: a longer one would leave no room for the context."""
+        encoding = self.tower.tokenizer.inner(
+            list(questions),
+            add_special_tokens=False,
+            truncation=True,
+            max_length=self.question_tokens,
+        )
+        return [
+            question[: one.offsets[-1][1]] if one.overflowing else question
+            for question, one in zip(questions, encoding.encodings, strict=True)
+        ]
+
+
+def _answer_tokens(example: Example, encoding: Any, window: int) -> tuple[int, int]:
+    """First and last token of the first right answer; twice the first token if it is not wholly there."""
+    offsets = encoding.encodings[window].offsets
+    mask = encoding.encodings[window].attention_mask
+    nothing = (mask.index(1), mask.index(1))
+    context = [i for i, sequence in enumerate(encoding.sequence_ids(window)) if sequence == 1]
+    answer = _first_answer(example)
+    if answer is None or not context:
+        return nothing
+    start, end = answer.start, answer.start + len(answer.text.rstrip())
+    window_end = _past_marks(example.texts[1], offsets[context[-1]][1])
+    if start < offsets[context[0]][0] or end > window_end:
+        return nothing
+    first = next((i for i in context if offsets[i][1] > start), context[-1])
+    last = next((i for i in reversed(context) if offsets[i][0] < end), first)
+    return first, max(first, last)
+
+
+def _first_answer(example: Example) -> Answer | None:
+    answers = example.target if isinstance(example.target, tuple) else ()
+    return next((one for one in answers if isinstance(one, Answer)), None)
+
+
+def _past_marks(text: str, end: int) -> int:
+    """The end behind the combining marks that follow, and behind the rest of a Korean syllable in parts.
+
+    A normaliser that composes `e` and an accent reports the place of the `e` alone.
+    """
+    while end < len(text) and (
+        unicodedata.category(text[end]).startswith("M") or "\u1160" <= text[end] <= "\u11ff"
+    ):
+        end += 1
+    return end
+
+
+def _context_mask(batch: TaskBatch) -> Tensor:
+    """(N, L) bool on the host: the tokens of the context."""
+    encoding = batch.tokens.encoding
+    windows = range(len(batch.example_N))
+    return torch.tensor([[one == 1 for one in encoding.sequence_ids(i)] for i in windows])
+
+
+def _best_spans(
+    logits_NL2: Tensor, context_NL: Tensor, longest: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Score, first and last token of each window's best span of at most `longest` tokens, all (N,).
+
+    A window without context scores minus infinity.
+    """
+    score_NL2 = logits_NL2.masked_fill(~context_NL[..., None], float("-inf"))
+    end_NL = F.pad(score_NL2[..., 1], (0, longest - 1), value=float("-inf"))
+    # For each start the best of the `longest` ends from it on.
+    best_end_NL, step_NL = end_NL.unfold(1, longest, 1).max(2)
+    score_N, start_N = (score_NL2[..., 0] + best_end_NL).max(1)
+    return score_N, start_N, start_N + step_NL.gather(1, start_N[:, None])[:, 0]
+
+
+def _lowest(logits: Tensor) -> float:
+    """Finite instead of minus infinity: differences and gradients stay numbers."""
+    return torch.finfo(logits.dtype).min / 4

@@ -1,0 +1,170 @@
+"""A lexical injection from a model to a model: probe, choose the layer, train, probe again.
+
+LexicalInjectionConfig -> Lexicon -+
+any text encoder or decoder       -+-> lexical/<lexicon>/...    the model as it is, and by mean-centring alone
+                                   +-> layer -> training -> tower
+                                   +-> injected/<lexicon>/...   the same after the training
+
+The published choice of a layer looks at words pooled with their special tokens; what it saw stands under
+`lexical/<lexicon>_all_tokens`, random pairs included.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from mmalign.core import console
+from mmalign.core.code_version import code_version
+from mmalign.core.commit import committed_folder, sha256_of, write_atomic
+from mmalign.core.config import write_yaml
+from mmalign.core.errors import UserError
+from mmalign.evaluation.lexical_probe import MEASURE, TRAINED, probe
+from mmalign.evaluation.lexicon import Lexicon, read_lexicon
+from mmalign.models.text_encoder import Tower, load_tower
+from mmalign.results.metric_names import MEAN, layers_of
+from mmalign.results.results import Results, environment, mean_over_seeds
+from mmalign.text.lexical.config import LexicalInjectionConfig
+from mmalign.text.lexical.train import train
+
+INJECTED = "injected"
+ALL_TOKENS = "_all_tokens"
+
+
+def inject(config: LexicalInjectionConfig, model: str, out: Path) -> Results:
+    """Inject into a model; write `config.yaml`, `tower/` and `results.json` to `out`.
+
+    With several seeds, `tower/` and `results.json` of each are in `out/seed-<seed>/`, and
+    `out/results.json` is their mean.
+
+    Args:
+        model: what `load_tower` takes.
+        out: made if needed; what an earlier injection left there is replaced, results last.
+
+    Raises:
+        UserError: a lexicon or a model that cannot be used, or training that diverges.
+    """
+    lexicon = read_lexicon(config.lexicon)
+    tower = load_tower(model)
+    many = len(config.seeds) > 1
+    origin = {
+        "base_model": None if Path(model).exists() else model,  # no folder: a name on the hub
+        "code": code_version(),
+        "data": _files_of(config),
+    }
+    before = measure_before(tower, lexicon, config)
+    runs: list[Results] = []
+    for seed in config.seeds:
+        results, trained = _run(tower, lexicon, before, config, seed)
+        if not runs:
+            # Never the results of one injection beside the tower of another.
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "results.json").unlink(missing_ok=True)
+            write_atomic(out / "config.yaml", write_yaml(config.model_dump(mode="json")))
+        place = out / f"seed-{seed}" if many else out
+        _write_seed(place, results, trained, many, {"task": lexicon.name, **origin})
+        runs.append(results)
+    results = _mean(runs, before)
+    results.write(out / "results.json")
+    return results
+
+
+def run_seed(tower: Tower, config: LexicalInjectionConfig, seed: int) -> tuple[Results, Tower]:
+    """The measurements before and after one injection, and the injected copy of the tower."""
+    lexicon = read_lexicon(config.lexicon)
+    return _run(tower, lexicon, measure_before(tower, lexicon, config), config, seed)
+
+
+def measure_before(tower: Tower, lexicon: Lexicon, config: LexicalInjectionConfig) -> Results:
+    """The probe of the tower as it is, which no seed changes; twice where the layer is chosen by another."""
+    results = Results(suite=f"{MEASURE}/{lexicon.name}", model=dict(tower.facts))
+    console.say(f"{lexicon.name}: probing the model as it is")
+    probe(tower, lexicon, results)
+    if config.pooling == "all":
+        probe(tower, lexicon, results, "all", name=lexicon.name + ALL_TOKENS)
+    return results
+
+
+def choose_layer(before: Results, config: LexicalInjectionConfig) -> int:
+    """The layer whose states are trained.
+
+    Raises:
+        UserError: the model has no such layer.
+    """
+    subject = config.lexicon.name + (ALL_TOKENS if config.pooling == "all" else "")
+    probed = layers_of(before.metrics, MEASURE, subject)
+    numbers = [int(one) for one in probed if one.isdigit()]
+    last = numbers[-1]
+    if isinstance(config.layer, int):
+        if config.layer > last:
+            raise UserError(f"layer: is {config.layer}, but the model has {last}; lower it")
+        return config.layer
+    if config.layer == "last":
+        return last
+    # Layer 0 has nothing to adapt; the published rule never measured the last layer.
+    candidates = numbers[1:-1] if config.best_by == "similarity" and last > 1 else numbers[1:]
+    head, tail = f"{MEASURE}/{subject}/{MEAN}", f"{TRAINED}/{config.best_by}"
+    return max(candidates, key=lambda one: before.metrics[f"{head}/{one}/{tail}"])
+
+
+def _run(
+    tower: Tower, lexicon: Lexicon, before: Results, config: LexicalInjectionConfig, seed: int
+) -> tuple[Results, Tower]:
+    layer = choose_layer(before, config)
+    # The tokenizer does not change: both share it (a memo entry says "copied already").
+    trained = copy.deepcopy(tower, {id(tower.tokenizer): tower.tokenizer})
+    history = train(trained, lexicon, layer, config, seed) if config.epochs else {"steps": 0}
+    results = Results(
+        suite=f"{MEASURE}/{lexicon.name}",
+        model={**tower.facts, "layer": layer, "seed": seed, **history},
+        environment=environment(),
+    )
+    results.merge(before)
+    probe(trained, lexicon, results, measure=INJECTED)
+    name = f"{INJECTED}/{lexicon.name}"
+    results.protocol[name] = f"{_words(config, layer)} {results.protocol[name]}"
+    return results, trained
+
+
+def _words(config: LexicalInjectionConfig, layer: int) -> str:
+    """What was trained, in words."""
+    loss, lora = (
+        ", ".join(f"{name} {value}" for name, value in one.model_dump(exclude_none=True).items())
+        for one in (config.loss, config.lora)
+    )
+    chosen = f"{config.layer}, by {config.best_by}" if config.layer == "best" else str(config.layer)
+    own = ", the settings of arXiv 2506.15415's code" if config.protocol == "published" else ""
+    return (
+        f"Targeted lexical injection (protocol {config.protocol}{own}): loss ({loss}) on the states of layer "
+        f"{layer} (chosen: {chosen}), words pooled over {config.pooling} tokens in the choice and in the "
+        f"loss; adapters ({lora}) in the blocks {'up to it' if config.adapters != 'all' else '(all)'}; "
+        f"{config.epochs} epochs of batches of {config.batch_size}, AdamW, rate {config.lr:g}. Measured on:"
+    )
+
+
+def _write_seed(
+    folder: Path, results: Results, trained: Tower, with_results: bool, origin: dict[str, Any]
+) -> None:
+    folder.mkdir(exist_ok=True)
+    with committed_folder(folder / "tower", {"model": results.model, **origin}) as place:
+        trained.save(place)
+    if with_results:
+        results.write(folder / "results.json")
+
+
+def _files_of(config: LexicalInjectionConfig) -> list[dict[str, Any]]:
+    """The files of the dictionaries, as fine-tunings list theirs."""
+    folder = Path(config.lexicon.folder)
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".tsv", ".txt"))
+    return [{"folder": str(folder), "files": {path.name: sha256_of(path) for path in files}}]
+
+
+def _mean(runs: list[Results], before: Results) -> Results:
+    """The mean over the seeds; what was measured before any training keeps its own intervals."""
+    results = mean_over_seeds(runs)
+    if len(runs) > 1:
+        results.ci95 = {
+            name: results.ci95[name] for name in results.ci95 if name not in before.metrics
+        }
+        results.ci95 |= before.ci95
+        results.protocol |= before.protocol
+    return results

@@ -1,0 +1,247 @@
+"""A fine-tuned model on the tests of its task: clean, perturbed, attacked, and between languages.
+
+    TaskModel + Task -> clean outcomes     -+
+                     -> perturbed, d draws -+-> Results
+                     -> attacked           -+
+                     -> premise in language a, hypothesis in language b, for all ordered pairs (a, b)
+
+The same noisy texts meet every model: they depend on the examples and on the perturbations' own seed, never
+on the training seed. An attack is made against the model itself, so its texts differ between models.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from mmalign.core import console
+from mmalign.core.batch import Example
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
+from mmalign.models.text_encoder import Tower
+from mmalign.results.results import Results
+from mmalign.text.fit import Fitted
+from mmalign.text.heads.base import TaskModel
+from mmalign.text.heads.features import ClassificationModel
+from mmalign.text.perturbations.attack import AttackConfig, Similar, attack, candidates_for
+from mmalign.text.perturbations.perturb import (
+    PerturbationConfig,
+    changed_share,
+    perturb,
+)
+from mmalign.text.scores import PRIMARY, chance, hits
+from mmalign.text.tasks.task import CLEAN, Task, sample
+from mmalign.text.transfer import Outcome, add_clean, add_perturbed, outcome_of
+
+
+class TestConfig(Section):
+    """What a fine-tuned model is tested on beside the clean tests."""
+
+    perturbations: tuple[PerturbationConfig, ...] = ()
+    draws: int = Field(default=1, ge=1)
+    """Times that each perturbation is drawn anew."""
+    perturbed: int | None = Field(default=None, ge=1)
+    """Test examples of a language that are perturbed, a sample with the same ids in all; by default all."""
+    perturbation_seed: int = Field(default=0, ge=0)
+    """Chooses the noise; not the training seed, so that all seeds meet the same noisy texts."""
+    attacks: tuple[AttackConfig, ...] = ()
+    attacked: int = Field(default=200, ge=1)
+    """Test examples of a language that are attacked, a sample: an attack asks the model many times."""
+    generalised: bool = False
+    """Test pairs of texts in two languages too: the tests must be row-aligned."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "TestConfig":
+        names = [one.name for one in (*self.perturbations, *self.attacks)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two perturbations have the name `{twice}`; keep one of them")
+        return self
+
+
+def check_tests(task: Task, config: TestConfig) -> None:
+    """Look, before anything is trained, whether the task has what the configuration asks for.
+
+    Raises:
+        UserError: attacks without labels, noise that would move events, or language pairs without
+            row-aligned pairs of texts.
+    """
+    if config.attacks and task.kind != "classification":
+        raise UserError(
+            f"task `{task.name}`: `tests.attacks` need labels, and this is {task.kind}; drop them"
+        )
+    if config.perturbations and task.kind == "event_causality":
+        raise UserError(
+            f"task `{task.name}`: `tests.perturbations` would move the events of event_causality; drop them"
+        )
+    if config.generalised:
+        first = next(iter(task.tests))
+        for lang in task.tests:
+            mixed_pairs(task, first, lang)
+
+
+def measure(
+    fitted: Fitted, task: Task, config: TestConfig, reference: Tower, results: Results
+) -> None:
+    """Add everything that the configuration asks for to the results; `check_tests` has passed it.
+
+    Args:
+        reference: the tower before fine-tuning: it judges how similar an attacked text still is.
+    """
+    model = fitted.model
+    clean = {lang: _outcome(model, task, examples) for lang, examples in task.tests.items()}
+    add_clean(results, task, clean)
+    _add_oracle(results, task, fitted.oracle)
+    _add_perturbations(results, model, task, config)
+    for one in config.attacks:
+        _add_attack(results, model, task, one, config, reference)
+    if config.generalised:
+        add_generalised(results, model, task)
+
+
+def _add_perturbations(results: Results, model: TaskModel, task: Task, config: TestConfig) -> None:
+    """Every draw of every perturbation, beside the same examples as they are."""
+    if not config.perturbations:
+        return
+    tests = {
+        lang: sample(examples, config.perturbed, config.perturbation_seed)
+        for lang, examples in task.tests.items()
+    }
+    clean = {lang: _outcome(model, task, examples) for lang, examples in tests.items()}
+    for perturbation in config.perturbations:
+        draws: list[dict[str, Outcome]] = []
+        for draw in range(config.draws):
+            noisy = {
+                lang: perturb(examples, task.kind, perturbation, config.perturbation_seed, draw)
+                for lang, examples in tests.items()
+            }
+            # A language where the perturbation does not exist is left out of its numbers.
+            there = {lang: one for lang, one in noisy.items() if one}
+            draws.append({lang: _outcome(model, task, one) for lang, one in there.items()})
+        add_perturbed(results, task, perturbation.name, clean, draws)
+        for lang, examples in there.items():  # dictionaries and lists do not know every word
+            name = f"text/{task.name}/{lang}/{perturbation.name}/changed_share"
+            results.add(name, changed_share(tests[lang], examples), count=len(examples))
+
+
+def _outcome(model: TaskModel, task: Task, examples: Sequence[Example]) -> Outcome:
+    return outcome_of(task, examples, model.predict(examples))
+
+
+def _add_attack(
+    results: Results,
+    model: TaskModel,
+    task: Task,
+    config: AttackConfig,
+    tests: TestConfig,
+    reference: Tower,
+) -> None:
+    """Accuracy on the first examples of each language, before and after the attack, and its queries."""
+    assert isinstance(model, ClassificationModel), task.kind
+    clean, attacked = {}, {}
+    for lang in console.track(task.tests, f"{task.name}, {config.name}", len(task.tests)):
+        examples = sample(task.tests[lang], tests.attacked, tests.perturbation_seed)
+        candidates = candidates_for(config, examples)
+        if candidates is None:  # a language without a dictionary
+            continue
+        found = attack(
+            examples,
+            [model.labels.index(str(one.target)) for one in examples],
+            lambda batch: model.probabilities(batch).numpy(),
+            candidates,
+            config,
+            tests.perturbation_seed,
+            _similarity(reference) if config.min_similarity is not None else None,
+        )
+        clean[lang] = _outcome(model, task, examples)
+        attacked[lang] = _outcome(model, task, [one.example for one in found])
+        name = f"text/{task.name}/{lang}/{config.name}/queries"
+        results.add(name, float(np.mean([one.queries for one in found])), count=len(found))
+    add_perturbed(results, task, config.name, clean, [attacked])
+
+
+def _similarity(reference: Tower) -> Similar:
+    """Cosines of the features that a tower gives to texts and to changed texts."""
+
+    def cosine(texts: list[str], changed: list[str]) -> np.ndarray:
+        first, second = (reference.encode(one).astype(np.float64) for one in (texts, changed))
+        lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+        return (first * second).sum(1) / lengths.clip(min=1e-12)
+
+    return cosine
+
+
+def _add_oracle(results: Results, task: Task, oracle: Mapping[str, Outcome]) -> None:
+    """What the best check of each language's own dev examples gives: no zero-shot number."""
+    metric = PRIMARY[task.kind]
+    for lang, outcome in oracle.items():
+        results.add(
+            f"text/{task.name}/{lang}/{CLEAN}/{metric}_oracle",
+            outcome.values[metric],
+            None if isinstance(outcome.values[metric], np.ndarray) else len(outcome.examples),
+        )
+    if oracle:
+        values = [float(np.mean(one.values[metric])) for one in oracle.values()]
+        count = sum(len(one.examples) for one in oracle.values())
+        name = f"text/{task.name}/mean/{CLEAN}/{metric}_oracle"
+        results.add(name, float(np.mean(values)), count=count)
+
+
+def add_generalised(results: Results, model: TaskModel, task: Task) -> None:
+    """The first text in language a, the second in language b, for all ordered pairs of languages.
+
+    `text/<task>/<a>-<b>/generalised/<metric>`; under `mean` the mean over the pairs of two languages
+    (`<metric>`) and over the pairs of a language with itself (`<metric>_same_language`).
+
+    Raises:
+        UserError: no pairs of texts with labels, or tests that are not row-aligned.
+    """
+    metric = PRIMARY[task.kind]
+    name = f"text/{task.name}"
+    mixed = {pair: mixed_pairs(task, *pair) for pair in product(task.tests, repeat=2)}
+    # In one call: a text that is read apart is read once for all the pairs that it occurs in.
+    predictions = iter(model.predict([one for examples in mixed.values() for one in examples]))
+    outcomes: dict[tuple[str, str], np.ndarray] = {}
+    for (first, second), examples in mixed.items():
+        given = [str(next(predictions)) for _ in examples]
+        right = hits(
+            [str(one.target) for one in examples], [task.merge.get(one, one) for one in given]
+        )
+        outcomes[first, second] = right
+        results.add(f"{name}/{first}-{second}/generalised/{metric}", right)
+    for suffix, wanted in (("", False), ("_same_language", True)):
+        chosen = [pair for pair in outcomes if (pair[0] == pair[1]) == wanted]
+        if chosen:
+            mean = float(np.mean([outcomes[pair].mean() for pair in chosen]))
+            luck = float(np.mean([chance(task.kind, mixed[pair]) for pair in chosen]))
+            count = sum(len(outcomes[pair]) for pair in chosen)
+            results.add(f"{name}/mean/generalised/{metric}{suffix}", mean, count, luck)
+
+
+def mixed_pairs(task: Task, first: str, second: str) -> list[Example]:
+    """The tests with the first text in one language and the second in another.
+
+    Rows meet by id; the label is that of the first text's row. Rows whose labels differ between the
+    languages are left out (PAWS-X has a few).
+
+    Raises:
+        UserError: the examples are no pairs with labels, or the ids of the two languages differ.
+    """
+    partner = {one.id: one for one in task.tests[second]}
+    here = task.tests[first]
+    if task.kind != "classification" or any(len(one.texts) != 2 for one in here):
+        raise UserError(
+            f"task `{task.name}`: `generalised` needs pairs of texts with labels; drop it"
+        )
+    if len(partner) != len(here) or any(one.id not in partner for one in here):
+        raise UserError(
+            f"task `{task.name}`: `{first}` and `{second}` do not test the same rows, so they cannot "
+            "be mixed; drop `generalised` or test on row-aligned files"
+        )
+    return [
+        replace(one, texts=(one.texts[0], partner[one.id].texts[1]))
+        for one in here
+        if one.target == partner[one.id].target
+    ]

@@ -1,0 +1,134 @@
+"""Typing errors that mean the same in every script.
+
+    text -> characters as a reader counts them -> a share of them edited -> noisy text
+
+A character is a grapheme cluster (Unicode UAX 29): an Arabic vowel sign, a Devanagari matra, a ZWJ
+or ZWNJ and the parts of a Hangul syllable stay with their base, so no edit makes half a character.
+An edit swaps a character with its right neighbour, deletes it, doubles it or replaces it. There is
+no keyboard in it: a replacement is drawn evenly from the characters of the same kind (script and
+letter case) that the language's own texts hold. That alphabet is all that differs between
+languages, and all that one example knows of another.
+
+Only letters and digits are edited; spaces, punctuation and symbols stay. Severity 1 to 5 edits a share of
+0.05, 0.1, 0.2, 0.3 and 0.4 of them. Every text that has a letter or a digit changes.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import numpy as np
+import regex
+
+from mmalign.text.perturbations.sampling import Graded, choose
+
+Alphabet = Mapping[str, tuple[str, ...]]
+"""Kind of character (see `kind_of`) -> the characters of that kind, sorted."""
+
+
+class CharactersConfig(Graded):
+    """Random edits of characters."""
+
+    kind: Literal["characters"]
+
+
+def typos(
+    text: str, rng: np.random.Generator, share: float, alphabet: Alphabet, least: int = 1
+) -> str:
+    """`text` with about a share of its letters and digits edited, each at most once by choice.
+
+    With `least` 1 a text that has a letter or a digit comes back changed, however short, so short
+    texts suffer more than `share` says. The last letter is never deleted, and a lone one is only
+    doubled, because every other edit would leave nothing of the text.
+
+    Args:
+        share: 0 to 1.
+        alphabet: what replacements are drawn from; kinds that it lacks are not replaced.
+        least: the least number of edits.
+    """
+    characters = clusters(text)
+    letters = letter_places(characters)
+    places = choose(letters, share, rng, least)
+    if not places:
+        return text
+    noisy = "".join(edited(characters, places, letters, rng, alphabet))
+    if noisy == text:  # edits that undid each other
+        characters[places[0]] *= 2
+        return "".join(characters)
+    return noisy
+
+
+def clusters(text: str) -> list[str]:
+    """The grapheme clusters of a text."""
+    found: list[str] = regex.findall(r"\X", text)
+    return found
+
+
+def letter_places(characters: list[str]) -> list[int]:
+    """The numbers of the clusters that are letters or digits."""
+    return [place for place, one in enumerate(characters) if kind_of(one) is not None]
+
+
+def alphabet_of(texts: Iterable[str]) -> Alphabet:
+    """The letters and digits that occur in `texts`, by kind."""
+    found: dict[str, set[str]] = {}
+    for character in {one for text in texts for one in clusters(text)}:
+        kind = kind_of(character)
+        if kind is not None:
+            found.setdefault(kind, set()).add(character)
+    return {kind: tuple(sorted(characters)) for kind, characters in found.items()}
+
+
+def kind_of(character: str) -> str | None:
+    """Script and category of a grapheme cluster's base, such as `LATIN Ll`; None: never edited.
+
+    Python knows no script property; the first word of a character's Unicode name stands in for it
+    (LATIN, CYRILLIC, ARABIC, DEVANAGARI, HANGUL, CJK, HIRAGANA, DIGIT, ...).
+    """
+    base = character[0]
+    category = unicodedata.category(base)
+    if category[0] not in "LN":
+        return None
+    return f"{unicodedata.name(base, '').partition(' ')[0]} {category}"
+
+
+def edited(
+    characters: list[str],
+    places: Iterable[int],
+    letters: list[int],
+    rng: np.random.Generator,
+    alphabet: Alphabet,
+) -> list[str]:
+    """The characters with one random edit at each place; a deleted one leaves an empty string."""
+    result = list(characters)
+    for place in places:
+        _edit(result, place, letters, rng, alphabet)
+    return result
+
+
+def _edit(
+    edited: list[str],
+    place: int,
+    letters: list[int],
+    rng: np.random.Generator,
+    alphabet: Alphabet,
+) -> None:
+    letter = edited[place]
+    others = [one for one in alphabet.get(kind_of(letter) or "", ()) if one != letter]
+    right = edited[place + 1] if place + 1 < len(edited) else ""
+    possible = ["double"]
+    if sum(edited[i] != "" for i in letters) > 1:
+        possible.append("delete")
+        if others:
+            possible.append("replace")
+        if right not in ("", letter) and kind_of(right) is not None:
+            possible.append("swap")
+    match possible[rng.integers(len(possible))]:
+        case "double":
+            edited[place] = letter * 2
+        case "delete":
+            edited[place] = ""
+        case "replace":
+            edited[place] = others[rng.integers(len(others))]
+        case "swap":
+            edited[place], edited[place + 1] = right, letter

@@ -1,0 +1,132 @@
+"""Typing errors that hit a neighbouring key.
+
+    language -> layout -> touching keys -> text with a share of its characters hit one key beside
+
+A slip replaces a character by one whose key touches its own: the next key of the same row, or a key of the
+row above or below that overlaps it. It keeps letter case, and a vowel sign becomes a vowel sign only, so no
+mark loses its base. Characters without a key of their own (dead-key accents, shifted Arabic letters, digits)
+stay.
+
+Severity 1 to 5 hits a share of 0.05, 0.1, 0.2, 0.3 and 0.4 of the characters that have a key. Every text
+with such a character changes. A language without a layout here has no such noise: `neighbours_of` says None.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import numpy as np
+
+from mmalign.data.dictionaries import casing
+from mmalign.text.perturbations.sampling import Graded, choose
+
+Neighbours = Mapping[str, tuple[str, ...]]
+"""Character -> what a slip can make of it."""
+
+Rows = tuple[str, str, str, str]
+"""The rows of digits, Q, A and Z from their first key (1, Q, A, Z of a US keyboard) to the right.
+
+A space stands for a key that carries no single letter. Right-to-left letters stand in the order of their
+keys too, although an editor may show them reversed.
+"""
+
+_OFFSETS = (0.0, 0.5, 0.75, 1.25)  # where each row starts, in widths of a key
+
+_QWERTY: Rows = ("", "qwertyuiop", "asdfghjkl", "zxcvbnm")
+
+# Layouts as operating systems ship them under the language's name; dead keys are left out.
+_LAYOUTS: dict[str, tuple[Rows, ...]] = {
+    "en": (_QWERTY,),
+    "de": ((" " * 10 + "ß", "qwertzuiopü", "asdfghjklöä", "yxcvbnm"),),
+    "fr": ((" é    è çà", "azertyuiop", "qsdfghjklmù", "wxcvbn"),),
+    "fr-CA": (_QWERTY,),
+    "es": (("", "qwertyuiop", "asdfghjklñ", "zxcvbnm"),),
+    "it": ((" " * 11 + "ì", "qwertyuiopè", "asdfghjklòàù", "zxcvbnm"),),
+    "pt": (("", "qwertyuiop", "asdfghjklç", "zxcvbnm"),),
+    "tr": (("", "qwertyuıopğü", "asdfghjklşi", "zxcvbnmöç"),),
+    "ru": (("", "йцукенгшщзхъ", "фывапролджэ", "ячсмитьбю"),),
+    "uk": (("", "йцукенгшщзхї", "фівапролджє", "ячсмитьбю"),),
+    "el": (("", " ςερτυθιοπ", "ασδφγηξκλ", "ζχψωβνμ"),),
+    "he": (("", "  קראטוןםפ", "שדגכעיחלךף", "זסבהנמצתץ"),),
+    "ar": (("", "ضصثقفغعهخحجد", "شسيبلاتنمكط", "ئءؤر ىةوزظ"),),
+    # ISIRI 9147
+    "fa": (("", "ضصثقفغعهخحجچ", "شسیبلاتنمکگ", "ظطزرذدپو"),),
+    # InScript (IS 16350), plain and shifted, without the virama, the nukta and the nasal signs: a slip onto
+    # one of them would change its neighbours too.
+    "hi": (
+        ("", "ौैाीूबहगदजड", "ोे िुपरकतचट", "  मनवलस  य"),
+        ("", "औऐआईऊभङघधझढञ", "ओएअइउफ खथछठ", "  ण  ळशष"),
+    ),
+}
+
+
+class KeyboardConfig(Graded):
+    """Slips to a neighbouring key."""
+
+    kind: Literal["keyboard"]
+
+
+def neighbours_of(lang: str) -> Neighbours | None:
+    """What slips can make of each character; None: no layout of the language is known here.
+
+    A regional variety such as `pt-BR` has its language's layout unless it has one of its own.
+    """
+    layout = _LAYOUTS.get(lang) or _LAYOUTS.get(casing.base_language(lang))
+    if layout is None:
+        return None
+    small = {key: near for rows in layout for key, near in _touching(rows).items() if near}
+    capital = {
+        casing.upper(key, lang): tuple(casing.upper(one, lang) for one in near if one != "ß")
+        for key, near in small.items()
+        if casing.lower(casing.upper(key, lang), lang) == key  # not ß and not the final sigma
+    }
+    return {**capital, **small}
+
+
+def slips(
+    text: str, rng: np.random.Generator, share: float, neighbours: Neighbours, least: int = 1
+) -> str:
+    """`text` with about a share of the characters that have a key hit one key beside.
+
+    Args:
+        share: 0 to 1.
+        least: the least number of slips.
+    """
+    characters = list(text)
+    typed = [place for place, one in enumerate(characters) if one in neighbours]
+    for place in choose(typed, share, rng, least):
+        near = neighbours[characters[place]]
+        characters[place] = near[rng.integers(len(near))]
+    return "".join(characters)
+
+
+def can_slip(texts: Iterable[str], neighbours: Neighbours) -> bool:
+    """Whether any character of the texts has a key (none does in a romanised `hi-Latn`)."""
+    return any(character in neighbours for text in texts for character in text)
+
+
+def _touching(rows: Rows) -> Neighbours:
+    """The keys that touch each key and carry the same sort of character."""
+    keys = [
+        (letter, row, offset + column)
+        for row, (letters, offset) in enumerate(zip(rows, _OFFSETS, strict=True))
+        for column, letter in enumerate(letters)
+        if letter != " "
+    ]
+    return {
+        letter: tuple(
+            other
+            for other, other_row, other_x in keys
+            if _touch(row, x, other_row, other_x) and _sort(other) == _sort(letter)
+        )
+        for letter, row, x in keys
+    }
+
+
+def _touch(row: int, x: float, other_row: int, other_x: float) -> bool:
+    distance = abs(x - other_x)
+    return distance == 1 if row == other_row else abs(row - other_row) == 1 and distance < 1
+
+
+def _sort(character: str) -> str:
+    return unicodedata.category(character)[0]  # L letter, M mark

@@ -1,0 +1,88 @@
+"""Misspellings that people made, from word lists of one language each.
+
+    <folder>/<lang>.tsv or .txt -> word -> its misspellings
+    text -> words of the list -> a share of them misspelt -> noisy text
+
+Two layouts, told apart line by line: `correct<TAB>misspelling` with further misspellings in further columns
+(a first line `correct<TAB>misspelling` is a header), and `wrong->right`, as in Wikipedia's list of common
+misspellings for machines, where several right words are parted by commas.
+
+Severity 1 to 5 misspells a share of 0.2, 0.4, 0.6, 0.8 and 1 of the words that the list knows, at least one.
+Only texts with such a word change: how many depends on the list.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from mmalign.core.errors import UserError
+from mmalign.data.dictionaries import casing
+from mmalign.data.dictionaries.lines import check_folder, numbered_lines
+from mmalign.text.perturbations.sampling import Graded, choose
+from mmalign.text.perturbations.segments import segments, word_places
+
+_HEADER = "correct\tmisspelling"
+
+Typos = Mapping[str, tuple[str, ...]]
+"""Word in small letters -> its misspellings, in the order of the file."""
+
+
+class TypoListConfig(Graded):
+    """Misspellings from word lists."""
+
+    kind: Literal["typo_list"]
+    folder: str
+    """Folder with one `<lang>.tsv` or `<lang>.txt` a language; relative to where the command runs."""
+
+
+def read_typos(folder: Path, lang: str) -> Typos | None:
+    """The misspellings of a language's words; None: the folder has no list of it.
+
+    A regional variety such as `pt-BR` is served by the list of its language, unless it has its own.
+
+    Raises:
+        UserError: no such folder, or a broken line (file, line).
+    """
+    check_folder(folder, "lists `<lang>.tsv` or `<lang>.txt`")
+    names = [
+        f"{code}.{end}" for code in (lang, casing.base_language(lang)) for end in ("tsv", "txt")
+    ]
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        return None
+    typos: dict[str, dict[str, None]] = {}
+    for word, misspelling in _pairs(path):
+        if misspelling != word:
+            typos.setdefault(casing.lower(word, lang), {})[misspelling] = None
+    return {word: tuple(misspellings) for word, misspellings in typos.items()}
+
+
+def misspell(text: str, rng: np.random.Generator, share: float, typos: Typos, lang: str) -> str:
+    """`text` with a share of the words that the list knows misspelt, in the case that they had."""
+    parts = segments(text)
+    known = [place for place in word_places(parts) if casing.lower(parts[place], lang) in typos]
+    for place in choose(known, share, rng):
+        misspellings = typos[casing.lower(parts[place], lang)]
+        drawn = misspellings[rng.integers(len(misspellings))]
+        parts[place] = casing.cased_like(drawn, parts[place], lang)
+    return "".join(parts)
+
+
+def _pairs(path: Path) -> Iterator[tuple[str, str]]:
+    """(right word, wrong word) of every line."""
+    for number, line in numbered_lines(path):
+        if number == 1 and line == _HEADER:
+            continue
+        wrong, arrow, right = line.partition("->")
+        if arrow:
+            found = [(word.strip(), wrong.strip()) for word in right.split(",")]
+        else:
+            word, *misspellings = line.split("\t")
+            found = [(word.strip(), misspelling.strip()) for misspelling in misspellings]
+        if not found or not all(map(all, found)):
+            raise UserError(
+                f"{path}, line {number}: write `correct<TAB>misspelling` or `wrong->right`"
+            )
+        yield from found

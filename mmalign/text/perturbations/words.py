@@ -1,0 +1,74 @@
+"""Words dropped, swapped with their right neighbour, or written twice.
+
+    text -> segments -> a share of its words changed -> noisy text
+
+What a word is in which script says `segments.py`: in scripts without spaces it is a character, in some a
+run of them. Severity 1 to 5 changes a share of 0.05, 0.1, 0.2, 0.3 and 0.4 of the words, at least one.
+
+Order and single words carry meaning: on tasks that ask about them (PAWS-X asks about order) a change may
+make the target wrong, so read these scores as changes of behaviour, not as errors.
+
+    drop        changes every text of two words or more; never empties one
+    swap        changes every text with two different words side by side
+    duplicate   changes every text with a word
+"""
+
+from collections.abc import Collection
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from mmalign.text.perturbations.sampling import Graded, choose
+from mmalign.text.perturbations.segments import segments, space_after, word_places
+
+
+class WordsConfig(Graded):
+    """Random edits of whole words."""
+
+    kind: Literal["words"]
+    edit: Literal["drop", "swap", "duplicate"]
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}_{self.edit}-{self.severity}"
+
+
+def drop_words(text: str, rng: np.random.Generator, share: float) -> str:
+    """`text` without a share of its words, each with one of the spaces beside it."""
+    parts = segments(text)
+    words = word_places(parts)
+    return "".join(without(parts, choose(words, share, rng)[: len(words) - 1]))
+
+
+def without(parts: list[str], places: Collection[int]) -> list[str]:
+    """The segments but those at `places`; the space that follows goes too, or else the one before."""
+    kept: list[str] = []
+    space_goes = False
+    for place, part in enumerate(parts):
+        if place in places:
+            space_goes = place + 1 < len(parts) and parts[place + 1].isspace()
+            if not space_goes and kept and kept[-1].isspace():
+                kept.pop()
+        elif space_goes:
+            space_goes = False
+        else:
+            kept.append(part)
+    return kept
+
+
+def swap_words(text: str, rng: np.random.Generator, share: float) -> str:
+    """`text` with a share of its pairs of neighbouring words swapped; what is between them stays."""
+    parts = segments(text)
+    follower = {i: j for i, j in pairwise(word_places(parts)) if parts[i] != parts[j]}
+    for i in choose(list(follower), share, rng):
+        parts[i], parts[follower[i]] = parts[follower[i]], parts[i]
+    return "".join(parts)
+
+
+def duplicate_words(text: str, rng: np.random.Generator, share: float) -> str:
+    """`text` with a share of its words written twice."""
+    parts = segments(text)
+    for place in choose(word_places(parts), share, rng):
+        parts[place] += space_after(parts[place]) + parts[place]
+    return "".join(parts)

@@ -1,0 +1,111 @@
+"""Code-switching of training texts, anew for every batch.
+
+    batch -> some of its sentences -> some of their words -> word of a random language's dictionary -> batch
+
+CoSDA-ML (Qin et al. 2020, arXiv 2006.06402; kodenii/CoSDA-ML@6778653): a sentence is switched with one
+probability, a word of it with another; the language is drawn evenly for each word, whether it knows the
+word or not, and then one of its translations, evenly. A word that the language does not know stays. The
+authors advise a grid from 0.1 to 0.9 for both probabilities; the defaults here are ours. Ours too: words are
+matched without the punctuation around them, and words that stay keep their capitals.
+
+A sentence is a text of an example, or all the words of an example whose words are labelled.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import regex
+from pydantic import Field
+
+from mmalign.core.batch import Example
+from mmalign.core.config import Section
+from mmalign.core.errors import UserError
+from mmalign.data.dictionaries.casing import lower
+from mmalign.data.dictionaries.read import Dictionary
+from mmalign.text.perturbations.code_mix import tables_from
+
+# Not `re`: there the vowel signs of Indic scripts are no part of a word.
+_IN_PUNCTUATION = regex.compile(r"(\W*)(.*?)(\W*)", regex.DOTALL)
+
+
+class CodeSwitchConfig(Section):
+    """Words replaced by translations."""
+
+    kind: Literal["code_switch"]
+    dictionaries: str
+    """Folder of bilingual dictionaries; relative to where the command runs."""
+    languages: tuple[str, ...] | None = None
+    """Languages to switch to; none: all that the folder holds."""
+    sentence_ratio: float = Field(default=0.5, ge=0, le=1)
+    """Probability of a sentence to be switched."""
+    token_ratio: float = Field(default=0.5, ge=0, le=1)
+    """Probability of a word of such a sentence to be replaced, if the language drawn knows it."""
+
+
+@lru_cache(maxsize=2)
+def tables(config: CodeSwitchConfig, lang: str) -> Mapping[str, Dictionary]:
+    """The dictionaries from `lang`, the language of the training texts, by target language.
+
+    Raises:
+        UserError: dictionaries that cannot be used, or none from `lang` into `languages`.
+    """
+    found = tables_from(lang, Path(config.dictionaries), config.languages)
+    if found is None:
+        raise UserError(
+            f"{config.dictionaries}: no dictionary leads from `{lang}` to `languages`; add one or train "
+            "without code_switch"
+        )
+    return found
+
+
+def switch(
+    example: Example,
+    tables: Mapping[str, Dictionary],
+    config: CodeSwitchConfig,
+    random: np.random.Generator,
+    words: bool = False,
+) -> Example:
+    """The example with some of its words translated; id, language and target stay.
+
+    Args:
+        words: whether the texts are the words of one sentence; each stays one text.
+    """
+    if words:
+        return replace(
+            example, texts=tuple(_sentence(example.texts, tables, config, example.lang, random))
+        )
+    switched = (
+        " ".join(_sentence(text.split(" "), tables, config, example.lang, random))
+        for text in example.texts
+    )
+    return replace(example, texts=tuple(switched))
+
+
+def _sentence(
+    words: Sequence[str],
+    tables: Mapping[str, Dictionary],
+    config: CodeSwitchConfig,
+    lang: str,
+    random: np.random.Generator,
+) -> list[str]:
+    if random.random() >= config.sentence_ratio:
+        return list(words)
+    by_language = tuple(tables.values())
+    draws = random.random((len(words), 3))
+    return [
+        _translate(word, by_language[int(which * len(by_language))], lang, translation)
+        if chosen < config.token_ratio
+        else word
+        for word, (chosen, which, translation) in zip(words, draws, strict=True)
+    ]
+
+
+def _translate(word: str, table: Dictionary, lang: str, draw: float) -> str:
+    """One of the word's translations between the word's own punctuation, or the word."""
+    before, core, after = _IN_PUNCTUATION.fullmatch(word).groups()
+    found = table.get(lower(core, lang), ())
+    return before + found[int(draw * len(found))] + after if found else word

@@ -1,0 +1,110 @@
+"""Noise inside a text tower: where it is added, and the losses that follow.
+
+    tokens -> embedding -> block 1 -> ... -> block k -> ... -> last hidden states -> head -> losses_B
+                  |                             |                     |
+             "embedding"                        k                  "last"       + delta_NLF
+
+`embedding` is the output of the word embedding, before positions and norms. `last` is what the head sees,
+so noise there needs no second run of the encoder. The last block and `last` differ where the trunk ends in
+a norm.
+
+Shapes: B examples, N sequences (an example has one or several), L tokens, F entries of a token's vector.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from mmalign.core.errors import UserError
+from mmalign.models.text_encoder import Tokens, Tower
+from mmalign.text.heads.base import TaskBatch, TaskModel
+
+Layer = Literal["embedding", "last"] | Annotated[int, Field(ge=1)]
+"""Where noise goes; a number counts the trunk's blocks from 1."""
+
+
+def zeros(tower: Tower, tokens: Tokens, layer: Layer) -> Tensor:
+    """(N, L, F), no noise, as the layer needs it. Only an embedding may be narrower than the states."""
+    weight = tower.trunk.get_input_embeddings().weight
+    width = weight.shape[1] if layer == "embedding" else tower.state_width
+    return weight.new_zeros((*tokens.token_NL.shape, width), requires_grad=False)
+
+
+@contextmanager
+def added(tower: Tower, layer: Layer, delta_NLF: Tensor) -> Iterator[None]:
+    """While inside, the layer's output is its own plus `delta_NLF`.
+
+    Args:
+        layer: not `last`, which is no module (see `states`).
+
+    Raises:
+        UserError: the trunk has no such block.
+    """
+
+    def add(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):  # T5's blocks return attention biases beside the states
+            return (output[0] + delta_NLF, *output[1:])
+        return output + delta_NLF
+
+    modules = _embeddings(tower) if layer == "embedding" else [_block(tower, layer)]
+    handles = [module.register_forward_hook(add) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def states(tower: Tower, tokens: Tokens, layer: Layer, delta_NLF: Tensor) -> Tensor:
+    """(N, L, F), the last hidden states with noise in a layer."""
+    if layer == "last":
+        return tower.states(tokens) + delta_NLF
+    with added(tower, layer, delta_NLF):
+        return tower.states(tokens)
+
+
+def losses(model: TaskModel, batch: TaskBatch, layer: Layer, delta_NLF: Tensor) -> Tensor:
+    """(B,), the loss of each example with noise in a layer."""
+    state_NLF = states(model.tower, batch.tokens, layer, delta_NLF)
+    return model.losses(model.logits(state_NLF, batch), batch)
+
+
+def replayed(tower: Tower) -> AbstractContextManager[None]:
+    """Random numbers drawn inside are drawn again after it, so that two passes have the same dropout."""
+    return torch.random.fork_rng([tower.device] if tower.device.type == "cuda" else [])
+
+
+def passes(tower: Tower, count: int) -> Iterator[int]:
+    """0 to count - 1: passes over one batch that all have the same dropout; the next batch has another."""
+    for number in range(count - 1):
+        with replayed(tower):
+            yield number
+    yield count - 1
+
+
+def _embeddings(tower: Tower) -> list[nn.Module]:
+    """The word embedding; T5 has two modules with one weight, of which only the inner one runs."""
+    weight = tower.trunk.get_input_embeddings().weight
+    tables = [one for one in tower.trunk.modules() if isinstance(one, nn.Embedding)]
+    return [one for one in tables if one.weight is weight]
+
+
+def _block(tower: Tower, layer: int | str) -> nn.Module:
+    """The layer-th block, from 1: of the first list of modules that is as long as the trunk is deep."""
+    depth = tower.trunk.config.num_hidden_layers
+    lists = (one for one in tower.trunk.modules() if isinstance(one, nn.ModuleList))
+    blocks = next((one for one in lists if len(one) == depth), None)
+    if blocks is None:
+        kind = tower.trunk.config.model_type
+        raise UserError(
+            f"layer {layer}: a {kind} trunk has no list of blocks; use embedding or last"
+        )
+    if int(layer) > depth:
+        raise UserError(
+            f"layer {layer}: the trunk has {depth} blocks, counted from 1; use one of them"
+        )
+    return blocks[int(layer) - 1]

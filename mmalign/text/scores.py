@@ -1,0 +1,309 @@
+"""Predictions -> metrics, one set of metrics for each kind of task.
+
+    examples of one language -+
+                              +-> score -> {metric: values per example, or one float}
+    predictions for them -----+
+
+An array holds one value per example, (n,) float64, whose mean is the metric: intervals can be drawn
+from it. A float is a metric of the whole set, which is no mean over examples. All lie in [0, 1],
+correlations in [-1, 1].
+
+    kind             prediction                 per example               whole set
+    classification   label                      accuracy                  macro_f1, matthews, f1 *
+    similarity       score                                                pearson, spearman
+    multiple_choice  number of the choice       accuracy
+    tagging          a tag a word                                         f1, accuracy
+    span_qa          text of the answer         exact_match, f1,
+                                                mlqa_exact_match, mlqa_f1
+    retrieval        candidate ids, best first  accuracy, mrr, map@20
+    event_causality  a bool a pair                                        precision, recall, f1, also
+                                                                          _within, _across sentences
+
+    * only where there are two labels
+
+Span QA has two published rules of what equal answers are: SQuAD's, by which XTREME also grades XQuAD
+and TyDiQA, and MLQA's, which differs by language. Both are measured; MLQA's only in its languages.
+"""
+
+import re
+import string
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import numpy as np
+
+from mmalign.core.batch import Example
+from mmalign.core.errors import UserError
+from mmalign.text.causality.pairs import f1_without_reading, pair_scores
+from mmalign.text.tasks.task import Kind
+
+Prediction = str | float | int | tuple[str, ...] | tuple[bool, ...]
+Scores = dict[str, np.ndarray | float]
+
+PRIMARY: dict[Kind, str] = {
+    "classification": "accuracy",
+    "similarity": "spearman",
+    "multiple_choice": "accuracy",
+    "tagging": "f1",
+    "span_qa": "f1",
+    "retrieval": "map@20",
+    "event_causality": "f1",
+}
+"""The metric that chooses the epoch."""
+
+DEPTH = 20
+"""Candidates that the average precision looks at, as LAReQA and Mewsli-X do."""
+
+_SQUAD_ARTICLES = "a|an|the"
+_MLQA_ARTICLES = {
+    "ar": "",  # see `mlqa_tokens`
+    "de": "ein|eine|einen|einem|eines|einer|der|die|das|den|dem|des",
+    "en": _SQUAD_ARTICLES,
+    "es": "un|una|unos|unas|el|la|los|las",
+    "hi": "",
+    "vi": "của|là|cái|chiếc|những",
+    "zh": "",
+}
+_IDEOGRAPH = re.compile("([\u4e00-\u9fa5])")  # MLQA's range: the first block, without its last rows
+
+
+def score(
+    kind: Kind,
+    examples: Sequence[Example],
+    predictions: Sequence[Prediction],
+    positive: str | None = None,
+) -> Scores:
+    """The metrics of `predictions`, which answer `examples` one by one.
+
+    Args:
+        examples: at least one, all of one language; span QA and retrieval need a right answer each.
+        positive: of classification with two labels: whose F1 is measured. By default the last of the
+            sorted labels, which is `1` in MRPC and QQP.
+
+    Raises:
+        UserError: tagging without the package seqeval.
+    """
+    assert len(examples) == len(predictions), (len(examples), len(predictions))
+    wanted: list[Any] = [one.target for one in examples]
+    given: list[Any] = list(predictions)
+    match kind:
+        case "classification":
+            return _classification(wanted, given, positive)
+        case "similarity":
+            return {"pearson": pearson(wanted, given), "spearman": spearman(wanted, given)}
+        case "multiple_choice":
+            return {"accuracy": hits(wanted, given)}
+        case "tagging":
+            return {"f1": span_f1(wanted, given), "accuracy": tag_accuracy(wanted, given)}
+        case "span_qa":
+            texts = [[answer.text for answer in answers] for answers in wanted]
+            return _span_qa(texts, given, language=examples[0].lang.split("-")[0])
+        case "retrieval":
+            return _retrieval([set(targets) for targets in wanted], given)
+        case "event_causality":
+            return {**pair_scores(examples, given)}
+
+
+def chance(kind: Kind, examples: Sequence[Example], candidates: int | None = None) -> float:
+    """What the primary metric is without looking at the texts; 0 where that is not defined.
+
+    Classification: always the most frequent label. Multiple choice and retrieval: a choice and an
+    order drawn at random; of retrieval it is defined where the number of `candidates` is given. Event
+    causality: the better of calling every pair causal, or every pair within a sentence.
+    """
+    match kind:
+        case "classification":
+            return max(Counter(one.target for one in examples).values()) / len(examples)
+        case "multiple_choice":
+            return float(np.mean([1 / (len(one.texts) - 1) for one in examples]))
+        case "retrieval" if candidates is not None:
+            right: list[Any] = [one.target for one in examples]
+            counts = [len(set(targets)) for targets in right]
+            return float(np.mean([expected_average_precision(n, candidates) for n in counts]))
+        case "event_causality":
+            return f1_without_reading(examples)
+        case _:
+            return 0.0
+
+
+def hits(wanted: Sequence[str | int], given: Sequence[str | int]) -> np.ndarray:
+    """(n,) float64, 1 where both agree."""
+    return np.array([one == other for one, other in zip(wanted, given, strict=True)], np.float64)
+
+
+def macro_f1(wanted: Sequence[str], given: Sequence[str]) -> float:
+    """The plain mean of the F1 of every label that occurs among the targets or the predictions."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(wanted, given, average="macro", zero_division=0))
+
+
+def f1_of_label(wanted: Sequence[str], given: Sequence[str], label: str) -> float:
+    """The F1 of finding the examples of one label."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(wanted, given, labels=[label], average="macro", zero_division=0))
+
+
+def matthews(wanted: Sequence[str], given: Sequence[str]) -> float:
+    """Matthews' correlation, for any number of labels; 0 where one side is constant."""
+    from sklearn.metrics import matthews_corrcoef
+
+    if len(set(wanted)) == 1 or len(set(given)) == 1:
+        return 0.0  # scikit-learn says so too, with a warning
+    return float(matthews_corrcoef(wanted, given))
+
+
+def pearson(wanted: Sequence[float], given: Sequence[float]) -> float:
+    """Pearson's correlation; 0 where one side is constant, since it then tells nothing."""
+    if np.ptp(wanted) == 0 or np.ptp(given) == 0:
+        return 0.0
+    return float(np.corrcoef(wanted, given)[0, 1])
+
+
+def spearman(wanted: Sequence[float], given: Sequence[float]) -> float:
+    """Pearson's correlation of the ranks; equal values share the mean of their ranks."""
+    return pearson(_ranks(wanted), _ranks(given))
+
+
+def span_f1(wanted: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> float:
+    """F1 over spans of tags, as the CoNLL evaluation counts them: an `I-` without `B-` opens a span.
+
+    This is what XTREME's `evaluate.py` calls F1 of both WikiANN and UD-POS. Tags of UD-POS have no
+    `B-` or `I-`: seqeval takes a run of equal tags for one span and the letters after the first for
+    its type, so that `CCONJ` and `SCONJ` are of one type (seqeval below 1.0 compared whole tags; it
+    gives 70.22 where seqeval 1.2 gives 70.40 on the files that XTREME's own test grades).
+
+    Raises:
+        UserError: seqeval is not installed.
+    """
+    try:
+        from seqeval.metrics import f1_score
+    except ImportError:
+        raise UserError("tagging is scored with seqeval; install `mmalign[finetune]`") from None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*seems not to be NE tag")
+        right, found = [list(tags) for tags in wanted], [list(tags) for tags in given]
+        return float(f1_score(right, found, zero_division=0))
+
+
+def tag_accuracy(wanted: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> float:
+    """The share of words with the right tag."""
+    pairs = zip(wanted, given, strict=True)
+    return float(np.concatenate([hits(right, found) for right, found in pairs]).mean())
+
+
+def squad_tokens(text: str) -> list[str]:
+    """The words that SQuAD compares: lower case, no ASCII punctuation, no English articles.
+
+    Source: Rajpurkar et al. 2016 (arXiv 1606.05250), `evaluate-v1.1.py`.
+    """
+    bare = text.lower().translate(dict.fromkeys(map(ord, string.punctuation)))
+    return _without(_SQUAD_ARTICLES, bare).split()
+
+
+def mlqa_tokens(text: str, language: str) -> list[str]:
+    """The words that MLQA compares in one of its seven languages.
+
+    Lower case, no punctuation of any script, none of the language's articles; Arabic loses its
+    article wherever the two letters stand, inside words too. Chinese: every ideograph is a word.
+    Source: Lewis et al. 2020 (arXiv 1910.07475), `mlqa_evaluation_v1.py`.
+    """
+    bare = "".join(one for one in text.lower() if not _is_punctuation(one))
+    if language == "ar":
+        return bare.replace("ال", " ").split()
+    if language == "zh":
+        return _IDEOGRAPH.sub(r" \1 ", bare).split()
+    return _without(_MLQA_ARTICLES[language], bare).split()
+
+
+def token_f1(wanted: Sequence[str], given: Sequence[str]) -> float:
+    """Harmonic mean of precision and recall of the words, each counted as often as it occurs."""
+    common = (Counter(wanted) & Counter(given)).total()
+    return 2 * common / (len(wanted) + len(given)) if common else 0.0
+
+
+def reciprocal_rank(right: AbstractSet[str], ranked: Sequence[str]) -> float:
+    """1 / place of the first right candidate; 0 where none is among the ranked."""
+    return next((1 / place for place, one in enumerate(ranked, start=1) if one in right), 0.0)
+
+
+def average_precision(right: AbstractSet[str], ranked: Sequence[str], k: int = DEPTH) -> float:
+    """Mean of the precisions at the right candidates among the first k, of min(right ones, k).
+
+    `ranked` names no candidate twice. With a single right candidate this is the reciprocal rank cut
+    at k, by which XTREME grades Mewsli-X. Source: LAReQA (Roy et al. 2020, arXiv 2004.05484).
+    """
+    found = np.array([one in right for one in ranked[:k]], np.float64)
+    precision = np.cumsum(found) / np.arange(1, len(found) + 1)
+    return float(found @ precision) / min(len(right), k)
+
+
+def expected_average_precision(right: int, candidates: int, k: int = DEPTH) -> float:
+    """The mean of `average_precision` over all orders of the candidates, `right` of them right."""
+    place = np.arange(1, min(k, candidates) + 1)
+    another_is_right = (right - 1) / max(candidates - 1, 1)
+    precision = (1 + (place - 1) * another_is_right) / place  # where the candidate is right
+    return float(precision.sum()) * right / candidates / min(right, k)
+
+
+def _classification(wanted: list[str], given: list[str], positive: str | None) -> Scores:
+    scores: Scores = {
+        "accuracy": hits(wanted, given),
+        "macro_f1": macro_f1(wanted, given),
+        "matthews": matthews(wanted, given),
+    }
+    labels = sorted(set(wanted))
+    if len(labels) == 2:
+        scores["f1"] = f1_of_label(wanted, given, positive or labels[-1])
+    return scores
+
+
+def _span_qa(answers: list[list[str]], given: list[str], language: str) -> Scores:
+    """Each prediction against the right answer that it fits best, by the rules of both data sets."""
+    right = [[squad_tokens(text) for text in texts] for texts in answers]
+    exact_match, f1 = _best(right, [squad_tokens(text) for text in given])
+    scores: Scores = {"exact_match": exact_match, "f1": f1}
+    if language in _MLQA_ARTICLES:
+        right = [[mlqa_tokens(text, language) for text in texts] for texts in answers]
+        exact_match, f1 = _best(right, [mlqa_tokens(text, language) for text in given])
+        scores |= {"mlqa_exact_match": exact_match, "mlqa_f1": f1}
+    return scores
+
+
+def _best(right: list[list[list[str]]], given: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) exact matches and (n,) F1, both float64."""
+    pairs = list(zip(right, given, strict=True))
+    exact_match = [found in answers for answers, found in pairs]
+    f1 = [max(token_f1(answer, found) for answer in answers) for answers, found in pairs]
+    return np.array(exact_match, np.float64), np.array(f1, np.float64)
+
+
+def _retrieval(right: list[set[str]], ranked: list[tuple[str, ...]]) -> Scores:
+    pairs = list(zip(right, ranked, strict=True))
+    nearest = [not targets.isdisjoint(found[:1]) for targets, found in pairs]
+    return {
+        "accuracy": np.array(nearest, np.float64),
+        "mrr": np.array([reciprocal_rank(*pair) for pair in pairs], np.float64),
+        f"map@{DEPTH}": np.array([average_precision(*pair) for pair in pairs], np.float64),
+    }
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """The rank of each value from 1."""
+    _, place, copies = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: list[float] = (np.cumsum(copies) - (copies - 1) / 2)[place].tolist()
+    return ranks
+
+
+def _without(words: str, text: str) -> str:
+    """The text with a space where one of the words stood, which are given as `one|another`."""
+    return re.sub(rf"\b(?:{words})\b", " ", text) if words else text
+
+
+def _is_punctuation(character: str) -> bool:
+    return character in string.punctuation or unicodedata.category(character).startswith("P")

@@ -1,0 +1,210 @@
+"""A folder is whole or absent, damage is found, and the newest usable checkpoint is taken."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmalign.core.commit import (
+    MANIFEST,
+    committed_folder,
+    newest_folder,
+    sha256_of,
+    verify,
+    write_atomic,
+    write_json,
+)
+from mmalign.core.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mmalign.core import commit
+
+target, moment = Path(sys.argv[1]), sys.argv[2]
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+if moment == "before the rename":
+    commit.replace_folder = die
+with commit.committed_folder(target, {}) as folder:
+    (folder / "a.bin").write_bytes(b"half")
+    if moment == "before the manifest":
+        die()
+"""
+
+
+def commit(folder: Path, step: int, content: bytes = b"weights") -> Path:
+    target = folder / f"step-{step:09d}"
+    with committed_folder(target, {"step": step}) as work:
+        (work / "inner").mkdir()
+        (work / "inner" / "model.bin").write_bytes(content)
+        (work / "state.json").write_text("{}")
+    return target
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_committed_folder_holds_what_its_manifest_says(tmp_path: Path) -> None:
+    target = commit(tmp_path, 7)
+    info = verify(target)
+    assert info["step"] == 7
+    assert info["files"].keys() == {"inner/model.bin", "state.json"}
+    assert info["files"]["inner/model.bin"] == {
+        "size": 7,
+        "sha256": sha256_of(target / "inner" / "model.bin"),
+    }
+    assert names(tmp_path) == [target.name]
+
+
+def test_a_commit_replaces_what_was_there_as_a_whole(tmp_path: Path) -> None:
+    commit(tmp_path, 7, b"old")
+    (tmp_path / "step-000000007" / "left over").write_text("x")
+    target = commit(tmp_path, 7, b"new")
+    assert (target / "inner" / "model.bin").read_bytes() == b"new"
+    assert names(target) == [MANIFEST, "inner", "state.json"]
+    assert names(tmp_path) == [target.name]
+
+
+def test_a_commit_removes_what_a_kill_left_of_the_older_folder(tmp_path: Path) -> None:
+    leftover = tmp_path / "step.old-1"
+    other = tmp_path / "step-2.old-1"
+    for folder in (leftover, other):
+        folder.mkdir()
+    for _ in range(2):
+        with committed_folder(tmp_path / "step", {}) as folder:
+            (folder / "a.bin").write_bytes(b"new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step", "step-2.old-1"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), committed_folder(tmp_path / "new", {}) as folder:
+        (folder / "a").write_text("half")
+        raise error
+    assert names(tmp_path) == []
+
+
+def test_a_failure_leaves_the_older_folder_as_it_was(tmp_path: Path) -> None:
+    target = commit(tmp_path, 7)
+    with pytest.raises(RuntimeError), committed_folder(target, {}):
+        raise RuntimeError
+    assert verify(target)["step"] == 7
+    assert names(tmp_path) == [target.name]
+
+
+@pytest.mark.parametrize("moment", ["before the manifest", "before the rename"])
+def test_a_kill_leaves_no_committed_folder(tmp_path: Path, moment: str) -> None:
+    older = commit(tmp_path, 3)
+    newer = tmp_path / "step-000000004"
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(newer), moment], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    assert not newer.exists()
+    assert (
+        len(names(tmp_path)) == 2
+    )  # the older one, and a temporary folder that counts for nothing
+    assert newest_folder(tmp_path)[0] == older
+
+
+def test_a_flipped_byte_is_found_wherever_it_is(tmp_path: Path) -> None:
+    target = commit(tmp_path, 7)
+    model = target / "inner" / "model.bin"
+    good = model.read_bytes()
+    for place in range(len(good)):
+        model.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        with pytest.raises(UserError, match=r"inner/model\.bin: damaged"):
+            verify(target)
+    model.write_bytes(good)
+    assert verify(target)["step"] == 7
+
+
+def test_missing_and_cut_files_are_found(tmp_path: Path) -> None:
+    target = commit(tmp_path, 7)
+    model = target / "inner" / "model.bin"
+    model.write_bytes(model.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"inner/model\.bin: damaged"):
+        verify(target)
+    model.unlink()
+    with pytest.raises(UserError, match=r"inner/model\.bin: missing"):
+        verify(target)
+    (target / MANIFEST).unlink()
+    with pytest.raises(UserError, match="never finished"):
+        verify(target)
+
+
+def test_a_damaged_manifest_is_a_damaged_folder(tmp_path: Path) -> None:
+    target = commit(tmp_path, 7)
+    manifest = target / MANIFEST
+    good = manifest.read_bytes()
+    for text in (b"[]", b"3", b"{}", b'{"files": []}', b'{"files": {"a": 3}}', good[:-20], b"\xff"):
+        manifest.write_bytes(text)
+        with pytest.raises(UserError, match="not a manifest"):
+            verify(target)
+    in_files = range(good.index(b'"files"'), len(good.rstrip()))
+    for place in in_files:  # whatever was hit among the files, the person gets a sentence
+        manifest.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        try:
+            verify(target)
+        except UserError:
+            continue
+        assert json.loads(manifest.read_bytes()) == json.loads(good)  # white space was hit
+
+
+def test_the_newest_folder_that_verifies_is_taken_and_the_others_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (1, 2, 10):
+        commit(tmp_path, step)
+    (tmp_path / "step-000000020.tmp-1").mkdir()
+    (tmp_path / "LATEST").write_text("step-000000010\n")
+    assert newest_folder(tmp_path)[1]["step"] == 10
+    assert capsys.readouterr().err == ""
+    (tmp_path / "step-000000010" / "state.json").write_text("[]")
+    (tmp_path / "step-000000002" / MANIFEST).unlink()
+    folder, info = newest_folder(tmp_path)
+    assert (folder.name, info["step"]) == ("step-000000001", 1)
+    damaged, unfinished = capsys.readouterr().err.splitlines()
+    assert "step-000000010/state.json: damaged" in damaged
+    assert "step-000000002: no MANIFEST.json" in unfinished
+
+
+def test_no_usable_folder_is_an_error_that_names_all(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="none was written"):
+        newest_folder(tmp_path)
+    for step in (1, 2):
+        (commit(tmp_path, step) / "state.json").unlink()
+    with pytest.raises(UserError, match=r"step-000000002/state.json.*step-000000001/state.json"):
+        newest_folder(tmp_path)
+
+
+def test_an_atomic_write_replaces_the_file_and_leaves_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old and longer")
+    with path.open() as reader:
+        write_atomic(path, "new ñ")
+        assert reader.read() == "old and longer"  # whoever reads the old file reads it to its end
+    assert path.read_text(encoding="utf-8") == "new ñ"
+    write_json(path, {"語": 1})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"語": 1}
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_failed_atomic_write_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.txt"
+    write_atomic(path, "old")
+
+    def full_disk(_: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"

@@ -1,0 +1,306 @@
+"""A configuration is read as written, or refused in a sentence that names file and field."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import MODEL
+
+from mmalign.core.config import apply_override, load_config, read_yaml, validate, write_yaml
+from mmalign.core.errors import UserError
+from mmalign.data.recipe import RecipeConfig
+from mmalign.evaluation.ann.config import FaissConfig
+from mmalign.evaluation.suite import SuiteConfig
+from mmalign.models.dual_encoder import ModelConfig
+from mmalign.study.config import StudyConfig
+from mmalign.text.benchmark import TextSuiteConfig
+from mmalign.text.lexical.config import LexicalInjectionConfig
+from mmalign.text.loop import FinetuneConfig
+from mmalign.training.run_config import RunConfig
+
+ROOT = Path(__file__).parents[2]
+KINDS = (
+    "emoji_scenes, jsonl, table, img2dataset, hf_dataset, xm3600, xtd10, multi30k, xflickrco, wit, "
+    "wit_tsv, flickr8k"
+)
+RUN: dict[str, Any] = {
+    "name": "small",
+    "steps": 2,
+    "batch_size": 4,
+    "data": {"train": ["data/x"]},
+    "tokenizer": {"kind": "trained"},
+    "model": MODEL,
+    "optimizer": {"lr": 1e-3},
+}
+
+
+def recipe(**source: Any) -> dict[str, Any]:
+    return {"name": "x", "source": source}
+
+
+def refusal(cls: type[Any], tree: Any) -> str:
+    """The sentence with which the tree is refused."""
+    with pytest.raises(UserError) as caught:
+        validate(cls, tree, "x.yaml")
+    message = str(caught.value)
+    assert message.startswith("x.yaml: ")
+    assert "\n" not in message
+    return message.removeprefix("x.yaml: ")
+
+
+def overridden(tree: dict[str, Any], *overrides: str) -> dict[str, Any]:
+    for override in overrides:
+        apply_override(tree, override)
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"stepz": 3}, "unknown key `stepz`; did you mean `steps`?"),
+        (
+            {"data": {"train": ["x"], "worker": 1}},
+            "unknown key `data.worker`; did you mean `workers`?",
+        ),
+        ({"steps": "2"}, "`steps` is '2': input should be a valid integer"),
+        ({"steps": True}, "`steps` is True: input should be a valid integer"),
+        ({"steps": 2.0}, "`steps` is 2.0: input should be a valid integer"),
+        ({"optimizer": {"lr": True}}, "`optimizer.lr` is True: input should be a valid number"),
+        ({"optimizer": {"lr": "1e-3"}}, "`optimizer.lr` is '1e-3': input should be a valid number"),
+        ({"data": {"train": "x"}}, "`data.train` is 'x': input should be a valid tuple"),
+        ({"data": {"train": ["x", 3]}}, "`data.train.1` is 3: input should be a valid string"),
+        ({"data": {}}, "`data.train` is missing; add it"),
+        (
+            {"resume_from": "a", "init_from": "b"},
+            "the file: give `resume_from` or `init_from`, not both",
+        ),
+        (
+            {"tokenizer": {"kind": "pretrained"}},
+            "`tokenizer`: a pretrained tokenizer needs a `name`, a trained one has none",
+        ),
+    ],
+)
+def test_a_mistake_in_a_section_is_named(changes: dict[str, Any], sentence: str) -> None:
+    assert refusal(RunConfig, {**RUN, **changes}) == sentence
+
+
+def test_an_unknown_key_without_a_near_name_gets_the_list_of_names() -> None:
+    tree = {"name": "x", "sets": [{"name": "a", "shards": "b", "qqq": 1}]}
+    assert refusal(SuiteConfig, tree) == (
+        "unknown key `sets.0.qqq`; known here: languages, measures, name, protocols, sharded, shards"
+    )
+
+
+def test_an_unknown_key_is_told_before_what_is_missing() -> None:
+    assert refusal(SuiteConfig, {"name": "x", "set": []}) == (
+        "unknown key `set`; did you mean `sets`?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        (
+            {"kind": "emoji_scenes", "train_scene": 3},
+            "unknown key `source.train_scene`; did you mean `train_scenes`?",
+        ),
+        ({"kind": "jsonl", "folder": []}, "unknown key `source.folder`; did you mean `folders`?"),
+        # A name of the other kind is no name of this one.
+        (
+            {"kind": "jsonl", "train_scenes": 3},
+            "unknown key `source.train_scenes`; known here: folders, kind",
+        ),
+        (
+            {"kind": "emoji_scenes", "test_scenes": "3"},
+            "`source.test_scenes` is '3': input should be a valid integer",
+        ),
+        ({"kind": "emoji_scene"}, "`source.kind` is `emoji_scene`; did you mean `emoji_scenes`?"),
+        ({"kind": "parquet"}, f"`source.kind` is `parquet`; known here: {KINDS}"),
+        ({"folders": []}, f"`source.kind` is missing; add one of {KINDS}"),
+    ],
+)
+def test_sections_of_several_kinds_are_spoken_of_without_their_kind(
+    source: dict[str, Any], sentence: str
+) -> None:
+    assert refusal(RecipeConfig, recipe(**source)) == sentence
+
+
+def test_a_kind_deep_in_a_run_is_no_part_of_the_path() -> None:
+    image = {"kind": "open_clip", "name": "ViT-B-32", "image_size": 32}
+    assert refusal(ModelConfig, {**MODEL, "image": {**image, "pretrain": "x"}}) == (
+        "unknown key `image.pretrain`; did you mean `pretrained`?"
+    )
+    # `pretrained` is a tag of weights for one kind and yes or no for the other.
+    assert validate(ModelConfig, {**MODEL, "image": {**image, "pretrained": "x"}}, "y")
+    timm = {**MODEL["image"], "pretrained": "x"}
+    assert refusal(RunConfig, {**RUN, "model": {**MODEL, "image": timm}}) == (
+        "`model.image.pretrained` is 'x': input should be a valid boolean"
+    )
+
+
+def test_a_configuration_does_not_change_after_it_was_read() -> None:
+    config = validate(RunConfig, RUN, "x.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        config.steps = 3
+
+
+def test_yaml_is_version_1_2(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("languages: [no, yes, on]\nlr: 1e-3\nbig: 5E4\ncode: 010\ntime: 12:30\n")
+    assert read_yaml(path) == {
+        "languages": ["no", "yes", "on"],
+        "lr": 0.001,
+        "big": 50000.0,
+        "code": 10,
+        "time": "12:30",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"a: [1, 2", r"not valid YAML \(line 1, column 9: expected"),
+        (b"a: 1\nb: 2\na: 3\n", r"not valid YAML \(line 3, column 1: found duplicate key"),
+        (b"a: 2020-13-45", r"not valid YAML \(month must be"),
+        (b"a: \xff", r"not valid YAML \('utf-8' codec"),
+        (b"a: !!python/name:os.system x", r"not valid YAML \(line 1, column 4: could not"),
+        (b"- a\n", "must hold a mapping"),
+        (b"", "must hold a mapping"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused(
+    tmp_path: Path, text: bytes, reason: str
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(text)
+    with pytest.raises(UserError, match=rf"x\.yaml: {reason}") as caught:
+        read_yaml(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.yaml: no such file"):
+        load_config(RunConfig, tmp_path / "nowhere.yaml")
+    with pytest.raises(UserError, match="no such file"):
+        load_config(RunConfig, tmp_path)
+
+
+def test_overrides_replace_values_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(write_yaml(RUN))
+    config = load_config(
+        RunConfig,
+        path,
+        [
+            "optimizer.lr=5e-4",
+            "data.languages=[no, sw]",
+            "data.workers=0",
+            "log.every=3",
+            "name=no",
+        ],
+    )
+    assert config.optimizer.lr == 0.0005
+    assert config.data.languages == ("no", "sw")
+    assert config.log.every == 3  # a section that the file does not have
+    assert config.name == "no"
+    with pytest.raises(UserError, match=r"x\.yaml: unknown key `optimizer\.l`; did you mean `lr`"):
+        load_config(RunConfig, path, ["optimizer.l=1"])
+
+
+def test_overrides_reach_into_lists_and_make_sections() -> None:
+    tree = {
+        "sets": [{"name": "a", "shards": "x"}, {"name": "b"}],
+        "languages": ["en", "sw"],
+        "none": None,
+    }
+    overridden(
+        tree, "sets.0.shards=y", "sets.1.more.deep=1", "languages.1=no", "none.a=2", "new.a.b=c=d"
+    )
+    assert tree == {
+        "sets": [{"name": "a", "shards": "y"}, {"name": "b", "more": {"deep": 1}}],
+        "languages": ["en", "no"],
+        "none": {"a": 2},
+        "new": {"a": {"b": "c=d"}},
+    }
+    assert overridden({"a": 1}, "a=") == {"a": None}
+    assert overridden({"a": 1}, "a={b: [1, x]}") == {"a": {"b": [1, "x"]}}
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("name", "write it as `section.key=value`"),
+        ("=3", "write it as `section.key=value`"),
+        ("a..b=3", "write it as `section.key=value`"),
+        ("name=[1", "the value is not valid YAML"),
+        ("name=2020-13-45", "the value is not valid YAML"),
+        ("name.first=x", "`name` is not a section"),
+        ("sets.2.name=x", "`sets` is a list of 1, counted from 0"),
+        ("sets.1=x", "`sets` is a list of 1, counted from 0"),
+        ("sets.first.name=x", "`sets` is a list of 1, counted from 0"),
+        ("sets.²=x", "`sets` is a list of 1, counted from 0"),
+        ("sets.0.name.x=1", "`sets.0.name` is not a section"),
+    ],
+)
+def test_a_bad_override_is_named(override: str, reason: str) -> None:
+    with pytest.raises(UserError) as caught:
+        apply_override({"name": "x", "sets": [{"name": "a"}]}, override)
+    told = str(caught.value)
+    assert told in (
+        f"override `{override}`: {reason}",
+        f"override `{override.partition('=')[0]}`: {reason}",
+    )
+
+
+def test_what_is_written_is_read_back_in_its_order(tmp_path: Path) -> None:
+    tree = {
+        "z": ["no", "1e-3", "null", "", " x "],
+        "a": {"y": 1e-05, "x": None, "w": True, "long": "word " * 60 + " two  spaces"},
+        "語": "ñ: # not a comment\nsecond line",
+        "empty": [],
+    }
+    path = tmp_path / "x.yaml"
+    path.write_text(write_yaml(tree), encoding="utf-8")
+    read = read_yaml(path)
+    assert read == tree
+    assert list(read) == list(tree)
+    assert list(read["a"]) == list(tree["a"])
+
+
+def test_a_resolved_configuration_is_the_same_configuration(tmp_path: Path) -> None:
+    config = validate(RunConfig, RUN, "x.yaml")
+    path = tmp_path / "config.yaml"
+    path.write_text(write_yaml(config.model_dump(mode="json")), encoding="utf-8")
+    assert load_config(RunConfig, path) == config
+
+
+def shipped() -> list[tuple[Path, type[Any]]]:
+    """Every YAML file beside the package, with the class that reads it."""
+    classes: dict[str, type[Any]] = {
+        "train/finetune/lexical_": LexicalInjectionConfig,
+        "train/finetune": FinetuneConfig,
+        "train": RunConfig,
+        "eval/study_": StudyConfig,
+        "eval/faiss": FaissConfig,
+        "eval/xtreme_r": TextSuiteConfig,
+        "eval/glue_x": TextSuiteConfig,
+        "eval": SuiteConfig,
+        "data_recipes": RecipeConfig,
+    }
+    folders = (ROOT / "train", ROOT / "eval", ROOT / "data_recipes")
+    paths = sorted(path for folder in folders for path in folder.rglob("*.yaml"))
+    relative = [path.relative_to(ROOT) for path in paths]
+    return [
+        (path, next(cls for start, cls in classes.items() if path.as_posix().startswith(start)))
+        for path in relative
+    ]
+
+
+@pytest.mark.parametrize(("path", "cls"), shipped(), ids=str)
+def test_every_shipped_file_is_valid(path: Path, cls: type[Any]) -> None:
+    load_config(cls, ROOT / path)
+
+
+def test_every_kind_of_file_is_shipped() -> None:
+    classes = (SuiteConfig, TextSuiteConfig, FaissConfig, StudyConfig, LexicalInjectionConfig)
+    assert {cls for _, cls in shipped()} == {RunConfig, RecipeConfig, FinetuneConfig, *classes}

@@ -1,0 +1,88 @@
+"""Workers of a data loader leave signals to the rank, obey it alone and never outlive it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from mmalign.core.workers import leave_signals_to_the_parent
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals' senders, /proc")
+
+
+class Pids(Dataset[int]):
+    """Sample i is the id of the process that made it."""
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __getitem__(self, index: int) -> int:
+        time.sleep(0.01)
+        return os.getpid()
+
+
+def loader() -> "DataLoader[int]":
+    return DataLoader(
+        Pids(), batch_size=None, num_workers=1, worker_init_fn=leave_signals_to_the_parent
+    )
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def wait_for_the_end(pid: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not is_alive(pid)
+
+
+def kill_from_elsewhere(pid: int, number: signal.Signals) -> None:
+    subprocess.run(["kill", f"-{int(number)}", str(pid)], check=True)
+
+
+def test_a_worker_goes_on_when_its_group_is_signalled() -> None:
+    stream = iter(loader())
+    worker = next(stream)
+    assert worker != os.getpid()
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM):
+        kill_from_elsewhere(worker, number)
+    assert [next(stream) for _ in range(20)] == [worker] * 20
+    del stream  # the loader's own way of ending its workers
+    assert wait_for_the_end(worker, 5)
+
+
+def test_a_worker_obeys_its_parent() -> None:
+    stream = iter(loader())
+    worker = next(stream)
+    os.kill(worker, signal.SIGTERM)
+    assert wait_for_the_end(worker, 2)
+
+
+def test_a_worker_dies_with_its_parent() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert wait_for_the_end(int(done.stdout), 2)
+
+
+def _be_killed() -> None:
+    worker = next(iter(loader()))
+    os.write(1, str(worker).encode())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    _be_killed()

@@ -1,0 +1,166 @@
+"""`mmalign data index`: other people's tars become a data set, once, the same by every way."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hostile_shards import Members, sample, samples, tar_of
+from shard_sets import make_set
+from typer.testing import CliRunner
+
+from mmalign.cli import app
+from mmalign.core.errors import UserError
+from mmalign.data.shards import index as module
+from mmalign.data.shards.index import REFUSED, find_tars, index
+from mmalign.data.shards.manifest import MANIFEST
+from mmalign.data.shards.reader import ShardSet
+from mmalign.data.shards.scan import Rules
+
+RULES = Rules("json:caption", "json:LANGUAGE")
+
+
+def write_tars(folder: Path, shards: int = 3) -> Path:
+    """Shards of four samples; the last sample of each has no caption."""
+    folder.mkdir(parents=True)
+    for number in range(shards):
+        members: Members = [
+            m for n in range(3) for m in sample(10 * number + n, f"{number:05d}{n:04d}")
+        ]
+        members.append((f"{number:05d}0003.jpg", samples(1)[0][1]))
+        (folder / f"{number:05d}.tar").write_bytes(tar_of(members))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
+
+
+def test_foreign_shards_become_a_data_set(tmp_path: Path) -> None:
+    folder = write_tars(tmp_path / "set")
+    before = {name: data for name, data in contents(folder).items() if name.endswith(".tar")}
+    manifest, out = index(str(folder), RULES)
+    assert out == folder
+    assert manifest.samples == 9
+    assert manifest.languages == {"en": 6, "sw": 3}
+    assert manifest.refused["00001.tar"] == {"no caption": 1}
+    shards = ShardSet(folder)
+    assert shards.keys[3] == "000010000"
+    assert shards.read(3).image == sample(10)[0][1]
+    assert {name: contents(folder)[name] for name in before} == before
+    lines = [json.loads(line) for line in (folder / REFUSED).read_text().splitlines()]
+    assert [(line["shard"], line["key"]) for line in lines] == [
+        (f"{n:05d}.tar", f"{n:05d}0003") for n in range(3)
+    ]
+
+
+def test_equal_pictures_share_their_identity(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(
+        tar_of([*sample(4, "a"), *sample(5, "b"), *sample(4, "c", "another")])
+    )
+    index(str(tmp_path), Rules("txt", "en"))
+    ids = ShardSet(tmp_path).picture_ids
+    assert ids[0] == ids[2] != ids[1]
+
+
+def test_the_number_of_processes_changes_nothing(tmp_path: Path) -> None:
+    found = []
+    for processes in (1, 2):
+        folder = write_tars(tmp_path / str(processes) / "set")
+        index(str(folder), RULES, processes=processes)
+        found.append(contents(folder))
+    assert found[0] == found[1]
+
+
+def test_only_what_is_new_is_scanned_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_tars(tmp_path / "set")
+    index(str(folder), RULES)
+    first = contents(folder)
+    seen: list[str] = []
+
+    class Counting(module.Scan):
+        def run(self) -> None:
+            seen.append(self.shard)
+            super().run()
+
+    monkeypatch.setattr(module, "Scan", Counting)
+    index(str(folder), RULES)
+    assert (seen, contents(folder)) == ([], first)
+    os.utime(folder / "00001.tar", ns=(1, 1))
+    index(str(folder), RULES)
+    assert (seen, contents(folder)) == (["00001.tar"], first)
+    (folder / "00002.index.jsonl").write_text("{}\n")
+    index(str(folder), RULES)
+    assert (seen[1:], contents(folder)) == (["00002.tar"], first)
+    index(str(folder), Rules("txt", "de"))
+    assert len(seen) == 5
+
+
+def test_the_manifest_may_lie_elsewhere(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_tars(tmp_path / name, 1)
+    before = [sorted(contents(tmp_path / name)) for name in ("a", "b")]
+    out = tmp_path / "out"
+    manifest, _ = index(f"{tmp_path}/{{a,b}}/*.tar", RULES, out)
+    assert [shard.file for shard in manifest.shards] == ["a-00000.tar", "b-00000.tar"]
+    assert ShardSet(out).read(4).image == sample(1)[0][1]
+    assert [sorted(contents(tmp_path / name)) for name in ("a", "b")] == before
+
+
+def test_tars_are_found_by_folder_pattern_and_braces(tmp_path: Path) -> None:
+    folder = write_tars(tmp_path / "set")
+    tars = [folder / f"{n:05d}.tar" for n in range(3)]
+    assert find_tars(str(folder)) == tars
+    assert find_tars(f"{folder}/0000[01].tar") == tars[:2]
+    assert find_tars(f"{folder}/{{00001..00002}}.tar") == tars[1:]
+    with pytest.raises(UserError, match="no tars there"):
+        find_tars(str(tmp_path))
+    packed = tmp_path / "a.tar.gz"
+    packed.write_bytes(b"")
+    with pytest.raises(UserError, match="only plain tars"):
+        find_tars(str(packed))
+
+
+def test_a_data_set_of_a_recipe_is_not_written_over(tmp_path: Path) -> None:
+    folder = make_set(tmp_path / "set", 5)
+    before = contents(folder)
+    with pytest.raises(UserError, match=r"holds a data set of another kind.*--out"):
+        index(str(folder), Rules("json:captions"))
+    assert contents(folder) == before
+    assert not (folder / ".index").exists()
+    index(str(folder), Rules("json:captions"), tmp_path / "again")
+    first, again = ShardSet(folder), ShardSet(tmp_path / "again")
+    assert [again.read(i).captions for i in range(5)] == [first.read(i).captions for i in range(5)]
+    assert again.picture_ids.tolist() == first.picture_ids.tolist()
+    assert again.read(0) == first.read(0)
+
+
+def test_samples_that_went_without_a_trace_are_counted(tmp_path: Path) -> None:
+    # Cut between two members: a whole tar, which only a count can tell from what it was.
+    for name in ("a.tar", "b.tar", "c.tar"):
+        (tmp_path / name).write_bytes(tar_of(samples(2)))
+    (tmp_path / "sizes.json").write_text('{"a.tar": 2, "b.tar": 3}')
+    (tmp_path / "c_stats.json").write_text('{"count": 5, "successes": 4}')
+    manifest, _ = index(str(tmp_path), RULES)
+    assert manifest.refused == {"b.tar": {"fewer samples": 1}, "c.tar": {"fewer samples": 1}}
+    lines = [json.loads(line) for line in (tmp_path / REFUSED).read_text().splitlines()]
+    assert [line["detail"] for line in lines] == ["2, not 3", "2, not 4"]
+
+
+def test_nothing_usable_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"no tar" * 1000)
+    with pytest.raises(UserError, match=r"no sample of 1 shards can be used \(bad header: 1"):
+        index(str(tmp_path), RULES)
+    assert not (tmp_path / MANIFEST).exists()
+    assert "bad header" in (tmp_path / REFUSED).read_text()
+
+
+def test_the_command_says_what_it_refused(tmp_path: Path) -> None:
+    folder = write_tars(tmp_path / "set")
+    (folder / "x.tar").write_bytes(tar_of([*sample(7), ("000000007.pkl", b"code")]))
+    arguments = ["data", "index", str(folder), "--captions", "txt", "--language", "sw"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0
+    assert "10 pictures in 4 shards, 10 captions in 1 languages" in done.output
+    assert "never opened: members of other suffixes (pkl: 1)" in done.output
+    assert "refused 3 (no caption: 3)" in done.output

@@ -1,0 +1,196 @@
+"""Reading through the index: byte for byte what was indexed, or a refusal with its reason."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hostile_shards import samples, tar_of
+from shard_sets import make_set, open_descriptors
+
+from mmalign.core.commit import sha256_of
+from mmalign.core.errors import UserError
+from mmalign.data.shards import reader
+from mmalign.data.shards.index import index
+from mmalign.data.shards.manifest import MANIFEST
+from mmalign.data.shards.reader import (
+    REASONS,
+    ShardSet,
+    UnusableSample,
+    captions_in,
+    decode_text,
+    parse_json,
+)
+from mmalign.data.shards.scan import Rules
+
+
+def reason_of(shards: ShardSet, number: int = 0) -> str:
+    with pytest.raises(UnusableSample) as caught:
+        shards.read(number)
+    assert caught.value.key == shards.keys[number]
+    assert caught.value.shard.endswith(shards.shard_of(number))
+    assert f"sample `{shards.keys[number]}`" in str(caught.value)
+    return caught.value.reason
+
+
+def rewrite_rows(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the first row of the index, and the manifest with it."""
+    path = folder / "00000.index.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    change(rows[0])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest["files"][path.name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["image", "json"])
+def test_a_changed_byte_is_refused(tmp_path: Path, kind: str) -> None:
+    folder = make_set(tmp_path / "set", 8)
+    row = json.loads((folder / "00000.index.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    data = bytearray((folder / "00000.tar").read_bytes())
+    data[row[kind][1] + 5] ^= 1
+    (folder / "00000.tar").write_bytes(data)
+    shards = ShardSet(folder)
+    assert reason_of(shards) == "checksum"
+    assert shards.read(1).key == "k001"
+
+
+def test_a_shard_that_shrinks_or_goes_under_a_reader(tmp_path: Path) -> None:
+    folder = make_set(tmp_path / "set", 8)
+    shards = ShardSet(folder)
+    shards.read(0)
+    with (folder / "00000.tar").open("r+b") as file:
+        file.truncate(600)
+    assert reason_of(shards) == "cut off"
+    (folder / "00001.tar").unlink()
+    assert reason_of(shards, 4) == "read error"
+    with pytest.raises(UserError, match=r"00000\.tar: missing or of another size.*verify"):
+        ShardSet(folder)
+
+
+def test_rows_without_checksums_are_read_as_before(tmp_path: Path) -> None:
+    folder = make_set(tmp_path / "set", 4)
+    before = ShardSet(folder).read(0)
+
+    def drop_checksums(row: dict[str, Any]) -> None:
+        row["image"].pop()
+        row["json"].pop()
+
+    rewrite_rows(folder, drop_checksums)
+    assert ShardSet(folder).read(0) == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("image", ["jpg", 512, reader.MAX_IMAGE_BYTES + 1, 0], "too large"),
+        ("image", ["jpg", -1, 4, 0], "read error"),
+        ("image", ["jpg", "512", 4, 0], "index"),
+        ("image", ["jpg"], "index"),
+        ("image", ["jpg", 2**70, 4, 0], "index"),
+        ("json", None, "index"),
+        ("langs", ["en", "en", "en"], "caption"),
+    ],
+)
+def test_rows_that_are_not_of_the_format(
+    tmp_path: Path, field: str, value: object, reason: str
+) -> None:
+    folder = make_set(tmp_path / "set", 4)
+    rewrite_rows(folder, lambda row: row.update({field: value}))
+    assert reason_of(ShardSet(folder)) == reason
+
+
+def test_a_damaged_index_is_one_sentence(tmp_path: Path) -> None:
+    folder = make_set(tmp_path / "set", 4)
+    path = folder / "00000.index.jsonl"
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"k000", b"k009"))
+    with pytest.raises(UserError, match=r"00000\.index\.jsonl: damaged.*mmalign data index"):
+        ShardSet(folder).read(1)
+    rewrite_rows(make_set(tmp_path / "other", 4), lambda row: row.pop("langs"))
+    with pytest.raises(UserError, match="not an index of mmalign shards"):
+        ShardSet(tmp_path / "other").read(0)
+
+
+def test_foreign_shards_are_read_by_their_manifest(tmp_path: Path) -> None:
+    (tmp_path / "00000.tar").write_bytes(tar_of(samples(2)))
+    index(str(tmp_path), Rules("json:caption", "json:LANGUAGE"))
+    pair = ShardSet(tmp_path).read(1)
+    assert pair.image == samples(2)[3][1]
+    assert [(c.lang, c.text) for c in pair.captions] == [("sw", "caption 1 of a dog ñ 漢")]
+    assert (pair.source, pair.license) == (tmp_path.name, "unknown")
+
+
+def test_captions_of_every_layout() -> None:
+    assert captions_in("a dog", "txt") == [("a dog", None)]
+    assert captions_in({"c": "a dog"}, "json:c") == [("a dog", None)]
+    assert captions_in({"c": ["a", "b"]}, "json:c") == [("a", None), ("b", None)]
+    assert captions_in({"c": [{"lang": "sw", "text": "mbwa"}]}, "json:c") == [("mbwa", "sw")]
+    assert captions_in({"d": "a dog"}, "json:c") == []
+    for wrong in (
+        {"c": 1},
+        {"c": [{"text": 1}]},
+        {"c": "a\0b"},
+        {"c": ["x"] * 2000},
+        {"c": [None]},
+    ):
+        with pytest.raises(UnusableSample) as caught:
+            captions_in(wrong, "json:c")
+        assert caught.value.reason == "caption"
+    with pytest.raises(UnusableSample, match="characters"):
+        captions_in("x" * 10_000_000, "txt")
+
+
+def test_json_and_text_that_cannot_be_read() -> None:
+    for data in (b"{", b"[1]", b"[" * 100_000, b'{"a":' * 100_000, b"1" * 10_000):
+        with pytest.raises(UnusableSample) as caught:
+            parse_json(data)
+        assert caught.value.reason == "json"
+    for data in (b"\xff", b"\xed\xa0\x80"):
+        with pytest.raises(UnusableSample) as caught:
+            decode_text(data)
+        assert caught.value.reason == "not UTF-8"
+    with pytest.raises(UnusableSample) as caught:
+        captions_in(parse_json(rb'{"c": "\ud800"}'), "json:c")
+    assert caught.value.reason == "not UTF-8"
+
+
+def test_a_refusal_travels_between_processes() -> None:
+    for reason in REASONS:
+        error = UnusableSample(reason, "detail").at("00000.tar", "k1")
+        again = pickle.loads(pickle.dumps(error))
+        assert (str(again), again.reason, again.shard, again.key) == (
+            str(error),
+            reason,
+            "00000.tar",
+            "k1",
+        )
+
+
+def test_a_process_keeps_few_files_open_and_reads_on(tmp_path: Path) -> None:
+    shards = ShardSet(make_set(tmp_path / "set", 40))
+    shards.shards_at_hand, shards.files.most = 2, 3
+    before = open_descriptors()
+    for number in (*range(40), 0, 39, 5):
+        assert shards.read(number).key == f"k{number:03d}"
+        assert len(open_descriptors() - before) <= 3
+    shards.close()
+    assert open_descriptors() <= before
+    assert shards.read(7).key == "k007"
+
+
+def test_languages_are_found_without_parsing_and_with(tmp_path: Path) -> None:
+    folder = make_set(tmp_path / "set", 6)
+    known = ShardSet(folder).languages
+    assert known[2] == ("en", "en", "ja", "sw")
+    rewrite_rows(folder, lambda row: row.update(key='"langs": ["xx"], \\"langs\\": ["yy"]'))
+    assert ShardSet(folder).languages == known
+    path = folder / "00000.index.jsonl"
+    path.write_text(path.read_text(encoding="utf-8").replace('"langs": [', '"langs":['))
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest["files"][path.name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    assert ShardSet(folder).languages == known

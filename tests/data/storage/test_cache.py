@@ -1,0 +1,363 @@
+"""The shared folder of fetched shards: processes, kills, eviction, damage."""
+
+import contextlib
+import fcntl
+import hashlib
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from flaky_server import Answer, FlakyServer
+
+from mmalign.core.errors import UserError
+from mmalign.data.storage.cache import ShardCache, cache_folder, usable_folder
+from mmalign.data.storage.remote import RemoteConfig, RemoteFile
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="flock")
+
+SIZE = 200_000
+SHARDS = 20
+DATA = [random.Random(number).randbytes(SIZE) for number in range(SHARDS)]
+FORK = multiprocessing.get_context("fork") if sys.platform != "win32" else multiprocessing
+
+
+@pytest.fixture
+def server() -> Iterator[FlakyServer]:
+    pytest.importorskip("aiohttp", reason="https needs the extra `remote`")
+    with FlakyServer() as running:
+        running.files = {f"/{number}.tar": data for number, data in enumerate(DATA)}
+        yield running
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[RemoteFile]:
+    """The same shards in a folder, for what needs no server."""
+    (tmp_path / "there").mkdir()
+    for number, data in enumerate(DATA):
+        (tmp_path / "there" / f"{number}.tar").write_bytes(data)
+    return listed(f"file://{tmp_path}/there")
+
+
+def listed(url: str) -> list[RemoteFile]:
+    return [
+        RemoteFile(f"{url}/{number}.tar", SIZE, hashlib.sha256(data).hexdigest())
+        for number, data in enumerate(DATA)
+    ]
+
+
+def config_of(folder: Path, shards: float = 5, prefetch: int = 2) -> RemoteConfig:
+    gib = shards * SIZE / 2**30
+    return RemoteConfig(cache=str(folder / "cache"), cache_gib=gib, prefetch=prefetch, timeout=10)
+
+
+def read(cache: ShardCache, file: RemoteFile) -> bytes:
+    with os.fdopen(cache.open(file), "rb") as shard:
+        return shard.read()
+
+
+def held_bytes(folder: Path) -> int:
+    total = 0
+    for path in (folder / "cache").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
+
+
+def in_a_child(work: Callable[[], None]) -> "multiprocessing.process.BaseProcess":
+    child = FORK.Process(target=work, daemon=True)
+    child.start()
+    return child
+
+
+def ended_well(child: "multiprocessing.process.BaseProcess") -> bool:
+    child.join(15)
+    return child.exitcode == 0
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+def test_a_file_is_fetched_once(server: FlakyServer, tmp_path: Path) -> None:
+    cache = ShardCache(config_of(tmp_path))
+    files = listed(server.url)
+    assert [read(cache, files[0]) for _ in range(3)] == [DATA[0]] * 3
+    assert read(ShardCache(config_of(tmp_path)), files[0]) == DATA[0]  # as another process would
+    assert len(server.log) == 1
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+
+
+def test_equal_content_at_another_url_is_not_fetched(
+    shards: list[RemoteFile], tmp_path: Path
+) -> None:
+    cache = ShardCache(config_of(tmp_path))
+    read(cache, shards[0])
+    elsewhere = RemoteFile("file:///nowhere/0.tar", SIZE, shards[0].sha256)
+    assert read(cache, elsewhere) == DATA[0]
+
+
+def test_the_longest_unused_goes_first(shards: list[RemoteFile], tmp_path: Path) -> None:
+    cache = ShardCache(config_of(tmp_path))
+    (tmp_path / "cache" / "notes.txt").write_text("somebody's")
+    for number in (0, 1, 2, 3, 4, 0, 5, 6):  # 0 is used again: 1 and 2 go
+        read(cache, shards[number])
+        time.sleep(0.01)
+    names = {path.name for path in (tmp_path / "cache").iterdir()}
+    assert names == {"notes.txt", *(str(shards[n].sha256) for n in (0, 3, 4, 5, 6))}
+
+
+def test_what_is_open_stays(shards: list[RemoteFile], tmp_path: Path) -> None:
+    cache = ShardCache(config_of(tmp_path, shards=2))
+    first = cache.open(shards[0])
+    for shard in shards[1:]:
+        read(cache, shard)
+    assert cache._path(shards[0]).exists()
+    assert held_bytes(tmp_path) == 2 * SIZE
+    os.close(first)
+    read(cache, shards[1])
+    read(cache, shards[2])
+    assert not cache._path(shards[0]).exists()
+
+
+def test_a_reader_of_a_removed_file_reads_on(shards: list[RemoteFile], tmp_path: Path) -> None:
+    cache = ShardCache(config_of(tmp_path))
+    descriptor = cache.open(shards[0])
+    cache._path(shards[0]).unlink()
+    assert os.pread(descriptor, SIZE, 0) == DATA[0]
+    os.close(descriptor)
+    assert read(cache, shards[0]) == DATA[0]
+
+
+def test_more_files_open_than_there_is_room_for(shards: list[RemoteFile], tmp_path: Path) -> None:
+    cache = ShardCache(config_of(tmp_path, shards=2))
+    descriptors = [cache.open(shard) for shard in shards]
+    assert [os.pread(descriptor, SIZE, 0) for descriptor in descriptors] == DATA
+    for descriptor in descriptors:
+        os.close(descriptor)
+    read(ShardCache(config_of(tmp_path, shards=2)), RemoteFile(shards[0].url, 0, _sha256(b"")))
+    assert held_bytes(tmp_path) <= 2 * SIZE
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_a_shard_over_the_bound_is_refused(shards: list[RemoteFile], tmp_path: Path) -> None:
+    cache = ShardCache(config_of(tmp_path, shards=0.5))
+    with pytest.raises(UserError, match="more than the whole cache; raise `cache_gib`"):
+        cache.open(shards[0])
+
+
+@pytest.mark.parametrize("damage", [DATA[0][:-1], b"", DATA[0] + b"x", b"x" + DATA[0][1:]])
+def test_a_damaged_file_is_fetched_again(
+    shards: list[RemoteFile], tmp_path: Path, damage: bytes
+) -> None:
+    read(ShardCache(config_of(tmp_path)), shards[0])
+    (tmp_path / "cache" / str(shards[0].sha256)).write_bytes(damage)
+    assert read(ShardCache(config_of(tmp_path)), shards[0]) == DATA[0]
+
+
+@pytest.mark.parametrize("left", [b"", DATA[0][:1000], b"x" * 1000, DATA[0], DATA[0] + b"x"])
+def test_what_a_kill_left_is_gone_on_with_or_replaced(
+    shards: list[RemoteFile], tmp_path: Path, left: bytes
+) -> None:
+    cache = ShardCache(config_of(tmp_path))
+    (tmp_path / "cache" / f"{shards[0].sha256}.{SIZE}.part").write_bytes(left)
+    assert read(cache, shards[0]) == DATA[0]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [shards[0].sha256]
+
+
+def test_what_nobody_finishes_goes_too(shards: list[RemoteFile], tmp_path: Path) -> None:
+    cache = ShardCache(config_of(tmp_path))
+    left = tmp_path / "cache" / f"{shards[9].sha256}.{SIZE}.part"
+    left.write_bytes(DATA[9][:1000])
+    os.utime(left, (0, 0))
+    for shard in shards[:5]:
+        read(cache, shard)
+    assert not left.exists()
+
+
+def test_prefetched_files_are_there_without_waiting(server: FlakyServer, tmp_path: Path) -> None:
+    cache = ShardCache(config_of(tmp_path))
+    files = listed(server.url)
+    server.answers["/0.tar"] = [Answer(status=404)]  # nobody hears of it before the file is opened
+    for _ in range(3):
+        cache.prefetch(files[:3])
+    wait_for(lambda: all(cache._path(file).exists() for file in files[1:3]))
+    asked = len(server.log)
+    assert [read(cache, file) for file in files[1:3]] == DATA[1:3]
+    assert len(server.log) == asked == 3
+    assert read(cache, files[0]) == DATA[0]
+
+
+def test_forked_and_spawned_processes_go_on(server: FlakyServer, tmp_path: Path) -> None:
+    cache = ShardCache(config_of(tmp_path))
+    files = listed(server.url)
+    cache.prefetch(files[:1])
+    assert read(cache, files[1]) == DATA[1]
+
+    def work() -> None:
+        cache.prefetch(files[2:4])
+        assert [read(cache, file) for file in files[:5]] == DATA[:5]
+
+    children = [in_a_child(work) for _ in range(3)]
+    assert [read(cache, file) for file in files[5:9]] == DATA[5:9]
+    assert all([ended_well(child) for child in children])
+    assert read(pickle.loads(pickle.dumps(cache)), files[0]) == DATA[0]
+
+
+def test_processes_share_a_small_cache_and_one_is_killed(
+    server: FlakyServer, tmp_path: Path
+) -> None:
+    """Four processes read 20 shards through room for 5; one is killed in the middle of a fetch."""
+    files = listed(server.url)
+    stalled = Answer(cut=150_000, stall=30)
+    server.answers["/3.tar"] = [stalled]
+
+    def work() -> None:
+        cache = ShardCache(config_of(tmp_path))
+        for number, file in enumerate(files):
+            cache.prefetch(files[number + 1 : number + 3])
+            assert read(cache, file) == DATA[number]
+
+    victim = in_a_child(work)
+    assert stalled.started.wait(10)
+    part = tmp_path / "cache" / f"{files[3].sha256}.{SIZE}.part"
+    wait_for(lambda: part.exists() and part.stat().st_size > 0)
+    others = [in_a_child(work) for _ in range(3)]
+    time.sleep(0.5)  # they wait for the victim's lock by now
+    assert victim.pid is not None and len(server.requests("/3.tar")) == 1
+    os.kill(victim.pid, signal.SIGKILL)
+    assert all([ended_well(other) for other in others])
+    resumed = server.requests("/3.tar")[1]
+    assert 0 < resumed <= 150_000
+    fetches = [len(server.requests(f"/{number}.tar")) for number in range(SHARDS)]
+    assert max(fetches) <= 4 + 1  # a process for each, and one for the kill
+    assert sum(fetches) <= 2.5 * SHARDS
+    assert held_bytes(tmp_path) <= 5 * SIZE
+
+
+def test_who_waits_for_a_fetch_does_not_wait_for_its_readers(
+    shards: list[RemoteFile], tmp_path: Path
+) -> None:
+    """The finished file takes the fetcher's lock along, and readers hold it for as long as they live."""
+    cache = ShardCache(config_of(tmp_path))
+    path = cache._path(shards[0])
+    part = path.with_name(f"{path.name}.{SIZE}.part")
+    with part.open("a+b", buffering=0) as fetched:
+        fcntl.flock(fetched, fcntl.LOCK_EX)
+
+        def work() -> None:
+            fetched.close()  # a child's copy would hold the lock too
+            assert read(ShardCache(config_of(tmp_path)), shards[0]) == DATA[0]
+
+        waiting = [in_a_child(work) for _ in range(2)]
+        time.sleep(0.5)  # they wait for the lock by now
+        fetched.write(DATA[0])
+        part.rename(path)
+        fcntl.flock(fetched, fcntl.LOCK_SH)
+        assert all([ended_well(child) for child in waiting])
+        assert [found.name for found in path.parent.iterdir()] == [path.name]
+
+
+def test_a_fetch_that_is_given_up_is_the_next_ones(
+    shards: list[RemoteFile], tmp_path: Path
+) -> None:
+    """Its `.part` keeps its name: whoever waited goes on with it, one after the other."""
+    cache = ShardCache(config_of(tmp_path))
+    part = tmp_path / "cache" / f"{shards[0].sha256}.{SIZE}.part"
+    with part.open("a+b", buffering=0) as fetched:
+        fcntl.flock(fetched, fcntl.LOCK_EX)
+        fetched.write(DATA[0][:1000])
+
+        def work() -> None:
+            fetched.close()
+            assert read(cache, shards[0]) == DATA[0]
+
+        waiting = [in_a_child(work) for _ in range(3)]
+        time.sleep(0.5)
+        fcntl.flock(fetched, fcntl.LOCK_UN)
+        assert all([ended_well(child) for child in waiting])
+    assert [found.name for found in part.parent.iterdir()] == [shards[0].sha256]
+
+
+def test_what_was_fetched_in_place_of_a_damaged_file_stays(
+    shards: list[RemoteFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes find the damage; the slower one must not remove what the other put there."""
+    cache = ShardCache(config_of(tmp_path))
+    path = cache._path(shards[0])
+    path.write_bytes(DATA[1])
+
+    def compare_slowly(self: ShardCache, descriptor: int, file: RemoteFile) -> bool:
+        monkeypatch.undo()
+        path.unlink()
+        assert read(ShardCache(config_of(tmp_path)), shards[0]) == DATA[0]
+        return False
+
+    monkeypatch.setattr(ShardCache, "_is_right", compare_slowly)
+    assert cache._cached(shards[0]) is None
+    assert path.read_bytes() == DATA[0]
+
+
+def test_processes_in_different_orders(server: FlakyServer, tmp_path: Path) -> None:
+    files = listed(server.url)
+
+    def work(seed: int) -> None:
+        cache = ShardCache(config_of(tmp_path))
+        for number in random.Random(seed).sample(range(SHARDS), SHARDS):
+            assert read(cache, files[number]) == DATA[number]
+
+    children = [in_a_child(lambda seed=seed: work(seed)) for seed in range(4)]
+    most = 0
+    while any(child.is_alive() for child in children):
+        most = max(most, held_bytes(tmp_path))
+        time.sleep(0.005)
+    assert all([ended_well(child) for child in children])
+    assert most <= 5 * SIZE  # each process holds one: the bound is never passed
+    assert max(len(server.requests(f"/{number}.tar")) for number in range(SHARDS)) <= 4
+
+
+def test_a_folder_that_cannot_be_used_is_one_sentence(
+    shards: list[RemoteFile], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot be made .*; name a folder of your own"):
+        ShardCache(RemoteConfig(cache=str(tmp_path / "file" / "cache")))
+    cache = ShardCache(config_of(tmp_path))
+    (tmp_path / "cache").rmdir()
+    with pytest.raises(UserError, match=r"cannot be used \(No such file or directory\)"):
+        cache.open(shards[0])
+
+
+def test_somebody_elses_folder_and_a_read_only_one() -> None:
+    def work() -> None:
+        if os.getuid() == 0:  # whom nothing is forbidden
+            os.setuid(65534)
+        with pytest.raises(UserError, match="belongs to another user"):
+            usable_folder(Path("/"))
+        with tempfile.TemporaryDirectory() as own:
+            Path(own).chmod(0o500)
+            with pytest.raises(UserError, match="cannot be written"):
+                usable_folder(Path(own))
+
+    assert ended_well(in_a_child(work))
+
+
+def test_where_the_folder_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMALIGN_CACHE", "~/elsewhere")
+    assert cache_folder(RemoteConfig(cache="here")) == Path("here")
+    assert cache_folder(RemoteConfig()) == Path.home() / "elsewhere"
+    monkeypatch.delenv("MMALIGN_CACHE")
+    assert cache_folder(RemoteConfig()) == Path.home() / ".cache" / "mmalign" / "shards"

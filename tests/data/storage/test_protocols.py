@@ -1,0 +1,203 @@
+"""S3 (moto's server), Google's storage and the hub's files, each over its real library from a server here."""
+
+import hashlib
+import json
+import os
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from flaky_server import Answer, FlakyServer
+
+from mmalign.core.errors import UserError
+from mmalign.data.storage import protocols, remote
+from mmalign.data.storage.remote import RemoteConfig, RemoteFile, fetch
+
+DATA = random.Random(0).randbytes(100_000)
+SHA256 = hashlib.sha256(DATA).hexdigest()
+CONFIG = RemoteConfig(retries=3, timeout=0.5)
+HUB_FILE = "/datasets/user/name/resolve/main/set/0.tar"
+GOOGLE_FILE = "/download/storage/v1/b/bucket/o/set%2F0.tar"
+
+
+@pytest.fixture(autouse=True)
+def small_and_fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(protocols, "BLOCK", 30_000)
+    protocols._filesystem.cache_clear()
+    yield
+    protocols._filesystem.cache_clear()
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("s3fs", reason="s3 needs the extra `remote`")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+
+@pytest.fixture
+def bucket(keys: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A bucket of moto's server, with one file in it."""
+    moto = pytest.importorskip("moto.server", reason="needs moto[server]")
+    server = moto.ThreadedMotoServer(ip_address="localhost", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    store = fsspec.filesystem("s3", skip_instance_cache=True)
+    store.makedirs("bucket", exist_ok=True)  # moto keeps its buckets as long as the process lives
+    store.pipe_file("bucket/set/a b.tar", DATA)
+    return "s3://bucket/set/a b.tar"
+
+
+@pytest.fixture
+def flaky() -> Iterator[FlakyServer]:
+    with FlakyServer() as running:
+        yield running
+
+
+@pytest.fixture
+def flaky_s3(keys: None, flaky: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> FlakyServer:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", flaky.url)
+    flaky.files["/bucket/0.tar"] = DATA
+    return flaky
+
+
+@pytest.fixture
+def hub(flaky: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> FlakyServer:
+    """What the hub's library asks for before it reads a file, and the file."""
+    monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": flaky.url})
+    entry = {"type": "file", "path": "set/0.tar", "size": len(DATA), "oid": "b" * 40}
+    flaky.files = {
+        "/api/datasets/user/name": json.dumps({"id": "user/name", "siblings": []}).encode(),
+        "/api/datasets/user/name/tree/main/set": json.dumps([entry]).encode(),
+        HUB_FILE: DATA,
+    }
+    return flaky
+
+
+@pytest.fixture
+def google(flaky: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> FlakyServer:
+    pytest.importorskip("gcsfs", reason="gs needs the extra `remote`")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", flaky.url)
+    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+    flaky.files[GOOGLE_FILE] = DATA
+    return flaky
+
+
+def fetched(file: RemoteFile, folder: Path) -> bytes:
+    fetch(file, folder / "got", CONFIG)
+    return (folder / "got").read_bytes()
+
+
+def refusal(file: RemoteFile, folder: Path) -> str:
+    with pytest.raises(UserError) as error:
+        fetch(file, folder / "got", CONFIG)
+    assert list(folder.iterdir()) == []
+    return str(error.value)
+
+
+def test_s3(bucket: str, tmp_path: Path) -> None:
+    assert fetched(RemoteFile(bucket, len(DATA), SHA256), tmp_path) == DATA
+    assert fetched(RemoteFile(bucket), tmp_path) == DATA
+
+
+def test_s3_refusals(bucket: str, tmp_path: Path) -> None:
+    assert "no such file there" in refusal(RemoteFile("s3://bucket/none"), tmp_path)
+    assert "no such file there" in refusal(RemoteFile("s3://none/x", 5, SHA256), tmp_path)
+    for size, sha256 in ((len(DATA) + 1, SHA256), (len(DATA), "0" * 64), (len(DATA) - 1, SHA256)):
+        assert "also when fetched again" in refusal(RemoteFile(bucket, size, sha256), tmp_path)
+
+
+def test_s3_that_fails_now_and_then(flaky_s3: FlakyServer, tmp_path: Path) -> None:
+    well = Answer()
+    for faults in (
+        [Answer(status=503)] * 3,
+        [well, Answer(status=500), well, Answer(status=503)],
+        [well, Answer(cut=100)],
+        [well, Answer(cut=100, stall=0.8)],
+        [Answer(body=DATA[::-1])],
+    ):
+        flaky_s3.log.clear()
+        flaky_s3.answers["/bucket/0.tar"] = list(faults)
+        file = RemoteFile("s3://bucket/0.tar", len(DATA), SHA256)
+        assert fetched(file, tmp_path) == DATA
+        blocks = flaky_s3.requests("/bucket/0.tar")
+        assert flaky_s3.answers["/bucket/0.tar"] == []
+        if faults[0] is well:  # the first block is not fetched again
+            assert blocks.count(0) == 1
+
+
+def test_s3_that_is_away_is_tried_a_counted_number_of_times(
+    flaky_s3: FlakyServer, tmp_path: Path
+) -> None:
+    flaky_s3.answers["/bucket/0.tar"] = [Answer(status=503)] * 50
+    sentence = refusal(RemoteFile("s3://bucket/0.tar", len(DATA), SHA256), tmp_path)
+    assert "4 tries in a row failed" in sentence
+    assert len(flaky_s3.requests("/bucket/0.tar")) == 4
+    flaky_s3.answers["/bucket/0.tar"] = [Answer(status=403)]
+    sentence = refusal(RemoteFile("s3://bucket/0.tar", len(DATA), SHA256), tmp_path)
+    assert "refused" in sentence and "FSSPEC_S3_ANON" in sentence
+
+
+def test_s3_without_credentials(
+    flaky_s3: FlakyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = RemoteFile("s3://bucket/0.tar", len(DATA), SHA256)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, "none")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    assert "FSSPEC_S3_ANON=true" in refusal(file, tmp_path)
+    assert flaky_s3.log == []
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"anon": True})  # what the variable becomes
+    protocols._filesystem.cache_clear()
+    assert fetched(file, tmp_path) == DATA
+
+
+def test_the_hub(hub: FlakyServer, tmp_path: Path) -> None:
+    url = "hf://datasets/user/name/set/0.tar"
+    assert fetched(RemoteFile(url, len(DATA), SHA256), tmp_path) == DATA
+    assert hub.requests(HUB_FILE) == [0, 30_000, 60_000, 90_000]  # and no byte ahead
+    assert fetched(RemoteFile(url), tmp_path) == DATA
+    hub.answers[HUB_FILE] = [Answer(), Answer(cut=100)]
+    assert fetched(RemoteFile(url, len(DATA), SHA256), tmp_path) == DATA
+
+
+def test_the_hub_refuses(hub: FlakyServer, tmp_path: Path) -> None:
+    url = "hf://datasets/user/name/set/0.tar"
+    hub.answers[HUB_FILE] = [Answer(status=403)]
+    assert "refused (HTTP 403)" in refusal(RemoteFile(url, len(DATA), SHA256), tmp_path)
+    assert "no such file" in refusal(RemoteFile(url.replace("0.tar", "1.tar"), 5), tmp_path)
+    assert "no such file" in refusal(RemoteFile("hf://datasets/user/none/0.tar", 5), tmp_path)
+
+
+def test_google(google: FlakyServer, tmp_path: Path) -> None:
+    file = RemoteFile("gs://bucket/set/0.tar", len(DATA), SHA256)
+    google.answers[GOOGLE_FILE] = [Answer(), Answer(cut=100)]
+    assert fetched(file, tmp_path) == DATA
+    assert google.requests(GOOGLE_FILE).count(0) == 1
+    (tmp_path / "got").unlink()
+    for status, word in ((404, "no such file"), (403, "refused"), (401, "refused (HTTP 401)")):
+        google.log.clear()
+        google.answers[GOOGLE_FILE] = [Answer(status=status)]
+        assert word in refusal(file, tmp_path)
+        assert len(google.requests(GOOGLE_FILE)) == 1
+
+
+def test_each_process_has_filesystems_of_its_own(tmp_path: Path) -> None:
+    here = protocols._filesystem(os.getpid(), "file", 1.0)
+    assert protocols._filesystem(os.getpid(), "file", 1.0) is here
+    there = []
+    thread = threading.Thread(
+        target=lambda: there.append(protocols._filesystem(os.getpid(), "file", 1.0))
+    )
+    thread.start()
+    thread.join()
+    assert there == [here]
+    assert protocols._filesystem(os.getpid() + 1, "file", 1.0) is not here

@@ -1,0 +1,283 @@
+"""Fetching files: what breaks is resumed, what is wrong is refused, and no message shows a secret."""
+
+import errno
+import hashlib
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flaky_server import Answer, FlakyServer
+
+from mmalign.core.errors import UserError
+from mmalign.data.storage import protocols, remote
+from mmalign.data.storage.protocols import shown
+from mmalign.data.storage.remote import RemoteConfig, RemoteFile, download, fetch, is_remote, join
+
+DATA = random.Random(0).randbytes(3 * 2**20 + 7)
+NAME = "/set/00000.tar"
+CONFIG = RemoteConfig(retries=3, timeout=0.5)
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
+
+
+@pytest.fixture
+def server() -> Iterator[FlakyServer]:
+    pytest.importorskip("aiohttp", reason="https needs the extra `remote`")
+    with FlakyServer() as running:
+        running.files[NAME] = DATA
+        yield running
+
+
+def listed(url: str, data: bytes = DATA) -> RemoteFile:
+    return RemoteFile(url, len(data), hashlib.sha256(data).hexdigest())
+
+
+def fetched(file: RemoteFile, folder: Path, config: RemoteConfig = CONFIG) -> bytes:
+    fetch(file, folder / "got", config)
+    assert [path.name for path in folder.iterdir()] == ["got"]
+    return (folder / "got").read_bytes()
+
+
+def refusal(file: RemoteFile, folder: Path, config: RemoteConfig = CONFIG) -> str:
+    with pytest.raises(UserError) as error:
+        fetch(file, folder / "got", config)
+    assert list(folder.iterdir()) == []
+    assert error.value.__cause__ is None  # a library's own text may hold the URL
+    return str(error.value)
+
+
+def test_a_whole_file_takes_one_request(server: FlakyServer, tmp_path: Path) -> None:
+    assert fetched(listed(server.url + NAME), tmp_path) == DATA
+    assert server.log == [("GET", NAME, 0)]
+
+
+def test_a_file_that_nobody_listed_is_fetched_as_it_is(server: FlakyServer, tmp_path: Path) -> None:
+    assert fetched(RemoteFile(server.url + NAME), tmp_path) == DATA
+    server.answers[NAME] = [Answer(cut=1000)]
+    assert fetched(RemoteFile(server.url + NAME), tmp_path) == DATA
+
+
+def test_an_unlisted_file_is_bounded(
+    server: FlakyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "MOST_UNLISTED", 1000)
+    assert "more than 1000 bytes" in refusal(RemoteFile(server.url + NAME), tmp_path)
+
+
+def test_it_goes_on_where_it_broke(server: FlakyServer, tmp_path: Path) -> None:
+    # A moment of silence, in which all that was sent arrives: a break throws away what was on its way.
+    server.answers[NAME] = [Answer(cut=1_000_000, stall=0.3), Answer(cut=1_500_000, stall=0.3)]
+    assert fetched(listed(server.url + NAME), tmp_path) == DATA
+    assert server.requests(NAME) == [0, 1_000_000, 2_500_000]
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [Answer(status=503)] * 3,
+        [Answer(status=429), Answer(status=500), Answer(status=408)],
+        [Answer(cut=100_000, stall=2)],
+        [Answer(cut=0, stall=2)],
+        [Answer(cut=900_000), Answer(ranges=False)],
+        [Answer(cut=900_000), Answer(ranges=False, cut=1_900_000), Answer(ranges=False)],
+        [Answer(cut=900_000), Answer(shift=5)],
+        [Answer(body=DATA[::-1])],
+        [Answer(body=DATA[:-1])],
+        [Answer(body=DATA + b"x")],
+        [Answer(cut=900_000), Answer(shift=-5)],
+    ],
+    ids=[
+        "503 three times",
+        "other statuses",
+        "stall",
+        "silence",
+        "no ranges",
+        "no ranges twice",
+        "range too late",
+        "wrong bytes",
+        "too short",
+        "too long",
+        "range too early",
+    ],
+)
+def test_what_passes_is_mended(server: FlakyServer, tmp_path: Path, faults: list[Answer]) -> None:
+    server.answers[NAME] = list(faults)
+    assert fetched(listed(server.url + NAME), tmp_path) == DATA
+    assert server.answers[NAME] == []
+
+
+def test_a_slow_server_is_waited_for(server: FlakyServer, tmp_path: Path) -> None:
+    small = server.files["/slow"] = DATA[:4096]
+    server.answers["/slow"] = [Answer(pause=0.2)]  # 0.8 s in all, over the limit for silence
+    assert fetched(listed(server.url + "/slow", small), tmp_path) == small
+    assert server.requests("/slow") == [0]
+
+
+def test_tries_that_get_on_are_no_failures(server: FlakyServer, tmp_path: Path) -> None:
+    server.answers[NAME] = [Answer(cut=3 * 2**19, stall=0.3), Answer(status=503)] * 2
+    assert fetched(listed(server.url + NAME), tmp_path, RemoteConfig(retries=2)) == DATA
+    assert len(server.requests(NAME)) == 5
+
+
+def test_redirects_are_followed(server: FlakyServer, tmp_path: Path) -> None:
+    server.answers["/old"] = [Answer(status=302, location=NAME)] * 2
+    server.answers[NAME] = [Answer(cut=1_000_000, stall=0.3)]
+    assert fetched(listed(server.url + "/old"), tmp_path) == DATA
+    assert server.requests(NAME) == [0, 1_000_000]
+
+
+@pytest.mark.parametrize("status", [404, 410, 403, 401, 400])
+def test_a_refusal_is_not_tried_again(server: FlakyServer, tmp_path: Path, status: int) -> None:
+    server.answers[NAME] = [Answer(status=status)]
+    sentence = refusal(listed(server.url + NAME), tmp_path)
+    assert ("no such file" if status in (404, 410) else f"HTTP {status}") in sentence
+    assert server.requests(NAME) == [0]
+
+
+def test_a_server_that_stays_away_ends_in_one_sentence(server: FlakyServer, tmp_path: Path) -> None:
+    server.answers[NAME] = [Answer(status=503)] * 9
+    sentence = refusal(listed(server.url + NAME), tmp_path)
+    assert "4 tries in a row failed (HTTP 503)" in sentence
+    assert len(server.requests(NAME)) == 4
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp", reason="https needs the extra `remote`")
+    with FlakyServer() as gone:
+        url = gone.url + NAME
+    assert "4 tries in a row failed" in refusal(listed(url), tmp_path)
+
+
+@pytest.mark.parametrize("served", [DATA[::-1], DATA[:-1], DATA + b"x", b""])
+def test_other_bytes_than_listed_are_refused_after_a_second_look(
+    server: FlakyServer, tmp_path: Path, served: bytes
+) -> None:
+    server.files[NAME] = served
+    assert "also when fetched again" in refusal(listed(server.url + NAME), tmp_path)
+    assert server.requests(NAME).count(0) == 2
+
+
+def test_no_message_shows_a_secret(server: FlakyServer, tmp_path: Path) -> None:
+    url = server.url.replace("://", "://me:pa55word@") + NAME + "?sig=abc123&x=1"
+    server.answers[NAME] = [Answer(status=403)]
+    sentences = [refusal(listed(url), tmp_path)]
+    server.answers[NAME] = [Answer(status=500)] * 4
+    sentences.append(refusal(listed(url), tmp_path))
+    sentences.append(refusal(listed(url, DATA[1:]), tmp_path))
+    for sentence in sentences:
+        assert "localhost" in sentence and NAME in sentence
+        assert not any(secret in sentence for secret in ("pa55word", "me:", "abc123"))
+
+
+def test_bytes_that_are_there_are_not_fetched_again(server: FlakyServer, tmp_path: Path) -> None:
+    part = tmp_path / "part"
+    for start, first in ((DATA[:2_000_000], 2_000_000), (DATA, None), (b"wrong", 5)):
+        server.log.clear()
+        part.write_bytes(start)
+        with part.open("a+b", buffering=0) as out:
+            download(listed(server.url + NAME), out, CONFIG)
+        assert part.read_bytes() == DATA
+        assert server.requests(NAME)[:1] == ([] if first is None else [first])
+
+
+def test_more_bytes_than_listed_are_thrown_away(server: FlakyServer, tmp_path: Path) -> None:
+    part = tmp_path / "part"
+    part.write_bytes(DATA + b"x")
+    with part.open("a+b", buffering=0) as out:
+        download(listed(server.url + NAME), out, CONFIG)
+    assert part.read_bytes() == DATA
+
+
+def test_a_full_disk_is_one_sentence_and_gives_the_room_back(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    (tmp_path / "there").write_bytes(DATA)
+    part = tmp_path / "part"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20 + 5, limits[1]))
+    try:
+        with (
+            part.open("a+b", buffering=0) as out,
+            pytest.raises(UserError, match="the disk is full") as error,
+        ):
+            download(listed(f"file://{tmp_path}/there"), out, CONFIG)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(error.value).startswith(f"{tmp_path}: the disk is full")
+    assert part.stat().st_size == 0
+
+
+def test_a_disk_that_tells_late_that_it_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "there").write_bytes(DATA)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        fetch(listed(f"file://{tmp_path}/there"), tmp_path / "got", CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_files_of_a_slow_disk_are_read_in_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocols, "BLOCK", 1_000_000)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "there").write_bytes(DATA)
+    url = f"file://{tmp_path}/a/there"
+    assert fetched(listed(url), tmp_path / "b") == DATA
+    assert fetched(RemoteFile(url), tmp_path / "b") == DATA
+    (tmp_path / "b" / "got").unlink()
+    assert "no such file" in refusal(listed(url + "x"), tmp_path / "b")
+    assert "also when fetched again" in refusal(listed(url, DATA[1:]), tmp_path / "b")
+
+
+def test_an_unknown_scheme_is_refused(tmp_path: Path) -> None:
+    for url in ("pipe://cat x", "ftp://host/x", "simplecache::s3://bucket/x"):
+        assert "is not read" in refusal(RemoteFile(url), tmp_path)
+
+
+def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    import fsspec  # noqa: F401
+
+    # The package has a mapping of the same name where the module would be.
+    loaded: Any = sys.modules["fsspec.registry"]
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    for name in ("gs", "gcs"):  # an earlier test may have loaded it
+        monkeypatch.delitem(loaded._registry, name, raising=False)
+    assert "pip install 'mmalign[remote]'" in refusal(RemoteFile("gs://bucket/x"), tmp_path)
+
+
+@pytest.mark.parametrize("size, sha256", [(-1, None), (1.5, None), (1, "../" * 21 + "x"), (1, 7)])
+def test_listed_facts_must_be_facts(size: int, sha256: str | None) -> None:
+    with pytest.raises(UserError, match="no size and sha256"):
+        RemoteFile("https://host/x", size, sha256)
+
+
+def test_urls() -> None:
+    assert is_remote("s3://bucket/set") and is_remote("file:///x") and not is_remote("data/x/train")
+    assert join("s3://bucket/set/", "a b.tar") == "s3://bucket/set/a b.tar"
+    assert join("https://host/set", "a b.tar") == "https://host/set/a%20b.tar"
+    assert join("https://host/set/?sig=1", "a.tar") == "https://host/set/a.tar?sig=1"
+    assert shown("https://me:pw@host/x?sig=1#y") == "https://[redacted]@host/x"
+    assert shown("hf://datasets/a/b@main/x") == "hf://datasets/a/b@main/x"
+
+
+def test_waits_double_differ_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.5)
+    state = random.getstate()
+    for failures, longest in ((1, 0.5), (2, 1), (4, 4), (7, 30), (50, 30)):
+        waits = {remote._wait(failures) for _ in range(50)}
+        assert len(waits) == 50
+        assert longest / 2 <= min(waits) and max(waits) <= longest
+    assert random.getstate() == state  # the run's own draws are not touched

@@ -1,0 +1,99 @@
+"""Drawn means are those of the bootstrap, pairs cancel what is common, Holm is Holm."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mmalign.results.comparison.paired import drawn_means, holm, interval_and_p
+
+
+def hits(n: int, share: float, seed: int) -> np.ndarray:
+    return (np.random.default_rng(seed).random(n) < share).astype(np.uint8)
+
+
+def by_hand(rows_UK: np.ndarray, draws: int) -> np.ndarray:
+    rng = np.random.default_rng(5)
+    u = len(rows_UK)
+    return np.stack([rows_UK[rng.integers(0, u, u)].sum(0) for _ in range(draws)])
+
+
+def test_draws_are_those_of_the_bootstrap() -> None:
+    values_MN = np.stack([hits(60, 0.4, 0), hits(60, 0.6, 1)])
+    drawn_MR = drawn_means({"en": values_MN}, draws=20_000)["en"]
+    assert drawn_MR.shape == (2, 20_000)
+    slow_RM = by_hand(values_MN.T.astype(float), 20_000) / 60
+    np.testing.assert_allclose(drawn_MR.mean(1), values_MN.mean(1), atol=0.002)
+    np.testing.assert_allclose(np.cov(drawn_MR), np.cov(slow_RM.T), rtol=0.05, atol=2e-5)
+
+
+def test_any_values_can_be_drawn() -> None:
+    values_MN = np.random.default_rng(0).normal(size=(3, 40))
+    drawn_MR = drawn_means({"en": values_MN}, draws=5_000)["en"]
+    np.testing.assert_allclose(drawn_MR.std(1), values_MN.std(1) / 40**0.5, rtol=0.05)
+
+
+def test_a_seed_gives_the_same_draws() -> None:
+    values = {"en": np.stack([hits(30, 0.5, 0), hits(30, 0.5, 1)])}
+    np.testing.assert_array_equal(drawn_means(values)["en"], drawn_means(values)["en"])
+    assert (drawn_means(values)["en"] != drawn_means(values, seed=1)["en"]).any()
+
+
+def test_pairs_narrow_the_interval() -> None:
+    """Models that fail on the same queries: unpaired, their difference would hide in the noise."""
+    first = hits(400, 0.5, 0)
+    second = first.copy()
+    second[np.flatnonzero(first == 0)[:12]] = 1
+    drawn_MR = drawn_means({"en": np.stack([first, second])})["en"]
+    (low, high), p = interval_and_p(drawn_MR[1] - drawn_MR[0])
+    alone = drawn_means({"en": second[None]}, seed=1)["en"][0]
+    (low_alone, high_alone), p_alone = interval_and_p(alone - drawn_MR[0])
+    assert low_alone < 0 < low < 12 / 400 < high < high_alone
+    assert high - low < 0.3 * (high_alone - low_alone)
+    assert p < 0.001 < 0.2 < p_alone
+
+
+def test_pictures_are_drawn_with_all_their_captions() -> None:
+    """Every query twice, in two languages: no more is known than from one of them."""
+    once = np.stack([hits(100, 0.4, 0), hits(100, 0.5, 1)])
+    twice = {"en": np.repeat(once, 2, axis=1), "de": once}
+    ids = {"en": np.repeat(np.arange(100), 2), "de": np.arange(100)}
+    together = drawn_means(twice, ids, draws=4_000)
+    np.testing.assert_allclose(together["en"], together["de"])
+    apart = drawn_means(twice, draws=4_000)
+    one = (together["de"][1] - together["de"][0]).std()
+    mean = sum(apart[lang][1] - apart[lang][0] for lang in twice) / 2
+    assert np.std(mean) < 0.8 * one  # what drawing languages by themselves would claim
+
+
+def test_a_draw_may_miss_a_language() -> None:
+    values = {"en": np.ones((2, 50)), "sw": np.ones((2, 1))}
+    ids = {"en": np.arange(50), "sw": np.array([7])}
+    drawn = drawn_means(values, ids, draws=2_000)
+    share = np.isnan(drawn["sw"][0]).mean()
+    assert share == pytest.approx((1 - 1 / 50) ** 50, abs=0.04)
+    assert (drawn["en"] == 1).all()
+
+
+def test_p_is_the_level_at_which_the_interval_reaches_zero() -> None:
+    difference = np.array([-1.0] * 3 + [0.0] * 1 + [1.0] * 95)
+    assert interval_and_p(difference)[1] == pytest.approx(2 * (4 + 1) / 100)
+    assert interval_and_p(-difference)[1] == pytest.approx(2 * (4 + 1) / 100)
+    assert interval_and_p(np.zeros(99)) == ((0.0, 0.0), 1.0)
+    # Noise of the summation is no difference.
+    assert interval_and_p(np.full(99, 1e-17))[1] == 1.0
+
+
+def test_p_is_seldom_small_where_nothing_differs() -> None:
+    p = []
+    for seed in range(200):
+        values = np.stack([hits(150, 0.4, 2 * seed), hits(150, 0.4, 2 * seed + 1)])
+        drawn = drawn_means({"en": values}, draws=1_000)["en"]
+        p.append(interval_and_p(drawn[1] - drawn[0])[1])
+    assert 0.01 < np.mean(np.array(p) < 0.05) < 0.10
+    assert stats.kstest(p, "uniform").statistic < 0.15
+
+
+def test_holms_correction() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []

@@ -1,0 +1,63 @@
+"""Metric names come apart where they were put together."""
+
+import pytest
+
+from mmalign.results.metric_names import languages, split_pair, subjects
+
+NAMES = [
+    "retrieval/scenes/pt-BR/text_to_image/recall@1",
+    "retrieval/scenes/mean/text_to_image/recall@1",
+    "retrieval/scenes/all/text_to_image/recall@1",
+    "retrieval/scenes/worst5/text_to_image/recall@1",
+    "retrieval/scenes/family:Bantu/text_to_image/recall@1",
+    "retrieval/scenes@first-caption/sw/text_to_image/recall@1",
+    "zero_shot/things/worst5/accuracy@1",
+    "zero_shot/things/de/accuracy@1",
+    "alignment/scenes/pt-BR-sw/bitext@1",
+    "text/topic_unseen/sw/clean/accuracy",
+    "text/entailment/pt-BR/clean/accuracy",
+    "text/entailment/mean/characters-2/accuracy_drop",
+    "text/entailment/pt-BR-sw/generalised/accuracy",
+    "text/entailment/sw-sw/generalised/accuracy",
+    "text/entailment/mean/generalised/accuracy_same_language",
+]
+
+
+def test_subjects_and_languages() -> None:
+    assert subjects(NAMES, "retrieval") == ["scenes", "scenes@first-caption"]
+    assert subjects(NAMES, "text") == ["entailment", "topic_unseen"]
+    assert languages(NAMES, "retrieval", "scenes") == ["pt-BR"]
+    assert languages(NAMES, "retrieval", "scenes@first-caption") == ["sw"]
+    assert languages(NAMES, "zero_shot", "things") == ["de"]
+    assert languages(NAMES, "text", "topic") == []
+    assert languages(NAMES, "text", "topic_unseen") == ["sw"]
+
+
+def test_language_pairs_of_the_generalised_setting_are_no_languages() -> None:
+    assert languages(NAMES, "text", "entailment") == ["pt-BR"]
+    only_pairs = [name for name in NAMES if "generalised" in name]
+    assert languages(only_pairs, "text", "entailment") == []
+
+
+@pytest.mark.parametrize(
+    ("pair", "expected"),
+    [
+        ("en-de", ("en", "de")),
+        ("pt-BR-en", ("pt-BR", "en")),
+        ("en-pt-BR", ("en", "pt-BR")),
+        ("pt-pt-BR", ("pt", "pt-BR")),
+        ("pt-BR-pt", ("pt-BR", "pt")),
+        ("zh-Hant-TW-pt-BR", ("zh-Hant-TW", "pt-BR")),
+        ("es-419-fr", ("es-419", "fr")),
+        ("xx-YY-zz", ("xx-YY", "zz")),
+        ("xx-zz-YY", ("xx", "zz-YY")),
+    ],
+)
+def test_a_pair_is_split_between_its_languages(pair: str, expected: tuple[str, str]) -> None:
+    known = ["en", "de", "pt", "pt-BR", "zh-Hant-TW", "es-419", "fr"]
+    assert split_pair(pair, known) == expected
+
+
+def test_known_codes_may_be_missing() -> None:
+    assert split_pair("pt-BR-en", []) == ("pt-BR", "en")
+    assert split_pair("en-pt-BR", ["en"]) == ("en", "pt-BR")

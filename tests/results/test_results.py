@@ -1,0 +1,254 @@
+"""Numbers keep their count, interval, chance and protocol, through files and merges."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mmalign.core.errors import UserError
+from mmalign.results.results import (
+    QUERIES,
+    Results,
+    bootstrap_interval,
+    environment,
+    mean_over_seeds,
+    read_results,
+    seed_interval,
+)
+
+KEYS = {
+    "suite",
+    "model",
+    "metrics",
+    "counts",
+    "ci95",
+    "chance",
+    "protocol",
+    "data",
+    "environment",
+    "baselines",
+}
+
+
+def make_results(value: float = 0.25, name: str = "retrieval/s/en/x/recall@1") -> Results:
+    results = Results(suite="x", model={"path": "run", "sha256": "0" * 64, "step": 3})
+    hits = np.zeros(40)
+    hits[: round(40 * value)] = 1
+    results.add(name, hits, chance=0.1)
+    results.add("retrieval/s/mean/x/recall@1", value, count=40, chance=0.1)
+    results.protocol["retrieval/s"] = "how"
+    results.environment = environment()
+    return results
+
+
+def test_hits_give_value_count_and_interval() -> None:
+    results = make_results()
+    name = "retrieval/s/en/x/recall@1"
+    assert (results.metrics[name], results.counts[name], results.chance[name]) == (0.25, 40, 0.1)
+    low, high = results.ci95[name]
+    assert 0.1 <= low < 0.25 < high <= 0.4
+    assert "retrieval/s/mean/x/recall@1" not in results.ci95
+
+
+def test_what_is_written_is_read_back_with_its_baselines(tmp_path: Path) -> None:
+    results = make_results()
+    results.baselines["untrained"] = make_results(0.0)
+    results.write(tmp_path / "new" / "results.json")
+    assert read_results(tmp_path / "new" / "results.json") == results
+    tree = json.loads((tmp_path / "new" / "results.json").read_text(encoding="utf-8"))
+    assert tree.keys() == tree["baselines"]["untrained"].keys() == KEYS
+
+
+def test_a_metric_without_a_count_is_not_written(tmp_path: Path) -> None:
+    results = make_results()
+    results.metrics["retrieval/s/sw/x/recall@1"] = 0.5
+    with pytest.raises(AssertionError, match="without a count"):
+        results.write(tmp_path / "results.json")
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"a": 1}', '{"suite": "x"}', '"x"', "null"])
+def test_another_file_is_no_results_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"results\.json: not a results file"):
+        read_results(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file; `mmalign eval`"):
+        read_results(tmp_path / "results.json")
+
+
+def test_a_merge_takes_over_measurements_and_baselines() -> None:
+    whole, other = make_results(), make_results(0.5, "text/t/en/clean/accuracy")
+    other.protocol = {"text/t": "why"}
+    whole.baselines["untrained"] = make_results(0.0)
+    other.baselines["untrained"] = make_results(0.1, "text/t/en/clean/accuracy")
+    other.baselines["random"] = make_results(0.2)
+    whole.merge(other)
+    assert whole.metrics["retrieval/s/en/x/recall@1"] == 0.25
+    assert whole.metrics["text/t/en/clean/accuracy"] == 0.5
+    assert whole.metrics.keys() == whole.counts.keys() == whole.chance.keys()
+    assert whole.protocol == {"retrieval/s": "how", "text/t": "why"}
+    assert whole.baselines["untrained"].metrics.keys() == whole.metrics.keys()
+    assert whole.baselines["random"].metrics["retrieval/s/en/x/recall@1"] == 0.2
+    assert whole.suite == "x"
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_the_interval_covers_the_truth_in_about_95_of_100_samples(share: float) -> None:
+    rng = np.random.default_rng(0)
+    samples = (rng.random((300, 200)) < share).astype(np.float64)
+    intervals = [bootstrap_interval(sample, seed=i) for i, sample in enumerate(samples)]
+    covered = np.mean([low <= share <= high for low, high in intervals])
+    assert 0.9 < covered < 0.98
+    width = np.mean([high - low for low, high in intervals])
+    assert width == pytest.approx(2 * 1.96 * (share * (1 - share) / 200) ** 0.5, rel=0.05)
+
+
+def test_the_short_cut_for_hits_is_the_bootstrap() -> None:
+    hits = np.repeat([0.0, 1.0], [60, 40])
+    almost = hits * (1 - 1e-9)  # no longer 0 and 1: drawn row by row
+    assert bootstrap_interval(hits) == pytest.approx(bootstrap_interval(almost), abs=0.02)
+
+
+def test_the_interval_is_a_function_of_the_values() -> None:
+    values = np.random.default_rng(1).random(50)
+    assert bootstrap_interval(values) == bootstrap_interval(values.copy())
+    assert bootstrap_interval(np.ones(9)) == (1.0, 1.0)
+    assert bootstrap_interval(np.zeros(9)) == (0.0, 0.0)
+
+
+def test_the_environment_names_versions() -> None:
+    assert {"python", "platform", "mmalign", "torch", "faiss-cpu"} <= environment().keys()
+    assert all(environment().values())
+
+
+def seeded(seed: int, accuracy: float, f1: float) -> Results:
+    results = Results("s", {"path": "run", "seed": seed}, protocol={"text/t": "How it was done."})
+    results.add("text/t/de/clean/accuracy", np.array([accuracy, accuracy]), chance=0.5)
+    results.add("text/t/de/clean/macro_f1", f1, count=2)
+    results.environment = environment()
+    return results
+
+
+def test_the_mean_over_seeds_has_the_interval_of_the_seeds() -> None:
+    runs = [seeded(3, 0.5, 0.1), seeded(5, 0.75, 0.1), seeded(4, 1.0, 0.1)]
+    runs[0].baselines["untrained"] = seeded(3, 0.0, 0.0)
+    mean = mean_over_seeds(runs)
+    name = "text/t/de/clean/accuracy"
+    assert (mean.metrics[name], mean.counts[name], mean.chance[name]) == (0.75, 2, 0.5)
+    # Standard error 0.25 / sqrt(3); 4.302653 is Student's t for 2 degrees of freedom.
+    assert mean.ci95[name] == pytest.approx((0.75 - 0.6210, 0.75 + 0.6210), abs=1e-4)
+    assert mean.ci95["text/t/de/clean/macro_f1"] == pytest.approx((0.1, 0.1))
+    assert mean.model == {"path": "run", "seed": 3, "seeds": [3, 5, 4]}
+    assert mean.protocol["text/t"].startswith("Mean of 3 seeds; the interval covers these seeds")
+    assert mean.protocol["text/t"].endswith("How it was done.")
+    assert not mean.baselines  # they have a mean of their own
+    assert runs[0].metrics[name] == 0.5
+    assert runs[0].baselines
+
+
+def test_a_single_seed_stays_as_it_is() -> None:
+    one = seeded(0, 0.5, 0.5)
+    before = read_back(one)
+    assert mean_over_seeds([one]) is one
+    assert read_back(one) == before
+
+
+def read_back(results: Results) -> str:
+    return json.dumps(asdict(results))
+
+
+@pytest.mark.parametrize("values", [[0.1, 0.4], [0.5, 0.52, 0.49, 0.7, 0.61], [0.3, 0.3, 0.3]])
+def test_the_interval_over_seeds_is_scipys(values: list[float]) -> None:
+    low, high = seed_interval(values)
+    if len(set(values)) == 1:
+        assert (low, high) == pytest.approx((0.3, 0.3))
+    else:
+        expected = stats.t.interval(
+            0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values)
+        )
+        assert (low, high) == pytest.approx(expected)
+
+
+def test_the_interval_over_seeds_covers_the_truth() -> None:
+    samples = np.random.default_rng(0).normal(0.6, 0.05, size=(400, 3))
+    intervals = [seed_interval(sample.tolist()) for sample in samples]
+    assert 0.92 < np.mean([low <= 0.6 <= high for low, high in intervals]) < 0.98
+
+
+def with_queries() -> Results:
+    results = Results("x", {})
+    results.add("retrieval/s/en/x/recall@1", np.array([1.0, 0.0, 1.0]), ids=np.array([7, 8, 9]))
+    results.add("retrieval/s/en/x/gap", np.array([0.25, -0.5, 0.1]))
+    results.add("retrieval/s/mean/x/recall@1", 0.5, count=3)
+    results.data["s"] = "0" * 64
+    return results
+
+
+def test_values_of_queries_come_back_small(tmp_path: Path) -> None:
+    results = with_queries()
+    results.baselines["untrained"] = with_queries()
+    results.write(tmp_path / "results.json")
+    found = read_results(tmp_path / "results.json")
+    assert found == results and found.data == {"s": "0" * 64}
+    assert found.values.keys() == {"retrieval/s/en/x/recall@1", "retrieval/s/en/x/gap"}
+    assert found.values["retrieval/s/en/x/recall@1"].dtype == np.uint8
+    np.testing.assert_array_equal(found.values["retrieval/s/en/x/recall@1"], [1, 0, 1])
+    assert found.values["retrieval/s/en/x/gap"].dtype == np.float32
+    np.testing.assert_allclose(found.values["retrieval/s/en/x/gap"], [0.25, -0.5, 0.1])
+    np.testing.assert_array_equal(found.ids["retrieval/s/en/x"], [7, 8, 9])
+    assert not found.baselines["untrained"].values
+    assert "values" not in (tmp_path / "results.json").read_text(encoding="utf-8")
+
+
+def test_the_same_results_are_the_same_bytes(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        with_queries().write(tmp_path / folder / "results.json")
+    for file in ("results.json", QUERIES):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"results.json", QUERIES}
+
+
+def test_values_of_other_results_are_never_read(tmp_path: Path) -> None:
+    with_queries().write(tmp_path / "results.json")
+    kept = (tmp_path / QUERIES).read_bytes()
+    make_results(name="retrieval/s/sw/x/recall@1").write(tmp_path / "results.json")
+    (tmp_path / QUERIES).write_bytes(kept)
+    with pytest.raises(UserError, match=r"queries\.npz: not of the results beside it"):
+        read_results(tmp_path / "results.json")
+    plain = Results("x", {}, metrics={"a/b/c/d": 0.5}, counts={"a/b/c/d": 2})
+    plain.write(tmp_path / "results.json")
+    assert not (tmp_path / QUERIES).exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"no zip", b"PK\x03\x04 cut"])
+def test_damaged_values_are_told(tmp_path: Path, damage: bytes) -> None:
+    with_queries().write(tmp_path / "results.json")
+    (tmp_path / QUERIES).write_bytes(damage)
+    with pytest.raises(UserError, match=r"queries\.npz: damaged; measure again"):
+        read_results(tmp_path / "results.json")
+
+
+def test_results_of_older_versions_are_read(tmp_path: Path) -> None:
+    with_queries().write(tmp_path / "results.json")
+    tree = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    del tree["data"]
+    (tmp_path / QUERIES).unlink()
+    (tmp_path / "results.json").write_text(json.dumps(tree), encoding="utf-8")
+    found = read_results(tmp_path / "results.json")
+    assert found.metrics == with_queries().metrics and not found.data and not found.values
+
+
+def test_a_merge_takes_values_and_a_changed_copy_does_not() -> None:
+    whole = Results("y", {})
+    whole.merge(with_queries())
+    assert whole.values.keys() == with_queries().values.keys()
+    assert whole.ids.keys() == {"retrieval/s/en/x"} and whole.data == {"s": "0" * 64}
+    assert not replace(whole, metrics={}).values
+    assert not mean_over_seeds([whole, whole]).values

@@ -1,0 +1,97 @@
+"""Search answers what a product of all vectors says."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from search.search_cases import LANGUAGES, PICTURES, make_index
+from shard_sets import make_image, make_pair, write_set
+from tiny import tiny_run
+
+from mmalign.core.batch import Caption
+from mmalign.data.preprocess import UndecodableImage
+from mmalign.data.shards.reader import ShardSet
+from mmalign.models.encoder import load_encoder
+from mmalign.search.corpus import SearchIndex, build_index
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("search")
+
+
+@pytest.fixture(scope="module")
+def index(folder: Path) -> SearchIndex:
+    return make_index(folder)
+
+
+def test_a_text_finds_the_pictures_with_the_largest_products(
+    index: SearchIndex, folder: Path
+) -> None:
+    model, shard_set = load_encoder(folder / "run"), ShardSet(folder / "set")
+    image_PD = model.encode_images([shard_set.read(i).image for i in range(PICTURES)])
+    scores = image_PD @ model.encode_texts(["en 3 dog"])[0]
+    found = index.by_text("en 3 dog", 5)
+    order = np.argsort(-scores)[:5]
+    pictures = [index.read_picture(one["picture"]) for one in found]
+    assert pictures == [shard_set.read(i).image for i in order]
+    assert [one["score"] for one in found] == pytest.approx(scores[order].tolist(), abs=1e-6)
+    for one, sample in zip(found, order, strict=True):
+        captions = shard_set.read(int(sample)).captions
+        assert one["captions"] == [{"lang": c.lang, "text": c.text} for c in captions]
+
+
+def test_a_picture_finds_the_nearest_captions_of_each_language(
+    index: SearchIndex, folder: Path
+) -> None:
+    model, shard_set = load_encoder(folder / "run"), ShardSet(folder / "set")
+    asked = make_image(5)
+    found = index.by_picture(asked, 2)
+    assert [one["lang"] for one in found] == sorted(LANGUAGES)
+    for of_language in found:
+        captions = [c for i in range(PICTURES) for c in shard_set.read(i).captions]
+        texts = [c.text for c in captions if c.lang == of_language["lang"]]
+        scores = model.encode_texts(texts) @ model.encode_images([asked])[0]
+        order = np.argsort(-scores)[:2]
+        assert [one["text"] for one in of_language["captions"]] == [texts[i] for i in order]
+        assert [one["score"] for one in of_language["captions"]] == pytest.approx(
+            scores[order].tolist(), abs=1e-6
+        )
+
+
+def test_more_results_than_there_are(index: SearchIndex) -> None:
+    assert sorted(one["picture"] for one in index.by_text("dog", 100)) == list(range(PICTURES))
+
+
+def test_what_is_no_picture_is_refused(index: SearchIndex) -> None:
+    with pytest.raises(UndecodableImage):
+        index.by_picture(b"no picture", 3)
+
+
+def test_equal_captions_are_one(tmp_path: Path) -> None:
+    pairs = [make_pair(i, ("en",)) for i in range(3)]
+    same = [replace(pair, captions=(Caption("en", "x"),)) for pair in pairs]
+    model = load_encoder(tiny_run(tmp_path / "run"))
+    index = build_index(model, write_set(tmp_path / "set", same), tmp_path / "cache")
+    assert [one["text"] for one in index.by_picture(make_image(0), 3)[0]["captions"]] == ["x"]
+
+
+def test_examples_are_captions_of_several_languages(index: SearchIndex) -> None:
+    examples = index.examples(2)
+    assert examples == index.examples(2)
+    assert [one["lang"] for one in examples] == ["ar", "ja"]
+    assert all(one["text"].startswith(one["lang"]) for one in examples)
+    assert [one["lang"] for one in index.examples(8)] == ["ar", "en", "ja"]
+
+
+def test_a_second_start_encodes_nothing(
+    index: SearchIndex, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_encoder(folder / "run")
+    encoded: list[int] = []
+    encode = model.encode_texts
+    monkeypatch.setattr(model, "encode_texts", lambda t: (encoded.append(len(t)), encode(t))[1])
+    again = build_index(model, folder / "set", folder / "cache")
+    assert encoded == [1]  # the one that warms the tower up
+    assert again.by_text("dog", 3) == index.by_text("dog", 3)

@@ -1,0 +1,148 @@
+"""Noise arrives in the layer it was meant for, in every kind of trunk."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_tokenizer
+from torch import nn
+
+from mmalign.core.config import Section, validate
+from mmalign.core.errors import UserError
+from mmalign.models.text_encoder import Tower
+from mmalign.text.robust import noise
+from mmalign.text.robust.noise import Layer
+
+TEXTS = ["a red ball", "the cat sleeps on a green chair"]
+_BERT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+_SPECIAL = {name: 1 for name in ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")}
+TRUNKS: dict[str, dict[str, Any]] = {
+    "bert": _BERT,
+    "modernbert": {**_BERT, **_SPECIAL},
+    "mt5": {"d_model": 16, "num_layers": 2, "d_ff": 32, "num_heads": 2, "d_kv": 8},
+    "m2m_100": {
+        "d_model": 16,
+        "encoder_layers": 2,
+        "decoder_layers": 1,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+    },
+    "albert": {**_BERT, "embedding_size": 8},
+}
+
+
+class Place(Section):
+    layer: Layer
+
+
+def build(kind: str) -> Tower:
+    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
+
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind, vocab_size=tokenizer.vocabulary, pad_token_id=tokenizer.padding_id, **TRUNKS[kind]
+    )
+    if kind == "mt5":
+        return Tower(AutoModelForTextEncoding.from_config(config), tokenizer)
+    model = AutoModel.from_config(config)
+    return Tower(model.get_encoder() if kind == "m2m_100" else model, tokenizer)
+
+
+def with_lora(tower: Tower) -> Tower:
+    peft = pytest.importorskip("peft")
+    tower.trunk = peft.get_peft_model(tower.trunk, peft.LoraConfig(target_modules="all-linear"))
+    return tower
+
+
+def delta_for(tower: Tower, tokens: Any, layer: Layer) -> torch.Tensor:
+    zero = noise.zeros(tower, tokens, layer)
+    return torch.rand(zero.shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "mt5", "m2m_100", "lora"])
+def test_noise_after_a_block_is_added_to_what_the_next_block_reads(kind: str) -> None:
+    tower = with_lora(build("bert")) if kind == "lora" else build(kind)
+    tokens = tower.tokenize(TEXTS)
+    second = next(one for one in tower.trunk.modules() if isinstance(one, nn.ModuleList))[1]
+    read: list[torch.Tensor] = []
+    second.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].detach()))
+    delta = delta_for(tower, tokens, 1)
+    clean = tower.states(tokens)
+    noisy = noise.states(tower, tokens, 1, delta)
+    torch.testing.assert_close(read[1], read[0] + delta)
+    assert not torch.allclose(clean, noisy)
+    assert torch.equal(tower.states(tokens), clean), "the hook is still there"
+
+
+@pytest.mark.parametrize("kind", [*TRUNKS, "lora"])
+def test_noise_on_the_embedding_changes_the_word_vectors_by_itself(kind: str) -> None:
+    tower = with_lora(build("bert")) if kind == "lora" else build(kind)
+    tokens = tower.tokenize(TEXTS)
+    delta = delta_for(tower, tokens, "embedding")
+    noisy = noise.states(tower, tokens, "embedding", delta)
+    vectors = tower.trunk.get_input_embeddings()(tokens.token_NL)
+    expected = tower.trunk(inputs_embeds=vectors + delta, attention_mask=tokens.mask_NL)
+    read = tokens.mask_NL.bool()  # M2M-100 counts its positions otherwise on padding
+    torch.testing.assert_close(noisy[read], expected.last_hidden_state[read])
+    assert not torch.allclose(noisy, tower.states(tokens))
+
+
+@pytest.mark.parametrize("layer", ["embedding", 1, 2, "last"])
+def test_no_noise_is_the_same_to_the_bit(layer: Layer) -> None:
+    tower = build("bert")
+    tokens = tower.tokenize(TEXTS)
+    zero = noise.zeros(tower, tokens, layer)
+    assert torch.equal(noise.states(tower, tokens, layer, zero), tower.states(tokens))
+
+
+def test_the_last_states_are_what_the_last_block_of_bert_returns() -> None:
+    tower = build("bert")
+    tokens = tower.tokenize(TEXTS)
+    delta = delta_for(tower, tokens, "last")
+    last, second = (noise.states(tower, tokens, layer, delta) for layer in ("last", 2))
+    torch.testing.assert_close(last, second)
+
+
+def test_a_hook_goes_when_the_pass_fails() -> None:
+    tower = build("bert")
+    tokens = tower.tokenize(TEXTS)
+    before = tower.states(tokens)
+    with pytest.raises(RuntimeError):
+        noise.states(tower, tokens, 1, torch.ones(9, 9, 9))
+    assert torch.equal(tower.states(tokens), before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "words"), [("bert", 3, "2 blocks"), ("albert", 1, "albert")]
+)
+def test_a_block_that_is_not_there_is_one_sentence(kind: str, layer: int, words: str) -> None:
+    tower = build(kind)
+    tokens = tower.tokenize(TEXTS)
+    with pytest.raises(UserError, match=words):
+        noise.states(tower, tokens, layer, torch.zeros(()))
+
+
+def test_a_layer_is_a_name_or_a_number_from_one() -> None:
+    for layer in ("embedding", "last", 1, 12):
+        assert validate(Place, {"layer": layer}, "x.yaml").layer == layer
+    for wrong in ("first", 0, 1.5):
+        with pytest.raises(UserError):
+            validate(Place, {"layer": wrong}, "x.yaml")
+
+
+def test_the_passes_of_a_batch_share_their_dropout_and_batches_do_not() -> None:
+    tower = build("bert").train()
+    tokens = tower.tokenize(TEXTS)
+    torch.manual_seed(0)
+    batches = [[tower.states(tokens) for _ in noise.passes(tower, 3)] for _ in range(2)]
+    for first, *others in batches:
+        assert all(torch.equal(first, other) for other in others)
+    assert not torch.allclose(batches[0][0], batches[1][0])

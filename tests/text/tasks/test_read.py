@@ -1,0 +1,184 @@
+"""A task as a configuration names it: files of one or two publishers become one task, or one sentence."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmalign.core.batch import Example
+from mmalign.core.config import validate
+from mmalign.core.errors import UserError
+from mmalign.text.tasks.layout import NoFiles
+from mmalign.text.tasks.read import TaskConfig, describe, make_task, read_task
+from mmalign.text.tasks.task import Task
+
+Rows = Sequence[tuple[str, str, str]]
+"""(id, label, text)."""
+
+
+def write(folder: Path, **files: Rows) -> Path:
+    """Task files in our own layout; `train_en` is `train.en.tsv`."""
+    folder.mkdir(exist_ok=True)
+    for name, rows in files.items():
+        lines = ["id\tlabel\ttext", *("\t".join(row) for row in rows)]
+        path = folder / f"{name.replace('_', '.')}.tsv"
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def rows(*labels: str, prefix: str = "") -> Rows:
+    return [(f"{prefix}{i}", label, f"text {i}") for i, label in enumerate(labels)]
+
+
+def config(folder: Path, **fields: Any) -> TaskConfig:
+    return validate(TaskConfig, {"name": "topic", "folder": str(folder), **fields}, "x.yaml")
+
+
+def task(folder: Path, **fields: Any) -> Task:
+    return read_task(config(folder, **fields))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """English to train on, Swahili with a test, German with dev only."""
+    return write(
+        tmp_path / "task",
+        train_en=rows("a", "b", "c"),
+        dev_en=rows("b", prefix="d"),
+        test_sw=rows("a", "c"),
+        dev_sw=rows("a", prefix="d"),
+        dev_de=rows("c", prefix="d"),
+    )
+
+
+def test_a_folder_becomes_a_task(folder: Path) -> None:
+    read = task(folder)
+    assert (read.name, read.kind, read.source) == ("topic", "classification", "en")
+    assert read.labels == ("a", "b", "c")
+    assert read.train[1] == Example("1", "en", ("text 1",), "b")
+    assert list(read.tests) == ["de", "sw"] and read.targets == ("de", "sw")
+    assert set(read.dev) == {"en", "sw", "de"}
+    assert read.candidates == {} and read.merge == {}
+
+
+def test_dev_stands_in_for_a_missing_test_but_not_that_of_the_source(folder: Path) -> None:
+    read = task(folder)
+    assert read.test_is_dev == {"de"}
+    assert read.tests["de"] == read.dev["de"] and read.tests["sw"] != read.dev["sw"]
+    write(folder, test_en=rows("a", prefix="t"))
+    assert task(folder).targets == ("de", "sw") and set(task(folder).tests) == {"de", "en", "sw"}
+
+
+def test_another_language_can_be_the_source(folder: Path) -> None:
+    write(folder, train_sw=rows("a", "b", "c"))
+    read = task(folder, language="sw")
+    assert {one.lang for one in read.train} == {"sw"}
+    assert read.targets == ("de", "en")
+
+
+def test_only_the_wanted_languages_are_tested(folder: Path) -> None:
+    assert list(task(folder, languages=["sw"]).tests) == ["sw"]
+    with pytest.raises(UserError, match=r"asks for `fr`, which has no test .*; there are de, sw"):
+        task(folder, languages=["sw", "fr"])
+    with pytest.raises(
+        UserError, match="asks for `en`"
+    ):  # it has dev alone, which chooses the epoch
+        task(folder, languages=["en"])
+
+
+def test_training_files_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
+    tests = write(tmp_path / "tests", test_fr=rows("a"), dev_en=rows("c", prefix="t"))
+    read = task(tests, train={"folder": str(folder)})
+    assert len(read.train) == 3 and list(read.tests) == ["fr"]
+    assert [one.id for one in read.dev["en"]] == [
+        "d0"
+    ]  # of the training files: they choose the epoch
+    (folder / "dev.en.tsv").unlink()
+    assert [one.id for one in task(tests, train={"folder": str(folder)}).dev["en"]] == ["t0"]
+
+
+def test_files_that_were_read_make_the_same_task(folder: Path) -> None:
+    splits = {("train", "en"): [Example("1", "en", ("x",), "a")]}
+    splits["test", "sw"] = [Example("2", "sw", ("y",), "a")]
+    made = make_task(config(folder), ("classification", splits), ("classification", splits))
+    assert made.train == splits["train", "en"] and made.tests == {"sw": splits["test", "sw"]}
+
+
+def test_training_and_tests_must_ask_the_same(folder: Path, tmp_path: Path) -> None:
+    scores = tmp_path / "scores"
+    scores.mkdir()
+    (scores / "test.sw.tsv").write_text("sentence1\tsentence2\tscore\nx\ty\t1.5\n")
+    with pytest.raises(
+        UserError, match=r"holds classification examples, .* similarity ones; train on"
+    ):
+        task(scores, train={"folder": str(folder)})
+
+
+def test_relabel_gives_labels_of_tests_another_name(folder: Path) -> None:
+    write(folder, test_sw=rows("A", "c"))
+    with pytest.raises(
+        UserError, match=r"sw has the label `A` \(id 0\), which training lacks; .*relabel"
+    ):
+        task(folder)
+    read = task(folder, relabel={"A": "a", "a": "b"})
+    assert [one.target for one in read.tests["sw"]] == ["a", "c"]  # once, not again and again
+    assert read.labels == ("a", "b", "c")  # training keeps its own
+
+
+def test_merge_lets_tests_be_coarser(folder: Path) -> None:
+    write(folder, test_sw=rows("a", "not_a"), dev_de=rows("a", prefix="d"))
+    read = task(folder, merge={"b": "not_a", "c": "not_a"})
+    assert read.merge == {"b": "not_a", "c": "not_a"}
+    with pytest.raises(UserError, match="sw has the label `not_a`"):
+        task(folder)
+
+
+def test_a_label_of_dev_that_training_lacks_is_named(folder: Path) -> None:
+    write(folder, dev_en=rows("z"))
+    with pytest.raises(UserError, match="en has the label `z`"):
+        task(folder)
+
+
+def test_what_is_missing_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(NoFiles, match="no such task folder"):
+        task(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"no training file for `fr` .*with a training file: en"):
+        task(folder, language="fr")
+    alone = write(tmp_path / "alone", train_en=rows("a"), dev_en=rows("a"))
+    with pytest.raises(UserError, match="nothing to test on") as caught:
+        task(alone)
+    assert "\n" not in str(caught.value)
+
+
+def test_retrieval_needs_no_training(tmp_path: Path) -> None:
+    (tmp_path / "sw-en.tsv").write_text("text\tenglish\nmbwa\ta dog\npaka\ta cat\n")
+    read = task(tmp_path, format="tatoeba")
+    assert read.kind == "retrieval" and read.train == [] and read.labels == ()
+    assert [one.texts for one in read.candidates["sw"]] == [("a dog",), ("a cat",)]
+    assert read.tests["sw"][1].target == (read.candidates["sw"][1].id,)
+    assert "Nothing was trained." in describe(read)
+
+
+def test_describe_tells_new_items_from_known_ones(folder: Path) -> None:
+    assert "Trained on 3 `en` rows with 3 labels" in describe(task(folder))
+    assert "2 of 3 test rows show an item (id) that is trained on" in describe(task(folder))
+    assert "Every tested item (id) is trained on" in describe(task(folder, languages=["sw"]))
+    both_new = describe(task(folder, languages=["de"]))
+    assert "both the item and the language are new" in both_new
+    assert "The dev split stands in for a missing test split: de." in both_new
+    assert "stands in" not in describe(task(folder, languages=["sw"]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"format": "xnil"}, r"`format` is 'xnil'"),
+        ({"name": "a/b"}, r"`name` is 'a/b'"),
+        ({"relable": {}}, "unknown key `relable`; did you mean `relabel`"),
+        ({"train": {"format": "tsv"}}, r"`train\.folder` is missing"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        config(Path("x"), **fields)

@@ -1,0 +1,201 @@
+"""Our own layout and the tables of publishers are read as they are or refused by file and line."""
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from mmalign.core.batch import Example
+from mmalign.core.errors import UserError
+from mmalign.text.tasks.codes import bcp47
+from mmalign.text.tasks.layout import read_files
+from mmalign.text.tasks.readers import READERS, Format, read
+from mmalign.text.tasks.tables import json_tree, jsonl, lines, quoted, tsv
+
+
+def write(folder: Path, name: str, *rows: str) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("code", "wanted"),
+    [
+        ("swh_Latn", "sw"),
+        ("arb_Arab", "ar"),
+        ("arb_Latn", "ar-Latn"),
+        ("zho_Hans", "zh"),
+        ("zho_Hant", "zh-Hant"),
+        ("ary_Arab", "ary"),
+        ("cmn", "zh"),
+        ("lug", "lg"),
+        ("pcm", "pcm"),
+        ("swahili", "sw"),
+        ("pt-BR", "pt-BR"),
+        ("zh-Hant", "zh-Hant"),
+        ("en", "en"),
+    ],
+)
+def test_a_code_of_any_publisher_becomes_bcp47(code: str, wanted: str) -> None:
+    assert bcp47(code) == wanted
+
+
+def test_classification_of_one_text_with_ids_and_columns_that_nobody_asked_for(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, "train.en.tsv", "id\tlabel\tgenre\ttext", '7\ta\tx\t"a" quote\u2028and\x85more')
+    write(tmp_path, "dev.pt-BR.jsonl", json.dumps({"id": 7, "text": "um", "label": 1, "more": []}))
+    kind, splits = read("tsv", tmp_path)
+    assert kind == "classification"
+    assert splits == {
+        ("train", "en"): [Example("7", "en", ('"a" quote\u2028and\x85more',), "a")],
+        ("dev", "pt-BR"): [Example("7", "pt-BR", ("um",), "1")],
+    }
+
+
+@pytest.mark.parametrize("columns", ["premise\thypothesis", "sentence1\tsentence2"])
+def test_pairs_without_ids_are_aligned_by_row_and_split(tmp_path: Path, columns: str) -> None:
+    write(tmp_path, "test.en.tsv", f"{columns}\tlabel", "a\tb\tyes", "c\td\tno")
+    write(tmp_path, "test.de.tsv", f"{columns}\tlabel", "A\tB\tyes", "C\tD\tno")
+    write(tmp_path, "train.en.tsv", f"{columns}\tlabel", "e\tf\tyes")
+    kind, splits = read("tsv", tmp_path)
+    assert kind == "classification"
+    assert splits["test", "de"][1] == Example("test-2", "de", ("C", "D"), "no")
+    assert [one.id for one in splits["test", "en"]] == ["test-1", "test-2"]
+    assert splits["train", "en"][0].id == "train-1"  # another pair than test-1
+
+
+def test_scores_make_it_similarity(tmp_path: Path) -> None:
+    write(tmp_path, "dev.de.tsv", "sentence1\tsentence2\tscore", "a\tb\t4.75")
+    assert read("tsv", tmp_path) == (
+        "similarity",
+        {("dev", "de"): [Example("dev-1", "de", ("a", "b"), 4.75)]},
+    )
+
+
+def test_labels_and_scores_side_by_side_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "dev.de.tsv", "sentence1\tsentence2\tscore", "a\tb\t4.75")
+    write(tmp_path, "dev.en.tsv", "sentence1\tsentence2\tlabel", "a\tb\t1")
+    with pytest.raises(UserError, match="others `score`; part them"):
+        read("tsv", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            ["id\tlabel\ttext", "1\ta"],
+            r"train.en.tsv, line 2: 2 columns; there must be 3: id, label",
+        ),
+        (["id\tlabel\ttext", "1\ta\t "], r"line 2: `text` must be text and not empty"),
+        (["id\tlabel\ttext", "\ta\tx"], r"line 2: `id` must be text and not empty"),
+        (["label\twords", "a\tx"], r"line 2: has the columns label, words; a task needs"),
+        (
+            ["sentence1\tsentence2\tscore", "a\tb\thigh"],
+            r"line 2: `score` is `high`; write a number",
+        ),
+        (["id\tlabel\ttext"], r"train.en.tsv: holds no examples"),
+    ],
+)
+def test_a_broken_table_is_named_by_file_and_line(
+    tmp_path: Path, rows: list[str], message: str
+) -> None:
+    write(tmp_path, "train.en.tsv", *rows)
+    with pytest.raises(UserError, match=message):
+        read("tsv", tmp_path)
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"label": "a"}', '{"label": "a", "text": 3}'])
+def test_a_broken_json_line_is_named(tmp_path: Path, line: str) -> None:
+    write(tmp_path, "test.en.jsonl", '{"label": "a", "text": "x"}', line)
+    with pytest.raises(UserError, match=r"test.en.jsonl, line 2: "):
+        read("tsv", tmp_path)
+
+
+def test_names_that_are_no_task_files_and_second_files_are_refused(tmp_path: Path) -> None:
+    header = "label\ttext"
+    write(tmp_path, "train.en.tsv", header, "a\tx")
+    stray = write(tmp_path, "valid.en.tsv", header, "a\tx")
+    with pytest.raises(UserError, match=r"valid.en.tsv: not the name of a task file"):
+        read("tsv", tmp_path)
+    stray.unlink()
+    write(tmp_path, "train.en.jsonl", '{"label": "a", "text": "x"}')
+    with pytest.raises(UserError, match="a second file for train in `en`"):
+        read("tsv", tmp_path)
+
+
+def test_every_format_has_a_reader() -> None:
+    assert set(get_args(Format)) == set(READERS)
+
+
+@pytest.mark.parametrize("name", sorted(READERS))
+def test_a_folder_without_the_layout_says_what_was_looked_for(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="looked for "):
+        read(name, tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="no such task folder"):
+        read(name, tmp_path / "missing")  # type: ignore[arg-type]
+
+
+def test_windows_line_ends_a_byte_order_mark_and_a_missing_last_line_end(tmp_path: Path) -> None:
+    path = tmp_path / "x.tsv"
+    path.write_bytes(b"\xef\xbb\xbflabel\ttext\r\na\tum\r\nb\tdois")
+    assert [(row.line, row.number, dict(row.cells)) for row in tsv(path)] == [
+        (2, 1, {"label": "a", "text": "um"}),
+        (3, 2, {"label": "b", "text": "dois"}),
+    ]
+
+
+def test_what_is_not_utf8_or_not_there_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.tsv"
+    path.write_bytes(b"a\xff")
+    with pytest.raises(UserError, match=r"x.tsv: not UTF-8 \(byte 1\)"):
+        lines(path)
+    with pytest.raises(UserError, match=r"y.tsv: no such file"):
+        lines(tmp_path / "y.tsv")
+
+
+def test_quoted_cells_hold_quotes_and_line_breaks(tmp_path: Path) -> None:
+    path = write(tmp_path, "x.csv", '"he said ""no""","two', 'lines",1.0', "a,b,2")
+    rows = list(quoted(path, ("first", "second", "score"), ","))
+    assert [dict(row.cells) for row in rows] == [
+        {"first": 'he said "no"', "second": "two\nlines", "score": "1.0"},
+        {"first": "a", "second": "b", "score": "2"},
+    ]
+    assert [(row.line, row.number) for row in rows] == [(2, 1), (3, 2)]
+
+
+def test_a_quote_that_nothing_closes_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path, "x.csv", '"open,' + "x" * 140_000)
+    with pytest.raises(UserError, match=r"x.csv, line 1: field larger"):
+        list(quoted(path, ("one",), ","))
+
+
+def test_broken_rows_are_left_out_only_where_the_release_has_some(tmp_path: Path) -> None:
+    path = write(tmp_path, "x.tsv", "a\tb", "1\t2", "3", "4\t5")
+    assert [row.cells["a"] for row in tsv(path, skip_broken=True)] == ["1", "4"]
+    with pytest.raises(UserError, match="line 3: 1 columns"):
+        list(tsv(path))
+
+
+@pytest.mark.parametrize("text", ["[1]", "{"])
+def test_a_json_file_must_hold_an_object(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match=r"x.json: "):
+        json_tree(write(tmp_path, "x.json", text))
+
+
+def test_an_empty_json_lines_file_has_no_rows(tmp_path: Path) -> None:
+    assert list(jsonl(write(tmp_path, "x.jsonl"))) == []
+
+
+def test_files_in_other_folders_are_not_of_the_layout(tmp_path: Path) -> None:
+    write(tmp_path, "old/train.txt", "x")
+    write(tmp_path, "train.txt", "y")
+
+    def one_a_line(path: Path, split: str, lang: str) -> list[Example]:
+        return [Example(line, lang, (line,), split) for line in lines(path)]
+
+    splits = read_files(tmp_path, r"(?P<split>train)\.txt", "train.txt", one_a_line)
+    assert splits == {("train", "en"): [Example("y", "en", ("y",), "train")]}

@@ -1,0 +1,200 @@
+"""One fine-tuning on towers small enough to know what must come out."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_run
+
+from mmalign.core.batch import Example
+from mmalign.core.config import validate
+from mmalign.core.errors import UserError
+from mmalign.models.encoder import weights_sha256
+from mmalign.models.text_encoder import Tower, load_tower
+from mmalign.text.fit import FitConfig, Fitted, fit
+from mmalign.text.scores import hits
+from mmalign.text.tasks.task import Task
+
+WORDS = ("red ball", "dog", "green chair", "a cat", "0123", "and sleeps", "Hund", "ein Ball")
+LABELS = ("thing", "animal")
+HOW = ("head", "lora", "all")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run(tmp_path_factory.mktemp("fit") / "run")
+
+
+@pytest.fixture
+def tower(run: Path) -> Tower:
+    return load_tower(str(run))
+
+
+def rows(lang: str, right: bool = True, words: tuple[str, ...] = WORDS) -> list[Example]:
+    """Every second word is an animal; or the other way round."""
+    return [Example(str(i), lang, (w,), LABELS[(i + (not right)) % 2]) for i, w in enumerate(words)]
+
+
+def task_of(**fields: Any) -> Task:
+    """English rows to train on, tested on the same words under another name."""
+    parts = {"train": rows("en"), "dev": {}, "tests": {"de": rows("de")}, **fields}
+    return Task("toy", "classification", "en", LABELS[::-1], candidates={}, **parts)
+
+
+def config_of(**fields: Any) -> FitConfig:
+    tree = {"epochs": 40, "batch_size": 4, "head_lr": 0.1, "lr": 3e-3, **fields}
+    return validate(FitConfig, tree, "test")
+
+
+def accuracy(fitted: Fitted, examples: list[Example]) -> float:
+    predicted = [str(one) for one in fitted.model.predict(examples)]
+    return float(hits([str(one.target) for one in examples], predicted).mean())
+
+
+@pytest.mark.parametrize("trainable", HOW)
+def test_it_learns_and_the_tower_given_stays_as_it_is(tower: Tower, trainable: str) -> None:
+    before = weights_sha256(tower)
+    names = list(tower.state_dict())
+    fitted = fit(tower, task_of(), config_of(trainable=trainable), seed=0)
+    assert accuracy(fitted, rows("en")) == 1.0
+    assert weights_sha256(tower) == before
+    after = fitted.model.tower
+    assert list(after.state_dict()) == names  # no adapters left
+    assert (weights_sha256(after) == before) == (trainable == "head")
+    assert not fitted.model.training
+
+
+def test_the_projection_is_trained_with_the_whole_tower_only(tower: Tower) -> None:
+    assert tower.projection is not None
+    before = tower.projection.weight.detach().clone()
+    for trainable in HOW:
+        fitted = fit(tower, task_of(), config_of(trainable=trainable, epochs=2), seed=0)
+        assert fitted.model.tower.projection is not None
+        moved = not torch.equal(fitted.model.tower.projection.weight, before)
+        assert moved == (trainable == "all")
+
+
+@pytest.mark.parametrize("trainable", HOW)
+def test_a_seed_decides_everything(tower: Tower, trainable: str) -> None:
+    def weights(seed: int) -> str:
+        torch.rand(3)  # whatever was drawn before
+        config = config_of(trainable=trainable, hidden=8, epochs=3)
+        return weights_sha256(fit(tower, task_of(), config, seed).model)
+
+    first = weights(0)
+    assert weights(0) == first != weights(1)
+
+
+@pytest.mark.parametrize("trainable", HOW)
+def test_the_check_that_is_best_on_dev_is_kept(tower: Tower, trainable: str) -> None:
+    # Dev rows with the wrong labels: the better the training rows are learnt, the worse these are.
+    task = task_of(dev={"en": rows("en", right=False)})
+    fitted = fit(tower, task, config_of(trainable=trainable, head_lr=0.03), seed=0)
+    curve = fitted.history["dev"]
+    assert len(curve) == 40
+    assert max(curve) > curve[-1] == 0.0
+    kept = fitted.history["kept_step"]
+    assert curve[kept // 2 - 1] == max(curve)  # two steps an epoch, a check after each epoch
+    assert accuracy(fitted, task.dev["en"]) == max(curve) == fitted.kept()["dev"]
+
+
+def test_without_dev_the_last_step_is_kept(tower: Tower) -> None:
+    # Dev rows of another language are for the oracle only.
+    task = task_of(dev={"de": rows("de", right=False)})
+    fitted = fit(tower, task, config_of(epochs=7), seed=0)
+    assert fitted.history["steps"] == fitted.history["kept_step"] == 14
+    assert "dev" not in fitted.history
+    assert "dev" not in fitted.kept()
+    assert fitted.history["train_loss"][-1] < fitted.history["train_loss"][0]
+    assert fitted.kept()["train_loss"] == fitted.history["train_loss"][-1]
+
+
+def test_of_equal_checks_the_one_that_is_surer_is_kept(tower: Tower) -> None:
+    fitted = fit(tower, task_of(dev={"en": rows("en")}), config_of(), seed=0)
+    curve = fitted.history["dev"]
+    assert curve.count(1.0) > 10
+    # The first check with 1.0 came long before; the loss on the learnt rows falls to the end.
+    assert fitted.history["kept_step"] > 2 * (curve.index(1.0) + 10)
+
+
+@pytest.mark.parametrize(("checks", "expected"), [(1, 2), (2, 4), (3, 8), (9, 8)])
+def test_checks_within_an_epoch(tower: Tower, checks: int, expected: int) -> None:
+    """Two epochs of four steps; three checks would fall between steps, and are one a step."""
+    task = task_of(dev={"en": rows("en")})
+    fitted = fit(tower, task, config_of(epochs=2, batch_size=2, checks=checks), seed=0)
+    assert fitted.history["steps"] == 8
+    assert len(fitted.history["dev"]) == len(fitted.history["train_loss"]) == expected
+
+
+@pytest.mark.parametrize("checks", [2, 4])
+def test_looking_at_dev_does_not_change_training(tower: Tower, checks: int) -> None:
+    """Neither the order of the rows nor dropout depend on how often dev is looked at."""
+    config = config_of(trainable="all", epochs=2, batch_size=2)
+    often = config.model_copy(update={"checks": checks})
+    first, second = (fit(tower, task_of(), one, seed=0) for one in (config, often))
+    assert weights_sha256(first.model) == weights_sha256(second.model)
+
+
+def test_the_last_step_is_checked_though_no_check_falls_on_it(tower: Tower) -> None:
+    task = task_of(train=rows("en", words=(*WORDS, "mpira")), dev={"en": rows("en")})
+    fitted = fit(tower, task, config_of(epochs=1, batch_size=2, checks=2), seed=0)  # 5 steps
+    assert fitted.history["steps"] == 5
+    assert len(fitted.history["dev"]) == 3  # after 2, 4 and 5
+
+
+def test_the_oracle_takes_each_languages_own_best_check(tower: Tower) -> None:
+    dev = {
+        "en": rows("en", right=False),
+        "de": rows("de"),
+        "sw": rows("sw", right=False),
+        "fr": rows("fr"),
+    }
+    tests = {lang: dev[lang] for lang in ("en", "de", "sw")} | {"yo": rows("yo")}
+    config = config_of(oracle=True, epochs=20, head_lr=0.06)
+    fitted = fit(tower, task_of(dev=dev, tests=tests), config, seed=0)
+    # Neither the source, nor a language without tests or without dev.
+    found = {lang: np.mean(one.values["accuracy"]) for lang, one in fitted.oracle.items()}
+    assert list(found) == ["de", "sw"]
+    for lang, value in found.items():  # tested on the very rows that chose
+        assert value >= accuracy(fitted, tests[lang])
+    assert found["de"] == 1.0 > accuracy(fitted, tests["de"])
+    assert not fit(tower, task_of(dev=dev), config_of(epochs=1), seed=0).oracle
+
+
+def test_repeats_are_as_many_steps_as_copies(tower: Tower, tmp_path: Path) -> None:
+    neighbours = tmp_path / "neighbours.tsv"
+    neighbours.write_text("word\tneighbours\ndog\tcat\n", encoding="utf-8")
+    copies = {"kind": "rs_da", "neighbours": str(neighbours), "copies": 3}
+    repeated = fit(tower, task_of(), config_of(epochs=2, repeats=3), seed=0)
+    copied = fit(tower, task_of(), config_of(epochs=2, augment=copies), seed=0)
+    assert repeated.history["steps"] == copied.history["steps"] == 2 * 3 * 2
+    assert len(repeated.history["train_loss"]) == 2  # a check an epoch, however long
+
+
+def test_the_learning_rates_are_those_of_head_and_tower(tower: Tower) -> None:
+    """One step of AdamW without decay moves no number by more than its learning rate."""
+    config = config_of(
+        trainable="all", epochs=1, batch_size=8, warmup=0, weight_decay=0, lr=1e-4, head_lr=1e-2
+    )
+    fitted = fit(tower, task_of(train=rows("en") * 2), config, seed=0)  # two steps: 1 and 1/2
+    moved = [
+        (new - old).abs().max().item()
+        for new, old in zip(fitted.model.tower.parameters(), tower.parameters(), strict=True)
+    ]
+    assert 0 < max(moved) <= 1.6e-4
+    head = fitted.model.head.state_dict()["output.weight"]  # starts at zero
+    assert 1e-3 < head.abs().max().item() <= 1.6e-2
+
+
+@pytest.mark.parametrize("field", ["head_lr", "lr"])
+def test_training_that_diverges_is_an_error(tower: Tower, field: str) -> None:
+    config = config_of(trainable="all", **{field: 1e38})
+    with pytest.raises(UserError, match="lower `lr` or `head_lr`"):
+        fit(tower, task_of(), config, seed=0)

@@ -1,0 +1,371 @@
+"""Every kind of task is learnt and measured; noisy, attacked and mixed tests are counted by hand."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_run
+
+from mmalign.core.batch import Answer, Example, Target
+from mmalign.core.config import validate
+from mmalign.core.errors import UserError
+from mmalign.models.text_encoder import Tower, load_tower
+from mmalign.results.results import Results
+from mmalign.text.fit import FitConfig, Fitted, fit
+from mmalign.text.heads.base import TaskModel
+from mmalign.text.measure import TestConfig as MeasureConfig  # pytest collects `Test...`
+from mmalign.text.measure import add_generalised, check_tests, measure, mixed_pairs
+from mmalign.text.perturbations.characters import CharactersConfig
+from mmalign.text.perturbations.perturb import perturb
+from mmalign.text.scores import PRIMARY, Prediction
+from mmalign.text.tasks.task import Kind, Task, labels_of
+
+WORDS = ("red ball", "the dog", "green chair", "the cat", "0123 456", "sleeps", "Hund", "ein Ball")
+LABELS = ("animal", "thing")
+PAIRS = tuple((one, other) for one in WORDS[:4] for other in WORDS[2:5])
+CONTEXTS = ("a red ball and a dog", "the cat sleeps on a green chair", "a dog and a cat and a ball")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run(tmp_path_factory.mktemp("measure") / "run")
+
+
+@pytest.fixture
+def tower(run: Path) -> Tower:
+    return load_tower(str(run))
+
+
+def examples_of(texts: Sequence[tuple[str, ...]], targets: Sequence[Target]) -> list[Example]:
+    rows = enumerate(zip(texts, targets, strict=True))
+    return [Example(str(i), "en", one, target) for i, (one, target) in rows]
+
+
+def in_language(lang: str, examples: Sequence[Example]) -> list[Example]:
+    return [replace(one, lang=lang) for one in examples]
+
+
+def task_of(kind: Kind, train: list[Example], languages: tuple[str, ...] = ("de",)) -> Task:
+    """Tested on the training texts under other languages' names."""
+    tests = {lang: in_language(lang, train) for lang in languages}
+    return Task("toy", kind, "en", labels_of(train, kind), train, {}, tests, {})
+
+
+def words_task(*languages: str) -> Task:
+    """Every second text is about an animal."""
+    targets = [LABELS[(i + 1) % 2] for i in range(len(WORDS))]
+    return task_of("classification", examples_of([(w,) for w in WORDS], targets), languages)
+
+
+def learnt(tower: Tower, task: Task, **fields: Any) -> Fitted:
+    tree = {"epochs": 40, "batch_size": 4, "head_lr": 0.1, "lr": 3e-3, **fields}
+    return fit(tower, task, validate(FitConfig, tree, "test"), seed=0)
+
+
+def measured(fitted: Fitted, task: Task, reference: Tower, **fields: Any) -> Results:
+    results = Results("text/toy", {})
+    measure(fitted, task, validate(MeasureConfig, fields, "test"), reference, results)
+    return results
+
+
+KINDS: dict[str, Task] = {
+    "pairs": task_of("classification", examples_of(PAIRS, [LABELS[a == b] for a, b in PAIRS])),
+    "similarity": task_of(
+        "similarity", examples_of(PAIRS, [float(len(a) - len(b)) for a, b in PAIRS])
+    ),
+    "choice": task_of(
+        "multiple_choice",
+        # The choice that repeats the context, the first of two or the last of three.
+        examples_of(
+            [
+                *((word, word, "mpira") for word in WORDS[::2]),
+                *((word, "mpira", "na mbwa", word) for word in WORDS[1::2]),
+            ],
+            [0] * 4 + [2] * 4,
+        ),
+    ),
+    "tagging": task_of(
+        "tagging",
+        examples_of(
+            [tuple(one.split()) for one in CONTEXTS],
+            [
+                tuple("B-X" if w in ("ball", "dog", "cat", "chair") else "O" for w in one.split())
+                for one in CONTEXTS
+            ],
+        ),
+    ),
+    "span_qa": task_of(
+        "span_qa",
+        examples_of(
+            [(word, one) for one in CONTEXTS for word in ("red", "cat", "dog") if word in one],
+            [
+                (Answer(word, one.index(word)),)
+                for one in CONTEXTS
+                for word in ("red", "cat", "dog")
+                if word in one
+            ],
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "pairs"),
+    [
+        ("pairs", "joint"),
+        ("pairs", "separate"),
+        ("similarity", "joint"),
+        ("similarity", "separate"),
+        ("choice", "joint"),
+        ("choice", "separate"),
+        ("tagging", "joint"),
+        ("span_qa", "joint"),
+    ],
+)
+def test_every_kind_of_task_is_learnt_and_measured(tower: Tower, kind: str, pairs: str) -> None:
+    task = KINDS[kind]
+    metric = PRIMARY[task.kind]
+    tests = {"perturbations": [{"kind": "characters"}]}
+    fitted = learnt(tower, task, pairs=pairs, trainable="all", head_lr=0.03)
+    results = measured(fitted, task, tower, **tests)
+    name = f"text/toy/de/clean/{metric}"
+    assert results.metrics[name] > 0.9 > results.chance[name]
+    assert results.metrics[f"text/toy/mean/clean/{metric}"] == results.metrics[name]
+    assert f"text/toy/de/characters-2/{metric}_drop" in results.metrics
+    assert results.metrics.keys() == results.counts.keys()
+
+
+def retrieval_task() -> Task:
+    """Four queries, each with the number of its candidate among five; other texts than the training's."""
+    candidates = ("ein roter Ball", "ein Hund", "赤いボール", "мяч", "na mbwa")
+    pool = [Example(str(i), "de", (text,), (str(i),)) for i, text in enumerate(candidates)]
+    queries = [
+        Example(f"q{i}", "en", (text,), (str(i),)) for i, text in enumerate(WORDS[: len(pool) - 1])
+    ]
+    pairs = zip(queries, candidates, strict=False)
+    train = [replace(one, texts=(*one.texts, text)) for one, text in pairs]
+    tests = {lang: in_language(lang, queries) for lang in ("en", "sw")}
+    return Task("toy", "retrieval", "en", (), train, {}, tests, dict.fromkeys(tests, pool))
+
+
+@pytest.mark.parametrize("trainable", ["all", "lora"])
+def test_retrieval_is_learnt_and_searches_the_whole_pool(tower: Tower, trainable: str) -> None:
+    task = retrieval_task()
+    task = replace(task, dev={"en": task.tests["en"]})
+    results = measured(learnt(tower, task, trainable=trainable, lr=0.01), task, tower)
+    assert results.metrics["text/toy/sw/clean/map@20"] == 1.0
+    assert results.chance["text/toy/sw/clean/map@20"] == pytest.approx(
+        sum(1 / i for i in range(1, 6)) / 5
+    )
+
+
+def test_retrieval_without_training_searches_with_the_tower_as_it_is(tower: Tower) -> None:
+    task = replace(retrieval_task(), train=[])
+    texts = [one.texts[0] for one in task.tests["sw"]]
+    pool = task.candidates["sw"] = [
+        Example(str(i), "sw", (text,), ()) for i, text in enumerate([*texts, "na mbwa"])
+    ]
+    fitted = learnt(tower, task, trainable="all")
+    assert fitted.model.tower is tower
+    assert fitted.kept() == {"steps": 0, "kept_step": 0}
+    results = measured(fitted, task, tower, perturbations=[{"kind": "words", "edit": "swap"}])
+    assert len(pool) == 5  # every query finds its own text
+    assert results.metrics["text/toy/sw/clean/accuracy"] == 1.0
+    assert results.metrics["text/toy/sw/words_swap-2/map@20"] <= 1.0
+
+
+def test_perturbed_numbers_are_those_of_the_perturbed_texts(tower: Tower) -> None:
+    task = words_task("en", "de")
+    fitted = learnt(tower, task)
+    noise = {"kind": "characters", "severity": 5}
+    results = measured(fitted, task, tower, perturbations=[noise], draws=3, perturbation_seed=7)
+    hits = np.array([_hits(fitted.model, task.tests["de"], draw, seed=7) for draw in range(3)])
+    name = "text/toy/de/characters-5/accuracy"
+    assert 0 < hits.mean() < 1
+    assert results.metrics[name] == pytest.approx(hits.mean())
+    assert results.metrics[f"{name}_worst"] == hits.min(0).mean()
+    clean = results.metrics["text/toy/de/clean/accuracy"]
+    assert results.metrics[f"{name}_drop"] == pytest.approx(clean - hits.mean())
+    assert results.chance[name] == 0.5
+    other = measured(fitted, task, tower, perturbations=[noise], draws=3, perturbation_seed=8)
+    assert other.metrics[f"{name}_worst"] != results.metrics[f"{name}_worst"]
+
+
+def _hits(model: TaskModel, examples: list[Example], draw: int, seed: int) -> list[float]:
+    config = validate(CharactersConfig, {"kind": "characters", "severity": 5}, "test")
+    noisy = perturb(examples, "classification", config, seed, draw)
+    assert noisy is not None
+    predictions = model.predict(noisy)
+    return [float(one.target == p) for one, p in zip(examples, predictions, strict=True)]
+
+
+def test_a_language_without_the_noise_has_no_number_of_it(tower: Tower) -> None:
+    task = words_task("de", "zh")  # no keyboard layout of Chinese is known
+    results = measured(learnt(tower, task), task, tower, perturbations=[{"kind": "keyboard"}])
+    noisy = {n.split("/")[2]: v for n, v in results.metrics.items() if n.endswith("-2/accuracy")}
+    assert noisy.keys() == {"de", "mean"}
+    assert noisy["mean"] == noisy["de"]
+    assert results.counts["text/toy/mean/keyboard-2/accuracy"] == len(WORDS)
+
+
+def test_perturbed_tests_can_be_fewer_and_say_how_many_changed(tower: Tower) -> None:
+    task = words_task("de", "sw")
+    lists = [{"kind": "surface", "edit": "punctuation_removed"}, {"kind": "characters"}]
+    results = measured(learnt(tower, task), task, tower, perturbations=lists, perturbed=5)
+    removed, edited = (
+        f"text/toy/de/{one}-2" for one in ("surface_punctuation_removed", "characters")
+    )
+    assert results.counts[f"{edited}/accuracy"] == results.counts[f"{removed}/accuracy_drop"] == 5
+    assert results.counts["text/toy/mean/characters-2/accuracy_worst"] == 10
+    assert results.counts["text/toy/de/clean/accuracy"] == len(WORDS)
+    assert results.metrics[f"{removed}/changed_share"] == 0.0  # there is no punctuation
+    assert results.metrics[f"{removed}/accuracy"] == 1.0
+    assert results.metrics[f"{edited}/changed_share"] == 1.0
+    assert results.chance[f"{edited}/accuracy"] == 0.6
+
+
+def test_two_perturbations_of_one_name_are_refused() -> None:
+    noise = {"kind": "characters", "severity": 3}
+    with pytest.raises(UserError, match="two perturbations have the name `characters-3`"):
+        validate(MeasureConfig, {"perturbations": [noise, noise]}, "test")
+
+
+def attack_of(**fields: Any) -> dict[str, Any]:
+    return {"kind": "attack", "candidates": "characters", "max_words": 1.0, **fields}
+
+
+def test_an_attack_breaks_what_was_right_and_counts_its_questions(tower: Tower) -> None:
+    task = words_task("de", "sw")
+    fitted = learnt(tower, task)
+    results = measured(fitted, task, tower, attacks=[attack_of(budget=20)], attacked=5)
+    for lang in ("de", "sw"):
+        name = f"text/toy/{lang}/attack_characters"
+        first = measured(fitted, replace(task, tests={lang: task.tests[lang][:5]}), tower)
+        clean = first.metrics[f"text/toy/{lang}/clean/accuracy"]
+        assert results.metrics[f"{name}/accuracy"] < clean == 1.0
+        assert results.metrics[f"{name}/accuracy_drop"] == pytest.approx(
+            clean - results.metrics[f"{name}/accuracy"]
+        )
+        assert 0 < results.metrics[f"{name}/queries"] <= 20
+        assert results.counts[f"{name}/accuracy"] == results.counts[f"{name}/queries"] == 5
+        assert results.chance[f"{name}/accuracy"] == 0.6  # of the five, three are things
+    assert results.counts["text/toy/de/clean/accuracy"] == len(WORDS)
+
+
+class _Judge(Tower):
+    """A tower for which every two texts are as similar; it remembers what it was asked."""
+
+    asked: int = 0
+
+    def encode(self, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
+        self.asked += len(texts)
+        return np.ones((len(texts), 2), np.float32)
+
+
+@pytest.mark.parametrize(("least", "breaks"), [(0.99, True), (1.01, False)])
+def test_the_reference_judges_how_similar_a_text_still_is(
+    tower: Tower, least: float, breaks: bool
+) -> None:
+    task = words_task("de")
+    judge = _Judge(tower.trunk, tower.tokenizer)
+    results = measured(learnt(tower, task), task, judge, attacks=[attack_of(min_similarity=least)])
+    assert judge.asked > 0
+    assert (results.metrics["text/toy/de/attack_characters/accuracy"] < 1.0) == breaks
+
+
+def test_an_attack_without_a_dictionary_of_the_language_is_left_out(
+    tower: Tower, tmp_path: Path
+) -> None:
+    (tmp_path / "en-de.tsv").write_text("en\ttranslation\ncat\tKatze\n", encoding="utf-8")
+    task = words_task("en", "sw")
+    one = attack_of(candidates="code_mix", folder=str(tmp_path))
+    results = measured(learnt(tower, task), task, tower, attacks=[one])
+    there = {name.split("/")[2] for name in results.metrics if "attack_code_mix" in name}
+    assert there == {"en"}
+
+
+class _Equal:
+    """Instead of a model: two texts mean the same where they are the same."""
+
+    def predict(self, examples: Sequence[Example]) -> list[Prediction]:
+        return [LABELS[one.texts[0] == one.texts[1]] for one in examples]
+
+
+def aligned_task() -> Task:
+    """Pairs in three languages; German has another label in row 2, Swahili other words everywhere."""
+    english = examples_of(
+        [("cat", "cat"), ("dog", "dog"), ("cat", "dog"), ("red", "ball")],
+        ["thing", "thing", "animal", "animal"],
+    )
+    german = in_language("de", english)
+    german[2] = replace(german[2], texts=("cat", "cat"), target="thing")
+    swahili = [replace(one, lang="sw", texts=("x", "y")) for one in english]
+    tests = {"en": english, "de": german, "sw": swahili}
+    return Task("toy", "classification", "en", LABELS, english, {}, tests, {})
+
+
+def test_pairs_in_two_languages_by_hand() -> None:
+    results = Results("text/toy", {})
+    add_generalised(results, _Equal(), aligned_task())  # type: ignore[arg-type]
+    found = {name.split("/")[2]: (v, results.counts[name]) for name, v in results.metrics.items()}
+    assert found.keys() == {f"{a}-{b}" for a, b in product(("en", "de", "sw"), repeat=2)} | {"mean"}
+    assert found["en-en"] == found["de-de"] == (1.0, 4)
+    assert found["sw-sw"] == (0.5, 4)
+    assert found["en-de"] == found["de-en"] == (1.0, 3)  # without the row whose labels differ
+    # Nothing is equal to a word of Swahili: right where the label says so.
+    assert found["en-sw"] == found["sw-en"] == (0.5, 4)
+    assert found["de-sw"] == found["sw-de"] == (pytest.approx(1 / 3), 3)
+    mean = "text/toy/mean/generalised/accuracy"
+    assert results.metrics[mean] == pytest.approx((1 + 1 + 0.5 + 0.5 + 1 / 3 + 1 / 3) / 6)
+    assert results.metrics[f"{mean}_same_language"] == pytest.approx((1 + 1 + 0.5) / 3)
+    assert (results.counts[mean], results.counts[f"{mean}_same_language"]) == (20, 12)
+
+
+def test_mixed_pairs_meet_by_id_and_not_by_place() -> None:
+    task = aligned_task()
+    backwards = replace(task, tests={**task.tests, "sw": task.tests["sw"][::-1]})
+    mixed = mixed_pairs(backwards, "en", "sw")
+    assert [one.texts for one in mixed] == [("cat", "y"), ("dog", "y"), ("cat", "y"), ("red", "y")]
+    assert [(one.id, one.target) for one in mixed] == [
+        (one.id, one.target) for one in task.tests["en"]
+    ]
+
+
+def test_the_generalised_setting_of_a_model(tower: Tower) -> None:
+    task = replace(KINDS["pairs"], tests={lang: KINDS["pairs"].train for lang in ("en", "de")})
+    results = measured(learnt(tower, task), task, tower, generalised=True)
+    clean = results.metrics["text/toy/de/clean/accuracy"]
+    assert results.metrics["text/toy/en-de/generalised/accuracy"] == clean
+    assert results.metrics["text/toy/mean/generalised/accuracy_same_language"] == clean
+
+
+def test_what_cannot_be_tested_is_known_before_training() -> None:
+    generalised, attacks = (
+        validate(MeasureConfig, fields, "test")
+        for fields in ({"generalised": True}, {"attacks": [attack_of()]})
+    )
+    check_tests(aligned_task(), generalised)
+    check_tests(aligned_task(), attacks)
+    with pytest.raises(UserError, match="`generalised` needs pairs of texts"):
+        check_tests(words_task("de", "sw"), generalised)
+    with pytest.raises(UserError, match="`generalised` needs pairs of texts with labels"):
+        check_tests(KINDS["similarity"], generalised)
+    task = aligned_task()
+    for other in (
+        task.tests["sw"][:-1],
+        [*task.tests["sw"][:-1], replace(task.tests["sw"][0], id="9")],
+    ):
+        with pytest.raises(UserError, match="`en` and `sw` do not test the same rows"):
+            check_tests(replace(task, tests={**task.tests, "sw": other}), generalised)
+    with pytest.raises(UserError, match="need labels, and this is tagging"):
+        check_tests(KINDS["tagging"], attacks)
