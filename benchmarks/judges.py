@@ -42,7 +42,7 @@ from mmalign.export.open_clip import write_open_clip
 from mmalign.export.source import Source
 from mmalign.models.encoder import DualModel, load_encoder, load_model
 from mmalign.models.external.mteb import MtebModel
-from mmalign.models.text_encoder import tower_of
+from mmalign.models.text_encoder import text_encoder_of
 from mmalign.results.results import Results
 
 REQUIREMENTS = ("mteb==2.26.24", "clip-benchmark==1.6.2")
@@ -269,7 +269,7 @@ def judge(model: Path, data: Path, codes: Sequence[str], folder: Path) -> dict[s
         sys.stderr.write(f"mteb: {name}: {reason}\n")
     export = folder / "export"
     export.mkdir()
-    write_open_clip(Source(tower_of(encoder), encoder), export, home=str(export))
+    write_open_clip(Source(text_encoder_of(encoder), encoder), export, home=str(export))
     exported, shard_set = load_model(f"local-dir:{export}"), ShardSet(data)
     embedded = embed_set(exported, shard_set, "judged", codes)
     sys.stdout.write(

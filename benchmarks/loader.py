@@ -85,16 +85,16 @@ def ours(job: Job) -> Iterator[torch.Tensor]:
     from mmalign.core.config import validate
     from mmalign.data.preprocess import Preprocess
     from mmalign.data.stream.config import DataConfig
-    from mmalign.data.stream.loader import BatchMaker, batches
-    from mmalign.data.stream.order import Plan, open_sets
+    from mmalign.data.stream.loader import BatchLoader, batches
+    from mmalign.data.stream.order import GlobalOrder, open_sets
     from mmalign.data.tokenizer import load_tokenizer
 
     tree = {"train": [job.index], "augmentation": {"crop_scale": [job.crop_scale, 1.0]}}
     config = validate(DataConfig, tree, "benchmark")
-    plan = Plan(open_sets(config), config, seed=0)
+    plan = GlobalOrder(open_sets(config), config, seed=0)
     preprocess = Preprocess(SIZE, config.augmentation)
     tokenizer = load_tokenizer(job.tokenizer)
-    maker = BatchMaker(plan, config, tokenizer, CONTEXT, preprocess, job.batch_size, 0, 1)
+    maker = BatchLoader(plan, config, tokenizer, CONTEXT, preprocess, job.batch_size, 0, 1)
     # In the memory format of the batch: broadcasting along its last dimension alone is slow.
     mean, std = (
         (torch.tensor(shares) * 255)

@@ -36,7 +36,7 @@ from mmalign.core.config import validate
 from mmalign.data.shards.manifest import Manifest, Shard
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.stream.config import DataConfig
-from mmalign.data.stream.order import Plan
+from mmalign.data.stream.order import GlobalOrder
 
 COLUMNS = ("distance", "one shard", "sources", "fewest")
 
@@ -65,7 +65,7 @@ def windows(shards: int, samples: int, shuffle_shards: int, seed: int) -> np.nda
     """(samples of an epoch,) in the order of mmalign's plan."""
     config = validate(DataConfig, {"train": ["paper"], "shuffle_shards": shuffle_shards}, "options")
     paper = cast(ShardSet, set_on_paper(shards, samples))
-    return Plan([paper], config, seed).order(0)
+    return GlobalOrder([paper], config, seed).order(0)
 
 
 def buffered(shards: int, samples: int, size: int, seed: int) -> np.ndarray:

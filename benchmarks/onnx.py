@@ -40,7 +40,7 @@ from mmalign.export.onnx import write_onnx
 from mmalign.export.probes import LANGUAGES
 from mmalign.export.source import Source
 from mmalign.models.external.onnx import load_onnx
-from mmalign.models.text_encoder import Tower, load_tower
+from mmalign.models.text_encoder import TextEncoder, load_text_encoder
 
 # This file has the name of a package that the export needs: its folder must not be searched for it.
 sys.path = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve().parent]
@@ -69,7 +69,7 @@ def build_texts(number: int) -> list[str]:
     return [" ".join(generator.choices(names, k=generator.randint(1, 4))) for _ in range(number)]
 
 
-def build_tower(layers: int, width: int) -> Tower:
+def build_tower(layers: int, width: int) -> TextEncoder:
     """An XLM-R of random weights behind a projection, with a trained tokenizer."""
     from transformers import AutoConfig, AutoModel
 
@@ -88,10 +88,10 @@ def build_tower(layers: int, width: int) -> Tower:
     trunk = AutoModel.from_config(config, add_pooling_layer=False)
     projection = torch.nn.Linear(width, width, bias=False)
     facts = {"path": "random", "sha256": "0" * 64, "step": 0}
-    return Tower(trunk, tokenizer, "mean", projection, True, MAX_LENGTH, facts)
+    return TextEncoder(trunk, tokenizer, "mean", projection, True, MAX_LENGTH, facts)
 
 
-def places(tower: Tower, texts: Sequence[str], by_tokens: bool) -> int:
+def places(tower: TextEncoder, texts: Sequence[str], by_tokens: bool) -> int:
     """Token places of the sorted batches, padding included."""
     ids = tower.tokenizer.inner(list(texts), truncation=True, max_length=tower.max_length)
     length = [len(row) for row in ids["input_ids"]]
@@ -154,7 +154,9 @@ def main() -> None:
     options = read_options()
     torch.set_num_threads(options.threads)
     tower = (
-        load_tower(options.model) if options.model else build_tower(options.layers, options.width)
+        load_text_encoder(options.model)
+        if options.model
+        else build_tower(options.layers, options.width)
     )
     texts = build_texts(options.texts)
     with tempfile.TemporaryDirectory() as scratch:

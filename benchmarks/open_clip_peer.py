@@ -21,7 +21,7 @@ from environments import make_environment
 
 from mmalign.core.errors import UserError
 from mmalign.data.stream.loader import captions_of
-from mmalign.data.stream.order import Plan, open_sets
+from mmalign.data.stream.order import GlobalOrder, open_sets
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from mmalign.models.dual_encoder import build_dual_encoder
 from mmalign.models.encoder import Encoder
@@ -75,7 +75,7 @@ def describe(
     """
     _must_be_comparable(config)
     assert isinstance(config.model.image, TimmTower)
-    plan = Plan(open_sets(config.data), config.data, config.seed)
+    plan = GlobalOrder(open_sets(config.data), config.data, config.seed)
     captions = list(captions_of(plan))
     given = config.tokenizer.name
     tokenizer = (
@@ -207,8 +207,8 @@ def _must_be_comparable(config: RunConfig) -> None:
         "data.augmentation.flip: false": not data.augmentation.flip,
         "data.workers of 1 or more": data.workers >= 1,
     }
-    for what, holds in needed.items():
-        if not holds:
+    for what, has_file in needed.items():
+        if not has_file:
             raise UserError(f"{config.name}: open_clip's trainer cannot follow; set `{what}`")
 
 

@@ -19,7 +19,7 @@ import torch
 
 from mmalign.core.batch import Example
 from mmalign.data.tokenizer import train_tokenizer
-from mmalign.models.text_encoder import Tokens, Tower
+from mmalign.models.text_encoder import TextEncoder, Tokens
 from mmalign.text.heads.base import TaskBatch
 from mmalign.text.heads.features import ClassificationModel
 from mmalign.text.robust.consistency import ConsistencyConfig, NoiseView
@@ -56,7 +56,7 @@ def build_model(layers: int, width: int) -> ClassificationModel:
         num_attention_heads=width // 64,
         intermediate_size=4 * width,
     )
-    tower = Tower(BertModel(config, add_pooling_layer=False), tokenizer)
+    tower = TextEncoder(BertModel(config, add_pooling_layer=False), tokenizer)
     model = ClassificationModel(tower, LABELS, None)
     torch.nn.init.normal_(model.head.output.weight)
     return model.train()

@@ -3,13 +3,13 @@
 from tiny import tiny_model, tiny_tokenizer
 
 from mmalign.core.batch import Causality, Event, EventPair, Example
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 
 LONG = 32  # tokens that the tower takes
 
 
-def tiny_tower() -> Tower:
-    return Tower(tiny_model().text_tower.trunk, tiny_tokenizer(), max_length=LONG)
+def tiny_tower() -> TextEncoder:
+    return TextEncoder(tiny_model().text_tower.trunk, tiny_tokenizer(), max_length=LONG)
 
 
 def document(

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaModel, XLMRobertaConfig, XLMRobertaMo
 from mmalign.data.tokenizer import Tokenizer, train_tokenizer
 from mmalign.evaluation.lexical_probe import probe
 from mmalign.evaluation.lexicon import LexiconConfig, read_lexicon
-from mmalign.models.text_encoder import load_tower
+from mmalign.models.text_encoder import load_text_encoder
 from mmalign.results.results import Results
 
 WIDTH, LAYERS = 32, 3
@@ -84,5 +84,5 @@ def write_decoder_with_long_start(folder: Path) -> Path:
 def probed(model: str, words: str) -> dict[str, float]:
     """All metrics of the probe; runs on real ranks too."""
     results = Results(suite="", model={})
-    probe(load_tower(model), read_lexicon(LexiconConfig(name="toy", folder=words)), results)
+    probe(load_text_encoder(model), read_lexicon(LexiconConfig(name="toy", folder=words)), results)
     return results.metrics

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from mmalign.core.batch import Caption, Pair
-from mmalign.data.shards.lazy_pair import BadRow, Draft
+from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.pack import write_pairs, write_split
 
 LANGUAGES = ("en", "sw", "ja")
@@ -47,12 +47,12 @@ def write_set(folder: Path, pairs: list[Pair], samples_per_shard: int = 4) -> Pa
     return folder
 
 
-def finished(rows: Iterable[Draft | BadRow]) -> Iterator[Pair]:
+def finished(rows: Iterable[LazyPair | BadRow]) -> Iterator[Pair]:
     """The pairs of all rows of a source, one after another; the first bad row is an error."""
     for row in rows:
         if isinstance(row, BadRow):
             raise row
-        yield row.finish()
+        yield row.load()
 
 
 def make_set(

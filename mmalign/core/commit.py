@@ -87,14 +87,14 @@ def write_manifest(
     """Write `info` and every file's size and sha256 to the file `name`, after all of them are synced."""
     if files is None:
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        files = {path.relative_to(folder).as_posix(): settle(path) for path in paths}
+        files = {path.relative_to(folder).as_posix(): flush(path) for path in paths}
     write_json(folder / name, {**info, "files": dict(sorted(files.items()))})
     for inner in (p for p in folder.rglob("*") if p.is_dir()):
         _sync(inner)
     _sync(folder)
 
 
-def settle(path: Path) -> dict[str, Any]:
+def flush(path: Path) -> dict[str, Any]:
     """Bring a file that was just written to the disk; returns its `size` in bytes and its `sha256`."""
     # Some writers (safetensors) make files that only their owner may read.
     path.chmod(0o666 & ~_UMASK)

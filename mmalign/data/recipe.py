@@ -38,7 +38,7 @@ from mmalign.core.config import Section
 from mmalign.core.console import track
 from mmalign.core.errors import UserError
 from mmalign.core.workers import die_with
-from mmalign.data.shards.lazy_pair import BadRow, Draft
+from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.manifest import MANIFEST, Manifest, read_manifest
 from mmalign.data.shards.pack import STATE, Job, Report, pack, write_split
 from mmalign.data.shards.scan import MAX_REFUSALS
@@ -228,7 +228,7 @@ def _build_shards(config: RecipeConfig, work: Path, processes: int) -> dict[str,
 
 def _jobs(config: RecipeConfig, work: Path) -> Iterator[Job]:
     """Every row in the shard of its split; a bad row, whose split nobody knows, with the row before it."""
-    pending: dict[str, list[Draft | BadRow]] = defaultdict(list)
+    pending: dict[str, list[LazyPair | BadRow]] = defaultdict(list)
     numbers: Counter[str] = Counter()
     split = ""
 
@@ -238,7 +238,7 @@ def _jobs(config: RecipeConfig, work: Path) -> Iterator[Job]:
         return Job(work, name, numbers[name] - 1, tuple(pending.pop(split)))
 
     for row in _rows_of_all_splits(config):
-        if isinstance(row, Draft):
+        if isinstance(row, LazyPair):
             split = row.pair.split
             if "" in pending:  # bad rows before the first good one
                 pending[split] = pending.pop("")
@@ -249,19 +249,19 @@ def _jobs(config: RecipeConfig, work: Path) -> Iterator[Job]:
         yield job(split)
 
 
-def _rows_of_all_splits(config: RecipeConfig) -> Iterator[Draft | BadRow]:
+def _rows_of_all_splits(config: RecipeConfig) -> Iterator[LazyPair | BadRow]:
     if config.withhold is None:
         yield from read_drafts(config.source, config.seed)
         return
 
     def training_pairs() -> Iterator[Pair]:
         rows = read_drafts(config.source, config.seed)
-        return (r.pair for r in rows if isinstance(r, Draft) and r.pair.split == "train")
+        return (r.pair for r in rows if isinstance(r, LazyPair) and r.pair.split == "train")
 
     withheld = choose_withheld(training_pairs(), config.withhold, config.seed)
-    first_of: dict[str, Draft] = {}  # of each picture
+    first_of: dict[str, LazyPair] = {}  # of each picture
     for row in read_drafts(config.source, config.seed):
-        if isinstance(row, Draft) and row.pair.split == "train":
+        if isinstance(row, LazyPair) and row.pair.split == "train":
             row = replace(row, pair=without_withheld(row.pair, withheld))
             first_of.setdefault(row.pair.picture, row)
         yield row

@@ -70,7 +70,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Right:
+class Relevance:
     """Which items of a pool answer each of Q queries: for query q, `count_Q[q]` entries of `item_R` from
     `start_Q[q]` on. Queries may share entries. All int64."""
 
@@ -86,7 +86,7 @@ class Right:
         return np.repeat(np.arange(len(count)), count), self.item_R[place]
 
     @classmethod
-    def of_pairs(cls, query_R: np.ndarray, item_R: np.ndarray) -> "Right":
+    def of_pairs(cls, query_R: np.ndarray, item_R: np.ndarray) -> "Relevance":
         """From all pairs of a query and a right item; every query has one."""
         count_Q = np.bincount(query_R)
         order_R = np.argsort(query_R, kind="stable")
@@ -111,7 +111,7 @@ class Scores:
         few = len(query_QD) * len(pool_MD) <= _KEPT
         return cls(query_QD, pool_MD, query_QD @ pool_MD.T if few else None)
 
-    def turned(self) -> "Scores":
+    def transposed(self) -> "Scores":
         """The pool's items as queries."""
         kept_MQ = None if self.kept_QM is None else self.kept_QM.T.contiguous()
         return Scores(self.pool_MD, self.query_QD, kept_MQ)
@@ -197,7 +197,7 @@ def _measure_pair(pair: Pair, prefix: str) -> Results:
     """All measures of two languages, under both orders of their names."""
     results = Results(suite="", model={})
     there = Scores.between(pair.a_ND, pair.b_ND)
-    back = there.turned()
+    back = there.transposed()
     nearest_a_N, nearest_b_N = mean_of_nearest(there), mean_of_nearest(back)
     without_direction = _measure_spaces(pair.a_ND, pair.b_ND)
     for name, scores, label_N, nearest_N in (
@@ -208,18 +208,18 @@ def _measure_pair(pair: Pair, prefix: str) -> Results:
         chance = chance_at(right.count_Q, len(label_N), 1)
         # CSLS is 2 cos(x, y) - r(x) - r(y); what is the same for all items of a query decides nothing.
         for metric, less_N in (("bitext@1", None), ("bitext_csls@1", nearest_N / 2)):
-            hits = first_is_right(scores, right, less_N)
+            hits = hits_at_1(scores, right, less_N)
             results.add(f"{prefix}/{name}/{metric}", hits, chance=chance, ids=pair.picture_N)
         for metric, (value, by_chance) in without_direction.items():
             results.add(f"{prefix}/{name}/{metric}", value, count=len(label_N), chance=by_chance)
     return results
 
 
-def equal_labels(label_N: np.ndarray) -> Right:
+def equal_labels(label_N: np.ndarray) -> Relevance:
     """Item j answers query i if their labels are equal."""
     _, group_N, copies = np.unique(label_N, return_inverse=True, return_counts=True)
     start = np.cumsum(copies) - copies
-    return Right(np.argsort(label_N, kind="stable"), start[group_N], copies[group_N])
+    return Relevance(np.argsort(label_N, kind="stable"), start[group_N], copies[group_N])
 
 
 def mean_of_nearest(scores: Scores) -> Tensor:
@@ -231,7 +231,7 @@ def mean_of_nearest(scores: Scores) -> Tensor:
     return torch.cat([block.topk(k, dim=1).values.mean(1) for _, block in scores.blocks()])
 
 
-def first_is_right(scores: Scores, right: Right, less_M: Tensor | None = None) -> np.ndarray:
+def hits_at_1(scores: Scores, right: Relevance, less_M: Tensor | None = None) -> np.ndarray:
     """Whether a right item scores higher than all wrong ones; a tie counts against the model.
 
     Args:

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmalign.core import distributed
-from mmalign.core.commit import settle, write_atomic, write_manifest
+from mmalign.core.commit import flush, write_atomic, write_manifest
 from mmalign.core.console import track
 from mmalign.core.errors import UserError
 from mmalign.core.workers import leave_signals_to_the_parent
@@ -241,7 +241,7 @@ def _write_shard(folder: Path, shard: Shard, row_SF: np.ndarray, record: dict[st
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
     with temporary.open("wb") as file:
         np.save(file, row_SF)
-    record = {**record, **settle(temporary), "crc32": [zlib.crc32(row) for row in row_SF]}
+    record = {**record, **flush(temporary), "crc32": [zlib.crc32(row) for row in row_SF]}
     temporary.replace(path)
     write_atomic(folder / record_file(shard), json.dumps(record) + "\n")
 
@@ -253,7 +253,7 @@ def _finish(folder: Path, manifest: Manifest, identity: TowerIdentity) -> None:
     for shard in (shard for shard in manifest.shards if shard.samples):
         record = json.loads((folder / record_file(shard)).read_bytes())
         files[rows_file(shard)] = {name: record[name] for name in ("size", "sha256")}
-        files[record_file(shard)] = settle(folder / record_file(shard))
+        files[record_file(shard)] = flush(folder / record_file(shard))
         reasons.update(why["reason"] for why in record["unusable"].values())
     for path in folder.iterdir():
         if path.name not in files:

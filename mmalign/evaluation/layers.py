@@ -26,13 +26,13 @@ from mmalign.evaluation.alignment import (
     Scores,
     equal_labels,
     first_captions,
-    first_is_right,
     for_each_pair,
+    hits_at_1,
 )
 from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.evaluation.nearest import chance_at
 from mmalign.models.hidden_states import content_mask
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.models.text_tower import Pooling, pool
 from mmalign.results.results import Results
 
@@ -62,7 +62,7 @@ class LayersConfig(Section):
 
 
 def probe_layers(
-    tower: Tower,
+    tower: TextEncoder,
     embedded: EmbeddedSet,
     results: Results,
     poolings: Sequence[Pooling] = ("mean",),
@@ -117,7 +117,9 @@ def _sample(embedded: EmbeddedSet, max_pictures: int, seed: int) -> EmbeddedSet:
     )
 
 
-def _encode(tower: Tower, texts: list[str], poolings: Sequence[Pooling]) -> dict[str, np.ndarray]:
+def _encode(
+    tower: TextEncoder, texts: list[str], poolings: Sequence[Pooling]
+) -> dict[str, np.ndarray]:
     """`<layer>/<pooling>` -> (N, F) float32 of unit length, the same on all ranks.
 
     The batches are the same whatever the number of ranks, so the vectors are too, up to rounding.
@@ -139,7 +141,9 @@ def _encode(tower: Tower, texts: list[str], poolings: Sequence[Pooling]) -> dict
 
 
 @torch.no_grad()
-def _encode_batch(tower: Tower, texts: list[str], poolings: Sequence[Pooling]) -> dict[str, Tensor]:
+def _encode_batch(
+    tower: TextEncoder, texts: list[str], poolings: Sequence[Pooling]
+) -> dict[str, Tensor]:
     """`<layer>/<pooling>` -> (B, F) float32 of unit length, on the host; without dropout."""
     mode = tower.training
     tower.eval()
@@ -164,11 +168,11 @@ def _encode_batch(tower: Tower, texts: list[str], poolings: Sequence[Pooling]) -
 def _bitext(pair: Pair) -> list[tuple[float, int, float]]:
     """bitext@1, queries and chance level of both directions."""
     there = Scores.between(pair.a_ND, pair.b_ND)
-    directions = ((there, pair.label_b_N), (there.turned(), pair.label_a_N))
+    directions = ((there, pair.label_b_N), (there.transposed(), pair.label_a_N))
     rights = [(scores, equal_labels(label_N)) for scores, label_N in directions]
     return [
         (
-            float(first_is_right(scores, right).mean()),
+            float(hits_at_1(scores, right).mean()),
             len(right.count_Q),
             chance_at(right.count_Q, len(right.count_Q), 1),
         )

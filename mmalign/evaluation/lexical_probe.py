@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmalign.core import distributed
-from mmalign.evaluation.alignment import NEIGHBOURS, Right, Scores, first_is_right, mean_of_nearest
+from mmalign.evaluation.alignment import NEIGHBOURS, Relevance, Scores, hits_at_1, mean_of_nearest
 from mmalign.evaluation.lexicon import Lexicon, LexiconConfig, WordList
 from mmalign.evaluation.nearest import chance_at
 from mmalign.models.hidden_states import WordPooling, encode_words
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.metric_names import MEAN
 from mmalign.results.results import Results
 
@@ -97,7 +97,7 @@ class _Words:
 
 
 def probe(
-    tower: Tower,
+    tower: TextEncoder,
     lexicon: Lexicon,
     results: Results,
     pooling: WordPooling = "content",
@@ -190,14 +190,14 @@ def _similarities(a_EF: Tensor, b_VF: Tensor, words: _Words) -> tuple[np.ndarray
 def _hits(a_EF: Tensor, b_VF: Tensor, words: _Words) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Metric -> whether each English word, and each foreign one, finds a translation first."""
     there = Scores.between(a_EF, b_VF)
-    back = there.turned()
-    right_E = Right.of_pairs(words.english_R, words.foreign_R)
-    right_V = Right.of_pairs(words.foreign_R, words.english_R)
+    back = there.transposed()
+    right_E = Relevance.of_pairs(words.english_R, words.foreign_R)
+    right_V = Relevance.of_pairs(words.foreign_R, words.english_R)
     # CSLS is 2 cos(x, y) - r(x) - r(y); what is the same for all items of a query decides nothing.
     hub_E, hub_V = mean_of_nearest(there) / 2, mean_of_nearest(back) / 2
     return {
-        PRECISION: (first_is_right(there, right_E), first_is_right(back, right_V)),
-        "csls@1": (first_is_right(there, right_E, hub_V), first_is_right(back, right_V, hub_E)),
+        PRECISION: (hits_at_1(there, right_E), hits_at_1(back, right_V)),
+        "csls@1": (hits_at_1(there, right_E, hub_V), hits_at_1(back, right_V, hub_E)),
     }
 
 

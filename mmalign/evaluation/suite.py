@@ -32,7 +32,7 @@ from mmalign.evaluation.retrieval import Protocol, measure_retrieval
 from mmalign.evaluation.words import WordsConfig, measure_words
 from mmalign.evaluation.zero_shot import ZeroShotConfig, measure_zero_shot
 from mmalign.models.encoder import DualModel
-from mmalign.models.text_encoder import tower_of
+from mmalign.models.text_encoder import text_encoder_of
 from mmalign.results.metric_names import ALL, MEAN, WORST5
 from mmalign.results.results import Results, environment
 
@@ -148,7 +148,7 @@ def _measure_and_keep(config: SuiteConfig, model: DualModel) -> tuple[Results, E
     for words in config.words:
         measure_words(model.encode_texts, words, results)
     for lexicon in config.lexical:
-        probe(tower_of(model), read_lexicon(lexicon), results, lexicon.pooling)
+        probe(text_encoder_of(model), read_lexicon(lexicon), results, lexicon.pooling)
     for labelled in config.zero_shot:
         measure_zero_shot(model, labelled, results)
     return results, kept
@@ -172,7 +172,7 @@ def _measure_set(
     layers = config.layers
     if layers is not None and entry.name in layers.sets:
         probe_layers(
-            tower_of(model), embedded, results, layers.poolings, layers.pictures, layers.seed
+            text_encoder_of(model), embedded, results, layers.poolings, layers.pictures, layers.seed
         )
     return embedded
 

@@ -24,7 +24,7 @@ from mmalign.data.dictionaries.read import (
     Dictionary,
     choose_dictionaries,
 )
-from mmalign.evaluation.alignment import Right, Scores, first_is_right
+from mmalign.evaluation.alignment import Relevance, Scores, hits_at_1
 from mmalign.evaluation.nearest import chance_at
 from mmalign.evaluation.retrieval import add_mean
 from mmalign.results.results import Results
@@ -115,11 +115,11 @@ def _measure_language(
     there = Scores.between(_rows(encode_texts, english), _rows(encode_texts, foreign))
     for pair, scores, query_R, item_R in (
         (f"{ENGLISH}-{lang}", there, english_R, foreign_R),
-        (f"{lang}-{ENGLISH}", there.turned(), foreign_R, english_R),
+        (f"{lang}-{ENGLISH}", there.transposed(), foreign_R, english_R),
     ):
-        right = Right.of_pairs(query_R, item_R)
+        right = Relevance.of_pairs(query_R, item_R)
         chance = chance_at(right.count_Q, len(scores.pool_MD), 1)
-        hits = first_is_right(scores, right)
+        hits = hits_at_1(scores, right)
         results.add(f"{prefix}/{pair}/translation@1", hits, chance=chance)
     return results
 

@@ -149,5 +149,5 @@ def _union(first: Path, second: Path) -> dict[str, Any] | None:
     one, other = (json.loads(path.read_text(encoding="utf-8")) for path in (first, second))
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return None
-    agree = all(one[name] == other[name] for name in one.keys() & other.keys())
-    return {**one, **other} if agree else None
+    all_reduce_flags = all(one[name] == other[name] for name in one.keys() & other.keys())
+    return {**one, **other} if all_reduce_flags else None

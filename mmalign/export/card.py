@@ -41,7 +41,7 @@ from mmalign.export.sentence_transformers import auto_class, dense_layers
 from mmalign.export.source import Source
 from mmalign.models.encoder import Encoder
 from mmalign.models.image_tower import TimmTower
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results
 
 TEXTS_ONLY = "sentence-transformers"
@@ -214,7 +214,7 @@ def _about(source: Source, encoder: Encoder | None) -> str:
     )
 
 
-def _describe(tower: Tower) -> str:
+def _describe(tower: TextEncoder) -> str:
     layers = dense_layers(tower.projection)
     projection = {0: "no projection", 1: "a linear projection"}.get(
         len(layers), "an MLP projection"

@@ -25,7 +25,7 @@ from mmalign.core.redact import redact
 from mmalign.data.shards.manifest import MANIFEST as DATA_MANIFEST
 from mmalign.models import adapters
 from mmalign.models.encoder import run_of
-from mmalign.models.text_encoder import load_tower, saved_tower
+from mmalign.models.text_encoder import load_text_encoder, saved_text_encoder
 from mmalign.results.collect import measured_on
 from mmalign.results.results import Results, read_results
 
@@ -81,7 +81,7 @@ def config_of_finetuning(tower: Path) -> dict[str, Any]:
 def _of(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
     if (path / adapters.CONFIG).is_file():
         return _of_adapter(path, facts)
-    tower = saved_tower(path)
+    tower = saved_text_encoder(path)
     return _of_run(path, facts) if tower is None else _of_finetuning(tower, facts)
 
 
@@ -279,12 +279,12 @@ def _of_folder(folder: Path, sha256: str | None = None) -> dict[str, Any]:
         UserError: none, or one of another sha256 than the wanted one.
     """
     written = _json(folder / FILE)
-    facts = {} if written and sha256 is None else load_tower(str(folder)).facts
+    facts = {} if written and sha256 is None else load_text_encoder(str(folder)).facts
     if sha256 is not None and facts["sha256"] != sha256:
         raise UserError(f"{folder}: holds another model now")
     if written:
         return {name: part for name, part in written.items() if name != "format"}
-    is_ours = (run_of(folder) / "config.yaml").is_file() or saved_tower(folder) is not None
+    is_ours = (run_of(folder) / "config.yaml").is_file() or saved_text_encoder(folder) is not None
     if is_ours or (folder / adapters.CONFIG).is_file():
         return _of(folder, facts)
     return {"model": {"kind": "model", "sha256": facts["sha256"]}}

@@ -42,7 +42,7 @@ from mmalign.models.external.onnx import (
     load_onnx,
     open_session,
 )
-from mmalign.models.text_encoder import Tokens, Tower
+from mmalign.models.text_encoder import TextEncoder, Tokens
 
 OPSET = 18
 TOLERANCE = 1e-5  # of one component of a vector of unit length; rounding stays below 1e-6
@@ -82,7 +82,7 @@ def _must_be_installed() -> None:
 
 
 class _TextGraph(nn.Module):
-    def __init__(self, tower: Tower) -> None:
+    def __init__(self, tower: TextEncoder) -> None:
         super().__init__()
         self.tower = tower
 
@@ -101,11 +101,11 @@ class _ImageGraph(nn.Module):
         return F.normalize(self.projection(self.tower(pixel_values)), dim=-1)
 
 
-def _write_text_models(tower: Tower, folder: Path) -> None:
+def _write_text_models(tower: TextEncoder, folder: Path) -> None:
     trunk = copy.deepcopy(tower.trunk)
     trunk.set_attn_implementation("eager")
     parts = (tower.tokenizer, tower.pooling, copy.deepcopy(tower.projection), tower.unit_length)
-    graph = _TextGraph(Tower(trunk, *parts)).float().cpu()
+    graph = _TextGraph(TextEncoder(trunk, *parts)).float().cpu()
     axes = {0: "batch", 1: "sequence"}
     token_NL, mask_NL = _tokens(2, min(8, tower.max_length), tower.tokenizer.vocabulary)
     inputs = {"input_ids": token_NL, "attention_mask": mask_NL}
@@ -191,7 +191,7 @@ def _must_agree(source: Source, model: OnnxModel) -> None:
         _refuse_beyond("image", float(np.abs(theirs_BD - ours_BD).max()))
 
 
-def _difference_on_tokens(tower: Tower, session: Any, size: int, length: int) -> float:
+def _difference_on_tokens(tower: TextEncoder, session: Any, size: int, length: int) -> float:
     """Largest difference of a component, relative to the largest one where that is beyond 1."""
     token_NL, mask_NL = _tokens(size, length, tower.tokenizer.vocabulary)
     inputs = {"input_ids": token_NL.numpy(), "attention_mask": mask_NL.numpy()}

@@ -28,7 +28,7 @@ from mmalign.export.source import Source
 from mmalign.export.tokenizer import write_tokenizer
 from mmalign.export.vision import vision_model, write_vision
 from mmalign.models.encoder import Encoder
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 
 FORMAT = "sentence-transformers-router"
 _PACKAGE = "sentence_transformers"
@@ -76,7 +76,7 @@ def _router_config(routes: dict[str, list[str]]) -> dict[str, Any]:
     return {"types": types, "structure": routes, "parameters": parameters}
 
 
-def _write_text_route(tower: Tower, folder: Path) -> list[str]:
+def _write_text_route(tower: TextEncoder, folder: Path) -> list[str]:
     """The trunk, its pooling and its projection; returns the names of their folders."""
     trunk = folder / "text_0_Transformer"
     trunk.mkdir()

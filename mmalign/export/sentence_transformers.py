@@ -21,7 +21,7 @@ from mmalign.core.commit import write_json
 from mmalign.core.errors import UserError
 from mmalign.export.source import Source
 from mmalign.export.tokenizer import write_tokenizer
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.models.text_tower import Pooling
 
 POOLING_MODES: dict[Pooling, str] = {
@@ -69,7 +69,7 @@ def write_sentence_transformers(source: Source, folder: Path) -> None:
     )
 
 
-def _write_head(tower: Tower, folder: Path) -> list[str]:
+def _write_head(tower: TextEncoder, folder: Path) -> list[str]:
     """The modules behind the trunk, in folders `1_<kind>`, `2_<kind>`, ...; returns their kinds."""
     write_pooling(tower, folder / "1_Pooling")
     kinds = ["Pooling"]
@@ -135,7 +135,7 @@ def _idle_pooler(trunk: Any, loader: Any) -> dict[str, Tensor]:
     return {name: torch.zeros(tensor.shape) for name, tensor in absent.items()}
 
 
-def write_pooling(tower: Tower, folder: Path) -> None:
+def write_pooling(tower: TextEncoder, folder: Path) -> None:
     """One feature a text from the states of its tokens."""
     chosen = POOLING_MODES[tower.pooling]
     modes = {name: name == chosen for name in (*POOLING_MODES.values(), "pooling_mode_max_tokens")}

@@ -16,7 +16,13 @@ from mmalign.core.errors import UserError
 from mmalign.export.lineage import config_of_finetuning, lineage, without_paths
 from mmalign.models import adapters
 from mmalign.models.encoder import Encoder, load_encoder, run_of
-from mmalign.models.text_encoder import Tower, is_contrastive, load_tower, saved_tower, text_side
+from mmalign.models.text_encoder import (
+    TextEncoder,
+    is_contrastive,
+    load_text_encoder,
+    saved_text_encoder,
+    text_side,
+)
 from mmalign.results.collect import measured_on, merged, result_files
 from mmalign.results.results import Results, read_results
 
@@ -34,7 +40,7 @@ class Source:
         lineage: what `lineage.json` holds (see `lineage.py`).
     """
 
-    tower: Tower
+    tower: TextEncoder
     encoder: Encoder | None = None
     results: Results | None = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -67,7 +73,7 @@ def read_source(path: str | Path) -> Source:
     folder = Path(path)
     if (folder / adapters.CONFIG).is_file():
         return _of_adapter(folder)
-    tower = saved_tower(folder)
+    tower = saved_text_encoder(folder)
     if tower is not None:
         return _of_finetuning(tower)
     config = run_of(folder) / "config.yaml"
@@ -106,7 +112,7 @@ def _results_of_run(run: Path, sha256: str) -> Results | None:
 def _of_finetuning(folder: Path) -> Source:
     """The tower of a fine-tuning. Its results name the model that it came from; here they name the tower."""
     verify(folder)
-    tower = load_tower(str(folder))
+    tower = load_text_encoder(str(folder))
     file, results = folder.parent / "results.json", None
     if file.is_file():
         results = without_paths(read_results(file))
@@ -121,7 +127,7 @@ def _of_finetuning(folder: Path) -> Source:
 
 
 def _of_adapter(folder: Path) -> Source:
-    tower = load_tower(str(folder))
+    tower = load_text_encoder(str(folder))
     return Source(
         tower=tower,
         config=adapters.settings_of(folder),

@@ -29,7 +29,7 @@ from mmalign.export.sentence_transformers import auto_class
 from mmalign.export.source import Source
 from mmalign.export.tokenizer import write_tokenizer
 from mmalign.export.vision import preprocessor_config, vision_model
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 
 FORMAT = "transformers"
 POOLER_SCALE = 2.0**-20
@@ -70,7 +70,7 @@ def write_transformers(source: Source, folder: Path) -> None:
     must_agree(encoder, folder, "transformers", FORMAT)
 
 
-def _text_model(tower: Tower) -> Any:
+def _text_model(tower: TextEncoder) -> Any:
     """The trunk as AutoModel builds it, pooler included, without memory for weights.
 
     Raises:
@@ -100,7 +100,7 @@ def _text_model(tower: Tower) -> Any:
     return model
 
 
-def _text_tensors(tower: Tower, text: Any) -> dict[str, Tensor]:
+def _text_tensors(tower: TextEncoder, text: Any) -> dict[str, Tensor]:
     """The trunk's weights, and the pooler that hands on the first state (see above)."""
     width = tower.state_width
     pooler = {
@@ -112,7 +112,7 @@ def _text_tensors(tower: Tower, text: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def _text_projection(tower: Tower) -> Tensor:
+def _text_projection(tower: TextEncoder) -> Tensor:
     assert isinstance(tower.projection, nn.Linear)
     return tower.projection.weight.detach() / POOLER_SCALE
 

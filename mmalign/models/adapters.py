@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmalign.core.errors import UserError
 from mmalign.models.encoder import weights_sha256
-from mmalign.models.text_encoder import Tower, load_tower
+from mmalign.models.text_encoder import TextEncoder, load_text_encoder
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -53,7 +53,7 @@ def base_of(folder: Path) -> str:
     return str(base)
 
 
-def merge_adapter(folder: Path) -> Tower:
+def merge_adapter(folder: Path) -> TextEncoder:
     """The tower of the base model with the adapter folded in, in float32.
 
     How texts are pooled and projected is the base's own. The head of a task that was saved with the adapter
@@ -62,7 +62,7 @@ def merge_adapter(folder: Path) -> Tower:
     Raises:
         UserError: peft is not there, the base cannot be loaded, or the adapter does not fit it.
     """
-    tower = load_tower(base_of(folder))
+    tower = load_text_encoder(base_of(folder))
     tower.trunk = _merged(tower.trunk.float(), folder)
     tower.facts = {"path": str(folder), "sha256": weights_sha256(tower), "step": 0}
     return tower

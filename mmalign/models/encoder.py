@@ -188,7 +188,7 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def holds(name: str, file: str) -> bool:
+def has_file(name: str, file: str) -> bool:
     """Whether the file is in the folder or the hub's repository of that name."""
     if Path(name).is_dir():
         return (Path(name) / file).is_file()

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmalign.models.text_encoder import Tokens, Tower
+from mmalign.models.text_encoder import TextEncoder, Tokens
 from mmalign.models.text_tower import pool
 
 FEATURE = "feature"
@@ -28,7 +28,9 @@ BATCH_SIZE = 128  # words at a time: the states of all layers are alive at once
 WordPooling = Literal["content", "all"]
 
 
-def word_states(tower: Tower, words: Sequence[str], pooling: WordPooling) -> dict[str, Tensor]:
+def word_states(
+    tower: TextEncoder, words: Sequence[str], pooling: WordPooling
+) -> dict[str, Tensor]:
     """Layer -> (B, F) float32 of unit length, `feature` -> (B, D); gradients flow where they are on."""
     # Padding stands on the right: positions of models that count them from the left stay what they are.
     tokens = tower.tokenize(words, return_special_tokens_mask=True, padding_side="right")
@@ -53,7 +55,9 @@ def content_mask(tokens: Tokens) -> Tensor:
 
 
 @torch.no_grad()
-def encode_words(tower: Tower, words: Sequence[str], pooling: WordPooling) -> dict[str, np.ndarray]:
+def encode_words(
+    tower: TextEncoder, words: Sequence[str], pooling: WordPooling
+) -> dict[str, np.ndarray]:
     """Layer -> (n, F) float32 of unit length on the host, `feature` -> (n, D); without dropout.
 
     Words are put into batches by length, which changes nothing but rounding; vectors that are not numbers

@@ -31,7 +31,7 @@ from mmalign.data.tokenizer import Tokenizer, load_tokenizer
 from mmalign.models.encoder import (
     DualModel,
     Encoder,
-    holds,
+    has_file,
     load_encoder,
     run_of,
     weights_sha256,
@@ -65,7 +65,7 @@ class Tokens:
     encoding: Any
 
 
-class Tower(nn.Module):
+class TextEncoder(nn.Module):
     """A trunk of transformers, its tokenizer, and how its states become a feature.
 
     Attributes:
@@ -165,7 +165,7 @@ class Tower(nn.Module):
         return features
 
     def save(self, folder: Path) -> None:
-        """Write the tower as a model of transformers, with what `load_tower` needs beside it."""
+        """Write the tower as a model of transformers, with what `load_text_encoder` needs beside it."""
         from transformers.utils import logging
 
         logging.disable_progress_bar()
@@ -183,7 +183,7 @@ class Tower(nn.Module):
         )
 
 
-def load_tower(path: str, untrained: bool = False) -> Tower:
+def load_text_encoder(path: str, untrained: bool = False) -> TextEncoder:
     """The text tower in a folder, or that of a model on the hub.
 
     Args:
@@ -196,23 +196,23 @@ def load_tower(path: str, untrained: bool = False) -> Tower:
         UserError: nothing there that can be loaded, or a run without a usable checkpoint.
     """
     folder = Path(path)
-    saved = saved_tower(folder)
+    saved = saved_text_encoder(folder)
     if saved is None and (run_of(folder) / "config.yaml").is_file():
         return _from_run(folder, untrained)
     if untrained:
         raise UserError(f"{path}: not a run folder; only a run knows its model before training")
     if saved is not None:
         return _with_facts(_from_finetuning(saved), path)
-    if holds(path, "modules.json"):
+    if has_file(path, "modules.json"):
         return _from_sentence_transformers(path)
     if (folder / "adapter_config.json").is_file():
         from mmalign.models.adapters import merge_adapter  # which needs this module
 
         return merge_adapter(folder)
-    return _with_facts(Tower(load_trunk(path), load_tokenizer(path)), path)
+    return _with_facts(TextEncoder(load_trunk(path), load_tokenizer(path)), path)
 
 
-def saved_tower(path: Path) -> Path | None:
+def saved_text_encoder(path: Path) -> Path | None:
     """The folder of the tower where `path` is one, or a fine-tuning that left one; None: it is neither.
 
     Raises:
@@ -229,7 +229,7 @@ def saved_tower(path: Path) -> Path | None:
     return None
 
 
-def tower_of(model: DualModel) -> Tower:
+def text_encoder_of(model: DualModel) -> TextEncoder:
     """The text tower of a model that is there already.
 
     Raises:
@@ -237,10 +237,10 @@ def tower_of(model: DualModel) -> Tower:
     """
     if isinstance(model, Encoder):
         return text_side(model)
-    return load_tower(str(model.facts["path"]))
+    return load_text_encoder(str(model.facts["path"]))
 
 
-def _from_run(folder: Path, untrained: bool) -> Tower:
+def _from_run(folder: Path, untrained: bool) -> TextEncoder:
     """The text side of a dual encoder; of a masked language model the trunk alone.
 
     That one's projection was never trained: a random matrix would only blur its states.
@@ -254,10 +254,10 @@ def is_contrastive(path: Path) -> bool:
     return (tree.get("objective") or {}).get("kind") != "masked_language_model"
 
 
-def text_side(encoder: Encoder, compares: bool = True) -> Tower:
+def text_side(encoder: Encoder, compares: bool = True) -> TextEncoder:
     """The tower of texts; `compares`: whether training made its projections comparable."""
     tower = encoder.model.text_tower
-    return Tower(
+    return TextEncoder(
         tower.trunk,
         encoder.tokenizer,
         tower.pooling,
@@ -268,9 +268,9 @@ def text_side(encoder: Encoder, compares: bool = True) -> Tower:
     )
 
 
-def _from_finetuning(folder: Path) -> Tower:
+def _from_finetuning(folder: Path) -> TextEncoder:
     facts = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-    return Tower(
+    return TextEncoder(
         _saved_trunk(str(folder)),
         load_tokenizer(folder),
         facts["pooling"],
@@ -281,7 +281,7 @@ def _from_finetuning(folder: Path) -> Tower:
 
 
 def _saved_trunk(folder: str) -> Any:
-    """The trunk that `Tower.save` wrote.
+    """The trunk that `TextEncoder.save` wrote.
 
     The half of an encoder-decoder that has no class for itself (NLLB's) was written under its own names.
     The whole model finds none of its weights among them and would be loaded at random, with a warning.
@@ -296,7 +296,7 @@ def _saved_trunk(folder: str) -> Any:
     return type(half).from_pretrained(folder)
 
 
-def _from_sentence_transformers(path: str) -> Tower:
+def _from_sentence_transformers(path: str) -> TextEncoder:
     """The modules of a sentence-transformers model, where they are those of a plain text encoder."""
     try:
         from sentence_transformers import SentenceTransformer
@@ -312,7 +312,7 @@ def _from_sentence_transformers(path: str) -> Tower:
         raise UserError(
             f"{path}: its modules are {', '.join(kinds)}; can be read: {', '.join(known)}, in this order"
         )
-    tower = Tower(
+    tower = TextEncoder(
         _trunk_of(modules[0], path),
         Tokenizer(modules[0].tokenizer),
         _pooling_of(modules[1], path),
@@ -342,6 +342,6 @@ def _pooling_of(module: Any, path: str) -> Pooling:
     return modes[mode]
 
 
-def _with_facts(tower: Tower, path: str) -> Tower:
+def _with_facts(tower: TextEncoder, path: str) -> TextEncoder:
     tower.facts = {"path": path, "sha256": weights_sha256(tower), "step": 0}
     return tower

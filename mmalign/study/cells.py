@@ -17,7 +17,7 @@ from typing import Any
 from mmalign.core.code_version import VERSION
 from mmalign.core.config import apply_override_value, read_yaml
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import load_tower
+from mmalign.models.text_encoder import load_text_encoder
 from mmalign.results.results import Results, read_results
 from mmalign.study.config import StudyConfig
 from mmalign.study.towers import TrainedTower
@@ -135,7 +135,7 @@ def run_cell(cell: Cell, folder: Path) -> Results:
     path = folder / cell.key / "results.json"
     if path.is_file():
         return read_results(path)
-    tower = load_tower(cell.tower.path, cell.tower.untrained)
+    tower = load_text_encoder(cell.tower.path, cell.tower.untrained)
     results = jobs.run_cell(cell.config, tower, cell.seed)
     results.write(path)
     return results

@@ -14,7 +14,7 @@ from mmalign.core.config import load_config
 from mmalign.core.console import say
 from mmalign.core.verb import run_verb
 from mmalign.data.shards.folder import open_folder
-from mmalign.models.text_encoder import load_tower
+from mmalign.models.text_encoder import load_text_encoder
 from mmalign.study.config import StudyConfig, TowerConfig
 from mmalign.training.run_config import RunConfig
 
@@ -27,7 +27,7 @@ class TrainedTower:
 
     Attributes:
         seed: of its pretraining; None for a tower that the study did not train.
-        path: what `load_tower` takes.
+        path: what `load_text_encoder` takes.
         sha256: of its weights.
         seconds: that its training took here; None where it was not trained here or goes on from a stop.
     """
@@ -53,7 +53,7 @@ def prepare_towers(study: StudyConfig, folder: Path) -> list[TrainedTower]:
     towers = []
     for name, config in study.towers.items():
         if config.path is not None:
-            sha256 = load_tower(config.path).facts["sha256"]
+            sha256 = load_text_encoder(config.path).facts["sha256"]
             towers.append(TrainedTower(name, None, config.path, False, sha256, None))
             continue
         seeds = study.pretraining_seeds if name in headline else study.pretraining_seeds[:1]
@@ -77,7 +77,7 @@ def _train(name: str, config: TowerConfig, seed: int, folder: Path) -> TrainedTo
         # A training that goes on after a stop does not know how long the first part took.
         write_json(out / _TIME, {"seconds": seconds if is_new else None})
     seconds = json.loads((out / _TIME).read_text(encoding="utf-8"))["seconds"]
-    sha256 = load_tower(str(out), config.untrained).facts["sha256"]
+    sha256 = load_text_encoder(str(out), config.untrained).facts["sha256"]
     return TrainedTower(
         name, seed, str(out), config.untrained, sha256, None if config.untrained else seconds
     )

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from mmalign.core import console
 from mmalign.core.config import Section, Seeds
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import Tower, load_tower
+from mmalign.models.text_encoder import TextEncoder, load_text_encoder
 from mmalign.results.metric_names import PUBLISHED
 from mmalign.results.results import Results, environment, mean_over_seeds
 from mmalign.text.benchmark_tasks import (
@@ -68,23 +68,23 @@ def run_text_suite(
     With several seeds the predictions of each are in `predictions/seed-<seed>/`.
 
     Args:
-        model: what `load_tower` takes.
+        model: what `load_text_encoder` takes.
         untrained: also measure the run's tower as it was before its first step.
 
     Raises:
         UserError: nothing of the suite is there, a broken file, or training that diverges.
     """
-    results = measure_suite(config, load_tower(model), out if config.predictions else None)
+    results = measure_suite(config, load_text_encoder(model), out if config.predictions else None)
     if untrained:
         console.say(f"suite {config.name}: the untrained model")
-        tower = load_tower(model, untrained=True)
+        tower = load_text_encoder(model, untrained=True)
         results.baselines["untrained"] = measure_suite(config, tower, None)
     out.mkdir(parents=True, exist_ok=True)
     results.write(out / "results.json")
     return results
 
 
-def measure_suite(config: TextSuiteConfig, tower: Tower, out: Path | None) -> Results:
+def measure_suite(config: TextSuiteConfig, tower: TextEncoder, out: Path | None) -> Results:
     """Everything of the suite that is on disk.
 
     Args:
@@ -120,7 +120,9 @@ def measure_suite(config: TextSuiteConfig, tower: Tower, out: Path | None) -> Re
     return results
 
 
-def _run_group(group: Group, tower: Tower, config: TextSuiteConfig, out: Path | None) -> Results:
+def _run_group(
+    group: Group, tower: TextEncoder, config: TextSuiteConfig, out: Path | None
+) -> Results:
     """The mean over the seeds; without training there is nothing that a seed could change."""
     tower = _with_length(tower, group.config.max_length)
     seeds = config.seeds if group.config.fit else config.seeds[:1]
@@ -138,7 +140,7 @@ def _run_group(group: Group, tower: Tower, config: TextSuiteConfig, out: Path | 
     return mean_over_seeds(runs)
 
 
-def _fit(group: Group, tower: Tower, seed: int) -> Fitted | None:
+def _fit(group: Group, tower: TextEncoder, seed: int) -> Fitted | None:
     """The fine-tuned model, after the stage before it; None where the tower is used as it is."""
     if group.config.fit is None:
         return None
@@ -147,14 +149,14 @@ def _fit(group: Group, tower: Tower, seed: int) -> Fitted | None:
     return fit(tower, group.training, group.config.fit, seed, group.config.name)
 
 
-def _answers(fitted: Fitted | None, tower: Tower, task: Task) -> Answers:
+def _answers(fitted: Fitted | None, tower: TextEncoder, task: Task) -> Answers:
     """One prediction an example, by language."""
     if fitted is None:
         return _nearest(tower, task)
     return {lang: fitted.model.predict(rows) for lang, rows in task.tests.items()}
 
 
-def _nearest(tower: Tower, task: Task) -> Answers:
+def _nearest(tower: TextEncoder, task: Task) -> Answers:
     """The nearest candidates of every query; a pool that all languages share is embedded once."""
     answers: Answers = {}
     embedded: tuple[int, np.ndarray] | None = None
@@ -177,7 +179,7 @@ def _add_outcome(
     task: Task,
     answers: Answers,
     fitted: Fitted | None,
-    tower: Tower,
+    tower: TextEncoder,
 ) -> None:
     """Scores of every language, their mean, and how they came about."""
     outcomes = {lang: outcome_of(task, task.tests[lang], answers[lang]) for lang in task.tests}
@@ -222,7 +224,7 @@ def _write_predictions(folder: Path, test: TextTestConfig, task: Task, answers: 
         write_predictions(folder, test.name, lang, task.kind, task.tests[lang], given, pool)
 
 
-def _with_length(tower: Tower, length: int | None) -> Tower:
+def _with_length(tower: TextEncoder, length: int | None) -> TextEncoder:
     """The same weights, cutting sequences at `length` tokens, or where the model's places end."""
     if length is None:
         return tower

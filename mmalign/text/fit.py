@@ -20,7 +20,7 @@ from mmalign.core import console
 from mmalign.core.batch import Example
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.causality.config import CausalityConfig
 from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.heads.build import build_model
@@ -96,7 +96,9 @@ class Fitted:
         return facts
 
 
-def fit(tower: Tower, task: Task, config: FitConfig, seed: int, label: str | None = None) -> Fitted:
+def fit(
+    tower: TextEncoder, task: Task, config: FitConfig, seed: int, label: str | None = None
+) -> Fitted:
     """Train a model of the task; `tower` itself stays as it is.
 
     Without training examples (retrieval) the model is the tower as it is.
@@ -198,7 +200,7 @@ class _Checks:
         return [(n, p) for n, p in self._model.named_parameters() if p.requires_grad]
 
 
-def _new_model(tower: Tower, task: Task, config: FitConfig) -> TaskModel:
+def _new_model(tower: TextEncoder, task: Task, config: FitConfig) -> TaskModel:
     """A fresh head on the tower, or on a copy of it where the tower will change."""
     if config.trainable != "head":
         # The tokenizer does not change: both share it (a memo entry says "copied already").

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmalign.core.config import apply_override, read_yaml, validate
 from mmalign.evaluation.lexical_probe import HELD_OUT, PRECISION
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.metric_names import MEAN
 from mmalign.results.results import Results
 from mmalign.text import loop
@@ -70,7 +70,7 @@ def headlines(job: Job, results: Results) -> list[str]:
     ]
 
 
-def run_cell(job: Job, tower: Tower, seed: int) -> Results:
+def run_cell(job: Job, tower: TextEncoder, seed: int) -> Results:
     """One seed, as a study reads it: metrics `text/<task>/<language or mean>/<variant>/<metric>`."""
     if isinstance(job, LexicalInjectionConfig):
         return as_task(inject.run_seed(tower, job, seed)[0], job)

@@ -18,7 +18,7 @@ from mmalign.core.code_version import code_version
 from mmalign.core.commit import committed_folder, sha256_of, write_atomic
 from mmalign.core.config import Section, Seeds, write_yaml
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import Tower, load_tower
+from mmalign.models.text_encoder import TextEncoder, load_text_encoder
 from mmalign.results.results import Results, environment, mean_over_seeds
 from mmalign.text.causality.config import ASKED, CausalityConfig
 from mmalign.text.causality.config import describe as describe_causality
@@ -51,7 +51,7 @@ def finetune(config: FinetuneConfig, model: str, out: Path) -> Results:
     `out/results.json` is their mean.
 
     Args:
-        model: what `load_tower` takes.
+        model: what `load_text_encoder` takes.
         out: made if needed; what an earlier fine-tuning left there is replaced, results last.
 
     Raises:
@@ -61,8 +61,8 @@ def finetune(config: FinetuneConfig, model: str, out: Path) -> Results:
     check_tests(task, config.tests)  # what cannot be done fails now, not after training
     if config.folds:
         deal_ids(task, config.folds, config.seeds[0])
-    tower = load_tower(model)
-    baselines = {name: load_tower(model, untrained=True) for name in config.baselines}
+    tower = load_text_encoder(model)
+    baselines = {name: load_text_encoder(model, untrained=True) for name in config.baselines}
     many = len(config.seeds) > 1
     origin = {
         "base_model": None if Path(model).exists() else model,  # no folder: a name on the hub
@@ -124,7 +124,7 @@ def _names_below(folder: Path) -> list[str]:
 
 
 def run_seed(
-    tower: Tower, task: Task, config: FinetuneConfig, seed: int
+    tower: TextEncoder, task: Task, config: FinetuneConfig, seed: int
 ) -> tuple[Results, TaskModel]:
     """Fit on the training language and measure everywhere; the model is that of all items."""
     fitted = fit(tower, task, config, seed)
@@ -141,7 +141,7 @@ def run_seed(
 
 
 def _add_unseen(
-    results: Results, tower: Tower, task: Task, config: FinetuneConfig, seed: int
+    results: Results, tower: TextEncoder, task: Task, config: FinetuneConfig, seed: int
 ) -> None:
     """The clean outcome on each fold's items of a model trained without them, put together."""
     assert config.folds is not None

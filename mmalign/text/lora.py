@@ -13,7 +13,7 @@ from torch import nn
 
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.models.text_tower import TextTower
 
 # What models call the maps of attention that make queries and values.
@@ -32,7 +32,7 @@ class LoraConfig(Section):
     the two of attention, whatever the model calls them; by default all linear layers of the trunk."""
 
 
-def add_lora(tower: Tower, config: LoraConfig, blocks: int | None = None) -> None:
+def add_lora(tower: TextEncoder, config: LoraConfig, blocks: int | None = None) -> None:
     """Put adapters on the tower's trunk, in place; whatever else the tower has is frozen.
 
     The outputs stay what they were until the first step. A is drawn from torch's global generator.
@@ -63,7 +63,7 @@ def add_lora(tower: Tower, config: LoraConfig, blocks: int | None = None) -> Non
     tower.train(mode)
 
 
-def merge_lora(tower: Tower) -> None:
+def merge_lora(tower: TextEncoder) -> None:
     """Fold the adapters into the weights, in place: the trunk is a plain model of transformers again.
 
     All of the tower can then be trained, like one that was just loaded.
@@ -74,7 +74,7 @@ def merge_lora(tower: Tower) -> None:
     tower.train(mode)
 
 
-def _modules(tower: Tower, config: LoraConfig, blocks: int | None) -> str | list[str]:
+def _modules(tower: TextEncoder, config: LoraConfig, blocks: int | None) -> str | list[str]:
     """What peft shall adapt: its own word for all linear layers, ends of names, or whole names."""
     linear = [name for name, one in tower.trunk.named_modules() if isinstance(one, nn.Linear)]
     targets = _targets(linear, config)
@@ -108,7 +108,7 @@ def _targets(linear: list[str], config: LoraConfig) -> tuple[str, ...] | None:
     return config.targets
 
 
-def _below(tower: Tower, linear: list[str], blocks: int) -> list[str]:
+def _below(tower: TextEncoder, linear: list[str], blocks: int) -> list[str]:
     """The linear layers that lie in the first `blocks` blocks, or before them."""
     depths = TextTower(tower.trunk, tower.pooling).layer_depths()
     if depths is None:

@@ -20,7 +20,7 @@ from mmalign.core import console
 from mmalign.core.batch import Example
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results
 from mmalign.text.fit import Fitted
 from mmalign.text.heads.base import TaskModel
@@ -83,7 +83,7 @@ def check_tests(task: Task, config: TestConfig) -> None:
 
 
 def measure(
-    fitted: Fitted, task: Task, config: TestConfig, reference: Tower, results: Results
+    fitted: Fitted, task: Task, config: TestConfig, reference: TextEncoder, results: Results
 ) -> None:
     """Add everything that the configuration asks for to the results; `check_tests` has passed it.
 
@@ -136,7 +136,7 @@ def _add_attack(
     task: Task,
     config: AttackConfig,
     tests: TestConfig,
-    reference: Tower,
+    reference: TextEncoder,
 ) -> None:
     """Accuracy on the first examples of each language, before and after the attack, and its queries."""
     assert isinstance(model, ClassificationModel), task.kind
@@ -162,7 +162,7 @@ def _add_attack(
     add_perturbed(results, task, config.name, clean, [attacked])
 
 
-def _similarity(reference: Tower) -> Similar:
+def _similarity(reference: TextEncoder) -> Similar:
     """Cosines of the features that a tower gives to texts and to changed texts."""
 
     def cosine(texts: list[str], changed: list[str]) -> np.ndarray:

@@ -18,13 +18,13 @@ import numpy as np
 
 from mmalign.core.batch import Example
 from mmalign.evaluation.nearest import TIE, search
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 
 DEPTH = 20
 
 
 def rank(
-    tower: Tower,
+    tower: TextEncoder,
     queries: Sequence[Example],
     candidates: Sequence[Example],
     depth: int = DEPTH,

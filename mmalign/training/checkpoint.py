@@ -29,8 +29,8 @@ from mmalign.core.batch import StreamState
 from mmalign.core.commit import (
     MANIFEST,
     commit_folder,
+    flush,
     newest_folder,
-    settle,
     sha256_of,
     temporary_folder,
     write_atomic,
@@ -38,7 +38,7 @@ from mmalign.core.commit import (
 )
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.data.stream.order import FULL, Plan
+from mmalign.data.stream.order import FULL, GlobalOrder
 from mmalign.training.engine import OPTIMIZER_FILES, Engine
 
 LATEST = "LATEST"
@@ -225,16 +225,16 @@ class _Job:
                 self._write_tensors(name, tensors)
             if rank == 0:
                 write_json(self.work / "state.json", self.state.to_json())
-                self.files["state.json"] = settle(self.work / "state.json")
+                self.files["state.json"] = flush(self.work / "state.json")
         except (OSError, SafetensorError) as error:
             self.problem = " ".join(str(error).split())
 
     def _write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
         save_file(tensors, self.work / name)
-        self.files[name] = settle(self.work / name)
+        self.files[name] = flush(self.work / name)
 
 
-def load_newest(folder: Path, engine: Engine, plan: Plan) -> TrainState:
+def load_newest(folder: Path, engine: Engine, plan: GlobalOrder) -> TrainState:
     """Take over the newest checkpoint that verifies; called on all ranks.
 
     Args:

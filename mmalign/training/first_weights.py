@@ -21,12 +21,12 @@ from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
 from mmalign.models.dual_encoder import DualEncoder
-from mmalign.models.encoder import holds, run_of
+from mmalign.models.encoder import has_file, run_of
 from mmalign.models.external.dual_weights import is_dual, read_dual_encoder, read_router
 from mmalign.models.external.open_clip_folder import read_open_clip
 from mmalign.models.external.open_clip_weights import from_open_clip
 from mmalign.models.external.peers import kind_of
-from mmalign.models.text_encoder import load_tower
+from mmalign.models.text_encoder import load_text_encoder
 from mmalign.training.run_config import RunConfig
 
 TEXT_TOWER = ("text_tower.",)
@@ -93,7 +93,7 @@ def _read(name: str, model: DualEncoder) -> FirstWeights:
             "export to sentence-transformers or open_clip"
         )
     place = name.removeprefix("sentence-transformers:").removeprefix("transformers:")
-    if kind == "sentence-transformers" and holds(place, "router_config.json"):
+    if kind == "sentence-transformers" and has_file(place, "router_config.json"):
         state, pooling, tokenizer = read_router(place)
         return FirstWeights(from_open_clip(state, model), TOWERS, tokenizer, pooling)
     if kind == "transformers" and is_dual(place):
@@ -132,7 +132,7 @@ def _from_open_clip(name: str, model: DualEncoder) -> FirstWeights:
 
 def _from_tower(name: str, model: DualEncoder) -> FirstWeights:
     """A text tower, with its projection if it has one."""
-    tower = load_tower(name)
+    tower = load_text_encoder(name)
     own = model.text_tower.trunk.state_dict()
     # BERT's kin are loaded with a pooler that neither they nor we use.
     trunk = {
@@ -171,7 +171,7 @@ def _check_inputs(found: FirstWeights, name: str, model: DualEncoder, tokenizer:
 
 def _tokenizer_at(place: str | None) -> Tokenizer | None:
     """The tokenizer in a folder or on the hub, if there is one."""
-    if place is None or not holds(place, "tokenizer_config.json"):
+    if place is None or not has_file(place, "tokenizer_config.json"):
         return None
     return load_tokenizer(place)
 

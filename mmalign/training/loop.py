@@ -29,8 +29,8 @@ from mmalign.core.config import load_config
 from mmalign.core.console import say, track
 from mmalign.core.record import Recorder
 from mmalign.data.stream.ledger import Ledger
-from mmalign.data.stream.loader import BatchMaker, batches
-from mmalign.data.stream.order import Plan, open_sets
+from mmalign.data.stream.loader import BatchLoader, batches
+from mmalign.data.stream.order import GlobalOrder, open_sets
 from mmalign.data.tokenizer import Tokenizer
 from mmalign.evaluation.suite import SuiteConfig
 from mmalign.models.dual_encoder import build_dual_encoder
@@ -40,7 +40,7 @@ from mmalign.training.embed import open_image_features
 from mmalign.training.engine import Engine
 from mmalign.training.evaluate import evaluate, value_of
 from mmalign.training.first_weights import load_first_weights
-from mmalign.training.meter import Meter, agree
+from mmalign.training.meter import Meter, all_reduce_flags
 from mmalign.training.non_finite import NonFiniteGuard
 from mmalign.training.run_config import RunConfig
 from mmalign.training.signals import StopRequest
@@ -82,7 +82,7 @@ class _Run:
     config: RunConfig
     out: Path
     tokenizer: Tokenizer
-    maker: BatchMaker
+    maker: BatchLoader
     engine: Engine
     suite: SuiteConfig | None
     saver: Saver
@@ -97,9 +97,9 @@ class _Run:
 
 
 def _prepare(config: RunConfig, out: Path, watchdog: Watchdog) -> _Run:
-    plan = Plan(open_sets(config.data), config.data, config.seed)
+    plan = GlobalOrder(open_sets(config.data), config.data, config.seed)
     tokenizer = load_or_train_tokenizer(config.tokenizer, plan, out)
-    watchdog.beat("model")
+    watchdog.heartbeat("model")
     torch.manual_seed(config.seed)
     model = build_dual_encoder(config.model, tokenizer.vocabulary, tokenizer.padding_id)
     maker = make_batches(config, plan, tokenizer, model)
@@ -116,7 +116,7 @@ def _prepare(config: RunConfig, out: Path, watchdog: Watchdog) -> _Run:
         config.model.min_temperature,
         config.seed,
     )
-    watchdog.beat("resume")
+    watchdog.heartbeat("resume")
     state = resume(config, out, engine, plan)
     # Not before: they must be those of the image tower that the run goes on with.
     maker.features = open_image_features(config, plan.sets, engine)
@@ -155,7 +155,7 @@ def _prepare(config: RunConfig, out: Path, watchdog: Watchdog) -> _Run:
 
 
 def _say_what_starts(
-    config: RunConfig, plan: Plan, model: torch.nn.Module, state: TrainState
+    config: RunConfig, plan: GlobalOrder, model: torch.nn.Module, state: TrainState
 ) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     say(
@@ -171,9 +171,9 @@ def _take_steps(run: _Run, last: int, stop: StopRequest, watchdog: Watchdog) -> 
     first = run.state.stream.position // config.batch_size
     stream = batches(run.maker, first, first + last - run.state.step, config.data.workers)
     for batch in track(stream, "train", config.steps, done=run.state.step):
-        watchdog.beat(f"step {run.state.step + 1}")
+        watchdog.heartbeat(f"step {run.state.step + 1}")
         metrics = run.engine.step(batch)
-        agreed = agree(
+        agreed = all_reduce_flags(
             len(batch.language_N), bool(stop.requested), saver.is_writing, _save_is_due(run)
         )
         run.state = replace(
@@ -194,8 +194,8 @@ def _take_steps(run: _Run, last: int, stop: StopRequest, watchdog: Watchdog) -> 
         is_best = _evaluate(run, watchdog)
         regular = step % config.checkpoint.every == 0 or agreed.save_is_due
         if regular or is_best or agreed.stop or step == last:
-            watchdog.beat(f"saving step {step}")
-            run.ledger.settle()
+            watchdog.heartbeat(f"saving step {step}")
+            run.ledger.flush()
             run.state = replace(run.state, ledger=run.ledger.to_json())
             saver.save(run.engine, run.state, is_best)
             run.saved_step, run.saved_at = step, time.monotonic()
@@ -210,7 +210,7 @@ def _save_is_due(run: _Run) -> bool:
 
 
 def _record(run: _Run, metrics: dict[str, float]) -> None:
-    run.ledger.settle()
+    run.ledger.flush()
     seen = {**run.meter.read(), **run.ledger.metrics(), "pairs_seen": run.state.pairs_seen}
     if run.recorder is not None:
         run.recorder.write(run.state.step, {**metrics, **seen})
@@ -222,7 +222,7 @@ def _evaluate(run: _Run, watchdog: Watchdog) -> bool:
     config = run.config.evaluation
     if config is None or run.suite is None or run.state.step % config.every:
         return False
-    watchdog.beat(f"evaluation after step {run.state.step}")
+    watchdog.heartbeat(f"evaluation after step {run.state.step}")
     metrics = evaluate(run.suite, run.engine, run.config.model, run.tokenizer)
     if run.recorder is not None:
         run.recorder.write(run.state.step, metrics)

@@ -31,7 +31,7 @@ class Agreement:
     save_is_due: bool
 
 
-def agree(captions: int, stop: bool, writing: bool, save_is_due: bool) -> Agreement:
+def all_reduce_flags(captions: int, stop: bool, writing: bool, save_is_due: bool) -> Agreement:
     """What the ranks come to together; of `save_is_due` only rank 0's word counts."""
     due = save_is_due and distributed.is_main()
     mine = torch.tensor([captions, stop, writing, due], dtype=torch.int64)

@@ -16,8 +16,8 @@ from mmalign.core.config import read_yaml, validate, write_yaml
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.data.preprocess import Preprocess
-from mmalign.data.stream.loader import BatchMaker, captions_of
-from mmalign.data.stream.order import Plan
+from mmalign.data.stream.loader import BatchLoader, captions_of
+from mmalign.data.stream.order import GlobalOrder
 from mmalign.data.stream.token_noise import TokenMasker
 from mmalign.data.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
 from mmalign.models.dual_encoder import DualEncoder
@@ -59,7 +59,7 @@ def _with_defaults(tree: dict[str, Any], path: Path) -> dict[str, Any]:
         return tree
 
 
-def load_or_train_tokenizer(config: TokenizerConfig, plan: Plan, out: Path) -> Tokenizer:
+def load_or_train_tokenizer(config: TokenizerConfig, plan: GlobalOrder, out: Path) -> Tokenizer:
     """The run's tokenizer, from its folder if it is there already."""
     folder = out / "tokenizer"
     if distributed.is_main() and not (folder / "tokenizer_config.json").is_file():
@@ -79,8 +79,8 @@ def load_or_train_tokenizer(config: TokenizerConfig, plan: Plan, out: Path) -> T
 
 
 def make_batches(
-    config: RunConfig, plan: Plan, tokenizer: Tokenizer, model: DualEncoder
-) -> BatchMaker:
+    config: RunConfig, plan: GlobalOrder, tokenizer: Tokenizer, model: DualEncoder
+) -> BatchLoader:
     """What turns the plan into this rank's batches."""
     preprocess: Preprocess | None = None
     masker: TokenMasker | None = None
@@ -88,7 +88,7 @@ def make_batches(
         masker = TokenMasker(tokenizer, config.objective.share)
     else:
         preprocess = Preprocess(model.image_tower.size, config.data.augmentation)
-    return BatchMaker(
+    return BatchLoader(
         plan,
         config.data,
         tokenizer,
@@ -101,7 +101,7 @@ def make_batches(
     )
 
 
-def resume(config: RunConfig, out: Path, engine: Engine, plan: Plan) -> TrainState:
+def resume(config: RunConfig, out: Path, engine: Engine, plan: GlobalOrder) -> TrainState:
     """Steps 1, 2 and 4 of the order in `loop`."""
     own = out / "checkpoints"
     if checkpoint.has_checkpoints(own):

@@ -55,7 +55,7 @@ class Watchdog:
         self._watched = threading.get_ident()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def beat(self, what: str) -> None:
+    def heartbeat(self, what: str) -> None:
         """A sign of life. Costs less than a microsecond: call it before everything that may take long.
 
         Args:
@@ -65,7 +65,7 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         self._watched = threading.get_ident()
-        self.beat("start")
+        self.heartbeat("start")
         if self._seconds > 0:
             self._arm_backstop()
             self._thread.start()

@@ -13,7 +13,7 @@ from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.evaluation.geometry import measure_geometry
 from mmalign.evaluation.layers import probe_layers
 from mmalign.evaluation.words import WordsConfig, measure_words
-from mmalign.models.text_encoder import Tower, load_tower
+from mmalign.models.text_encoder import TextEncoder, load_text_encoder
 from mmalign.results.results import Results
 
 
@@ -50,9 +50,9 @@ def encode_letters(texts: Sequence[str]) -> np.ndarray:
     return unit(np.array(counts) + 1e-3)
 
 
-def tiny_tower() -> Tower:
+def tiny_tower() -> TextEncoder:
     model = tiny_model()
-    return Tower(
+    return TextEncoder(
         model.text_tower.trunk,
         tiny_tokenizer(),
         projection=model.text_projection,
@@ -76,5 +76,5 @@ def everything(dictionaries: Path) -> str:
 def probed(run: Path) -> dict[str, float]:
     """Layers of the tower of a run, which holds its tokenizer."""
     results = Results(suite="x", model={})
-    probe_layers(load_tower(str(run)), make_embedded(random_spaces(pictures=40)), results)
+    probe_layers(load_text_encoder(str(run)), make_embedded(random_spaces(pictures=40)), results)
     return results.metrics

@@ -109,8 +109,8 @@ def test_chance_is_the_mean_over_queries() -> None:
 def test_a_list_that_ends_in_ties_of_right_items_is_searched_deeper() -> None:
     # Six right items and two wrong ones score alike: the first list of two may hold right items only.
     pool, labels = np.tile(rows((1, 0)), (8, 1)), np.array([0, 0, 0, 0, 0, 0, 1, 2])
-    for turned in range(8):
-        hits = hits_at(rows((1, 0)), pool, np.array([0]), np.roll(labels, turned), (1, 2, 3))
+    for transposed in range(8):
+        hits = hits_at(rows((1, 0)), pool, np.array([0]), np.roll(labels, transposed), (1, 2, 3))
         assert {k: hit.tolist() for k, hit in hits.items()} == {1: [0.0], 2: [0.0], 3: [1.0]}
 
 

@@ -21,7 +21,7 @@ from mmalign.export.build import write_files
 from mmalign.export.card import PLACE, write_card
 from mmalign.export.eval_results import eval_results
 from mmalign.export.source import Source
-from mmalign.models.text_encoder import Tower, tower_of
+from mmalign.models.text_encoder import TextEncoder, text_encoder_of
 from mmalign.results.results import Results
 
 LANGUAGES = ["de", "en", "no", "pt-BR", "sw", "zh-Hant", "quz"]
@@ -75,7 +75,7 @@ def some_results() -> Results:
 
 def full_source() -> Source:
     encoder = build_encoder()
-    return Source(tower_of(encoder), encoder, some_results(), CONFIG, LINEAGE)
+    return Source(text_encoder_of(encoder), encoder, some_results(), CONFIG, LINEAGE)
 
 
 def card_of(source: Source, folder: Path, *formats: str, title: str = "tiny", **more: Any) -> Any:
@@ -85,8 +85,8 @@ def card_of(source: Source, folder: Path, *formats: str, title: str = "tiny", **
 
 
 def test_what_is_not_known_is_not_said(tmp_path: Path) -> None:
-    tower = tower_of(build_encoder())
-    bare = Tower(tower.trunk, tower.tokenizer)
+    tower = text_encoder_of(build_encoder())
+    bare = TextEncoder(tower.trunk, tower.tokenizer)
     card = card_of(Source(bare), tmp_path, "sentence-transformers")
     assert card.data.to_dict() == {
         "library_name": "sentence-transformers",
@@ -195,14 +195,14 @@ def test_a_text_tower_alone_speaks_of_no_pictures_that_it_holds(tmp_path: Path) 
 def test_other_ways_of_training_are_told(
     config: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
-    tower = tower_of(build_encoder())
+    tower = text_encoder_of(build_encoder())
     card = card_of(Source(tower, config=config), tmp_path, "sentence-transformers")
     assert words in card.text
 
 
 def test_a_fine_tuned_tower_names_the_data_of_its_parent(tmp_path: Path) -> None:
     lineage = {"data": [{"file": "train.tsv", "sha256": "2d" * 32}], "parent": LINEAGE}
-    source = Source(tower_of(build_encoder()), lineage=lineage)
+    source = Source(text_encoder_of(build_encoder()), lineage=lineage)
     card = card_of(source, tmp_path, "sentence-transformers")
     assert card.data.language == ["de", "en", "yo"]
     row = "| scenes | train | 4,000 | 5,000 | 3 | CC BY 4.0 (3,000), CC0 (1,000) | 0f0f0f0f0f0f |"
@@ -255,7 +255,7 @@ def hostile_source() -> Source:
     known = {"name": HOSTILE, "licenses": {HOSTILE: 2}, "languages": {HOSTILE: 1}}
     config = {"name": HOSTILE, "task": {"name": HOSTILE, "language": HOSTILE}}
     encoder, lineage = build_encoder(), {"data": [{**LINEAGE["data"][0], **known}]}
-    return Source(tower_of(encoder), encoder, results, config, lineage)
+    return Source(text_encoder_of(encoder), encoder, results, config, lineage)
 
 
 def test_words_of_strangers_stay_words(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_every_snippet_runs_and_gives_our_vectors(
     name: str, pooling: str, projection: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = build_encoder(pooling=pooling, text_projection=projection)
-    source = Source(tower_of(encoder), encoder)
+    source = Source(text_encoder_of(encoder), encoder)
     folder = tmp_path / PLACE
     folder.mkdir(parents=True)
     write_files(source, folder, [name], home=str(folder))

@@ -20,7 +20,7 @@ from mmalign.export.lineage import without_folders
 from mmalign.export.sentence_transformers import write_sentence_transformers
 from mmalign.export.source import read_source
 from mmalign.models.encoder import load_encoder
-from mmalign.models.text_encoder import load_tower
+from mmalign.models.text_encoder import load_text_encoder
 from mmalign.results.results import Results
 
 RUN = {
@@ -157,7 +157,7 @@ def test_what_was_measured_is_named_with_its_hash(home: Path) -> None:
 
 def test_a_fine_tuning_in_a_run_that_was_moved_still_finds_it(tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "before")
-    tower = load_tower(str(run))
+    tower = load_text_encoder(str(run))
     model = {"path": "runs/before", "sha256": tower.facts["sha256"], "step": 1}
     (run / "finetune" / "toy").mkdir(parents=True)
     data = [{"folder": "data/toy", "files": {"train.en.tsv": "b" * 64}}]
@@ -177,7 +177,7 @@ def test_a_fine_tuning_of_an_export_takes_over_its_lineage(tmp_path: Path) -> No
     (tmp_path / "export").mkdir()
     write_sentence_transformers(source, tmp_path / "export")
     write_json(tmp_path / "export" / "lineage.json", source.lineage)
-    tower = load_tower(str(tmp_path / "export"))
+    tower = load_text_encoder(str(tmp_path / "export"))
     with committed_folder(tmp_path / "tower", {"task": "toy", "model": tower.facts}) as place:
         tower.save(place)
     parent = read_source(tmp_path / "tower").lineage["parent"]
@@ -186,7 +186,7 @@ def test_a_fine_tuning_of_an_export_takes_over_its_lineage(tmp_path: Path) -> No
 
 
 def test_a_fine_tuning_of_a_model_of_the_hub_names_it(tmp_path: Path) -> None:
-    tower = load_tower(str(tiny_run(tmp_path / "run")))
+    tower = load_text_encoder(str(tiny_run(tmp_path / "run")))
     model = {"path": "somebody/some-model", "sha256": "d" * 64, "step": 0}
     facts = {"task": "toy", "model": model, "base_model": "somebody/some-model"}
     with committed_folder(tmp_path / "tower", facts) as place:

@@ -26,7 +26,7 @@ from mmalign.export.onnx_int8 import quantisation_loss
 from mmalign.export.probes import probe_images, probe_texts
 from mmalign.export.source import Source
 from mmalign.models.external.onnx import load_onnx
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.models.text_tower import Pooling, TextTowerConfig, build_text_tower
 
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
@@ -60,13 +60,13 @@ def folder(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def build_tower(name: str, pooling: Pooling, projection: nn.Module | None = None) -> Tower:
+def build_tower(name: str, pooling: Pooling, projection: nn.Module | None = None) -> TextEncoder:
     tokenizer = tiny_tokenizer()
     torch.manual_seed(3)
     config = TextTowerConfig(architecture=TRUNKS[name], pooling=pooling, max_length=20)
     trunk = build_text_tower(config, tokenizer.vocabulary, tokenizer.padding_id).trunk
     facts = {"path": "somewhere", "step": 0, "sha256": "0" * 64}
-    return Tower(trunk, tokenizer, pooling, projection, projection is not None, 20, facts)
+    return TextEncoder(trunk, tokenizer, pooling, projection, projection is not None, 20, facts)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -17,7 +17,7 @@ from mmalign.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from mmalign.export.sentence_transformers import write_sentence_transformers
 from mmalign.export.source import Source
 from mmalign.models.encoder import Encoder
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 
 SENTENCES = [
     "a small dog runs over the green field",
@@ -157,7 +157,7 @@ def test_a_tower_of_any_head_is_the_same_there(
     tmp_path: Path,
 ) -> None:
     trunk = build_encoder(tokenizer=tokenizer).model.text_tower.trunk
-    tower = Tower(trunk, tokenizer, "mean", projection, unit_length, MAX_LENGTH)
+    tower = TextEncoder(trunk, tokenizer, "mean", projection, unit_length, MAX_LENGTH)
     write_sentence_transformers(Source(tower), tmp_path)
     theirs = SentenceTransformer(str(tmp_path), device="cpu")
     assert [type(module).__name__ for module in theirs] == kinds

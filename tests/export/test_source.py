@@ -14,7 +14,7 @@ from mmalign.core.config import read_yaml, write_yaml
 from mmalign.core.errors import UserError
 from mmalign.export.source import read_source
 from mmalign.models.encoder import load_encoder
-from mmalign.models.text_encoder import load_tower
+from mmalign.models.text_encoder import load_text_encoder
 from mmalign.results.results import Results
 
 METRIC = "retrieval/s/en/text_to_image/recall@1"
@@ -30,7 +30,7 @@ def measure(folder: Path, sha256: str) -> Results:
 
 def finetuned(run: Path, folder: Path) -> Path:
     """A fine-tuning as `mmalign finetune` leaves it, whose tower differs from the run's."""
-    tower = load_tower(str(run))
+    tower = load_text_encoder(str(run))
     torch.manual_seed(5)
     with torch.no_grad():
         tower.projection.weight.add_(torch.randn_like(tower.projection.weight))  # type: ignore
@@ -84,7 +84,7 @@ def test_a_masked_language_model_is_a_text_tower_without_projection(run: Path) -
 @pytest.mark.parametrize("place", ["run/finetune/toy", "elsewhere"])
 def test_a_fine_tuning_is_its_tower(run: Path, tmp_path: Path, inner: str, place: str) -> None:
     folder = finetuned(run, tmp_path / place)
-    before = load_tower(str(run))
+    before = load_text_encoder(str(run))
     source = read_source(folder / inner)
     assert source.encoder is None
     assert np.abs(source.tower.encode(TEXTS) - before.encode(TEXTS)).max() > 0.01
@@ -108,7 +108,7 @@ def test_an_adapter_on_a_fine_tuned_tower_is_merged(run: Path, tmp_path: Path) -
     base = finetuned(run, tmp_path / "elsewhere")
     settings = peft.LoraConfig(r=2, target_modules=["query"], init_lora_weights=False)
     torch.manual_seed(3)
-    adapted = peft.get_peft_model(load_tower(str(base)).trunk, settings)
+    adapted = peft.get_peft_model(load_text_encoder(str(base)).trunk, settings)
     adapted.save_pretrained(str(tmp_path / "lora"))
     path = tmp_path / "lora" / "adapter_config.json"
     path.write_text(

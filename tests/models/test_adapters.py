@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from mmalign.core.errors import UserError
 from mmalign.models.adapters import CONFIG, WEIGHTS, merge_adapter
-from mmalign.models.text_encoder import Tower, load_tower
+from mmalign.models.text_encoder import TextEncoder, load_text_encoder
 
 SETTINGS = BertConfig(
     hidden_size=32,
@@ -52,24 +52,24 @@ def adapt(model: Any, folder: Path, **changes: Any) -> Any:
 
 def test_a_merged_adapter_is_the_sum_in_float32(base: Path, tmp_path: Path) -> None:
     adapted = adapt(BertModel.from_pretrained(base, add_pooling_layer=False), tmp_path / "lora")
-    tower = load_tower(str(tmp_path / "lora"))
+    tower = load_text_encoder(str(tmp_path / "lora"))
     tensors = load_file(tmp_path / "lora" / WEIGHTS)
     b, a = (tensors[f"base_model.model.{QUERY}.lora_{one}.weight"] for one in "BA")
     before = load_file(base / "model.safetensors")[f"{QUERY}.weight"]
     assert torch.equal(tower.trunk.get_submodule(QUERY).weight, before + (b @ a) * (6 / 4))
-    expected = Tower(adapted, tiny_tokenizer(), max_length=tower.max_length).encode(TEXTS)
+    expected = TextEncoder(adapted, tiny_tokenizer(), max_length=tower.max_length).encode(TEXTS)
     np.testing.assert_allclose(tower.encode(TEXTS), expected, atol=1e-5)
-    assert np.abs(tower.encode(TEXTS) - load_tower(str(base)).encode(TEXTS)).max() > 0.1
+    assert np.abs(tower.encode(TEXTS) - load_text_encoder(str(base)).encode(TEXTS)).max() > 0.1
     assert not any("lora" in name for name in tower.state_dict())
     assert tower.facts["path"] == str(tmp_path / "lora")
 
 
 def test_the_base_may_be_a_fine_tuned_tower_or_a_run(tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "run")
-    before = load_tower(str(run))
+    before = load_text_encoder(str(run))
     (tmp_path / "tower").mkdir()
     before.save(tmp_path / "tower")
-    trunk = load_tower(str(run)).trunk
+    trunk = load_text_encoder(str(run)).trunk
     adapt(trunk, tmp_path / "lora")
     for name in ("run", "tower"):
         path = tmp_path / "lora" / CONFIG
@@ -87,13 +87,13 @@ def test_the_head_of_a_task_is_left_out(base: Path, tmp_path: Path) -> None:
     held = load_file(tmp_path / "lora" / WEIGHTS)
     # `bert.pooler.dense` was adapted too, which a trunk without a pooler has no place for.
     with pytest.raises(UserError, match=r"lora: the adapter does not fit .*pooler"):
-        load_tower(str(tmp_path / "lora"))
+        load_text_encoder(str(tmp_path / "lora"))
     kept = {name: one for name, one in held.items() if "pooler" not in name}
     save_file(kept, tmp_path / "lora" / WEIGHTS)
     assert any(".classifier." in name for name in kept)
     trunk = adapted.merge_and_unload().bert
-    tower = load_tower(str(tmp_path / "lora"))
-    expected = Tower(trunk, tiny_tokenizer(), max_length=tower.max_length).encode(TEXTS)
+    tower = load_text_encoder(str(tmp_path / "lora"))
+    expected = TextEncoder(trunk, tiny_tokenizer(), max_length=tower.max_length).encode(TEXTS)
     np.testing.assert_allclose(tower.encode(TEXTS), expected, atol=1e-5)
 
 
@@ -102,12 +102,14 @@ def test_an_adapter_that_sentence_transformers_saved(base: Path, tmp_path: Path)
     torch.manual_seed(2)
     model.add_adapter(peft.LoraConfig(r=4, target_modules=["query"], init_lora_weights=False))
     model.save(str(tmp_path / "lora"))
-    tower = load_tower(str(tmp_path / "lora"))
+    tower = load_text_encoder(str(tmp_path / "lora"))
     np.testing.assert_allclose(tower.encode(TEXTS), model.encode(list(TEXTS)), atol=1e-5)
     assert not any("lora" in name for name in tower.state_dict())
     (tmp_path / "tower").mkdir()
     tower.save(tmp_path / "tower")
-    assert np.array_equal(load_tower(str(tmp_path / "tower")).encode(TEXTS), tower.encode(TEXTS))
+    assert np.array_equal(
+        load_text_encoder(str(tmp_path / "tower")).encode(TEXTS), tower.encode(TEXTS)
+    )
 
 
 def broken(folder: Path, how: str) -> None:
@@ -149,5 +151,5 @@ def test_what_cannot_be_merged_is_one_sentence(
     adapt(BertModel.from_pretrained(base, add_pooling_layer=False), tmp_path / "lora")
     broken(tmp_path / "lora", how)
     with pytest.raises(UserError, match=message) as caught:
-        load_tower(str(tmp_path / "lora"))
+        load_text_encoder(str(tmp_path / "lora"))
     assert "\n" not in str(caught.value)

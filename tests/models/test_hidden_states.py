@@ -15,19 +15,21 @@ from lexical_cases import (
 )
 
 from mmalign.models.hidden_states import WordPooling, encode_words, word_states
-from mmalign.models.text_encoder import Tower, load_tower
+from mmalign.models.text_encoder import TextEncoder, load_text_encoder
 
 WORDS = [*ENGLISH[:5], "badekilomunapeba", "ki"]
 NAMES = [*(str(layer) for layer in range(LAYERS + 1)), "feature"]
 
 
 @pytest.fixture(scope="module", params=[write_encoder, write_decoder])
-def tower(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tower:
-    return load_tower(str(request.param(tmp_path_factory.mktemp("model"))))
+def tower(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
+    return load_text_encoder(str(request.param(tmp_path_factory.mktemp("model"))))
 
 
 @pytest.mark.parametrize("pooling", ["content", "all"])
-def test_vectors_are_the_means_of_each_word_read_alone(tower: Tower, pooling: WordPooling) -> None:
+def test_vectors_are_the_means_of_each_word_read_alone(
+    tower: TextEncoder, pooling: WordPooling
+) -> None:
     states = encode_words(tower, WORDS, pooling)
     assert list(states) == NAMES
     for place, word in enumerate(WORDS):
@@ -46,14 +48,14 @@ def test_vectors_are_the_means_of_each_word_read_alone(tower: Tower, pooling: Wo
         )
 
 
-def test_other_words_of_a_batch_change_nothing(tower: Tower) -> None:
+def test_other_words_of_a_batch_change_nothing(tower: TextEncoder) -> None:
     together = encode_words(tower, WORDS, "content")
     alone = encode_words(tower, WORDS[:1], "content")
     for layer in NAMES:
         np.testing.assert_allclose(together[layer][:1], alone[layer], atol=1e-5)
 
 
-def test_gradients_flow_and_the_mode_stays(tower: Tower) -> None:
+def test_gradients_flow_and_the_mode_stays(tower: TextEncoder) -> None:
     word_states(tower, WORDS, "content")["2"][:, 0].sum().backward()
     grads = {n: p.grad for n, p in tower.trunk.named_parameters() if p.grad is not None}
     assert any("layer" in name and float(grad.abs().sum()) > 0 for name, grad in grads.items())
@@ -64,7 +66,7 @@ def test_gradients_flow_and_the_mode_stays(tower: Tower) -> None:
     tower.eval()
 
 
-def test_a_word_of_special_tokens_alone_has_a_vector(tower: Tower) -> None:
+def test_a_word_of_special_tokens_alone_has_a_vector(tower: TextEncoder) -> None:
     states = encode_words(
         tower, [""] if tower.tokenize([""]).token_NL.shape[1] else ["</s>"], "content"
     )
@@ -75,7 +77,7 @@ def test_a_long_start_token_makes_all_words_look_alike_unless_it_is_left_out(
     tmp_path: Path,
 ) -> None:
     """Why the published choice of a layer saw a similarity of 0.99998, and why random pairs must be asked."""
-    tower = load_tower(str(write_decoder_with_long_start(tmp_path)))
+    tower = load_text_encoder(str(write_decoder_with_long_start(tmp_path)))
     published = encode_words(tower, ENGLISH, "all")
     content = encode_words(tower, ENGLISH, "content")
     for layer in map(str, range(LAYERS)):

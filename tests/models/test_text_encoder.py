@@ -15,7 +15,12 @@ from mmalign.core.errors import UserError
 from mmalign.export.sentence_transformers import write_sentence_transformers
 from mmalign.export.source import Source
 from mmalign.models.encoder import load_encoder, weights_sha256
-from mmalign.models.text_encoder import Tower, load_tower, saved_tower, text_side
+from mmalign.models.text_encoder import (
+    TextEncoder,
+    load_text_encoder,
+    saved_text_encoder,
+    text_side,
+)
 from mmalign.models.text_tower import TextTowerConfig, build_text_tower
 
 LONG = (*TEXTS, " ".join(TEXTS), "")  # one is cut, one is empty
@@ -40,7 +45,7 @@ def write_objective(run: Path, kind: str) -> None:
 
 
 def test_a_run_gives_the_embeddings_of_its_encoder(run: Path) -> None:
-    encoder, tower = load_encoder(run), load_tower(str(run))
+    encoder, tower = load_encoder(run), load_text_encoder(str(run))
     np.testing.assert_allclose(tower.encode(LONG), encoder.encode_texts(LONG), atol=1e-6)
     assert tower.facts == encoder.facts and tower.facts["step"] == 1
     assert tower.feature_width == MODEL["embedding"] and tower.state_width == 32
@@ -48,17 +53,17 @@ def test_a_run_gives_the_embeddings_of_its_encoder(run: Path) -> None:
 
 
 def test_untrained_is_the_run_before_its_first_step(run: Path) -> None:
-    before = load_tower(str(run), untrained=True)
+    before = load_text_encoder(str(run), untrained=True)
     expected = load_encoder(run, untrained=True).encode_texts(LONG)
     np.testing.assert_allclose(before.encode(LONG), expected, atol=1e-6)
-    assert np.abs(before.encode(LONG) - load_tower(str(run)).encode(LONG)).max() > 0.1
+    assert np.abs(before.encode(LONG) - load_text_encoder(str(run)).encode(LONG)).max() > 0.1
 
 
 def test_a_masked_language_model_is_its_trunk_alone(tmp_path: Path) -> None:
     run = tiny_run(tmp_path)
-    contrastive = load_tower(str(run))
+    contrastive = load_text_encoder(str(run))
     write_objective(run, "masked_language_model")
-    tower = load_tower(str(run))
+    tower = load_text_encoder(str(run))
     assert tower.projection is None and not tower.unit_length
     assert tower.feature_width == tower.state_width == 32
     tokens = tower.tokenize(TEXTS)
@@ -74,7 +79,7 @@ def test_a_masked_language_model_is_its_trunk_alone(tmp_path: Path) -> None:
 def test_a_saved_tower_comes_back(tmp_path: Path, pooling: str, projected: bool) -> None:
     model = tiny_model()
     projection = torch.nn.Linear(32, 8) if projected else None
-    tower = Tower(
+    tower = TextEncoder(
         model.text_tower.trunk,
         tiny_tokenizer(),
         pooling,  # type: ignore[arg-type]
@@ -83,7 +88,7 @@ def test_a_saved_tower_comes_back(tmp_path: Path, pooling: str, projected: bool)
         max_length=24,
     )
     tower.save(tmp_path)
-    again = load_tower(str(tmp_path))
+    again = load_text_encoder(str(tmp_path))
     np.testing.assert_allclose(again.encode(LONG), tower.encode(LONG), atol=1e-6)
     assert (again.pooling, again.max_length) == (pooling, 24)
     assert again.facts["sha256"] == weights_sha256(tower) == weights_sha256(again)
@@ -110,10 +115,10 @@ def test_other_architectures_come_back(tmp_path: Path, architecture: dict[str, o
     config = TextTowerConfig(architecture=architecture)
     torch.manual_seed(0)
     trunk = build_text_tower(config, tokenizer.vocabulary, tokenizer.padding_id).trunk
-    tower = Tower(trunk, tokenizer, max_length=32)
+    tower = TextEncoder(trunk, tokenizer, max_length=32)
     tower.save(tmp_path)
     np.testing.assert_allclose(
-        load_tower(str(tmp_path)).encode(TEXTS), tower.encode(TEXTS), atol=1e-6
+        load_text_encoder(str(tmp_path)).encode(TEXTS), tower.encode(TEXTS), atol=1e-6
     )
 
 
@@ -122,31 +127,31 @@ def test_a_sentence_transformers_export_has_the_embeddings_of_the_run(
 ) -> None:
     encoder = load_encoder(run)
     write_sentence_transformers(Source(text_side(encoder)), tmp_path)
-    tower = load_tower(str(tmp_path))
+    tower = load_text_encoder(str(tmp_path))
     np.testing.assert_allclose(tower.encode(LONG), encoder.encode_texts(LONG), atol=1e-6)
     assert tower.unit_length and tower.projection is not None
     assert tower.max_length == encoder.config.text.max_length
 
 
 def test_modules_that_cannot_be_read_are_named(run: Path, tmp_path: Path) -> None:
-    write_sentence_transformers(Source(load_tower(str(run))), tmp_path)
+    write_sentence_transformers(Source(load_text_encoder(str(run))), tmp_path)
     modules = json.loads((tmp_path / "modules.json").read_text())
     (tmp_path / "modules.json").write_text(json.dumps([modules[0], modules[3], modules[1]]))
     with pytest.raises(UserError, match="its modules are Transformer, Normalize, Pooling"):
-        load_tower(str(tmp_path))
+        load_text_encoder(str(tmp_path))
 
 
 def test_two_layers_of_a_projection_come_back_from_both_formats(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(32, 24, bias=False), nn.GELU(), nn.Linear(24, 8, bias=False))
-    tower = Tower(tiny_model().text_tower.trunk, tiny_tokenizer(), "mean", layers, True, 24)
+    tower = TextEncoder(tiny_model().text_tower.trunk, tiny_tokenizer(), "mean", layers, True, 24)
     assert tower.feature_width == 8
     for name in ("tower", "exported"):
         (tmp_path / name).mkdir()
     tower.save(tmp_path / "tower")
     write_sentence_transformers(Source(tower), tmp_path / "exported")
     for name in ("tower", "exported"):
-        again = load_tower(str(tmp_path / name))
+        again = load_text_encoder(str(tmp_path / name))
         np.testing.assert_allclose(again.encode(LONG), tower.encode(LONG), atol=1e-6)
         assert again.feature_width == 8
 
@@ -157,16 +162,16 @@ def test_a_fine_tuning_is_its_tower_and_several_seeds_must_be_told_apart(
     (tmp_path / "config.yaml").write_text("task: {name: toy}\n")
     place = tmp_path / "seed-3" / "tower"
     place.mkdir(parents=True)
-    load_tower(str(run)).save(place)
+    load_text_encoder(str(run)).save(place)
     with pytest.raises(
         UserError, match=r"holds one tower a seed \(1\); name one, for example .*seed-3"
     ):
-        load_tower(str(tmp_path))
-    tower = load_tower(str(place.parent))
+        load_text_encoder(str(tmp_path))
+    tower = load_text_encoder(str(place.parent))
     assert tower.facts["path"] == str(place.parent)
-    assert saved_tower(place.parent) == saved_tower(place) == place
-    assert saved_tower(run) is None
-    assert np.array_equal(tower.encode(LONG), load_tower(str(place)).encode(LONG))
+    assert saved_text_encoder(place.parent) == saved_text_encoder(place) == place
+    assert saved_text_encoder(run) is None
+    assert np.array_equal(tower.encode(LONG), load_text_encoder(str(place)).encode(LONG))
 
 
 @pytest.mark.parametrize(
@@ -179,7 +184,7 @@ def test_a_model_of_transformers_is_pooled_by_the_mean(
     model = model_class(config(**SMALL, pad_token_id=0)).eval()
     model.save_pretrained(tmp_path)
     tiny_tokenizer().save(tmp_path)
-    tower = load_tower(str(tmp_path))
+    tower = load_text_encoder(str(tmp_path))
     assert tower.projection is None and tower.facts["path"] == str(tmp_path)
     token_NL, mask_NL = tiny_tokenizer()(TEXTS, tower.max_length)
     with torch.no_grad():
@@ -191,7 +196,7 @@ def test_a_model_of_transformers_is_pooled_by_the_mean(
 
 
 def test_encoding_knows_no_gradients_no_dropout_and_keeps_the_mode(run: Path) -> None:
-    tower = load_tower(str(run))
+    tower = load_text_encoder(str(run))
     expected = tower.encode(LONG)
     tower.train()
     assert np.array_equal(tower.encode(LONG), expected)
@@ -201,7 +206,7 @@ def test_encoding_knows_no_gradients_no_dropout_and_keeps_the_mode(run: Path) ->
 
 
 def test_two_texts_are_joined_and_cut(run: Path) -> None:
-    tower = load_tower(str(run))
+    tower = load_text_encoder(str(run))
     tokens = tower.tokenize(["a red ball"], ["a dog"])
     assert tokens.encoding.sequence_ids(0).count(None) == 4
     assert {0, 1} <= set(tokens.encoding.sequence_ids(0))
@@ -215,10 +220,10 @@ def test_a_folder_that_holds_no_model_is_one_sentence(tmp_path: Path, content: s
     if content == "an empty config":
         (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=str(tmp_path)) as caught:
-        load_tower(str(tmp_path))
+        load_text_encoder(str(tmp_path))
     assert "\n" not in str(caught.value)
 
 
 def test_untrained_needs_a_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run folder"):
-        load_tower(str(tmp_path), untrained=True)
+        load_text_encoder(str(tmp_path), untrained=True)

@@ -11,7 +11,7 @@ from tiny import tiny_run
 from mmalign.core.batch import Example
 from mmalign.core.config import load_config, validate
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import Tower, load_tower
+from mmalign.models.text_encoder import TextEncoder, load_text_encoder
 from mmalign.results.results import Results, read_results
 from mmalign.text.benchmark import TextSuiteConfig, run_text_suite
 from mmalign.text.benchmark_tasks import GroupConfig, read_group
@@ -255,9 +255,9 @@ def test_reversed_retrieval_looks_for_the_queries(data: Path) -> None:
 def test_a_stage_before_changes_the_tower(
     data: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    towers: list[Tower] = []
+    towers: list[TextEncoder] = []
 
-    def noted(tower: Tower, *arguments: Any) -> Fitted:
+    def noted(tower: TextEncoder, *arguments: Any) -> Fitted:
         towers.append(tower)
         return fit(tower, *arguments)
 
@@ -274,7 +274,7 @@ def test_sequences_end_where_the_places_of_the_model_do(
 ) -> None:
     results = measured(run, tmp_path, {**tatoeba(data), "max_length": 100})
     assert "Cut at 64 tokens, not 100" in results.protocol["text/tatoeba"]
-    assert load_tower(str(run)).max_length == 32
+    assert load_text_encoder(str(run)).max_length == 32
 
 
 def test_a_shared_pool_is_embedded_once(
@@ -292,13 +292,13 @@ def test_a_shared_pool_is_embedded_once(
             tmp_path / f"xquad-r/{lang}.json", json.dumps({"data": [{"paragraphs": [paragraph]}]})
         )
     encoded: list[int] = []
-    encode = Tower.encode
+    encode = TextEncoder.encode
 
-    def count(tower: Tower, texts: Any) -> Any:
+    def count(tower: TextEncoder, texts: Any) -> Any:
         encoded.append(len(texts))
         return encode(tower, texts)
 
-    monkeypatch.setattr(Tower, "encode", count)
+    monkeypatch.setattr(TextEncoder, "encode", count)
     test = {"name": "lareqa", "folder": str(tmp_path), "format": "lareqa"}
     results = measured(run, tmp_path / "out", {"name": "g", "tests": [test]})
     assert sorted(encoded) == [1, 1, 4]

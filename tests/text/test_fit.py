@@ -12,7 +12,7 @@ from mmalign.core.batch import Example
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.models.encoder import weights_sha256
-from mmalign.models.text_encoder import Tower, load_tower
+from mmalign.models.text_encoder import TextEncoder, load_text_encoder
 from mmalign.text.fit import FitConfig, Fitted, fit
 from mmalign.text.scores import hits
 from mmalign.text.tasks.task import Task
@@ -33,8 +33,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tower(run: Path) -> Tower:
-    return load_tower(str(run))
+def tower(run: Path) -> TextEncoder:
+    return load_text_encoder(str(run))
 
 
 def rows(lang: str, right: bool = True, words: tuple[str, ...] = WORDS) -> list[Example]:
@@ -59,7 +59,7 @@ def accuracy(fitted: Fitted, examples: list[Example]) -> float:
 
 
 @pytest.mark.parametrize("trainable", HOW)
-def test_it_learns_and_the_tower_given_stays_as_it_is(tower: Tower, trainable: str) -> None:
+def test_it_learns_and_the_tower_given_stays_as_it_is(tower: TextEncoder, trainable: str) -> None:
     before = weights_sha256(tower)
     names = list(tower.state_dict())
     fitted = fit(tower, task_of(), config_of(trainable=trainable), seed=0)
@@ -71,7 +71,7 @@ def test_it_learns_and_the_tower_given_stays_as_it_is(tower: Tower, trainable: s
     assert not fitted.model.training
 
 
-def test_the_projection_is_trained_with_the_whole_tower_only(tower: Tower) -> None:
+def test_the_projection_is_trained_with_the_whole_tower_only(tower: TextEncoder) -> None:
     assert tower.projection is not None
     before = tower.projection.weight.detach().clone()
     for trainable in HOW:
@@ -82,7 +82,7 @@ def test_the_projection_is_trained_with_the_whole_tower_only(tower: Tower) -> No
 
 
 @pytest.mark.parametrize("trainable", HOW)
-def test_a_seed_decides_everything(tower: Tower, trainable: str) -> None:
+def test_a_seed_decides_everything(tower: TextEncoder, trainable: str) -> None:
     def weights(seed: int) -> str:
         torch.rand(3)  # whatever was drawn before
         config = config_of(trainable=trainable, hidden=8, epochs=3)
@@ -93,7 +93,7 @@ def test_a_seed_decides_everything(tower: Tower, trainable: str) -> None:
 
 
 @pytest.mark.parametrize("trainable", HOW)
-def test_the_check_that_is_best_on_dev_is_kept(tower: Tower, trainable: str) -> None:
+def test_the_check_that_is_best_on_dev_is_kept(tower: TextEncoder, trainable: str) -> None:
     # Dev rows with the wrong labels: the better the training rows are learnt, the worse these are.
     task = task_of(dev={"en": rows("en", right=False)})
     fitted = fit(tower, task, config_of(trainable=trainable, head_lr=0.03), seed=0)
@@ -105,7 +105,7 @@ def test_the_check_that_is_best_on_dev_is_kept(tower: Tower, trainable: str) -> 
     assert accuracy(fitted, task.dev["en"]) == max(curve) == fitted.kept()["dev"]
 
 
-def test_without_dev_the_last_step_is_kept(tower: Tower) -> None:
+def test_without_dev_the_last_step_is_kept(tower: TextEncoder) -> None:
     # Dev rows of another language are for the oracle only.
     task = task_of(dev={"de": rows("de", right=False)})
     fitted = fit(tower, task, config_of(epochs=7), seed=0)
@@ -116,7 +116,7 @@ def test_without_dev_the_last_step_is_kept(tower: Tower) -> None:
     assert fitted.kept()["train_loss"] == fitted.history["train_loss"][-1]
 
 
-def test_of_equal_checks_the_one_that_is_surer_is_kept(tower: Tower) -> None:
+def test_of_equal_checks_the_one_that_is_surer_is_kept(tower: TextEncoder) -> None:
     fitted = fit(tower, task_of(dev={"en": rows("en")}), config_of(), seed=0)
     curve = fitted.history["dev"]
     assert curve.count(1.0) > 10
@@ -125,7 +125,7 @@ def test_of_equal_checks_the_one_that_is_surer_is_kept(tower: Tower) -> None:
 
 
 @pytest.mark.parametrize(("checks", "expected"), [(1, 2), (2, 4), (3, 8), (9, 8)])
-def test_checks_within_an_epoch(tower: Tower, checks: int, expected: int) -> None:
+def test_checks_within_an_epoch(tower: TextEncoder, checks: int, expected: int) -> None:
     """Two epochs of four steps; three checks would fall between steps, and are one a step."""
     task = task_of(dev={"en": rows("en")})
     fitted = fit(tower, task, config_of(epochs=2, batch_size=2, checks=checks), seed=0)
@@ -134,7 +134,7 @@ def test_checks_within_an_epoch(tower: Tower, checks: int, expected: int) -> Non
 
 
 @pytest.mark.parametrize("checks", [2, 4])
-def test_looking_at_dev_does_not_change_training(tower: Tower, checks: int) -> None:
+def test_looking_at_dev_does_not_change_training(tower: TextEncoder, checks: int) -> None:
     """Neither the order of the rows nor dropout depend on how often dev is looked at."""
     config = config_of(trainable="all", epochs=2, batch_size=2)
     often = config.model_copy(update={"checks": checks})
@@ -142,14 +142,14 @@ def test_looking_at_dev_does_not_change_training(tower: Tower, checks: int) -> N
     assert weights_sha256(first.model) == weights_sha256(second.model)
 
 
-def test_the_last_step_is_checked_though_no_check_falls_on_it(tower: Tower) -> None:
+def test_the_last_step_is_checked_though_no_check_falls_on_it(tower: TextEncoder) -> None:
     task = task_of(train=rows("en", words=(*WORDS, "mpira")), dev={"en": rows("en")})
     fitted = fit(tower, task, config_of(epochs=1, batch_size=2, checks=2), seed=0)  # 5 steps
     assert fitted.history["steps"] == 5
     assert len(fitted.history["dev"]) == 3  # after 2, 4 and 5
 
 
-def test_the_oracle_takes_each_languages_own_best_check(tower: Tower) -> None:
+def test_the_oracle_takes_each_languages_own_best_check(tower: TextEncoder) -> None:
     dev = {
         "en": rows("en", right=False),
         "de": rows("de"),
@@ -168,7 +168,7 @@ def test_the_oracle_takes_each_languages_own_best_check(tower: Tower) -> None:
     assert not fit(tower, task_of(dev=dev), config_of(epochs=1), seed=0).oracle
 
 
-def test_repeats_are_as_many_steps_as_copies(tower: Tower, tmp_path: Path) -> None:
+def test_repeats_are_as_many_steps_as_copies(tower: TextEncoder, tmp_path: Path) -> None:
     neighbours = tmp_path / "neighbours.tsv"
     neighbours.write_text("word\tneighbours\ndog\tcat\n", encoding="utf-8")
     copies = {"kind": "rs_da", "neighbours": str(neighbours), "copies": 3}
@@ -178,7 +178,7 @@ def test_repeats_are_as_many_steps_as_copies(tower: Tower, tmp_path: Path) -> No
     assert len(repeated.history["train_loss"]) == 2  # a check an epoch, however long
 
 
-def test_the_learning_rates_are_those_of_head_and_tower(tower: Tower) -> None:
+def test_the_learning_rates_are_those_of_head_and_tower(tower: TextEncoder) -> None:
     """One step of AdamW without decay moves no number by more than its learning rate."""
     config = config_of(
         trainable="all", epochs=1, batch_size=8, warmup=0, weight_decay=0, lr=1e-4, head_lr=1e-2
@@ -194,7 +194,7 @@ def test_the_learning_rates_are_those_of_head_and_tower(tower: Tower) -> None:
 
 
 @pytest.mark.parametrize("field", ["head_lr", "lr"])
-def test_training_that_diverges_is_an_error(tower: Tower, field: str) -> None:
+def test_training_that_diverges_is_an_error(tower: TextEncoder, field: str) -> None:
     config = config_of(trainable="all", **{field: 1e38})
     with pytest.raises(UserError, match="lower `lr` or `head_lr`"):
         fit(tower, task_of(), config, seed=0)

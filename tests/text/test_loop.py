@@ -15,7 +15,7 @@ from mmalign.core.commit import sha256_of, verify
 from mmalign.core.config import load_config, validate
 from mmalign.core.errors import UserError
 from mmalign.models.encoder import weights_sha256
-from mmalign.models.text_encoder import load_tower
+from mmalign.models.text_encoder import load_text_encoder
 from mmalign.results.results import Results, read_results, seed_interval
 from mmalign.text import loop, measure
 from mmalign.text.loop import FinetuneConfig, deal_ids, finetune, run_seed
@@ -140,7 +140,7 @@ def test_a_tower_that_was_written_gives_the_same_features(
     run: str, task: Path, tmp_path: Path, trainable: str
 ) -> None:
     config = config_for(task, trainable=trainable, epochs=2)
-    _, model = run_seed(load_tower(run), read_task(config.task), config, seed=0)
+    _, model = run_seed(load_text_encoder(run), read_task(config.task), config, seed=0)
     finetune(config, run, tmp_path / "out")
     folder = tmp_path / "out" / "tower"
     facts = verify(folder)
@@ -151,9 +151,9 @@ def test_a_tower_that_was_written_gives_the_same_features(
     assert all(sha256_of(task / name) == sha256 for name, sha256 in data["files"].items())
     assert data["files"].keys() == {p.name for p in task.iterdir()}
     assert json.loads((folder / "head.json").read_text())["labels"] == sorted(LABELS)
-    features = load_tower(str(folder)).encode(WORDS)
+    features = load_text_encoder(str(folder)).encode(WORDS)
     assert np.array_equal(features, model.tower.encode(WORDS))
-    assert np.array_equal(features, load_tower(run).encode(WORDS)) == (trainable == "head")
+    assert np.array_equal(features, load_text_encoder(run).encode(WORDS)) == (trainable == "head")
 
 
 @pytest.mark.parametrize("trainable", ["head", "lora", "all"])
@@ -210,7 +210,7 @@ def test_every_seed_meets_the_same_noise_and_attacks_are_judged_by_the_first_tow
     finetune(config, run, tmp_path / "out")
     assert len(noisy) == 2
     assert noisy[0] == noisy[1] is not None
-    assert set(judges) == {weights_sha256(load_tower(run))}
+    assert set(judges) == {weights_sha256(load_text_encoder(run))}
 
 
 def test_several_seeds_are_averaged_and_kept_apart(run: str, task: Path, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_the_baseline_is_the_run_before_its_first_step(
     untrained = results.baselines["untrained"]
     assert (results.model["step"], untrained.model["step"]) == (1, 0)
     assert results.model["sha256"] != untrained.model["sha256"]
-    assert untrained.model["sha256"] == load_tower(run, untrained=True).facts["sha256"]
+    assert untrained.model["sha256"] == load_text_encoder(run, untrained=True).facts["sha256"]
     assert untrained.metrics.keys() == results.metrics.keys()
     assert untrained.model["seeds"] == [0, 1]
 

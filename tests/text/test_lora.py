@@ -10,7 +10,7 @@ from tiny import TEXTS, tiny_model, tiny_tokenizer
 
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import Tower, load_tower
+from mmalign.models.text_encoder import TextEncoder, load_text_encoder
 from mmalign.text.lora import LoraConfig, add_lora, merge_lora
 
 RANK = 4
@@ -18,9 +18,9 @@ WIDTH, INNER = 32, 64  # of the tiny trunk: one layer, six linear maps
 
 
 @pytest.fixture
-def tower() -> Tower:
+def tower() -> TextEncoder:
     model = tiny_model()
-    return Tower(
+    return TextEncoder(
         model.text_tower.trunk,
         tiny_tokenizer(),
         projection=model.text_projection,
@@ -29,17 +29,17 @@ def tower() -> Tower:
     )
 
 
-def adapted(tower: Tower, **fields: object) -> Tower:
+def adapted(tower: TextEncoder, **fields: object) -> TextEncoder:
     torch.manual_seed(0)
     add_lora(tower, validate(LoraConfig, {"rank": RANK, **fields}, "test"))
     return tower
 
 
-def trainable(tower: Tower) -> dict[str, torch.Tensor]:
+def trainable(tower: TextEncoder) -> dict[str, torch.Tensor]:
     return {name: p for name, p in tower.named_parameters() if p.requires_grad}
 
 
-def train(tower: Tower, steps: int = 3) -> None:
+def train(tower: TextEncoder, steps: int = 3) -> None:
     """Anything that moves the adapters."""
     optimizer = torch.optim.SGD(list(trainable(tower).values()), lr=1.0)
     tokens = tower.tokenize(TEXTS)
@@ -50,13 +50,13 @@ def train(tower: Tower, steps: int = 3) -> None:
         optimizer.step()
 
 
-def test_at_the_start_nothing_changes(tower: Tower) -> None:
+def test_at_the_start_nothing_changes(tower: TextEncoder) -> None:
     before = tower.encode(TEXTS)
     assert np.array_equal(adapted(tower).encode(TEXTS), before)
     assert not tower.training and not tower.trunk.training
 
 
-def test_only_adapters_train(tower: Tower) -> None:
+def test_only_adapters_train(tower: TextEncoder) -> None:
     adapted(tower)
     assert all("lora_" in name for name in trainable(tower))
     frozen = {n: p.detach().clone() for n, p in tower.named_parameters() if not p.requires_grad}
@@ -78,13 +78,15 @@ def test_only_adapters_train(tower: Tower) -> None:
     ],
 )
 def test_the_number_of_trained_parameters(
-    tower: Tower, targets: tuple[str, ...] | None, expected: int
+    tower: TextEncoder, targets: tuple[str, ...] | None, expected: int
 ) -> None:
     adapted(tower, targets=targets)
     assert sum(p.numel() for p in trainable(tower).values()) == expected
 
 
-def test_merging_leaves_a_plain_model_with_the_same_outputs(tower: Tower, tmp_path: Path) -> None:
+def test_merging_leaves_a_plain_model_with_the_same_outputs(
+    tower: TextEncoder, tmp_path: Path
+) -> None:
     kind, names = type(tower.trunk), set(tower.state_dict())
     train(adapted(tower))
     expected = tower.encode(TEXTS)
@@ -93,11 +95,11 @@ def test_merging_leaves_a_plain_model_with_the_same_outputs(tower: Tower, tmp_pa
     assert set(trainable(tower)) == {name for name, _ in tower.named_parameters()}
     np.testing.assert_allclose(tower.encode(TEXTS), expected, atol=1e-5)
     tower.save(tmp_path)
-    np.testing.assert_allclose(load_tower(str(tmp_path)).encode(TEXTS), expected, atol=1e-5)
+    np.testing.assert_allclose(load_text_encoder(str(tmp_path)).encode(TEXTS), expected, atol=1e-5)
     assert not list(tmp_path.glob("*adapter*"))
 
 
-def test_alpha_over_rank_is_the_factor(tower: Tower) -> None:
+def test_alpha_over_rank_is_the_factor(tower: TextEncoder) -> None:
     adapted(tower, alpha=2.0, targets=("query",))
     query = tower.trunk.get_submodule("base_model.model.encoder.layer.0.attention.self.query")
     a, b = query.lora_A["default"].weight, query.lora_B["default"].weight
@@ -108,7 +110,7 @@ def test_alpha_over_rank_is_the_factor(tower: Tower) -> None:
     torch.testing.assert_close(merged, expected)
 
 
-def test_dropout_works_in_training_only(tower: Tower) -> None:
+def test_dropout_works_in_training_only(tower: TextEncoder) -> None:
     adapted(tower, dropout=0.5)
     train(tower)
     assert np.array_equal(tower.encode(TEXTS), tower.encode(TEXTS))
@@ -117,7 +119,7 @@ def test_dropout_works_in_training_only(tower: Tower) -> None:
     assert not torch.equal(tower.states(tokens), tower.states(tokens))
 
 
-def test_targets_that_match_nothing_are_one_sentence(tower: Tower) -> None:
+def test_targets_that_match_nothing_are_one_sentence(tower: TextEncoder) -> None:
     with pytest.raises(
         UserError, match=r"no linear layer `qeury`; it has dense, key, query, value$"
     ):
@@ -126,7 +128,7 @@ def test_targets_that_match_nothing_are_one_sentence(tower: Tower) -> None:
 
 
 def test_without_peft_the_error_says_how_to_get_it(
-    tower: Tower, monkeypatch: pytest.MonkeyPatch
+    tower: TextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match=r"pip install 'mmalign\[finetune\]'"):

@@ -14,7 +14,7 @@ from tiny import tiny_run
 from mmalign.core.batch import Answer, Example, Target
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import Tower, load_tower
+from mmalign.models.text_encoder import TextEncoder, load_text_encoder
 from mmalign.results.results import Results
 from mmalign.text.fit import FitConfig, Fitted, fit
 from mmalign.text.heads.base import TaskModel
@@ -42,8 +42,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tower(run: Path) -> Tower:
-    return load_tower(str(run))
+def tower(run: Path) -> TextEncoder:
+    return load_text_encoder(str(run))
 
 
 def examples_of(texts: Sequence[tuple[str, ...]], targets: Sequence[Target]) -> list[Example]:
@@ -67,12 +67,12 @@ def words_task(*languages: str) -> Task:
     return task_of("classification", examples_of([(w,) for w in WORDS], targets), languages)
 
 
-def learnt(tower: Tower, task: Task, **fields: Any) -> Fitted:
+def learnt(tower: TextEncoder, task: Task, **fields: Any) -> Fitted:
     tree = {"epochs": 40, "batch_size": 4, "head_lr": 0.1, "lr": 3e-3, **fields}
     return fit(tower, task, validate(FitConfig, tree, "test"), seed=0)
 
 
-def measured(fitted: Fitted, task: Task, reference: Tower, **fields: Any) -> Results:
+def measured(fitted: Fitted, task: Task, reference: TextEncoder, **fields: Any) -> Results:
     results = Results("text/toy", {})
     measure(fitted, task, validate(MeasureConfig, fields, "test"), reference, results)
     return results
@@ -132,7 +132,9 @@ KINDS: dict[str, Task] = {
         ("span_qa", "joint"),
     ],
 )
-def test_every_kind_of_task_is_learnt_and_measured(tower: Tower, kind: str, pairs: str) -> None:
+def test_every_kind_of_task_is_learnt_and_measured(
+    tower: TextEncoder, kind: str, pairs: str
+) -> None:
     task = KINDS[kind]
     metric = PRIMARY[task.kind]
     tests = {"perturbations": [{"kind": "characters"}]}
@@ -159,7 +161,9 @@ def retrieval_task() -> Task:
 
 
 @pytest.mark.parametrize("trainable", ["all", "lora"])
-def test_retrieval_is_learnt_and_searches_the_whole_pool(tower: Tower, trainable: str) -> None:
+def test_retrieval_is_learnt_and_searches_the_whole_pool(
+    tower: TextEncoder, trainable: str
+) -> None:
     task = retrieval_task()
     task = replace(task, dev={"en": task.tests["en"]})
     results = measured(learnt(tower, task, trainable=trainable, lr=0.01), task, tower)
@@ -169,7 +173,7 @@ def test_retrieval_is_learnt_and_searches_the_whole_pool(tower: Tower, trainable
     )
 
 
-def test_retrieval_without_training_searches_with_the_tower_as_it_is(tower: Tower) -> None:
+def test_retrieval_without_training_searches_with_the_tower_as_it_is(tower: TextEncoder) -> None:
     task = replace(retrieval_task(), train=[])
     texts = [one.texts[0] for one in task.tests["sw"]]
     pool = task.candidates["sw"] = [
@@ -184,7 +188,7 @@ def test_retrieval_without_training_searches_with_the_tower_as_it_is(tower: Towe
     assert results.metrics["text/toy/sw/words_swap-2/map@20"] <= 1.0
 
 
-def test_perturbed_numbers_are_those_of_the_perturbed_texts(tower: Tower) -> None:
+def test_perturbed_numbers_are_those_of_the_perturbed_texts(tower: TextEncoder) -> None:
     task = words_task("en", "de")
     fitted = learnt(tower, task)
     noise = {"kind": "characters", "severity": 5}
@@ -209,7 +213,7 @@ def _hits(model: TaskModel, examples: list[Example], draw: int, seed: int) -> li
     return [float(one.target == p) for one, p in zip(examples, predictions, strict=True)]
 
 
-def test_a_language_without_the_noise_has_no_number_of_it(tower: Tower) -> None:
+def test_a_language_without_the_noise_has_no_number_of_it(tower: TextEncoder) -> None:
     task = words_task("de", "zh")  # no keyboard layout of Chinese is known
     results = measured(learnt(tower, task), task, tower, perturbations=[{"kind": "keyboard"}])
     noisy = {n.split("/")[2]: v for n, v in results.metrics.items() if n.endswith("-2/accuracy")}
@@ -218,7 +222,7 @@ def test_a_language_without_the_noise_has_no_number_of_it(tower: Tower) -> None:
     assert results.counts["text/toy/mean/keyboard-2/accuracy"] == len(WORDS)
 
 
-def test_perturbed_tests_can_be_fewer_and_say_how_many_changed(tower: Tower) -> None:
+def test_perturbed_tests_can_be_fewer_and_say_how_many_changed(tower: TextEncoder) -> None:
     task = words_task("de", "sw")
     lists = [{"kind": "surface", "edit": "punctuation_removed"}, {"kind": "characters"}]
     results = measured(learnt(tower, task), task, tower, perturbations=lists, perturbed=5)
@@ -244,7 +248,7 @@ def attack_of(**fields: Any) -> dict[str, Any]:
     return {"kind": "attack", "candidates": "characters", "max_words": 1.0, **fields}
 
 
-def test_an_attack_breaks_what_was_right_and_counts_its_questions(tower: Tower) -> None:
+def test_an_attack_breaks_what_was_right_and_counts_its_questions(tower: TextEncoder) -> None:
     task = words_task("de", "sw")
     fitted = learnt(tower, task)
     results = measured(fitted, task, tower, attacks=[attack_of(budget=20)], attacked=5)
@@ -262,7 +266,7 @@ def test_an_attack_breaks_what_was_right_and_counts_its_questions(tower: Tower) 
     assert results.counts["text/toy/de/clean/accuracy"] == len(WORDS)
 
 
-class _Judge(Tower):
+class _Judge(TextEncoder):
     """A tower for which every two texts are as similar; it remembers what it was asked."""
 
     asked: int = 0
@@ -274,7 +278,7 @@ class _Judge(Tower):
 
 @pytest.mark.parametrize(("least", "breaks"), [(0.99, True), (1.01, False)])
 def test_the_reference_judges_how_similar_a_text_still_is(
-    tower: Tower, least: float, breaks: bool
+    tower: TextEncoder, least: float, breaks: bool
 ) -> None:
     task = words_task("de")
     judge = _Judge(tower.trunk, tower.tokenizer)
@@ -284,7 +288,7 @@ def test_the_reference_judges_how_similar_a_text_still_is(
 
 
 def test_an_attack_without_a_dictionary_of_the_language_is_left_out(
-    tower: Tower, tmp_path: Path
+    tower: TextEncoder, tmp_path: Path
 ) -> None:
     (tmp_path / "en-de.tsv").write_text("en\ttranslation\ncat\tKatze\n", encoding="utf-8")
     task = words_task("en", "sw")
@@ -341,7 +345,7 @@ def test_mixed_pairs_meet_by_id_and_not_by_place() -> None:
     ]
 
 
-def test_the_generalised_setting_of_a_model(tower: Tower) -> None:
+def test_the_generalised_setting_of_a_model(tower: TextEncoder) -> None:
     task = replace(KINDS["pairs"], tests={lang: KINDS["pairs"].train for lang in ("en", "de")})
     results = measured(learnt(tower, task), task, tower, generalised=True)
     clean = results.metrics["text/toy/de/clean/accuracy"]

@@ -5,7 +5,7 @@ import pytest
 from tiny import TEXTS, tiny_model, tiny_tokenizer
 
 from mmalign.core.batch import Example
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.ranking import rank, rank_features
 
 
@@ -72,7 +72,7 @@ def test_an_empty_pool_and_no_queries() -> None:
 
 @pytest.mark.parametrize("copies", [1, 2])
 def test_texts_find_themselves_through_a_tower(copies: int) -> None:
-    tower = Tower(tiny_model().text_tower.trunk, tiny_tokenizer(), max_length=32)
+    tower = TextEncoder(tiny_model().text_tower.trunk, tiny_tokenizer(), max_length=32)
     pool = [
         Example(f"{i}-{copy}", "en", (text,), ())
         for i, text in enumerate(TEXTS)

@@ -59,7 +59,7 @@ def test_code_that_keeps_pythons_lock_is_ended_too(tmp_path: Path) -> None:
 def test_beats_keep_it_quiet(tmp_path: Path) -> None:
     with Watchdog(tmp_path, 0.4) as watchdog:
         for step in range(4):
-            watchdog.beat(f"step {step}")
+            watchdog.heartbeat(f"step {step}")
             time.sleep(0.2)
     time.sleep(0.6)  # nothing watches any more
     assert list(tmp_path.iterdir()) == []
@@ -67,7 +67,7 @@ def test_beats_keep_it_quiet(tmp_path: Path) -> None:
 
 def test_zero_seconds_watch_nothing(tmp_path: Path) -> None:
     with Watchdog(tmp_path, 0) as watchdog:
-        watchdog.beat("step 1")
+        watchdog.heartbeat("step 1")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -104,7 +104,7 @@ def run_rank(rank: int, folder: Path, started: Path) -> None:
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     with Watchdog(folder, SECONDS) as watchdog:
-        watchdog.beat("step 7: gather")
+        watchdog.heartbeat("step 7: gather")
         distributed.barrier()
         started.touch()
         if rank == 1:

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mmalign.core.commit import settle, sha256_of, write_json, write_manifest
+from mmalign.core.commit import flush, sha256_of, write_json, write_manifest
 from mmalign.core.console import track
 from mmalign.core.errors import UserError
 from mmalign.data.shards.manifest import FORMAT_VERSION, MANIFEST, Manifest, Shard, read_manifest
@@ -188,7 +188,7 @@ def _index_one(job: _Job) -> dict[str, Any]:
             scan = Scan(job.name, file, job.rules, lines, refusals, job.expected)
             scan.run()
         temporary.replace(rows)
-        files = {"tar": {"size": stat.st_size, "sha256": sha256_of(job.tar)}, "rows": settle(rows)}
+        files = {"tar": {"size": stat.st_size, "sha256": sha256_of(job.tar)}, "rows": flush(rows)}
         report = {"source": source, "files": files, **scan.counts()}
         write_json(job.report, report)
     except OSError as error:
@@ -233,7 +233,7 @@ def _write_refusals(out: Path, jobs: Sequence[_Job], scans: Sequence[dict[str, A
 def _write_manifest(
     out: Path, rules: Rules, shards: Sequence[Shard], scans: Sequence[dict[str, Any]]
 ) -> None:
-    files = {REFUSED: settle(out / REFUSED)}
+    files = {REFUSED: flush(out / REFUSED)}
     ignored = Counter[str]()
     for shard, scan in zip(shards, scans, strict=True):
         files |= {shard.tar: scan["files"]["tar"], shard.index: scan["files"]["rows"]}

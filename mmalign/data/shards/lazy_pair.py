@@ -1,6 +1,6 @@
 """A pair before its picture is read: what the reading process hands to those that write shards.
 
-    row of a source -+-> Draft: captions, and where the picture lies --finish--> Pair, its picture checked
+    row of a source -+-> Draft: captions, and where the picture lies --load--> Pair, its picture checked
                      +-> BadRow: why the row cannot be used
 
 Reading rows is quick and has an order; pictures are slow and have none. So a source yields drafts, and any
@@ -110,13 +110,13 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Draft:
+class LazyPair:
     """A pair whose picture is not read yet.
 
     Attributes:
         pair: the pair with no image.
         where: file and line, for the sentence about a mistake.
-        called: the picture in that sentence, for example `the image a.png`.
+        description: the picture in that sentence, for example `the image a.png`.
         strict: a row that cannot be used is an error, whatever a recipe allows: in a published test set a
             smaller pool would be another, easier test.
     """
@@ -124,10 +124,10 @@ class Draft:
     pair: Pair
     image: Picture
     where: str
-    called: str
+    description: str
     strict: bool = False
 
-    def finish(self) -> Pair:
+    def load(self) -> Pair:
         """The pair with its picture.
 
         Raises:
@@ -155,7 +155,7 @@ class Draft:
             raise BadRow(error.reason, f"{self.where}: {error}") from None
 
     def _read_image(self) -> bytes:
-        subject = f"{self.where}: {self.called}"
+        subject = f"{self.where}: {self.description}"
         try:
             data = self.image.read()
         except OSError as error:

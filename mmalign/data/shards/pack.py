@@ -1,6 +1,6 @@
 """The drafts of one shard -> its tar and its index, in any process; a shard that is there is not made again.
 
-job: drafts and bad rows --finish--> pairs -> <work>/<split>/00000.{tar, index.jsonl}
+job: drafts and bad rows --load--> pairs -> <work>/<split>/00000.{tar, index.jsonl}
                                   -> bad rows -+-> report: <work>/.build/<split>-00000.json, written last
 the reports of a split -> sizes.json, manifest.json
 """
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.core.batch import Pair
-from mmalign.core.commit import settle, write_json, write_manifest
-from mmalign.data.shards.lazy_pair import BadRow, Draft
+from mmalign.core.commit import flush, write_json, write_manifest
+from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.manifest import FORMAT_VERSION, MANIFEST, Shard, index_shard, write_shard
 
 STATE = ".build"
@@ -29,7 +29,7 @@ class Job:
     work: Path
     split: str
     number: int
-    rows: Sequence[Draft | BadRow]
+    rows: Sequence[LazyPair | BadRow]
 
     @property
     def tar(self) -> Path:
@@ -106,7 +106,7 @@ def write_split(folder: Path, facts: dict[str, Any], reports: Sequence[Report]) 
     """
     shards = [report["shard"] for report in reports if report["shard"]]
     write_json(folder / "sizes.json", {shard["file"]: shard["samples"] for shard in shards})
-    files = {"sizes.json": settle(folder / "sizes.json")}
+    files = {"sizes.json": flush(folder / "sizes.json")}
     licenses = Counter[str]()
     for report in reports:
         files |= report["files"]
@@ -130,7 +130,7 @@ def _usable(job: Job, refused: list[dict[str, str]]) -> Iterator[Pair]:
         try:
             if isinstance(row, BadRow):
                 raise row
-            pair = row.finish()
+            pair = row.load()
             if pair.key in keys:  # a reader of tars would take the two for one sample
                 raise BadRow("duplicate key", f"{row.where}: the key `{pair.key}` stood before")
         except BadRow as bad:
@@ -146,10 +146,10 @@ def _index(tar: Path, shard: Shard) -> dict[str, Any]:
     index = tar.with_name(shard.index)
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in index_shard(tar))
     index.write_text("".join(lines), encoding="utf-8")
-    return {path.name: settle(path) for path in (tar, index)}
+    return {path.name: flush(path) for path in (tar, index)}
 
 
-def _fingerprint(rows: Sequence[Draft | BadRow]) -> str:
+def _fingerprint(rows: Sequence[LazyPair | BadRow]) -> str:
     """A hash of what a shard is made of."""
     digest = hashlib.sha256(f"format {FORMAT_VERSION}".encode())
     for row in rows:

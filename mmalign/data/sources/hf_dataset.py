@@ -19,7 +19,7 @@ from typing import Any, Literal
 from mmalign.core.batch import Pair
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.data.shards.lazy_pair import BadRow, Draft, check_split, key_of
+from mmalign.data.shards.lazy_pair import BadRow, LazyPair, check_split, key_of
 from mmalign.data.sources.columns import CaptionColumns, check_columns, read_captions
 from mmalign.data.sources.rows import source_folders
 
@@ -61,7 +61,7 @@ class Cell:
         return data
 
 
-def read_drafts(config: HfDataset, seed: int) -> Iterator[Draft | BadRow]:
+def read_drafts(config: HfDataset, seed: int) -> Iterator[LazyPair | BadRow]:
     """The rows of all folders and splits in their order; `seed` is there because every source has it.
 
     Raises:
@@ -84,7 +84,7 @@ def read_row(
     number: int,
     prefix: str,
     config: HfDataset,
-) -> Draft | BadRow:
+) -> LazyPair | BadRow:
     """Row `number` of a split."""
     name = split or _ONE_SPLIT
     where = f"{folder}, split `{name}`, row {number}"
@@ -106,7 +106,7 @@ def read_row(
         license=config.license,
     )
     cell = Cell(str(folder), split, config.image, number, sha256)
-    return Draft(pair, cell, where, "its picture")
+    return LazyPair(pair, cell, where, "its picture")
 
 
 def picture_bytes(value: Any) -> bytes:

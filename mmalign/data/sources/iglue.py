@@ -32,7 +32,7 @@ from typing import Literal
 
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.data.shards.lazy_pair import Draft
+from mmalign.data.shards.lazy_pair import LazyPair
 from mmalign.data.sources.rows import (
     FLICKR30K,
     Row,
@@ -78,7 +78,7 @@ class _Entry:
     captions: list[tuple[str, str]] = field(default_factory=list)
 
 
-def read_xflickrco(config: XFlickrCO, seed: int) -> Iterator[Draft]:
+def read_xflickrco(config: XFlickrCO, seed: int) -> Iterator[LazyPair]:
     """The pictures in the order of the first file, split `test`; `seed` changes nothing.
 
     Raises:
@@ -87,7 +87,7 @@ def read_xflickrco(config: XFlickrCO, seed: int) -> Iterator[Draft]:
     return drafts_of(_xflickrco_rows(config), config.kind, _XFLICKRCO_LICENSE)
 
 
-def read_wit(config: Wit, seed: int) -> Iterator[Draft]:
+def read_wit(config: Wit, seed: int) -> Iterator[LazyPair]:
     """The pictures in the order in which they lie on disk, splits `test` and `test_<lang>`.
 
     Raises:

@@ -25,7 +25,7 @@ import pydantic
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.data.shards.lazy_pair import BadRow, Draft, Part, key_of
+from mmalign.data.shards.lazy_pair import BadRow, LazyPair, Part, key_of
 from mmalign.data.shards.reader import UnusableSample, captions_in, decode_text, parse_json
 from mmalign.data.shards.scan import Rules, Scan
 from mmalign.data.sources.columns import CaptionColumns, read_captions
@@ -68,7 +68,7 @@ class Img2dataset(Section):
             raise ValueError(str(error).replace("--", "")) from None
 
 
-def read_drafts(config: Img2dataset, seed: int) -> Iterator[Draft | BadRow]:
+def read_drafts(config: Img2dataset, seed: int) -> Iterator[LazyPair | BadRow]:
     """The samples of all tars in the order of their names; `seed` is there because every source has it.
 
     Raises:
@@ -86,7 +86,7 @@ def read_drafts(config: Img2dataset, seed: int) -> Iterator[Draft | BadRow]:
             yield from _read_tar(tar, prefix, config)
 
 
-def _read_tar(tar: Path, prefix: str, config: Img2dataset) -> Iterator[Draft | BadRow]:
+def _read_tar(tar: Path, prefix: str, config: Img2dataset) -> Iterator[LazyPair | BadRow]:
     metadata = _read_metadata(tar, config.captions)
     rows, refusals = io.StringIO(), io.StringIO()
     try:
@@ -177,7 +177,7 @@ def _draft(
     prefix: str,
     where: str,
     config: Img2dataset,
-) -> Draft:
+) -> LazyPair:
     # img2dataset's keys begin with the number of their tar; those of other writers may start anew in each.
     name = row["key"] if row["key"].startswith(tar.stem) else f"{tar.stem}-{row['key']}"
     pair = Pair(
@@ -189,7 +189,7 @@ def _draft(
         source=tar.parent.name,
         license=config.license,
     )
-    return Draft(pair, _part(tar, row["image"]), where, "its picture")
+    return LazyPair(pair, _part(tar, row["image"]), where, "its picture")
 
 
 def _part(tar: Path, place: list[Any]) -> Part:

@@ -16,7 +16,7 @@ from mmalign.core.batch import Caption, Pair
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.core.languages import is_language_code
-from mmalign.data.shards.lazy_pair import BadRow, Draft, File, check_split, key_of
+from mmalign.data.shards.lazy_pair import BadRow, File, LazyPair, check_split, key_of
 
 PAIRS_FILE = "pairs.jsonl"
 
@@ -29,7 +29,7 @@ class Jsonl(Section):
     """Folders that hold a pairs.jsonl; `mmalign data build --from FOLDER` sets them."""
 
 
-def read_drafts(config: Jsonl, seed: int) -> Iterator[Draft | BadRow]:
+def read_drafts(config: Jsonl, seed: int) -> Iterator[LazyPair | BadRow]:
     """The lines of all folders in their order; `seed` is there because every source has it.
 
     Raises:
@@ -75,7 +75,7 @@ def _read_line(
     folder: Path,
     split_of: dict[str, str] | None,
     picture_of: dict[str, str],
-) -> Draft | None:
+) -> LazyPair | None:
     try:
         row: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -114,7 +114,7 @@ def _read_line(
     image = folder / _field(row, "image", str, where)
     if not image.is_file():
         raise BadRow("missing", f"{where}: the image {image} does not exist")
-    return Draft(pair, File.of(image), where, f"the image {image}")
+    return LazyPair(pair, File.of(image), where, f"the image {image}")
 
 
 def _field(row: dict[str, Any], name: str, kind: type[str] | type[list[Any]], where: str) -> Any:

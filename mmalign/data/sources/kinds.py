@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import pydantic
 
-from mmalign.data.shards.lazy_pair import BadRow, Draft
+from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.sources import (
     emoji_scenes,
     flickr8k,
@@ -38,7 +38,7 @@ SourceConfig = Annotated[
     pydantic.Field(discriminator="kind"),
 ]
 
-_READERS: dict[str, Callable[[Any, int], Iterator[Draft | BadRow]]] = {
+_READERS: dict[str, Callable[[Any, int], Iterator[LazyPair | BadRow]]] = {
     "emoji_scenes": emoji_scenes.read_drafts,
     "jsonl": jsonl.read_drafts,
     "table": table.read_drafts,
@@ -54,7 +54,7 @@ _READERS: dict[str, Callable[[Any, int], Iterator[Draft | BadRow]]] = {
 }
 
 
-def read_drafts(source: SourceConfig, seed: int) -> Iterator[Draft | BadRow]:
+def read_drafts(source: SourceConfig, seed: int) -> Iterator[LazyPair | BadRow]:
     """The rows of a source, always in the same order.
 
     Raises:

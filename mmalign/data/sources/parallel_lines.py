@@ -25,7 +25,7 @@ from typing import Literal
 
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.data.shards.lazy_pair import Draft
+from mmalign.data.shards.lazy_pair import LazyPair
 from mmalign.data.sources.rows import (
     FLICKR30K,
     Row,
@@ -66,7 +66,7 @@ class Multi30k(Section):
     """The publisher's folder, and one with Flickr30k's pictures; `--from FOLDER` sets them."""
 
 
-def read_xtd10(config: Xtd10, seed: int) -> Iterator[Draft]:
+def read_xtd10(config: Xtd10, seed: int) -> Iterator[LazyPair]:
     """The pictures in the order of test_image_names.txt, split `test`; `seed` changes nothing.
 
     Raises:
@@ -80,7 +80,7 @@ def read_xtd10(config: Xtd10, seed: int) -> Iterator[Draft]:
     return drafts_of(_rows(names, captions, folders, _COCO), config.kind, _XTD10_LICENSE)
 
 
-def read_multi30k(config: Multi30k, seed: int) -> Iterator[Draft]:
+def read_multi30k(config: Multi30k, seed: int) -> Iterator[LazyPair]:
     """The pictures of the Flickr test of 2016, split `test`; `seed` changes nothing.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import Any
 
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.errors import UserError
-from mmalign.data.shards.lazy_pair import Draft, Encoded, File, key_of
+from mmalign.data.shards.lazy_pair import Encoded, File, LazyPair, key_of
 
 FLICKR30K = ("flickr30k-images", "flickr30k_images", "images")
 """Subfolders in which copies of Flickr30k's pictures are found."""
@@ -43,7 +43,7 @@ class Row:
     attribution: str | None = None
 
 
-def drafts_of(rows: Iterable[Row], source: str, license: str) -> Iterator[Draft]:
+def drafts_of(rows: Iterable[Row], source: str, license: str) -> Iterator[LazyPair]:
     """One draft a row, in order.
 
     Raises:
@@ -68,7 +68,7 @@ def drafts_of(rows: Iterable[Row], source: str, license: str) -> Iterator[Draft]
             attribution=row.attribution,
         )
         image = Encoded(row.image) if isinstance(row.image, bytes) else File.of(row.image)
-        yield Draft(pair, image, row.where, f"the picture `{row.name}`", strict=True)
+        yield LazyPair(pair, image, row.where, f"the picture `{row.name}`", strict=True)
 
 
 def source_folders(kind: str, folders: Sequence[str]) -> list[Path]:

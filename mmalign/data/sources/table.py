@@ -22,7 +22,7 @@ from typing import Any, Literal
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.data.shards.lazy_pair import BadRow, Draft, File, check_split, key_of
+from mmalign.data.shards.lazy_pair import BadRow, File, LazyPair, check_split, key_of
 from mmalign.data.sources.columns import CaptionColumns, check_columns, read_captions
 from mmalign.data.sources.rows import find_file, source_folders
 
@@ -64,7 +64,7 @@ Row = tuple[str, dict[str, Any] | BadRow]
 """(file and line, the columns that are read)"""
 
 
-def read_drafts(config: Table, seed: int) -> Iterator[Draft | BadRow]:
+def read_drafts(config: Table, seed: int) -> Iterator[LazyPair | BadRow]:
     """The rows of all tables in their order; `seed` is there because every source has it.
 
     Raises:
@@ -88,7 +88,7 @@ def _picture_of(row: Row, config: Table) -> Any:
 
 def _read_picture(
     numbered: Sequence[tuple[int, Row]], table: str, folders: Sequence[Path], config: Table
-) -> Iterator[Draft | BadRow]:
+) -> Iterator[LazyPair | BadRow]:
     """The draft of the rows of one picture, and those rows that cannot be used."""
     captions: list[Caption] = []
     good: list[tuple[int, str, dict[str, Any]]] = []
@@ -116,7 +116,7 @@ def _draft(
     where: str,
     folders: Sequence[Path],
     config: Table,
-) -> Draft:
+) -> LazyPair:
     name = cells[config.image]
     if not isinstance(name, str) or not name:
         raise BadRow("row", f"{where}: `{config.image}` must be a path")
@@ -139,7 +139,7 @@ def _draft(
         source=folders[0].name,
         license=config.license,
     )
-    return Draft(pair, File.of(path), where, f"the picture `{name}`")
+    return LazyPair(pair, File.of(path), where, f"the picture `{name}`")
 
 
 def _read_rows(path: Path, config: Table) -> Iterator[Row]:

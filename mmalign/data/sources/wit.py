@@ -24,7 +24,7 @@ from typing import Literal
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.data.shards.lazy_pair import BadRow, Draft, Encoded
+from mmalign.data.shards.lazy_pair import BadRow, Encoded, LazyPair
 from mmalign.data.sources.iglue import from_base64, read_wit_pictures
 from mmalign.data.sources.rows import source_folders
 from mmalign.data.sources.table import read_text
@@ -57,7 +57,7 @@ class _Entry:
     captions: list[Caption] = field(default_factory=list)
 
 
-def read_drafts(config: WitTsv, seed: int) -> Iterator[Draft | BadRow]:
+def read_drafts(config: WitTsv, seed: int) -> Iterator[LazyPair | BadRow]:
     """The pictures in the order in which they lie on disk; `seed` is there because every source has it.
 
     Raises:
@@ -105,7 +105,7 @@ def _read_table(path: Path, config: WitTsv, waiting: dict[str, _Entry]) -> Itera
                 entry.captions.append(caption)
 
 
-def _draft(entry: _Entry, url: str, encoded: bytes, page: str, where: str) -> Draft | BadRow:
+def _draft(entry: _Entry, url: str, encoded: bytes, page: str, where: str) -> LazyPair | BadRow:
     try:
         image = Encoded(from_base64(encoded, where))
     except UserError as error:
@@ -120,4 +120,4 @@ def _draft(entry: _Entry, url: str, encoded: bytes, page: str, where: str) -> Dr
         license=_LICENSE,
         attribution=page or url,
     )
-    return Draft(pair, image, where, f"the picture {url}")
+    return LazyPair(pair, image, where, f"the picture {url}")

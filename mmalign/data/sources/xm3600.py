@@ -18,7 +18,7 @@ from typing import Literal
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.core.languages import is_language_code
-from mmalign.data.shards.lazy_pair import Draft
+from mmalign.data.shards.lazy_pair import LazyPair
 from mmalign.data.sources.rows import (
     Row,
     drafts_of,
@@ -41,7 +41,7 @@ class Xm3600(Section):
     """Folders that hold captions.jsonl and images/; `mmalign data build --from FOLDER` sets them."""
 
 
-def read_drafts(config: Xm3600, seed: int) -> Iterator[Draft]:
+def read_drafts(config: Xm3600, seed: int) -> Iterator[LazyPair]:
     """The pictures in the order of captions.jsonl, split `test`; `seed` is there as every source has it.
 
     Raises:

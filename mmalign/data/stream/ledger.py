@@ -61,7 +61,7 @@ class Ledger:
         self._new_captions.update(batch.language_N)
         self._new_unusable += batch.unusable
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Put together what all ranks noted."""
         parts = distributed.gather_objects((self._new_captions, self._new_unusable))
         self._new_captions, self._new_unusable = Counter(), []

@@ -32,7 +32,7 @@ from mmalign.data.preprocess import Preprocess, UndecodableImage, stack_pictures
 from mmalign.data.shards.reader import UnusableSample, picture_id
 from mmalign.data.stream.config import DataConfig
 from mmalign.data.stream.image_features import FeatureSet
-from mmalign.data.stream.order import Plan
+from mmalign.data.stream.order import GlobalOrder
 from mmalign.data.stream.token_noise import TokenMasker, drop_tokens
 from mmalign.data.tokenizer import Tokenizer
 
@@ -52,7 +52,7 @@ class _Sample:
     feature: Tensor | None
 
 
-class BatchMaker(Dataset[Any]):
+class BatchLoader(Dataset[Any]):
     """Batch of one rank by step number. Indexing is pure: the same number gives the same batch.
 
     With `features`, one for each set of the plan, these are read; else with `preprocess` pictures are
@@ -61,7 +61,7 @@ class BatchMaker(Dataset[Any]):
 
     def __init__(
         self,
-        plan: Plan,
+        plan: GlobalOrder,
         config: DataConfig,
         tokenizer: Tokenizer,
         max_length: int,
@@ -212,7 +212,7 @@ def _lengths(mask_NL: Tensor) -> tuple[int, ...]:
     return tuple((mask_NL * place_L).amax(1).tolist())
 
 
-def captions_of(plan: Plan) -> Iterator[str]:
+def captions_of(plan: GlobalOrder) -> Iterator[str]:
     """Every usable caption once, for training a tokenizer; what cannot be read is left out."""
     for shard_set in plan.sets:
         for index in range(len(shard_set)):
@@ -223,11 +223,11 @@ def captions_of(plan: Plan) -> Iterator[str]:
             yield from (caption.text for caption in captions if caption.lang in plan.counts)
 
 
-def batches(maker: BatchMaker, first_step: int, steps: int, workers: int) -> Iterator[Batch]:
+def batches(maker: BatchLoader, first_step: int, steps: int, workers: int) -> Iterator[Batch]:
     """This rank's batches of steps `first_step` ... `steps - 1`, in order.
 
     Raises:
-        UserError: as `BatchMaker.make`.
+        UserError: as `BatchLoader.make`.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
     loader = DataLoader(

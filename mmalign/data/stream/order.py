@@ -49,7 +49,7 @@ class _Epoch:
     edges_S: np.ndarray | None
 
 
-class Plan:
+class GlobalOrder:
     """Which sample stands at which position.
 
     Samples are numbered through all sets in order, usable or not; `locate` tells the set of a number.

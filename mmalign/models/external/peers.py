@@ -29,13 +29,13 @@ from mmalign.models.encoder import (
     BATCH_SIZE,
     DualModel,
     batched,
-    holds,
+    has_file,
     run_of,
     weights_sha256,
 )
 from mmalign.models.external.onnx import load_onnx, no_image_tower
 from mmalign.models.external.open_clip_folder import load_open_clip_folder
-from mmalign.models.text_encoder import Tower, load_tower, saved_tower
+from mmalign.models.text_encoder import TextEncoder, load_text_encoder, saved_text_encoder
 from mmalign.models.text_tower import load_trunk
 
 Kind = Literal[
@@ -142,12 +142,12 @@ def kind_of(name: str) -> Kind:
     for prefix, kind in _PREFIXES.items():
         if name.startswith(prefix):
             return kind
-    if saved_tower(Path(name)) is not None:
+    if saved_text_encoder(Path(name)) is not None:
         return "tower"
     if (run_of(Path(name)) / "config.yaml").is_file():
         return "run"
     for file, kind in _FILES.items():
-        if holds(name, file):
+        if has_file(name, file):
             return kind
     where = "in this folder" if Path(name).is_dir() else "in a folder or on the hub of that name"
     raise UserError(
@@ -247,7 +247,7 @@ def _load_transformers(name: str) -> Peer:
     settings = AutoConfig.from_pretrained(path)
     is_known = type(settings) in MODEL_MAPPING
     if not (is_known and hasattr(MODEL_MAPPING[type(settings)], "get_image_features")):
-        return _text_peer(name, Tower(load_trunk(path), load_tokenizer(path)))
+        return _text_peer(name, TextEncoder(load_trunk(path), load_tokenizer(path)))
     device = distributed.device()
     model = AutoModel.from_pretrained(path, dtype=torch.float32).to(device).eval()
     processor = AutoProcessor.from_pretrained(path, **_backend(path))
@@ -270,7 +270,7 @@ def _backend(path: str) -> dict[str, str]:
     """Pillow, where the model's file names a processor that computes with it; transformers ignores that."""
     from transformers.utils import cached_file
 
-    if not holds(path, "preprocessor_config.json"):
+    if not has_file(path, "preprocessor_config.json"):
         return {}
     file = str(cached_file(path, "preprocessor_config.json"))
     settings = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -284,10 +284,10 @@ def _load_onnx(name: str) -> DualModel:
 
 def _load_tower(name: str) -> Peer:
     """A text encoder alone, as the text tasks see it."""
-    return _text_peer(name, load_tower(name))
+    return _text_peer(name, load_text_encoder(name))
 
 
-def _text_peer(name: str, tower: Tower) -> Peer:
+def _text_peer(name: str, tower: TextEncoder) -> Peer:
     return Peer(name, "tower", tower, lambda texts: torch.from_numpy(tower.encode(texts)), None)
 
 

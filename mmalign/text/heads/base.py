@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mmalign.core.batch import Example
 from mmalign.core.commit import write_json
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import Tokens, Tower
+from mmalign.models.text_encoder import TextEncoder, Tokens
 from mmalign.text.scores import Prediction
 
 EVALUATION_BATCH = 256
@@ -60,7 +60,7 @@ class TaskModel(nn.Module, ABC):
 
     evaluation_batch = EVALUATION_BATCH
 
-    def __init__(self, tower: Tower, head: nn.Module) -> None:
+    def __init__(self, tower: TextEncoder, head: nn.Module) -> None:
         super().__init__()
         self.tower = tower
         self.head = head.to(tower.device)
@@ -135,7 +135,7 @@ class TaskModel(nn.Module, ABC):
         write_json(folder / "head.json", self.description())
 
 
-def check_alignable(tower: Tower) -> None:
+def check_alignable(tower: TextEncoder) -> None:
     """A UserError if the tokenizer cannot tell which word or characters a token comes from."""
     if not tower.tokenizer.inner.is_fast:
         raise UserError(

@@ -1,7 +1,7 @@
 """The head that a task needs."""
 
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.causality.config import CausalityConfig
 from mmalign.text.heads.base import TaskModel
 from mmalign.text.heads.causality import CausalityModel
@@ -18,7 +18,7 @@ from mmalign.text.tasks.task import Task
 
 
 def build_model(
-    tower: Tower,
+    tower: TextEncoder,
     task: Task,
     pairs: Pairs,
     hidden: int | None,

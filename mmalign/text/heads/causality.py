@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mmalign.core.batch import Example
 from mmalign.data.dictionaries.read import Dictionary
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.causality.config import CausalityConfig
 from mmalign.text.causality.contrast import contrast_loss
 from mmalign.text.causality.graph import Graph, build_graph
@@ -55,7 +55,7 @@ class CausalityModel(TaskModel):
     evaluation_batch = 32
     head: CausalityHead
 
-    def __init__(self, tower: Tower, config: CausalityConfig) -> None:
+    def __init__(self, tower: TextEncoder, config: CausalityConfig) -> None:
         check_alignable(tower)
         super().__init__(tower, CausalityHead(tower.state_width, config))
         self.config = config

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmalign.core.batch import Example
-from mmalign.models.text_encoder import Tokens, Tower
+from mmalign.models.text_encoder import TextEncoder, Tokens
 from mmalign.text.heads.base import (
     EVALUATION_BATCH,
     NO_TOKENS,
@@ -98,7 +98,9 @@ class FeatureModel(TaskModel):
 
     head: FeatureHead
 
-    def __init__(self, tower: Tower, outputs: int, pairs: Pairs | None, hidden: int | None) -> None:
+    def __init__(
+        self, tower: TextEncoder, outputs: int, pairs: Pairs | None, hidden: int | None
+    ) -> None:
         self.separate = pairs == "separate"
         super().__init__(tower, FeatureHead(tower.feature_width, outputs, self.separate, hidden))
         self.pairs = pairs
@@ -197,7 +199,11 @@ class ClassificationModel(FeatureModel):
     """
 
     def __init__(
-        self, tower: Tower, labels: Sequence[str], pairs: Pairs | None, hidden: int | None = None
+        self,
+        tower: TextEncoder,
+        labels: Sequence[str],
+        pairs: Pairs | None,
+        hidden: int | None = None,
     ) -> None:
         super().__init__(tower, len(labels), pairs, hidden)
         self.labels = tuple(labels)
@@ -224,7 +230,7 @@ class ClassificationModel(FeatureModel):
 class SimilarityModel(FeatureModel):
     """Scores of pairs of texts; the loss is the squared error in deviations of the training scores."""
 
-    def __init__(self, tower: Tower, pairs: Pairs, hidden: int | None = None) -> None:
+    def __init__(self, tower: TextEncoder, pairs: Pairs, hidden: int | None = None) -> None:
         super().__init__(tower, 1, pairs, hidden)
         self.mean, self.deviation = 0.0, 1.0
 
@@ -254,7 +260,7 @@ class SimilarityModel(FeatureModel):
 class ChoiceModel(FeatureModel):
     """Which of some texts goes with a context: each (context, choice) has a score, the highest is taken."""
 
-    def __init__(self, tower: Tower, pairs: Pairs, hidden: int | None = None) -> None:
+    def __init__(self, tower: TextEncoder, pairs: Pairs, hidden: int | None = None) -> None:
         super().__init__(tower, 1, pairs, hidden)
 
     def rows(self, examples: Sequence[Example]) -> list[tuple[int, tuple[str, ...]]]:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmalign.core.batch import Example
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.ranking import rank
 from mmalign.text.scores import Prediction
@@ -53,7 +53,7 @@ class RetrievalModel(TaskModel):
     """
 
     def __init__(
-        self, tower: Tower, candidates: Mapping[str, Sequence[Example]] | None = None
+        self, tower: TextEncoder, candidates: Mapping[str, Sequence[Example]] | None = None
     ) -> None:
         super().__init__(tower, LogitScale())
         self.candidates = candidates or {}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mmalign.core.batch import Answer, Example
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.base import TaskBatch, TaskModel, check_alignable
 from mmalign.text.scores import Prediction
 
@@ -45,7 +45,7 @@ class SpanModel(TaskModel):
     evaluation_batch = 32
     head: nn.Linear
 
-    def __init__(self, tower: Tower, stride: int = 128, max_answer_tokens: int = 30) -> None:
+    def __init__(self, tower: TextEncoder, stride: int = 128, max_answer_tokens: int = 30) -> None:
         check_alignable(tower)
         super().__init__(tower, nn.Linear(tower.state_width, 2))
         nn.init.zeros_(self.head.weight)

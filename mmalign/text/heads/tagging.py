@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmalign.core.batch import Example
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.base import TaskBatch, TaskModel, check_alignable
 from mmalign.text.scores import Prediction
 
@@ -56,7 +56,7 @@ class TaggingModel(TaskModel):
 
     head: nn.Linear
 
-    def __init__(self, tower: Tower, labels: Sequence[str]) -> None:
+    def __init__(self, tower: TextEncoder, labels: Sequence[str]) -> None:
         check_alignable(tower)
         super().__init__(tower, nn.Linear(tower.state_width, len(labels)))
         nn.init.zeros_(self.head.weight)

@@ -20,7 +20,7 @@ from mmalign.core.config import write_yaml
 from mmalign.core.errors import UserError
 from mmalign.evaluation.lexical_probe import MEASURE, TRAINED, probe
 from mmalign.evaluation.lexicon import Lexicon, read_lexicon
-from mmalign.models.text_encoder import Tower, load_tower
+from mmalign.models.text_encoder import TextEncoder, load_text_encoder
 from mmalign.results.metric_names import MEAN, layers_of
 from mmalign.results.results import Results, environment, mean_over_seeds
 from mmalign.text.lexical.config import LexicalInjectionConfig
@@ -37,14 +37,14 @@ def inject(config: LexicalInjectionConfig, model: str, out: Path) -> Results:
     `out/results.json` is their mean.
 
     Args:
-        model: what `load_tower` takes.
+        model: what `load_text_encoder` takes.
         out: made if needed; what an earlier injection left there is replaced, results last.
 
     Raises:
         UserError: a lexicon or a model that cannot be used, or training that diverges.
     """
     lexicon = read_lexicon(config.lexicon)
-    tower = load_tower(model)
+    tower = load_text_encoder(model)
     many = len(config.seeds) > 1
     origin = {
         "base_model": None if Path(model).exists() else model,  # no folder: a name on the hub
@@ -68,13 +68,15 @@ def inject(config: LexicalInjectionConfig, model: str, out: Path) -> Results:
     return results
 
 
-def run_seed(tower: Tower, config: LexicalInjectionConfig, seed: int) -> tuple[Results, Tower]:
+def run_seed(
+    tower: TextEncoder, config: LexicalInjectionConfig, seed: int
+) -> tuple[Results, TextEncoder]:
     """The measurements before and after one injection, and the injected copy of the tower."""
     lexicon = read_lexicon(config.lexicon)
     return _run(tower, lexicon, measure_before(tower, lexicon, config), config, seed)
 
 
-def measure_before(tower: Tower, lexicon: Lexicon, config: LexicalInjectionConfig) -> Results:
+def measure_before(tower: TextEncoder, lexicon: Lexicon, config: LexicalInjectionConfig) -> Results:
     """The probe of the tower as it is, which no seed changes; twice where the layer is chosen by another."""
     results = Results(suite=f"{MEASURE}/{lexicon.name}", model=dict(tower.facts))
     console.say(f"{lexicon.name}: probing the model as it is")
@@ -107,8 +109,8 @@ def choose_layer(before: Results, config: LexicalInjectionConfig) -> int:
 
 
 def _run(
-    tower: Tower, lexicon: Lexicon, before: Results, config: LexicalInjectionConfig, seed: int
-) -> tuple[Results, Tower]:
+    tower: TextEncoder, lexicon: Lexicon, before: Results, config: LexicalInjectionConfig, seed: int
+) -> tuple[Results, TextEncoder]:
     layer = choose_layer(before, config)
     # The tokenizer does not change: both share it (a memo entry says "copied already").
     trained = copy.deepcopy(tower, {id(tower.tokenizer): tower.tokenizer})
@@ -142,7 +144,7 @@ def _words(config: LexicalInjectionConfig, layer: int) -> str:
 
 
 def _write_seed(
-    folder: Path, results: Results, trained: Tower, with_results: bool, origin: dict[str, Any]
+    folder: Path, results: Results, trained: TextEncoder, with_results: bool, origin: dict[str, Any]
 ) -> None:
     folder.mkdir(exist_ok=True)
     with committed_folder(folder / "tower", {"model": results.model, **origin}) as place:

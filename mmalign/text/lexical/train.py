@@ -17,14 +17,14 @@ from mmalign.core import console
 from mmalign.core.errors import UserError
 from mmalign.evaluation.lexicon import Entry, Lexicon
 from mmalign.models.hidden_states import word_states
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.lexical.config import LexicalInjectionConfig
 from mmalign.text.lexical.losses import word_loss
 from mmalign.text.lora import add_lora, merge_lora
 
 
 def train(
-    tower: Tower, lexicon: Lexicon, layer: int, config: LexicalInjectionConfig, seed: int
+    tower: TextEncoder, lexicon: Lexicon, layer: int, config: LexicalInjectionConfig, seed: int
 ) -> dict[str, Any]:
     """Train adapters on the tower, in place, and fold them into its weights.
 
@@ -62,7 +62,7 @@ def train(
 
 
 def _loss(
-    tower: Tower,
+    tower: TextEncoder,
     batch: Sequence[Entry],
     translations: set[Entry],
     layer: int,
@@ -89,7 +89,7 @@ def right_answers(batch: Sequence[Entry], translations: set[Entry]) -> Tensor:
 
 
 def _build_optimizer(
-    tower: Tower, steps: int, config: LexicalInjectionConfig
+    tower: TextEncoder, steps: int, config: LexicalInjectionConfig
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """AdamW; warm-up, then a straight line to zero."""
     parameters = [one for one in tower.parameters() if one.requires_grad]

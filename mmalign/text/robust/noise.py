@@ -20,14 +20,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import Tokens, Tower
+from mmalign.models.text_encoder import TextEncoder, Tokens
 from mmalign.text.heads.base import TaskBatch, TaskModel
 
 Layer = Literal["embedding", "last"] | Annotated[int, Field(ge=1)]
 """Where noise goes; a number counts the trunk's blocks from 1."""
 
 
-def zeros(tower: Tower, tokens: Tokens, layer: Layer) -> Tensor:
+def zeros(tower: TextEncoder, tokens: Tokens, layer: Layer) -> Tensor:
     """(N, L, F), no noise, as the layer needs it. Only an embedding may be narrower than the states."""
     weight = tower.trunk.get_input_embeddings().weight
     width = weight.shape[1] if layer == "embedding" else tower.state_width
@@ -35,7 +35,7 @@ def zeros(tower: Tower, tokens: Tokens, layer: Layer) -> Tensor:
 
 
 @contextmanager
-def added(tower: Tower, layer: Layer, delta_NLF: Tensor) -> Iterator[None]:
+def added(tower: TextEncoder, layer: Layer, delta_NLF: Tensor) -> Iterator[None]:
     """While inside, the layer's output is its own plus `delta_NLF`.
 
     Args:
@@ -59,7 +59,7 @@ def added(tower: Tower, layer: Layer, delta_NLF: Tensor) -> Iterator[None]:
             handle.remove()
 
 
-def states(tower: Tower, tokens: Tokens, layer: Layer, delta_NLF: Tensor) -> Tensor:
+def states(tower: TextEncoder, tokens: Tokens, layer: Layer, delta_NLF: Tensor) -> Tensor:
     """(N, L, F), the last hidden states with noise in a layer."""
     if layer == "last":
         return tower.states(tokens) + delta_NLF
@@ -73,12 +73,12 @@ def losses(model: TaskModel, batch: TaskBatch, layer: Layer, delta_NLF: Tensor) 
     return model.losses(model.logits(state_NLF, batch), batch)
 
 
-def replayed(tower: Tower) -> AbstractContextManager[None]:
+def replayed(tower: TextEncoder) -> AbstractContextManager[None]:
     """Random numbers drawn inside are drawn again after it, so that two passes have the same dropout."""
     return torch.random.fork_rng([tower.device] if tower.device.type == "cuda" else [])
 
 
-def passes(tower: Tower, count: int) -> Iterator[int]:
+def passes(tower: TextEncoder, count: int) -> Iterator[int]:
     """0 to count - 1: passes over one batch that all have the same dropout; the next batch has another."""
     for number in range(count - 1):
         with replayed(tower):
@@ -86,14 +86,14 @@ def passes(tower: Tower, count: int) -> Iterator[int]:
     yield count - 1
 
 
-def _embeddings(tower: Tower) -> list[nn.Module]:
+def _embeddings(tower: TextEncoder) -> list[nn.Module]:
     """The word embedding; T5 has two modules with one weight, of which only the inner one runs."""
     weight = tower.trunk.get_input_embeddings().weight
     tables = [one for one in tower.trunk.modules() if isinstance(one, nn.Embedding)]
     return [one for one in tables if one.weight is weight]
 
 
-def _block(tower: Tower, layer: int | str) -> nn.Module:
+def _block(tower: TextEncoder, layer: int | str) -> nn.Module:
     """The layer-th block, from 1: of the first list of modules that is as long as the trunk is deep."""
     depth = tower.trunk.config.num_hidden_layers
     lists = (one for one in tower.trunk.modules() if isinstance(one, nn.ModuleList))

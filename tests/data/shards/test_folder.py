@@ -18,8 +18,8 @@ from mmalign.data.shards.reader import ShardSet
 from mmalign.data.storage import remote
 from mmalign.data.storage.remote import RemoteConfig
 from mmalign.data.stream.config import DataConfig
-from mmalign.data.stream.loader import BatchMaker, batches
-from mmalign.data.stream.order import Plan, open_sets
+from mmalign.data.stream.loader import BatchLoader, batches
+from mmalign.data.stream.order import GlobalOrder, open_sets
 
 SAMPLES = 24
 STEPS = 9
@@ -47,9 +47,9 @@ def server(folder: Path) -> Iterator[FlakyServer]:
 def stream(name: str, cache: Path, workers: int = 0, **fields: Any) -> list[Batch]:
     kept = {"cache": str(cache), "retries": 3, "timeout": 1.0}
     config = validate(DataConfig, {"train": [name], "remote": kept, **fields}, "test")
-    plan = Plan(open_sets(config), config, seed=3)
+    plan = GlobalOrder(open_sets(config), config, seed=3)
     view = Preprocess(8, config.augmentation)
-    maker = BatchMaker(plan, config, tiny_tokenizer(), 32, view, 4, 0, 1)
+    maker = BatchLoader(plan, config, tiny_tokenizer(), 32, view, 4, 0, 1)
     return list(batches(maker, 0, STEPS, workers))
 
 

@@ -44,7 +44,7 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(pairs: list[Pa
 
 def test_a_scene_does_not_depend_on_the_scenes_before_it(pairs: list[Pair]) -> None:
     plan = build_plan(CONFIG, seed=3)
-    assert draft_scene(plan, "train", 41).finish() == of_split(pairs, "train")[41]
+    assert draft_scene(plan, "train", 41).load() == of_split(pairs, "train")[41]
     longer = CONFIG.model_copy(update={"train_scenes": 61})
     assert list(finished(read_drafts(longer, seed=3)))[:60] == of_split(pairs, "train")
 
@@ -94,9 +94,9 @@ def test_no_test_combination_is_trained_on() -> None:
     plan = build_plan(config, seed=0)
     held_out = {frozenset(plan.concepts[i].names["en"] for i in c) for c in plan.held_out}
     assert len(held_out) == len(plan.test_combinations) == 100_000
-    assert all(names_in(draft_scene(plan, "test", i).finish())[0] in held_out for i in range(20))
+    assert all(names_in(draft_scene(plan, "test", i).load())[0] in held_out for i in range(20))
     assert not any(
-        names_in(draft_scene(plan, "train", i).finish())[0] in held_out for i in range(200)
+        names_in(draft_scene(plan, "train", i).load())[0] in held_out for i in range(200)
     )
 
 

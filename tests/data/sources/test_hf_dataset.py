@@ -10,7 +10,7 @@ from shard_sets import make_image
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.data.recipe import RecipeConfig, build
-from mmalign.data.shards.lazy_pair import BadRow, Draft
+from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.sources import hf_dataset
 from mmalign.data.sources.hf_dataset import HfDataset, picture_bytes, read_drafts, read_row
@@ -29,13 +29,13 @@ def row(number: int, **fields: Any) -> dict[str, Any]:
     return {"image": image, **texts, **fields}
 
 
-def draft(folder: Path, cells: dict[str, Any], split: str | None = "test") -> Draft | BadRow:
+def draft(folder: Path, cells: dict[str, Any], split: str | None = "test") -> LazyPair | BadRow:
     return read_row(cells, folder, split, 7, "", source(folder))
 
 
 def test_a_row_becomes_a_draft(tmp_path: Path) -> None:
     found = draft(tmp_path / "set", row(1))
-    assert isinstance(found, Draft)
+    assert isinstance(found, LazyPair)
     assert [(c.lang, c.text) for c in found.pair.captions] == [
         ("en", "dog 1"),
         ("sw", "mbwa 1"),
@@ -47,7 +47,7 @@ def test_a_row_becomes_a_draft(tmp_path: Path) -> None:
         "set",
     )
     again, other = draft(tmp_path, row(1), None), draft(tmp_path, row(2))
-    assert isinstance(again, Draft) and isinstance(other, Draft)
+    assert isinstance(again, LazyPair) and isinstance(other, LazyPair)
     assert again.pair.picture == found.pair.picture != other.pair.picture  # equal bytes
     assert again.pair.split == "train"
 
@@ -119,7 +119,7 @@ def test_what_save_to_disk_wrote_is_built(tmp_path: Path) -> None:
 
 def test_a_folder_without_splits_is_for_training(tmp_path: Path) -> None:
     drafts = list(read_drafts(source(saved(tmp_path / "set")), seed=0))
-    assert [d.pair.split for d in drafts if isinstance(d, Draft)] == ["train"] * 5
+    assert [d.pair.split for d in drafts if isinstance(d, LazyPair)] == ["train"] * 5
 
 
 def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from shard_sets import make_image
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.data.recipe import RecipeConfig, build
-from mmalign.data.shards.lazy_pair import BadRow, Draft
+from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.sources.img2dataset import Img2dataset, read_drafts
 
@@ -62,9 +62,9 @@ def source(folder: Path, **fields: Any) -> Img2dataset:
     return validate(Img2dataset, tree, "x.yaml")
 
 
-def read(config: Img2dataset) -> tuple[list[Draft], list[BadRow]]:
+def read(config: Img2dataset) -> tuple[list[LazyPair], list[BadRow]]:
     rows = list(read_drafts(config, seed=0))
-    good = [row for row in rows if isinstance(row, Draft)]
+    good = [row for row in rows if isinstance(row, LazyPair)]
     return good, [row for row in rows if isinstance(row, BadRow)]
 
 
@@ -149,7 +149,7 @@ def test_a_tar_that_changes_under_the_build_is_noticed(folder: Path) -> None:
     tar = folder / "00000.tar"
     tar.write_bytes(tar.read_bytes().replace(make_image(0, "JPEG"), make_image(0, "JPEG")[::-1]))
     with pytest.raises(BadRow, match="its picture cannot be read \\(it changed while"):
-        good[0].finish()
+        good[0].load()
 
 
 def test_mistakes_are_told(folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from shard_sets import make_image
 from mmalign.core.batch import Caption
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
-from mmalign.data.shards.lazy_pair import BadRow, Draft
+from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.sources.table import Table, read_drafts
 
 BY_LANGUAGE = {"by_language": {"en": "caption_en", "de": "caption_de"}}
@@ -35,10 +35,10 @@ def write(path: Path, *lines: str) -> Path:
     return path
 
 
-def read(config: Table) -> list[Draft]:
+def read(config: Table) -> list[LazyPair]:
     rows = list(read_drafts(config, seed=0))
-    assert all(isinstance(row, Draft) for row in rows), rows
-    return [row for row in rows if isinstance(row, Draft)]
+    assert all(isinstance(row, LazyPair) for row in rows), rows
+    return [row for row in rows if isinstance(row, LazyPair)]
 
 
 def bad_rows(config: Table) -> list[tuple[str, str]]:
@@ -46,7 +46,7 @@ def bad_rows(config: Table) -> list[tuple[str, str]]:
     return [(row.reason, str(row)) for row in rows if isinstance(row, BadRow)]
 
 
-def captions(draft: Draft) -> list[tuple[str, str]]:
+def captions(draft: LazyPair) -> list[tuple[str, str]]:
     return [(caption.lang, caption.text) for caption in draft.pair.captions]
 
 
@@ -59,7 +59,7 @@ def test_a_column_for_each_language(folder: Path) -> None:
     )
     config = table(folder, "captions.csv", split_column="split", license="CC0-1.0")
     first, second = read(config)
-    assert first.finish().image == make_image(0, "JPEG")
+    assert first.load().image == make_image(0, "JPEG")
     assert captions(first) == [("en", "a ball, red"), ("de", "ein roter Ball")]
     assert captions(second) == [("de", "ein Hund")]  # the other cell is blank
     assert (first.pair.split, second.pair.split) == ("train", "val")
@@ -97,7 +97,7 @@ def test_parquet_may_have_lists(folder: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "c.parquet")
     columns = {"text": "texts", "language": "langs"}
     config = table(folder, "c.parquet", captions=columns)
-    found = [row for row in read_drafts(config, seed=0) if isinstance(row, Draft)]
+    found = [row for row in read_drafts(config, seed=0) if isinstance(row, LazyPair)]
     assert [draft.pair.captions for draft in found] == [
         (Caption("en", "a ball"), Caption("sw", "mpira")),
         (Caption("en", "a dog"), Caption("en", "one dog")),
@@ -133,7 +133,7 @@ def test_rows_that_cannot_be_used_are_named_and_the_others_are_there(folder: Pat
         ("row", f"{path}, line 5: `file` must be a path"),
         ("not UTF-8", f"{path}, line 6: is not UTF-8"),
     ]
-    good = [row for row in read_drafts(config, seed=0) if isinstance(row, Draft)]
+    good = [row for row in read_drafts(config, seed=0) if isinstance(row, LazyPair)]
     assert [draft.pair.picture for draft in good] == ["images/2.jpg"]
 
 
@@ -147,7 +147,7 @@ def test_a_language_code_is_checked_with_the_picture(folder: Path) -> None:
     write(folder / "c.csv", "file,lang,caption", "images/0.jpg,e,a ball")
     (draft,) = read(table(folder, "c.csv", captions=LONG))
     with pytest.raises(BadRow, match="line 2: `e` is no BCP-47 language code"):
-        draft.finish()
+        draft.load()
 
 
 def test_quotation_marks_may_be_plain_characters(folder: Path) -> None:

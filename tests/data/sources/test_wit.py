@@ -12,7 +12,7 @@ from shard_sets import make_image
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.data.recipe import RecipeConfig, build
-from mmalign.data.shards.lazy_pair import BadRow, Draft
+from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.sources.wit import WitTsv, read_drafts
 
@@ -85,20 +85,20 @@ def source(folder: Path, **fields: Any) -> WitTsv:
     return validate(WitTsv, {"kind": "wit_tsv", "folders": [str(folder)], **fields}, "x.yaml")
 
 
-def read(config: WitTsv) -> tuple[list[Draft], list[BadRow]]:
+def read(config: WitTsv) -> tuple[list[LazyPair], list[BadRow]]:
     rows = list(read_drafts(config, seed=0))
-    good = [row for row in rows if isinstance(row, Draft)]
+    good = [row for row in rows if isinstance(row, LazyPair)]
     return good, [row for row in rows if isinstance(row, BadRow)]
 
 
-def captions(draft: Draft) -> list[tuple[str, str]]:
+def captions(draft: LazyPair) -> list[tuple[str, str]]:
     return [(caption.lang, caption.text) for caption in draft.pair.captions]
 
 
 def test_rows_of_one_picture_meet_from_all_tables(folder: Path) -> None:
     (second, first), bad = read(source(folder))
     assert captions(first) == [("en", 'a ball, "red"'), ("he", "כדור"), ("sw", "mpira")]
-    assert first.finish().image == make_image(0, "JPEG")
+    assert first.load().image == make_image(0, "JPEG")
     assert (first.pair.split, second.pair.split) == ("train", "val")
     assert (first.pair.picture, first.pair.attribution) == (url(0), "http://page/0")
     table = folder / "wit_v1.train.all-00001-of-00010.tsv.gz"

@@ -21,8 +21,8 @@ from mmalign.data.storage.remote import RemoteConfig
 from mmalign.data.stream import image_features as features
 from mmalign.data.stream.config import DataConfig
 from mmalign.data.stream.image_features import FeatureSet, open_features
-from mmalign.data.stream.loader import BatchMaker
-from mmalign.data.stream.order import Plan, open_sets
+from mmalign.data.stream.loader import BatchLoader
+from mmalign.data.stream.order import GlobalOrder, open_sets
 from mmalign.evaluation.feature_cache import describe_tower, write_features
 from mmalign.models.image_tower import ImageTower
 
@@ -100,10 +100,10 @@ def test_batches_hold_rows_for_pixels_and_the_same_captions(tmp_path: Path) -> N
     tower, data = frozen_tower(), make_set_to_embed(tmp_path / "train", broken=False)
     write_features(tower, data, workers=0)
     config = validate(DataConfig, {"train": [str(data)], "image_features": True}, "test")
-    plan = Plan(open_sets(config), config, seed=3)
+    plan = GlobalOrder(open_sets(config), config, seed=3)
     shared = (plan, config, tiny_tokenizer(), 32, features.plain_view(32), 4, 0, 1)
-    pixels = BatchMaker(*shared).make(1)
-    rows = BatchMaker(*shared, features=[opened(data, tower)]).make(1)
+    pixels = BatchLoader(*shared).make(1)
+    rows = BatchLoader(*shared, features=[opened(data, tower)]).make(1)
     assert rows.image_BCHW is None
     assert rows.feature_BF is not None
     assert rows.key_B == pixels.key_B
@@ -119,9 +119,9 @@ def test_batches_hold_rows_for_pixels_and_the_same_captions(tmp_path: Path) -> N
 
 def test_what_cannot_be_used_has_the_same_substitutes(made: Path, tower: ImageTower) -> None:
     config = validate(DataConfig, {"train": [str(made)], "image_features": True}, "test")
-    plan = Plan(open_sets(config), config, seed=3)
+    plan = GlobalOrder(open_sets(config), config, seed=3)
     shared = (plan, config, tiny_tokenizer(), 32, features.plain_view(32), 7, 0, 1)
-    pixels, rows = BatchMaker(*shared), BatchMaker(*shared, features=[opened(made, tower)])
+    pixels, rows = BatchLoader(*shared), BatchLoader(*shared, features=[opened(made, tower)])
     refused = 0
     for step in range(4):
         one, other = pixels.make(step), rows.make(step)

@@ -41,7 +41,7 @@ def test_positions_count_once_and_samples_are_named_once(tmp_path: Path) -> None
     ledger = Ledger(tmp_path, 1.0, 1000, 0, {})
     for one in STEPS:
         ledger.count(one)
-    ledger.settle()
+    ledger.flush()
     assert ledger.metrics() == {
         "data/unusable": 5 / 400,
         "data/unusable/checksum": 5 / 400,
@@ -61,14 +61,14 @@ def test_a_run_that_resumes_goes_on_counting(tmp_path: Path, stop: int) -> None:
     for number, one in enumerate(STEPS, start=1):
         for ledger in (first, through):
             ledger.count(one)
-            ledger.settle()
+            ledger.flush()
         if number == stop:
             state = json.loads(json.dumps(first.to_json()))
     # Killed after the last step, and gone back to the checkpoint.
     again = Ledger(parts, 1.0, 1000, stop * BATCH, state)
     for one in STEPS[stop:]:
         again.count(one)
-    again.settle()
+    again.flush()
     assert again.metrics() == through.metrics()
     assert again.to_json() == through.to_json()
     assert (parts / UNUSABLE).read_text() == (whole / UNUSABLE).read_text()
@@ -76,7 +76,7 @@ def test_a_run_that_resumes_goes_on_counting(tmp_path: Path, stop: int) -> None:
 
 def test_a_checkpoint_of_before_had_lost_nothing(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, 0.01, 10_000, 5000, {})
-    ledger.settle()
+    ledger.flush()
     ledger.judge()
     assert ledger.metrics() == {"data/unusable": 0.0}
     assert not (tmp_path / UNUSABLE).exists()
@@ -86,10 +86,10 @@ def test_too_much_is_one_sentence_that_says_where(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, 0.01, 350, 0, {})
     for one in STEPS[:3]:
         ledger.count(one)
-        ledger.settle()
+        ledger.flush()
         ledger.judge()  # not before an epoch
     ledger.count(STEPS[3])
-    ledger.settle()
+    ledger.flush()
     with pytest.raises(UserError) as caught:
         ledger.judge()
     assert str(caught.value) == (
@@ -102,6 +102,6 @@ def test_too_much_is_one_sentence_that_says_where(tmp_path: Path) -> None:
 def test_names_are_bounded_and_counts_are_not(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, 1.0, 1000, 0, {})
     ledger.count(batch(1, *(bad(n, f"k{n}") for n in range(MOST_NAMED + 50))))
-    ledger.settle()
+    ledger.flush()
     assert len(names(tmp_path)) == MOST_NAMED
     assert ledger.to_json()["unusable"] == [["data/a", "00001.tar", "checksum", MOST_NAMED + 50]]

@@ -20,8 +20,8 @@ from mmalign.core.languages import caption_weights
 from mmalign.data.preprocess import Preprocess
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.stream.config import DataConfig
-from mmalign.data.stream.loader import BatchMaker, batches, captions_of
-from mmalign.data.stream.order import Plan, open_sets
+from mmalign.data.stream.loader import BatchLoader, batches, captions_of
+from mmalign.data.stream.order import GlobalOrder, open_sets
 from mmalign.data.stream.token_noise import TokenMasker
 
 SAMPLES = 22
@@ -39,14 +39,14 @@ def maker(
     batch_size: int = 4,
     masked: bool = False,
     **fields: Any,
-) -> BatchMaker:
+) -> BatchLoader:
     """Batches with images, or those of masked language modelling."""
     config = validate(DataConfig, {"train": [str(folder)], **fields}, "test")
-    plan = Plan(open_sets(config), config, seed=3)
+    plan = GlobalOrder(open_sets(config), config, seed=3)
     tokenizer = tiny_tokenizer()
     masker = TokenMasker(tokenizer, 0.15) if masked else None
     view = None if masked else Preprocess(8, config.augmentation)
-    return BatchMaker(
+    return BatchLoader(
         plan, config, tokenizer, 32, view, batch_size, rank, world_size, masker=masker
     )
 

@@ -13,7 +13,7 @@ from mmalign.core.languages import Bound, bounded_shares
 from mmalign.data.shards.manifest import read_manifest
 from mmalign.data.stream.config import DataConfig
 from mmalign.data.stream.mixing import Mixture, mix
-from mmalign.data.stream.order import Plan, open_sets
+from mmalign.data.stream.order import GlobalOrder, open_sets
 
 COUNTS = {"en": 80, "sw": 15, "ja": 5}
 
@@ -78,7 +78,7 @@ def test_bounds_that_leave_no_shares_are_refused(folder: Path) -> None:
 )
 def test_shares_are_drawn_as_planned(folder: Path, fields: dict[str, Any]) -> None:
     config = validate(DataConfig, {"train": [str(folder)], **fields}, "run.yaml")
-    plan = Plan(open_sets(config), config, seed=1)
+    plan = GlobalOrder(open_sets(config), config, seed=1)
     drawn: Counter[str] = Counter()
     for epoch in range(20):
         drawn.update(plan.sets[0].languages[sample][0] for sample in plan.order(epoch))

@@ -24,8 +24,8 @@ from mmalign.data.shards.manifest import MANIFEST, Manifest, Shard
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.shards.scan import Rules
 from mmalign.data.stream.config import DataConfig
-from mmalign.data.stream.loader import BatchMaker
-from mmalign.data.stream.order import NEAR_ATTEMPTS, Plan, open_sets
+from mmalign.data.stream.loader import BatchLoader
+from mmalign.data.stream.order import NEAR_ATTEMPTS, GlobalOrder, open_sets
 
 SAMPLES = 50  # 13 shards of 4, the last one of 2
 
@@ -35,10 +35,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_set(tmp_path_factory.mktemp("set") / "train", SAMPLES)
 
 
-def plan(*folders: Path | dict[str, Any], seed: int = 3, **fields: Any) -> Plan:
+def plan(*folders: Path | dict[str, Any], seed: int = 3, **fields: Any) -> GlobalOrder:
     train = [str(folder) if isinstance(folder, Path) else folder for folder in folders]
     config = validate(DataConfig, {"train": train, **fields}, "test")
-    return Plan(open_sets(config), config, seed)
+    return GlobalOrder(open_sets(config), config, seed)
 
 
 def fake_set(shards: int, samples: int) -> ShardSet:
@@ -126,9 +126,9 @@ def test_a_run_without_pictures_differs_where_one_does_not_decode_and_nowhere_el
 ) -> None:
     data = make_set_to_embed(tmp_path / "train")
     config = validate(DataConfig, {"train": [str(data)]}, "test")
-    shared = (Plan(open_sets(config), config, seed=3), config, tiny_tokenizer(), 32)
-    seeing = BatchMaker(*shared, Preprocess(32, Augmentation()), 1, 0, 1)
-    reading = BatchMaker(*shared, None, 1, 0, 1)
+    shared = (GlobalOrder(open_sets(config), config, seed=3), config, tiny_tokenizer(), 32)
+    seeing = BatchLoader(*shared, Preprocess(32, Augmentation()), 1, 0, 1)
+    reading = BatchLoader(*shared, None, 1, 0, 1)
     differing = []
     for position in range(3 * SAMPLES_TO_EMBED):
         one, other = seeing.make(position), reading.make(position)
@@ -145,7 +145,7 @@ def test_a_run_without_pictures_differs_where_one_does_not_decode_and_nowhere_el
 def test_a_window_of_a_sorted_set_is_made_up_like_the_whole() -> None:
     # 64 shards of four sources in a row, 16 each; 8 windows of 8 shards.
     config = validate(DataConfig, {"train": ["x"], "shuffle_shards": 8}, "test")
-    made = Plan([fake_set(64, 10)], config, seed=0)
+    made = GlobalOrder([fake_set(64, 10)], config, seed=0)
     for epoch in range(3):
         order = made.order(epoch)
         assert sorted(order.tolist()) == list(range(640))
@@ -244,7 +244,7 @@ def test_substitutes_come_from_the_window_and_then_from_anywhere(folder: Path) -
     assert far[False] > far[True] > 0
 
 
-def windows(made: Plan) -> list[list[int]]:
+def windows(made: GlobalOrder) -> list[list[int]]:
     """The shards of each window of epoch 1."""
     return [sorted(window.tolist()) for window in made._layout(1).windows]
 
@@ -257,7 +257,7 @@ def test_an_epoch_of_large_data_takes_no_more_than_their_counts(fields: dict[str
     large.languages_in = lambda number: [(("en", "sw")[number % 2],)] * 10_000  # type: ignore[method-assign]
     config = validate(DataConfig, {"train": ["x"], **fields}, "test")
     tracemalloc.start()
-    made = Plan([large], config, seed=0)
+    made = GlobalOrder([large], config, seed=0)
     started = time.perf_counter()
     seen = {made.sample_at(epoch * len(made) + 12_345_678) for epoch in range(2)}
     seconds = (time.perf_counter() - started) / 2

@@ -15,8 +15,8 @@ from tiny import tiny_tokenizer
 from mmalign.core.config import validate
 from mmalign.data.preprocess import Preprocess
 from mmalign.data.stream.config import DataConfig
-from mmalign.data.stream.loader import BatchMaker, batches
-from mmalign.data.stream.order import Plan, open_sets
+from mmalign.data.stream.loader import BatchLoader, batches
+from mmalign.data.stream.order import GlobalOrder, open_sets
 
 BATCHES = 20_000
 EVERY = 50  # batches between two looks
@@ -38,8 +38,8 @@ def test_memory_and_descriptors_are_flat_over_many_batches(tmp_path: Path) -> No
     folder = make_set(tmp_path / "train", 60)
     tree = {"train": [str(folder)], "augmentation": {"crop_scale": [0.5, 1.0], "flip": True}}
     config = validate(DataConfig, tree, "test")
-    plan = Plan(open_sets(config), config, seed=0)
-    maker = BatchMaker(
+    plan = GlobalOrder(open_sets(config), config, seed=0)
+    maker = BatchLoader(
         plan, config, tiny_tokenizer(), 16, Preprocess(8, config.augmentation), 2, 0, 1
     )
     looks: dict[int, list[tuple[int, int]]] = {}

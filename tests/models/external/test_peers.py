@@ -26,7 +26,7 @@ from mmalign.export.sentence_transformers import write_sentence_transformers
 from mmalign.export.source import Source
 from mmalign.models.encoder import load_encoder, load_model
 from mmalign.models.external.peers import kind_of
-from mmalign.models.text_encoder import load_tower, text_side
+from mmalign.models.text_encoder import load_text_encoder, text_side
 
 LONG = (*TEXTS, " ".join(TEXTS) * 3, "a")  # one is cut
 PICTURES = [make_image(n, size=40) for n in range(5)]
@@ -175,7 +175,7 @@ def make_bert(folder: Path) -> Library:
         transformers.BertConfig(**{**TEXT, "max_position_embeddings": 128})
     ).save_pretrained(str(folder))
     tiny_tokenizer().inner.save_pretrained(str(folder))
-    tower = load_tower(str(folder))
+    tower = load_text_encoder(str(folder))
     return Library(folder, lambda t: torch.from_numpy(tower.encode(t)), None)
 
 
@@ -271,7 +271,7 @@ def test_a_text_encoder_says_that_it_sees_nothing(
 
 def test_a_fine_tuned_tower_can_be_measured(tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "run")
-    tower = load_tower(str(run))
+    tower = load_text_encoder(str(run))
     (tmp_path / "tower").mkdir()
     tower.save(tmp_path / "tower")
     assert kind_of(str(tmp_path / "tower")) == "tower"
@@ -280,7 +280,7 @@ def test_a_fine_tuned_tower_can_be_measured(tmp_path: Path) -> None:
 
 
 def test_a_finetunings_folder_is_its_tower_and_no_run(tmp_path: Path) -> None:
-    tower = load_tower(str(tiny_run(tmp_path / "run")))
+    tower = load_text_encoder(str(tiny_run(tmp_path / "run")))
     folder = tmp_path / "run/finetune/task"
     (folder / "tower").mkdir(parents=True)
     tower.save(folder / "tower")

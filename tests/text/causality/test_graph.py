@@ -7,7 +7,7 @@ import torch
 from causality_cases import alone, crowded, overlapping, storm, tiny_tower
 
 from mmalign.core.batch import Example
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.causality.graph import (
     PARTS,
     RELATIONS,
@@ -22,7 +22,7 @@ from mmalign.text.causality.outline import Outline, outline, overlap
 CPU = torch.device("cpu")
 
 
-def graph_of(tower: Tower, examples: list[Example], **padding: int) -> Graph:
+def graph_of(tower: TextEncoder, examples: list[Example], **padding: int) -> Graph:
     outlines = [outline(one) for one in examples]
     options = {"stride": 8, "return_overflowing_tokens": True, **padding}
     encoding = tower.tokenize([one.text for one in outlines], **options).encoding

@@ -7,7 +7,7 @@ import torch
 from causality_cases import LONG, alone, crowded, document, overlapping, storm, tiny_tower
 from torch import Tensor
 
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.causality.config import CausalityConfig
 from mmalign.text.causality.graph import RELATIONS, Graph, Relation, build_graph
 from mmalign.text.causality.interaction import CausalityHead, mean_of_tokens
@@ -17,16 +17,16 @@ CONFIG = CausalityConfig(width=16, heads=2, dropout=0.0)
 
 
 @pytest.fixture(scope="module")
-def tower() -> Tower:
+def tower() -> TextEncoder:
     return tiny_tower()
 
 
-def head_of(tower: Tower, config: CausalityConfig = CONFIG) -> CausalityHead:
+def head_of(tower: TextEncoder, config: CausalityConfig = CONFIG) -> CausalityHead:
     torch.manual_seed(0)
     return CausalityHead(tower.state_width, config).eval()
 
 
-def states_and_graph(tower: Tower, *examples: object) -> tuple[Tensor, Graph]:
+def states_and_graph(tower: TextEncoder, *examples: object) -> tuple[Tensor, Graph]:
     outlines = [outline(one) for one in examples or (storm(), crowded(8))]  # type: ignore[arg-type]
     tokens = tower.tokenize(
         [one.text for one in outlines], stride=8, return_overflowing_tokens=True
@@ -45,7 +45,7 @@ def without(graph: Graph, relation: Relation) -> Graph:
 
 @pytest.mark.parametrize("relation", RELATIONS, ids=" ".join)
 def test_an_edge_type_changes_the_logits_and_its_weights_learn(
-    tower: Tower, relation: Relation
+    tower: TextEncoder, relation: Relation
 ) -> None:
     head = head_of(tower)
     state_NLF, graph = states_and_graph(tower)
@@ -62,13 +62,13 @@ def test_an_edge_type_changes_the_logits_and_its_weights_learn(
             assert (own.att.grad.abs().sum() > 0) == chooses
 
 
-def test_no_weight_is_there_for_nothing(tower: Tower) -> None:
+def test_no_weight_is_there_for_nothing(tower: TextEncoder) -> None:
     head = head_of(tower)
     logits(head, *states_and_graph(tower)).square().sum().backward()
     assert [name for name, one in head.named_parameters() if one.grad is None] == []
 
 
-def test_the_last_layer_ends_where_the_logits_read(tower: Tower) -> None:
+def test_the_last_layer_ends_where_the_logits_read(tower: TextEncoder) -> None:
     network = head_of(tower).network
     assert network is not None
     assert network.layers[0].relations == RELATIONS
@@ -76,7 +76,7 @@ def test_the_last_layer_ends_where_the_logits_read(tower: Tower) -> None:
 
 
 @pytest.mark.parametrize("graph", [True, False])
-def test_documents_together_are_as_one_by_one(tower: Tower, graph: bool) -> None:
+def test_documents_together_are_as_one_by_one(tower: TextEncoder, graph: bool) -> None:
     head = head_of(tower, CONFIG.model_copy(update={"graph": graph}))
     examples = [storm(), alone(), crowded(8), overlapping()]
     together = logits(head, *states_and_graph(tower, *examples))
@@ -85,7 +85,7 @@ def test_documents_together_are_as_one_by_one(tower: Tower, graph: bool) -> None
     torch.testing.assert_close(together, torch.cat(apart), atol=1e-6, rtol=1e-5)
 
 
-def test_padding_changes_nothing(tower: Tower) -> None:
+def test_padding_changes_nothing(tower: TextEncoder) -> None:
     head = head_of(tower)
     short = document("0", ("a dog sleeps",), ("dog", "sleeps"), ((0, 1, True),))
     outlines = [outline(short), outline(alone())]
@@ -103,7 +103,7 @@ def test_padding_changes_nothing(tower: Tower) -> None:
     torch.testing.assert_close(found[0][1], found[1][1], atol=1e-6, rtol=1e-5)
 
 
-def test_without_the_graph_a_pair_looks_at_its_own_events_only(tower: Tower) -> None:
+def test_without_the_graph_a_pair_looks_at_its_own_events_only(tower: TextEncoder) -> None:
     state_NLF, graph = states_and_graph(tower, storm())
     outside = set(range(state_NLF.shape[0] * state_NLF.shape[1]))
     for part in ("trigger", "clause"):
@@ -127,6 +127,6 @@ def test_the_mean_of_tokens_is_zero_without_any() -> None:
     torch.testing.assert_close(mean_of_tokens(state_NLF, tokens_2M, 3), expected)
 
 
-def test_documents_without_pairs_or_events(tower: Tower) -> None:
+def test_documents_without_pairs_or_events(tower: TextEncoder) -> None:
     found = logits(head_of(tower), *states_and_graph(tower, alone()))
     assert found.shape == (0, 2)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from tiny import tiny_model, tiny_tokenizer
 
 from mmalign.core.batch import Example
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.base import TaskModel
 from mmalign.text.heads.features import (
     ChoiceModel,
@@ -22,9 +22,9 @@ PAIRS: tuple[Pairs, ...] = ("joint", "separate")
 
 
 @pytest.fixture
-def tower() -> Tower:
+def tower() -> TextEncoder:
     model = tiny_model()
-    return Tower(
+    return TextEncoder(
         model.text_tower.trunk,
         tiny_tokenizer(),
         projection=model.text_projection,
@@ -87,7 +87,7 @@ def test_separate_texts_meet_as_u_v_their_distance_and_their_product() -> None:
     assert head(u, v).tolist() == [[1, -2, 3, 5, 2, 7, 3, -10]]
 
 
-def test_prepare_takes_shift_and_factor_from_the_training_texts(tower: Tower) -> None:
+def test_prepare_takes_shift_and_factor_from_the_training_texts(tower: TextEncoder) -> None:
     model = ClassificationModel(tower, LABELS, None)
     model.prepare(single())
     feature_ND = torch.from_numpy(tower.encode(WORDS))
@@ -96,7 +96,9 @@ def test_prepare_takes_shift_and_factor_from_the_training_texts(tower: Tower) ->
     assert model.head.scale_1.item() == pytest.approx(1 / spread.item(), rel=1e-4)
 
 
-def test_classification_is_cross_entropy_and_unknown_labels_do_not_train(tower: Tower) -> None:
+def test_classification_is_cross_entropy_and_unknown_labels_do_not_train(
+    tower: TextEncoder,
+) -> None:
     model = ClassificationModel(tower, LABELS, None)
     random_weights(model)
     batch = model.collate([*single(), Example("x", "en", ("dog",), "plant")])
@@ -108,7 +110,7 @@ def test_classification_is_cross_entropy_and_unknown_labels_do_not_train(tower: 
 
 
 @pytest.mark.parametrize("hidden", [None, 16])
-def test_it_learns_labels_of_texts(tower: Tower, hidden: int | None) -> None:
+def test_it_learns_labels_of_texts(tower: TextEncoder, hidden: int | None) -> None:
     torch.manual_seed(0)
     model = ClassificationModel(tower, LABELS, None, hidden)
     train(model, single())
@@ -121,7 +123,7 @@ def test_it_learns_labels_of_texts(tower: Tower, hidden: int | None) -> None:
 
 
 @pytest.mark.parametrize("how", PAIRS)
-def test_it_learns_labels_of_pairs(tower: Tower, how: Pairs) -> None:
+def test_it_learns_labels_of_pairs(tower: TextEncoder, how: Pairs) -> None:
     model = ClassificationModel(tower, LABELS, how)
     batch = model.collate(pairs())
     assert len(batch.tokens.token_NL) == len(batch.example_N) == (32 if how == "separate" else 16)
@@ -131,7 +133,7 @@ def test_it_learns_labels_of_pairs(tower: Tower, how: Pairs) -> None:
 
 
 @pytest.mark.parametrize("how", PAIRS)
-def test_company_in_a_batch_changes_no_choice(tower: Tower, how: Pairs) -> None:
+def test_company_in_a_batch_changes_no_choice(tower: TextEncoder, how: Pairs) -> None:
     model = ChoiceModel(tower, how)
     random_weights(model)
     together = model.collate(choices())
@@ -148,14 +150,16 @@ def test_company_in_a_batch_changes_no_choice(tower: Tower, how: Pairs) -> None:
 
 
 @pytest.mark.parametrize("how", PAIRS)
-def test_it_learns_choices(tower: Tower, how: Pairs) -> None:
+def test_it_learns_choices(tower: TextEncoder, how: Pairs) -> None:
     model = ChoiceModel(tower, how)
     train(model, choices())
     assert model.predict(choices()) == [1, 0, 3]
 
 
 @pytest.mark.parametrize("how", PAIRS)
-def test_similarity_is_learnt_in_deviations_and_said_in_scores(tower: Tower, how: Pairs) -> None:
+def test_similarity_is_learnt_in_deviations_and_said_in_scores(
+    tower: TextEncoder, how: Pairs
+) -> None:
     examples = [Example(one.id, "en", one.texts, 2.0 + (one.target == "thing")) for one in pairs()]
     model = SimilarityModel(tower, how)
     model.prepare(examples)
@@ -170,13 +174,13 @@ def test_similarity_is_learnt_in_deviations_and_said_in_scores(tower: Tower, how
     assert found[[0, 5, 10, 15]].mean() > found.mean() + 0.2
 
 
-def test_one_training_score_is_no_division_by_nothing(tower: Tower) -> None:
+def test_one_training_score_is_no_division_by_nothing(tower: TextEncoder) -> None:
     model = SimilarityModel(tower, "separate")
     model.prepare([Example("0", "en", ("dog", "cat"), 1.5)])
     assert model.predict([Example("1", "en", ("dog", "ball"), 0.0)]) == [1.5]
 
 
-def test_texts_read_apart_are_remembered_until_a_weight_changes(tower: Tower) -> None:
+def test_texts_read_apart_are_remembered_until_a_weight_changes(tower: TextEncoder) -> None:
     model = ClassificationModel(tower, LABELS, "separate").eval()
     random_weights(model)
     examples = pairs()

@@ -8,14 +8,16 @@ import torch.nn.functional as F
 from tiny import tiny_model, tiny_tokenizer
 
 from mmalign.core.batch import Example
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.ranking import RetrievalModel
 from mmalign.text.ranking import rank
 
 
 @pytest.fixture
 def model() -> RetrievalModel:
-    return RetrievalModel(Tower(tiny_model().text_tower.trunk, tiny_tokenizer(), max_length=32))
+    return RetrievalModel(
+        TextEncoder(tiny_model().text_tower.trunk, tiny_tokenizer(), max_length=32)
+    )
 
 
 def pair(query: str, candidate: str, *right: str) -> Example:

@@ -9,7 +9,7 @@ from tiny import tiny_model_config
 from mmalign.core.batch import Answer, Example
 from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import train_tokenizer
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.models.text_tower import build_text_tower
 from mmalign.text.heads.spans import SpanModel
 
@@ -31,16 +31,16 @@ QUESTION = "where is it?"
 
 
 @pytest.fixture(scope="module")
-def tower() -> Tower:
+def tower() -> TextEncoder:
     texts = [QUESTION, *(context for context, _ in CONTEXTS.values())]
     tokenizer = train_tokenizer(texts * 4, 400)
     torch.manual_seed(0)
     text = build_text_tower(tiny_model_config().text, tokenizer.vocabulary, tokenizer.padding_id)
-    return Tower(text.trunk, tokenizer, max_length=64)
+    return TextEncoder(text.trunk, tokenizer, max_length=64)
 
 
 @pytest.fixture
-def model(tower: Tower) -> SpanModel:
+def model(tower: TextEncoder) -> SpanModel:
     tower.max_length = 64
     return random_head(SpanModel(tower))
 
@@ -72,7 +72,9 @@ def test_the_answer_is_cut_from_the_original_text(model: SpanModel, name: str) -
 
 
 @pytest.mark.parametrize("question", ["a", QUESTION, QUESTION * 40])
-def test_every_answer_in_a_long_context_is_whole_in_a_window(tower: Tower, question: str) -> None:
+def test_every_answer_in_a_long_context_is_whole_in_a_window(
+    tower: TextEncoder, question: str
+) -> None:
     tower.max_length = 32
     model = SpanModel(tower)
     context = " ".join(f"{i}{CONTEXTS['latin'][0]}" for i in range(9))
@@ -93,7 +95,7 @@ def test_every_answer_in_a_long_context_is_whole_in_a_window(tower: Tower, quest
     assert model.decode(logits, batch) == ["dog"] * 9
 
 
-def test_an_answer_that_no_window_holds_points_at_the_first_token(tower: Tower) -> None:
+def test_an_answer_that_no_window_holds_points_at_the_first_token(tower: TextEncoder) -> None:
     tower.max_length = 32
     model = SpanModel(tower)
     context = " ".join([CONTEXTS["latin"][0]] * 5)
@@ -112,7 +114,7 @@ def test_only_context_and_first_token_compete(model: SpanModel) -> None:
             assert shut == (sequence != 1 and token != 0)
 
 
-def test_the_loss_is_the_mean_over_the_windows_of_an_example(tower: Tower) -> None:
+def test_the_loss_is_the_mean_over_the_windows_of_an_example(tower: TextEncoder) -> None:
     tower.max_length = 32
     model = random_head(SpanModel(tower))
     batch = model.collate([asked("the dog", "dog"), asked(CONTEXTS["latin"][0] * 4, "chair")])
@@ -128,7 +130,7 @@ def test_the_loss_is_the_mean_over_the_windows_of_an_example(tower: Tower) -> No
 
 
 @pytest.mark.parametrize("longest", [1, 3, 100])
-def test_decoding_takes_the_best_span_of_all_windows(tower: Tower, longest: int) -> None:
+def test_decoding_takes_the_best_span_of_all_windows(tower: TextEncoder, longest: int) -> None:
     tower.max_length = 32
     model = SpanModel(tower, max_answer_tokens=longest)
     context = CONTEXTS["latin"][0] * 4
@@ -157,7 +159,7 @@ def test_a_context_without_tokens_has_no_answer(model: SpanModel) -> None:
     assert model.losses(model(batch), batch).isfinite().all()
 
 
-def test_it_learns_to_find_the_animal(tower: Tower) -> None:
+def test_it_learns_to_find_the_animal(tower: TextEncoder) -> None:
     tower.max_length = 64
     model = SpanModel(tower)
     contexts = ("the dog sleeps", "on a green chair the dog", "a dog on the chair", "dog and ball")
@@ -171,7 +173,7 @@ def test_it_learns_to_find_the_animal(tower: Tower) -> None:
     assert model.predict(examples) == ["dog"] * 4
 
 
-def test_too_short_a_tower_is_one_sentence(tower: Tower) -> None:
+def test_too_short_a_tower_is_one_sentence(tower: TextEncoder) -> None:
     tower.max_length = 10
     with pytest.raises(UserError, match=r"max_length: 10 tokens leave 3 .* take a longer one"):
         SpanModel(tower)

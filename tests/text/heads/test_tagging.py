@@ -6,7 +6,7 @@ from tiny import tiny_model, tiny_tokenizer
 
 from mmalign.core.batch import Example
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.tagging import TaggingModel
 
 LABELS = ("NOUN", "O", "VERB")
@@ -14,8 +14,8 @@ WORDS = ("red", "dog", "мяч", "赤いボール", "mwekundu", "ꦲꦏ", "0123"
 LONG = 32  # tokens that the tower takes
 
 
-def tiny_tower() -> Tower:
-    return Tower(tiny_model().text_tower.trunk, tiny_tokenizer(), max_length=LONG)
+def tiny_tower() -> TextEncoder:
+    return TextEncoder(tiny_model().text_tower.trunk, tiny_tokenizer(), max_length=LONG)
 
 
 def sentence(size: int, name: str = "0") -> Example:

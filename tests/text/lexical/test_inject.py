@@ -21,7 +21,7 @@ from mmalign.cli import app
 from mmalign.core.commit import verify
 from mmalign.core.config import load_config, validate, write_yaml
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import load_tower
+from mmalign.models.text_encoder import load_text_encoder
 from mmalign.results.results import Results, read_results
 from mmalign.text.jobs import job_of, name_of, read_job, run_cell
 from mmalign.text.lexical.config import PUBLISHED, LexicalInjectionConfig
@@ -73,14 +73,14 @@ def test_before_and_after_stand_side_by_side_and_the_tower_is_a_tower(
     assert not any("/mean/0/" in n for n in moved), "the embeddings stay"
     assert (
         results.model["layer"] == 2
-        and results.model["sha256"] == load_tower(encoder).facts["sha256"]
+        and results.model["sha256"] == load_text_encoder(encoder).facts["sha256"]
     )
     facts = verify(out / "tower")
     assert facts["task"] == "toy" and facts["data"][0]["files"].keys() == {"en-ee.tsv", "en-sw.tsv"}
-    again, trained = run_seed(load_tower(encoder), config(words, layer=2), 0)
+    again, trained = run_seed(load_text_encoder(encoder), config(words, layer=2), 0)
     assert again.metrics == results.metrics
     np.testing.assert_allclose(
-        load_tower(str(out)).encode(ENGLISH), trained.encode(ENGLISH), atol=1e-6
+        load_text_encoder(str(out)).encode(ENGLISH), trained.encode(ENGLISH), atol=1e-6
     )
 
 
@@ -97,7 +97,7 @@ def test_several_seeds_and_their_mean(words: Path, encoder: str, tmp_path: Path)
     assert results.ci95[own] == each[0].ci95[own] and results.ci95[own][0] < results.ci95[own][1]
     assert not results.protocol["lexical/toy"].startswith("Mean of")
     with pytest.raises(UserError, match="one tower a seed"):
-        load_tower(str(tmp_path))
+        load_text_encoder(str(tmp_path))
 
 
 def before_with(gains: list[float], similarities: list[float], subject: str = "toy") -> Results:
@@ -139,7 +139,7 @@ def test_the_published_protocol_is_what_the_code_of_the_paper_does(words: Path) 
 
 def test_the_published_protocol_shows_its_artefact(words: Path, tmp_path: Path) -> None:
     """Random pairs are as near as translations where the layer was chosen; the loss stands at its margin."""
-    tower = load_tower(str(write_decoder_with_long_start(tmp_path)))
+    tower = load_text_encoder(str(write_decoder_with_long_start(tmp_path)))
     results, _ = run_seed(tower, config(words, protocol="published"), 0)
     head = f"lexical/toy_all_tokens/mean/{results.model['layer']}/trained"
     assert results.metrics[f"{head}/similarity"] > 0.9999
@@ -153,7 +153,7 @@ def test_the_published_protocol_shows_its_artefact(words: Path, tmp_path: Path) 
 
 def test_a_study_sees_precision_of_held_out_words(words: Path, encoder: str) -> None:
     job = job_of(tree_of(words, layer=2), "test")
-    tower = load_tower(encoder)
+    tower = load_text_encoder(encoder)
     told, whole = run_cell(job, tower, 0), run_seed(tower, job, 0)[0]
     assert name_of(job) == "toy"
     assert set(told.metrics) == {
@@ -188,8 +188,8 @@ def test_the_command_line_from_a_run_to_an_export(words: Path, tmp_path: Path) -
     )
     assert exported.exit_code == 0, exported.output
     np.testing.assert_allclose(
-        load_tower(str(tmp_path / "e")).encode(ENGLISH),
-        load_tower(str(out)).encode(ENGLISH),
+        load_text_encoder(str(tmp_path / "e")).encode(ENGLISH),
+        load_text_encoder(str(out)).encode(ENGLISH),
         atol=1e-5,
     )
     assert json.loads((out / "results.json").read_text())["model"]["layer"] == 1

@@ -11,7 +11,7 @@ from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.evaluation.lexical_probe import probe
 from mmalign.evaluation.lexicon import Lexicon, read_lexicon
-from mmalign.models.text_encoder import Tower, load_tower
+from mmalign.models.text_encoder import TextEncoder, load_text_encoder
 from mmalign.results.results import Results
 from mmalign.text.lexical.config import LexicalInjectionConfig
 from mmalign.text.lexical.train import right_answers, train
@@ -35,7 +35,7 @@ def config(folder: Path, **fields: Any) -> LexicalInjectionConfig:
     return validate(LexicalInjectionConfig, tree, "test")
 
 
-def metric(tower: Tower, lexicon: Lexicon, layer: int, name: str) -> float:
+def metric(tower: TextEncoder, lexicon: Lexicon, layer: int, name: str) -> float:
     results = Results(suite="", model={})
     probe(tower, lexicon, results)
     return results.metrics[f"lexical/toy/mean/{layer}/trained/{name}"]
@@ -51,7 +51,7 @@ def test_trained_words_come_together_at_the_layer(
 ) -> None:
     settings = config(folder, loss=loss, epochs=20)
     lexicon = read_lexicon(settings.lexicon)
-    tower = load_tower(str(write_decoder(tmp_path)))
+    tower = load_text_encoder(str(write_decoder(tmp_path)))
     names = set(tower.state_dict())
     before = {name: metric(tower, lexicon, 2, name) for name in ("similarity", "similarity_gain")}
     history = train(tower, lexicon, 2, settings, seed=0)
@@ -68,7 +68,7 @@ def test_only_the_blocks_up_to_the_layer_change(
 ) -> None:
     """With adapters everywhere too: what lies above the layer gets no gradient."""
     settings = config(folder, adapters=adapters, epochs=1, weight_decay=0.0)
-    tower = load_tower(str(write_encoder(tmp_path)))
+    tower = load_text_encoder(str(write_encoder(tmp_path)))
     before = {name: one.clone() for name, one in tower.state_dict().items()}
     train(tower, read_lexicon(settings.lexicon), 2, settings, seed=0)
     changed = {
@@ -90,7 +90,7 @@ def test_adapters_stand_in_the_first_blocks_only(tmp_path: Path) -> None:
         ),
     ):
         for blocks in (1, LAYERS):
-            tower = load_tower(str(write(tmp_path / f"{write.__name__}{targets}{blocks}")))
+            tower = load_text_encoder(str(write(tmp_path / f"{write.__name__}{targets}{blocks}")))
             add_lora(tower, LoraConfig(rank=2, targets=targets), blocks)
             named = [name for name, one in tower.named_parameters() if one.requires_grad]
             places = {tuple(name.partition(".lora_")[0].rsplit(".", 3)) for name in named}
@@ -103,7 +103,7 @@ def test_adapters_stand_in_the_first_blocks_only(tmp_path: Path) -> None:
 
 
 def test_a_model_without_known_queries_is_one_sentence(tmp_path: Path) -> None:
-    tower = load_tower(str(write_encoder(tmp_path)))
+    tower = load_text_encoder(str(write_encoder(tmp_path)))
     for block in tower.trunk.encoder.layer:
         own = block.attention.self
         own.asking, own.telling = own.query, own.value
@@ -120,7 +120,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(
     model = str(write_encoder(tmp_path))
     trained = []
     for seed in (0, 0, 1):
-        tower = load_tower(model)
+        tower = load_text_encoder(model)
         train(tower, lexicon, 1, settings, seed)
         trained.append(tower.trunk.encoder.layer[0].attention.self.query.weight)
     assert torch.equal(trained[0], trained[1]) and not torch.equal(trained[0], trained[2])
@@ -151,7 +151,7 @@ def test_what_else_is_right_in_a_batch() -> None:
 
 def test_a_loss_that_is_no_number_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     settings = config(folder, lr=1e30, epochs=3, warmup_steps=0)
-    tower = load_tower(str(write_encoder(tmp_path)))
+    tower = load_text_encoder(str(write_encoder(tmp_path)))
     with pytest.raises(UserError, match=r"the loss is nan at step \d+; lower `lr`"):
         train(tower, read_lexicon(settings.lexicon), 1, settings, seed=0)
 

@@ -9,7 +9,7 @@ from tiny import tiny_run
 from torch import Tensor, nn
 
 from mmalign.core.batch import Example
-from mmalign.models.text_encoder import Tower, load_tower
+from mmalign.models.text_encoder import TextEncoder, load_text_encoder
 from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.heads.features import ClassificationModel, Pairs
 from mmalign.text.robust.ball import Norm
@@ -35,8 +35,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tower(run: Path) -> Tower:
-    return load_tower(str(run))
+def tower(run: Path) -> TextEncoder:
+    return load_text_encoder(str(run))
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def examples() -> list[Example]:
 
 
 @pytest.fixture
-def model_of(tower: Tower, examples: list[Example]) -> Callable[[Pairs], ClassificationModel]:
+def model_of(tower: TextEncoder, examples: list[Example]) -> Callable[[Pairs], ClassificationModel]:
     """A classifier of pairs without dropout; its head is random, for a zero head passes no gradient."""
 
     def build(pairs: Pairs) -> ClassificationModel:

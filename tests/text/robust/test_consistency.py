@@ -11,7 +11,7 @@ from torch import nn
 from mmalign.core.batch import Answer, Example
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.base import TaskModel
 from mmalign.text.heads.features import (
     ChoiceModel,
@@ -28,7 +28,7 @@ Build = Callable[[Pairs], ClassificationModel]
 WORDS = ("a", "red", "ball", "sleeps")
 
 
-def models(tower: Tower) -> dict[str, tuple[TaskModel, list[Example]]]:
+def models(tower: TextEncoder) -> dict[str, tuple[TaskModel, list[Example]]]:
     """A model of every kind with a batch of its examples."""
     one, two = ("a red ball", "a dog sleeps"), ("the cat sleeps on a green chair", "a cat")
     context = "the cat sleeps on a green chair"
@@ -83,7 +83,9 @@ def seeded() -> torch.Generator:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layer", ["embedding", 1, "last"])
-def test_every_kind_of_head_has_a_divergence(tower: Tower, kind: str, layer: str | int) -> None:
+def test_every_kind_of_head_has_a_divergence(
+    tower: TextEncoder, kind: str, layer: str | int
+) -> None:
     model, examples = models(tower)[kind]
     batch = model.collate(examples)
     plain = model.losses(model(batch), batch).mean().item()
@@ -106,7 +108,7 @@ def test_it_is_the_kl_of_both_directions(model_of: Build, examples: list[Example
     torch.testing.assert_close(divergence(model, first, second, batch), expected)
 
 
-def test_only_what_has_a_tag_counts(tower: Tower) -> None:
+def test_only_what_has_a_tag_counts(tower: TextEncoder) -> None:
     model, examples = models(tower)["tagging"]
     batch = model.collate(examples)
     logits = model(batch)
@@ -115,7 +117,7 @@ def test_only_what_has_a_tag_counts(tower: Tower) -> None:
     assert divergence(model, logits, logits * 2, batch) > 0
 
 
-def test_scores_are_compared_by_their_squares(tower: Tower) -> None:
+def test_scores_are_compared_by_their_squares(tower: TextEncoder) -> None:
     model, examples = models(tower)["similarity"]
     batch = model.collate(examples)
     score = torch.tensor([[1.0], [2.0]])
@@ -141,7 +143,7 @@ def test_switched_words_are_a_view(
 
 @pytest.mark.parametrize("kind", ["tagging", "span_qa", "retrieval"])
 def test_other_texts_are_refused_where_predictions_have_places(
-    tower: Tower, tmp_path: Path, kind: str
+    tower: TextEncoder, tmp_path: Path, kind: str
 ) -> None:
     model, examples = models(tower)[kind]
     with pytest.raises(UserError, match=r"method\.view\.kind"):

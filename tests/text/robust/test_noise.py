@@ -9,7 +9,7 @@ from torch import nn
 
 from mmalign.core.config import Section, validate
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.robust import noise
 from mmalign.text.robust.noise import Layer
 
@@ -42,7 +42,7 @@ class Place(Section):
     layer: Layer
 
 
-def build(kind: str) -> Tower:
+def build(kind: str) -> TextEncoder:
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
 
     tokenizer = tiny_tokenizer()
@@ -51,18 +51,18 @@ def build(kind: str) -> Tower:
         kind, vocab_size=tokenizer.vocabulary, pad_token_id=tokenizer.padding_id, **TRUNKS[kind]
     )
     if kind == "mt5":
-        return Tower(AutoModelForTextEncoding.from_config(config), tokenizer)
+        return TextEncoder(AutoModelForTextEncoding.from_config(config), tokenizer)
     model = AutoModel.from_config(config)
-    return Tower(model.get_encoder() if kind == "m2m_100" else model, tokenizer)
+    return TextEncoder(model.get_encoder() if kind == "m2m_100" else model, tokenizer)
 
 
-def with_lora(tower: Tower) -> Tower:
+def with_lora(tower: TextEncoder) -> TextEncoder:
     peft = pytest.importorskip("peft")
     tower.trunk = peft.get_peft_model(tower.trunk, peft.LoraConfig(target_modules="all-linear"))
     return tower
 
 
-def delta_for(tower: Tower, tokens: Any, layer: Layer) -> torch.Tensor:
+def delta_for(tower: TextEncoder, tokens: Any, layer: Layer) -> torch.Tensor:
     zero = noise.zeros(tower, tokens, layer)
     return torch.rand(zero.shape, generator=torch.Generator().manual_seed(1))
 

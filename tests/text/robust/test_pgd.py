@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmalign.core.batch import Example
-from mmalign.models.text_encoder import Tower
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.heads.features import ChoiceModel, ClassificationModel, Pairs
 from mmalign.text.robust import ball, noise
@@ -117,7 +117,7 @@ def test_the_loss_trained_on_is_never_below_the_plain_one_of_the_same_dropout(
         assert backward(model, batch, config, seeded()) >= plain - 1e-6
 
 
-def test_all_sequences_of_an_example_take_the_noise_of_one_iterate(tower: Tower) -> None:
+def test_all_sequences_of_an_example_take_the_noise_of_one_iterate(tower: TextEncoder) -> None:
     choices = [
         Example("0", "en", ("a red ball", "a dog", "the cat", "green"), 1),
         Example("1", "en", ("a chair", "a cat sleeps"), 0),  # one choice: its loss is always 0
