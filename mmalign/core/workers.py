@@ -19,6 +19,12 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -52,3 +58,16 @@ def die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the kernel was asked
         os._exit(1)
+
+
+def map_in_processes(function: Callable[[T], R], jobs: Sequence[T], processes: int) -> Iterator[R]:
+    """The results of all jobs in their order; with one process, or one job, in this one.
+
+    Args:
+        function: of a module's top level, because it is sent to the processes.
+    """
+    if min(processes, len(jobs)) <= 1:
+        yield from map(function, jobs)
+        return
+    with ProcessPoolExecutor(min(processes, len(jobs))) as pool:
+        yield from pool.map(function, jobs)

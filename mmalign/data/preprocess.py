@@ -29,8 +29,8 @@ from torch.utils.data import default_collate
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.data.decoders import reduced_rgb, reduction, upright_rgb, upright_size
+from mmalign.data.image_formats import PILLOW_NAMES
 
-FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000
 PIXELS = "decoded in full, one bicubic step"
 """What evaluation sees of a picture; vectors that are kept on disk were made of the same, or are refused."""
@@ -85,7 +85,7 @@ def _undecodable() -> Iterator[None]:
 
 def _open(data: bytes) -> Image.Image:
     """A picture whose header is read and within the limits."""
-    picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    picture = Image.open(io.BytesIO(data), formats=PILLOW_NAMES)
     if picture.width * picture.height > MAX_PIXELS:
         raise TooManyPixels(f"{picture.width} x {picture.height} pixels, over {MAX_PIXELS}")
     return picture

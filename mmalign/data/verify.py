@@ -11,8 +11,7 @@ sets have no checksums a member, so that this is all there is to say about where
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 from mmalign.core.commit import sha256_of
 from mmalign.core.console import track
 from mmalign.core.errors import UserError
+from mmalign.core.workers import map_in_processes
 from mmalign.data.preprocess import UndecodableImage, decode
 from mmalign.data.shards.folder import LocalFolder
 from mmalign.data.shards.manifest import Manifest, Shard, load_manifest
@@ -80,7 +80,7 @@ def verify(folder: Path, decode_pictures: bool = False, processes: int = 1) -> R
     ]
     jobs = [_job(folder, manifest, shard, decode_pictures) for shard in manifest.shards]
     samples = 0
-    for read, found in track(_map(jobs, processes), "shards", len(jobs)):
+    for read, found in track(map_in_processes(_verify_shard, jobs, processes), "shards", len(jobs)):
         samples += read
         problems += found
     features: dict[str, str] = {}
@@ -114,14 +114,6 @@ def _job(folder: Path, manifest: Manifest, shard: Shard, decode_pictures: bool) 
     }
     part = replace(manifest, recipe={}, shards=(shard,), files=files, refused={}, ignored={})
     return _Job(folder, part, shard, decode_pictures)
-
-
-def _map(jobs: Sequence[_Job], processes: int) -> Iterable[tuple[int, list[Problem]]]:
-    if processes <= 1:
-        yield from map(_verify_shard, jobs)
-        return
-    with ProcessPoolExecutor(processes) as pool:
-        yield from pool.map(_verify_shard, jobs)
 
 
 def _check_file(folder: Path, files: Mapping[str, Any], name: str) -> list[Problem]:

@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from mmalign.core.errors import UserError
+from mmalign.data.image_formats import READ_SUFFIXES
 from mmalign.data.preprocess import UndecodableImage, decode
 from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.class_names import Names, read_names
 from mmalign.models.encoder import DualModel
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,11 @@ def pictures_of_folder(folder: Path, class_names: str) -> Pictures:
         raise UserError(f"{folder}: no such folder; it must hold a subfolder of pictures a class")
     subfolders = sorted(path for path in folder.iterdir() if path.is_dir())
     below = [file for one in subfolders for file in sorted(one.iterdir())]
-    files = [file for file in below if file.suffix.lower() in _SUFFIXES]
+    files = [file for file in below if file.suffix.lower().removeprefix(".") in READ_SUFFIXES]
     if not files:
         raise UserError(
-            f"{folder}: no subfolder holds pictures ({', '.join(_SUFFIXES)}); unpack them into a "
-            "subfolder a class"
+            f"{folder}: no subfolder holds images ({', '.join(READ_SUFFIXES)}); unpack them into one "
+            "subfolder per class"
         )
     classes = [file.parent.name for file in files]
     names = read_names(class_names, list(dict.fromkeys(classes)))

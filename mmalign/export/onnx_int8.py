@@ -17,7 +17,7 @@ from mmalign.evaluation.nearest import hits_at
 from mmalign.export.onnx_files import data_file, quiet
 from mmalign.export.probes import probe_texts
 from mmalign.models.external.onnx import IMAGE_MODEL, OnnxModel, load_onnx
-from mmalign.results.comparison.paired import drawn_means, interval_and_p
+from mmalign.results.statistics import drawn_means, interval_and_p
 
 QUANTISED = ("MatMul", "Gemm")
 

@@ -9,8 +9,7 @@ training could not go on with tensors that were made in inference mode.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mmalign.core import distributed
+from mmalign.core.batching import batched
 from mmalign.core.commit import newest_folder, verify
 from mmalign.core.config import read_yaml, validate
 from mmalign.core.errors import UserError
@@ -204,10 +204,3 @@ def has_file(name: str, file: str) -> bool:
     except (OSError, ValueError):  # no such repository, or nothing that could be a name of one
         return False
     return found is not None
-
-
-def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
-    """The values in lists of `size`; the last may be shorter."""
-    iterator = iter(values)
-    while chunk := list(islice(iterator, size)):
-        yield chunk

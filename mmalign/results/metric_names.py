@@ -13,10 +13,11 @@
     text/<task>/<language or mean>/<perturbation or clean>/accuracy
     text/<task>/<language>-<language> or mean/generalised/accuracy
 
-The measure is the first part, the subject (a set or a task) the second, mostly the languages the third.
+`MetricName.parse` takes a name apart and `str` writes it again; no other code splits names.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 MEAN = "mean"  # of the languages
 WORST5 = "worst5"  # the mean of the five languages where a metric is lowest
@@ -25,6 +26,57 @@ FAMILY = "family:"  # before the name of a language family: the mean of its lang
 FIRST_CAPTION = "@first-caption"  # behind the name of a set
 GENERALISED = "generalised"
 PUBLISHED = "published"
+# Which part names the language, counted from 0; None: no part does. The third part in all other measures.
+_LANGUAGE_PART = {"layers": None, "faiss": 3}
+
+
+@dataclass(frozen=True)
+class MetricName:
+    """A metric's name, taken apart.
+
+    Attributes:
+        measure: `retrieval`, `alignment`, `text`, ...
+        subject: the set, task, dictionary or lexicon that it was measured on.
+        language: a language code, a pair `<language>-<language>` or an aggregate (`mean`, `worst5`, `all`,
+            `family:<Name>`); None where the measure has no languages.
+        setting: the remaining parts in their order: a direction, a perturbation, a layer, an index.
+        metric: the last part, for example `recall@10`. Metrics that differ in nothing else were measured
+            on the same queries.
+    """
+
+    measure: str
+    subject: str
+    language: str | None
+    setting: tuple[str, ...]
+    metric: str
+
+    @classmethod
+    def parse(cls, name: str) -> "MetricName":
+        """The parts of a name that `str` wrote."""
+        measure, subject, *rest, metric = name.split("/")
+        place = _LANGUAGE_PART.get(measure, 2)
+        if place is None:
+            return cls(measure, subject, None, tuple(rest), metric)
+        language = rest.pop(place - 2)
+        return cls(measure, subject, language, tuple(rest), metric)
+
+    def __str__(self) -> str:
+        parts = [self.measure, self.subject, *self.setting]
+        place = _LANGUAGE_PART.get(self.measure, 2)
+        if place is not None:
+            assert self.language is not None, self
+            parts.insert(place, self.language)
+        return "/".join([*parts, self.metric])
+
+    @property
+    def group(self) -> str:
+        """What the metrics of the same queries have in common: the name without `metric`."""
+        return str(self).rpartition("/")[0]
+
+    @property
+    def is_aggregate(self) -> bool:
+        """Whether the number sums up languages, or is a published one."""
+        return self.language is not None and is_aggregate(self.language)
 
 
 def subjects(names: Iterable[str], measure: str) -> list[str]:

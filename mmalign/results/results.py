@@ -26,6 +26,7 @@ import numpy as np
 from mmalign.core.code_version import VERSION
 from mmalign.core.commit import write_json
 from mmalign.core.errors import UserError
+from mmalign.results.statistics import bootstrap_interval, seed_interval
 
 QUERIES = "queries.npz"
 _IDS = "/ids"  # behind what a group of metrics has in common: the ids of its queries
@@ -170,21 +171,6 @@ def _from_tree(tree: dict[str, Any]) -> Results:
     return Results(**tree, ci95=ci95, baselines=baselines)
 
 
-def bootstrap_interval(values: np.ndarray, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean (Efron 1979), over the queries.
-
-    For values of 0 and 1 a resampled mean is binomial, which is drawn directly.
-    """
-    rng = np.random.default_rng(seed)
-    n = len(values)
-    if np.isin(values, (0, 1)).all():
-        means = rng.binomial(n, values.mean(), size=draws) / n
-    else:
-        means = np.array([values[rng.integers(0, n, n)].mean() for _ in range(draws)])
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(low), float(high)
-
-
 def mean_over_seeds(runs: Sequence[Results]) -> Results:
     """The mean of each metric over runs that differ in nothing but their seed.
 
@@ -208,15 +194,6 @@ def mean_over_seeds(runs: Sequence[Results]) -> Results:
         protocol=protocol,
         baselines={},
     )
-
-
-def seed_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the mean of a few values by Student's t, as of independent normal draws."""
-    from scipy import stats
-
-    mean = float(np.mean(values))
-    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return mean - half, mean + half
 
 
 def environment() -> dict[str, Any]:

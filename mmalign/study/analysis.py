@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from mmalign.results.comparison.paired import holm
-from mmalign.results.results import Results, seed_interval
+from mmalign.results.results import Results
+from mmalign.results.statistics import holm, seed_interval
 from mmalign.study.cells import Cell
 from mmalign.study.config import StudyConfig
 

@@ -8,7 +8,7 @@ from shard_sets import make_image
 from tiny import TEXTS, tiny_run
 
 from mmalign.core.errors import UserError
-from mmalign.models.encoder import batched, load_encoder, load_model
+from mmalign.models.encoder import load_encoder, load_model
 from mmalign.models.external.peers import kind_of
 
 
@@ -59,8 +59,3 @@ def test_a_name_that_nobody_knows_is_told(monkeypatch: pytest.MonkeyPatch, name:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="no model in a folder or on the hub of that name"):
         load_model(name)
-
-
-def test_batches_keep_order_and_lose_nothing() -> None:
-    assert list(batched(range(5), 2)) == [[0, 1], [2, 3], [4]]
-    assert list(batched([], 2)) == []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmalign.results.metric_names import languages, split_pair, subjects
+from mmalign.results.metric_names import MetricName, languages, split_pair, subjects
 
 NAMES = [
     "retrieval/scenes/pt-BR/text_to_image/recall@1",
@@ -61,3 +61,27 @@ def test_a_pair_is_split_between_its_languages(pair: str, expected: tuple[str, s
 def test_known_codes_may_be_missing() -> None:
     assert split_pair("pt-BR-en", []) == ("pt-BR", "en")
     assert split_pair("en-pt-BR", ["en"]) == ("en", "pt-BR")
+
+
+@pytest.mark.parametrize(
+    "name, language, setting",
+    [
+        ("retrieval/xm3600/sw/text_to_image/recall@10", "sw", ("text_to_image",)),
+        ("alignment/xtd/en-pt-BR/bitext@1", "en-pt-BR", ()),
+        ("layers/xtd/12/mean/bitext@1", None, ("12", "mean")),
+        ("lexical/gatitos/mean/3/held_out/precision@1", "mean", ("3", "held_out")),
+        (
+            "faiss/xm3600/IVF1024,PQ32/sw/text_to_image/recall@10",
+            "sw",
+            ("IVF1024,PQ32", "text_to_image"),
+        ),
+        ("text/xnli/de/clean/accuracy", "de", ("clean",)),
+    ],
+)
+def test_a_name_is_parsed_and_written_again(
+    name: str, language: str | None, setting: tuple[str, ...]
+) -> None:
+    parsed = MetricName.parse(name)
+    assert (parsed.language, parsed.setting) == (language, setting)
+    assert str(parsed) == name
+    assert parsed.group == name.rpartition("/")[0]

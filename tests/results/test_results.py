@@ -12,12 +12,11 @@ from mmalign.core.errors import UserError
 from mmalign.results.results import (
     QUERIES,
     Results,
-    bootstrap_interval,
     environment,
     mean_over_seeds,
     read_results,
-    seed_interval,
 )
+from mmalign.results.statistics import bootstrap_interval, seed_interval
 
 KEYS = {
     "suite",

@@ -16,7 +16,8 @@ from mmalign.core.config import load_config, validate
 from mmalign.core.errors import UserError
 from mmalign.models.encoder import weights_sha256
 from mmalign.models.text_encoder import load_text_encoder
-from mmalign.results.results import Results, read_results, seed_interval
+from mmalign.results.results import Results, read_results
+from mmalign.results.statistics import seed_interval
 from mmalign.text import loop, measure
 from mmalign.text.loop import FinetuneConfig, deal_ids, finetune, run_seed
 from mmalign.text.perturbations.perturb import perturb

@@ -11,8 +11,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 from mmalign.core.commit import flush, sha256_of, write_json, write_manifest
 from mmalign.core.console import track
 from mmalign.core.errors import UserError
+from mmalign.core.workers import map_in_processes
 from mmalign.data.shards.manifest import FORMAT_VERSION, MANIFEST, Manifest, Shard, read_manifest
 from mmalign.data.shards.scan import MAX_REFUSALS, Rules, Scan, identify
 
@@ -51,7 +51,7 @@ def index(
         _Job(tar, name, out, rules, sizes.get(tar))
         for tar, name in zip(tars, _names(tars), strict=True)
     ]
-    scans = list(track(_map(jobs, processes), "shards", len(jobs)))
+    scans = list(track(map_in_processes(_index_one, jobs, processes), "shards", len(jobs)))
     _write_refusals(out, jobs, scans)
     shards = [_shard(job, scan) for job, scan in zip(jobs, scans, strict=True)]
     if not any(shard.samples for shard in shards):
@@ -154,14 +154,6 @@ class _Job:
     @property
     def refusals(self) -> Path:
         return self.out / _SCANS / f"{self.name}.{REFUSED}"
-
-
-def _map(jobs: Sequence[_Job], processes: int) -> Iterable[dict[str, Any]]:
-    if processes <= 1:
-        yield from map(_index_one, jobs)
-        return
-    with ProcessPoolExecutor(min(processes, len(jobs))) as pool:
-        yield from pool.map(_index_one, jobs)
 
 
 def _index_one(job: _Job) -> dict[str, Any]:

@@ -21,14 +21,11 @@ from typing import Any
 
 from mmalign.core.batch import Pair
 from mmalign.core.errors import UserError
-from mmalign.data.preprocess import FORMATS
+from mmalign.data.image_formats import WRITTEN_SUFFIXES, image_suffix
 from mmalign.data.shards.tar import Member, walk
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-_MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
-IMAGE_SUFFIXES = frozenset(_MAGIC.values())
-assert len(IMAGE_SUFFIXES) == len(FORMATS)
 OWN_CAPTIONS = "json:captions"
 """Where our own shards have their captions: a list of {"lang", "text"}."""
 
@@ -133,14 +130,6 @@ def _sample_of(pair: Pair) -> dict[str, Any]:
     }
 
 
-def image_suffix(data: bytes) -> str:
-    """`jpg`, `png` or `webp`, told by the first bytes."""
-    for magic, suffix in _MAGIC.items():
-        if data.startswith(magic):
-            return suffix
-    raise UserError("an image is neither JPEG, PNG nor WebP")
-
-
 def index_shard(path: Path) -> Iterator[dict[str, Any]]:
     """The index of a shard that `write_shard` made, one row a sample.
 
@@ -160,7 +149,7 @@ def index_shard(path: Path) -> Iterator[dict[str, Any]]:
             file.seek(member.offset)
             data = file.read(member.size)
             place = place_of(suffix, member.offset, data)
-            if suffix in IMAGE_SUFFIXES:
+            if suffix in WRITTEN_SUFFIXES:
                 row["image"] = place
             else:
                 facts = json.loads(data)

@@ -23,7 +23,8 @@ from PIL import Image
 
 from mmalign.core.errors import UserError
 from mmalign.core.languages import is_language_code
-from mmalign.data.preprocess import FORMATS, MAX_PIXELS
+from mmalign.data.image_formats import PILLOW_NAMES, READ_SUFFIXES
+from mmalign.data.preprocess import MAX_PIXELS
 from mmalign.data.shards.manifest import OWN_CAPTIONS, place_of
 from mmalign.data.shards.reader import (
     MAX_IMAGE_BYTES,
@@ -37,8 +38,7 @@ from mmalign.data.shards.reader import (
 from mmalign.data.shards.tar import Damage, Member, walk
 
 MAX_REFUSALS = 100_000  # lines that name what was refused; the rest is counted
-_IMAGES = ("jpg", "jpeg", "png", "webp")
-_KINDS = {**dict.fromkeys(_IMAGES, "image"), "json": "json", "txt": "txt"}
+_KINDS = {**dict.fromkeys(READ_SUFFIXES, "image"), "json": "json", "txt": "txt"}
 _MOST = {"image": MAX_IMAGE_BYTES, "json": MAX_JSON_BYTES, "txt": MAX_TEXT_BYTES}
 _BIT = {"image": 1, "json": 2, "txt": 4}
 _MAX_SUFFIXES = 100  # that are counted by name
@@ -284,7 +284,7 @@ def check_picture(data: bytes) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of many pixels, of odd metadata: not for a terminal
-            width, height = Image.open(io.BytesIO(data), formats=FORMATS).size
+            width, height = Image.open(io.BytesIO(data), formats=PILLOW_NAMES).size
     except Image.DecompressionBombError:
         raise UnusableSample("too many pixels") from None
     except Exception:  # Pillow's parsers raise what they like on broken bytes

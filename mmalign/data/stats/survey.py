@@ -13,7 +13,6 @@ import io
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,8 +24,9 @@ from PIL import Image
 from mmalign.core.batch import Pair
 from mmalign.core.console import track
 from mmalign.core.errors import UserError
+from mmalign.core.workers import map_in_processes
 from mmalign.data.decoders import upright_rgb, upright_size
-from mmalign.data.preprocess import FORMATS
+from mmalign.data.image_formats import PILLOW_NAMES
 from mmalign.data.shards.folder import LocalFolder
 from mmalign.data.shards.manifest import Manifest, Shard, load_manifest
 from mmalign.data.shards.reader import UnusableSample, picture_id, read_pair
@@ -121,7 +121,9 @@ def survey(folder: Path, options: Options) -> Survey:
         _Job(folder, number, _part(manifest, shard), options)
         for number, shard in enumerate(manifest.shards)
     ]
-    facts = _merge(track(_map(jobs, options.processes), "shards", len(jobs)))
+    facts = _merge(
+        track(map_in_processes(_read_shard, jobs, options.processes), "shards", len(jobs))
+    )
     if not len(facts.rows):
         raise UserError(
             f"{folder}: no sample can be read; `mmalign data verify` tells what is damaged"
@@ -148,14 +150,6 @@ def _part(manifest: Manifest, shard: Shard) -> Manifest:
     """What a process needs of the manifest to read one shard: it is sent there for each."""
     files = {name: facts for name, facts in manifest.files.items() if name == shard.index}
     return replace(manifest, recipe={}, shards=(shard,), files=files, refused={}, ignored={})
-
-
-def _map(jobs: Sequence[_Job], processes: int) -> Iterable[Facts]:
-    if processes <= 1:
-        yield from map(_read_shard, jobs)
-        return
-    with ProcessPoolExecutor(min(processes, len(jobs))) as pool:
-        yield from pool.map(_read_shard, jobs)
 
 
 def _read_shard(job: _Job) -> Facts:
@@ -188,7 +182,7 @@ def _read_shard(job: _Job) -> Facts:
 def _look(pair: Pair, facts: Facts, near: bool) -> tuple[int, ...]:
     """The row of a sample from its `picture` on; counts the format of its picture."""
     check_picture(pair.image)
-    opened = Image.open(io.BytesIO(pair.image), formats=FORMATS)
+    opened = Image.open(io.BytesIO(pair.image), formats=PILLOW_NAMES)
     image_format = str(opened.format)
     try:
         width, height = upright_size(opened)

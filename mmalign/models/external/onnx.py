@@ -19,11 +19,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from mmalign.core.batching import batched
 from mmalign.core.commit import sha256_of
 from mmalign.core.errors import UserError
 from mmalign.data.preprocess import Preprocess
 from mmalign.data.tokenizer import load_tokenizer
-from mmalign.models.encoder import BATCH_SIZE, batched
+from mmalign.models.encoder import BATCH_SIZE
 
 Precision = Literal["fp32", "int8"]
 CONFIG = "onnx/config.json"

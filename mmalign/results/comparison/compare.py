@@ -12,9 +12,9 @@ from pathlib import Path
 
 from mmalign.core.errors import UserError
 from mmalign.results.comparison.differences import Row, Rows, make_rows, parts_of
-from mmalign.results.comparison.paired import DRAWS, smallest_p
 from mmalign.results.metric_names import FAMILY, is_aggregate
 from mmalign.results.results import Results, read_results
+from mmalign.results.statistics import DRAWS, smallest_p
 
 _FILE = "results.json"
 _LEVEL = 0.05

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mmalign.results.comparison.paired import drawn_means, holm, interval_and_p
 from mmalign.results.language_families import family_of
 from mmalign.results.metric_names import FAMILY, MEAN, WORST5, is_aggregate
 from mmalign.results.results import Results, group_of
+from mmalign.results.statistics import drawn_means, holm, interval_and_p
 
 _WORST = 5
 

@@ -1,12 +1,15 @@
-"""Is one model better than another on these queries? Paired bootstrap, and Holm's correction.
+"""Intervals and tests: one bootstrap for the whole package, and Holm's correction.
 
-    values of the same queries under M models -> queries, or pictures, drawn with replacement, R times
-        -> mean of each model in each draw -> differences -> 95 % interval and p
+    table of U units (queries, images, documents) x K columns -> units drawn with replacement, R times
+        -> `resampled_sums`, (R, K) -> means, ratios or F1 of each draw -> 95 % percentile interval
 
-Both models see the same draw, so that what makes a query hard for both cancels out. Intervals are
-percentiles of the draws (Efron 1979); p is the smallest level whose interval would leave 0 out.
+    values of the same queries under M models -> `drawn_means` -> differences -> interval and p -> `holm`
 
-Shapes: M models, n queries of a language, R draws.
+Every interval in mmalign comes from `resampled_sums`. Two models are compared on the same draws, so that
+what makes a query hard for both cancels out. Intervals are percentiles of the draws (Efron 1979); p is the
+smallest level whose interval would leave 0 out.
+
+Shapes: U units, K columns, M models, n queries of a language, R draws.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 DRAWS = 10_000
+INTERVAL_DRAWS = 1_000  # for an interval alone; a p value needs more
 _AT_A_TIME = 4_000_000  # whole numbers drawn at a time: 32 MB
 _ROUNDING = 12  # decimals; sums in another order make differences of 1e-17 where there are none
 
@@ -36,9 +40,32 @@ def drawn_means(
     if ids is not None:
         return _drawn_together(values, ids, draws, rng)
     return {
-        lang: _drawn_sums(value_MN.T, draws, rng).T / value_MN.shape[1]
+        lang: resampled_sums(value_MN.T, draws, rng).T / value_MN.shape[1]
         for lang, value_MN in values.items()
     }
+
+
+def bootstrap_interval(
+    values: np.ndarray, draws: int = INTERVAL_DRAWS, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of the mean of (n,) values, one per query."""
+    sum_R1 = resampled_sums(values[:, None], draws, np.random.default_rng(seed))
+    return percentile_interval(sum_R1[:, 0] / len(values))
+
+
+def percentile_interval(drawn_R: np.ndarray) -> tuple[float, float]:
+    """The middle 95 % of the draws; draws that are NaN (no query of a language was drawn) are left out."""
+    low, high = np.nanpercentile(drawn_R, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def seed_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean of a few values by Student's t, as of independent normal draws."""
+    from scipy import stats
+
+    mean = float(np.mean(values))
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return mean - half, mean + half
 
 
 def interval_and_p(difference_R: np.ndarray) -> tuple[tuple[float, float], float]:
@@ -48,9 +75,8 @@ def interval_and_p(difference_R: np.ndarray) -> tuple[tuple[float, float], float
     itself counts as a draw, so that p is never 0 (Davison & Hinkley 1997, section 4.2).
     """
     known = np.round(difference_R[~np.isnan(difference_R)], _ROUNDING)
-    low, high = np.percentile(known, (2.5, 97.5))
     beyond = min((known <= 0).sum(), (known >= 0).sum())
-    return (float(low), float(high)), min(1.0, float(2 * (beyond + 1) / (len(known) + 1)))
+    return percentile_interval(known), min(1.0, float(2 * (beyond + 1) / (len(known) + 1)))
 
 
 def smallest_p(draws: int) -> float:
@@ -81,15 +107,15 @@ def _drawn_together(
         place_N = np.searchsorted(known, ids[lang])
         ones = np.ones(len(place_N))
         columns += [np.bincount(place_N, row, len(known)) for row in (*value_MN, ones)]
-    sum_RK = _drawn_sums(np.stack(columns, axis=1), draws, rng)
+    sum_RK = resampled_sums(np.stack(columns, axis=1), draws, rng)
     sum_RLM = sum_RK.reshape(draws, len(values), -1)
     with np.errstate(invalid="ignore"):
         mean_RLM = sum_RLM[..., :-1] / sum_RLM[..., -1:]
     return {lang: mean_RLM[:, place].T for place, lang in enumerate(values)}
 
 
-def _drawn_sums(table_UK: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """(R, K): column sums of U rows that are drawn with replacement from the U rows of the table.
+def resampled_sums(table_UK: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """(R, K) float64: column sums of U rows that are drawn with replacement from the U rows of a table.
 
     How often each distinct row is drawn is multinomial; for hits and misses of two models there are but
     four of them, whatever the number of queries.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mmalign.results.comparison.paired import drawn_means, holm, interval_and_p
+from mmalign.results.statistics import drawn_means, holm, interval_and_p
 
 
 def hits(n: int, share: float, seed: int) -> np.ndarray:
