@@ -57,8 +57,8 @@ def measure(method: str, rank: int, world_size: int, batch: int, width: int) -> 
     text_BD = F.normalize(inputs[1, part] @ text, dim=-1)
     if method == "mmalign":
         ids = torch.arange(batch)[part]
-        share = contrastive_loss(Embeddings(image_BD, text_BD, scale), ids, ids)
-        loss = share * world_size
+        local_loss = contrastive_loss(Embeddings(image_BD, text_BD, scale), ids, ids)
+        loss = local_loss * world_size
     else:
         settings = OPEN_CLIP[method]
         loss = open_clip.loss.ClipLoss(**settings, rank=rank, world_size=world_size)(

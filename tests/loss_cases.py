@@ -61,10 +61,10 @@ def dense_contrastive(
     logits = embeddings.logit_scale * embeddings.image_BD @ embeddings.text_ND.T
     weight_N = logits.new_ones(logits.shape[1]) if weight_N is None else weight_N
     positive = picture_id_B[:, None] == picture_id_N
-    of_images = _pair_losses(logits, positive, label_smoothing)
-    of_texts = _pair_losses(logits.T, positive.T, label_smoothing)
-    rows = [_mean(losses, weight_N[positive[i]]) for i, losses in enumerate(of_images)]
-    columns = torch.stack([losses.mean() for losses in of_texts])
+    image_to_text = _pair_losses(logits, positive, label_smoothing)
+    text_to_image = _pair_losses(logits.T, positive.T, label_smoothing)
+    rows = [_mean(losses, weight_N[positive[i]]) for i, losses in enumerate(image_to_text)]
+    columns = torch.stack([losses.mean() for losses in text_to_image])
     return (torch.stack(rows).mean() + _mean(columns, weight_N)) / 2
 
 

@@ -81,8 +81,8 @@ def make_batch(step: int, rank: int, world_size: int) -> Batch:
     mask_NL = (torch.arange(12) < length_N[:, None]).to(torch.int64)
     predicted_NL = (torch.rand(token_NL.shape, generator=generator) < 0.3) & mask_NL.bool()
     predicted_NL[: CAPTIONS[0] + CAPTIONS[1]] = False
-    share = IMAGES // world_size
-    images = range(rank * share, (rank + 1) * share)
+    images_per_rank = IMAGES // world_size
+    images = range(rank * images_per_rank, (rank + 1) * images_per_rank)
     captions = slice(sum(CAPTIONS[: images.start]), sum(CAPTIONS[: images.stop]))
     counts = torch.tensor([CAPTIONS[i] for i in images])
     return Batch(
@@ -90,7 +90,7 @@ def make_batch(step: int, rank: int, world_size: int) -> Batch:
         token_NL=token_NL[captions] * mask_NL[captions],
         mask_NL=mask_NL[captions],
         language_N=("en",) * int(counts.sum()),
-        image_index_N=torch.repeat_interleave(torch.arange(share), counts),
+        image_index_N=torch.repeat_interleave(torch.arange(images_per_rank), counts),
         picture_id_B=torch.tensor([PICTURES[i] for i in images]),
         key_B=tuple(str(i) for i in images),
         state=StreamState(0, (step + 1) * IMAGES),
@@ -120,7 +120,7 @@ def plain_autograd(image_tower: str, objective: str = "contrastive") -> dict[str
     if batch.image_BCHW is not None:
         batch = replace(batch, image_BCHW=batch.image_BCHW.double())
     outcome = outcome_of(config, model, batch)
-    outcome.share.backward()
+    outcome.local_loss.backward()
     out = {"loss": outcome.metrics["loss"]}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:

@@ -1,13 +1,13 @@
-"""Cached gradients: a global batch of any size on a memory of any size, with one loss over all of it.
+"""Cached gradients: one loss over a global batch whose activations do not fit in memory.
 
-    1. embed    part by part, without a graph      -> image_BD, text_ND of this rank's whole batch
-    2. loss     over all ranks, once               -> gradient of each embedding
-    3. embed    part by part, with a graph         -> backward from the gradients of its rows
+    1. embed    micro-batch by micro-batch, without a graph  -> image_BD, text_ND of this rank's batch
+    2. loss     over all ranks, once                         -> gradient of each embedding
+    3. embed    micro-batch by micro-batch, with a graph     -> backward from the gradients of its rows
 
-The result is the gradient of the whole batch, not a mean over small batches: every caption is compared
-with every picture (GradCache, arXiv 2101.06983). The towers run forward twice, and a part's activations
-are the most that stands in memory. Both passes of a part draw the same random numbers, so dropout masks
-agree; without that, the gradient would belong to other embeddings than the loss.
+The result is the gradient of the complete batch, not a mean over micro-batches: every caption is compared
+with every image (GradCache, arXiv 2101.06983). The towers run forward twice, and memory holds the activations
+of one micro-batch. Both passes of a micro-batch draw the same random numbers: otherwise dropout would differ,
+and the gradient would belong to other embeddings than the loss.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,16 +29,16 @@ def cached_backward(
     batch: Batch,
     images: int,
 ) -> Outcome:
-    """Gradients of the global loss, as `outcome_of` and one backward pass would give them.
+    """Gradients of the global loss, equal to those of `outcome_of` and one backward pass.
 
     Args:
-        backward: takes a tensor without dimensions, whose gradients add up over the calls, and whether it
-            is the last one of the step.
-        seed_part: sets the random state that a part draws from; called before each forward pass.
-        images: of a part, over both passes.
+        backward: takes a tensor without dimensions, whose gradients accumulate, and whether it is the last
+            one of the step.
+        seed_part: sets the random state of a micro-batch; called before each of its forward passes.
+        images: images of a micro-batch.
 
     Returns:
-        Its share has no graph any more.
+        The loss and metrics, detached.
     """
     parts = list(_parts(batch, images))
     embedded = []
@@ -60,14 +60,15 @@ def cached_backward(
         )
         surrogate = _dot(rows.image_BD, whole.image_BD.grad, first_image, next_image)
         surrogate = surrogate + _dot(rows.text_ND, whole.text_ND.grad, first_caption, next_caption)
-        # Scale and bias belong to the batch, not to a part; later parts add nothing to them.
-        share = 1.0 if number == 0 else 0.0
-        surrogate = surrogate + share * _dot(rows.logit_scale, whole.logit_scale.grad, 0, 1)
+        # Scale and bias belong to the batch: their gradient is added once. The other parts add 0 times it, so
+        # that every backward pass reaches the same parameters, which ZeRO's hooks need.
+        once = 1.0 if number == 0 else 0.0
+        surrogate = surrogate + once * _dot(rows.logit_scale, whole.logit_scale.grad, 0, 1)
         if rows.logit_bias is not None and whole.logit_bias is not None:
-            surrogate = surrogate + share * _dot(rows.logit_bias, whole.logit_bias.grad, 0, 1)
+            surrogate = surrogate + once * _dot(rows.logit_bias, whole.logit_bias.grad, 0, 1)
         backward(surrogate, number == len(parts) - 1)
         first_image, first_caption = next_image, next_caption
-    return replace(outcome, share=outcome.share.detach())
+    return replace(outcome, local_loss=outcome.local_loss.detach())
 
 
 def _parts(batch: Batch, images: int) -> Iterator[Batch]:
@@ -77,7 +78,7 @@ def _parts(batch: Batch, images: int) -> Iterator[Batch]:
 
 
 def _as_leaf(parts: list[Embeddings]) -> Embeddings:
-    """All parts' rows as one, and the last part's scale and bias; each a leaf that collects a gradient."""
+    """The rows of all parts, concatenated, and scale and bias; each is a leaf that collects a gradient."""
     last = parts[-1]
     return Embeddings(
         image_BD=torch.cat([part.image_BD for part in parts]).requires_grad_(),
@@ -90,6 +91,6 @@ def _as_leaf(parts: list[Embeddings]) -> Embeddings:
 
 
 def _dot(rows: Tensor, gradient: Tensor | None, first: int, last: int) -> Tensor:
-    """A number whose gradient with respect to `rows` is `gradient[first:last]`."""
+    """A surrogate loss whose gradient with respect to `rows` is `gradient[first:last]`."""
     assert gradient is not None
     return (rows * gradient[first:last].to(rows.dtype)).sum()

@@ -27,11 +27,9 @@ from torch import Tensor
 from mmalign.core import distributed
 from mmalign.core.batch import StreamState
 from mmalign.core.commit import (
-    MANIFEST,
     commit_folder,
     flush,
     newest_folder,
-    sha256_of,
     temporary_folder,
     write_atomic,
     write_json,
@@ -67,7 +65,7 @@ class TrainState:
         pairs_seen: captions trained on, over all ranks.
         stream: where the stream goes on.
         best: highest value so far of the metric that chooses the best checkpoint.
-        parent: what the run went on from at its start, as `parent_of` says; None: from scratch.
+        parent: what the run started from, as `initialization.parent_of` says; None: from scratch.
         ledger: what the stream has given up to here, as `Ledger.to_json` says.
     """
 
@@ -271,29 +269,6 @@ def has_checkpoints(folder: Path) -> bool:
     """Whether a run has finished a checkpoint here, usable or not; a save cut by a kill is none."""
     finished = (path for path in folder.glob("step-*") if ".tmp-" not in path.name)
     return any(finished) or (folder / LATEST).is_file()
-
-
-def parent_of(resume_from: str | None, init_from: str | None, step: int) -> dict[str, Any] | None:
-    """What a run that starts goes on from, so that it can be found again and told from what replaced it.
-
-    Args:
-        step: that the state of `resume_from` was at.
-
-    Returns:
-        `how` (resume_from or init_from), `path` as the configuration gives it, and the sha256 of the
-        MANIFEST.json that names every file's bytes (`manifest_sha256`; None: there is no such file).
-    """
-    path = resume_from or init_from
-    if path is None:
-        return None
-    how, run = ("resume_from" if resume_from else "init_from"), Path(path)
-    if resume_from:
-        folder = run / "checkpoints" / f"step-{step:09d}"
-    else:
-        folder = newest_folder(run / "checkpoints")[0] if (run / "checkpoints").is_dir() else run
-    manifest = folder / MANIFEST
-    sha256 = sha256_of(manifest) if manifest.is_file() else None
-    return {"how": how, "path": path, "manifest_sha256": sha256}
 
 
 def _make_folder(target: Path) -> tuple[Path | None, str | None]:

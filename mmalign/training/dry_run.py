@@ -124,7 +124,7 @@ def _load_of(config: RunConfig, ranks: int) -> tuple[list[Part], Load]:
             part,
             captions,
             config.model.text.max_length,
-            config.engine.precision == "bf16",
+            config.engine.precision != "fp32",  # `auto` is bf16 on every GPU from Ampere on
             config.engine.checkpoint_activations,
             features,
         ),

@@ -30,7 +30,7 @@ from mmalign.models.dual_encoder import build_dual_encoder
 from mmalign.models.image_tower import ImageTower, build_image_tower
 from mmalign.training.checkpoint import has_checkpoints
 from mmalign.training.engine import MODEL_FILE, Engine
-from mmalign.training.first_weights import load_first_weights
+from mmalign.training.initialization import initialize_weights
 from mmalign.training.objective import MaskedLanguageModelConfig
 from mmalign.training.run_config import RunConfig
 
@@ -101,7 +101,7 @@ def load_frozen_tower(config: RunConfig, run: Path | None) -> ImageTower:
         )
     tokenizer = load_tokenizer(config.tokenizer.name)
     model = build_dual_encoder(config.model, tokenizer.vocabulary, tokenizer.padding_id)
-    load_first_weights(config, model, tokenizer)
+    initialize_weights(config, model, tokenizer)
     return model.image_tower
 
 

@@ -26,6 +26,7 @@ from mmalign.core import distributed
 from mmalign.core.batch import Batch
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
+from mmalign.core.precision import Precision, choose_precision
 from mmalign.models.dual_encoder import DualEncoder
 from mmalign.models.execution import checkpoint_activations, compile_towers, unfuse_attention
 from mmalign.training.batch_norm import use_global_batch
@@ -48,8 +49,10 @@ ZeRO saves on towers of this size."""
 
 
 class EngineConfig(Section):
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16: matrix products in bfloat16 (autocast); weights, optimizer and loss stay float32."""
+    precision: Precision = "auto"
+    """auto: bf16 where the device multiplies bfloat16 in hardware, else fp32; chosen at the first start for
+    all ranks, and kept on resume. bf16: matrix products in bfloat16 (autocast); weights, optimizer and loss
+    stay float32."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """What is split over ranks: nothing, optimizer state, gradients too, parameters too (ZeRO,
     arXiv 1910.02054)."""
@@ -99,7 +102,8 @@ class Engine:
         use_global_batch(self.module)
         if config.micro_batch is not None:
             _refuse_batch_statistics(self.module)
-        if config.precision == "bf16" and distributed.device().type == "cpu":
+        uses_bf16 = choose_precision(config.precision) == "bf16"
+        if uses_bf16 and distributed.device().type == "cpu":
             unfuse_attention(model)
         if config.checkpoint_activations:
             checkpoint_activations(model)
@@ -108,7 +112,7 @@ class Engine:
         self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
             model=self.module,
             optimizer=build_optimizer(self.module, optimizer),
-            config=_deepspeed_config(config, optimizer, batch_size),
+            config=_deepspeed_config(config, optimizer, batch_size, uses_bf16),
         )
 
     def step(self, batch: Batch) -> dict[str, float]:
@@ -193,9 +197,9 @@ class Engine:
         )
         return gathered
 
-    def _backward(self, share: Tensor, is_last: bool) -> None:
+    def _backward(self, local_loss: Tensor, is_last: bool) -> None:
         self._deepspeed.set_gradient_accumulation_boundary(is_last)
-        self._deepspeed.backward(share * distributed.world_size())
+        self._deepspeed.backward(local_loss * distributed.world_size())
 
     def _update(self) -> float:
         """Clip and step unless a gradient is not finite; returns the gradients' norm before clipping."""
@@ -267,7 +271,7 @@ def _import_deepspeed() -> Any:
 
 
 def _deepspeed_config(
-    config: EngineConfig, optimizer: OptimizerConfig, batch_size: int
+    config: EngineConfig, optimizer: OptimizerConfig, batch_size: int, uses_bf16: bool
 ) -> dict[str, Any]:
     return {
         "train_batch_size": batch_size,
@@ -277,7 +281,7 @@ def _deepspeed_config(
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "torch_autocast": {
-            "enabled": config.precision == "bf16",
+            "enabled": uses_bf16,
             "dtype": "bfloat16",
             # Otherwise ZeRO would send the gradients of linear and convolutional layers in 16 bits.
             "lower_precision_safe_modules": [],

@@ -1,16 +1,11 @@
-"""The story of a training run, top to bottom.
+"""The training loop, top to bottom.
 
-    group of ranks -> data plan -> tokenizer -> model -> engine -> resume -> steps -> last checkpoint
+    ranks -> run folder -> order of samples -> tokenizer -> model -> initialization -> engine -> steps
+                                                                       -> checkpoints and records
 
-Where a run starts, in this order:
-
-1. its own newest committed checkpoint (same configuration, all state);
-2. `resume_from`: another run's newest checkpoint, all state (optimizer, position in the data);
-3. `init_from`: the weights of another run or of an exported model only;
-4. from scratch.
-
-A run whose folder has checkpoints of which none can be used stops: it never starts afresh by accident. It
-may go on with another number of ranks: the stream of samples is the same, and a checkpoint knows no ranks.
+Where a run starts (its own checkpoint, `resume_from`, `init_from`, from scratch) is decided in
+`initialization.py`. A run may go on with another number of ranks: the stream of samples is the same, and a
+checkpoint does not depend on ranks.
 """
 
 import time
@@ -39,12 +34,12 @@ from mmalign.training.checkpoint import Saver, TrainState
 from mmalign.training.embed import open_image_features
 from mmalign.training.engine import Engine
 from mmalign.training.evaluate import evaluate, value_of
-from mmalign.training.first_weights import load_first_weights
+from mmalign.training.initialization import initialize_weights, parent_of, restore_state
 from mmalign.training.meter import Meter, all_reduce_flags
 from mmalign.training.non_finite import NonFiniteGuard
+from mmalign.training.prepare import load_or_train_tokenizer, make_batches, open_run
 from mmalign.training.run_config import RunConfig
 from mmalign.training.signals import StopRequest
-from mmalign.training.start import load_or_train_tokenizer, make_batches, open_run, resume
 from mmalign.training.watchdog import Watchdog
 
 STOPPED = "stopped.json"
@@ -54,15 +49,15 @@ def train(config: RunConfig, out: Path, stop_after: int | None = None) -> str | 
     """Train to `config.steps`, or to `stop_after`, leaving checkpoints and records in `out`.
 
     Returns:
-        The name of the signal that stopped it; None where it came to its end. A run that was stopped has
-        saved its step and says so in `stopped.json`.
+        The name of the signal that stopped it, after the step was saved and `stopped.json` written; None
+        where it ran to the end.
 
     Raises:
         UserError: the configuration, the data or a checkpoint cannot be used, or no more can be written.
     """
-    # A rank that hangs is to be named by the watchdog before the group gives up.
+    # Longer than the watchdog's limit: it names the rank that hangs before the collective times out.
     distributed.start(timedelta(seconds=max(600, 2 * config.engine.hang_seconds)))
-    open_run(config, out)
+    config = open_run(config, out)
     with StopRequest() as stop, Watchdog(out, config.engine.hang_seconds) as watchdog:
         run = _prepare(config, out, watchdog)
         last = min(config.steps, stop_after or config.steps)
@@ -77,12 +72,12 @@ def train(config: RunConfig, out: Path, stop_after: int | None = None) -> str | 
 
 @dataclass
 class _Run:
-    """A run on one rank. `state` moves on; the rest stays, but for the records of a run that rolls back."""
+    """A run on one rank. `state` changes every step; `recorder` after a roll-back; the rest never."""
 
     config: RunConfig
     out: Path
     tokenizer: Tokenizer
-    maker: BatchLoader
+    loader: BatchLoader
     engine: Engine
     suite: SuiteConfig | None
     saver: Saver
@@ -97,15 +92,15 @@ class _Run:
 
 
 def _prepare(config: RunConfig, out: Path, watchdog: Watchdog) -> _Run:
-    plan = GlobalOrder(open_sets(config.data), config.data, config.seed)
-    tokenizer = load_or_train_tokenizer(config.tokenizer, plan, out)
+    order = GlobalOrder(open_sets(config.data), config.data, config.seed)
+    tokenizer = load_or_train_tokenizer(config.tokenizer, order, out)
     watchdog.heartbeat("model")
     torch.manual_seed(config.seed)
     model = build_dual_encoder(config.model, tokenizer.vocabulary, tokenizer.padding_id)
-    maker = make_batches(config, plan, tokenizer, model)
-    starts = not checkpoint.has_checkpoints(out / "checkpoints")
-    if starts:
-        load_first_weights(config, model, tokenizer)
+    loader = make_batches(config, order, tokenizer, model)
+    # Not on a resume: what `init_from` names may be gone by then.
+    if not checkpoint.has_checkpoints(out / "checkpoints"):
+        initialize_weights(config, model, tokenizer)
     engine = Engine(
         model,
         config.objective,
@@ -117,26 +112,25 @@ def _prepare(config: RunConfig, out: Path, watchdog: Watchdog) -> _Run:
         config.seed,
     )
     watchdog.heartbeat("resume")
-    state = resume(config, out, engine, plan)
-    # Not before: they must be those of the image tower that the run goes on with.
-    maker.features = open_image_features(config, plan.sets, engine)
+    state, starts = restore_state(config, out, engine, order)
+    # After the weights are restored: the features must belong to the image tower that the run goes on with.
+    loader.features = open_image_features(config, order.sets, engine)
     facts: dict[str, Any] = {
         "config_sha256": config.sha256,
-        "data": plan.data,
-        "shuffle": plan.shuffle,
+        "data": order.data,
+        "shuffle": order.shuffle,
     }
     if distributed.is_main():
         facts["code"] = code_version()
         if starts:
-            parent = checkpoint.parent_of(config.resume_from, config.init_from, state.step)
-            state = replace(state, parent=parent)
+            state = replace(state, parent=parent_of(config, state.step))
         (out / STOPPED).unlink(missing_ok=True)
-    _say_what_starts(config, plan, model, state)
+    _say_what_starts(config, order, model, state)
     return _Run(
         config=config,
         out=out,
         tokenizer=tokenizer,
-        maker=maker,
+        loader=loader,
         engine=engine,
         suite=load_config(SuiteConfig, Path(config.evaluation.suite))
         if config.evaluation
@@ -146,7 +140,7 @@ def _prepare(config: RunConfig, out: Path, watchdog: Watchdog) -> _Run:
         recorder=_recorder(config, out, state.step),
         meter=Meter(config.batch_size),
         ledger=Ledger(
-            out, config.data.max_bad_fraction, len(plan), state.stream.position, state.ledger
+            out, config.data.max_bad_fraction, len(order), state.stream.position, state.ledger
         ),
         state=state,
         saved_step=state.step,
@@ -155,21 +149,22 @@ def _prepare(config: RunConfig, out: Path, watchdog: Watchdog) -> _Run:
 
 
 def _say_what_starts(
-    config: RunConfig, plan: GlobalOrder, model: torch.nn.Module, state: TrainState
+    config: RunConfig, order: GlobalOrder, model: torch.nn.Module, state: TrainState
 ) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     say(
-        f"{config.name}: {len(plan)} images, {sum(plan.counts.values())} captions in "
-        f"{len(plan.counts)} languages; {parameters / 1e6:.1f} M parameters; "
-        f"{distributed.world_size()} ranks on {distributed.device().type}; from step {state.step}"
+        f"{config.name}: {len(order)} images, {sum(order.counts.values())} captions in "
+        f"{len(order.counts)} languages; {parameters / 1e6:.1f} M parameters; "
+        f"{distributed.world_size()} ranks on {distributed.device().type} in {config.engine.precision}; "
+        f"from step {state.step}"
     )
 
 
 def _take_steps(run: _Run, last: int, stop: StopRequest, watchdog: Watchdog) -> None:
-    """Steps until `last`, until a request to stop, or until the run has gone back to a checkpoint."""
+    """Steps until `last`, until a request to stop, or until the run has rolled back to a checkpoint."""
     config, saver = run.config, run.saver
     first = run.state.stream.position // config.batch_size
-    stream = batches(run.maker, first, first + last - run.state.step, config.data.workers)
+    stream = batches(run.loader, first, first + last - run.state.step, config.data.workers)
     for batch in track(stream, "train", config.steps, done=run.state.step):
         watchdog.heartbeat(f"step {run.state.step + 1}")
         metrics = run.engine.step(batch)
@@ -218,7 +213,11 @@ def _record(run: _Run, metrics: dict[str, float]) -> None:
 
 
 def _evaluate(run: _Run, watchdog: Watchdog) -> bool:
-    """Measure the suite if this step wants it; whether these weights are the best so far."""
+    """Measure the suite if it is due at this step.
+
+    Returns:
+        Whether these weights are the best so far.
+    """
     config = run.config.evaluation
     if config is None or run.suite is None or run.state.step % config.every:
         return False
@@ -241,7 +240,7 @@ def _roll_back(run: _Run, batch: Batch) -> None:
     run.saver.finish()
     bad_step = run.state.step
     run.guard.note_roll_back(bad_step, run.saved_step)
-    state = checkpoint.load_newest(run.out / "checkpoints", run.engine, run.maker.plan)
+    state = checkpoint.load_newest(run.out / "checkpoints", run.engine, run.loader.plan)
     run.state = replace(state, stream=batch.state)
     say(f"step {bad_step}: back to the weights of step {state.step}, on with later data")
     if run.recorder is not None:
@@ -250,7 +249,7 @@ def _roll_back(run: _Run, batch: Batch) -> None:
 
 
 def _stop(run: _Run, stop: StopRequest) -> None:
-    """Commit what was saved, and leave word of why the run ended here."""
+    """Commit the checkpoint, and write which signal ended the run."""
     run.saver.finish()
     names = distributed.gather_objects(stop.requested)
     run.stopped = next(name for name in names if name)

@@ -1,12 +1,15 @@
-"""Sums over the scores of all pairs, a tile at a time: no matrix of rows x columns is ever held.
+"""Sums over the scores of all pairs, one tile at a time, without a matrix of rows x columns.
 
-    rows x columns -> tile of scores -> running sums                    (forward; the tile is thrown away)
-    rows x columns -> the same tile again -> its gradient -> added to the rows' and the columns' gradients
+    forward:  rows x columns -> tile of scores -> running sums; the tile is discarded
+    backward: rows x columns -> the same tile again -> its gradient -> gradients of the rows and columns
 
 A score is scale * row . column. Memory beyond the rows and columns: their gradients, two tiles, and a few
-numbers for each row, column and pair of one picture; a pair has one row and one column that share a picture.
-The backward pass computes each tile a second time, which costs one matrix product in four. One tile serves
-both directions: sums over its columns (for the rows) and over its rows (for the columns).
+numbers per row, column and positive pair (a row and a column of one picture). The backward pass recomputes
+each tile, which adds one matrix product to three. One tile serves both directions: its sums over columns
+belong to the rows, its sums over rows to the columns.
+
+The idea is that of memory-efficient attention (arXiv 2112.05682) and of the tiled contrastive loss of
+Inf-CL (arXiv 2410.17243).
 """
 
 from collections.abc import Iterator
@@ -18,20 +21,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CPU_SIDE = 1024
-"""Two tiles of this side in float32 are 8 MiB. Sides of 512 to 2048 differed by few per cent."""
+"""Two float32 tiles of this side take 8 MiB. Sides of 512 to 2048 differed by a few per cent."""
 GPU_SIDE = 4096
-"""Large, so that a GPU is busy with each tile; two tiles in float32 are 128 MiB."""
+"""Large enough to keep a GPU busy with one tile; two float32 tiles take 128 MiB."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How rows x columns are cut into tiles, and where the pairs of one picture lie.
+    """How rows x columns are divided into tiles, and where the positive pairs are.
 
     Attributes:
-        rows, columns: how many there are.
-        side: rows and columns of a tile; the last ones are smaller.
-        row_P, column_P: int64, the pairs whose row and column share a picture, tile after tile.
-        first: pairs of tile k are first[k] to first[k + 1].
+        rows, columns: their number.
+        side: rows and columns of a tile; the last tiles are smaller.
+        row_P, column_P: int64, row and column of each positive pair, ordered by tile.
+        first: the positive pairs of tile k are first[k] to first[k + 1].
     """
 
     rows: int
@@ -42,26 +45,26 @@ class Tiling:
     first: list[int]
 
     def tiles(self) -> Iterator[tuple[slice, slice, slice]]:
-        """Rows, columns and pairs of each tile, row of tiles after row of tiles."""
+        """Rows, columns and positive pairs of each tile; the tiles of one row follow each other."""
         pairs = map(slice, self.first, self.first[1:])
         for row in range(0, self.rows, self.side):
             rows = slice(row, min(row + self.side, self.rows))
             for column in range(0, self.columns, self.side):
                 yield rows, slice(column, min(column + self.side, self.columns)), next(pairs)
 
-    def inside(self, rows: slice, columns: slice, pairs: slice) -> tuple[Tensor, Tensor]:
-        """Where in its tile each of `pairs` lies."""
+    def positives_in_tile(self, rows: slice, columns: slice, pairs: slice) -> tuple[Tensor, Tensor]:
+        """Row and column of each of `pairs`, counted from the tile's corner."""
         return self.row_P[pairs] - rows.start, self.column_P[pairs] - columns.start
 
     def buffer(self, like: Tensor) -> Tensor:
-        """Room for one tile."""
+        """Memory for one tile."""
         return like.new_empty(min(self.side, self.rows) * min(self.side, self.columns))
 
 
-def cut(picture_id_R: Tensor, picture_id_C: Tensor, side: int | None = None) -> Tiling:
-    """Tiles for rows and columns with these pictures, int64; `side` None: what suits the device."""
+def make_tiling(picture_id_R: Tensor, picture_id_C: Tensor, side: int | None = None) -> Tiling:
+    """Tiles for rows and columns of these pictures, int64; `side` None: the default of the device."""
     side = side or (CPU_SIDE if picture_id_R.device.type == "cpu" else GPU_SIDE)
-    row_P, column_P = _equal_pairs(picture_id_R, picture_id_C)
+    row_P, column_P = _matching_pairs(picture_id_R, picture_id_C)
     down, across = -(-len(picture_id_R) // side), -(-len(picture_id_C) // side)
     tile_P, order_P = torch.sort(row_P // side * across + column_P // side, stable=True)
     first = torch.searchsorted(tile_P, torch.arange(down * across + 1, device=tile_P.device))
@@ -69,30 +72,32 @@ def cut(picture_id_R: Tensor, picture_id_C: Tensor, side: int | None = None) -> 
     return Tiling(len(picture_id_R), len(picture_id_C), side, *pairs, first.tolist())
 
 
-def _equal_pairs(row_R: Tensor, column_C: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of the rows and columns with equal values, without comparing each with each."""
+def _matching_pairs(row_R: Tensor, column_C: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices (row_P, column_P) of all rows and columns with equal values."""
+    # Sort and binary search: comparing each with each would need a matrix of rows x columns.
     sorted_C, order_C = column_C.sort(stable=True)
     start_R = torch.searchsorted(sorted_C, row_R)
     count_R = torch.searchsorted(sorted_C, row_R, right=True) - start_R
     row_P = torch.arange(len(row_R), device=row_R.device).repeat_interleave(count_R)
+    # The k-th pair of a row is the k-th of its run of equal values among the sorted columns.
     before_R = count_R.cumsum(0) - count_R
-    place_P = torch.arange(len(row_P), device=row_R.device) - before_R[row_P]
-    return row_P, order_C[start_R[row_P] + place_P]
+    offset_P = torch.arange(len(row_P), device=row_R.device) - before_R[row_P]
+    return row_P, order_C[start_R[row_P] + offset_P]
 
 
 def log_sums(
     row_RD: Tensor, column_CD: Tensor, scale: Tensor, tiling: Tiling
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the softmax loss needs to know of all scores; differentiable once.
+    """The sums over all scores that the softmax loss needs; differentiable once.
 
     Args:
         row_RD, column_CD: of one floating dtype, which everything is computed in, autocast or not.
         scale: (1,), of that dtype.
 
     Returns:
-        For each row, the log of the sum of exp(score) over the columns of other pictures (R,); for each
-        column the same over the rows (C,); and the score of each pair of one picture (P,). A row or column
-        without others has a finite number so low that it counts for nothing.
+        Per row, the log of the sum of exp(score) over the columns of other pictures (R,); per column, the
+        same over the rows (C,); and the score of each positive pair (P,). A row or column without negatives
+        has a finite number so low that it adds nothing to a softmax.
     """
     found: tuple[Tensor, Tensor, Tensor] = _LogSums.apply(row_RD, column_CD, scale, tiling)
     return found
@@ -101,7 +106,7 @@ def log_sums(
 def sigmoid_sums(
     row_RD: Tensor, column_CD: Tensor, scale: Tensor, bias: Tensor, tiling: Tiling
 ) -> Tensor:
-    """(C,) For each column, the sum over all rows of -log sigmoid(z (score + bias)); differentiable once.
+    """(C,) Per column, the sum over all rows of -log sigmoid(z (score + bias)); differentiable once.
 
     z is 1 where row and column share a picture and -1 elsewhere. Arguments as in `log_sums`; bias: (1,).
     """
@@ -116,15 +121,17 @@ class _LogSums(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         over_columns, over_rows = _RunningLogSum(row_RD, 1), _RunningLogSum(column_CD, 0)
         score_P = row_RD.new_empty(len(tiling.row_P))
-        spare = tiling.buffer(row_RD)
-        with _own_precision(row_RD):
+        workspace = tiling.buffer(row_RD)
+        with _without_autocast(row_RD):
             for rows, columns, pairs, tile in _score_tiles(row_RD, column_CD, scale, tiling):
-                inside = tiling.inside(rows, columns, pairs)
-                score_P[pairs] = tile[inside]
-                tile[inside] = _lowest(tile.dtype)
-                over_columns.add(tile, rows, spare)
-                over_rows.add(tile, columns, spare)
+                positives_in_tile = tiling.positives_in_tile(rows, columns, pairs)
+                score_P[pairs] = tile[positives_in_tile]
+                # A positive is never a negative of its own row or of another positive.
+                tile[positives_in_tile] = _lowest(tile.dtype)
+                over_columns.add(tile, rows, workspace)
+                over_rows.add(tile, columns, workspace)
         row_R, column_C = over_columns.value(), over_rows.value()
+        # An output that the loss does not use has no gradient: None, instead of a tensor of zeros.
         ctx.set_materialize_grads(False)
         ctx.tiling = tiling
         ctx.save_for_backward(row_RD, column_CD, scale, row_R, column_C)
@@ -136,18 +143,20 @@ class _LogSums(torch.autograd.Function):
         row_RD, column_CD, scale, row_R, column_C = ctx.saved_tensors
         grad_R, grad_C, grad_P = gradients
         row_R, column_C = _without_empty(row_R), _without_empty(column_C)
-        spare = ctx.tiling.buffer(row_RD)
+        workspace = ctx.tiling.buffer(row_RD)
         collect = _Gradients(row_RD, column_CD, scale)
-        with _own_precision(row_RD):
+        with _without_autocast(row_RD):
             for rows, columns, pairs, tile in _score_tiles(row_RD, column_CD, scale, ctx.tiling):
-                inside = ctx.tiling.inside(rows, columns, pairs)
-                slope = spare[: tile.numel()].view_as(tile).zero_()
+                positives_in_tile = ctx.tiling.positives_in_tile(rows, columns, pairs)
+                grad_logits = workspace[: tile.numel()].view_as(tile).zero_()
                 if grad_R is not None:
-                    torch.sub(tile, row_R[rows, None], out=slope).exp_().mul_(grad_R[rows, None])
+                    torch.sub(tile, row_R[rows, None], out=grad_logits).exp_().mul_(
+                        grad_R[rows, None]
+                    )
                 if grad_C is not None:
-                    slope.addcmul_(tile.sub_(column_C[columns]).exp_(), grad_C[columns])
-                slope[inside] = 0 if grad_P is None else grad_P[pairs]
-                collect.add(slope, rows, columns)
+                    grad_logits.addcmul_(tile.sub_(column_C[columns]).exp_(), grad_C[columns])
+                grad_logits[positives_in_tile] = 0 if grad_P is None else grad_P[pairs]
+                collect.add(grad_logits, rows, columns)
             return *collect.value(), None
 
 
@@ -157,9 +166,9 @@ class _SigmoidSums(torch.autograd.Function):
         ctx: Any, row_RD: Tensor, column_CD: Tensor, scale: Tensor, bias: Tensor, tiling: Tiling
     ) -> Tensor:
         sum_C = column_CD.new_zeros(len(column_CD))
-        with _own_precision(row_RD):
+        with _without_autocast(row_RD):
             for rows, columns, pairs, tile in _score_tiles(row_RD, column_CD, scale, tiling):
-                _negate(tile.add_(bias), tiling.inside(rows, columns, pairs))
+                _negate(tile.add_(bias), tiling.positives_in_tile(rows, columns, pairs))
                 sum_C[columns] += torch.nn.functional.softplus(tile).sum(0)
         ctx.tiling = tiling
         ctx.save_for_backward(row_RD, column_CD, scale, bias)
@@ -171,12 +180,12 @@ class _SigmoidSums(torch.autograd.Function):
         row_RD, column_CD, scale, bias = ctx.saved_tensors
         collect = _Gradients(row_RD, column_CD, scale)
         grad_bias = torch.zeros_like(bias)
-        with _own_precision(row_RD):
+        with _without_autocast(row_RD):
             for rows, columns, pairs, tile in _score_tiles(row_RD, column_CD, scale, ctx.tiling):
-                inside = ctx.tiling.inside(rows, columns, pairs)
-                _negate(tile.add_(bias), inside)
-                # Where the score was negated, so is its slope.
-                _negate(tile.sigmoid_(), inside)
+                positives_in_tile = ctx.tiling.positives_in_tile(rows, columns, pairs)
+                _negate(tile.add_(bias), positives_in_tile)
+                # d softplus(-s) / ds = -sigmoid(-s): where the score was negated, so is its gradient.
+                _negate(tile.sigmoid_(), positives_in_tile)
                 tile.mul_(gradients[0][columns])
                 grad_bias += tile.sum()
                 collect.add(tile, rows, columns)
@@ -184,19 +193,22 @@ class _SigmoidSums(torch.autograd.Function):
 
 
 class _RunningLogSum:
-    """log(sum of exp) over one dimension of tiles that come one after another: the largest score so far
-    and the sum in its units, so that nothing overflows and the largest terms never vanish."""
+    """log(sum of exp) over one dimension of tiles that arrive one after another.
+
+    It keeps the largest score so far, and the sum relative to it, so that exp never overflows (the online
+    softmax of arXiv 1805.02867).
+    """
 
     def __init__(self, like: Tensor, dim: int) -> None:
         self._dim = dim
         self._most = like.new_full((len(like),), _lowest(like.dtype))
         self._sum = like.new_zeros(len(like))
 
-    def add(self, tile: Tensor, place: slice, spare: Tensor) -> None:
-        """`place`: which sums the tile adds to. `spare`: room for a tile, overwritten."""
+    def add(self, tile: Tensor, place: slice, workspace: Tensor) -> None:
+        """Add a tile to the sums `place`. `workspace`: memory for one tile, overwritten."""
         before = self._most[place]
         most = torch.maximum(before, tile.amax(self._dim))
-        terms = spare[: tile.numel()].view_as(tile)
+        terms = workspace[: tile.numel()].view_as(tile)
         torch.sub(tile, most.unsqueeze(self._dim), out=terms).exp_()
         self._sum[place] = self._sum[place] * (before - most).exp() + terms.sum(self._dim)
         self._most[place] = most
@@ -206,19 +218,20 @@ class _RunningLogSum:
 
 
 class _Gradients:
-    """Gradients of rows, columns and scale, from the gradient of the scores that comes in tiles."""
+    """Gradients of rows, columns and scale, from the gradients of the scores, tile by tile."""
 
     def __init__(self, row_RD: Tensor, column_CD: Tensor, scale: Tensor) -> None:
         self._row_RD, self._column_CD, self._scale = row_RD, column_CD, scale
-        # Both as if the scale were 1.
+        # Without the factor `scale`, which is applied once at the end.
         self._grad_RD, self._grad_CD = torch.zeros_like(row_RD), torch.zeros_like(column_CD)
 
-    def add(self, slope: Tensor, rows: slice, columns: slice) -> None:
-        """`slope`: the gradient of one tile of scores."""
-        self._grad_RD[rows].addmm_(slope, self._column_CD[columns])
-        self._grad_CD[columns].addmm_(slope.T, self._row_RD[rows])
+    def add(self, grad_logits: Tensor, rows: slice, columns: slice) -> None:
+        """`grad_logits`: the gradient of one tile of scores."""
+        self._grad_RD[rows].addmm_(grad_logits, self._column_CD[columns])
+        self._grad_CD[columns].addmm_(grad_logits.T, self._row_RD[rows])
 
     def value(self) -> tuple[Tensor, Tensor, Tensor]:
+        # A score is linear in the scale, so its gradient is the sum of unscaled score times its gradient.
         grad_scale = torch.linalg.vecdot(self._row_RD, self._grad_RD).sum().view_as(self._scale)
         return self._grad_RD.mul_(self._scale), self._grad_CD.mul_(self._scale), grad_scale
 
@@ -226,7 +239,7 @@ class _Gradients:
 def _score_tiles(
     row_RD: Tensor, column_CD: Tensor, scale: Tensor, tiling: Tiling
 ) -> Iterator[tuple[slice, slice, slice, Tensor]]:
-    """The scores of each tile with its rows, columns and pairs; every tile overwrites the one before."""
+    """Rows, columns, positive pairs and scores of each tile; a tile overwrites the one before."""
     buffer = tiling.buffer(row_RD)
     for rows, columns, pairs in tiling.tiles():
         height, width = rows.stop - rows.start, columns.stop - columns.start
@@ -235,23 +248,21 @@ def _score_tiles(
         yield rows, columns, pairs, tile
 
 
-def _own_precision(like: Tensor) -> torch.autocast:
-    """Autocast would turn the products of scores into half precision."""
+def _without_autocast(like: Tensor) -> torch.autocast:
+    """Scores are computed in the dtype of the embeddings; autocast would make them 16-bit."""
     return torch.autocast(like.device.type, enabled=False)
 
 
-def _negate(tile: Tensor, inside: tuple[Tensor, Tensor]) -> None:
-    tile[inside] = -tile[inside]
+def _negate(tile: Tensor, positives_in_tile: tuple[Tensor, Tensor]) -> None:
+    tile[positives_in_tile] = -tile[positives_in_tile]
 
 
 def _without_empty(log_sum: Tensor) -> Tensor:
-    """Log sums over nothing become infinite, so that exp(score - log sum) is 0 there."""
+    """Infinity in place of log sums without terms, so that exp(score - log sum) is 0 there."""
     return log_sum.masked_fill(log_sum <= _lowest(log_sum.dtype) / 2, torch.inf)
 
 
 def _lowest(dtype: torch.dtype) -> float:
-    """A score that counts for nothing in a softmax.
-
-    Finite instead of -inf: the gradient of a log sum over nothing is not a number.
-    """
+    """A score that adds nothing to a softmax."""
+    # Not -inf: the gradient of a log sum without terms would be NaN. A quarter leaves room for differences.
     return torch.finfo(dtype).min / 4

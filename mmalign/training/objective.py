@@ -1,11 +1,14 @@
-"""What a run trains for: the module that trains, and what a batch comes to.
+"""The training objective: the module that is trained, and the loss of a batch.
 
     config, dual encoder          -> trained_module   -> what the engine wraps
-    config, its forward, a batch  -> outcome_of       -> this rank's share of the global loss, metrics
-    config, embeddings, a batch   -> contrast         -> the same, for who has embeddings already
+    config, its forward, a batch  -> outcome_of       -> local_loss and metrics
+    config, embeddings, a batch   -> contrast         -> the same from embeddings (cached gradients)
 
-Two objectives: contrastive learning of pictures and captions, with an optional term between the captions
-of a picture; and masked language modelling of the same captions, the control that sees no picture.
+Two objectives: contrastive learning of images and captions, with an optional term between the captions of
+one picture; and masked language modelling of the same captions, the control that sees no image.
+
+To add a loss: write it in `loss.py` (or a file beside it), give `ContrastiveConfig.loss` its name and call it
+in `contrast`.
 """
 
 from collections.abc import Callable
@@ -26,7 +29,7 @@ from mmalign.training.loss import contrastive_loss, sigmoid_loss, text_text_loss
 
 
 class ContrastiveConfig(Section):
-    """Pictures and their captions meet (CLIP, arXiv 2103.00020)."""
+    """Contrastive learning of images and captions (CLIP, arXiv 2103.00020)."""
 
     kind: Literal["contrastive"]
     loss: Literal["softmax", "sigmoid"] = "softmax"
@@ -48,7 +51,7 @@ class ContrastiveConfig(Section):
 
 
 class MaskedLanguageModelConfig(Section):
-    """Hidden words of the captions are predicted; pictures are not looked at (BERT, arXiv 1810.04805)."""
+    """Prediction of masked tokens of the captions, without images (BERT, arXiv 1810.04805)."""
 
     kind: Literal["masked_language_model"]
     share: float = pydantic.Field(default=0.15, gt=0, lt=1)
@@ -62,41 +65,41 @@ ObjectiveConfig = Annotated[
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a batch comes to.
+    """The loss of a batch.
 
     Attributes:
-        share: this rank's share of the global loss, with its graph. Over ranks, the shares sum to the loss
-            and their gradients to its gradient.
+        local_loss: without dimensions, with its graph. Its sum over ranks is the global loss, and the sum of
+            its gradients the gradient of that.
         metrics: detached, of the global batch, equal on all ranks.
     """
 
-    share: Tensor
+    local_loss: Tensor
     metrics: dict[str, Tensor]
 
     @property
     def to_minimise(self) -> Tensor:
-        """The share; not a number where the global loss is not finite, so that on no rank the gradients
-        of such a step can look sound."""
+        """local_loss, or NaN where the global loss is not finite."""
+        # On every rank: otherwise a rank whose own part is finite would produce gradients that look valid.
         is_finite = self.metrics["loss"].isfinite().all()
-        return self.share * torch.where(is_finite, 1.0, torch.nan).to(self.share.dtype)
+        return self.local_loss * torch.where(is_finite, 1.0, torch.nan).to(self.local_loss.dtype)
 
 
 def trained_module(config: ObjectiveConfig, model: DualEncoder) -> nn.Module:
     """The module whose forward `outcome_of` calls: the model, or the model with a head.
 
-    A head's weights are drawn from torch's global generator. For masked language modelling all but the
+    A head's weights are drawn from torch's global generator. For masked language modelling everything but the
     text tower of `model` is frozen, in place.
     """
     return MaskedLanguageModel(model) if isinstance(config, MaskedLanguageModelConfig) else model
 
 
 def outcome_of(config: ObjectiveConfig, forward: Callable[..., Any], batch: Batch) -> Outcome:
-    """This rank's part of one step.
+    """The loss of this rank's batch.
 
     Args:
-        forward: that of `trained_module`, or of what wraps it.
-        batch: this rank's, on its device; with images or their features, or for masked language modelling
-            with labels.
+        forward: of `trained_module`, or of its wrapper.
+        batch: on the rank's device; with images or their features, or with labels for masked language
+            modelling.
     """
     if isinstance(config, MaskedLanguageModelConfig):
         return _predict_tokens(forward, batch)
@@ -104,7 +107,7 @@ def outcome_of(config: ObjectiveConfig, forward: Callable[..., Any], batch: Batc
 
 
 def embed(forward: Callable[..., Embeddings], batch: Batch) -> Embeddings:
-    """The two towers' view of a batch, with its graph."""
+    """The embeddings of a batch, with their graph."""
     texts = (batch.token_NL, batch.mask_NL, batch.length_N)
     if batch.feature_BF is not None:
         return forward(None, *texts, batch.feature_BF)
@@ -118,20 +121,20 @@ def contrast(config: ContrastiveConfig, embeddings: Embeddings, batch: Batch) ->
     weight_N = _weights(config, batch)
     ids = (batch.picture_id_B, batch.picture_id_N)
     if config.loss == "sigmoid":
-        share = sigmoid_loss(embeddings, *ids, weight_N=weight_N)
+        local_loss = sigmoid_loss(embeddings, *ids, weight_N=weight_N)
     else:
-        share = contrastive_loss(
+        local_loss = contrastive_loss(
             embeddings, *ids, weight_N=weight_N, label_smoothing=config.label_smoothing
         )
     metrics: dict[str, Tensor] = {}
     if config.text_text:
         text_text = text_text_loss(embeddings, batch.picture_id_N)
-        share = share + config.text_text * text_text
+        local_loss = local_loss + config.text_text * text_text
         metrics["text_text_loss"] = distributed.sum_over_ranks(text_text)
     metrics["temperature"] = 1 / embeddings.logit_scale.detach().double()
     if embeddings.logit_bias is not None:
         metrics["logit_bias"] = embeddings.logit_bias.detach()
-    return Outcome(share, {"loss": distributed.sum_over_ranks(share), **metrics})
+    return Outcome(local_loss, {"loss": distributed.sum_over_ranks(local_loss), **metrics})
 
 
 def _weights(config: ContrastiveConfig, batch: Batch) -> Tensor | None:
@@ -146,9 +149,11 @@ def _predict_tokens(forward: Callable[..., Any], batch: Batch) -> Outcome:
     predicted_NL = batch.label_NL != NOT_PREDICTED
     label_P = batch.label_NL[predicted_NL]
     logits_PV: Tensor = forward(batch.token_NL, batch.mask_NL, predicted_NL)
-    # At least 1: a short global batch may have nothing to predict, and then its loss is 0.
+    # At least 1: a global batch of very short captions may have nothing to predict; its loss is then 0.
     count = distributed.sum_over_ranks(predicted_NL.sum()).clamp(min=1)
-    share = F.cross_entropy(logits_PV, label_P, reduction="sum") / count
+    local_loss = F.cross_entropy(logits_PV, label_P, reduction="sum") / count
     right = (logits_PV.detach().argmax(1) == label_P).sum()
     accuracy = distributed.sum_over_ranks(right) / count
-    return Outcome(share, {"loss": distributed.sum_over_ranks(share), "accuracy": accuracy})
+    return Outcome(
+        local_loss, {"loss": distributed.sum_over_ranks(local_loss), "accuracy": accuracy}
+    )

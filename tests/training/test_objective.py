@@ -78,12 +78,12 @@ def test_a_weight_of_zero_is_the_plain_loss_bit_for_bit(monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.delattr("mmalign.training.objective.text_text_loss")  # computes nothing extra
         zero = outcome_of(ContrastiveConfig(kind="contrastive", text_text=0.0), model, batch)
-    assert zero.share.equal(plain)
+    assert zero.local_loss.equal(plain)
     assert set(zero.metrics) == {"loss", "temperature"}
     half = outcome_of(ContrastiveConfig(kind="contrastive", text_text=0.5), model, batch)
     assert set(half.metrics) == {"loss", "temperature", "text_text_loss"}
     extra = text_text_loss(found, batch.picture_id_N)
-    assert half.share.item() == pytest.approx((plain + 0.5 * extra).item(), rel=1e-6)
+    assert half.local_loss.item() == pytest.approx((plain + 0.5 * extra).item(), rel=1e-6)
     assert half.metrics["text_text_loss"].item() == pytest.approx(extra.item(), rel=1e-6)
 
 
@@ -107,8 +107,8 @@ def test_a_batch_with_nothing_to_predict_has_no_loss_and_no_gradient() -> None:
     batch = masked(make_batch(0, 0, 1))
     batch = replace(batch, label_NL=torch.full_like(batch.token_NL, NOT_PREDICTED))
     outcome = outcome_of(config, module, batch)
-    outcome.share.backward()
-    assert (outcome.share.item(), outcome.metrics["accuracy"].item()) == (0, 0)
+    outcome.local_loss.backward()
+    assert (outcome.local_loss.item(), outcome.metrics["accuracy"].item()) == (0, 0)
     assert all(p.grad is None or not p.grad.any() for p in module.parameters())
 
 

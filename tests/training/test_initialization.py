@@ -25,7 +25,7 @@ from mmalign.models.dual_encoder import DualEncoder, build_dual_encoder
 from mmalign.models.encoder import Encoder, load_encoder
 from mmalign.models.external.open_clip_weights import to_open_clip
 from mmalign.training.dry_run import dry_run
-from mmalign.training.first_weights import load_first_weights
+from mmalign.training.initialization import initialize_weights
 from mmalign.training.run_config import RunConfig
 
 
@@ -54,7 +54,7 @@ def fresh(encoder: Encoder, **changes: Any) -> DualEncoder:
 def start(encoder: Encoder, init_from: str, **changes: Any) -> DualEncoder:
     """That model with the first weights of a run."""
     started = fresh(encoder, **changes)
-    load_first_weights(run_config(init_from), started, encoder.tokenizer)
+    initialize_weights(run_config(init_from), started, encoder.tokenizer)
     return started
 
 
@@ -254,7 +254,7 @@ def test_weights_of_another_shape_change_nothing(
     model = fresh(encoder, **changes)
     before = {name: one.clone() for name, one in model.state_dict().items()}
     with pytest.raises(UserError, match=reason):
-        load_first_weights(run_config(folder), model, encoder.tokenizer)
+        initialize_weights(run_config(folder), model, encoder.tokenizer)
     assert all(one.equal(before[name]) for name, one in model.state_dict().items())
 
 

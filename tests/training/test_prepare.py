@@ -14,8 +14,8 @@ from tiny import tiny_run
 from mmalign.core.commit import newest_folder
 from mmalign.core.config import read_yaml, validate, write_yaml
 from mmalign.core.errors import UserError
+from mmalign.training.prepare import open_run
 from mmalign.training.run_config import RunConfig
-from mmalign.training.start import open_run
 
 
 def config(out: Path, **changes: Any) -> RunConfig:

@@ -1,0 +1,54 @@
+"""Which number format matrix products run in: chosen by the device, once for all ranks.
+
+    `auto` -> every rank asks its own device -> bf16 if all of them multiply bfloat16 in hardware, else fp32
+
+bf16 means autocast: weights, optimizer state and the loss stay float32.
+"""
+
+import os
+from typing import Literal
+
+import torch
+
+from mmalign.core import distributed
+
+Precision = Literal["auto", "fp32", "bf16"]
+"""`auto`: bf16 where the hardware multiplies it (GPUs from Ampere on, CPUs with AVX-512-BF16 or AMX), fp32
+elsewhere; bf16: matrix products in bfloat16 (autocast); fp32: everything in float32."""
+
+_AMPERE = (8, 0)  # compute capability of the first GPUs with bfloat16 tensor cores
+# Values of ONEDNN_MAX_CPU_ISA without bfloat16 kernels (oneDNN's documentation, "CPU Dispatcher Control").
+_BELOW_BF16 = (
+    "SSE41",
+    "AVX",
+    "AVX2",
+    "AVX2_VNNI",
+    "AVX2_VNNI_2",
+    "AVX512_CORE",
+    "AVX512_CORE_VNNI",
+)
+
+
+def choose_precision(requested: Precision) -> Literal["fp32", "bf16"]:
+    """The precision to compute in, equal on all ranks; to be called on all ranks.
+
+    bfloat16 without hardware for it is correct but slow: torch on a CPU with AVX2 alone is about 18 times
+    slower than in float32.
+    """
+    if requested != "auto":
+        return requested
+    return "bf16" if all(distributed.gather_objects(multiplies_bf16())) else "fp32"
+
+
+def multiplies_bf16() -> bool:
+    """Whether this rank's device multiplies bfloat16 in hardware, with the instruction set it may use."""
+    device = distributed.device()
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= _AMPERE
+    # torch and oneDNN can be told to leave instructions unused: what counts is the effective set, because a
+    # machine without them is imitated, or avoided, in this way.
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    if limit in _BELOW_BF16 or torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+        return False
+    # Not `mkldnn_bf16_supported`: it is true for AVX-512 without BF16, where products are emulated.
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
