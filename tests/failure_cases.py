@@ -27,7 +27,7 @@ def bounded_temperatures() -> dict[Way, list[float]]:
         scales = []
         for step in range(2):
             engine.step(make_batch_for("contrastive", step))
-            with engine.whole_model():
+            with engine.full_model():
                 scales.append(engine.model.logit_scale.item())
         weights = distributed.broadcast(engine.capture()[1])["model.safetensors"]
         found[way] = [*scales, float(weights["logit_scale"])]

@@ -1,7 +1,7 @@
 """Batch normalisation over the global batch, so that a step is the same number on any number of ranks.
 
-On GPUs torch has it (SyncBatchNorm, which does not run on CPUs); here is the same for gloo ranks: the sums
-over rows, height and width are added up over the ranks, with their gradient.
+On GPUs torch has it (SyncBatchNorm, which does not run on CPUs). This is the same for gloo ranks: the sums
+over rows, height and width are summed over the ranks, with their gradient.
 """
 
 import torch
@@ -17,7 +17,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        # Sums in 16-bit arithmetic would be worthless.
+        # In 16 bits a sum of thousands of values has no correct digits.
         value_BCHW = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
         count = value_BCHW.new_tensor([value_BCHW.numel() // value_BCHW.shape[1]])
         counted = distributed.gather_rows(count).sum()
@@ -53,7 +53,7 @@ def _sum_over_batch(value_BCHW: Tensor) -> Tensor:
 def use_global_batch(model: nn.Module) -> None:
     """Make every batch normalisation that trains use the batch of all ranks, in place.
 
-    Names, parameters and buffers stay, so a checkpoint does not tell on how many ranks it was made.
+    Names, parameters and buffers stay, so a checkpoint does not depend on the number of ranks.
 
     Raises:
         UserError: a kind of batch normalisation that cannot be shared between CPU ranks.

@@ -1,15 +1,14 @@
-"""Checkpoints of a run: whole or absent, newest first, never a silent fresh start.
+"""Checkpoints of a run: complete or absent, newest first.
 
     runs/x/checkpoints/step-000000400/   model.safetensors, optimizer-rank*.safetensors, state.json,
                                          MANIFEST.json (last)
     runs/x/checkpoints/LATEST            name of the newest one
     runs/x/checkpoints/best              link to the best one, where the run chooses by a metric
 
-    engine -> copies on the host -> files of this rank, synced and hashed (in a thread, where asked)
+    engine -> copies on the host -> files of this rank, synced and hashed (in a thread if asynchronous)
            -> all ranks are done: rank 0 writes the manifest and renames the folder
 
-Nothing in a checkpoint depends on the number of ranks or the stage of ZeRO that wrote it, and nothing in
-it is a pickle.
+A checkpoint does not depend on the number of ranks or the ZeRO stage that wrote it, and contains no pickle.
 """
 
 import json
@@ -45,28 +44,28 @@ BEST = "best"
 
 class CheckpointConfig(Section):
     every: int = pydantic.Field(default=500, ge=1)
-    """Steps between checkpoints; the last step has one too."""
+    """Steps between checkpoints; the last step is saved too."""
     minutes: float | None = pydantic.Field(default=None, gt=0)
-    """Longest time between checkpoints, where steps are slow."""
+    """Longest time between checkpoints, for slow steps."""
     keep: int = pydantic.Field(default=2, ge=1)
-    """How many of the newest to keep."""
+    """How many of the newest checkpoints to keep."""
     keep_every: int | None = pydantic.Field(default=None, ge=1)
-    """Checkpoints of steps that this divides are kept for ever."""
+    """Checkpoints of steps divisible by this are kept permanently."""
     asynchronous: bool = False
-    """Write while training goes on; it costs a copy of weights and optimizer state in the host's memory."""
+    """Write while training continues; needs a copy of weights and optimizer state in the host's memory."""
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """What a run knows about itself beside the engine's tensors.
+    """The state of a run beside the engine's tensors.
 
     Attributes:
         step: steps taken.
         pairs_seen: captions trained on, over all ranks.
-        stream: where the stream goes on.
+        stream: position of the next batch.
         best: highest value so far of the metric that chooses the best checkpoint.
         parent: what the run started from, as `initialization.parent_of` says; None: from scratch.
-        ledger: what the stream has given up to here, as `Ledger.to_json` says.
+        ledger: counts of used and unusable samples so far, as in `Ledger.to_json`.
     """
 
     step: int
@@ -105,7 +104,7 @@ class Saver:
 
     Args:
         folder: `checkpoints` of the run.
-        facts: what a manifest says of the run (its configuration's hash, the data's hashes, the code).
+        facts: for the manifest (hashes of the configuration and the data, the code's version).
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig, facts: dict[str, Any]) -> None:
@@ -120,10 +119,10 @@ class Saver:
         return self._job is not None and self._job.thread.is_alive()
 
     def save(self, engine: Engine, state: TrainState, is_best: bool = False) -> None:
-        """Start a checkpoint, and finish it unless it may be written while training goes on.
+        """Start a checkpoint, and finish it unless `asynchronous`.
 
         Raises:
-            UserError: this or the one before could not be written; what was there is as it was.
+            UserError: this or the one before could not be written; older checkpoints are unchanged.
         """
         self.finish()
         target = self._folder / f"step-{state.step:09d}"
@@ -136,7 +135,7 @@ class Saver:
             self.finish()
 
     def finish(self) -> None:
-        """Wait until all ranks have written, and commit; nothing where there is nothing to commit.
+        """Wait until all ranks have written, and commit; no effect if nothing is being written.
 
         Raises:
             UserError: a rank could not write its files.
@@ -158,7 +157,11 @@ class Saver:
             raise self._failure(job.target, problem)
 
     def _commit(self, job: "_Job", files: dict[str, Any]) -> str | None:
-        """Make the folder count; on rank 0. Returns what went wrong."""
+        """Commit the folder, on rank 0.
+
+        Returns:
+            What went wrong; None: nothing.
+        """
         facts = {"step": job.state.step, "world_size": distributed.world_size(), **self._facts}
         try:
             commit_folder(job.work, job.target, facts, files)
@@ -182,7 +185,7 @@ class Saver:
 
     def _failure(self, target: Path, problem: str | None) -> UserError:
         kept = sorted(path.name for path in self._folder.glob("step-*") if "." not in path.name)
-        newest = f"; {kept[-1]} is whole" if kept else ""
+        newest = f"; {kept[-1]} is complete" if kept else ""
         return UserError(
             f"{target}: the checkpoint could not be written ({problem}){newest}; make room and start the "
             "same command again"
@@ -190,11 +193,11 @@ class Saver:
 
 
 class _Job:
-    """One rank's part of one checkpoint, being written.
+    """One rank's files of one checkpoint, being written by a thread.
 
     Attributes:
-        files: name -> size and sha256, of what this rank wrote.
-        problem: why it could not.
+        files: name -> size and sha256 of the files that this rank wrote.
+        problem: why it could not write; None: no problem.
     """
 
     def __init__(
@@ -233,14 +236,14 @@ class _Job:
 
 
 def load_newest(folder: Path, engine: Engine, plan: GlobalOrder) -> TrainState:
-    """Take over the newest checkpoint that verifies; called on all ranks.
+    """Load the newest checkpoint that verifies; called on all ranks.
 
     Args:
-        plan: of the data to go on with.
+        plan: of the data that the run continues with.
 
     Raises:
         UserError: no checkpoint can be used, or it was made by another model, or on other data or in another
-            order: its place in the stream would mean other samples.
+            order: its position in the stream would mean other samples.
     """
     chosen, info = newest_folder(folder)
     if info["data"] != plan.data:
@@ -252,8 +255,8 @@ def load_newest(folder: Path, engine: Engine, plan: GlobalOrder) -> TrainState:
     if shuffle != plan.shuffle:
         raise UserError(
             f"{chosen}: its run shuffled the data in another way ({shuffle}, here {plan.shuffle}), so its "
-            "place in the data means other samples here; set data.shuffle_shards accordingly (full: at least "
-            "the number of shards) and go on in another folder with resume_from"
+            "position in the data means other samples here; set data.shuffle_shards accordingly (full: at "
+            "least the number of shards) and go on in another folder with resume_from"
         )
     if not any(chosen.glob(f"{OPTIMIZER_FILES}*")):
         raise UserError(
@@ -266,7 +269,7 @@ def load_newest(folder: Path, engine: Engine, plan: GlobalOrder) -> TrainState:
 
 
 def has_checkpoints(folder: Path) -> bool:
-    """Whether a run has finished a checkpoint here, usable or not; a save cut by a kill is none."""
+    """Whether a run has finished a checkpoint here, usable or not; an interrupted save does not count."""
     finished = (path for path in folder.glob("step-*") if ".tmp-" not in path.name)
     return any(finished) or (folder / LATEST).is_file()
 

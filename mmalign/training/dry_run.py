@@ -1,4 +1,4 @@
-"""What a run would take on so many GPUs, without a GPU, a weight or a picture: `mmalign train --dry-run`.
+"""The memory and traffic of a run, without GPUs, weights or images: `mmalign train --dry-run`.
 
     run file, nodes, GPUs -> footprint.py (parameters, activations) -> bytes by ZeRO stage -> table
 
@@ -49,7 +49,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Load:
-    """What the formulas need of a run.
+    """The inputs of the formulas.
 
     Attributes:
         ranks: W.
@@ -74,14 +74,15 @@ class Load:
 
 
 def dry_run(config: RunConfig, nodes: int, gpus_per_node: int) -> str:
-    """A table of what the run takes; nothing is loaded, nothing is written.
+    """Tables of what the run needs; nothing is loaded, nothing is written.
 
-    Parameters, memory of a GPU and bytes on the wire by ZeRO stage, steps of an epoch, shares of languages.
-    Captions count as if each were as long as `model.text.max_length` and each image had
+    Parameters, memory per GPU and bytes on the wire by ZeRO stage, steps per epoch, shares of languages.
+    Every caption is assumed to be as long as `model.text.max_length`, and every image to have
     `data.captions_per_image` of them.
 
     Raises:
-        UserError: the batch does not divide by the ranks, only the hub knows what a tower looks like, or the
+        UserError: the batch does not divide by the ranks, the architecture of a tower is only known to the
+        hub, or the
             languages' floor and cap leave no shares.
     """
     ranks = nodes * gpus_per_node
@@ -97,8 +98,8 @@ def dry_run(config: RunConfig, nodes: int, gpus_per_node: int) -> str:
             f"{config.name} on {nodes} x {gpus_per_node} GPUs = {ranks} ranks",
             _parameter_table(parts),
             _steps_of(config, ranks),
-            _stage_table("MiB of a GPU", memory_bytes(load), chosen),
-            _stage_table("MiB sent by a rank in a step", wire_bytes(load), chosen),
+            _stage_table("MiB per GPU", memory_bytes(load), chosen),
+            _stage_table("MiB sent per rank and step", wire_bytes(load), chosen),
             f"* engine.zero_stage of this run. Activations: {_how_activations(config)}\n"
             "Not counted: CUDA's own memory and fragmentation; leave a tenth of the GPU free.",
         ]
@@ -159,8 +160,8 @@ def memory_bytes(load: Load) -> dict[str, list[float]]:
 
 
 def _copies(load: Load, stage: int) -> float:
-    """What DeepSpeed holds beside ZeRO's states; under stage 3 at most, if no gathered weight is let go."""
-    if stage == 0:  # a bucket of gradients is copied into one piece to be sent
+    """Memory of DeepSpeed beyond ZeRO's states; under stage 3 an upper bound (all weights gathered)."""
+    if stage == 0:  # a bucket of gradients is copied into one contiguous piece to be sent
         return _FLOAT * min(load.trainable, BUCKET) if load.ranks > 1 else 0
     if stage == 3:
         return _FLOAT * (BUCKET + load.parameters)
@@ -168,7 +169,7 @@ def _copies(load: Load, stage: int) -> float:
 
 
 def _loss_bytes(load: Load) -> float:
-    """All captions' embeddings, their gradient and its sum over ranks, a rank's own ones, two tiles."""
+    """Embeddings of all captions, their gradient and its sum over ranks, those of this rank, two tiles."""
     if not load.is_contrastive:
         return 0
     side = min(GPU_SIDE, load.captions)
@@ -177,10 +178,10 @@ def _loss_bytes(load: Load) -> float:
 
 
 def wire_bytes(load: Load) -> dict[str, list[float]]:
-    """Bytes that a rank sends in a step, by ZeRO stage; it receives as many.
+    """Bytes that a rank sends per step, by ZeRO stage; it receives as many.
 
-    Under stage 3 weights count as gathered anew for each pass; DeepSpeed keeps those that it needs again
-    soon, so that is the most.
+    Under stage 3 this is an upper bound: weights are counted as gathered for each pass, while DeepSpeed keeps
+    those that it needs again soon.
     """
     half = (load.ranks - 1) / load.ranks
     trained = _FLOAT * load.trainable
@@ -224,7 +225,7 @@ def _how_activations(config: RunConfig) -> str:
 def _parameter_table(parts: Sequence[Part]) -> str:
     rows = [[part.name, f"{part.trainable:,}", f"{part.frozen:,}"] for part in parts]
     total = [sum(part.trainable for part in parts), sum(part.frozen for part in parts)]
-    rows.append(["together", *(f"{number:,}" for number in total)])
+    rows.append(["total", *(f"{number:,}" for number in total)])
     return _table(["parameters", "trainable", "frozen"], rows)
 
 
@@ -232,7 +233,7 @@ def _stage_table(title: str, bytes_of: dict[str, list[float]], chosen: int) -> s
     totals = [sum(column) for column in zip(*bytes_of.values(), strict=True)]
     rows = [
         [name, *(f"{number / _MIB:,.0f}" for number in numbers)]
-        for name, numbers in [*bytes_of.items(), ("together", totals)]
+        for name, numbers in [*bytes_of.items(), ("total", totals)]
     ]
     heads = [f"ZeRO {stage}{'*' if stage == chosen else ''}" for stage in STAGES]
     return _table([title, *heads], rows)

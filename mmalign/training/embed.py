@@ -1,10 +1,9 @@
-"""`mmalign embed`: the frozen image tower of a run looks at every picture once.
+"""`mmalign embed`: cached image features of the frozen image tower of a run.
 
     run file or folder -> its image tower, as the run has or will have it -> write_features beside the shards
-    a run that starts, with `data.image_features` -> open_image_features -> its batches have rows for pixels
+    a run that starts, with `data.image_features` -> open_image_features -> features in place of pixels
 
-The two agree on the tower by its weights: what a run has after it was built, initialised and resumed is
-compared with what the features were made with.
+A run compares the weights of its tower, after initialization and resume, with those that made the features.
 """
 
 from collections.abc import Sequence
@@ -49,7 +48,7 @@ def embed(run: Path, overrides: Sequence[str], data: Sequence[Path], workers: in
     Raises:
         UserError: the run's image tower is not frozen or cannot be loaded, or see `write_features`.
     """
-    # Ranks wait for the one with the most shards.
+    # A day: ranks wait for the one with the most shards.
     distributed.start(timedelta(days=1))
     folder = run if run.is_dir() else None
     config = load_config(RunConfig, run / "config.yaml" if folder else run, overrides)
@@ -59,13 +58,13 @@ def embed(run: Path, overrides: Sequence[str], data: Sequence[Path], workers: in
         facts = write_features(tower, one, config.data.workers if workers is None else workers)
         unusable = ", ".join(f"{reason}: {n}" for reason, n in facts["unusable"].items())
         say(
-            f"{one}: features of {facts['rows']} pictures, width {facts['width']}"
+            f"{one}: features of {facts['rows']} images, width {facts['width']}"
             + (f"; of these cannot be used: {unusable}" if unusable else "")
         )
 
 
 def _here(name: str) -> Path:
-    """A data set's folder on this machine."""
+    """The folder of a data set on this machine."""
     if is_remote(name):
         raise UserError(
             f"data.train: {shown(name)} is at a URL, where nothing can be written; embed a copy with "
@@ -75,7 +74,7 @@ def _here(name: str) -> Path:
 
 
 def load_frozen_tower(config: RunConfig, run: Path | None) -> ImageTower:
-    """The image tower of a run that trains, or that is yet to start.
+    """The image tower of a run that trains, or that has not started.
 
     Args:
         run: its folder, if it has one.
@@ -126,9 +125,9 @@ def _from_checkpoint(config: RunConfig, folder: Path) -> ImageTower:
 def open_image_features(
     config: RunConfig, sets: Sequence[ShardSet], engine: Engine
 ) -> list[FeatureSet] | None:
-    """The features that a run reads, one of each data set; None where it sees pixels, or no picture at all.
+    """The features that a run reads, one set per data set; None where it reads pixels, or no images at all.
 
-    A collective: under ZeRO 3 the tower is gathered from all ranks.
+    To be called on all ranks: under ZeRO 3 the tower is gathered.
 
     Args:
         engine: with the weights that the run goes on with.
@@ -138,6 +137,6 @@ def open_image_features(
     """
     if not config.data.image_features or isinstance(config.objective, MaskedLanguageModelConfig):
         return None
-    with engine.whole_model():
+    with engine.full_model():
         identity = describe_tower(engine.model.image_tower)
     return [open_features(shard_set, identity) for shard_set in sets]

@@ -1,14 +1,13 @@
 """DeepSpeed around the model: one training step, and its state for a checkpoint.
 
-    batch -> objective: forward (autocast, hooks of ZeRO), loss share -> backward -> clip, AdamW -> bounds
+    batch -> objective: forward (autocast, hooks of ZeRO), local_loss -> backward -> clip, AdamW -> bounds
 
-The DeepSpeed dictionary is built from the run's own fields; there is no second file to disagree with.
+DeepSpeed's configuration is built from the run's own fields; there is no second file that could disagree.
 Parameters and the optimizer stay float32: `bf16` means autocast, because DeepSpeed's own bf16 mode casts
-the temperature too. The objective gives each rank's share of the global loss; DeepSpeed averages
-gradients over ranks, so the share is multiplied by their number first.
+the temperature too.
 
-What a step draws at random (dropout) is a function of seed, step, rank and part: there is no random state
-to save, and cached gradients replay it.
+Random numbers of a step (dropout) are a function of seed, step, rank and micro-batch: there is no random
+state to save, and cached gradients replay them.
 """
 
 import logging
@@ -44,8 +43,8 @@ MODEL_FILE = "model.safetensors"
 HEAD_FILE = "head.safetensors"
 OPTIMIZER_FILES = "optimizer-rank"
 BUCKET = 50_000_000
-"""Gradients that are sent at a time. DeepSpeed's default, ten times as many, would reserve more memory than
-ZeRO saves on towers of this size."""
+"""Gradients per message. DeepSpeed's default, ten times as many, would reserve more memory than ZeRO saves on
+towers of this size."""
 
 
 class EngineConfig(Section):
@@ -54,27 +53,27 @@ class EngineConfig(Section):
     all ranks, and kept on resume. bf16: matrix products in bfloat16 (autocast); weights, optimizer and loss
     stay float32."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """What is split over ranks: nothing, optimizer state, gradients too, parameters too (ZeRO,
-    arXiv 1910.02054)."""
+    """What is partitioned over ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters
+    (ZeRO, arXiv 1910.02054)."""
     micro_batch: int | None = pydantic.Field(default=None, ge=1)
-    """Images of a rank in one forward pass; the gradient is still that of the whole batch (cached
-    gradients, GradCache, arXiv 2101.06983), for a second forward pass. None: all at once."""
+    """Images per forward pass and rank; the gradient is still that of the complete batch (cached gradients,
+    GradCache, arXiv 2101.06983), at the cost of a second forward pass. None: all at once."""
     checkpoint_activations: bool = False
-    """Keep only the inputs of the towers' blocks and compute the rest again in the backward pass."""
+    """Keep only the inputs of the towers' blocks and recompute the rest in the backward pass."""
     compile: bool = False
     """torch.compile of the towers; the first steps take a minute longer."""
     hang_seconds: int = pydantic.Field(default=0, ge=0)
-    """A rank that makes no progress for this long writes its stacks and ends; 0: never. Longer than the
-    longest step, evaluation or save."""
+    """A rank without progress for this long writes its stacks and ends; 0: never. Must exceed the longest
+    step, evaluation or save."""
 
 
 class Engine:
     """A model in training.
 
     Attributes:
-        model: the dual encoder; under ZeRO 3 its parameters are split over the ranks.
+        model: the dual encoder; under ZeRO 3 its parameters are partitioned over the ranks.
         module: what DeepSpeed wraps, the model alone or with the objective's head.
-        step_number: steps taken, those left out for numbers that are not finite among them.
+        step_number: steps taken, including those skipped because of numbers that are not finite.
     """
 
     def __init__(
@@ -118,11 +117,11 @@ class Engine:
     def step(self, batch: Batch) -> dict[str, float]:
         """One optimizer step on this rank's part of a global batch.
 
-        Where the loss or a gradient is not finite on any rank, no rank changes a weight, a statistic or
-        a moment; the metrics tell (`grad_norm` is then not finite).
+        If the loss or a gradient is not finite on any rank, no rank changes a weight, a statistic or a
+        moment, and the `grad_norm` that is returned is not finite.
 
         Returns:
-            What the objective tells (loss of the global batch, ...), grad_norm (before clipping) and lr.
+            The objective's metrics (loss of the global batch, ...), grad_norm (before clipping) and lr.
         """
         rate = set_learning_rates(
             self._optimizer.param_groups,
@@ -141,7 +140,7 @@ class Engine:
         return {**metrics, "grad_norm": grad_norm, "lr": rate}
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Gradients of the global loss, averaged over ranks, in the hands of DeepSpeed.
+        """Compute the gradients of the global loss; DeepSpeed holds and averages them.
 
         Returns:
             The objective's metrics of the global batch, equal on all ranks.
@@ -159,8 +158,10 @@ class Engine:
         ).metrics
 
     def capture(self) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-        """This rank's share of the optimizer's state, and on rank 0 the weights by the file that they
-        belong in, as copies on the host; to be called on all ranks."""
+        """This rank's part of the optimizer state, and on rank 0 the weights by file, as copies on the host.
+
+        To be called on all ranks.
+        """
         state, weights = capture(self._deepspeed, self.module, self._config.zero_stage)
         files: dict[str, dict[str, Tensor]] = {name: {} for name in self._weight_prefixes}
         for name, tensor in weights.items():
@@ -170,7 +171,7 @@ class Engine:
         return state, files if weights else {}
 
     def restore(self, folder: Path, step: int) -> None:
-        """Take over what `capture` gave on whatever number of ranks; to be called on all ranks.
+        """Load what `capture` returned on any number of ranks; to be called on all ranks.
 
         Raises:
             UserError: the files of `folder` belong to another model.
@@ -182,13 +183,13 @@ class Engine:
 
     @property
     def _weight_prefixes(self) -> dict[str, str]:
-        """File -> what its names lack to be names of `module`."""
+        """File -> prefix that turns its names into names of `module`."""
         if self.module is self.model:
             return {MODEL_FILE: ""}
         return {MODEL_FILE: "dual_encoder.", HEAD_FILE: ""}
 
-    def whole_model(self) -> AbstractContextManager[Any]:
-        """Within it every rank holds the whole of `model`, also under ZeRO 3; on all ranks."""
+    def full_model(self) -> AbstractContextManager[Any]:
+        """A context in which every rank holds the complete `model`, also under ZeRO 3; for all ranks."""
         import deepspeed
 
         gathers = self._config.zero_stage == 3
@@ -199,12 +200,13 @@ class Engine:
 
     def _backward(self, local_loss: Tensor, is_last: bool) -> None:
         self._deepspeed.set_gradient_accumulation_boundary(is_last)
+        # DeepSpeed divides gradients by the number of ranks; the sum of local_loss is what counts.
         self._deepspeed.backward(local_loss * distributed.world_size())
 
     def _update(self) -> float:
         """Clip and step unless a gradient is not finite; returns the gradients' norm before clipping."""
         if self._config.zero_stage == 0:
-            # After DeepSpeed's all-reduce, so every rank comes to the same norm.
+            # After DeepSpeed's all-reduce, so the norm is equal on all ranks.
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
             grad_norm = float(torch.nn.utils.get_total_norm(gradients))
             if not math.isfinite(grad_norm):
@@ -212,7 +214,7 @@ class Engine:
                 return grad_norm
             self._deepspeed.step()
         else:
-            # ZeRO knows the norm only inside its step; one that is not finite makes it leave the step out.
+            # ZeRO computes the norm inside its step, and skips the step if the norm is not finite.
             self._deepspeed.step()
             grad_norm = float(self._deepspeed.get_global_grad_norm())
         self._bound_temperature()
@@ -224,7 +226,7 @@ class Engine:
 
     @torch.no_grad()
     def _bound_temperature(self) -> None:
-        """Keep the temperature above its least value, on the copy that the optimizer owns as well."""
+        """Keep the temperature above its minimum, also in the copy that the optimizer owns."""
         from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import (
             safe_get_local_fp32_param,
@@ -242,7 +244,7 @@ class Engine:
         if exceeds and stage in (1, 2):
             safe_set_full_fp32_param(parameter, parameter)
         elif exceeds and stage == 3:
-            # DeepSpeed's setter of whole tensors fails on one number that is padded for several ranks.
+            # DeepSpeed's setter of full tensors fails on a single number that is padded for several ranks.
             part = safe_get_local_fp32_param(parameter)
             safe_set_local_fp32_param(parameter, part.clamp(max=self._max_log_scale))
 
@@ -251,20 +253,18 @@ def _refuse_batch_statistics(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training:
             raise UserError(
-                f"engine.micro_batch: `{name}` normalises over the images of a forward pass, so parts of a "
-                "batch would give another gradient than the whole; use a network without batch "
-                "normalisation, freeze it, or take micro_batch out"
+                f"engine.micro_batch: `{name}` normalises over the images of a forward pass, so "
+                "micro-batches would give another gradient than the complete batch; use a network without "
+                "batch normalisation, freeze it, or remove micro_batch"
             )
 
 
 def _import_deepspeed() -> Any:
-    """DeepSpeed, without its chatter and without the operator that it would compile on a CPU.
-
-    That one speeds up the all-reduce of inference, which training never calls, and costs a minute.
-    """
+    """DeepSpeed, without its log messages and without the operator that it would compile on a CPU."""
     import deepspeed
     import deepspeed.ops
 
+    # It speeds up the all-reduce of inference, which training never calls, and takes a minute to compile.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
@@ -283,7 +283,7 @@ def _deepspeed_config(
         "torch_autocast": {
             "enabled": uses_bf16,
             "dtype": "bfloat16",
-            # Otherwise ZeRO would send the gradients of linear and convolutional layers in 16 bits.
+            # By default ZeRO sends the gradients of linear and convolutional layers in 16 bits.
             "lower_precision_safe_modules": [],
         },
         "steps_per_print": 2**31,

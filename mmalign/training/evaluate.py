@@ -1,6 +1,6 @@
-"""Measuring a run while it trains: a suite of images and captions on its own cadence, on all ranks.
+"""Evaluation during training: a suite of images and captions every so many steps, on all ranks.
 
-engine's weights, whole on every rank -> Encoder -> suite -> metrics by language -> records, best checkpoint
+complete weights on every rank -> Encoder -> suite -> metrics by language -> records, best checkpoint
 """
 
 import difflib
@@ -19,7 +19,7 @@ from mmalign.training.engine import Engine
 
 class EvaluationConfig(Section):
     suite: str
-    """Suite to measure while training; what it says of each language and of all goes into the records."""
+    """Suite to measure while training; its metrics per language and over all languages are recorded."""
     every: int = pydantic.Field(ge=1)
     """Steps between two measurements."""
     best: str | None = None
@@ -30,8 +30,9 @@ class EvaluationConfig(Section):
 def evaluate(
     suite: SuiteConfig, engine: Engine, config: ModelConfig, tokenizer: Tokenizer
 ) -> dict[str, float]:
-    """The suite's metrics of the weights as they are, pairs of languages left out; on all ranks."""
-    with engine.whole_model():
+    """The suite's metrics of the current weights, without those of language pairs; to be called on all
+    ranks."""
+    with engine.full_model():
         results = measure(suite, Encoder(engine.model, config, tokenizer, facts={}))
     engine.module.train()
     return {name: value for name, value in results.metrics.items() if not _is_of_a_pair(name)}
@@ -46,7 +47,7 @@ def value_of(metrics: dict[str, float], name: str) -> float:
     if name not in metrics:
         near = difflib.get_close_matches(name, metrics, n=3, cutoff=0.3)
         raise UserError(
-            f"evaluation.best: the suite has no metric `{name}`; near: {', '.join(near) or 'none'}"
+            f"evaluation.best: the suite has no metric `{name}`; similar names: {', '.join(near) or 'none'}"
         )
     return metrics[name]
 

@@ -1,12 +1,12 @@
-"""What a model takes, measured without memory: its parameters, and the bytes that live during a step.
+"""The memory of a model, measured without allocating it: parameters, and bytes alive during a step.
 
     config -> model on torch's meta device (shapes, no numbers) -> parameters of each part
            -> the same with fake tensors -> forward and backward -> most bytes alive at once
 
 Nothing is loaded and nothing is computed: no hub, no weights, no data, no GPU. A fake tensor
-(`torch._subclasses.fake_tensor`, what torch.compile traces with) has a shape, a dtype and a storage without
-bytes; every operation of the step runs on them, those of autocast and of activation checkpointing as well,
-and the storages that come and go are added up.
+(`torch._subclasses.fake_tensor`, used by torch.compile) has a shape, a dtype and a storage without bytes.
+Every operation of the step runs on them, including autocast and activation checkpointing, and the sizes of
+the storages that are created and freed are summed.
 """
 
 import math
@@ -49,13 +49,13 @@ def build_on_meta(
     """The model that the configuration describes and the module that trains, on the meta device.
 
     Raises:
-        UserError: the configuration leaves to the hub what a tower looks like.
+        UserError: the architecture of a tower is only known to the hub.
     """
     vocabulary, padding_id = _vocabulary(model, tokenizer)
     if ":" in model.image.name:
         raise UserError(
-            f"model.image.name: only the hub knows what `{model.image.name}` looks like; a run can be "
-            "planned with a name that timm or open_clip knows"
+            f"model.image.name: the architecture of `{model.image.name}` is only known to the hub; to "
+            "plan a run, give a name that timm or open_clip knows"
         )
     empty = False if model.image.kind == "timm" else None
     untrained = model.model_copy(
@@ -74,25 +74,25 @@ def _vocabulary(model: ModelConfig, tokenizer: TokenizerConfig) -> tuple[int, in
     architecture = model.text.architecture
     if architecture is None:
         raise UserError(
-            f"model.text.architecture: only the hub knows what `{model.text.pretrained}` looks like; write "
-            "its `model_type`, `vocab_size` and sizes down to plan the run"
+            f"model.text.architecture: that of `{model.text.pretrained}` is only known to the hub; to plan "
+            "the run, give its `model_type`, `vocab_size` and sizes"
         )
     if "vocab_size" in architecture:
         return architecture["vocab_size"], architecture.get("pad_token_id", 0)
     if tokenizer.kind == "trained":
         return tokenizer.vocabulary, 0
     raise UserError(
-        f"model.text.architecture.vocab_size: only the hub knows how many tokens `{tokenizer.name}` has; "
-        "write it down to plan the run"
+        f"model.text.architecture.vocab_size: that of `{tokenizer.name}` is only known to the hub; "
+        "give it to plan the run"
     )
 
 
 def parts_of(module: nn.Module) -> list[Part]:
-    """Parameters of the towers, and of all that stands beside them."""
-    counts = {"image tower": [0, 0], "text tower": [0, 0], "the rest": [0, 0]}
+    """Parameters of each tower, and of everything else (projections, temperature, head)."""
+    counts = {"image tower": [0, 0], "text tower": [0, 0], "other": [0, 0]}
     for name, parameter in module.named_parameters():
         inside = [part for part in counts if part.replace(" ", "_") in name.split(".")]
-        count = counts[inside[0] if inside else "the rest"]
+        count = counts[inside[0] if inside else "other"]
         count[not parameter.requires_grad] += parameter.numel()
     return [Part(name, trains, frozen) for name, (trains, frozen) in counts.items()]
 
@@ -108,19 +108,19 @@ def live_bytes(
     checkpoints: bool,
     reads_features: bool = False,
 ) -> int:
-    """Most bytes that are alive at once in a forward and backward pass, weights and gradients aside.
+    """Peak bytes of a forward and backward pass, without weights and gradients.
 
-    That is what autograd saves, the 16-bit copies of weights that autocast keeps, and what an operation
-    needs beside them. The model is left with fake tensors for parameters.
+    These are the tensors that autograd saves, the 16-bit copies of weights that autocast keeps, and the
+    temporary tensors of operations. The model is left with fake tensors for parameters.
 
     Args:
         model, module: from `build_on_meta`.
         images, captions, tokens: of one forward pass of one rank; `tokens` of the longest caption.
-        checkpoints: whether the towers keep the inputs of their blocks alone.
-        reads_features: whether pictures come as features, so that the image tower computes nothing.
+        checkpoints: whether the towers keep only the inputs of their blocks.
+        reads_features: whether batches hold image features, so that the image tower computes nothing.
     """
     live = _LiveBytes()
-    # Fake tensors of the CPU: a machine without a GPU cannot run a backward pass on fake tensors of one.
+    # On the CPU: a machine without a GPU cannot run a backward pass on fake tensors of one.
     with FakeTensorMode(allow_non_fake_inputs=True), _fused_attention():
         _take_fake_tensors(module.train())
         if checkpoints:
@@ -138,7 +138,7 @@ def live_bytes(
 
 
 def picture_shape(model: DualEncoder, reads_features: bool) -> tuple[int, ...]:
-    """Of what a batch holds for one picture: its feature, or its pixels."""
+    """The shape of one image in a batch: its feature, or its pixels."""
     tower = model.image_tower
     return (tower.width,) if reads_features else (3, tower.size, tower.size)
 
@@ -164,11 +164,12 @@ def _step_of(
     captions: int,
     tokens: int,
 ) -> Callable[[], Tensor]:
-    """The forward pass of a step, up to a number that every output takes part in."""
+    """The forward pass of a step, up to a sum of all outputs."""
     token_NL = torch.ones(captions, tokens, dtype=torch.int64)
     mask_NL = torch.ones_like(token_NL)
     if isinstance(objective, MaskedLanguageModelConfig):
-        # Whole captions stand for single places: as many tokens, and a shape that no numbers decide.
+        # Complete captions in place of single tokens: as many tokens, and a shape that does not depend on
+        # data.
         predicted_N = torch.arange(math.ceil(captions * objective.share))
         return lambda: module(token_NL, mask_NL, predicted_N).sum()
 
@@ -187,20 +188,19 @@ def _step_of(
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Adds up the storages that operations make, until they are freed or handed over as gradients."""
+    """Sums the storages that operations create, until they are freed or become gradients."""
 
     def __init__(self) -> None:
         super().__init__()
         self._most = 0
         self._alive = 0
-        self._latest = (
-            0  # alive after the latest operation; it may have made gradients to hand over
-        )
+        # Alive after the latest operation, whose result may be a gradient that is still to be taken out.
+        self._latest = 0
         self._bytes_of: dict[int, int] = {}
 
     @property
     def most(self) -> int:
-        """Bytes of the moment when there were most."""
+        """Peak bytes."""
         return max(self._most, self._latest)
 
     def __torch_dispatch__(
@@ -219,7 +219,7 @@ class _LiveBytes(TorchDispatchMode):
         return result
 
     def hand_over(self, parameter: Tensor) -> None:
-        """Let go of a parameter's gradient, which counts elsewhere."""
+        """Take out a parameter's gradient, which is counted elsewhere."""
         assert parameter.grad is not None
         self._latest -= self._forget(parameter.grad.untyped_storage()._cdata)
         parameter.grad = None
@@ -232,11 +232,9 @@ class _LiveBytes(TorchDispatchMode):
 
 @contextmanager
 def _fused_attention() -> Iterator[None]:
-    """Attention without dropout on its probabilities, in torch itself, for a while.
-
-    The kernels of GPUs draw that dropout inside and keep no matrix of tokens times tokens; torch on a CPU
-    has no such kernel and would keep several.
-    """
+    """Replace torch's attention by one without dropout on its probabilities, within the block."""
+    # GPU kernels draw that dropout inside and keep no tokens x tokens matrix; torch on a CPU has no such
+    # kernel and would keep several.
     real = nn.functional.scaled_dot_product_attention
 
     def without_dropout(

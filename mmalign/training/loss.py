@@ -77,8 +77,8 @@ def contrastive_loss(
         # From each rank's log sum over its own images, the log sum over the images of all ranks.
         text_M = distributed.gather_rows(text_M[None]).logsumexp(0)
         image_to_text, text_to_image = (
-            image_to_text_term(tiling, gathered),
-            text_to_image_term(tiling, gathered),
+            _image_to_text_term(tiling, gathered),
+            _text_to_image_term(tiling, gathered),
         )
         local_loss = image_to_text.contrast(image_B, score_P) + text_to_image.contrast(
             text_M, score_P

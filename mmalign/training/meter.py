@@ -1,7 +1,7 @@
-"""What the records say of speed and languages, and what all ranks agree on after each step.
+"""Speed and captions per language for the records, and the flags that all ranks share after each step.
 
-step done -> agree: captions of all ranks, who wants to stop, who still writes    (one small all-reduce)
-every so many steps -> Meter.read -> pairs per second, captions by language
+each step            -> all_reduce_flags: captions, stop, still writing, save due   (one small all-reduce)
+every `log.every`    -> Meter.read -> images per second, captions per language
 """
 
 import time
@@ -15,14 +15,14 @@ from mmalign.core.batch import Batch
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Flags:
     """Equal on all ranks.
 
     Attributes:
         captions: of the global batch.
-        stop: a rank was asked to stop.
-        writing: a rank still writes its part of a checkpoint.
-        save_is_due: rank 0's clock says that it is time for a checkpoint.
+        stop: at least one rank was asked to stop.
+        writing: at least one rank still writes its files of a checkpoint.
+        save_is_due: by rank 0's clock it is time for a checkpoint.
     """
 
     captions: int
@@ -31,12 +31,13 @@ class Agreement:
     save_is_due: bool
 
 
-def all_reduce_flags(captions: int, stop: bool, writing: bool, save_is_due: bool) -> Agreement:
-    """What the ranks come to together; of `save_is_due` only rank 0's word counts."""
+def all_reduce_flags(captions: int, stop: bool, writing: bool, save_is_due: bool) -> Flags:
+    """The flags of all ranks combined; to be called on all ranks."""
+    # Clocks differ between machines: rank 0's decides.
     due = save_is_due and distributed.is_main()
     mine = torch.tensor([captions, stop, writing, due], dtype=torch.int64)
     total, stops, writers, dues = distributed.sum_over_ranks(mine).tolist()
-    return Agreement(total, stops > 0, writers > 0, dues > 0)
+    return Flags(total, stops > 0, writers > 0, dues > 0)
 
 
 class Meter:
@@ -50,7 +51,7 @@ class Meter:
         self._since = time.monotonic()
 
     def count(self, batch: Batch) -> None:
-        """Note a step on this rank's batch."""
+        """Count a step on this rank's batch."""
         now = time.monotonic()
         self._seconds += now - self._since
         self._since = now
@@ -62,7 +63,7 @@ class Meter:
         self._since = time.monotonic()
 
     def read(self) -> dict[str, float]:
-        """The record's counts, over all ranks; starts anew."""
+        """The metrics since the last call, over all ranks; resets the counters."""
         total: Counter[str] = sum(distributed.gather_objects(self._languages), Counter())
         metrics = {"pairs_per_second": self._steps * self._batch_size / self._seconds}
         metrics |= {f"captions/{lang}": float(n) for lang, n in sorted(total.items())}

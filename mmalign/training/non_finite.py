@@ -1,10 +1,10 @@
-"""What a run does about numbers that are not finite.
+"""How a run handles a loss or gradients that are not finite.
 
-    metrics of a step -> finite?  yes: go on
-                      -> no: no weight was changed (see `Engine.step`); write down the batch's keys, go on
-                      -> too many in a row: stop, or go back to the newest checkpoint and on with later data
+    metrics of a step -> finite: go on
+                      -> not finite: no weight was changed (`Engine.step`); record the batch's keys, go on
+                      -> too many in a row: stop, or roll back to the newest checkpoint and skip these batches
 
-The metrics are equal on all ranks, so all ranks decide alike without asking each other.
+The metrics are equal on all ranks, so all ranks decide alike without communication.
 """
 
 import json
@@ -25,17 +25,17 @@ LEDGER = "non_finite.jsonl"
 
 class NonFiniteConfig(Section):
     limit: int = pydantic.Field(default=3, ge=0)
-    """Batches in a row that may be left out because the loss or a gradient was not finite."""
+    """Consecutive batches that may be skipped because the loss or a gradient was not finite."""
     then: Literal["stop", "roll_back"] = "stop"
-    """stop: end with an error; roll_back: go back to the newest checkpoint and on with the data after
-    these batches, once from each checkpoint."""
+    """stop: end with an error; roll_back: load the newest checkpoint and continue with the data after these
+    batches, once per checkpoint."""
 
 
 class NonFiniteGuard:
     """Watches a run's metrics.
 
     Args:
-        folder: the run's; the batches that were left out are listed in its `non_finite.jsonl`.
+        folder: of the run; its `non_finite.jsonl` lists the skipped batches.
     """
 
     def __init__(self, config: NonFiniteConfig, folder: Path) -> None:
@@ -45,12 +45,19 @@ class NonFiniteGuard:
         self._back_to: int | None = None
 
     def must_act(self, step: int, metrics: dict[str, float], batch: Batch) -> bool:
-        """Note a step; whether too many in a row were not finite. On all ranks."""
+        """Record a step.
+
+        Returns:
+            Whether too many consecutive steps were not finite and the run must roll back.
+
+        Raises:
+            UserError: that, where `then` is `stop`.
+        """
         if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]):
             self._in_a_row = 0
             return False
         self._in_a_row += 1
-        self._write_down(step, metrics, batch)
+        self._record(step, metrics, batch)
         if self._in_a_row <= self._config.limit:
             return False
         if self._config.then == "stop":
@@ -63,20 +70,20 @@ class NonFiniteGuard:
         return True
 
     def note_roll_back(self, step: int, saved_step: int) -> None:
-        """Allow going back to the checkpoint of `saved_step`, once.
+        """Allow one roll-back to the checkpoint of `saved_step`.
 
         Raises:
-            UserError: it was gone back to before, so the fault is not in some batches.
+            UserError: the run rolled back to it before, so the cause is not in single batches.
         """
         if self._back_to == saved_step:
             raise UserError(
-                f"step {step}: loss or gradients are not finite again after going back to step {saved_step}, "
-                f"so the fault is not in single batches (those left out: {self._ledger}); go on with a "
-                "lower optimizer.lr"
+                f"step {step}: loss or gradients are not finite again after rolling back to step "
+                f"{saved_step}, so the cause is not in single batches (those skipped: {self._ledger}); go on "
+                "with a lower optimizer.lr"
             )
         self._back_to = saved_step
 
-    def _write_down(self, step: int, metrics: dict[str, float], batch: Batch) -> None:
+    def _record(self, step: int, metrics: dict[str, float], batch: Batch) -> None:
         keys = distributed.gather_objects(batch.key_B)
         if not distributed.is_main():
             return
@@ -89,4 +96,4 @@ class NonFiniteGuard:
         }
         with self._ledger.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-        say(f"step {step}: loss or gradients not finite, batch left out (its keys: {self._ledger})")
+        say(f"step {step}: loss or gradients not finite, batch skipped (its keys: {self._ledger})")

@@ -1,14 +1,14 @@
-"""AdamW with the parameter groups of the field, and the learning rate as a function of the step.
+"""AdamW with per-tower parameter groups, and the learning rate as a function of the step.
 
     parameter -> its tower's rate, weight decay, depth, first step -> group of equal settings -> AdamW
     step      -> warm-up x (cosine | constant, cooldown)           -> learning rate of each group
 
-A tower's settings hold for its trunk. The projections, the temperature, the bias and an objective's head
-belong to no tower: they take the common settings and train from the first step.
+A tower's settings apply to its trunk. The projections, the temperature, the bias and an objective's head
+belong to no tower: they use the common settings and train from the first step.
 
-A trunk that waits for its first step has a learning rate of 0. AdamW multiplies its decoupled decay by the
-rate as well, so not a bit of a weight changes, and what ZeRO splits over ranks stays as it is. Gradients are
-computed all the while: they count in the norm that is clipped, and they fill Adam's moments.
+Before its first step a trunk has a learning rate of 0. AdamW multiplies its decoupled decay by the rate as
+well, so its weights stay bit-equal, and the partitions of ZeRO need not change. Its gradients are computed
+nevertheless: they count in the clipped norm and update Adam's moments.
 """
 
 import fnmatch
@@ -32,18 +32,18 @@ class OptimizerConfig(Section):
     lr: float = pydantic.Field(gt=0)
     """Highest learning rate."""
     image_lr: float | None = pydantic.Field(default=None, gt=0)
-    """Highest learning rate of the image tower, where it is to differ."""
+    """Highest learning rate of the image tower; by default `lr`."""
     text_lr: float | None = pydantic.Field(default=None, gt=0)
-    """Highest learning rate of the text tower, where it is to differ."""
+    """Highest learning rate of the text tower; by default `lr`."""
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = pydantic.Field(default=1e-6, gt=0)
     weight_decay: float = pydantic.Field(default=0.1, ge=0)
     """Decoupled decay of matrices. Vectors (norms, biases), the temperature, and an image tower's position
     and class embeddings have none."""
     image_weight_decay: float | None = pydantic.Field(default=None, ge=0)
-    """That of the image tower, where it is to differ."""
+    """Weight decay of the image tower; by default `weight_decay`."""
     text_weight_decay: float | None = pydantic.Field(default=None, ge=0)
-    """That of the text tower, where it is to differ."""
+    """Weight decay of the text tower; by default `weight_decay`."""
     image_layer_decay: float = pydantic.Field(default=1.0, gt=0, le=1)
     """Each block of the image tower learns at this many times the rate of the block above it, the highest
     one at this many times the tower's rate; the embeddings (or the stem) are the deepest (ELECTRA,
@@ -56,13 +56,13 @@ class OptimizerConfig(Section):
     text_from_step: int = pydantic.Field(default=0, ge=0)
     """The same for the text tower."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """How the rate goes on after the warm-up: down to the last step, or level until the cooldown."""
+    """After the warm-up: cosine decay to the last step, or constant until the cooldown."""
     warmup_steps: int | None = pydantic.Field(default=None, ge=0)
     """Steps in which the rate rises linearly; without `warmup_pairs` 50."""
     warmup_pairs: int | None = pydantic.Field(default=None, ge=0)
-    """The same in images with their captions, for runs that are to compare at several batch sizes."""
+    """Warm-up in images instead of steps, to compare runs of different batch sizes."""
     cooldown_steps: int = pydantic.Field(default=0, ge=0)
-    """Last steps of a constant schedule, in which the rate falls by 1 - sqrt (arXiv 2405.18392)."""
+    """Last steps of a constant schedule, in which the rate decays by 1 - sqrt (arXiv 2405.18392)."""
     final_lr_share: float = pydantic.Field(default=0.0, ge=0, le=1)
     """Share of the highest rate at which the cosine or the cooldown ends."""
     clip: float = pydantic.Field(default=1.0, gt=0)
@@ -80,7 +80,7 @@ class OptimizerConfig(Section):
 
 
 class _Setting(NamedTuple):
-    """What a parameter trains with; parameters of equal settings share a group."""
+    """Hyperparameters of one parameter; parameters of equal settings share a group."""
 
     highest_lr: float
     weight_decay: float
@@ -97,7 +97,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
         model: a dual encoder, or a module that holds one.
 
     Raises:
-        UserError: a layer decay is asked of a tower whose layers cannot be told.
+        UserError: a layer decay for a tower whose layers are not known.
     """
     settings = dict(_tower_settings(model, config))
     common = _Setting(config.lr, config.weight_decay, 0)
@@ -113,7 +113,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
-        # One kernel a group, on CPUs too: several times as fast as the default there, and just as exact.
+        # One kernel per group: on CPUs several times as fast as the default, with the same result.
         fused=True,
     )
 
@@ -132,7 +132,7 @@ def set_learning_rates(
         batch_size: images of a step over all ranks.
 
     Returns:
-        The rate of the projections and all else that belongs to no tower.
+        The rate of the parameters that belong to no tower (projections, temperature, bias, head).
     """
     share = _share_after_warmup(config, step, steps, batch_size)
     for group in groups:
@@ -141,8 +141,8 @@ def set_learning_rates(
     return config.lr * _warmth(config, step, batch_size) * share
 
 
-class _Side(NamedTuple):
-    """The fields that hold for one tower."""
+class _TowerFields(NamedTuple):
+    """The fields of `OptimizerConfig` that apply to one tower."""
 
     name: str
     lr: float
@@ -153,14 +153,14 @@ class _Side(NamedTuple):
 
 def _tower_settings(model: nn.Module, config: OptimizerConfig) -> Iterator[tuple[str, _Setting]]:
     """Name in `model` and setting of each parameter of the towers' trunks."""
-    image = _Side(
+    image = _TowerFields(
         "image",
         _first(config.image_lr, config.lr),
         _first(config.image_weight_decay, config.weight_decay),
         config.image_layer_decay,
         config.image_from_step,
     )
-    text = _Side(
+    text = _TowerFields(
         "text",
         _first(config.text_lr, config.lr),
         _first(config.text_weight_decay, config.weight_decay),
@@ -183,21 +183,21 @@ def _first(own: float | None, common: float) -> float:
     return common if own is None else own
 
 
-def _scales(tower: ImageTower | TextTower, side: _Side) -> dict[str, float]:
+def _scales(tower: ImageTower | TextTower, side: _TowerFields) -> dict[str, float]:
     """Share of the tower's rate for each parameter of its trunk, by its name there."""
     if side.layer_decay == 1.0:
         return {name: 1.0 for name, _ in tower.trunk.named_parameters()}
     depths = tower.layer_depths()
     if depths is None:
         raise UserError(
-            f"optimizer.{side.name}_layer_decay: the layers of a `{type(tower.trunk).__name__}` cannot be "
-            "told; leave the field out or take another tower"
+            f"optimizer.{side.name}_layer_decay: the layers of a `{type(tower.trunk).__name__}` are not "
+            "known; leave the field out or choose another tower"
         )
     return {name: side.layer_decay**depth for name, depth in depths.items()}
 
 
 def _warmth(config: OptimizerConfig, step: int, batch_size: int) -> float:
-    """Share that the warm-up leaves in step `step` of those that train: 0 before, linear, then 1."""
+    """Factor of the warm-up at step `step` since the tower's first: 0 before it, linear, then 1."""
     if step < 0:
         return 0.0
     warmup = _warmup_steps(config, batch_size)
@@ -205,7 +205,7 @@ def _warmth(config: OptimizerConfig, step: int, batch_size: int) -> float:
 
 
 def _share_after_warmup(config: OptimizerConfig, step: int, steps: int, batch_size: int) -> float:
-    """Share of the highest rate that the schedule leaves, the warm-up aside."""
+    """Factor of the schedule after the warm-up."""
     if config.schedule == "cosine":
         start = min(_warmup_steps(config, batch_size), steps)
     else:

@@ -1,18 +1,18 @@
-"""Being asked to stop: signals become a flag that the loop reads between two steps.
+"""Stop requests: a signal sets a flag that the loop reads between two steps.
 
-    SIGTERM, SIGUSR1, SIGINT -> handler notes the name -> `requested` -> loop saves, exits with EXIT_STOPPED
+    SIGTERM, SIGUSR1, SIGINT -> handler stores the name -> `requested` -> loop saves, exits with EXIT_STOPPED
 
-Schedulers ask before they take a machine away: Slurm with the signal that `--signal` names (SIGUSR1 by
-habit), Kubernetes and torchrun with SIGTERM, a person with Ctrl-C. A handler runs between any two
-instructions of the program, in the middle of a save as well, so it writes nothing and only remembers
-(signal-safety(7)). The loop does the rest at a place where the state is whole.
+Schedulers send a signal before they take a machine away: Slurm the one that `--signal` names (usually
+SIGUSR1), Kubernetes and torchrun SIGTERM, a person Ctrl-C. A handler runs between any two instructions, also
+in the middle of a save, so it writes nothing and only sets the flag (signal-safety(7)). The loop acts on it
+where the state is consistent.
 
 A training process ends with one of these exit codes:
 
     0              all steps are done
-    1              an error that a person has to mend, said in one line
+    1              an error that a person has to fix, reported in one line
     EXIT_STOPPED   stopped on request, checkpoint saved: start it again and it goes on
-    EXIT_HUNG      the watchdog ended it: look at hang-rank*.txt, then start it again
+    EXIT_HUNG      ended by the watchdog: read hang-rank*.txt, then start it again
 
 torchrun reports a code of its own (1) whatever its ranks exit with.
 """
@@ -30,10 +30,10 @@ _ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
-    """Takes the signals over within a `with` block and gives the old handlers back after it.
+    """Handles the signals within a `with` block and restores the old handlers after it.
 
-    A second SIGINT raises KeyboardInterrupt: a person who presses Ctrl-C twice does not want to wait. The
-    others may come as often as they like; the first one is remembered.
+    A second SIGINT raises KeyboardInterrupt: a person who presses Ctrl-C twice does not want to wait.
+    Repeated other signals change nothing.
 
     Only the main thread may enter it: Python delivers signals nowhere else.
     """
@@ -44,7 +44,7 @@ class StopRequest:
 
     @property
     def requested(self) -> str | None:
-        """Name of the signal that asked, for example `SIGTERM`; None as long as none came."""
+        """Name of the first signal received, for example `SIGTERM`; None: none yet."""
         return self._name
 
     def __enter__(self) -> "StopRequest":
@@ -53,7 +53,7 @@ class StopRequest:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._old.items():
-            # None: a handler that C code installed, which Python cannot put back.
+            # None: a handler that C code installed, which Python cannot restore.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

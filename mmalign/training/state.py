@@ -1,10 +1,10 @@
 """A run's tensors by parameter name: the same on any number of ranks and under any stage of ZeRO.
 
-    engine on all ranks -> capture -> AdamW's state, each rank a share of the names; weights, on rank 0
-    safetensors files, by whatever engine -> restore -> the part of each tensor that this rank holds
+    engine on all ranks -> capture -> AdamW's state, each rank writes some of the names; weights, on rank 0
+    safetensors files, of any number of ranks -> restore -> the part of each tensor that this rank holds
 
 DeepSpeed's own checkpoints are pickles of flat partitions that fit one number of ranks and one stage. Here
-a parameter's state is whole again before it is written (AdamW: arXiv 1711.05101):
+a parameter's state is assembled before it is written (AdamW: arXiv 1711.05101):
 
     exp_avg/<name>, exp_avg_sq/<name>   float32, shaped like the parameter
     updates/<name>                      int64, shape (): AdamW's steps on this parameter
@@ -12,9 +12,9 @@ a parameter's state is whole again before it is written (AdamW: arXiv 1711.05101
                                         the engine keeps parameters in float32
 
 Where AdamW keeps the state depends on the stage: 0, at the parameter; 1 and 2, at this rank's part of all
-parameters of a group laid end to end; 3, at this rank's parts of single parameters laid end to end. In the
-last two a parameter has no step count of its own: it takes its group's, and the group the highest of its
-parameters'. Counts differ only where a parameter had no gradient in some steps under stage 0.
+parameters of a group, concatenated; 3, at this rank's parts of single parameters, concatenated. In the last
+two a parameter has no step count of its own: it has that of its group, which is the highest of its
+parameters. Counts differ only where a parameter had no gradient in some steps under stage 0.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ from mmalign.core.errors import UserError
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _UPDATES = "updates"
-_MEND = "resume with the model and the objective that wrote it, or start from its weights with init_from"
+_FIX = "resume with the model and the objective that wrote it, or start from its weights with init_from"
 
 AdamWState = dict[str, Tensor]
 
@@ -43,22 +43,22 @@ def capture(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Copies of all that an engine trains, on the CPU and contiguous; called on all ranks between steps.
 
-    A rank holds what it returns and one whole parameter more, also under ZeRO 3. Training may go on while
-    the copies are written.
+    A rank needs memory for what it returns and for one complete parameter, also under ZeRO 3. Training may
+    continue while the copies are written.
 
     Returns:
         AdamW's state of every world_size-th trainable parameter, starting with the rank's number.
-        On rank 0 all that `module.state_dict()` names, each with memory of its own (safetensors refuses what
-        tied names share); elsewhere nothing.
+        On rank 0 all tensors of `module.state_dict()`, each with memory of its own (safetensors refuses
+        shared memory of tied names); on other ranks nothing.
     """
     states = _adamw_states(deepspeed_engine, zero_stage)
     moments: dict[str, Tensor] = {}
     for index, (name, parameter) in enumerate(_trainable(module)):
         mine = index % distributed.world_size() == distributed.rank()
         for moment in _MOMENTS:
-            whole = _whole_moment(parameter, states[parameter], moment, zero_stage)
+            complete = _full_moment(parameter, states[parameter], moment, zero_stage)
             if mine:
-                moments[f"{moment}/{name}"] = _copy(whole)
+                moments[f"{moment}/{name}"] = _copy(complete)
         if mine:
             moments[f"{_UPDATES}/{name}"] = torch.tensor(int(states[parameter]["step"]))
     return moments, _capture_weights(module)
@@ -72,17 +72,17 @@ def restore(
     weights_files: Mapping[str, Path],
     state_files: Sequence[Path],
 ) -> None:
-    """Take over what `capture` gave to any engine of the same model; called on all ranks between steps.
+    """Load what `capture` returned from any engine of the same model; called on all ranks between steps.
 
     Every rank checks all headers before it changes a tensor, so all ranks raise the same error.
 
     Args:
         weights_files: prefix -> file. A name in the file and the prefix before it make the name in
             `module`: `{"": file}` where the file has the module's own names.
-        state_files: the shares of all ranks that wrote, in any order.
+        state_files: of all ranks that wrote, in any order.
 
     Raises:
-        UserError: a file cannot be read, or a name is missing, unknown or double, or a shape differs.
+        UserError: a file cannot be read, or a name is missing, unknown or duplicated, or a shape differs.
     """
     weights = _index(weights_files.items())
     moments = _index(("", file) for file in state_files)
@@ -99,7 +99,7 @@ def _capture_weights(module: nn.Module) -> dict[str, Tensor]:
 
     weights: dict[str, Tensor] = {}
     for name, tensor in _weights(module).items():
-        with GatheredParameters([tensor]):  # does nothing where ZeRO 3 has not split the tensor
+        with GatheredParameters([tensor]):  # no effect unless ZeRO 3 has split the tensor
             if distributed.is_main():
                 weights[name] = _copy(tensor)
     return weights
@@ -110,7 +110,7 @@ def _restore_weights(module: nn.Module, stored: dict[str, "_Stored"]) -> None:
 
     for name, tensor in _weights(module).items():
         with GatheredParameters([tensor], modifier_rank=0):
-            # What ZeRO 3 has split is read by rank 0 and sent to the others.
+            # A tensor that ZeRO 3 has split is read by rank 0 and sent to the others.
             if distributed.is_main() or not _is_split(tensor):
                 tensor.copy_(stored[name].read())
 
@@ -129,12 +129,12 @@ def _restore_moments(
         state["step"].clamp_(min=int(stored[f"{_UPDATES}/{name}"].read()))
         if _has_part_here(parameter, zero_stage):
             for moment in _MOMENTS:
-                whole = stored[f"{moment}/{name}"].read()
-                _set_moment(parameter, state, moment, zero_stage, whole)
+                complete = stored[f"{moment}/{name}"].read()
+                _set_moment(parameter, state, moment, zero_stage, complete)
 
 
 def _adamw_states(deepspeed_engine: Any, zero_stage: int) -> dict[nn.Parameter, AdamWState]:
-    """Parameter -> AdamW's state of the tensor that is stepped in its place; zeros before the first step."""
+    """Parameter -> AdamW's state of the tensor that holds it; zeros before the first step."""
     states: dict[nn.Parameter, AdamWState] = {}
     zero = deepspeed_engine.optimizer
     adamw = zero if zero_stage == 0 else zero.optimizer
@@ -175,30 +175,30 @@ def _first_state(tensor: Tensor, group: dict[str, Any]) -> AdamWState:
     return {"step": torch.zeros((), device=device), **zeros}
 
 
-def _whole_moment(
+def _full_moment(
     parameter: nn.Parameter, state: AdamWState, moment: str, zero_stage: int
 ) -> Tensor:
     from deepspeed.utils import safe_get_full_optimizer_state
 
     if zero_stage == 0:
         return state[moment]
-    whole: Tensor = safe_get_full_optimizer_state(parameter, moment)
-    return whole
+    complete: Tensor = safe_get_full_optimizer_state(parameter, moment)
+    return complete
 
 
 def _set_moment(
-    parameter: Any, state: AdamWState, moment: str, zero_stage: int, whole: Tensor
+    parameter: Any, state: AdamWState, moment: str, zero_stage: int, complete: Tensor
 ) -> None:
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
     if zero_stage == 0:
-        state[moment].copy_(whole)
+        state[moment].copy_(complete)
     elif zero_stage < 3:
-        safe_set_full_optimizer_state(parameter, whole, moment)
+        safe_set_full_optimizer_state(parameter, complete, moment)
     else:
-        # DeepSpeed's setter of whole tensors fails on those that it had to pad to split them evenly.
+        # DeepSpeed's setter of complete tensors fails on those that it had to pad to split them evenly.
         size = parameter.ds_tensor.numel()
-        part = whole.flatten()[size * distributed.rank() :][:size]
+        part = complete.flatten()[size * distributed.rank() :][:size]
         padded = F.pad(part, (0, size - part.numel()))
         safe_set_local_optimizer_state(parameter, padded, moment)
 
@@ -243,7 +243,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A tensor in a file, read when asked for."""
+    """A tensor in a file, read on demand."""
 
     file: Path
     handle: Any
@@ -259,7 +259,7 @@ class _Stored:
 
 
 def _index(files: Iterable[tuple[str, Path]]) -> dict[str, _Stored]:
-    """What safetensors files hold, by prefix and name; only the headers are read."""
+    """The tensors of safetensors files, by prefix and name; only the headers are read."""
     stored: dict[str, _Stored] = {}
     for prefix, file in files:
         try:
@@ -271,7 +271,7 @@ def _index(files: Iterable[tuple[str, Path]]) -> dict[str, _Stored]:
             if prefix + key in stored:
                 raise UserError(
                     f"{file}: holds `{key}`, which {stored[prefix + key].file} holds too; "
-                    "remove the file that another save left"
+                    "remove the stale file of another save"
                 )
             stored[prefix + key] = _Stored(file, handle, key)
     return stored
@@ -280,16 +280,18 @@ def _index(files: Iterable[tuple[str, Path]]) -> dict[str, _Stored]:
 def _check(
     stored: dict[str, _Stored], shapes: dict[str, tuple[int, ...]], files: Sequence[Path]
 ) -> None:
-    """Refuse files that do not hold exactly the tensors that are wanted."""
+    """Refuse files that do not hold exactly the expected tensors."""
     for name, found in stored.items():
         if name not in shapes:
-            raise UserError(f"{found.file}: holds `{found.key}`, which this model has not; {_MEND}")
+            raise UserError(
+                f"{found.file}: holds `{found.key}`, which this model does not have; {_FIX}"
+            )
         if found.shape != shapes[name]:
             raise UserError(
                 f"{found.file}: `{found.key}` has the shape {list(found.shape)}, but in this model it "
-                f"has {list(shapes[name])}; {_MEND}"
+                f"has {list(shapes[name])}; {_FIX}"
             )
     missing = shapes.keys() - stored.keys()
     if missing:
         others = f" and the {len(files) - 1} files beside it" if len(files) > 1 else ""
-        raise UserError(f"{files[0]}{others}: `{min(missing)}` is missing; {_MEND}")
+        raise UserError(f"{files[0]}{others}: `{min(missing)}` is missing; {_FIX}")

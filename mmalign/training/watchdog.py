@@ -33,18 +33,18 @@ import torch
 from mmalign.core import distributed
 from mmalign.training.signals import EXIT_HUNG
 
-_SECONDS_FOR_THE_OTHERS = 4.0
+_GRACE_SECONDS = 4.0
 _WAITING = ("torch.distributed", "deepspeed.comm", "mmalign.core.distributed")
-_PLUMBING = (*_WAITING, "torch", "deepspeed", *sys.stdlib_module_names)
+_LIBRARIES = (*_WAITING, "torch", "deepspeed", *sys.stdlib_module_names)
 
 
 class Watchdog:
-    """Ends this process when no `beat` came for `seconds` within the `with` block.
+    """Ends this process when `heartbeat` was not called for `seconds` within the `with` block.
 
     Args:
-        folder: where `hang-rank<r>.txt` goes; the run's folder, the same on all ranks.
-        seconds: the longest time between two beats, a whole step with its data, a save or an evaluation
-            at least; 0: no watchdog.
+        folder: of `hang-rank<r>.txt`; the run's folder, the same on all ranks.
+        seconds: longest time between two heartbeats; longer than a step with its data, a save or an
+            evaluation. 0: no watchdog.
     """
 
     def __init__(self, folder: Path, seconds: float) -> None:
@@ -56,10 +56,10 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def heartbeat(self, what: str) -> None:
-        """A sign of life. Costs less than a microsecond: call it before everything that may take long.
+        """Report progress. It takes less than a microsecond: call it before everything that may take long.
 
         Args:
-            what: what begins now, with its step: `step 12: backward`.
+            what: what begins now, for example `step 12: backward`.
         """
         self._last = (time.monotonic(), what)  # one assignment: the thread sees both or neither
 
@@ -84,25 +84,25 @@ class Watchdog:
             since, what = self._last
             if time.monotonic() - since > self._seconds:
                 try:
-                    self._tell(time.monotonic() - since, what)
+                    self._report(time.monotonic() - since, what)
                     faulthandler.cancel_dump_traceback_later()
-                    time.sleep(_SECONDS_FOR_THE_OTHERS)
-                finally:  # a full disk too
+                    time.sleep(_GRACE_SECONDS)
+                finally:  # also where the disk is full
                     os._exit(EXIT_HUNG)  # sys.exit would end this thread alone
 
     def _arm_backstop(self) -> None:
-        """Set anew as long as the thread gets its turn, so it goes off only when the thread stands still."""
+        """Restart a timer of C code, which fires only if this thread no longer runs (the GIL is held)."""
         if sys.__stderr__ is not None:
             faulthandler.dump_traceback_later(2 * self._seconds, exit=True, file=sys.__stderr__)
 
-    def _tell(self, seconds: float, what: str) -> None:
+    def _report(self, seconds: float, what: str) -> None:
         frames = sys._current_frames()
         path = self._folder / f"hang-rank{distributed.rank()}.txt"
         line = (
             f"mmalign: rank {distributed.rank()} {_verdict(frames, self._watched)}; "
-            f"no sign of life for {seconds:.0f} s, the last one: {what}; stacks: {path}\n"
+            f"no heartbeat for {seconds:.0f} s, the last one: {what}; stacks: {path}\n"
         )
-        # Past sys.stderr, whose lock the hanging thread may hold.
+        # Not through sys.stderr, whose lock the hanging thread may hold.
         os.write(2, line.encode())
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(line + _stacks(frames), encoding="utf-8")
@@ -111,8 +111,9 @@ class Watchdog:
 def _verdict(frames: dict[int, FrameType], watched: int) -> str:
     """`waits for other ranks at FILE:LINE in FUNCTION`, or `hangs at ...`.
 
-    The place is the innermost one outside torch and Python's own library. autograd runs backward functions of
-    a GPU on threads of its own, which `threading` does not know: a collective in one of them counts as well.
+    The position is the innermost one outside torch and Python's own library. autograd runs backward
+    functions of a GPU on threads of its own, which `threading` does not know: a collective in one of them
+    counts as well.
     """
     known = {thread.ident for thread in threading.enumerate()} - {watched}
     candidates = [watched, *(number for number in frames if number not in known | {watched})]
@@ -126,7 +127,7 @@ def _verdict(frames: dict[int, FrameType], watched: int) -> str:
 
 def _place(innermost: FrameType) -> str:
     stack = list(traceback.walk_stack(innermost))
-    own = [entry for entry in stack if not _is_of(_module(entry[0]), _PLUMBING)]
+    own = [entry for entry in stack if not _is_of(_module(entry[0]), _LIBRARIES)]
     frame, line = (own or stack)[0]
     return f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
 

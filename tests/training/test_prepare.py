@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from frozen_towers import train_each
@@ -26,6 +26,7 @@ def config(out: Path, **changes: Any) -> RunConfig:
         "batch_size": 4,
         "data": {"train": ["nowhere"]},
         "optimizer": {"lr": 1e-3},
+        "engine": {"precision": "fp32"},
         **changes,
     }
     return validate(RunConfig, tree, "test")
@@ -55,6 +56,29 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
     (out / "config.yaml").write_text(write_yaml({**tree, "stepz": 4}), encoding="utf-8")
     with pytest.raises(UserError, match="holds another run"):
         open_run(other, out)
+
+
+@pytest.mark.parametrize("stored", ["fp32", "bf16"])
+def test_precision_auto_keeps_what_the_checkpoints_were_computed_in(
+    tmp_path: Path, stored: Literal["fp32", "bf16"]
+) -> None:
+    out = tiny_run(tmp_path)
+    open_run(config(out, engine={"precision": stored}), out)
+    assert open_run(config(out, engine={"precision": "auto"}), out).engine.precision == stored
+    assert read_yaml(out / "config.yaml")["engine"]["precision"] == stored
+    other = "bf16" if stored == "fp32" else "fp32"
+    with pytest.raises(UserError, match=r"its `engine\.precision` differs"):
+        open_run(config(out, engine={"precision": other}), out)
+
+
+def test_a_run_that_starts_records_the_precision_that_the_device_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmalign.core.precision.multiplies_bf16", lambda: False)
+    run = config(tiny_run(tmp_path / "other"), engine={})
+    assert run.engine.precision == "auto"
+    assert open_run(run, tmp_path / "new").engine.precision == "fp32"
+    assert read_yaml(tmp_path / "new" / "config.yaml")["engine"]["precision"] == "fp32"
 
 
 def test_first_weights_that_are_gone_do_not_hinder_a_resume(tmp_path: Path) -> None:
