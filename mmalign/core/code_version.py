@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-VERSION = "0.1.0"
+VERSION = "0.2.0.dev0"
 PACKAGE = Path(__file__).parents[1]
 _SECONDS = 10
 
