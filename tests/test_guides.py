@@ -1,0 +1,97 @@
+"""The commands of the README and the guides: all of them parse, and those that fit a test run on small data.
+
+A fenced block of commands is preceded by `<!-- test: run -->`, `<!-- test: parse -->` or `<!-- test: none, reason -->`.
+"""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from mmalign.cli import app
+from mmalign.core.config import load_config
+from mmalign.training.run_config import RunConfig
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(?:<!-- test: (\w+)[^>]*-->\n)?```(?:bash|sh)\n(.*?)```", re.S)
+# What makes a command small, by its verb; `train` in a process of its own, which joins a group of ranks.
+SMALL = {
+    "data build": "source.train_scenes=64 source.test_scenes=16 source.object_scenes=16",
+    "train": "steps=2 batch_size=8 data.workers=0",
+    "eval": "layers.pictures=16",
+    "finetune": "epochs=1 hidden=8 folds=2",
+}
+# In this order each finds what it needs: data, a run, and what is measured on it.
+ORDER = ("pretraining", "evaluation", "text_transfer", "publishing", "data", "large_scale")
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """How each block of commands is tested (`run`, `parse`, `none`), and its commands."""
+    for kind, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+        assert kind in ("run", "parse", "none"), f"{page.name}: say how this block is tested: {text}"
+        yield kind, text
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words behind `mmalign` of each line that calls it."""
+    lines = [shlex.split(line, comments=True) for line in text.replace("\\\n", " ").splitlines()]
+    return [words[words.index("mmalign") + 1 :] for words in lines if "mmalign" in words]
+
+
+def every_command() -> list[list[str]]:
+    return [words for page in PAGES for _, text in blocks(page) for words in commands(text)]
+
+
+@pytest.mark.parametrize("words", every_command(), ids=" ".join)
+def test_a_command_parses_and_names_files_that_exist(words: list[str]) -> None:
+    command: click.Command = typer.main.get_command(app)
+    rest = list(words)
+    context = None
+    while isinstance(command, click.Group):
+        name, command, rest = command.resolve_command(click.Context(command), rest)
+        assert command is not None, name
+    context = command.make_context(words[0], rest)
+    files = [word for word in words if word.endswith(".yaml") and "/" in word]
+    assert all((ROOT / file).is_file() for file in files), files
+    if words[0] in ("train", "launch"):
+        load_config(RunConfig, ROOT / files[0], context.params["overrides"] or ())
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like a checkout."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("train", "eval", "data_recipes"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+@pytest.mark.parametrize("guide", ORDER)
+def test_the_commands_of_a_guide_run_on_small_data(
+    guide: str, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(checkout)
+    done = 0
+    for kind, text in blocks(ROOT / "docs" / f"{guide}.md"):
+        for words in commands(text) if kind == "run" else ():
+            verb = " ".join(words[:2]) if words[0] == "data" else words[0]
+            small = [] if "--dry-run" in words else SMALL.get(verb, "").split()
+            run([*words, *small])
+            done += 1
+    assert done > 0
+
+
+def run(words: list[str]) -> None:
+    if words[0] == "train":
+        subprocess.run([sys.executable, "-m", "mmalign", *words], check=True, timeout=600)
+        return
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, (words, result.output, result.exception)
