@@ -13,10 +13,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mmalign.core.batch import Example
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.text.fit import FitConfig
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.layout import NoFiles
 from mmalign.text.tasks.read import FilesConfig, TaskConfig, make_task
 from mmalign.text.tasks.readers import read

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmalign.core.batch import Example
 from mmalign.evaluation.nearest import TIE, search
 from mmalign.models.text_encoder import TextEncoder
+from mmalign.text.tasks.example import Example
 
 DEPTH = 20
 

@@ -36,9 +36,9 @@ from typing import Any
 
 import numpy as np
 
-from mmalign.core.batch import Example
 from mmalign.core.errors import UserError
 from mmalign.text.causality.pairs import f1_without_reading, pair_scores
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.task import Kind
 
 Prediction = str | float | int | tuple[str, ...] | tuple[bool, ...]

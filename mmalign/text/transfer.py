@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from mmalign.core.batch import Example
 from mmalign.results.metric_names import MEAN
 from mmalign.results.results import Results
 from mmalign.text.causality.pairs import redrawn_pair_scores
 from mmalign.text.scores import PRIMARY, Prediction, chance, score
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.task import CLEAN, Task
 
 Value = np.ndarray | float

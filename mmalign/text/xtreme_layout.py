@@ -21,9 +21,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmalign.core.batch import Example
 from mmalign.core.errors import UserError
 from mmalign.text.scores import Prediction
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.task import Kind
 
 FILES: dict[str, tuple[Kind, str]] = {

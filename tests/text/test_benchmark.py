@@ -8,7 +8,6 @@ import pytest
 import torch
 from tiny import tiny_run
 
-from mmalign.core.batch import Example
 from mmalign.core.config import load_config, validate
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder, load_text_encoder
@@ -16,6 +15,7 @@ from mmalign.results.results import Results, read_results
 from mmalign.text.benchmark import TextSuiteConfig, run_text_suite
 from mmalign.text.benchmark_tasks import GroupConfig, read_group
 from mmalign.text.fit import Fitted, fit
+from mmalign.text.tasks.example import Example
 
 ROOT = Path(__file__).parents[2]
 FIT = {"trainable": "head", "epochs": 1, "batch_size": 4}

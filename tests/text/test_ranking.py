@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tiny import TEXTS, tiny_model, tiny_tokenizer
 
-from mmalign.core.batch import Example
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.ranking import rank, rank_features
+from mmalign.text.tasks.example import Example
 
 
 def draw(rows: int, seed: int) -> np.ndarray:

@@ -10,7 +10,6 @@ from scipy import stats
 from seqeval.metrics import f1_score as seqeval_f1
 from sklearn import metrics
 
-from mmalign.core.batch import Answer, Causality, Event, EventPair, Example, Target
 from mmalign.core.errors import UserError
 from mmalign.text.scores import (
     PRIMARY,
@@ -23,6 +22,7 @@ from mmalign.text.scores import (
     score,
     span_f1,
 )
+from mmalign.text.tasks.example import Answer, Causality, Event, EventPair, Example, Target
 from mmalign.text.tasks.task import Kind
 
 RNG = np.random.default_rng(0)

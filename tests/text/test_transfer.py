@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from mmalign.core.batch import Example, Target
 from mmalign.results.results import Results
 from mmalign.text.scores import score
+from mmalign.text.tasks.example import Example, Target
 from mmalign.text.tasks.task import Kind, Task
 from mmalign.text.transfer import (
     Outcome,

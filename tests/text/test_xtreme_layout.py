@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from mmalign.core.batch import Answer, Example, Target
 from mmalign.core.errors import UserError
 from mmalign.text.scores import Prediction
+from mmalign.text.tasks.example import Answer, Example, Target
 from mmalign.text.tasks.task import Kind
 from mmalign.text.xtreme_layout import FILES, write_predictions, xtreme_name
 

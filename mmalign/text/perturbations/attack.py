@@ -24,7 +24,6 @@ from typing import Literal
 import numpy as np
 import pydantic
 
-from mmalign.core.batch import Example
 from mmalign.core.config import Section
 from mmalign.text.perturbations.candidates import Candidates, misspellings, translated
 from mmalign.text.perturbations.characters import alphabet_of
@@ -32,6 +31,7 @@ from mmalign.text.perturbations.code_mix import tables_from
 from mmalign.text.perturbations.sampling import text_generator
 from mmalign.text.perturbations.segments import is_word, put, segments, word_places
 from mmalign.text.perturbations.words import without
+from mmalign.text.tasks.example import Example
 
 Predict = Callable[[list[Example]], np.ndarray]
 """n examples -> (n, K) floats, a probability or its logarithm for each class; the largest is predicted."""

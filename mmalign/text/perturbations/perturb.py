@@ -23,7 +23,6 @@ from typing import Annotated
 import numpy as np
 import pydantic
 
-from mmalign.core.batch import Example
 from mmalign.data.dictionaries import casing
 from mmalign.text.perturbations import (
     characters,
@@ -40,6 +39,7 @@ from mmalign.text.perturbations.sampling import noise_share, replaced_share, tex
 from mmalign.text.perturbations.surface import SurfaceConfig
 from mmalign.text.perturbations.typo_lists import TypoListConfig
 from mmalign.text.perturbations.words import WordsConfig
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.task import Kind
 
 PerturbationConfig = Annotated[

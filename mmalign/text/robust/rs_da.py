@@ -20,9 +20,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from mmalign.core.batch import Example
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.tables import json_tree, tsv
 
 Neighbours = Mapping[str, tuple[str, ...]]

@@ -6,8 +6,8 @@ dev.json: {task: [example, ...]} -> the list of one task, under the labels of it
 from pathlib import Path
 from typing import Literal
 
-from mmalign.core.batch import Example
 from mmalign.core.errors import UserError
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.layout import matching, row_id
 from mmalign.text.tasks.tables import Row, json_tree
 from mmalign.text.tasks.task import Splits

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from mmalign.core.batch import Example
 from mmalign.core.errors import UserError
 from mmalign.text.tasks.codes import bcp47
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.tables import Row
 from mmalign.text.tasks.task import Splits
 

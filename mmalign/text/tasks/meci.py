@@ -20,9 +20,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NoReturn
 
-from mmalign.core.batch import Causality, Event, EventPair, Example
 from mmalign.core.errors import UserError
 from mmalign.text.tasks.codes import bcp47
+from mmalign.text.tasks.example import Causality, Event, EventPair, Example
 from mmalign.text.tasks.layout import SPLIT, matching
 from mmalign.text.tasks.tables import lines
 from mmalign.text.tasks.task import Splits

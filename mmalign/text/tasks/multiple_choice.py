@@ -10,8 +10,8 @@ languages, as in XTREME (google-research/xtreme, run_xcopa.py).
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmalign.core.batch import Example
 from mmalign.core.errors import UserError
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.layout import read_files, read_rows, row_id
 from mmalign.text.tasks.tables import Row, jsonl, lines
 from mmalign.text.tasks.task import Splits

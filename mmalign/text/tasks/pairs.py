@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from mmalign.core.batch import Example
 from mmalign.text.tasks.codes import bcp47
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.layout import SPLIT, add, matching, read_rows, row_id
 from mmalign.text.tasks.tables import Row, jsonl, lines, quoted, table, tsv
 from mmalign.text.tasks.task import Splits

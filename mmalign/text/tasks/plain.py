@@ -16,9 +16,9 @@ split is the same in every language.
 import re
 from pathlib import Path
 
-from mmalign.core.batch import Example
 from mmalign.core.errors import UserError
 from mmalign.core.languages import is_language_code
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.layout import read_rows, row_id
 from mmalign.text.tasks.tables import Row, table
 from mmalign.text.tasks.task import Kind, Splits

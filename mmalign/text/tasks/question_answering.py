@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmalign.core.batch import Answer, Example
 from mmalign.core.errors import UserError
 from mmalign.text.tasks.codes import bcp47
+from mmalign.text.tasks.example import Answer, Example
 from mmalign.text.tasks.layout import add, matching, read_files
 from mmalign.text.tasks.tables import json_tree
 from mmalign.text.tasks.task import Splits

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from mmalign.core.batch import Example
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.readers import Format, read
 from mmalign.text.tasks.task import Kind, Splits, Task, labels_of, sample
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmalign.core.batch import Example
 from mmalign.core.errors import UserError
 from mmalign.text.tasks.codes import bcp47
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.layout import SPLIT, matching
 from mmalign.text.tasks.question_answering import paragraphs, right_answers
 from mmalign.text.tasks.tables import Row, jsonl, lines, tsv

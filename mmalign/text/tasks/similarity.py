@@ -8,7 +8,7 @@ STS-B grades from 0 to 5, SICK from 1 to 5; correlations do not see the differen
 from functools import partial
 from pathlib import Path
 
-from mmalign.core.batch import Example
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.layout import read_rows, row_id
 from mmalign.text.tasks.pairs import sick_rows, sick_texts
 from mmalign.text.tasks.tables import Row, quoted, tsv

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from mmalign.core.batch import Example
 from mmalign.core.errors import UserError
 from mmalign.text.tasks.codes import NAMES
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.layout import add, matching, read_files, read_rows, row_id
 from mmalign.text.tasks.tables import Row, lines, quoted, read_text, tsv
 from mmalign.text.tasks.task import Splits

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from mmalign.core.batch import Example
+from mmalign.text.tasks.example import Example
 
 Kind = Literal[
     "classification",

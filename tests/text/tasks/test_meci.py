@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mmalign.core.batch import Causality, Event, EventPair, Example
 from mmalign.core.errors import UserError
+from mmalign.text.tasks.example import Causality, Event, EventPair, Example
 from mmalign.text.tasks.meci import read_meci
 from mmalign.text.tasks.read import TaskConfig, read_task
 from mmalign.text.tasks.readers import read

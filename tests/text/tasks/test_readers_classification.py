@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mmalign.core.batch import Example
 from mmalign.core.errors import UserError
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.readers import Format, read
 from mmalign.text.tasks.task import Splits
 

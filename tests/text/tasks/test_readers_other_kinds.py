@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mmalign.core.batch import Answer, Example
 from mmalign.core.errors import UserError
+from mmalign.text.tasks.example import Answer, Example
 from mmalign.text.tasks.readers import Format, read
 
 

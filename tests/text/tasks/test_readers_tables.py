@@ -6,9 +6,9 @@ from typing import get_args
 
 import pytest
 
-from mmalign.core.batch import Example
 from mmalign.core.errors import UserError
 from mmalign.text.tasks.codes import bcp47
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.layout import read_files
 from mmalign.text.tasks.readers import READERS, Format, read
 from mmalign.text.tasks.tables import json_tree, jsonl, lines, quoted, tsv
