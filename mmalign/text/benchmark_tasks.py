@@ -17,9 +17,9 @@ from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.text.fit import FitConfig
 from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.formats import read
 from mmalign.text.tasks.layout import NoFiles
 from mmalign.text.tasks.read import FilesConfig, TaskConfig, make_task
-from mmalign.text.tasks.readers import read
 from mmalign.text.tasks.task import Kind, Splits, Task, labels_of
 
 SOURCE = "en"

@@ -2,22 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from mmalign.core.errors import UserError
 from mmalign.text.tasks.codes import bcp47
 from mmalign.text.tasks.example import Example
-from mmalign.text.tasks.layout import read_files
-from mmalign.text.tasks.readers import READERS, Format, read
-from mmalign.text.tasks.tables import json_tree, jsonl, lines, quoted, tsv
+from mmalign.text.tasks.formats import read
+from mmalign.text.tasks.layout import matching
+from mmalign.text.tasks.tables import json_tree, lines, rows
 
 
-def write(folder: Path, name: str, *rows: str) -> Path:
+def write(folder: Path, name: str, *table: str) -> Path:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(f"{row}\n" for row in table), encoding="utf-8")
     return path
 
 
@@ -79,12 +78,12 @@ def test_scores_make_it_similarity(tmp_path: Path) -> None:
 def test_labels_and_scores_side_by_side_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "dev.de.tsv", "sentence1\tsentence2\tscore", "a\tb\t4.75")
     write(tmp_path, "dev.en.tsv", "sentence1\tsentence2\tlabel", "a\tb\t1")
-    with pytest.raises(UserError, match="others `score`; part them"):
+    with pytest.raises(UserError, match="others `score`; separate them"):
         read("tsv", tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    ("table", "message"),
     [
         (
             ["id\tlabel\ttext", "1\ta"],
@@ -101,9 +100,9 @@ def test_labels_and_scores_side_by_side_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_table_is_named_by_file_and_line(
-    tmp_path: Path, rows: list[str], message: str
+    tmp_path: Path, table: list[str], message: str
 ) -> None:
-    write(tmp_path, "train.en.tsv", *rows)
+    write(tmp_path, "train.en.tsv", *table)
     with pytest.raises(UserError, match=message):
         read("tsv", tmp_path)
 
@@ -127,22 +126,10 @@ def test_names_that_are_no_task_files_and_second_files_are_refused(tmp_path: Pat
         read("tsv", tmp_path)
 
 
-def test_every_format_has_a_reader() -> None:
-    assert set(get_args(Format)) == set(READERS)
-
-
-@pytest.mark.parametrize("name", sorted(READERS))
-def test_a_folder_without_the_layout_says_what_was_looked_for(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match="looked for "):
-        read(name, tmp_path)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="no such task folder"):
-        read(name, tmp_path / "missing")  # type: ignore[arg-type]
-
-
 def test_windows_line_ends_a_byte_order_mark_and_a_missing_last_line_end(tmp_path: Path) -> None:
     path = tmp_path / "x.tsv"
     path.write_bytes(b"\xef\xbb\xbflabel\ttext\r\na\tum\r\nb\tdois")
-    assert [(row.line, row.number, dict(row.cells)) for row in tsv(path)] == [
+    assert [(row.line, row.number, dict(row.cells)) for row in rows(path)] == [
         (2, 1, {"label": "a", "text": "um"}),
         (3, 2, {"label": "b", "text": "dois"}),
     ]
@@ -159,25 +146,25 @@ def test_what_is_not_utf8_or_not_there_is_named(tmp_path: Path) -> None:
 
 def test_quoted_cells_hold_quotes_and_line_breaks(tmp_path: Path) -> None:
     path = write(tmp_path, "x.csv", '"he said ""no""","two', 'lines",1.0', "a,b,2")
-    rows = list(quoted(path, ("first", "second", "score"), ","))
-    assert [dict(row.cells) for row in rows] == [
+    found = list(rows(path, ("first", "second", "score"), quoted=True))
+    assert [dict(row.cells) for row in found] == [
         {"first": 'he said "no"', "second": "two\nlines", "score": "1.0"},
         {"first": "a", "second": "b", "score": "2"},
     ]
-    assert [(row.line, row.number) for row in rows] == [(2, 1), (3, 2)]
+    assert [(row.line, row.number) for row in found] == [(2, 1), (3, 2)]
 
 
 def test_a_quote_that_nothing_closes_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path, "x.csv", '"open,' + "x" * 140_000)
     with pytest.raises(UserError, match=r"x.csv, line 1: field larger"):
-        list(quoted(path, ("one",), ","))
+        list(rows(path, ("one",), quoted=True))
 
 
 def test_broken_rows_are_left_out_only_where_the_release_has_some(tmp_path: Path) -> None:
     path = write(tmp_path, "x.tsv", "a\tb", "1\t2", "3", "4\t5")
-    assert [row.cells["a"] for row in tsv(path, skip_broken=True)] == ["1", "4"]
+    assert [row.cells["a"] for row in rows(path, skip_broken=True)] == ["1", "4"]
     with pytest.raises(UserError, match="line 3: 1 columns"):
-        list(tsv(path))
+        list(rows(path))
 
 
 @pytest.mark.parametrize("text", ["[1]", "{"])
@@ -187,15 +174,14 @@ def test_a_json_file_must_hold_an_object(tmp_path: Path, text: str) -> None:
 
 
 def test_an_empty_json_lines_file_has_no_rows(tmp_path: Path) -> None:
-    assert list(jsonl(write(tmp_path, "x.jsonl"))) == []
+    assert list(rows(write(tmp_path, "x.jsonl"))) == []
 
 
-def test_files_in_other_folders_are_not_of_the_layout(tmp_path: Path) -> None:
-    write(tmp_path, "old/train.txt", "x")
-    write(tmp_path, "train.txt", "y")
-
-    def one_a_line(path: Path, split: str, lang: str) -> list[Example]:
-        return [Example(line, lang, (line,), split) for line in lines(path)]
-
-    splits = read_files(tmp_path, r"(?P<split>train)\.txt", "train.txt", one_a_line)
-    assert splits == {("train", "en"): [Example("y", "en", ("y",), "train")]}
+def test_a_template_of_paths_names_split_language_and_parts(tmp_path: Path) -> None:
+    for name in ("a/b/swh-x.val.txt", "x/train_1.csv", "c/train.csv", "swh-deu.val.txt"):
+        write(tmp_path, name, "x")
+    template = "**/<language>-x.{train,val}.txt or [x/]{train,val}[_<part>].{csv,tsv}"
+    assert [(path.name, parts) for path, parts in matching(tmp_path, template)] == [
+        ("swh-x.val.txt", {"lang": "sw", "split": "dev"}),
+        ("train_1.csv", {"split": "train", "part": "1", "choice_2": "csv"}),
+    ]
