@@ -10,11 +10,13 @@ translation is taken, because a wrong one would change the label.
 
 Words are matched in small letters, each on its own: expressions are not looked up. In scripts without
 spaces a word is a piece of one character or a few (see `segments.py`): the pieces of longer words are
-translated one by one, which bends their meaning more than elsewhere.
+translated one by one, which changes their meaning more than elsewhere.
 Severity 1 to 5 replaces a share of 0.2, 0.4, 0.6, 0.8 and 1 of the words that the dictionaries know, at least
 one. Only texts with such a word change: how many depends on the dictionaries.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -28,24 +30,14 @@ from mmalign.data.dictionaries.read import (
     invert,
     read_dictionaries,
 )
-from mmalign.text.perturbations.sampling import Graded, choose
-from mmalign.text.perturbations.segments import put, segments, word_places
-
-
-class CodeMixConfig(Graded):
-    """Words replaced by their translation."""
-
-    kind: Literal["code_mix"]
-    folder: str
-    """Folder with dictionaries from English; relative to where the command runs."""
-    languages: tuple[str, ...] | None = None
-    """What to mix in; by default English and every language of the folder."""
+from mmalign.text.perturbations.sampling import Change, Graded, choose
+from mmalign.text.perturbations.segments import put, segments, word_positions
 
 
 def tables_from(
     lang: str, folder: Path, languages: tuple[str, ...] | None = None
 ) -> dict[str, Dictionary] | None:
-    """Language -> dictionary from `lang` into it; None: no dictionary leads from `lang` to `languages`.
+    """Language -> dictionary from `lang` into it; None: there is none from `lang` into `languages`.
 
     Raises:
         UserError: see `read_dictionaries`, or a language of `languages` that has no dictionary.
@@ -56,7 +48,7 @@ def tables_from(
     if not wanted <= known:
         missing = sorted(wanted - known)[0]
         raise UserError(
-            f"{folder}: no dictionary of `{missing}`; take it off `languages` or add one"
+            f"{folder}: no dictionary of `{missing}`; remove it from `languages` or add one"
         )
     if base_language(lang) == ENGLISH:
         return {to: dictionaries[to] for to in sorted(wanted - {ENGLISH})} or None
@@ -75,10 +67,10 @@ def mix(
 ) -> str:
     """`text` of language `lang` with a share of the words that the tables know translated."""
     parts = segments(text)
-    known = {place: translations(parts[place], tables, lang) for place in word_places(parts)}
-    for place in choose([place for place, found in known.items() if found], share, rng):
-        found = known[place]
-        parts = put(parts, place, found[rng.integers(len(found))][0])
+    known = {i: translations(parts[i], tables, lang) for i in word_positions(parts)}
+    for i in choose([i for i, found in known.items() if found], share, rng):
+        # A language is drawn, and then its safest translation is taken.
+        parts = put(parts, i, known[i][rng.integers(len(known[i]))][0])
     return "".join(parts)
 
 
@@ -86,3 +78,19 @@ def translations(word: str, tables: dict[str, Dictionary], lang: str) -> list[tu
     """The word's translations, those of one language together, the safest first."""
     small = lower(word, lang)
     return [table[small] for table in tables.values() if small in table]
+
+
+class CodeMixConfig(Graded):
+    """Words replaced by their translation."""
+
+    kind: Literal["code_mix"]
+    folder: str
+    """Folder with dictionaries from English; relative to where the command runs."""
+    languages: tuple[str, ...] | None = None
+    """What to mix in; by default English and every language of the folder."""
+
+    def change(self, texts: Sequence[str], lang: str, single_words: bool) -> Change | None:
+        if single_words:
+            return None
+        tables = tables_from(lang, Path(self.folder), self.languages)
+        return partial(mix, share=self.replaced_share, tables=tables, lang=lang) if tables else None

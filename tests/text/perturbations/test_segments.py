@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmalign.text.perturbations.segments import put, segments, space_after, word_places
+from mmalign.text.perturbations.segments import put, segments, space_after, word_positions
 
 WORDS = {
     "Don't stop, 1,998 well-known": ["Don't", "stop", "1,998", "well", "known"],
@@ -22,7 +22,7 @@ WORDS = {
 def test_words_of_a_text(text: str) -> None:
     parts = segments(text)
     assert "".join(parts) == text
-    assert [parts[place] for place in word_places(parts)] == WORDS[text]
+    assert [parts[place] for place in word_positions(parts)] == WORDS[text]
 
 
 def test_a_word_that_is_put_in_does_not_melt_with_its_neighbours() -> None:
