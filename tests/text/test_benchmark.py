@@ -12,7 +12,7 @@ from mmalign.core.config import load_config, validate
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder, load_text_encoder
 from mmalign.results.results import Results, read_results
-from mmalign.text.benchmark import TextSuiteConfig, run_text_suite
+from mmalign.text.benchmark import BenchmarkConfig, run_benchmark
 from mmalign.text.benchmark_tasks import GroupConfig, read_group
 from mmalign.text.fit import Fitted, fit
 from mmalign.text.tasks.example import Example
@@ -89,12 +89,12 @@ def tatoeba(data: Path, **test: Any) -> dict[str, Any]:
     }
 
 
-def suite(*groups: dict[str, Any], **fields: Any) -> TextSuiteConfig:
-    return validate(TextSuiteConfig, {"name": "small", "groups": list(groups), **fields}, "x.yaml")
+def suite(*groups: dict[str, Any], **fields: Any) -> BenchmarkConfig:
+    return validate(BenchmarkConfig, {"name": "small", "groups": list(groups), **fields}, "x.yaml")
 
 
 def measured(run: Path, out: Path, *groups: dict[str, Any], **fields: Any) -> Results:
-    return run_text_suite(suite(*groups, **fields), str(run), out)
+    return run_benchmark(suite(*groups, **fields), str(run), out)
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def test_seeds_are_a_mean_of_what_was_trained(data: Path, run: Path, tmp_path: P
 
 
 def test_the_untrained_model_is_a_baseline(data: Path, run: Path, tmp_path: Path) -> None:
-    results = run_text_suite(suite(tatoeba(data)), str(run), tmp_path, untrained=True)
+    results = run_benchmark(suite(tatoeba(data)), str(run), tmp_path, untrained=True)
     baseline = results.baselines["untrained"]
     assert baseline.metrics.keys() == results.metrics.keys()
     assert baseline.model["sha256"] != results.model["sha256"]
@@ -326,7 +326,7 @@ def test_labels_without_training_are_refused(data: Path) -> None:
 
 @pytest.mark.parametrize(("name", "tests"), [("xtreme_r", 11), ("glue_x", 22)])
 def test_the_shipped_suites_are_valid(name: str, tests: int) -> None:
-    config = load_config(TextSuiteConfig, ROOT / "eval" / f"{name}.yaml")
+    config = load_config(BenchmarkConfig, ROOT / "eval" / f"{name}.yaml")
     every = [test for group in config.groups for test in group.tests]
     assert len(every) == tests
     for test in every:

@@ -17,7 +17,6 @@ from mmalign.text.scores import (
     average_precision,
     chance,
     expected_average_precision,
-    f1_of_label,
     reciprocal_rank,
     score,
     span_f1,
@@ -69,7 +68,7 @@ def test_the_positive_label_can_be_named() -> None:
     assert score("classification", examples, given)["f1"] == pytest.approx(2 / 5)
     assert score("classification", examples, given, positive="no")["f1"] == 0
     # A third label among the predictions is an error like any other.
-    assert f1_of_label(["a", "b"], ["c", "b"], "b") == 1
+    assert measured("classification", ["a", "b"], ["c", "b"])["f1"] == 1
 
 
 def test_a_classifier_that_always_says_the_same_has_no_correlation() -> None:
