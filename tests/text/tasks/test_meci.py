@@ -88,36 +88,6 @@ def test_unusual_documents_are_read(
     assert (len(example.target.events), len(example.target.pairs)) == (events, pairs)
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ((), "line 1: the first line must be `Text`"),
-        ((EVENTS[0],), "line 1: the first line must be `Text`"),
-        (("Text",), "line 1: `Text` without a sentence"),
-        ((TEXT, TEXT), "line 2: neither `Event`"),
-        ((TEXT, "Event\tT1\tsad\t43"), "line 2: neither `Event`"),
-        ((TEXT, "Event\tT1\tsad\tEVENT\tx"), "line 2: the offset is `x`"),
-        ((TEXT, "Event\tT1\tsad\tEVENT\t42"), "line 2: the trigger `sad` is not at 42"),
-        ((TEXT, "Event\tT1\tsad\tEVENT\t999"), "line 2: the trigger `sad` is not at 999"),
-        ((TEXT, "Event\tT1\t. People\tEVENT\t29"), "is not at 29 within one sentence"),
-        ((TEXT, EVENTS[0], EVENTS[0]), "line 3: a second event `T1`"),
-        ((TEXT, EVENTS[0], RELATIONS[2]), "line 3: no line above it names the event `T2`"),
-        ((TEXT, EVENTS[0], "Relation\tT1\tT1\tNoRel"), "line 3: `T1` is paired with itself"),
-        ((TEXT, *EVENTS, "Relation\tT1\tT2\tMaybe"), "line 5: the relation is `Maybe`"),
-        (
-            (TEXT, *EVENTS, RELATIONS[0], "Relation\tT3\tT2\tNoRel"),
-            "line 6: `T3` and `T2` are causal in one line and `NoRel` in another",
-        ),
-    ],
-)
-def test_a_broken_line_is_named(tmp_path: Path, rows: tuple[str, ...], message: str) -> None:
-    path = write(tmp_path, *rows)
-    with pytest.raises(UserError) as failure:
-        read("meci", tmp_path)
-    assert str(failure.value).startswith(f"{path}, line")
-    assert message in str(failure.value)
-
-
 def test_a_language_that_no_folder_names(tmp_path: Path) -> None:
     write(tmp_path, TEXT, name="english/train/a.tsvx")
     with pytest.raises(UserError, match="its name has no language; name it causal-<language>"):

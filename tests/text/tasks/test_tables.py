@@ -1,14 +1,11 @@
-"""Our own layout and the tables of publishers are read as they are or refused by file and line."""
+"""Tables, codes and paths of publishers are read as they are or refused by file and line."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from mmalign.core.errors import UserError
 from mmalign.text.tasks.codes import bcp47
-from mmalign.text.tasks.example import Example
-from mmalign.text.tasks.formats import read
 from mmalign.text.tasks.layout import matching
 from mmalign.text.tasks.tables import json_tree, lines, rows
 
@@ -40,90 +37,6 @@ def write(folder: Path, name: str, *table: str) -> Path:
 )
 def test_a_code_of_any_publisher_becomes_bcp47(code: str, wanted: str) -> None:
     assert bcp47(code) == wanted
-
-
-def test_classification_of_one_text_with_ids_and_columns_that_nobody_asked_for(
-    tmp_path: Path,
-) -> None:
-    write(tmp_path, "train.en.tsv", "id\tlabel\tgenre\ttext", '7\ta\tx\t"a" quote\u2028and\x85more')
-    write(tmp_path, "dev.pt-BR.jsonl", json.dumps({"id": 7, "text": "um", "label": 1, "more": []}))
-    kind, splits = read("tsv", tmp_path)
-    assert kind == "classification"
-    assert splits == {
-        ("train", "en"): [Example("7", "en", ('"a" quote\u2028and\x85more',), "a")],
-        ("dev", "pt-BR"): [Example("7", "pt-BR", ("um",), "1")],
-    }
-
-
-@pytest.mark.parametrize("columns", ["premise\thypothesis", "sentence1\tsentence2"])
-def test_pairs_without_ids_are_aligned_by_row_and_split(tmp_path: Path, columns: str) -> None:
-    write(tmp_path, "test.en.tsv", f"{columns}\tlabel", "a\tb\tyes", "c\td\tno")
-    write(tmp_path, "test.de.tsv", f"{columns}\tlabel", "A\tB\tyes", "C\tD\tno")
-    write(tmp_path, "train.en.tsv", f"{columns}\tlabel", "e\tf\tyes")
-    kind, splits = read("tsv", tmp_path)
-    assert kind == "classification"
-    assert splits["test", "de"][1] == Example("test-2", "de", ("C", "D"), "no")
-    assert [one.id for one in splits["test", "en"]] == ["test-1", "test-2"]
-    assert splits["train", "en"][0].id == "train-1"  # another pair than test-1
-
-
-def test_scores_make_it_similarity(tmp_path: Path) -> None:
-    write(tmp_path, "dev.de.tsv", "sentence1\tsentence2\tscore", "a\tb\t4.75")
-    assert read("tsv", tmp_path) == (
-        "similarity",
-        {("dev", "de"): [Example("dev-1", "de", ("a", "b"), 4.75)]},
-    )
-
-
-def test_labels_and_scores_side_by_side_are_refused(tmp_path: Path) -> None:
-    write(tmp_path, "dev.de.tsv", "sentence1\tsentence2\tscore", "a\tb\t4.75")
-    write(tmp_path, "dev.en.tsv", "sentence1\tsentence2\tlabel", "a\tb\t1")
-    with pytest.raises(UserError, match="others `score`; separate them"):
-        read("tsv", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        (
-            ["id\tlabel\ttext", "1\ta"],
-            r"train.en.tsv, line 2: 2 columns; there must be 3: id, label",
-        ),
-        (["id\tlabel\ttext", "1\ta\t "], r"line 2: `text` must be text and not empty"),
-        (["id\tlabel\ttext", "\ta\tx"], r"line 2: `id` must be text and not empty"),
-        (["label\twords", "a\tx"], r"line 2: has the columns label, words; a task needs"),
-        (
-            ["sentence1\tsentence2\tscore", "a\tb\thigh"],
-            r"line 2: `score` is `high`; write a number",
-        ),
-        (["id\tlabel\ttext"], r"train.en.tsv: holds no examples"),
-    ],
-)
-def test_a_broken_table_is_named_by_file_and_line(
-    tmp_path: Path, table: list[str], message: str
-) -> None:
-    write(tmp_path, "train.en.tsv", *table)
-    with pytest.raises(UserError, match=message):
-        read("tsv", tmp_path)
-
-
-@pytest.mark.parametrize("line", ["{", "[1]", '{"label": "a"}', '{"label": "a", "text": 3}'])
-def test_a_broken_json_line_is_named(tmp_path: Path, line: str) -> None:
-    write(tmp_path, "test.en.jsonl", '{"label": "a", "text": "x"}', line)
-    with pytest.raises(UserError, match=r"test.en.jsonl, line 2: "):
-        read("tsv", tmp_path)
-
-
-def test_names_that_are_no_task_files_and_second_files_are_refused(tmp_path: Path) -> None:
-    header = "label\ttext"
-    write(tmp_path, "train.en.tsv", header, "a\tx")
-    stray = write(tmp_path, "valid.en.tsv", header, "a\tx")
-    with pytest.raises(UserError, match=r"valid.en.tsv: not the name of a task file"):
-        read("tsv", tmp_path)
-    stray.unlink()
-    write(tmp_path, "train.en.jsonl", '{"label": "a", "text": "x"}')
-    with pytest.raises(UserError, match="a second file for train in `en`"):
-        read("tsv", tmp_path)
 
 
 def test_windows_line_ends_a_byte_order_mark_and_a_missing_last_line_end(tmp_path: Path) -> None:
