@@ -48,7 +48,7 @@ class BenchmarkConfig(Section):
     seeds: Seeds = (0,)
     """Fine-tune once for each; numbers are then means over them."""
     predictions: bool = False
-    """Also write the predictions of the tasks that XTREME's scorer knows, below `predictions/`."""
+    """Also write the predictions of the tasks that XTREME's scorer grades, below `predictions/`."""
     average: bool = False
     """Also the mean score of all tasks with `published`, if all of them were measured as published."""
 

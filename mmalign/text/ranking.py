@@ -9,7 +9,7 @@ For towers without training (Tatoeba in XTREME, arXiv 2003.11080) and for those 
 
 Ties are counted against the model, as in `mmalign.evaluation.nearest`: a wrong candidate that scores as high
 as a correct one, to the rounding of float32, is ranked before it. So a tower that maps every text to one
-point finds nothing, whatever the order of the pool.
+point finds nothing, in any order of the pool.
 """
 
 from collections.abc import Sequence

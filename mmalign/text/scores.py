@@ -124,8 +124,8 @@ def chance(kind: Kind, examples: Sequence[Example], candidates: int | None = Non
         case "multiple_choice":
             return float(np.mean([1 / (len(one.texts) - 1) for one in examples]))
         case "retrieval" if candidates is not None:
-            right: list[Any] = [one.target for one in examples]
-            counts = [len(set(targets)) for targets in right]
+            correct: list[Any] = [one.target for one in examples]
+            counts = [len(set(targets)) for targets in correct]
             return float(np.mean([expected_average_precision(n, candidates) for n in counts]))
         case "event_causality":
             return f1_without_reading(examples)
@@ -169,8 +169,10 @@ def span_f1(wanted: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> 
         raise UserError("tagging is scored with seqeval; install `mmalign[finetune]`") from None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*seems not to be NE tag")
-        right, found = [list(tags) for tags in wanted], [list(tags) for tags in given]
-        return float(f1_score(right, found, zero_division=0))
+        sides = [
+            [list(tags) for tags in side] for side in (wanted, given)
+        ]  # seqeval refuses tuples
+        return float(f1_score(*sides, zero_division=0))
 
 
 def squad_tokens(text: str) -> list[str]:
@@ -186,7 +188,7 @@ def mlqa_tokens(text: str, language: str) -> list[str]:
     """The words that MLQA compares in one of its seven languages.
 
     Lower case, no punctuation of any script, none of the language's articles; Arabic loses its
-    article wherever the two letters stand, inside words too. Chinese: every ideograph is a word.
+    article wherever the two letters occur, inside words too. Chinese: every ideograph is a word.
     Source: Lewis et al. 2020 (arXiv 1910.07475), `mlqa_evaluation_v1.py`.
     """
     bare = "".join(

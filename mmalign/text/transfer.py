@@ -86,22 +86,18 @@ def add_perturbed(
 
 
 def interval_over_ids(
-    values: Sequence[np.ndarray], ids: Sequence[list[str]]
+    values: Mapping[str, np.ndarray], ids: Mapping[str, np.ndarray]
 ) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean over languages of the mean values.
 
     Args:
-        values: for each language, one value per example.
-        ids: for each language, the ids of the examples.
+        values: language -> (n,), one value per example.
+        ids: language -> (n,), the ids of the examples.
     """
     # Ids are drawn, not examples: a sentence that is hard in one language is hard in the others too, and
     # examples drawn one by one would make the interval too narrow.
-    names = [str(number) for number in range(len(values))]
-    drawn = drawn_means(
-        {name: value[None] for name, value in zip(names, values, strict=True)},
-        {name: np.array(own) for name, own in zip(names, ids, strict=True)},
-        draws=INTERVAL_DRAWS,
-    )
+    table = {lang: value[None] for lang, value in values.items()}
+    drawn = drawn_means(table, ids, draws=INTERVAL_DRAWS)
     # NaN: a draw without any id of a language of few examples; the other languages make its mean.
     return percentile_interval(np.nanmean(np.concatenate(list(drawn.values())), axis=0))
 
@@ -124,9 +120,9 @@ def _add(
     name = f"text/{task.name}/{MEAN}/{variant}/{metric}"
     mean = float(np.mean([np.mean(values[lang]) for lang in targets]))
     results.add(name, mean, count=sum(len(outcomes[lang].examples) for lang in targets))
-    arrays = [value for lang in targets if isinstance(value := values[lang], np.ndarray)]
+    arrays = {lang: v for lang in targets if isinstance(v := values[lang], np.ndarray)}
     if len(arrays) == len(targets):
-        ids = [[one.id for one in outcomes[lang].examples] for lang in targets]
+        ids = {lang: np.array([one.id for one in outcomes[lang].examples]) for lang in targets}
         results.ci95[name] = interval_over_ids(arrays, ids)
 
 

@@ -62,7 +62,7 @@ def write_predictions(
     """Write the predictions of one task in one language; an older file is replaced.
 
     Args:
-        name: of the task, as `xtreme_name` knows it.
+        name: of the task, as `xtreme_name` takes it.
         lang: BCP-47; the file is named by its first part, the two letters that XTREME uses.
         task: has all test examples of the language in the publisher's order; of Tatoeba, also the
             candidates, which are the sentences in `lang`.

@@ -1,4 +1,4 @@
-"""Letter case that knows the language: the dotted and dotless i, and scripts that have no case.
+"""Letter case by language: the dotted and dotless i, and scripts that have no case.
 
     text, language -> the same text in upper, lower or swapped case
 

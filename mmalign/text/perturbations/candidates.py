@@ -1,4 +1,4 @@
-"""The words that an attack may write in place of a word.
+"""The words that an attack may write instead of a word.
 
 word -> a few misspellings (one or two edits, the first letter kept)     -+
 word -> its translations, a few from each dictionary                     -+-> candidates of the word

@@ -33,7 +33,7 @@ def typos(
     """`text` with about a share of its letters and digits edited, each at most once by choice.
 
     With `least` 1 a text that has a letter or a digit comes back changed, however short, so short
-    texts suffer more than `share` says. The last letter is never deleted, and a lone one is only
+    texts change more than `share`. The last letter is never deleted, and a lone one is only
     doubled, because every other edit would leave nothing of the text.
 
     Args:
@@ -74,7 +74,7 @@ def alphabet_of(texts: Iterable[str]) -> Alphabet:
 def kind_of(character: str) -> str | None:
     """Script and category of a grapheme cluster's base, such as `LATIN Ll`; None: never edited.
 
-    Python knows no script property; the first word of a character's Unicode name stands in for it
+    Python has no script property; the first word of a character's Unicode name is used instead
     (LATIN, CYRILLIC, ARABIC, DEVANAGARI, HANGUL, CJK, HIRAGANA, DIGIT, ...).
     """
     base = character[0]
@@ -122,6 +122,6 @@ class CharactersConfig(Graded):
     kind: Literal["characters"]
 
     def change(self, texts: Sequence[str], lang: str, single_words: bool) -> Change | None:
-        # A text always changes; of single words only the share that the severity says.
+        # A text always changes; of single words only the share of the severity.
         least = 0 if single_words else 1
         return partial(typos, share=self.noise_share, alphabet=alphabet_of(texts), least=least)

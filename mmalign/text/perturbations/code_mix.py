@@ -5,14 +5,14 @@
 
 Dictionaries start from English, so a text of another language mixes with English alone, by the same
 dictionary inverted; a pivot through English would join two guesses. For each word a language is drawn evenly
-among those that know it, as CoSDA-ML does (Qin et al. 2020, arXiv 2006.06402), and then its safest
+among those that have it, as CoSDA-ML does (Qin et al. 2020, arXiv 2006.06402), and then its safest
 translation is taken, because a wrong one would change the label.
 
 Words are matched in small letters, each on its own: expressions are not looked up. In scripts without
 spaces a word is a piece of one character or a few (see `segments.py`): the pieces of longer words are
 translated one by one, which changes their meaning more than elsewhere.
-Severity 1 to 5 replaces a share of 0.2, 0.4, 0.6, 0.8 and 1 of the words that the dictionaries know, at least
-one. Only texts with such a word change: how many depends on the dictionaries.
+Severity 1 to 5 replaces a share of 0.2, 0.4, 0.6, 0.8 and 1 of the words that are in the dictionaries, at
+least one. Only texts with such a word change: how many depends on the dictionaries.
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ def mix(
     tables: dict[str, Dictionary],
     lang: str,
 ) -> str:
-    """`text` of language `lang` with a share of the words that the tables know translated."""
+    """`text` of language `lang` with a share of the words that are in the tables translated."""
     parts = segments(text)
     known = {i: translations(parts[i], tables, lang) for i in word_positions(parts)}
     for i in choose([i for i, found in known.items() if found], share, rng):

@@ -49,8 +49,8 @@ def perturb(
     """The examples with noisy texts; None: such noise does not exist for the language or the kind of task.
 
     It does not exist without a keyboard layout, list or dictionary of the language, without letter case in
-    its script, and between words in a tagging task. The same arguments give the same noise, whatever the
-    other examples are (but for the alphabet of `characters`, which comes from all texts). A text that
+    its script, and between words in a tagging task. The same arguments give the same noise, for any
+    other examples (but for the alphabet of `characters`, which comes from all texts). A text that
     holds nothing to change stays as it is: report `changed_share` beside a score.
 
     Args:

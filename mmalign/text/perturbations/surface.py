@@ -45,7 +45,7 @@ _URDU_END_MARKS = "۔!؟،"
 
 
 def repeat_punctuation(text: str, rng: np.random.Generator, share: float, times: int) -> str:
-    """`text` with a share of its marks written `times` times; 0 removes them, but never a whole text."""
+    """`text` with a share of its marks written `times` times; 0 removes them, but never the entire text."""
     parts = segments(text)
     marks = [i for i, part in enumerate(parts) if _MARK.fullmatch(part)]
     for i in choose(marks, share, rng):
@@ -60,7 +60,7 @@ def add_punctuation(text: str, rng: np.random.Generator, count: int, lang: str) 
 
 
 def end_marks(text: str, lang: str) -> str:
-    """The marks that may stand at the end of a text, by the script of its last letter."""
+    """The marks that may end a text, by the script of its last letter."""
     if casing.base_language(lang) == "ur":
         return _URDU_END_MARKS
     letters = _LETTER.findall(text)

@@ -5,9 +5,9 @@
 
 Two layouts, recognised line by line: `correct<TAB>misspelling` with further misspellings in further columns
 (a first line `correct<TAB>misspelling` is a header), and `wrong->right`, as in Wikipedia's list of common
-misspellings for machines, where several right words are separated by commas.
+misspellings for machines, where several correct words are separated by commas.
 
-Severity 1 to 5 misspells a share of 0.2, 0.4, 0.6, 0.8 and 1 of the words that the list knows, at least one.
+Severity 1 to 5 misspells a share of 0.2, 0.4, 0.6, 0.8 and 1 of the words that are in the list, at least one.
 Only texts with such a word change: how many depends on the list.
 """
 
@@ -63,7 +63,7 @@ def misspell(text: str, rng: np.random.Generator, share: float, typos: Typos, la
 
 
 def _pairs(path: Path) -> Iterator[tuple[str, str]]:
-    """(right word, wrong word) of every line."""
+    """(correct word, misspelling) of every line."""
     for number, line in numbered_lines(path):
         if number == 1 and line == _HEADER:
             continue

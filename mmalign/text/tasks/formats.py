@@ -2,8 +2,8 @@
 
     format, folder -> Layout (a row of formats.yaml) -> matching files -> examples of each file -> Splits
 
-A published set needs an entry in formats.yaml. Only what no entry can say has a function of its own: our own
-layout, whose columns decide the kind of task, and two retrieval sets that read several files together.
+A published set needs an entry in formats.yaml. Only what no entry can express has a function of its own: our
+own layout, whose columns decide the kind of task, and two retrieval sets that read several files together.
 """
 
 import re
@@ -65,7 +65,7 @@ class Layout(Section):
     other_labels: bool = False
     """Labels that `labels` lacks stay as they are; by default they are errors."""
     score: str | None = None
-    """Column of a number that is the target, in place of a label."""
+    """Column of a number that is the target, instead of a label."""
     id: str = "{split}-{number}"
     """Template of columns, named parts of the path, `split`, `lang` and `number` (of the row, from 1)."""
 
@@ -88,10 +88,10 @@ class Layout(Section):
         if self.score is not None:
             return row.score(self.score)
         column = next((one for one in self.label if one in row.cells), self.label[0])
+        if self.labels is not None and not self.other_labels:
+            return row.renamed(column, self.labels)
         label = row.name(column).strip()
-        if self.labels is None or (self.other_labels and label not in self.labels):
-            return label
-        return row.renamed(column, self.labels)
+        return (self.labels or {}).get(label, label)
 
     def text(self, row: Row, columns: str) -> str:
         """One text of a row."""

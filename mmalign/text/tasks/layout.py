@@ -62,8 +62,8 @@ def matching(folder: Path, template: str) -> list[tuple[Path, dict[str, str]]]:
     patterns = [re.compile("".join(_pattern_parts(one))) for one in template.split(" or ")]
     found = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        place = path.relative_to(folder).as_posix()
-        match = next((m for pattern in patterns if (m := pattern.fullmatch(place))), None)
+        relative = path.relative_to(folder).as_posix()
+        match = next((m for pattern in patterns if (m := pattern.fullmatch(relative))), None)
         if match is not None:
             parts = {name: part for name, part in match.groupdict().items() if part is not None}
             parts["split"] = SPLIT[parts.get("split", "test")]
@@ -113,6 +113,6 @@ def _pattern_parts(template: str) -> Iterator[str]:
         else:
             name = "lang" if choices in _LANGUAGES else choices
             pattern = _LANGUAGES.get(choices, "[^/]+")
-        # What stands twice in a path (MLQA: split, language of context and question) must be equal.
+        # What occurs twice in a path (MLQA: split, language of context and question) must be equal.
         yield f"(?P={name})" if name in named else f"(?P<{name}>{pattern})"
         named.add(name)

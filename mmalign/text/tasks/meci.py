@@ -34,18 +34,15 @@ def document(path: Path, parts: Mapping[str, str]) -> Iterator[Entry]:
     Raises:
         UserError: a language that no folder names, or a broken line (file, line, what).
     """
-    lang = parts.get("lang") or _language_of(path.parent.parent)
-    name = f"{lang}-{parts['split']}-{path.stem}"
-    yield (parts["split"], lang), Example(name, lang, *_read(path))
-
-
-def _language_of(folder: Path) -> str:
-    match = re.fullmatch(r"causal-([a-z]{2,3})", folder.resolve().name)
-    if match is None:
+    folder = path.parent.parent.resolve()  # that of one language, where no folder above it is given
+    match = re.fullmatch(r"causal-([a-z]{2,3})", folder.name)
+    lang = parts.get("lang") or (match and match[1])
+    if lang is None:
         raise UserError(
             f"{folder}: holds train, dev or test, but its name has no language; name it causal-<language>"
         )
-    return match[1]
+    name = f"{lang}-{parts['split']}-{path.stem}"
+    yield (parts["split"], lang), Example(name, lang, *_read(path))
 
 
 def _read(path: Path) -> tuple[tuple[str, ...], Causality]:

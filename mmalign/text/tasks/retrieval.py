@@ -95,12 +95,18 @@ def read_mewslix(folder: Path) -> Splits:
     sentences of the description.
     """
     splits: Splits = {}
-    for path, parts in matching(folder, "**/wikinews_mentions-{dev,test}.jsonl"):
-        for row in rows(path):
-            for query in _mentions(row):
-                splits.setdefault((parts["split"], query.lang), []).append(query)
-    (path, _), *_ = matching(folder, "**/candidate_set_entities.jsonl")
-    pool = [_entity(row) for row in rows(path)]
+    mentions = matching(folder, "**/wikinews_mentions-{dev,test}.jsonl")
+    ((entities, _), *_) = matching(folder, "**/candidate_set_entities.jsonl")
+    try:
+        for path, parts in mentions:
+            for row in rows(path):
+                for query in _mentions(row):
+                    splits.setdefault((parts["split"], query.lang), []).append(query)
+        pool = []
+        for row in rows(entities):
+            pool.append(_entity(row))
+    except (KeyError, TypeError):
+        raise row.error("lacks a key of Mewsli-X's files; get the set again") from None
     return splits | {(CANDIDATES, lang): pool for _, lang in splits}
 
 
@@ -110,21 +116,18 @@ def _candidate(name: str, lang: str, text: str) -> Example:
 
 def _mentions(row: Row) -> Iterator[Example]:
     """The queries of one news article."""
-    try:
-        context = row.cells["context"]
-        lang, text = bcp47(context["language"]), context["text"]
-        sentences = [(one["start"], one["end"]) for one in context["sentence_spans"]]
-        for mention in row.cells["mentions"]:
-            span = (mention["mention_span"]["start"], mention["mention_span"]["end"])
-            if text[slice(*span)] != mention["mention_span"]["text"]:
-                raise row.error(
-                    f"mention {mention['example_id']} is not where it should be; run the publisher's "
-                    "script that puts the texts in"
-                )
-            query = _marked(text, span, sentences)
-            yield Example(mention["example_id"], lang, (query,), (mention["entity_id"],))
-    except (KeyError, TypeError):
-        raise row.error("lacks a key of Mewsli-X's mentions; get the set again") from None
+    context = row.cells["context"]
+    lang, text = bcp47(context["language"]), context["text"]
+    sentences = [(one["start"], one["end"]) for one in context["sentence_spans"]]
+    for mention in row.cells["mentions"]:
+        span = (mention["mention_span"]["start"], mention["mention_span"]["end"])
+        if text[slice(*span)] != mention["mention_span"]["text"]:
+            raise row.error(
+                f"mention {mention['example_id']} is not where it should be; run the publisher's "
+                "script that puts the texts in"
+            )
+        query = _marked(text, span, sentences)
+        yield Example(mention["example_id"], lang, (query,), (mention["entity_id"],))
 
 
 def _marked(text: str, mention: Span, sentences: list[Span]) -> str:
@@ -136,10 +139,8 @@ def _marked(text: str, mention: Span, sentences: list[Span]) -> str:
 
 
 def _entity(row: Row) -> Example:
-    description = row.cell("description")
-    try:
-        parts = [description[one["start"] : one["end"]] for one in row.cells["sentence_spans"]]
-    except (KeyError, TypeError):
-        raise row.error("lacks `sentence_spans`; get the set again") from None
-    text = " ".join(" ".join(parts).split())
-    return _candidate(row.text("entity_id"), bcp47(row.text("description_language")), text)
+    """A description as a candidate: its sentences, without the line breaks between them."""
+    text = row.cell("description")
+    parts = [text[one["start"] : one["end"]] for one in row.cells["sentence_spans"]]
+    lang = bcp47(row.text("description_language"))
+    return _candidate(row.text("entity_id"), lang, " ".join(" ".join(parts).split()))
