@@ -23,13 +23,7 @@ from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder, load_text_encoder
 from mmalign.results.metric_names import PUBLISHED
 from mmalign.results.results import Results, environment, mean_over_seeds
-from mmalign.text.benchmark_tasks import (
-    Group,
-    GroupConfig,
-    TextTestConfig,
-    deviations,
-    read_group,
-)
+from mmalign.text.benchmark_tasks import Group, GroupConfig, TextTestConfig, deviations, read_group
 from mmalign.text.fit import FitConfig, Fitted, fit
 from mmalign.text.loop import FinetuneConfig, protocol
 from mmalign.text.ranking import rank
@@ -209,7 +203,7 @@ def _with_length(tower: TextEncoder, length: int | None) -> TextEncoder:
     positions = getattr(config, "max_position_embeddings", length)
     if "roberta" in config.model_type:  # it counts positions from the padding token's id + 1
         positions -= config.pad_token_id + 1
-    changed = copy.copy(tower)
+    changed = copy.copy(tower)  # shallow: both share the weights
     changed.max_length = min(length, positions)
     return changed
 

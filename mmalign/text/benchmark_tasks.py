@@ -103,6 +103,7 @@ class Group:
     def training(self) -> Task:
         """The task to fit, with its own labels. No dev example that is tested chooses its weights."""
         first = self.tests[0][1]
+        # A dev set may also be one of the tests (GLUE has no labelled test files).
         tested = {one.id for _, task in self.tests for one in task.tests.get(SOURCE, [])}
         dev = [one for one in first.dev.get(SOURCE, []) if one.id not in tested]
         return replace(first, dev={SOURCE: dev} if self.config.choose_on_dev else {}, merge={})
@@ -119,7 +120,7 @@ def read_group(config: GroupConfig) -> Group:
         trained = read(config.train.format, Path(config.train.folder)) if config.train else None
     except NoFiles as missing:
         reason = f"the training files are missing ({missing})"
-        return Group(config, [], None, {test.name: reason for test in config.tests})
+        return Group(config, [], None, dict.fromkeys((test.name for test in config.tests), reason))
     found, skipped = [], {}
     for test in config.tests:
         try:

@@ -167,7 +167,7 @@ def span_f1(wanted: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> 
         from seqeval.metrics import f1_score
     except ImportError:
         raise UserError("tagging is scored with seqeval; install `mmalign[finetune]`") from None
-    with warnings.catch_warnings():
+    with warnings.catch_warnings():  # tags without B- and I- are expected here
         warnings.filterwarnings("ignore", message=".*seems not to be NE tag")
         sides = [
             [list(tags) for tags in side] for side in (wanted, given)

@@ -1,4 +1,4 @@
-"""Text suites on invented data: what is there is measured, what is not there is said."""
+"""Suites of text tasks on invented data: what is on disk is measured, and what is missing is reported."""
 
 import json
 from pathlib import Path
@@ -98,15 +98,17 @@ def measured(run: Path, out: Path, *groups: dict[str, Any], **fields: Any) -> Re
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
+def complete(
+    data: Path, run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Results, Path]:
     """Both groups, with predictions and the average; nothing is missing."""
     out = tmp_path_factory.mktemp("out")
     groups = (nli(data), tatoeba(data))
     return measured(run, out, *groups, predictions=True, average=True), out
 
 
-def test_both_groups_are_in_one_file(whole: tuple[Results, Path]) -> None:
-    results, out = whole
+def test_both_groups_are_in_one_file(complete: tuple[Results, Path]) -> None:
+    results, out = complete
     names = {f"text/xnli/{lang}/clean/accuracy" for lang in ("de", "en", "mean", "published")}
     names |= {f"text/tatoeba/{lang}/clean/accuracy" for lang in ("de", "sw", "mean", "published")}
     assert names <= results.metrics.keys() == results.counts.keys()
@@ -114,8 +116,8 @@ def test_both_groups_are_in_one_file(whole: tuple[Results, Path]) -> None:
     assert results.model["seeds"] == [0] and results.model["sha256"]
 
 
-def test_the_published_mean_counts_english(whole: tuple[Results, Path]) -> None:
-    metrics = whole[0].metrics
+def test_the_published_mean_counts_english(complete: tuple[Results, Path]) -> None:
+    metrics = complete[0].metrics
     de, en, mean, published = (
         metrics[f"text/xnli/{lang}/clean/accuracy"] for lang in ("de", "en", "mean", "published")
     )
@@ -124,8 +126,8 @@ def test_the_published_mean_counts_english(whole: tuple[Results, Path]) -> None:
     assert metrics["text/small/published/clean/average"] == pytest.approx(sum(both) / 2)
 
 
-def test_the_protocol_says_what_was_found(whole: tuple[Results, Path]) -> None:
-    protocol = whole[0].protocol
+def test_the_protocol_reports_what_was_found(complete: tuple[Results, Path]) -> None:
+    protocol = complete[0].protocol
     as_published = "Tests as published: 2 of 2 languages; published size in 2."
     assert protocol["text/xnli"].endswith(as_published)
     assert "Training a linear head on a fixed tower" in protocol["text/xnli"]
@@ -133,8 +135,8 @@ def test_the_protocol_says_what_was_found(whole: tuple[Results, Path]) -> None:
     assert protocol["text/small"].startswith("Mean of the scores of 2 tasks")
 
 
-def test_predictions_are_in_the_folders_of_xtreme(whole: tuple[Results, Path]) -> None:
-    folder = whole[1] / "predictions"
+def test_predictions_are_in_the_folders_of_xtreme(complete: tuple[Results, Path]) -> None:
+    folder = complete[1] / "predictions"
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.tsv")}
     assert found == {
         "xnli/test-de.tsv",
@@ -144,13 +146,13 @@ def test_predictions_are_in_the_folders_of_xtreme(whole: tuple[Results, Path]) -
     }
     labels = (folder / "xnli/test-de.tsv").read_text().split()
     right = sum(label == LABELS[i % 3] for i, label in enumerate(labels))
-    assert right / 6 == pytest.approx(whole[0].metrics["text/xnli/de/clean/accuracy"])
+    assert right / 6 == pytest.approx(complete[0].metrics["text/xnli/de/clean/accuracy"])
     lines = (folder / "tatoeba/test-de.tsv").read_text().split()
-    # A line a sentence of the sorted English file; its translation stands on the unsorted line.
+    # One line per sentence of the sorted English file: the number of its line in the unsorted file.
     right = sum(
         ENGLISH[int(line)] == english for line, english in zip(lines, sorted(ENGLISH), strict=True)
     )
-    assert right / 5 == pytest.approx(whole[0].metrics["text/tatoeba/de/clean/accuracy"])
+    assert right / 5 == pytest.approx(complete[0].metrics["text/tatoeba/de/clean/accuracy"])
 
 
 def test_a_task_that_is_missing_is_named_and_not_scored(
@@ -169,7 +171,9 @@ def test_a_task_that_is_missing_is_named_and_not_scored(
     )
 
 
-def test_deviations_from_what_is_published_are_said(data: Path, run: Path, tmp_path: Path) -> None:
+def test_deviations_from_what_is_published_are_reported(
+    data: Path, run: Path, tmp_path: Path
+) -> None:
     sizes = {"sw": 4, "de": 1000}
     test = {"languages": ["sw", "de", "fr"], "published": {"metrics": ["accuracy"], "sizes": sizes}}
     results = measured(run, tmp_path, tatoeba(data, **test))
@@ -179,7 +183,7 @@ def test_deviations_from_what_is_published_are_said(data: Path, run: Path, tmp_p
     assert not any("/published/" in name for name in results.metrics)
 
 
-def test_dev_in_the_place_of_a_test_is_said(data: Path, run: Path, tmp_path: Path) -> None:
+def test_dev_instead_of_a_test_is_reported(data: Path, run: Path, tmp_path: Path) -> None:
     text = (data / "xnli/xnli.test.tsv").read_text(encoding="utf-8")
     write(tmp_path / "xnli/xnli.dev.tsv", *text.splitlines())
     group = nli(data, folder=f"{tmp_path}/xnli", languages=["de"])
@@ -188,7 +192,7 @@ def test_dev_in_the_place_of_a_test_is_said(data: Path, run: Path, tmp_path: Pat
     assert "text/xnli/published/clean/accuracy" not in results.metrics
 
 
-def test_nothing_there_is_one_sentence(data: Path, run: Path, tmp_path: Path) -> None:
+def test_no_data_at_all_is_one_sentence(data: Path, run: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"none of its data are there; .* to no_train, nowhere"
     ) as e:

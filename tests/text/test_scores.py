@@ -100,10 +100,7 @@ def test_multiple_choice() -> None:
 @pytest.mark.filterwarnings("ignore:.*seems not to be NE tag")
 @pytest.mark.parametrize(
     "tags",
-    [
-        ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"],
-        ["NOUN", "VERB", "CCONJ", "SCONJ", "ADP", "X"],
-    ],
+    [["O", "B-PER", "I-PER", "B-LOC", "I-LOC"], ["NOUN", "VERB", "CCONJ", "SCONJ", "ADP", "X"]],
     ids=("bio", "pos"),
 )
 def test_tagging_agrees_with_seqeval(tags: list[str]) -> None:
@@ -126,7 +123,7 @@ def test_spans_are_counted_as_conll_does() -> None:
     assert span_f1([["B-PER"]], [["O"]]) == 0
 
 
-def test_a_missing_seqeval_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_seqeval_is_reported_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "seqeval.metrics", None)
     with pytest.raises(UserError, match="install `mmalign"):
         span_f1([["O"]], [["O"]])
@@ -161,7 +158,7 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize("case", ANSWERS, ids=lambda case: f"{case[0]}: {case[2]}")
-def test_answers_score_as_the_published_scorers_say(
+def test_answers_score_as_in_the_published_scorers(
     case: tuple[str, list[str], str, float, float, float, float],
 ) -> None:
     lang, texts, prediction, *expected = case

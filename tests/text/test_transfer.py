@@ -9,13 +9,7 @@ from mmalign.results.results import Results
 from mmalign.text.scores import score
 from mmalign.text.tasks.example import Example, Target
 from mmalign.text.tasks.task import Kind, Task
-from mmalign.text.transfer import (
-    Outcome,
-    add_clean,
-    add_perturbed,
-    interval_over_ids,
-    outcome_of,
-)
+from mmalign.text.transfer import Outcome, add_clean, add_perturbed, interval_over_ids, outcome_of
 
 
 def examples_of(lang: str, targets: Sequence[Target]) -> list[Example]:
@@ -58,7 +52,7 @@ def test_an_outcome_has_the_metrics_of_its_kind() -> None:
 
 
 def test_predicted_labels_are_merged_and_nothing_else_is() -> None:
-    """HANS knows two labels, a classifier of MNLI three."""
+    """HANS has two labels, a classifier of MNLI three."""
     task = task_of({"de": ["a", "b", "b"]}, merge={"c": "b"})
     assert np.array_equal(
         outcome_of(task, task.tests["de"], ["a", "b", "c"]).values["accuracy"], [1.0, 1.0, 1.0]
@@ -106,7 +100,7 @@ def test_chance_is_that_of_each_language_and_of_the_targets_mean() -> None:
         "text/t/mean/clean/accuracy": 0.625,
         "text/t/en/noise/accuracy": 1.0,
         "text/t/de/noise/accuracy": 0.5,
-        "text/t/mean/noise/accuracy": 0.5,  # of the targets that know the noise
+        "text/t/mean/noise/accuracy": 0.5,  # of the targets where the noise exists
     }
 
 
@@ -182,7 +176,7 @@ def test_a_language_without_the_perturbation_is_left_out_of_its_mean() -> None:
 
 
 @pytest.mark.parametrize("languages", [(), ("en",)])
-def test_where_no_target_knows_the_perturbation_there_is_no_mean(
+def test_where_no_target_has_the_perturbation_there_is_no_mean(
     languages: tuple[str, ...],
 ) -> None:
     clean = {lang: outcome(lang, [1, 1]) for lang in ("en", "zh")}

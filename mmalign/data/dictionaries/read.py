@@ -93,6 +93,7 @@ def invert(dictionary: Mapping[str, tuple[str, ...]], lang: str) -> Dictionary:
         for rank, translation in enumerate(translations):
             if _WORD.fullmatch(translation):
                 entries = weights.setdefault(lower(translation, lang), {})
+                # Sorted in descending order: an early rank first, then many translations.
                 entries.setdefault(english, (-rank, len(translations)))
     return _safest_first(weights)
 

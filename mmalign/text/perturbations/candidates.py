@@ -34,6 +34,7 @@ def misspellings(
     if len(letters) < _LEAST_LETTERS or any(map(str.isdigit, word)):
         return []
     inner = letters[1:]
+    # A dictionary as an ordered set: edits may repeat one another, or undo themselves.
     found: dict[str, None] = {}
     for _ in range(most):
         count = min(int(rng.integers(1, edits + 1)), len(inner))

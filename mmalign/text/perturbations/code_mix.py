@@ -24,12 +24,7 @@ import numpy as np
 
 from mmalign.core.errors import UserError
 from mmalign.data.dictionaries.casing import base_language, lower
-from mmalign.data.dictionaries.read import (
-    ENGLISH,
-    Dictionary,
-    invert,
-    read_dictionaries,
-)
+from mmalign.data.dictionaries.read import ENGLISH, Dictionary, invert, read_dictionaries
 from mmalign.text.perturbations.sampling import Change, Graded, choose
 from mmalign.text.perturbations.segments import put, segments, word_positions
 
@@ -59,11 +54,7 @@ def tables_from(
 
 
 def mix(
-    text: str,
-    rng: np.random.Generator,
-    share: float,
-    tables: dict[str, Dictionary],
-    lang: str,
+    text: str, rng: np.random.Generator, share: float, tables: dict[str, Dictionary], lang: str
 ) -> str:
     """`text` of language `lang` with a share of the words that are in the tables translated."""
     parts = segments(text)

@@ -28,6 +28,7 @@ def drop_words(text: str, rng: np.random.Generator, share: float) -> str:
     """`text` without a share of its words, each with one of the spaces beside it."""
     parts = segments(text)
     words = word_positions(parts)
+    # One word stays, so that no text is emptied.
     return "".join(without(parts, choose(words, share, rng)[: len(words) - 1]))
 
 
@@ -50,6 +51,7 @@ def without(parts: list[str], positions: Collection[int]) -> list[str]:
 def swap_words(text: str, rng: np.random.Generator, share: float) -> str:
     """`text` with a share of its pairs of neighbouring words swapped; what is between them stays."""
     parts = segments(text)
+    # Two equal words would leave the text unchanged.
     follower = {i: j for i, j in pairwise(word_positions(parts)) if parts[i] != parts[j]}
     for i in choose(list(follower), share, rng):
         parts[i], parts[follower[i]] = parts[follower[i]], parts[i]

@@ -191,7 +191,7 @@ _READ_FILE: dict[Kind, Callable[[Layout, Path, dict[str, str]], Iterator[Entry]]
 _OWN_TEXTS = (("text",), ("premise", "hypothesis"), ("sentence1", "sentence2"))
 
 
-def _read_own(folder: Path) -> Splits:
+def _read_own(folder: Path, files: str) -> Splits:
     """Our own layout, for every set that has none.
 
     A TSV file has a header line and no quoting; a JSONL file has one object per line with the same names
@@ -213,7 +213,7 @@ def _read_own(folder: Path) -> Splits:
                 f"{path}: not the name of a task file; call it <train, dev or test>.<language>.tsv"
             )
     splits: Splits = {}
-    for path, parts in matching(folder, "{train,dev,test}.<BCP-47 code>.{tsv,jsonl}"):
+    for path, parts in matching(folder, files):
         split, lang = parts["split"], parts["lang"]
         add(splits, path, (((split, lang), _own(row, split, lang)) for row in rows(path)))
     return splits
@@ -239,18 +239,16 @@ LAYOUTS = {
     name: validate(Layout, tree, f"formats.yaml, {name}")
     for name, tree in read_yaml(Path(__file__).with_name("formats.yaml")).items()
 }
-READERS: dict[str, Callable[[Path], Splits]] = {
+_READ_FOLDER: dict[str, Callable[[Path, str], Splits]] = {
     "tsv": _read_own,
-    **{name: layout.read for name, layout in LAYOUTS.items()},
     "lareqa": retrieval.read_lareqa,
     "mewslix": retrieval.read_mewslix,
 }
-"""Format -> reader of a folder."""
 
 if TYPE_CHECKING:
     Format = str
-else:  # the names of a Literal must be written out for mypy
-    Format = Literal[tuple(READERS)]
+else:  # mypy needs the names of a Literal written out
+    Format = Literal[tuple(LAYOUTS)]
 
 
 def read(format: Format, folder: Path) -> tuple[Kind, Splits]:
@@ -259,12 +257,13 @@ def read(format: Format, folder: Path) -> tuple[Kind, Splits]:
     Raises:
         UserError: nothing of the layout is there, or a file of it is broken (file, line, what is wrong).
     """
-    splits = READERS[format](folder)
-    if format != "tsv":
-        return (LAYOUTS[format].kind if format in LAYOUTS else "retrieval"), splits
-    kinds = {isinstance(one.target, float) for examples in splits.values() for one in examples}
-    if len(kinds) > 1:
+    layout = LAYOUTS[format]
+    if format not in _READ_FOLDER:
+        return layout.kind, layout.read(folder)
+    splits = _READ_FOLDER[format](folder, layout.files)
+    scored = {isinstance(one.target, float) for rows in splits.values() for one in rows}
+    if len(scored) > 1:
         raise UserError(
             f"{folder}: some task files have the column `label` and others `score`; separate them"
         )
-    return ("similarity" if kinds == {True} else "classification"), splits
+    return ("similarity" if scored == {True} else layout.kind), splits

@@ -123,6 +123,5 @@ def _causality(events: Mapping[str, Event], pairs: Mapping[frozenset[str], bool]
         for numbers, is_causal in (([number[n] for n in pair], c) for pair, c in pairs.items())
     ]
     return Causality(
-        events=tuple(events[name] for name in names),
-        pairs=tuple(sorted(found, key=astuple)),
+        events=tuple(events[name] for name in names), pairs=tuple(sorted(found, key=astuple))
     )

@@ -91,10 +91,11 @@ def make_task(
     by_split: dict[str, dict[str, list[Example]]] = {"dev": {}, "test": {}, CANDIDATES: {}}
     for (split, lang), rows in tested.items():
         by_split.setdefault(split, {})[lang] = rows
+    # Before `dev` gets the training files' own dev examples, which may be of another publisher.
     tests = _choose_tests(by_split["test"], by_split["dev"], config)
     dev = by_split["dev"]
     if ("dev", source) in trained:
-        dev[source] = trained["dev", source]  # of the training files: they choose the epoch
+        dev[source] = trained["dev", source]  # those beside the training files choose the epoch
     task = Task(
         name=config.name,
         kind=kind,

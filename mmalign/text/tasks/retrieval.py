@@ -43,7 +43,7 @@ def translations(path: Path, parts: Mapping[str, str]) -> Iterator[Entry]:
         yield (CANDIDATES, lang), _candidate(found, "en", translation)
 
 
-def read_lareqa(folder: Path) -> Splits:
+def read_lareqa(folder: Path, files: str) -> Splits:
     """LAReQA's XQuAD-R (Roy et al., EMNLP 2020): sentences of all languages in one pool.
 
     A sentence is correct where the question's answer starts in it, in any language. A question whose
@@ -52,7 +52,7 @@ def read_lareqa(folder: Path) -> Splits:
     splits: Splits = {}
     pool: list[Example] = []
     correct: dict[str, list[str]] = {}
-    for path, parts in matching(folder, "[xquad-r/]<language>.json"):
+    for path, parts in matching(folder, files):
         lang = parts["lang"]
         for number, paragraph in enumerate(paragraphs(path), start=1):
             try:
@@ -87,7 +87,7 @@ def read_lareqa(folder: Path) -> Splits:
     return answered | {(CANDIDATES, lang): pool for _, lang in splits}
 
 
-def read_mewslix(folder: Path) -> Splits:
+def read_mewslix(folder: Path, files: str) -> Splits:
     """Mewsli-X (Ruder et al., EMNLP 2021): news mentions, one pool of about a million descriptions.
 
     The publisher's script puts the news texts into `wikinews_mentions-*.jsonl`. Query and candidate
@@ -95,7 +95,7 @@ def read_mewslix(folder: Path) -> Splits:
     sentences of the description.
     """
     splits: Splits = {}
-    mentions = matching(folder, "**/wikinews_mentions-{dev,test}.jsonl")
+    mentions = matching(folder, files)
     ((entities, _), *_) = matching(folder, "**/candidate_set_entities.jsonl")
     try:
         for path, parts in mentions:

@@ -90,11 +90,13 @@ class Task:
 def sample(examples: Sequence[Example], size: int | None, seed: int = 0) -> list[Example]:
     """`size` of the examples in their order, drawn by their ids; all where `size` is none or too large.
 
-    The same ids are drawn in every language. The first rows would not do: files are often sorted by label.
+    The same ids are drawn in every language.
     """
     if size is None or size >= len(examples):
         return list(examples)
 
+    # A hash of the id orders the rows: the same in every language, and a larger sample holds a smaller one.
+    # The first rows would not do: files are often sorted by label.
     def draw(number: int) -> bytes:
         return hashlib.sha256(f"{seed} {examples[number].id}".encode()).digest()
 

@@ -71,7 +71,7 @@ def test_marks_keep_their_base() -> None:
         assert len(regex.findall(r"\X", noisy)) == len(regex.findall(r"\X", TEXTS["hi"]))
 
 
-def test_languages_without_a_layout_say_so() -> None:
+def test_languages_without_a_layout_have_no_neighbours() -> None:
     assert neighbours_of("zh") is None and neighbours_of("sw") is None
     assert neighbours_of("pt-BR") == neighbours_of("pt")
     assert neighbours_of("fr-CA") == neighbours_of("en")

@@ -1,4 +1,4 @@
-"""Draws: the same in every process, as many as the share says, nested from level to level."""
+"""Draws: the same in every process, as many as the share, nested from level to level."""
 
 from itertools import pairwise
 

@@ -11,7 +11,7 @@ TEXTS = ("The red ball, (rolled) away.", "Мяч катится.", "红色的球
 
 def words(text: str) -> list[str]:
     parts = segments(text)
-    return [parts[place] for place in word_positions(parts)]
+    return [parts[i] for i in word_positions(parts)]
 
 
 @pytest.mark.parametrize("text", TEXTS)

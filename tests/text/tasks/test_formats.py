@@ -8,7 +8,7 @@ import pytest
 from mmalign.core.config import read_yaml
 from mmalign.core.errors import UserError
 from mmalign.text.tasks.example import Answer, Example
-from mmalign.text.tasks.formats import READERS, read
+from mmalign.text.tasks.formats import LAYOUTS, read
 from mmalign.text.tasks.task import Splits
 
 CASES = read_yaml(Path(__file__).with_name("format_cases.yaml"))
@@ -48,11 +48,11 @@ def test_a_broken_file_is_named(tmp_path: Path, case: dict[str, Any]) -> None:
 def test_every_format_has_a_case() -> None:
     # MECI has a test file of its own; the tasks of AdvGLUE differ in their columns only.
     elsewhere = {"meci", "adv_mnli", "adv_qnli", "adv_qqp", "adv_rte"}
-    assert {case["format"] for case in CASES["examples"]} | elsewhere == set(READERS)
+    assert {case["format"] for case in CASES["examples"]} | elsewhere == set(LAYOUTS)
 
 
 def test_a_folder_without_the_layout_says_what_was_looked_for(tmp_path: Path) -> None:
-    for name in READERS:
+    for name in LAYOUTS:
         with pytest.raises(UserError, match="looked for "):
             read(name, tmp_path)
         with pytest.raises(UserError, match="no such task folder"):

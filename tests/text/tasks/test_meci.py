@@ -48,8 +48,8 @@ def test_languages_splits_and_one_language_alone(tmp_path: Path) -> None:
     for lang in ("en", "tr"):
         for split in ("train", "dev", "test"):
             for name in ("a", "b"):
-                place = f"meci/causal-{lang}/{split}/{name}.tsvx"
-                write(tmp_path, TEXT, *EVENTS, *RELATIONS, name=place)
+                name_of = f"meci/causal-{lang}/{split}/{name}.tsvx"
+                write(tmp_path, TEXT, *EVENTS, *RELATIONS, name=name_of)
     splits = read("meci", tmp_path)[1]
     assert {key: len(rows) for key, rows in splits.items()} == {
         (split, lang): 2 for lang in ("en", "tr") for split in ("train", "dev", "test")
@@ -61,8 +61,8 @@ def test_languages_splits_and_one_language_alone(tmp_path: Path) -> None:
 
 
 def test_a_task_is_trained_in_english_and_tested_in_the_others(tmp_path: Path) -> None:
-    for place in ("causal-en/train", "causal-en/dev", "causal-ur/test"):
-        write(tmp_path, TEXT, *EVENTS, *RELATIONS, name=f"{place}/a.tsvx")
+    for folder in ("causal-en/train", "causal-en/dev", "causal-ur/test"):
+        write(tmp_path, TEXT, *EVENTS, *RELATIONS, name=f"{folder}/a.tsvx")
     task = read_task(TaskConfig(name="meci", folder=str(tmp_path), format="meci"))
     assert (task.kind, task.targets, task.labels) == ("event_causality", ("ur",), ())
     assert list(task.dev) == ["en"]
@@ -77,7 +77,7 @@ def test_a_task_is_trained_in_english_and_tested_in_the_others(tmp_path: Path) -
         ((TEXT, "Event\tT1\told wall\tEVENT\t20", "Event\tT2\twall\tEVENT\t24"), 2, 0),
         ((TEXT, EVENTS[1], "Event\tT9\tstorm\tEVENT\t4", "Relation\tT9\tT2\tNoRel"), 2, 1),
     ],
-    ids=["no event", "one event", "no pair", "overlapping triggers", "one place twice"],
+    ids=["no event", "one event", "no pair", "overlapping triggers", "one position twice"],
 )
 def test_unusual_documents_are_read(
     tmp_path: Path, rows: tuple[str, ...], events: int, pairs: int
