@@ -17,7 +17,6 @@ import time
 
 import torch
 
-from mmalign.core.batch import Example
 from mmalign.data.tokenizer import train_tokenizer
 from mmalign.models.text_encoder import TextEncoder, Tokens
 from mmalign.text.heads.base import TaskBatch
@@ -27,6 +26,7 @@ from mmalign.text.robust.freelb import FreeLbConfig
 from mmalign.text.robust.method import MethodConfig, PlainConfig, backward
 from mmalign.text.robust.pgd import PgdConfig
 from mmalign.text.robust.rs_rp import RsRpConfig
+from mmalign.text.tasks.example import Example
 
 LABELS = ("no", "perhaps", "yes")
 METHODS: dict[str, MethodConfig] = {

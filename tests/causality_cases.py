@@ -2,8 +2,8 @@
 
 from tiny import tiny_model, tiny_tokenizer
 
-from mmalign.core.batch import Causality, Event, EventPair, Example
 from mmalign.models.text_encoder import TextEncoder
+from mmalign.text.tasks.example import Causality, Event, EventPair, Example
 
 LONG = 32  # tokens that the tower takes
 

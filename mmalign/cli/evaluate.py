@@ -184,14 +184,14 @@ def _measure_texts(
 ) -> Path:
     """Run a suite of text tasks; the folder of its results."""
     from mmalign.core.config import load_config
-    from mmalign.text.benchmark import TextSuiteConfig, run_text_suite
+    from mmalign.text.benchmark import BenchmarkConfig, run_benchmark
     from mmalign.text.scores import PRIMARY
 
-    config = load_config(TextSuiteConfig, suite, overrides)
+    config = load_config(BenchmarkConfig, suite, overrides)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"{suite}: a suite of text tasks runs in one process; leave torchrun out")
     out = _result_folder(model, config.name, out)
-    results = run_text_suite(config, model, out, untrained)
+    results = run_benchmark(config, model, out, untrained)
     for name, value in results.metrics.items():
         is_headline = "/mean/" in name and name.rpartition("/")[2] in PRIMARY.values()
         if is_headline or "/published/" in name:

@@ -1,13 +1,13 @@
-"""A text suite: one YAML file names groups of tasks, one `results.json` holds what came out.
+"""Suites of text tasks (XTREME-R, GLUE-X): one YAML file names groups of tasks, one `results.json` results.
 
-    group of suite.yaml -> files that are there -> for each seed: fit once -> answers of every test -+
+    group of suite.yaml -> files on disk -> for each seed: fit once -> answers of every test -+
     without training    -> nearest neighbours in the tower's own space --------------------> answers -+
         -> scores of every language, XTREME's files of predictions -> mean over the seeds
-        -> compared with what is published -> results.json
+        -> compared with the published test sets -> results.json
 
-Groups are read one after the other, since training files are large. The mean over what a publisher
-reports, English among it, is `text/<task>/published/clean/<metric>`; it is there only if all of the
-tests are, and so is the suite's own average: a mean over what happened to be there is another number.
+Groups are read one after the other, since training files are large. The mean over all languages that a
+publisher reports, English included, is `text/<task>/published/clean/<metric>`. It and the suite's own average
+are recorded only if all of their tests are on disk: a mean over some of them is another number.
 """
 
 import copy
@@ -23,45 +23,39 @@ from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder, load_text_encoder
 from mmalign.results.metric_names import PUBLISHED
 from mmalign.results.results import Results, environment, mean_over_seeds
-from mmalign.text.benchmark_tasks import (
-    Group,
-    GroupConfig,
-    TextTestConfig,
-    deviations,
-    read_group,
-)
+from mmalign.text.benchmark_tasks import Group, GroupConfig, TextTestConfig, deviations, read_group
 from mmalign.text.fit import FitConfig, Fitted, fit
 from mmalign.text.loop import FinetuneConfig, protocol
-from mmalign.text.ranking import rank_features
+from mmalign.text.ranking import rank
 from mmalign.text.scores import Prediction
 from mmalign.text.tasks.read import TaskConfig
 from mmalign.text.tasks.task import CLEAN, Task
 from mmalign.text.transfer import add_clean, outcome_of
 from mmalign.text.xtreme_layout import write_predictions, xtreme_name
 
-Answers = dict[str, list[Prediction]]
 
+class BenchmarkConfig(Section):
+    """A suite of text tasks."""
 
-class TextSuiteConfig(Section):
     name: str = Field(pattern=r"^[\w-]+$")
     groups: tuple[GroupConfig, ...] = Field(min_length=1)
     seeds: Seeds = (0,)
     """Fine-tune once for each; numbers are then means over them."""
     predictions: bool = False
-    """Also write the predictions of the tasks that XTREME's scorer knows, below `predictions/`."""
+    """Also write the predictions of the tasks that XTREME's scorer grades, below `predictions/`."""
     average: bool = False
     """Also the mean score of all tasks with `published`, if all of them were measured as published."""
 
     @model_validator(mode="after")
-    def _names_differ(self) -> "TextSuiteConfig":
+    def _names_differ(self) -> "BenchmarkConfig":
         names = [test.name for group in self.groups for test in group.tests]
         if len({*names, self.name}) <= len(names):
             raise ValueError("two tests have the same name, or one has that of the suite")
         return self
 
 
-def run_text_suite(
-    config: TextSuiteConfig, model: str, out: Path, untrained: bool = False
+def run_benchmark(
+    config: BenchmarkConfig, model: str, out: Path, untrained: bool = False
 ) -> Results:
     """Measure a text encoder; write `results.json` and, if asked for, `predictions/` to `out`.
 
@@ -69,29 +63,31 @@ def run_text_suite(
 
     Args:
         model: what `load_text_encoder` takes.
-        untrained: also measure the run's tower as it was before its first step.
+        untrained: also measure the run's tower before its first step.
 
     Raises:
         UserError: nothing of the suite is there, a broken file, or training that diverges.
     """
-    results = measure_suite(config, load_text_encoder(model), out if config.predictions else None)
+    results = measure_benchmark(
+        config, load_text_encoder(model), out if config.predictions else None
+    )
     if untrained:
         console.say(f"suite {config.name}: the untrained model")
         tower = load_text_encoder(model, untrained=True)
-        results.baselines["untrained"] = measure_suite(config, tower, None)
+        results.baselines["untrained"] = measure_benchmark(config, tower, None)
     out.mkdir(parents=True, exist_ok=True)
     results.write(out / "results.json")
     return results
 
 
-def measure_suite(config: TextSuiteConfig, tower: TextEncoder, out: Path | None) -> Results:
+def measure_benchmark(config: BenchmarkConfig, tower: TextEncoder, out: Path | None) -> Results:
     """Everything of the suite that is on disk.
 
     Args:
         out: where to put `predictions/`; none: nowhere.
 
     Raises:
-        UserError: as `run_text_suite`.
+        UserError: as `run_benchmark`.
     """
     results = Results(config.name, dict(tower.facts), environment=environment())
     results.model["seeds"] = list(config.seeds)
@@ -121,21 +117,29 @@ def measure_suite(config: TextSuiteConfig, tower: TextEncoder, out: Path | None)
 
 
 def _run_group(
-    group: Group, tower: TextEncoder, config: TextSuiteConfig, out: Path | None
+    group: Group, tower: TextEncoder, config: BenchmarkConfig, out: Path | None
 ) -> Results:
-    """The mean over the seeds; without training there is nothing that a seed could change."""
+    """The mean over the seeds; without training, results do not depend on a seed."""
     tower = _with_length(tower, group.config.max_length)
     seeds = config.seeds if group.config.fit else config.seeds[:1]
     runs = []
     for seed in seeds:
         fitted = _fit(group, tower, seed)
         results = Results(config.name, {"seed": seed})
-        place = f"predictions/seed-{seed}" if len(config.seeds) > 1 else "predictions"
         for test, task in group.tests:
-            answers = _answers(fitted, tower, task)
-            _add_outcome(results, group.config, test, task, answers, fitted, tower)
-            if out is not None:
-                _write_predictions(out / place, test, task, answers)
+            answers = (
+                {lang: fitted.model.predict(rows) for lang, rows in task.tests.items()}
+                if fitted
+                else _nearest(tower, task)
+            )
+            outcomes = {lang: outcome_of(task, task.tests[lang], answers[lang]) for lang in answers}
+            add_clean(results, task, outcomes)
+            results.protocol[f"text/{task.name}"] = _protocol(group, test, task, fitted, tower)
+            # XTREME tags fused words as one: its file has other lines than a treebank has words.
+            if out is not None and xtreme_name(test.name) and test.format != "conllu":
+                seed_folder = f"predictions/seed-{seed}" if len(config.seeds) > 1 else "predictions"
+                for lang, given in answers.items():
+                    write_predictions(out / seed_folder, test.name, lang, task, given)
         runs.append(results)
     return mean_over_seeds(runs)
 
@@ -149,50 +153,24 @@ def _fit(group: Group, tower: TextEncoder, seed: int) -> Fitted | None:
     return fit(tower, group.training, group.config.fit, seed, group.config.name)
 
 
-def _answers(fitted: Fitted | None, tower: TextEncoder, task: Task) -> Answers:
-    """One prediction an example, by language."""
-    if fitted is None:
-        return _nearest(tower, task)
-    return {lang: fitted.model.predict(rows) for lang, rows in task.tests.items()}
-
-
-def _nearest(tower: TextEncoder, task: Task) -> Answers:
-    """The nearest candidates of every query; a pool that all languages share is embedded once."""
-    answers: Answers = {}
-    embedded: tuple[int, np.ndarray] | None = None
+def _nearest(tower: TextEncoder, task: Task) -> dict[str, list[Prediction]]:
+    """The nearest candidates of every query, by language."""
+    answers: dict[str, list[Prediction]] = {}
+    embedded: dict[int, np.ndarray] = {}  # a pool that all languages share is embedded once
     for lang in console.track(task.tests, task.name, len(task.tests)):
-        queries, pool = task.tests[lang], task.candidates[lang]
-        if embedded is None or embedded[0] != id(pool):
-            embedded = id(pool), tower.encode([one.texts[0] for one in pool])
-        right = [frozenset(one.target) for one in queries]  # type: ignore[arg-type]
-        query_QD = tower.encode([one.texts[0] for one in queries])
-        answers[lang] = list(
-            rank_features(query_QD, embedded[1], right, [one.id for one in pool])  # type: ignore[arg-type]
-        )
+        pool = task.candidates[lang]
+        if id(pool) not in embedded:
+            embedded = {id(pool): tower.encode([one.texts[0] for one in pool])}
+        answers[lang] = [*rank(tower, task.tests[lang], pool, candidate_MD=embedded[id(pool)])]
     return answers
 
 
-def _add_outcome(
-    results: Results,
-    group: GroupConfig,
-    test: TextTestConfig,
-    task: Task,
-    answers: Answers,
-    fitted: Fitted | None,
-    tower: TextEncoder,
-) -> None:
-    """Scores of every language, their mean, and how they came about."""
-    outcomes = {lang: outcome_of(task, task.tests[lang], answers[lang]) for lang in task.tests}
-    add_clean(results, task, outcomes)
-    words = _words(group, test, task, fitted)
-    if group.max_length is not None and tower.max_length < group.max_length:
-        words += f" Cut at {tower.max_length} tokens, not {group.max_length}: the model has no more places."
-    results.protocol[f"text/{task.name}"] = words
-
-
-def _words(group: GroupConfig, test: TextTestConfig, task: Task, fitted: Fitted | None) -> str:
-    """The protocol of one test."""
-    if fitted is None or group.fit is None:
+def _protocol(
+    group: Group, test: TextTestConfig, task: Task, fitted: Fitted | None, tower: TextEncoder
+) -> str:
+    """How the numbers of one test came about, in words."""
+    config = group.config
+    if fitted is None or config.fit is None:
         way = (
             "each candidate looks for its query"
             if test.reverse
@@ -201,39 +179,32 @@ def _words(group: GroupConfig, test: TextTestConfig, task: Task, fitted: Fitted 
         how = f"Nothing was trained: {way}, the nearest by cosine in the tower's space."
     else:
         files = TaskConfig(name=test.name, folder=test.folder, format=test.format)
-        settings = {name: getattr(group.fit, name) for name in FitConfig.model_fields}
+        settings = {name: getattr(config.fit, name) for name in FitConfig.model_fields}
         how = protocol(task, FinetuneConfig(task=files, **settings), fitted)
         if "dev" in fitted.kept():
             how += f" On `{task.source}` dev: {fitted.kept()['dev']:.4f}."
-    if group.before is not None:
-        how += f" Before that the tower was fine-tuned on {group.before.train.folder}."
+    if config.before is not None:
+        how += f" Before that the tower was fine-tuned on {config.before.train.folder}."
     if test.splits:
         how += f" Tested on these splits together: {', '.join(test.splits)}."
-    if test.published is None:
-        return how
-    compared, same = deviations(test, task)
-    return f"{how} Tests {'as' if same else 'not as'} published: {compared}."
-
-
-def _write_predictions(folder: Path, test: TextTestConfig, task: Task, answers: Answers) -> None:
-    """XTREME's files, where its scorer knows the task and reads the same units."""
-    if xtreme_name(test.name) is None or test.format == "conllu":
-        return  # XTREME tags fused words as one: its file has other lines than a treebank has words
-    for lang, given in answers.items():
-        pool = task.candidates.get(lang, [])
-        write_predictions(folder, test.name, lang, task.kind, task.tests[lang], given, pool)
+    if test.published is not None:
+        compared, same = deviations(test, task)
+        how += f" Tests {'as' if same else 'not as'} published: {compared}."
+    if config.max_length is not None and tower.max_length < config.max_length:
+        how += f" Cut at {tower.max_length} tokens, not {config.max_length}: the model has no more positions."
+    return how
 
 
 def _with_length(tower: TextEncoder, length: int | None) -> TextEncoder:
-    """The same weights, cutting sequences at `length` tokens, or where the model's places end."""
+    """The same weights, cutting sequences at `length` tokens, or at the model's last position."""
     if length is None:
         return tower
     config = tower.trunk.config
-    places = getattr(config, "max_position_embeddings", length)
-    if "roberta" in config.model_type:  # its places count from behind the padding token's number
-        places -= config.pad_token_id + 1
-    changed = copy.copy(tower)
-    changed.max_length = min(length, places)
+    positions = getattr(config, "max_position_embeddings", length)
+    if "roberta" in config.model_type:  # it counts positions from the padding token's id + 1
+        positions -= config.pad_token_id + 1
+    changed = copy.copy(tower)  # shallow: both share the weights
+    changed.max_length = min(length, positions)
     return changed
 
 

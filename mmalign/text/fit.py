@@ -17,7 +17,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmalign.core import console
-from mmalign.core.batch import Example
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
@@ -30,6 +29,7 @@ from mmalign.text.lora import LoraConfig, add_lora, merge_lora
 from mmalign.text.robust.augment import AugmentConfig, build_augmentation
 from mmalign.text.robust.method import MethodConfig, PlainConfig, backward
 from mmalign.text.scores import PRIMARY
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.task import Task
 from mmalign.text.transfer import Outcome, outcome_of
 

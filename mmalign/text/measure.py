@@ -17,7 +17,6 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from mmalign.core import console
-from mmalign.core.batch import Example
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
@@ -32,6 +31,7 @@ from mmalign.text.perturbations.perturb import (
     perturb,
 )
 from mmalign.text.scores import PRIMARY, chance, hits
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.task import CLEAN, Task, sample
 from mmalign.text.transfer import Outcome, add_clean, add_perturbed, outcome_of
 

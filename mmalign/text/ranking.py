@@ -1,24 +1,25 @@
-"""Retrieval among texts: every query's nearest candidates, whatever tower makes the features.
+"""Retrieval among texts: the nearest candidates of every query, for any tower.
 
     queries    -> tower -> query_QD     -+
                                          +-> cosines (FAISS, exact) -> ids, the nearest first
     candidates -> tower -> candidate_MD -+
 
-For towers as they are (Tatoeba in XTREME, arXiv 2003.11080) and for those that were trained to retrieve
+For towers without training (Tatoeba in XTREME, arXiv 2003.11080) and for those that were trained to retrieve
 (LAReQA and Mewsli-X in XTREME-R, arXiv 2104.07412).
 
 Ties are counted against the model, as in `mmalign.evaluation.nearest`: a wrong candidate that scores as high
-as a right one, to the rounding of float32, stands before it. So a tower that maps every text to one point
-finds nothing, whatever the order of the pool.
+as a correct one, to the rounding of float32, is ranked before it. So a tower that maps every text to one
+point finds nothing, in any order of the pool.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
-from mmalign.core.batch import Example
 from mmalign.evaluation.nearest import TIE, search
 from mmalign.models.text_encoder import TextEncoder
+from mmalign.text.tasks.example import Example
 
 DEPTH = 20
 
@@ -28,20 +29,24 @@ def rank(
     queries: Sequence[Example],
     candidates: Sequence[Example],
     depth: int = DEPTH,
+    candidate_MD: np.ndarray | None = None,
 ) -> list[tuple[str, ...]]:
     """The ids of the `depth` nearest candidates of each query by cosine, the nearest first.
 
     Args:
-        queries: one text each; `target` holds the ids of the right candidates, which decides ties only.
+        queries: one text each; `target` holds the ids of the correct candidates, which decides ties only.
         candidates: one text each, with ids of their own.
+        candidate_MD: features of the candidates, where they are known already.
 
     Returns:
-        One tuple a query; a shorter one if there are fewer candidates, or if features are not numbers.
+        One tuple per query; a shorter one if there are fewer candidates, or if features are not numbers.
     """
+    if candidate_MD is None:
+        candidate_MD = tower.encode([one.texts[0] for one in candidates])
     return rank_features(
         tower.encode([one.texts[0] for one in queries]),
-        tower.encode([one.texts[0] for one in candidates]),
-        [_right_ids(one) for one in queries],
+        candidate_MD,
+        [frozenset(map(str, cast("tuple[str, ...]", one.target))) for one in queries],
         [one.id for one in candidates],
         depth,
     )
@@ -50,30 +55,25 @@ def rank(
 def rank_features(
     query_QD: np.ndarray,
     candidate_MD: np.ndarray,
-    right_ids: Sequence[frozenset[str]],
+    correct_ids: Sequence[frozenset[str]],
     candidate_ids: Sequence[str],
     depth: int = DEPTH,
 ) -> list[tuple[str, ...]]:
-    """As `rank`, of features that are there: float32, of any length but zero."""
+    """As `rank`, of features: float32, of any length but zero."""
     if not candidate_ids:
-        return [()] * len(right_ids)
-    # Deep enough that `depth` wrong candidates are seen even if all right ones stand before them.
-    most_right = max(map(len, right_ids), default=0)
-    scores, indices = search(_unit(query_QD), _unit(candidate_MD), depth + most_right)
+        return [()] * len(correct_ids)
+    # Deep enough that `depth` wrong candidates are found even if all correct ones are before them.
+    most_correct = max(map(len, correct_ids), default=0)
+    scores, indices = search(_unit(query_QD), _unit(candidate_MD), depth + most_correct)
     ranked = []
-    for score_K, index_K, right in zip(scores, indices, right_ids, strict=True):
+    for score_K, index_K, correct in zip(scores, indices, correct_ids, strict=True):
         found = [
             (float(s), candidate_ids[i]) for s, i in zip(score_K, index_K, strict=True) if i >= 0
         ]
-        # The sort is stable; a right candidate stands behind all wrong ones of its score.
-        found.sort(key=lambda one: -one[0] + (TIE if one[1] in right else 0))
+        # The sort is stable; a correct candidate is ranked behind all wrong ones of its score.
+        found.sort(key=lambda one: -one[0] + (TIE if one[1] in correct else 0))
         ranked.append(tuple(name for _, name in found[:depth]))
     return ranked
-
-
-def _right_ids(query: Example) -> frozenset[str]:
-    assert isinstance(query.target, tuple), query.id
-    return frozenset(one for one in query.target if isinstance(one, str))
 
 
 def _unit(feature_ND: np.ndarray) -> np.ndarray:

@@ -5,23 +5,23 @@
     predictions for them -----+
 
 An array holds one value per example, (n,) float64, whose mean is the metric: intervals can be drawn
-from it. A float is a metric of the whole set, which is no mean over examples. All lie in [0, 1],
+from it. A float is a metric of the complete set, not a mean over examples. All lie in [0, 1],
 correlations in [-1, 1].
 
-    kind             prediction                 per example               whole set
+    kind             prediction                 per example               complete set
     classification   label                      accuracy                  macro_f1, matthews, f1 *
     similarity       score                                                pearson, spearman
     multiple_choice  number of the choice       accuracy
-    tagging          a tag a word                                         f1, accuracy
+    tagging          one tag per word                                       f1, accuracy
     span_qa          text of the answer         exact_match, f1,
                                                 mlqa_exact_match, mlqa_f1
     retrieval        candidate ids, best first  accuracy, mrr, map@20
-    event_causality  a bool a pair                                        precision, recall, f1, also
+    event_causality  one bool per pair                                       precision, recall, f1, also
                                                                           _within, _across sentences
 
     * only where there are two labels
 
-Span QA has two published rules of what equal answers are: SQuAD's, by which XTREME also grades XQuAD
+Span QA has two published rules for equal answers: SQuAD's, by which XTREME also grades XQuAD
 and TyDiQA, and MLQA's, which differs by language. Both are measured; MLQA's only in its languages.
 """
 
@@ -30,15 +30,17 @@ import string
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from mmalign.core.batch import Example
 from mmalign.core.errors import UserError
 from mmalign.text.causality.pairs import f1_without_reading, pair_scores
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.task import Kind
 
 Prediction = str | float | int | tuple[str, ...] | tuple[bool, ...]
@@ -56,7 +58,7 @@ PRIMARY: dict[Kind, str] = {
 """The metric that chooses the epoch."""
 
 DEPTH = 20
-"""Candidates that the average precision looks at, as LAReQA and Mewsli-X do."""
+"""Candidates that the average precision includes, as in LAReQA and Mewsli-X."""
 
 _SQUAD_ARTICLES = "a|an|the"
 _MLQA_ARTICLES = {
@@ -80,7 +82,7 @@ def score(
     """The metrics of `predictions`, which answer `examples` one by one.
 
     Args:
-        examples: at least one, all of one language; span QA and retrieval need a right answer each.
+        examples: at least one, all of one language; span QA and retrieval need a correct answer each.
         positive: of classification with two labels: whose F1 is measured. By default the last of the
             sorted labels, which is `1` in MRPC and QQP.
 
@@ -98,7 +100,8 @@ def score(
         case "multiple_choice":
             return {"accuracy": hits(wanted, given)}
         case "tagging":
-            return {"f1": span_f1(wanted, given), "accuracy": tag_accuracy(wanted, given)}
+            tags, found = (list(chain.from_iterable(rows)) for rows in (wanted, given))
+            return {"f1": span_f1(wanted, given), "accuracy": float(hits(tags, found).mean())}
         case "span_qa":
             texts = [[answer.text for answer in answers] for answers in wanted]
             return _span_qa(texts, given, language=examples[0].lang.split("-")[0])
@@ -109,7 +112,7 @@ def score(
 
 
 def chance(kind: Kind, examples: Sequence[Example], candidates: int | None = None) -> float:
-    """What the primary metric is without looking at the texts; 0 where that is not defined.
+    """The primary metric without looking at the texts; 0 where that is not defined.
 
     Classification: always the most frequent label. Multiple choice and retrieval: a choice and an
     order drawn at random; of retrieval it is defined where the number of `candidates` is given. Event
@@ -121,8 +124,8 @@ def chance(kind: Kind, examples: Sequence[Example], candidates: int | None = Non
         case "multiple_choice":
             return float(np.mean([1 / (len(one.texts) - 1) for one in examples]))
         case "retrieval" if candidates is not None:
-            right: list[Any] = [one.target for one in examples]
-            counts = [len(set(targets)) for targets in right]
+            correct: list[Any] = [one.target for one in examples]
+            counts = [len(set(targets)) for targets in correct]
             return float(np.mean([expected_average_precision(n, candidates) for n in counts]))
         case "event_causality":
             return f1_without_reading(examples)
@@ -135,31 +138,8 @@ def hits(wanted: Sequence[str | int], given: Sequence[str | int]) -> np.ndarray:
     return np.array([one == other for one, other in zip(wanted, given, strict=True)], np.float64)
 
 
-def macro_f1(wanted: Sequence[str], given: Sequence[str]) -> float:
-    """The plain mean of the F1 of every label that occurs among the targets or the predictions."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(wanted, given, average="macro", zero_division=0))
-
-
-def f1_of_label(wanted: Sequence[str], given: Sequence[str], label: str) -> float:
-    """The F1 of finding the examples of one label."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(wanted, given, labels=[label], average="macro", zero_division=0))
-
-
-def matthews(wanted: Sequence[str], given: Sequence[str]) -> float:
-    """Matthews' correlation, for any number of labels; 0 where one side is constant."""
-    from sklearn.metrics import matthews_corrcoef
-
-    if len(set(wanted)) == 1 or len(set(given)) == 1:
-        return 0.0  # scikit-learn says so too, with a warning
-    return float(matthews_corrcoef(wanted, given))
-
-
 def pearson(wanted: Sequence[float], given: Sequence[float]) -> float:
-    """Pearson's correlation; 0 where one side is constant, since it then tells nothing."""
+    """Pearson's correlation; 0 where one side is constant and it is undefined."""
     if np.ptp(wanted) == 0 or np.ptp(given) == 0:
         return 0.0
     return float(np.corrcoef(wanted, given)[0, 1])
@@ -167,7 +147,9 @@ def pearson(wanted: Sequence[float], given: Sequence[float]) -> float:
 
 def spearman(wanted: Sequence[float], given: Sequence[float]) -> float:
     """Pearson's correlation of the ranks; equal values share the mean of their ranks."""
-    return pearson(_ranks(wanted), _ranks(given))
+    from scipy.stats import rankdata
+
+    return pearson(rankdata(wanted), rankdata(given))
 
 
 def span_f1(wanted: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> float:
@@ -185,16 +167,12 @@ def span_f1(wanted: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> 
         from seqeval.metrics import f1_score
     except ImportError:
         raise UserError("tagging is scored with seqeval; install `mmalign[finetune]`") from None
-    with warnings.catch_warnings():
+    with warnings.catch_warnings():  # tags without B- and I- are expected here
         warnings.filterwarnings("ignore", message=".*seems not to be NE tag")
-        right, found = [list(tags) for tags in wanted], [list(tags) for tags in given]
-        return float(f1_score(right, found, zero_division=0))
-
-
-def tag_accuracy(wanted: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> float:
-    """The share of words with the right tag."""
-    pairs = zip(wanted, given, strict=True)
-    return float(np.concatenate([hits(right, found) for right, found in pairs]).mean())
+        sides = [
+            [list(tags) for tags in side] for side in (wanted, given)
+        ]  # seqeval refuses tuples
+        return float(f1_score(*sides, zero_division=0))
 
 
 def squad_tokens(text: str) -> list[str]:
@@ -203,22 +181,27 @@ def squad_tokens(text: str) -> list[str]:
     Source: Rajpurkar et al. 2016 (arXiv 1606.05250), `evaluate-v1.1.py`.
     """
     bare = text.lower().translate(dict.fromkeys(map(ord, string.punctuation)))
-    return _without(_SQUAD_ARTICLES, bare).split()
+    return re.sub(rf"\b(?:{_SQUAD_ARTICLES})\b", " ", bare).split()
 
 
 def mlqa_tokens(text: str, language: str) -> list[str]:
     """The words that MLQA compares in one of its seven languages.
 
     Lower case, no punctuation of any script, none of the language's articles; Arabic loses its
-    article wherever the two letters stand, inside words too. Chinese: every ideograph is a word.
+    article wherever the two letters occur, inside words too. Chinese: every ideograph is a word.
     Source: Lewis et al. 2020 (arXiv 1910.07475), `mlqa_evaluation_v1.py`.
     """
-    bare = "".join(one for one in text.lower() if not _is_punctuation(one))
+    bare = "".join(
+        one
+        for one in text.lower()
+        if one not in string.punctuation and not unicodedata.category(one).startswith("P")
+    )
     if language == "ar":
         return bare.replace("ال", " ").split()
     if language == "zh":
         return _IDEOGRAPH.sub(r" \1 ", bare).split()
-    return _without(_MLQA_ARTICLES[language], bare).split()
+    articles = _MLQA_ARTICLES[language]
+    return (re.sub(rf"\b(?:{articles})\b", " ", bare) if articles else bare).split()
 
 
 def token_f1(wanted: Sequence[str], given: Sequence[str]) -> float:
@@ -227,83 +210,71 @@ def token_f1(wanted: Sequence[str], given: Sequence[str]) -> float:
     return 2 * common / (len(wanted) + len(given)) if common else 0.0
 
 
-def reciprocal_rank(right: AbstractSet[str], ranked: Sequence[str]) -> float:
-    """1 / place of the first right candidate; 0 where none is among the ranked."""
-    return next((1 / place for place, one in enumerate(ranked, start=1) if one in right), 0.0)
+def reciprocal_rank(correct: AbstractSet[str], ranked: Sequence[str]) -> float:
+    """1 / rank of the first correct candidate; 0 where none is among the ranked."""
+    return next((1 / rank for rank, one in enumerate(ranked, start=1) if one in correct), 0.0)
 
 
-def average_precision(right: AbstractSet[str], ranked: Sequence[str], k: int = DEPTH) -> float:
-    """Mean of the precisions at the right candidates among the first k, of min(right ones, k).
+def average_precision(correct: AbstractSet[str], ranked: Sequence[str], k: int = DEPTH) -> float:
+    """Mean of the precisions at the correct candidates among the first k, of min(correct ones, k).
 
-    `ranked` names no candidate twice. With a single right candidate this is the reciprocal rank cut
+    `ranked` names no candidate twice. With a single correct candidate this is the reciprocal rank cut
     at k, by which XTREME grades Mewsli-X. Source: LAReQA (Roy et al. 2020, arXiv 2004.05484).
     """
-    found = np.array([one in right for one in ranked[:k]], np.float64)
+    found = np.array([one in correct for one in ranked[:k]], np.float64)
     precision = np.cumsum(found) / np.arange(1, len(found) + 1)
-    return float(found @ precision) / min(len(right), k)
+    return float(found @ precision) / min(len(correct), k)
 
 
-def expected_average_precision(right: int, candidates: int, k: int = DEPTH) -> float:
-    """The mean of `average_precision` over all orders of the candidates, `right` of them right."""
-    place = np.arange(1, min(k, candidates) + 1)
-    another_is_right = (right - 1) / max(candidates - 1, 1)
-    precision = (1 + (place - 1) * another_is_right) / place  # where the candidate is right
-    return float(precision.sum()) * right / candidates / min(right, k)
+def expected_average_precision(correct: int, candidates: int, k: int = DEPTH) -> float:
+    """The mean of `average_precision` over all orders of the candidates, `correct` of them correct."""
+    rank = np.arange(1, min(k, candidates) + 1)
+    another_is_correct = (correct - 1) / max(candidates - 1, 1)
+    precision = (1 + (rank - 1) * another_is_correct) / rank  # where the candidate is correct
+    return float(precision.sum()) * correct / candidates / min(correct, k)
 
 
 def _classification(wanted: list[str], given: list[str], positive: str | None) -> Scores:
+    """Macro F1 is over every label that occurs among the targets or the predictions."""
+    from sklearn.metrics import f1_score, matthews_corrcoef
+
+    f1 = partial(f1_score, wanted, given, average="macro", zero_division=0)
+    # Matthews' correlation is 0 where one side is constant; scikit-learn returns that with a warning.
+    is_constant = len(set(wanted)) == 1 or len(set(given)) == 1
     scores: Scores = {
         "accuracy": hits(wanted, given),
-        "macro_f1": macro_f1(wanted, given),
-        "matthews": matthews(wanted, given),
+        "macro_f1": float(f1()),
+        "matthews": 0.0 if is_constant else float(matthews_corrcoef(wanted, given)),
     }
     labels = sorted(set(wanted))
     if len(labels) == 2:
-        scores["f1"] = f1_of_label(wanted, given, positive or labels[-1])
+        scores["f1"] = float(f1(labels=[positive or labels[-1]]))
     return scores
 
 
 def _span_qa(answers: list[list[str]], given: list[str], language: str) -> Scores:
-    """Each prediction against the right answer that it fits best, by the rules of both data sets."""
-    right = [[squad_tokens(text) for text in texts] for texts in answers]
-    exact_match, f1 = _best(right, [squad_tokens(text) for text in given])
-    scores: Scores = {"exact_match": exact_match, "f1": f1}
+    """Each prediction against the correct answer that it fits best, by the rules of both data sets."""
+    rules: dict[str, Callable[[str], list[str]]] = {"": squad_tokens}
     if language in _MLQA_ARTICLES:
-        right = [[mlqa_tokens(text, language) for text in texts] for texts in answers]
-        exact_match, f1 = _best(right, [mlqa_tokens(text, language) for text in given])
-        scores |= {"mlqa_exact_match": exact_match, "mlqa_f1": f1}
+        rules["mlqa_"] = partial(mlqa_tokens, language=language)
+    scores: Scores = {}
+    for prefix, tokens in rules.items():
+        pairs = [
+            ([tokens(text) for text in texts], tokens(found))
+            for texts, found in zip(answers, given, strict=True)
+        ]
+        exact_match = [found in correct for correct, found in pairs]
+        f1 = [max(token_f1(one, found) for one in correct) for correct, found in pairs]
+        scores[f"{prefix}exact_match"] = np.array(exact_match, np.float64)
+        scores[f"{prefix}f1"] = np.array(f1, np.float64)
     return scores
 
 
-def _best(right: list[list[list[str]]], given: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) exact matches and (n,) F1, both float64."""
-    pairs = list(zip(right, given, strict=True))
-    exact_match = [found in answers for answers, found in pairs]
-    f1 = [max(token_f1(answer, found) for answer in answers) for answers, found in pairs]
-    return np.array(exact_match, np.float64), np.array(f1, np.float64)
-
-
-def _retrieval(right: list[set[str]], ranked: list[tuple[str, ...]]) -> Scores:
-    pairs = list(zip(right, ranked, strict=True))
-    nearest = [not targets.isdisjoint(found[:1]) for targets, found in pairs]
-    return {
-        "accuracy": np.array(nearest, np.float64),
-        "mrr": np.array([reciprocal_rank(*pair) for pair in pairs], np.float64),
-        f"map@{DEPTH}": np.array([average_precision(*pair) for pair in pairs], np.float64),
+def _retrieval(correct: list[set[str]], ranked: list[tuple[str, ...]]) -> Scores:
+    pairs = list(zip(correct, ranked, strict=True))
+    columns = {
+        "accuracy": [not targets.isdisjoint(found[:1]) for targets, found in pairs],
+        "mrr": [reciprocal_rank(*pair) for pair in pairs],
+        f"map@{DEPTH}": [average_precision(*pair) for pair in pairs],
     }
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    """The rank of each value from 1."""
-    _, place, copies = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: list[float] = (np.cumsum(copies) - (copies - 1) / 2)[place].tolist()
-    return ranks
-
-
-def _without(words: str, text: str) -> str:
-    """The text with a space where one of the words stood, which are given as `one|another`."""
-    return re.sub(rf"\b(?:{words})\b", " ", text) if words else text
-
-
-def _is_punctuation(character: str) -> bool:
-    return character in string.punctuation or unicodedata.category(character).startswith("P")
+    return {name: np.array(values, np.float64) for name, values in columns.items()}

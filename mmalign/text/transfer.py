@@ -1,6 +1,6 @@
 """Outcomes of text tasks as numbers of a `results.json`: per language, as a mean, clean and perturbed.
 
-    examples + predictions -> Outcome (values an example, or one value) -> Results
+    examples + predictions -> Outcome (one value per example, or one value) -> Results
     outcomes of several draws of one perturbation -> mean, drop from clean, worst case -> Results
 
 Metric names: `text/<task>/<language or mean>/<variant>/<metric>`, where the variant is `clean` or a
@@ -13,23 +13,24 @@ from typing import Any
 
 import numpy as np
 
-from mmalign.core.batch import Example
 from mmalign.results.metric_names import MEAN
 from mmalign.results.results import Results
+from mmalign.results.statistics import INTERVAL_DRAWS, drawn_means, percentile_interval
 from mmalign.text.causality.pairs import redrawn_pair_scores
 from mmalign.text.scores import PRIMARY, Prediction, chance, score
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.task import CLEAN, Task
 
 Value = np.ndarray | float
-"""Of a metric: (n,) one value an example, whose mean is the metric; or the metric itself."""
+"""Of a metric: (n,) one value per example, whose mean is the metric; or the metric itself."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model made of the examples of one language.
+    """The metrics of a model on the examples of one language.
 
     Attributes:
-        redrawn: of metrics of a whole set that have an interval: (T,), what they are on T sets of
+        redrawn: of metrics of a complete set that have an interval: (T,), their values on T sets of
             examples that were drawn from these with replacement.
     """
 
@@ -41,7 +42,7 @@ class Outcome:
 def outcome_of(
     task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> Outcome:
-    """The metrics of the task's kind; predicted labels are merged as the task says."""
+    """The metrics of the task's kind; predicted labels are merged as the task defines."""
     merged = [task.merge.get(p, p) if isinstance(p, str) else p for p in predictions]
     values = score(task.kind, examples, merged)
     if task.kind != "event_causality":
@@ -52,7 +53,9 @@ def outcome_of(
 
 def add_clean(results: Results, task: Task, by_language: Mapping[str, Outcome]) -> None:
     """Record every metric of every language, and the mean over the target languages."""
-    for metric in _metrics(by_language):
+    # Metrics that some language lacks are left out: a label that never occurs leaves some undefined.
+    names = set.intersection(*(set(one.values) for one in by_language.values()))
+    for metric in sorted(names):
         values = {lang: one.values[metric] for lang, one in by_language.items()}
         _add(results, task, CLEAN, metric, values, by_language)
         _add_redrawn(results, task, metric, by_language)
@@ -68,50 +71,35 @@ def add_perturbed(
 ) -> None:
     """Record the primary metric's mean over the draws, its drop from clean, and its worst case.
 
-    The worst case of a metric that has a value an example takes each example's worst draw; of any other
-    metric it is the worst draw. Every draw knows the same languages, perhaps fewer than `clean`.
+    The worst case of a metric with one value per example takes each example's worst draw; of any other
+    metric it is the worst draw. Every draw has the same languages, perhaps fewer than `clean`.
     """
-    languages = list(draws[0])
-    if not languages:
-        return
     metric = PRIMARY[task.kind]
-    drawn = {
-        lang: np.stack([np.asarray(one[lang].values[metric]) for one in draws])
-        for lang in languages
-    }
-    mean = {lang: _plain(values.mean(0)) for lang, values in drawn.items()}
+    languages = list(draws[0])
+    drawn = {lang: np.stack([one[lang].values[metric] for one in draws]) for lang in languages}
+    mean = {lang: values.mean(0) for lang, values in drawn.items()}
     drop = {lang: clean[lang].values[metric] - mean[lang] for lang in languages}
-    worst = {lang: _plain(values.min(0)) for lang, values in drawn.items()}
+    worst = {lang: values.min(0) for lang, values in drawn.items()}
     for name, values in ((metric, mean), (f"{metric}_drop", drop), (f"{metric}_worst", worst)):
         _add(results, task, variant, name, values, clean)
     _add_chance(results, task, variant, {lang: clean[lang] for lang in languages})
 
 
 def interval_over_ids(
-    values: Sequence[np.ndarray], ids: Sequence[Sequence[str]], draws: int = 1000, seed: int = 0
+    values: Mapping[str, np.ndarray], ids: Mapping[str, np.ndarray]
 ) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean over languages of the mean values.
 
-    Ids are drawn, not examples: a sentence that is hard in one language is hard in the others too, and
-    examples drawn one by one would make the interval too narrow.
-
     Args:
-        values: for each language, a value an example.
-        ids: for each language, the ids of the examples.
+        values: language -> (n,), one value per example.
+        ids: language -> (n,), the ids of the examples.
     """
-    place = {one: i for i, one in enumerate(sorted({one for each in ids for one in each}))}
-    total = np.zeros((len(place), len(values)))  # ids x languages
-    count = np.zeros_like(total)
-    for language, (value, own) in enumerate(zip(values, ids, strict=True)):
-        rows = [place[one] for one in own]
-        np.add.at(total[:, language], rows, value)
-        np.add.at(count[:, language], rows, 1)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(place), np.full(len(place), 1 / len(place)), size=draws)
-    with np.errstate(invalid="ignore"):  # a draw may miss a language of few examples: it counts not
-        means = np.nanmean((drawn @ total) / (drawn @ count), axis=1)
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(low), float(high)
+    # Ids are drawn, not examples: a sentence that is hard in one language is hard in the others too, and
+    # examples drawn one by one would make the interval too narrow.
+    table = {lang: value[None] for lang, value in values.items()}
+    drawn = drawn_means(table, ids, draws=INTERVAL_DRAWS)
+    # NaN: a draw without any id of a language of few examples; the other languages make its mean.
+    return percentile_interval(np.nanmean(np.concatenate(list(drawn.values())), axis=0))
 
 
 def _add(
@@ -124,54 +112,40 @@ def _add(
 ) -> None:
     """One metric of one variant: each language's, and the mean over the target languages."""
     for lang, value in values.items():
-        name = f"text/{task.name}/{lang}/{variant}/{metric}"
-        count = len(outcomes[lang].examples)
-        results.add(name, value, None if isinstance(value, np.ndarray) else count)
+        count = None if isinstance(value, np.ndarray) else len(outcomes[lang].examples)
+        results.add(f"text/{task.name}/{lang}/{variant}/{metric}", value, count)
     targets = [lang for lang in values if lang in task.targets]
     if not targets:
         return
-    name = f"text/{task.name}/mean/{variant}/{metric}"
+    name = f"text/{task.name}/{MEAN}/{variant}/{metric}"
     mean = float(np.mean([np.mean(values[lang]) for lang in targets]))
     results.add(name, mean, count=sum(len(outcomes[lang].examples) for lang in targets))
-    arrays = [value for lang in targets if isinstance(value := values[lang], np.ndarray)]
+    arrays = {lang: v for lang in targets if isinstance(v := values[lang], np.ndarray)}
     if len(arrays) == len(targets):
-        ids = [[one.id for one in outcomes[lang].examples] for lang in targets]
+        ids = {lang: np.array([one.id for one in outcomes[lang].examples]) for lang in targets}
         results.ci95[name] = interval_over_ids(arrays, ids)
 
 
 def _add_redrawn(
     results: Results, task: Task, metric: str, outcomes: Mapping[str, Outcome]
 ) -> None:
-    """Intervals of a metric of whole sets; the languages' sets are drawn apart from one another."""
+    """Intervals of a metric of complete sets; the sets of the languages are drawn independently."""
     redrawn = {lang: one.redrawn[metric] for lang, one in outcomes.items() if metric in one.redrawn}
     targets = [redrawn[lang] for lang in task.targets if lang in redrawn]
     drawn = {**redrawn, **({MEAN: np.mean(targets, axis=0)} if targets else {})}
     for part, values in drawn.items():
-        low, high = np.percentile(values, (2.5, 97.5))
-        results.ci95[f"text/{task.name}/{part}/{CLEAN}/{metric}"] = float(low), float(high)
+        results.ci95[f"text/{task.name}/{part}/{CLEAN}/{metric}"] = percentile_interval(values)
 
 
 def _add_chance(
     results: Results, task: Task, variant: str, outcomes: Mapping[str, Outcome]
 ) -> None:
-    """What luck makes of the primary metric: on each language's examples, and in the targets' mean."""
-    metric = PRIMARY[task.kind]
-    luck = {}
-    for lang, one in outcomes.items():
-        candidates = len(task.candidates[lang]) if task.kind == "retrieval" else None
-        luck[lang] = chance(task.kind, one.examples, candidates)
-        results.chance[f"text/{task.name}/{lang}/{variant}/{metric}"] = luck[lang]
-    targets = [luck[lang] for lang in task.targets if lang in luck]
-    if targets:
-        results.chance[f"text/{task.name}/mean/{variant}/{metric}"] = float(np.mean(targets))
-
-
-def _metrics(outcomes: Mapping[str, Outcome]) -> list[str]:
-    """The metrics that every language has: a label that never occurs leaves some undefined."""
-    names = [set(one.values) for one in outcomes.values()]
-    return sorted(set.intersection(*names)) if names else []
-
-
-def _plain(value: np.ndarray) -> Value:
-    """An array stays; a number without dimensions becomes a float."""
-    return value if value.ndim else float(value)
+    """The chance level of the primary metric: on each language's examples, and in the targets' mean."""
+    levels = {
+        lang: chance(task.kind, one.examples, len(task.candidates.get(lang, ())) or None)
+        for lang, one in outcomes.items()
+    }
+    targets = [levels[lang] for lang in task.targets if lang in levels]
+    levels |= {MEAN: float(np.mean(targets))} if targets else {}
+    for part, level in levels.items():
+        results.chance[f"text/{task.name}/{part}/{variant}/{PRIMARY[task.kind]}"] = level

@@ -3,12 +3,12 @@
     examples, predictions of one language -> lines -> <folder>/<task>/test-<lang>.<suffix>
 
     task                    file    holds, in the order of the published test file
-    xnli, pawsx             tsv     a label a line
-    udpos, panx             tsv     a tag a line, an empty line after each sentence
-    xcopa                   jsonl   {"label": number of the choice} a line
+    xnli, pawsx             tsv     one label per line
+    udpos, panx             tsv     one tag per line, an empty line after each sentence
+    xcopa                   jsonl   {"label": number of the choice} per line
     xquad, mlqa, tydiqa     json    {id of the question: text of the answer}
     mewslix                 json    {id of the mention: ids of the first 20 entities}
-    tatoeba                 tsv     a line number a line, see `_translations`
+    tatoeba                 tsv     one line number per line, see `_translations`
     bucc2018                tsv     id of the sentence, tab, id of its English translation
 
 Ids must be the publisher's. LAReQA is not among them: XTREME-R grades it from embeddings and has no
@@ -17,14 +17,14 @@ Submission", `evaluate.py` and `mock_test_data/predictions`).
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmalign.core.batch import Example
 from mmalign.core.errors import UserError
 from mmalign.text.scores import Prediction
-from mmalign.text.tasks.task import Kind
+from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.task import Kind, Task
 
 FILES: dict[str, tuple[Kind, str]] = {
     "xnli": ("classification", "tsv"),
@@ -57,42 +57,37 @@ def xtreme_name(task: str) -> str | None:
 
 
 def write_predictions(
-    folder: Path,
-    task: str,
-    lang: str,
-    kind: Kind,
-    examples: Sequence[Example],
-    predictions: Sequence[Prediction],
-    candidates: Sequence[Example] = (),
+    folder: Path, name: str, lang: str, task: Task, predictions: Sequence[Prediction]
 ) -> Path:
     """Write the predictions of one task in one language; an older file is replaced.
 
     Args:
-        task: a name that `xtreme_name` knows.
+        name: of the task, as `xtreme_name` takes it.
         lang: BCP-47; the file is named by its first part, the two letters that XTREME uses.
-        examples: all test examples of the language, in the publisher's order.
-        predictions: one an example, as `scores.score` takes them.
-        candidates: of Tatoeba only: the sentences in `lang`, in the publisher's order.
+        task: has all test examples of the language in the publisher's order; of Tatoeba, also the
+            candidates, which are the sentences in `lang`.
+        predictions: one per example, as `scores.score` takes them.
 
     Returns:
         The file.
 
     Raises:
-        UserError: a task that XTREME's scorer does not grade, or asks something else by that name; a
+        UserError: a task that XTREME's scorer does not grade, or another kind of task of that name; a
             label that it does not know; Tatoeba's queries are not English.
     """
+    examples = task.tests[lang]
     assert len(examples) == len(predictions), (len(examples), len(predictions))
-    name = xtreme_name(task)
-    if name is None:
-        raise UserError(f"task `{task}`: XTREME's scorer grades only {', '.join(FILES)}")
-    expected, suffix = FILES[name]
-    if kind != expected:
+    known = xtreme_name(name)
+    if known is None:
+        raise UserError(f"task `{name}`: XTREME's scorer grades only {', '.join(FILES)}")
+    expected, suffix = FILES[known]
+    if task.kind != expected:
         raise UserError(
-            f"task `{task}`: is of kind {kind}, but XTREME's task of that name is of kind "
+            f"task `{name}`: is of kind {task.kind}, but XTREME's task of that name is of kind "
             f"{expected}; rename the task"
         )
-    text = _text(name, examples, list(predictions), candidates)
-    path = folder / name / f"test-{lang.split('-')[0]}.{suffix}"
+    text = _text(known, examples, list(predictions), task.candidates.get(lang, ()))
+    path = folder / known / f"test-{lang.split('-')[0]}.{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="\n")
     return path
@@ -104,45 +99,29 @@ def _text(
     """The contents of the file."""
     match name:
         case "xnli" | "pawsx":
-            return _lines(_checked(name, label) for label in given)
+            # Another spelling would be graded as wrong without a message.
+            unknown = next((label for label in given if label not in _LABELS[name]), None)
+            if unknown is not None:
+                raise UserError(
+                    f"task {name}: predicted label `{unknown}` is none of XTREME's; train on the "
+                    f"labels {', '.join(_LABELS[name])}"
+                )
+            lines = given
         case "udpos" | "panx":
-            return _lines(_sentence(*pair) for pair in zip(examples, given, strict=True))
+            assert all(len(tags) == len(e.texts) for e, tags in zip(examples, given, strict=True))
+            lines = ["".join(f"{tag}\n" for tag in tags) for tags in given]
         case "xcopa":
-            return _lines(json.dumps({"label": number}) for number in given)
+            lines = [json.dumps({"label": number}) for number in given]
         case "tatoeba":
-            return _lines(_translations(examples, given, candidates))
+            lines = _translations(examples, given, candidates)
         case "bucc2018":  # a sentence without a translation has no line
             pairs = zip(examples, given, strict=True)
-            return _lines(f"{one.id}\t{ranked[0]}" for one, ranked in pairs if ranked)
-        case "mewslix":
-            return _by_id(examples, [ranked[:_DEPTH] for ranked in given])
-        case _:
-            return _by_id(examples, given)
-
-
-def _lines(lines: Iterable[str]) -> str:
+            lines = [f"{one.id}\t{ranked[0]}" for one, ranked in pairs if ranked]
+        case _:  # one JSON object, ASCII: the scorer opens files in the encoding of its machine
+            answers = [ranked[:_DEPTH] for ranked in given] if name == "mewslix" else given
+            ids = [one.id for one in examples]
+            lines = [json.dumps(dict(zip(ids, answers, strict=True)), indent=1)]
     return "".join(f"{line}\n" for line in lines)
-
-
-def _by_id(examples: Sequence[Example], given: Sequence[Any]) -> str:
-    """One JSON object, ASCII: the scorer opens files in the encoding of its machine."""
-    ids = [one.id for one in examples]
-    return json.dumps(dict(zip(ids, given, strict=True)), indent=1) + "\n"
-
-
-def _checked(name: str, label: str) -> str:
-    """The label; another spelling would be graded as wrong without a word."""
-    if label not in _LABELS[name]:
-        raise UserError(
-            f"task {name}: predicted label `{label}` is none of XTREME's; train on the labels "
-            f"{', '.join(_LABELS[name])}"
-        )
-    return label
-
-
-def _sentence(example: Example, tags: tuple[str, ...]) -> str:
-    assert len(tags) == len(example.texts), example.id
-    return _lines(tags)
 
 
 def _translations(
@@ -150,8 +129,8 @@ def _translations(
 ) -> list[str]:
     """For each English sentence, the number from 0 of the line that holds its translation.
 
-    XTREME sorts the English file before it hands it out (`tatoeba_preprocess`), so that line numbers
-    tell nothing, and grades the search from English into the other language: a line of predictions
+    XTREME sorts the English file before publishing it (`tatoeba_preprocess`), so that line numbers
+    reveal nothing, and grades the search from English into the other language: a line of predictions
     is a line of the sorted English file, and its number counts lines of the unsorted other file.
     """
     if any(one.lang.split("-")[0] != "en" for one in queries) or not candidates:

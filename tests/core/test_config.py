@@ -13,7 +13,7 @@ from mmalign.evaluation.ann.config import FaissConfig
 from mmalign.evaluation.suite import SuiteConfig
 from mmalign.models.dual_encoder import ModelConfig
 from mmalign.study.config import StudyConfig
-from mmalign.text.benchmark import TextSuiteConfig
+from mmalign.text.benchmark import BenchmarkConfig
 from mmalign.text.lexical.config import LexicalInjectionConfig
 from mmalign.text.loop import FinetuneConfig
 from mmalign.training.run_config import RunConfig
@@ -282,8 +282,8 @@ def shipped() -> list[tuple[Path, type[Any]]]:
         "train": RunConfig,
         "eval/study_": StudyConfig,
         "eval/faiss": FaissConfig,
-        "eval/xtreme_r": TextSuiteConfig,
-        "eval/glue_x": TextSuiteConfig,
+        "eval/xtreme_r": BenchmarkConfig,
+        "eval/glue_x": BenchmarkConfig,
         "eval": SuiteConfig,
         "data_recipes": RecipeConfig,
     }
@@ -302,5 +302,5 @@ def test_every_shipped_file_is_valid(path: Path, cls: type[Any]) -> None:
 
 
 def test_every_kind_of_file_is_shipped() -> None:
-    classes = (SuiteConfig, TextSuiteConfig, FaissConfig, StudyConfig, LexicalInjectionConfig)
+    classes = (SuiteConfig, BenchmarkConfig, FaissConfig, StudyConfig, LexicalInjectionConfig)
     assert {cls for _, cls in shipped()} == {RunConfig, RecipeConfig, FinetuneConfig, *classes}

@@ -1,4 +1,4 @@
-"""Text suites on invented data: what is there is measured, what is not there is said."""
+"""Suites of text tasks on invented data: what is on disk is measured, and what is missing is reported."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,14 @@ import pytest
 import torch
 from tiny import tiny_run
 
-from mmalign.core.batch import Example
 from mmalign.core.config import load_config, validate
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder, load_text_encoder
 from mmalign.results.results import Results, read_results
-from mmalign.text.benchmark import TextSuiteConfig, run_text_suite
+from mmalign.text.benchmark import BenchmarkConfig, run_benchmark
 from mmalign.text.benchmark_tasks import GroupConfig, read_group
 from mmalign.text.fit import Fitted, fit
+from mmalign.text.tasks.example import Example
 
 ROOT = Path(__file__).parents[2]
 FIT = {"trainable": "head", "epochs": 1, "batch_size": 4}
@@ -89,24 +89,26 @@ def tatoeba(data: Path, **test: Any) -> dict[str, Any]:
     }
 
 
-def suite(*groups: dict[str, Any], **fields: Any) -> TextSuiteConfig:
-    return validate(TextSuiteConfig, {"name": "small", "groups": list(groups), **fields}, "x.yaml")
+def suite(*groups: dict[str, Any], **fields: Any) -> BenchmarkConfig:
+    return validate(BenchmarkConfig, {"name": "small", "groups": list(groups), **fields}, "x.yaml")
 
 
 def measured(run: Path, out: Path, *groups: dict[str, Any], **fields: Any) -> Results:
-    return run_text_suite(suite(*groups, **fields), str(run), out)
+    return run_benchmark(suite(*groups, **fields), str(run), out)
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
+def complete(
+    data: Path, run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Results, Path]:
     """Both groups, with predictions and the average; nothing is missing."""
     out = tmp_path_factory.mktemp("out")
     groups = (nli(data), tatoeba(data))
     return measured(run, out, *groups, predictions=True, average=True), out
 
 
-def test_both_groups_are_in_one_file(whole: tuple[Results, Path]) -> None:
-    results, out = whole
+def test_both_groups_are_in_one_file(complete: tuple[Results, Path]) -> None:
+    results, out = complete
     names = {f"text/xnli/{lang}/clean/accuracy" for lang in ("de", "en", "mean", "published")}
     names |= {f"text/tatoeba/{lang}/clean/accuracy" for lang in ("de", "sw", "mean", "published")}
     assert names <= results.metrics.keys() == results.counts.keys()
@@ -114,8 +116,8 @@ def test_both_groups_are_in_one_file(whole: tuple[Results, Path]) -> None:
     assert results.model["seeds"] == [0] and results.model["sha256"]
 
 
-def test_the_published_mean_counts_english(whole: tuple[Results, Path]) -> None:
-    metrics = whole[0].metrics
+def test_the_published_mean_counts_english(complete: tuple[Results, Path]) -> None:
+    metrics = complete[0].metrics
     de, en, mean, published = (
         metrics[f"text/xnli/{lang}/clean/accuracy"] for lang in ("de", "en", "mean", "published")
     )
@@ -124,8 +126,8 @@ def test_the_published_mean_counts_english(whole: tuple[Results, Path]) -> None:
     assert metrics["text/small/published/clean/average"] == pytest.approx(sum(both) / 2)
 
 
-def test_the_protocol_says_what_was_found(whole: tuple[Results, Path]) -> None:
-    protocol = whole[0].protocol
+def test_the_protocol_reports_what_was_found(complete: tuple[Results, Path]) -> None:
+    protocol = complete[0].protocol
     as_published = "Tests as published: 2 of 2 languages; published size in 2."
     assert protocol["text/xnli"].endswith(as_published)
     assert "Training a linear head on a fixed tower" in protocol["text/xnli"]
@@ -133,8 +135,8 @@ def test_the_protocol_says_what_was_found(whole: tuple[Results, Path]) -> None:
     assert protocol["text/small"].startswith("Mean of the scores of 2 tasks")
 
 
-def test_predictions_are_in_the_folders_of_xtreme(whole: tuple[Results, Path]) -> None:
-    folder = whole[1] / "predictions"
+def test_predictions_are_in_the_folders_of_xtreme(complete: tuple[Results, Path]) -> None:
+    folder = complete[1] / "predictions"
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.tsv")}
     assert found == {
         "xnli/test-de.tsv",
@@ -144,13 +146,13 @@ def test_predictions_are_in_the_folders_of_xtreme(whole: tuple[Results, Path]) -
     }
     labels = (folder / "xnli/test-de.tsv").read_text().split()
     right = sum(label == LABELS[i % 3] for i, label in enumerate(labels))
-    assert right / 6 == pytest.approx(whole[0].metrics["text/xnli/de/clean/accuracy"])
+    assert right / 6 == pytest.approx(complete[0].metrics["text/xnli/de/clean/accuracy"])
     lines = (folder / "tatoeba/test-de.tsv").read_text().split()
-    # A line a sentence of the sorted English file; its translation stands on the unsorted line.
+    # One line per sentence of the sorted English file: the number of its line in the unsorted file.
     right = sum(
         ENGLISH[int(line)] == english for line, english in zip(lines, sorted(ENGLISH), strict=True)
     )
-    assert right / 5 == pytest.approx(whole[0].metrics["text/tatoeba/de/clean/accuracy"])
+    assert right / 5 == pytest.approx(complete[0].metrics["text/tatoeba/de/clean/accuracy"])
 
 
 def test_a_task_that_is_missing_is_named_and_not_scored(
@@ -169,7 +171,9 @@ def test_a_task_that_is_missing_is_named_and_not_scored(
     )
 
 
-def test_deviations_from_what_is_published_are_said(data: Path, run: Path, tmp_path: Path) -> None:
+def test_deviations_from_what_is_published_are_reported(
+    data: Path, run: Path, tmp_path: Path
+) -> None:
     sizes = {"sw": 4, "de": 1000}
     test = {"languages": ["sw", "de", "fr"], "published": {"metrics": ["accuracy"], "sizes": sizes}}
     results = measured(run, tmp_path, tatoeba(data, **test))
@@ -179,7 +183,7 @@ def test_deviations_from_what_is_published_are_said(data: Path, run: Path, tmp_p
     assert not any("/published/" in name for name in results.metrics)
 
 
-def test_dev_in_the_place_of_a_test_is_said(data: Path, run: Path, tmp_path: Path) -> None:
+def test_dev_instead_of_a_test_is_reported(data: Path, run: Path, tmp_path: Path) -> None:
     text = (data / "xnli/xnli.test.tsv").read_text(encoding="utf-8")
     write(tmp_path / "xnli/xnli.dev.tsv", *text.splitlines())
     group = nli(data, folder=f"{tmp_path}/xnli", languages=["de"])
@@ -188,7 +192,7 @@ def test_dev_in_the_place_of_a_test_is_said(data: Path, run: Path, tmp_path: Pat
     assert "text/xnli/published/clean/accuracy" not in results.metrics
 
 
-def test_nothing_there_is_one_sentence(data: Path, run: Path, tmp_path: Path) -> None:
+def test_no_data_at_all_is_one_sentence(data: Path, run: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"none of its data are there; .* to no_train, nowhere"
     ) as e:
@@ -216,7 +220,7 @@ def test_seeds_are_a_mean_of_what_was_trained(data: Path, run: Path, tmp_path: P
 
 
 def test_the_untrained_model_is_a_baseline(data: Path, run: Path, tmp_path: Path) -> None:
-    results = run_text_suite(suite(tatoeba(data)), str(run), tmp_path, untrained=True)
+    results = run_benchmark(suite(tatoeba(data)), str(run), tmp_path, untrained=True)
     baseline = results.baselines["untrained"]
     assert baseline.metrics.keys() == results.metrics.keys()
     assert baseline.model["sha256"] != results.model["sha256"]
@@ -326,7 +330,7 @@ def test_labels_without_training_are_refused(data: Path) -> None:
 
 @pytest.mark.parametrize(("name", "tests"), [("xtreme_r", 11), ("glue_x", 22)])
 def test_the_shipped_suites_are_valid(name: str, tests: int) -> None:
-    config = load_config(TextSuiteConfig, ROOT / "eval" / f"{name}.yaml")
+    config = load_config(BenchmarkConfig, ROOT / "eval" / f"{name}.yaml")
     every = [test for group in config.groups for test in group.tests]
     assert len(every) == tests
     for test in every:

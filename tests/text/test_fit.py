@@ -8,13 +8,13 @@ import pytest
 import torch
 from tiny import tiny_run
 
-from mmalign.core.batch import Example
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.models.encoder import weights_sha256
 from mmalign.models.text_encoder import TextEncoder, load_text_encoder
 from mmalign.text.fit import FitConfig, Fitted, fit
 from mmalign.text.scores import hits
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.task import Task
 
 WORDS = ("red ball", "dog", "green chair", "a cat", "0123", "and sleeps", "Hund", "ein Ball")

@@ -10,7 +10,6 @@ import torch
 from tiny import tiny_run
 
 from mmalign import __version__
-from mmalign.core.batch import Example
 from mmalign.core.commit import sha256_of, verify
 from mmalign.core.config import load_config, validate
 from mmalign.core.errors import UserError
@@ -21,6 +20,7 @@ from mmalign.results.statistics import seed_interval
 from mmalign.text import loop, measure
 from mmalign.text.loop import FinetuneConfig, deal_ids, finetune, run_seed
 from mmalign.text.perturbations.perturb import perturb
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.read import read_task
 
 WORDS = ("red ball", "dog", "green chair", "a cat", "0123", "and sleeps", "Hund", "ein Ball")

@@ -11,7 +11,6 @@ import pytest
 import torch
 from tiny import tiny_run
 
-from mmalign.core.batch import Answer, Example, Target
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder, load_text_encoder
@@ -23,6 +22,7 @@ from mmalign.text.measure import add_generalised, check_tests, measure, mixed_pa
 from mmalign.text.perturbations.characters import CharactersConfig
 from mmalign.text.perturbations.perturb import perturb
 from mmalign.text.scores import PRIMARY, Prediction
+from mmalign.text.tasks.example import Answer, Example, Target
 from mmalign.text.tasks.task import Kind, Task, labels_of
 
 WORDS = ("red ball", "the dog", "green chair", "the cat", "0123 456", "sleeps", "Hund", "ein Ball")

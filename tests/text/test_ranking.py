@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tiny import TEXTS, tiny_model, tiny_tokenizer
 
-from mmalign.core.batch import Example
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.ranking import rank, rank_features
+from mmalign.text.tasks.example import Example
 
 
 def draw(rows: int, seed: int) -> np.ndarray:
@@ -39,7 +39,7 @@ def test_one_point_for_everything_finds_nothing() -> None:
         assert len(found) == 20 and wanted.isdisjoint(found)
 
 
-def test_a_right_candidate_stands_behind_wrong_ones_of_its_score() -> None:
+def test_a_correct_candidate_is_ranked_behind_wrong_ones_of_its_score() -> None:
     pool = draw(4, 0)
     pool[2] = 3 * pool[0]  # the same direction
     for place, order in (("c0", ("c2", "c0")), ("c2", ("c0", "c2"))):
@@ -49,7 +49,7 @@ def test_a_right_candidate_stands_behind_wrong_ones_of_its_score() -> None:
     assert set(both[:2]) == {"c0", "c2"}
 
 
-def test_more_right_candidates_than_places() -> None:
+def test_more_correct_candidates_than_ranks() -> None:
     pool = draw(40, 0)
     pool[:30] = pool[0]
     (found,) = rank_features(pool[:1], pool, [right(*names(30))], names(40), depth=5)
@@ -80,7 +80,7 @@ def test_texts_find_themselves_through_a_tower(copies: int) -> None:
     ]
     queries = [Example(str(i), "en", (text,), (f"{i}-0",)) for i, text in enumerate(TEXTS)]
     found = rank(tower, queries, pool, depth=copies)
-    # A copy under another id is a wrong candidate of the same score: it stands first.
+    # A copy under another id is a wrong candidate of the same score: it is ranked first.
     assert [one[-1] for one in found] == [f"{i}-0" for i in range(len(TEXTS))]
     if copies == 2:
         assert [one[0] for one in found] == [f"{i}-1" for i in range(len(TEXTS))]

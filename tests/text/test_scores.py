@@ -10,7 +10,6 @@ from scipy import stats
 from seqeval.metrics import f1_score as seqeval_f1
 from sklearn import metrics
 
-from mmalign.core.batch import Answer, Causality, Event, EventPair, Example, Target
 from mmalign.core.errors import UserError
 from mmalign.text.scores import (
     PRIMARY,
@@ -18,11 +17,11 @@ from mmalign.text.scores import (
     average_precision,
     chance,
     expected_average_precision,
-    f1_of_label,
     reciprocal_rank,
     score,
     span_f1,
 )
+from mmalign.text.tasks.example import Answer, Causality, Event, EventPair, Example, Target
 from mmalign.text.tasks.task import Kind
 
 RNG = np.random.default_rng(0)
@@ -69,7 +68,7 @@ def test_the_positive_label_can_be_named() -> None:
     assert score("classification", examples, given)["f1"] == pytest.approx(2 / 5)
     assert score("classification", examples, given, positive="no")["f1"] == 0
     # A third label among the predictions is an error like any other.
-    assert f1_of_label(["a", "b"], ["c", "b"], "b") == 1
+    assert measured("classification", ["a", "b"], ["c", "b"])["f1"] == 1
 
 
 def test_a_classifier_that_always_says_the_same_has_no_correlation() -> None:
@@ -101,10 +100,7 @@ def test_multiple_choice() -> None:
 @pytest.mark.filterwarnings("ignore:.*seems not to be NE tag")
 @pytest.mark.parametrize(
     "tags",
-    [
-        ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"],
-        ["NOUN", "VERB", "CCONJ", "SCONJ", "ADP", "X"],
-    ],
+    [["O", "B-PER", "I-PER", "B-LOC", "I-LOC"], ["NOUN", "VERB", "CCONJ", "SCONJ", "ADP", "X"]],
     ids=("bio", "pos"),
 )
 def test_tagging_agrees_with_seqeval(tags: list[str]) -> None:
@@ -127,7 +123,7 @@ def test_spans_are_counted_as_conll_does() -> None:
     assert span_f1([["B-PER"]], [["O"]]) == 0
 
 
-def test_a_missing_seqeval_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_seqeval_is_reported_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "seqeval.metrics", None)
     with pytest.raises(UserError, match="install `mmalign"):
         span_f1([["O"]], [["O"]])
@@ -162,7 +158,7 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize("case", ANSWERS, ids=lambda case: f"{case[0]}: {case[2]}")
-def test_answers_score_as_the_published_scorers_say(
+def test_answers_score_as_in_the_published_scorers(
     case: tuple[str, list[str], str, float, float, float, float],
 ) -> None:
     lang, texts, prediction, *expected = case

@@ -5,17 +5,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from mmalign.core.batch import Example, Target
 from mmalign.results.results import Results
 from mmalign.text.scores import score
+from mmalign.text.tasks.example import Example, Target
 from mmalign.text.tasks.task import Kind, Task
-from mmalign.text.transfer import (
-    Outcome,
-    add_clean,
-    add_perturbed,
-    interval_over_ids,
-    outcome_of,
-)
+from mmalign.text.transfer import Outcome, add_clean, add_perturbed, interval_over_ids, outcome_of
 
 
 def examples_of(lang: str, targets: Sequence[Target]) -> list[Example]:
@@ -58,7 +52,7 @@ def test_an_outcome_has_the_metrics_of_its_kind() -> None:
 
 
 def test_predicted_labels_are_merged_and_nothing_else_is() -> None:
-    """HANS knows two labels, a classifier of MNLI three."""
+    """HANS has two labels, a classifier of MNLI three."""
     task = task_of({"de": ["a", "b", "b"]}, merge={"c": "b"})
     assert np.array_equal(
         outcome_of(task, task.tests["de"], ["a", "b", "c"]).values["accuracy"], [1.0, 1.0, 1.0]
@@ -106,7 +100,7 @@ def test_chance_is_that_of_each_language_and_of_the_targets_mean() -> None:
         "text/t/mean/clean/accuracy": 0.625,
         "text/t/en/noise/accuracy": 1.0,
         "text/t/de/noise/accuracy": 0.5,
-        "text/t/mean/noise/accuracy": 0.5,  # of the targets that know the noise
+        "text/t/mean/noise/accuracy": 0.5,  # of the targets where the noise exists
     }
 
 
@@ -182,7 +176,7 @@ def test_a_language_without_the_perturbation_is_left_out_of_its_mean() -> None:
 
 
 @pytest.mark.parametrize("languages", [(), ("en",)])
-def test_where_no_target_knows_the_perturbation_there_is_no_mean(
+def test_where_no_target_has_the_perturbation_there_is_no_mean(
     languages: tuple[str, ...],
 ) -> None:
     clean = {lang: outcome(lang, [1, 1]) for lang in ("en", "zh")}
@@ -191,20 +185,25 @@ def test_where_no_target_knows_the_perturbation_there_is_no_mean(
     assert ("text/t/en/noise/accuracy" in results.metrics) == ("en" in languages)
 
 
+def interval(*languages: tuple[Sequence[float], Sequence[str]]) -> tuple[float, float]:
+    values = {str(i): np.array(values) for i, (values, _) in enumerate(languages)}
+    return interval_over_ids(
+        values, {str(i): np.array(ids) for i, (_, ids) in enumerate(languages)}
+    )
+
+
 def test_copies_of_a_language_do_not_narrow_the_interval() -> None:
-    values = np.array([float(i % 3 == 0) for i in range(60)])
-    ids = [str(i) for i in range(60)]
-    one = interval_over_ids([values], [ids])
-    assert one == pytest.approx(interval_over_ids([values] * 5, [ids] * 5))
+    values, ids = [float(i % 3 == 0) for i in range(60)], [str(i) for i in range(60)]
+    one = interval((values, ids))
+    assert one == pytest.approx(interval(*[(values, ids)] * 5))
     assert one[0] < 1 / 3 < one[1]
-    # Other sentences in each language are so many more independent ones.
-    apart = interval_over_ids([values] * 5, [[f"{lang}-{one}" for one in ids] for lang in range(5)])
+    # Other sentences in each language are independent, and narrow it.
+    apart = interval(*((values, [f"{lang}-{one}" for one in ids]) for lang in range(5)))
     assert apart[1] - apart[0] < 0.6 * (one[1] - one[0])
 
 
 def test_the_interval_does_not_depend_on_the_order_and_bears_rare_ids() -> None:
-    values, ids = np.array([1.0, 0.0, 0.0, 1.0]), ["a", "b", "c", "d"]
-    backwards = interval_over_ids([values[::-1]], [ids[::-1]])
-    assert interval_over_ids([values], [ids]) == backwards
-    low, high = interval_over_ids([values, np.array([1.0])], [ids, ["a"]])
+    values, ids = [1.0, 0.0, 0.0, 1.0], ["a", "b", "c", "d"]
+    assert interval((values, ids)) == interval((values[::-1], ids[::-1]))
+    low, high = interval((values, ids), ([1.0], ["a"]))
     assert 0 <= low < high <= 1

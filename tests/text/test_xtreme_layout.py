@@ -1,15 +1,16 @@
 """The files that XTREME's scorer reads, read back as it reads them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mmalign.core.batch import Answer, Example, Target
 from mmalign.core.errors import UserError
 from mmalign.text.scores import Prediction
-from mmalign.text.tasks.task import Kind
+from mmalign.text.tasks.example import Answer, Example, Target
+from mmalign.text.tasks.task import Kind, Task
 from mmalign.text.xtreme_layout import FILES, write_predictions, xtreme_name
 
 
@@ -44,6 +45,20 @@ def tree(path: Path) -> Any:
 
 READERS = {"udpos": sentences, "panx": sentences, "xcopa": choices}
 READERS |= dict.fromkeys(("xquad", "mlqa", "tydiqa", "mewslix"), tree)
+
+
+def write(
+    folder: Path,
+    name: str,
+    lang: str,
+    kind: Kind,
+    examples: list[Example],
+    predictions: list[Prediction],
+    candidates: Sequence[Example] = (),
+) -> Path:
+    task = Task(name, kind, "en", (), [], {}, {lang: examples}, {lang: list(candidates)})
+    return write_predictions(folder, name, lang, task, predictions)
+
 
 RANKED = tuple(f"Q{i}" for i in range(30))
 QUESTIONS = [example(one, (Answer("x", 0),)) for one in ("56be-1", "56be-2")]
@@ -113,7 +128,7 @@ for qa in ("xquad", "mlqa", "tydiqa"):
 @pytest.mark.parametrize("task", CASES)
 def test_the_scorer_reads_what_was_predicted(tmp_path: Path, task: str) -> None:
     kind, examples, predictions, name, expected = CASES[task]
-    path = write_predictions(tmp_path, task, "de", kind, examples, predictions)
+    path = write(tmp_path, task, "de", kind, examples, predictions)
     assert path == tmp_path / name
     assert READERS.get(path.parent.name, labels)(path) == expected
 
@@ -123,7 +138,7 @@ def test_every_graded_task_is_tested() -> None:
 
 
 def test_tags_are_written_byte_for_byte_as_documented(tmp_path: Path) -> None:
-    path = write_predictions(tmp_path, "panx", "de", "tagging", WORDS, [("B-PER", "O"), ("O",)])
+    path = write(tmp_path, "panx", "de", "tagging", WORDS, [("B-PER", "O"), ("O",)])
     assert path.read_bytes() == b"B-PER\nO\n\nO\n\n"
 
 
@@ -134,7 +149,7 @@ def test_tatoeba_follows_the_sorted_english_file(tmp_path: Path) -> None:
     ]
     german = [example(f"de{i}", ()) for i in range(3)]
     ranked: list[Prediction] = [("de2", "de0"), ("de1",), ("de0",)]
-    path = write_predictions(tmp_path, "tatoeba", "de", "retrieval", english, ranked, german)
+    path = write(tmp_path, "tatoeba", "de", "retrieval", english, ranked, german)
     assert path == tmp_path / "tatoeba" / "test-de.tsv"
     assert labels(path) == ["1", "0", "2"]
 
@@ -142,12 +157,12 @@ def test_tatoeba_follows_the_sorted_english_file(tmp_path: Path) -> None:
 def test_tatoeba_the_other_way_round_is_refused(tmp_path: Path) -> None:
     german, english = [example("de0", ("en0",))], [example("en0", (), lang="en")]
     with pytest.raises(UserError, match="from English"):
-        write_predictions(tmp_path, "tatoeba", "de", "retrieval", german, [("en0",)], english)
+        write(tmp_path, "tatoeba", "de", "retrieval", german, [("en0",)], english)
 
 
 def test_files_are_named_by_two_letters_and_replaced(tmp_path: Path) -> None:
     for label in ("neutral", "entailment"):
-        path = write_predictions(
+        path = write(
             tmp_path, "XNLI", "zh-Hans", "classification", [example("0", "neutral")], [label]
         )
     assert [one.name for one in (tmp_path / "xnli").iterdir()] == ["test-zh.tsv"]
@@ -156,18 +171,16 @@ def test_files_are_named_by_two_letters_and_replaced(tmp_path: Path) -> None:
 
 def test_a_label_that_xtreme_does_not_know_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"`contradictory`.*contradiction, entailment, neutral"):
-        write_predictions(
-            tmp_path, "xnli", "de", "classification", [example("0", "x")], ["contradictory"]
-        )
+        write(tmp_path, "xnli", "de", "classification", [example("0", "x")], ["contradictory"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_task_that_is_not_graded_is_refused(tmp_path: Path) -> None:
     assert xtreme_name("lareqa") is None
     with pytest.raises(UserError, match="`lareqa`: XTREME's scorer grades only xnli"):
-        write_predictions(tmp_path, "lareqa", "de", "retrieval", [], [])
+        write(tmp_path, "lareqa", "de", "retrieval", [], [])
 
 
 def test_another_task_of_the_same_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="kind similarity"):
-        write_predictions(tmp_path, "pawsx", "de", "similarity", [example("0", 1.0)], [1.0])
+        write(tmp_path, "pawsx", "de", "similarity", [example("0", 1.0)], [1.0])

@@ -1,4 +1,4 @@
-"""Letter case that knows the language: the dotted and dotless i, and scripts that have no case.
+"""Letter case by language: the dotted and dotless i, and scripts that have no case.
 
     text, language -> the same text in upper, lower or swapped case
 
@@ -24,13 +24,14 @@ def base_language(lang: str) -> str:
 def upper(text: str, lang: str) -> str:
     """The text in capitals."""
     if base_language(lang) in _DOTTED:
-        text = text.replace("i", "İ")
+        text = text.replace("i", "İ")  # `ı` becomes I by itself
     return text.upper()
 
 
 def lower(text: str, lang: str) -> str:
     """The text in small letters."""
     if base_language(lang) in _DOTTED:
+        # Python lowers İ to i and a combining dot.
         text = text.replace("İ", "i").replace("I", "ı")
     return text.lower()
 

@@ -10,18 +10,17 @@ from mmalign.core.errors import UserError
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank; only a line feed ends one, since texts may hold other separators.
+    """The lines that are not blank. Only a line feed ends a line, since texts may hold other separators.
 
     Raises:
         UserError: the file is not UTF-8.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8; convert it") from None
-    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
-        if line.strip():
-            yield number, line.removesuffix("\r")
+    numbered = enumerate(text.split("\n"), start=1)
+    yield from ((number, line.removesuffix("\r")) for number, line in numbered if line.strip())
 
 
 def check_folder(folder: Path, what: str) -> None:

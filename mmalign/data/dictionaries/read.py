@@ -5,8 +5,8 @@
     <folder>/<lang>2.txt     CoSDA-ML: `word<TAB>translation`                -+
 
 `senses` is how many senses the two words share; the translation with the most comes first, otherwise the
-order of the file stands. Several files of one language join. Sources of the layouts: Conneau et al. 2018
-(arXiv 1710.04087) for MUSE, Qin et al. 2020 (arXiv 2006.06402) for CoSDA-ML, whose `sw2.txt` is Swedish.
+order of the file is kept. Several files of one language are joined. Sources of the layouts: Conneau et al.
+2018 (arXiv 1710.04087) for MUSE, Qin et al. 2020 (arXiv 2006.06402) for CoSDA-ML, whose `sw2.txt` is Swedish.
 """
 
 import re
@@ -27,17 +27,17 @@ ENGLISH = "en"
 Dictionary = dict[str, tuple[str, ...]]
 """Word in small letters -> its translations, the safest first."""
 
-_NAME = re.compile(r"en-(?P<tsv>[^.]+)\.tsv|en-(?P<muse>[^.]+)\.txt|(?P<cosda>[^.]+)2\.txt")
-_WORD = regex.compile(r"\w+(?:['’\u200c\u200d]\w+)*")  # ZWNJ and ZWJ stand inside words
+_NAME = re.compile(r"en-([^.]+)\.(?:tsv|txt)|([^.]+)2\.txt")
+_WORD = regex.compile(r"\w+(?:['’\u200c\u200d]\w+)*")  # ZWNJ and ZWJ occur inside words
 _COLUMNS = (["en", "translation"], ["en", "translation", "senses"])
 
 
 @lru_cache(maxsize=2)
 def read_dictionaries(folder: Path) -> dict[str, Dictionary]:
-    """The dictionaries of a folder by language; they are kept in memory, so do not change them.
+    """The dictionaries of a folder by language; they are cached, so do not change them.
 
     Left out are entries of several English words, since texts are looked up word by word, and words
-    that both languages write alike.
+    that both languages spell alike.
 
     Raises:
         UserError: no such folder, no dictionary in it, or a broken line (file, line).
@@ -45,8 +45,9 @@ def read_dictionaries(folder: Path) -> dict[str, Dictionary]:
     check_folder(folder, "dictionaries `en-<lang>.tsv`, `en-<lang>.txt` or `<lang>2.txt`")
     weights: dict[str, dict[str, dict[str, int]]] = {}
     for path in sorted(folder.iterdir()):
-        lang = _language(path.name)
-        if lang is not None:
+        match = _NAME.fullmatch(path.name)
+        lang = match and (match[1] or match[2])
+        if lang and is_language_code(lang):
             entries = weights.setdefault(lang, {})
             for word, translation, senses in _entries(path):
                 if _WORD.fullmatch(word) and lower(word, ENGLISH) != lower(translation, lang):
@@ -65,10 +66,10 @@ def choose_dictionaries(
     """Those to the wanted languages, sorted by language; none named: all of the folder.
 
     Args:
-        asker: who wants them, for the message.
+        asker: what the message begins with: the field or set that needs them.
 
     Raises:
-        UserError: a language without a dictionary, or as `read_dictionaries`.
+        UserError: a language without a dictionary, or as in `read_dictionaries`.
     """
     known = read_dictionaries(folder)
     lacking = sorted(set(languages or ()) - known.keys())
@@ -92,21 +93,17 @@ def invert(dictionary: Mapping[str, tuple[str, ...]], lang: str) -> Dictionary:
         for rank, translation in enumerate(translations):
             if _WORD.fullmatch(translation):
                 entries = weights.setdefault(lower(translation, lang), {})
+                # Sorted in descending order: an early rank first, then many translations.
                 entries.setdefault(english, (-rank, len(translations)))
     return _safest_first(weights)
 
 
 def _safest_first(weights: dict[str, dict[str, Any]]) -> Dictionary:
+    # A stable sort, also with `reverse`: among equals the order of the file stays.
     return {
-        word: tuple(sorted(translations, key=lambda one: translations[one], reverse=True))
+        word: tuple(sorted(translations, key=translations.__getitem__, reverse=True))
         for word, translations in weights.items()
     }
-
-
-def _language(name: str) -> str | None:
-    match = _NAME.fullmatch(name)
-    lang = match and (match["tsv"] or match["muse"] or match["cosda"])
-    return lang if lang and is_language_code(lang) else None
 
 
 def _entries(path: Path) -> Iterator[tuple[str, str, int]]:

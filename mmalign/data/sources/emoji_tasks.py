@@ -15,10 +15,10 @@ Row i of a split is a pure function of (config, seed, split, i).
 
 from collections.abc import Iterator
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 
-from mmalign.core.batch import Example
 from mmalign.data.sources.emoji_concepts import Concept
 from mmalign.data.sources.emoji_scenes import (
     EmojiScenes,
@@ -35,8 +35,18 @@ CONTAINS, ABSENT = "contains", "absent"
 # Separate random streams of one seed, beside those of the scenes, which have 0 to 2.
 _STREAM = {"kept": 3, "train": 4, "dev": 5, "test": 6}
 
-TaskRow = tuple[str, str, Example]
-"""(task, split, example)"""
+
+class LabelledTexts(NamedTuple):
+    """One row of a task: texts of one language and their label; `id` is the same in every language."""
+
+    id: str
+    lang: str
+    texts: tuple[str, ...]
+    target: str
+
+
+TaskRow = tuple[str, str, LabelledTexts]
+"""(task, split, row)"""
 
 
 def read_tasks(config: EmojiScenes, seed: int) -> Iterator[TaskRow]:
@@ -58,7 +68,7 @@ def _category_rows(plan: Plan) -> Iterator[TaskRow]:
             yield (
                 CATEGORY,
                 "train" if lang == source else "test",
-                Example(row_id, lang, (concept.names[lang],), concept.group),
+                LabelledTexts(row_id, lang, (concept.names[lang],), concept.group),
             )
 
 
@@ -105,7 +115,7 @@ def _ask(
         asked, label = _draw_absent(rng, plan.concepts, shown, hard=index % 4 == 1), ABSENT
     for lang in languages:
         texts = (write_caption(rng, shown, lang), asked.names[lang])
-        yield ENTAILMENT, split, Example(f"{split}-{index:07d}", lang, texts, label)
+        yield ENTAILMENT, split, LabelledTexts(f"{split}-{index:07d}", lang, texts, label)
 
 
 def _draw_absent(

@@ -7,11 +7,11 @@ words -> <folder>/words/<list>.tsv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mmalign.core.batch import Example
 from mmalign.core.commit import write_atomic
 from mmalign.core.config import Section
 from mmalign.data.sources import emoji_tasks, emoji_words
 from mmalign.data.sources.emoji_scenes import EmojiScenes
+from mmalign.data.sources.emoji_tasks import TaskRow
 
 TASKS = "tasks"
 WORDS = "words"
@@ -28,8 +28,7 @@ def write_tables(source: Section, seed: int, folder: Path) -> None:
     _write(_read_words(source), folder / WORDS)
 
 
-def _read_tasks(source: Section, seed: int) -> Iterator[tuple[str, str, Example]]:
-    """(task, split, example)"""
+def _read_tasks(source: Section, seed: int) -> Iterator[TaskRow]:
     if isinstance(source, EmojiScenes):
         return emoji_tasks.read_tasks(source, seed)
     return iter(())
@@ -41,13 +40,13 @@ def _read_words(source: Section) -> dict[str, Table]:
     return {}
 
 
-def _task_tables(rows: Iterable[tuple[str, str, Example]]) -> dict[str, Table]:
+def _task_tables(rows: Iterable[TaskRow]) -> dict[str, Table]:
     """One table per task, split and language, the layout of SIB-200: id, label, then one text or two."""
     tables: dict[str, Table] = {}
     for task, split, row in rows:
         header = ("id", "label", *_TEXT_COLUMNS[len(row.texts)])
         table = tables.setdefault(f"{task}/{split}.{row.lang}", [header])
-        table.append((row.id, str(row.target), *row.texts))
+        table.append((row.id, row.target, *row.texts))
     return tables
 
 

@@ -24,7 +24,7 @@ from itertools import accumulate, groupby
 
 import regex
 
-from mmalign.core.batch import Causality, Example
+from mmalign.text.tasks.example import Causality, Example
 
 Span = tuple[int, int]
 """First character and the one behind the last, of the sentences joined by one space."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmalign.core.batch import Causality, EventPair, Example
+from mmalign.text.tasks.example import Causality, EventPair, Example
 
 
 def pair_scores(examples: Sequence[Example], given: Sequence[Sequence[bool]]) -> dict[str, float]:

@@ -13,9 +13,9 @@ from itertools import accumulate
 
 import numpy as np
 
-from mmalign.core.batch import Causality, Event, Example
 from mmalign.data.dictionaries.read import Dictionary
 from mmalign.text.robust.code_switch import CodeSwitchConfig, switch
+from mmalign.text.tasks.example import Causality, Event, Example
 
 
 def view_of(

@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmalign.core.batch import Example
 from mmalign.core.commit import write_json
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder, Tokens
 from mmalign.text.scores import Prediction
+from mmalign.text.tasks.example import Example
 
 EVALUATION_BATCH = 256
 

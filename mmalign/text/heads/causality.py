@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmalign.core.batch import Example
 from mmalign.data.dictionaries.read import Dictionary
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.causality.config import CausalityConfig
@@ -35,6 +34,7 @@ from mmalign.text.causality.view import view_of
 from mmalign.text.heads.base import TaskBatch, TaskModel, check_alignable
 from mmalign.text.robust import code_switch
 from mmalign.text.scores import Prediction
+from mmalign.text.tasks.example import Example
 
 
 @dataclass(frozen=True)

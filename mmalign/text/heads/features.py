@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmalign.core.batch import Example
 from mmalign.models.text_encoder import TextEncoder, Tokens
 from mmalign.text.heads.base import (
     EVALUATION_BATCH,
@@ -30,6 +29,7 @@ from mmalign.text.heads.base import (
     TaskModel,
 )
 from mmalign.text.scores import Prediction
+from mmalign.text.tasks.example import Example
 
 Pairs = Literal["joint", "separate"]
 

@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmalign.core.batch import Example
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.ranking import rank
 from mmalign.text.scores import Prediction
+from mmalign.text.tasks.example import Example
 
 _SCALE_AT_START = 100.0
 _LARGEST_SCALE = 1000.0

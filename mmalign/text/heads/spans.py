@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmalign.core.batch import Answer, Example
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.base import TaskBatch, TaskModel, check_alignable
 from mmalign.text.scores import Prediction
+from mmalign.text.tasks.example import Answer, Example
 
 _LONGEST_QUESTION = 64  # tokens, BERT's; of a tower with short sequences a third of them
 _SHORTEST_WINDOW = 4

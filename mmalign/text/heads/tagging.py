@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmalign.core.batch import Example
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.base import TaskBatch, TaskModel, check_alignable
 from mmalign.text.scores import Prediction
+from mmalign.text.tasks.example import Example
 
 _NO_TAG = -100  # what cross-entropy leaves out
 _NO_WORD = -1

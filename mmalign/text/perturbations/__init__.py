@@ -1,5 +1,5 @@
 """Noise and attacks for test texts, in every language: typing errors, changed words, mixed languages.
 
-one file a perturbation -> perturb.py (examples + configuration -> noisy examples)
+one file per perturbation -> perturb.py (examples + configuration -> noisy examples)
 attack.py: a search for the change that breaks one model
 """

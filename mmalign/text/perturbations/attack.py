@@ -1,47 +1,45 @@
 """An adversarial search: small changes of words that make one classifier wrong.
 
-    examples that the classifier gets right
-      -> every word left out once: the right class's score falls most where the word counts most
-      -> that word's best candidate taken, then the next word's, ...
+    examples that the classifier predicts correctly
+      -> every word left out once: the correct class's score falls most where the word matters most
+      -> the best candidate for that word, then for the next word, ...
       -> the prediction flips (broken), or words, changes or queries run out (it holds)
 
 It is black box (scores only) and greedy, as TextBugger (Li et al. 2019, arXiv 1812.05271) and TextFooler
 (Jin et al. 2020, arXiv 1907.11932) do it with words of one language and Bumblebee in PolyGloss (Tan and Joty
 2021, arXiv 2103.09593) with words of several. Ours differ in their candidates, see `candidates.py`, and in
 that a budget bounds the queries. The classifier is a neural network, so each round asks it once for all open
-examples together. Failing to break an example proves nothing about other attacks.
+examples together. An example that holds may still be broken by another attack.
 
-An example that is wrong already stays wrong and costs nothing: it is never a success of the attack.
+An example that is predicted wrongly without an attack costs no queries and is never a success of the attack.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pydantic
 
-from mmalign.core.batch import Example
 from mmalign.core.config import Section
 from mmalign.text.perturbations.candidates import Candidates, misspellings, translated
 from mmalign.text.perturbations.characters import alphabet_of
 from mmalign.text.perturbations.code_mix import tables_from
 from mmalign.text.perturbations.sampling import text_generator
-from mmalign.text.perturbations.segments import is_word, put, segments, word_places
+from mmalign.text.perturbations.segments import is_word, put, segments, word_positions
 from mmalign.text.perturbations.words import without
+from mmalign.text.tasks.example import Example
 
 Predict = Callable[[list[Example]], np.ndarray]
-"""n examples -> (n, K) floats, a probability or its logarithm for each class; the largest is predicted."""
+"""n examples -> (n, K) floats, a probability or its logarithm per class; the largest is predicted."""
 
 Similar = Callable[[list[str], list[str]], np.ndarray]
 """n texts, n changed texts -> (n,) floats, for example the cosines of a reference encoder."""
 
-
-Place = tuple[int, int]
-"""A word of an example: number of the text, number of the segment in it."""
+Request = Example | tuple[str, str]
 
 
 class AttackConfig(Section):
@@ -51,11 +49,11 @@ class AttackConfig(Section):
     candidates: Literal["characters", "code_mix"]
     """Misspellings, or translations from dictionaries."""
     budget: int = pydantic.Field(default=200, ge=2)
-    """Most queries an example, the first one on the unchanged example not counted."""
+    """Most queries per example, the first one on the unchanged example not counted."""
     max_words: float = pydantic.Field(default=0.3, gt=0, le=1)
     """Most words that may change, as a share of the example's words; one always may."""
     options: int = pydantic.Field(default=8, ge=1)
-    """Most candidates a word."""
+    """Most candidates per word."""
     max_edits: int = pydantic.Field(default=1, ge=1, le=3)
     """Of `characters`: most edits of a word; its first letter never changes."""
     min_similarity: float | None = None
@@ -79,11 +77,11 @@ class AttackConfig(Section):
 
 @dataclass(frozen=True)
 class Attacked:
-    """What the search made of one example.
+    """The result of the search for one example.
 
     Attributes:
-        example: with the changes found; where it holds, those that lowered the right class's score.
-        broken: it was right before and is wrong now.
+        example: with the changes found; where it holds, those that lowered the correct class's score.
+        broken: the prediction was correct before and is wrong now.
         queries: how many changed examples the classifier was asked about.
     """
 
@@ -110,7 +108,7 @@ def candidates_for(config: AttackConfig, examples: Sequence[Example]) -> Candida
 
 def attack(
     examples: Sequence[Example],
-    right: Sequence[int],
+    correct: Sequence[int],
     predict: Predict,
     candidates: Candidates,
     config: AttackConfig,
@@ -120,160 +118,101 @@ def attack(
     """Search for the change that breaks each example; every text of an example may change.
 
     Args:
-        examples: of classification or multiple choice, whose predictions are one class an example.
-        right: the right class of each example, a column of what `predict` returns.
+        examples: of classification or multiple choice, whose predictions are one class per example.
+        correct: the correct class of each example, a column of what `predict` returns.
         similar: compared with `config.min_similarity`; give both or neither.
     """
     assert (similar is None) == (config.min_similarity is None), "give both or neither"
+    results = [Attacked(example, broken=False, queries=0) for example in examples]
     if not examples:
-        return []
+        return results
     searches = {
-        i: _start(examples[i], right[i], scores_K, candidates, config, seed)
+        i: _search(examples[i], correct[i], float(scores_K[correct[i]]), candidates, config, seed)
         for i, scores_K in enumerate(predict(list(examples)))
-        if scores_K.argmax() == right[i]
+        if scores_K.argmax() == correct[i]
     }
-    unfinished = list(searches.values())
-    _rank(unfinished, predict)
-    while unfinished := [one for one in unfinished if one.goes_on(config.budget)]:
-        words = _words_to_try(unfinished, config, similar)
-        trials = [
-            [one.with_word(word) for word in found]
-            for one, found in zip(unfinished, words, strict=True)
-        ]
-        for one, found, scores_NK in zip(unfinished, words, _ask(predict, trials), strict=True):
-            one.take(found, scores_NK)
-    return [
-        searches[i].result() if i in searches else Attacked(example, broken=False, queries=0)
-        for i, example in enumerate(examples)
-    ]
+    # All searches take the same steps in the same order, so that one call answers a step of all of them.
+    requests = {i: next(search) for i, search in searches.items()}
+    while requests:
+        flat: list[Any] = [one for own in requests.values() for one in own]
+        answers = np.empty((0, 0))
+        if flat and isinstance(flat[0], Example):
+            answers = np.asarray(predict(flat))
+        elif flat and similar is not None:
+            answers = np.asarray(similar([pair[0] for pair in flat], [pair[1] for pair in flat]))
+        ends = list(accumulate(len(own) for own in requests.values()))
+        for i, answer in zip(tuple(requests), np.split(answers, ends[:-1]), strict=True):
+            try:
+                requests[i] = searches[i].send(answer)
+            except StopIteration as done:
+                results[i] = done.value
+                del requests[i]
+    return results
 
 
-@dataclass
-class _Search:
-    """Where the search for one example stands.
-
-    Attributes:
-        parts: the segments of every text, with the changes so far.
-        options: the candidates of the words that have some.
-        queue: the words still to change, most important first.
-        changes_left: how many words may still change.
-        score: the right class's, with the changes so far.
-        place: the word that is being changed.
-    """
-
-    example: Example
-    right: int
-    parts: list[list[str]]
-    options: dict[Place, list[str]]
-    queue: list[Place]
-    changes_left: int
-    score: float
-    place: Place = (0, 0)
-    queries: int = 0
-    broken: bool = False
-
-    def goes_on(self, budget: int) -> bool:
-        return bool(self.queue and self.changes_left and self.queries < budget and not self.broken)
-
-    def next_word(self) -> list[str]:
-        """The candidates of the next word in the queue."""
-        self.place = self.queue.pop(0)
-        return self.options[self.place]
-
-    def with_word(self, word: str) -> Example:
-        """The example with a candidate in place of the current word."""
-        text, place = self.place
-        return self._with_text(text, put(self.parts[text], place, word))
-
-    def without_word(self, text: int, place: int) -> Example:
-        """The example without one word; as it is where nothing would be left of its text."""
-        left = without(self.parts[text], {place})
-        return self._with_text(text, left if any(map(is_word, left)) else self.parts[text])
-
-    def take(self, words: list[str], scores_NK: np.ndarray) -> None:
-        """Keep the candidate that flips the prediction or lowers the right class's score most."""
-        self.queries += len(words)
-        if not words:
-            return
-        flipped = scores_NK.argmax(axis=1) != self.right
-        best = int(np.lexsort((scores_NK[:, self.right], ~flipped))[0])
-        if flipped[best] or scores_NK[best, self.right] < self.score:
-            text, place = self.place
-            self.parts[text] = put(self.parts[text], place, words[best])
-            self.score = float(scores_NK[best, self.right])
-            self.changes_left -= 1
-            self.broken = bool(flipped[best])
-
-    def result(self) -> Attacked:
-        texts = tuple("".join(parts) for parts in self.parts)
-        return Attacked(replace(self.example, texts=texts), self.broken, self.queries)
-
-    def _with_text(self, text: int, parts: list[str]) -> Example:
-        texts = ["".join(parts if i == text else own) for i, own in enumerate(self.parts)]
-        return replace(self.example, texts=tuple(texts))
-
-
-def _start(
+def _search(
     example: Example,
-    right: int,
-    scores_K: np.ndarray,
+    correct: int,
+    score: float,
     candidates: Candidates,
     config: AttackConfig,
     seed: int,
-) -> _Search:
-    """A search that has not asked yet. Ranking may cost half the budget: more words are left to chance."""
+) -> Generator[Sequence[Request], np.ndarray, Attacked]:
+    """The search for one example, as a coroutine.
+
+    It yields changed examples, whose scores (n, K) it is sent, or pairs of an original text and a changed
+    one, whose similarities (n,) it is sent.
+
+    Args:
+        score: the correct class's, of the unchanged example.
+    """
     rng = text_generator(seed, 0, example.id, 0)
-    parts = [segments(text) for text in example.texts]
-    words = [(i, place) for i, own in enumerate(parts) for place in word_places(own)]
-    options = {(i, place): candidates(parts[i][place], rng) for i, place in words}
-    open_words = [place for place in words if options[place]]
-    queue = [open_words[i] for i in sorted(rng.permutation(len(open_words))[: config.budget // 2])]
-    changes = max(1, int(config.max_words * len(words)))
-    return _Search(example, right, parts, options, queue, changes, float(scores_K[right]))
+    parts = [segments(text) for text in example.texts]  # with the changes so far
+    words = [(text, i) for text, own in enumerate(parts) for i in word_positions(own)]
+    options = {(text, i): candidates(parts[text][i], rng) for text, i in words}
+    open_words = [word for word in words if options[word]]
+    # Ranking costs one query per word and may cost half the budget: if there are more, some are drawn.
+    queue = [open_words[n] for n in sorted(rng.permutation(len(open_words))[: config.budget // 2])]
+    changes_left = max(1, int(config.max_words * len(words)))
+    broken = False
+
+    def variant(text: int, changed: list[str]) -> Example:
+        texts = ["".join(changed if n == text else own) for n, own in enumerate(parts)]
+        return replace(example, texts=tuple(texts))
+
+    # Rank the words by how far the correct class's score falls without them; a lone word needs no rank.
+    trials = [variant(text, _without(parts[text], i)) for text, i in queue] if queue[1:] else []
+    scores_NK = yield trials
+    queries = len(trials)
+    if trials:
+        queue = [queue[n] for n in np.argsort(scores_NK[:, correct], kind="stable")]
+    for text, i in queue:
+        if not changes_left or queries >= config.budget:
+            break
+        changed = [put(parts[text], i, word) for word in options[text, i]]
+        if config.min_similarity is not None:
+            similar_N = yield [(example.texts[text], "".join(one)) for one in changed]
+            enough = zip(changed, similar_N.tolist(), strict=True)
+            changed = [one for one, value in enough if value >= config.min_similarity]
+        changed = changed[: config.budget - queries]
+        scores_NK = yield [variant(text, one) for one in changed]
+        queries += len(changed)
+        if not changed:
+            continue
+        flipped_N = scores_NK.argmax(axis=1) != correct
+        # A candidate that flips the prediction comes first, then the one with the lowest score.
+        best = int(np.lexsort((scores_NK[:, correct], ~flipped_N))[0])
+        if flipped_N[best] or scores_NK[best, correct] < score:
+            parts[text], score = changed[best], float(scores_NK[best, correct])
+            changes_left -= 1
+        if flipped_N[best]:
+            broken = True
+            break
+    texts = tuple("".join(own) for own in parts)
+    return Attacked(replace(example, texts=texts), broken, queries)
 
 
-def _rank(searches: list[_Search], predict: Predict) -> None:
-    """Order each queue by how far the right class's score falls without the word."""
-    several = [one for one in searches if len(one.queue) > 1]
-    trials = [[one.without_word(*place) for place in one.queue] for one in several]
-    for one, scores_NK in zip(several, _ask(predict, trials), strict=True):
-        most_important_first = np.argsort(scores_NK[:, one.right], kind="stable")
-        one.queue = [one.queue[i] for i in most_important_first]
-        one.queries += len(scores_NK)
-
-
-def _words_to_try(
-    searches: list[_Search], config: AttackConfig, similar: Similar | None
-) -> list[list[str]]:
-    """The candidates of each search's next word that are similar enough and that its budget pays for."""
-    words = [one.next_word() for one in searches]
-    if similar is not None and config.min_similarity is not None:
-        words = _similar_enough(searches, words, similar, config.min_similarity)
-    return [
-        found[: config.budget - one.queries] for one, found in zip(searches, words, strict=True)
-    ]
-
-
-def _similar_enough(
-    searches: list[_Search], words: list[list[str]], similar: Similar, least: float
-) -> list[list[str]]:
-    """The candidates with which the changed text is as similar to its original as `least`."""
-    originals, changed = [], []
-    for one, found in zip(searches, words, strict=True):
-        text, _ = one.place
-        originals += [one.example.texts[text]] * len(found)
-        changed += [one.with_word(word).texts[text] for word in found]
-    if not changed:
-        return words
-    enough = iter((np.asarray(similar(originals, changed)) >= least).tolist())
-    return [[word for word in found if next(enough)] for found in words]
-
-
-def _ask(predict: Predict, trials: list[list[Example]]) -> list[np.ndarray]:
-    """The scores of every search's trials, (n, K) each, from one call."""
-    flat = [trial for own in trials for trial in own]
-    if not flat:
-        return [np.empty((0, 0)) for _ in trials]
-    scores_NK = np.asarray(predict(flat))
-    ends = list(accumulate(len(own) for own in trials))
-    return np.split(scores_NK, ends[:-1])
+def _without(parts: list[str], position: int) -> list[str]:
+    """The segments without one word; all of them where no word would be left."""
+    left = without(parts, {position})
+    return left if any(map(is_word, left)) else parts

@@ -1,35 +1,30 @@
-"""Typing errors that mean the same in every script.
+"""Typing errors that are equally severe in every script.
 
     text -> characters as a reader counts them -> a share of them edited -> noisy text
 
 A character is a grapheme cluster (Unicode UAX 29): an Arabic vowel sign, a Devanagari matra, a ZWJ
-or ZWNJ and the parts of a Hangul syllable stay with their base, so no edit makes half a character.
+or ZWNJ and the parts of a Hangul syllable stay with their base, so no edit splits a character.
 An edit swaps a character with its right neighbour, deletes it, doubles it or replaces it. There is
-no keyboard in it: a replacement is drawn evenly from the characters of the same kind (script and
-letter case) that the language's own texts hold. That alphabet is all that differs between
-languages, and all that one example knows of another.
+no keyboard model: a replacement is drawn evenly from the characters of the same kind (script and
+letter case) that the language's own texts hold. That alphabet is the only difference
+between languages, and all that the noise of one example depends on in the others.
 
 Only letters and digits are edited; spaces, punctuation and symbols stay. Severity 1 to 5 edits a share of
 0.05, 0.1, 0.2, 0.3 and 0.4 of them. Every text that has a letter or a digit changes.
 """
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import regex
 
-from mmalign.text.perturbations.sampling import Graded, choose
+from mmalign.text.perturbations.sampling import Change, Graded, choose
 
 Alphabet = Mapping[str, tuple[str, ...]]
 """Kind of character (see `kind_of`) -> the characters of that kind, sorted."""
-
-
-class CharactersConfig(Graded):
-    """Random edits of characters."""
-
-    kind: Literal["characters"]
 
 
 def typos(
@@ -38,7 +33,7 @@ def typos(
     """`text` with about a share of its letters and digits edited, each at most once by choice.
 
     With `least` 1 a text that has a letter or a digit comes back changed, however short, so short
-    texts suffer more than `share` says. The last letter is never deleted, and a lone one is only
+    texts change more than `share`. The last letter is never deleted, and a lone one is only
     doubled, because every other edit would leave nothing of the text.
 
     Args:
@@ -47,26 +42,23 @@ def typos(
         least: the least number of edits.
     """
     characters = clusters(text)
-    letters = letter_places(characters)
-    places = choose(letters, share, rng, least)
-    if not places:
-        return text
-    noisy = "".join(edited(characters, places, letters, rng, alphabet))
-    if noisy == text:  # edits that undid each other
-        characters[places[0]] *= 2
+    letters = letter_positions(characters)
+    positions = choose(letters, share, rng, least)
+    noisy = "".join(edited(characters, positions, letters, rng, alphabet))
+    if positions and noisy == text:  # edits that undid each other
+        characters[positions[0]] *= 2
         return "".join(characters)
     return noisy
 
 
 def clusters(text: str) -> list[str]:
     """The grapheme clusters of a text."""
-    found: list[str] = regex.findall(r"\X", text)
-    return found
+    return list(regex.findall(r"\X", text))
 
 
-def letter_places(characters: list[str]) -> list[int]:
+def letter_positions(characters: list[str]) -> list[int]:
     """The numbers of the clusters that are letters or digits."""
-    return [place for place, one in enumerate(characters) if kind_of(one) is not None]
+    return [i for i, one in enumerate(characters) if kind_of(one) is not None]
 
 
 def alphabet_of(texts: Iterable[str]) -> Alphabet:
@@ -82,7 +74,7 @@ def alphabet_of(texts: Iterable[str]) -> Alphabet:
 def kind_of(character: str) -> str | None:
     """Script and category of a grapheme cluster's base, such as `LATIN Ll`; None: never edited.
 
-    Python knows no script property; the first word of a character's Unicode name stands in for it
+    Python has no script property; the first word of a character's Unicode name is used instead
     (LATIN, CYRILLIC, ARABIC, DEVANAGARI, HANGUL, CJK, HIRAGANA, DIGIT, ...).
     """
     base = character[0]
@@ -94,41 +86,42 @@ def kind_of(character: str) -> str | None:
 
 def edited(
     characters: list[str],
-    places: Iterable[int],
+    positions: Iterable[int],
     letters: list[int],
     rng: np.random.Generator,
     alphabet: Alphabet,
 ) -> list[str]:
-    """The characters with one random edit at each place; a deleted one leaves an empty string."""
+    """The characters with one random edit at each position; a deleted one leaves an empty string."""
     result = list(characters)
-    for place in places:
-        _edit(result, place, letters, rng, alphabet)
+    for i in positions:
+        letter = result[i]
+        others = [one for one in alphabet.get(kind_of(letter) or "", ()) if one != letter]
+        right = result[i + 1] if i + 1 < len(result) else ""
+        possible = ["double"]
+        if sum(result[j] != "" for j in letters) > 1:  # the last letter stays
+            possible.append("delete")
+            if others:
+                possible.append("replace")
+            if right not in ("", letter) and kind_of(right) is not None:
+                possible.append("swap")
+        match possible[rng.integers(len(possible))]:
+            case "double":
+                result[i] = letter * 2
+            case "delete":
+                result[i] = ""
+            case "replace":
+                result[i] = others[rng.integers(len(others))]
+            case "swap":
+                result[i], result[i + 1] = right, letter
     return result
 
 
-def _edit(
-    edited: list[str],
-    place: int,
-    letters: list[int],
-    rng: np.random.Generator,
-    alphabet: Alphabet,
-) -> None:
-    letter = edited[place]
-    others = [one for one in alphabet.get(kind_of(letter) or "", ()) if one != letter]
-    right = edited[place + 1] if place + 1 < len(edited) else ""
-    possible = ["double"]
-    if sum(edited[i] != "" for i in letters) > 1:
-        possible.append("delete")
-        if others:
-            possible.append("replace")
-        if right not in ("", letter) and kind_of(right) is not None:
-            possible.append("swap")
-    match possible[rng.integers(len(possible))]:
-        case "double":
-            edited[place] = letter * 2
-        case "delete":
-            edited[place] = ""
-        case "replace":
-            edited[place] = others[rng.integers(len(others))]
-        case "swap":
-            edited[place], edited[place + 1] = right, letter
+class CharactersConfig(Graded):
+    """Random edits of characters."""
+
+    kind: Literal["characters"]
+
+    def change(self, texts: Sequence[str], lang: str, single_words: bool) -> Change | None:
+        # A text always changes; of single words only the share of the severity.
+        least = 0 if single_words else 1
+        return partial(typos, share=self.noise_share, alphabet=alphabet_of(texts), least=least)

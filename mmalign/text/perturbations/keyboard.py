@@ -1,6 +1,6 @@
 """Typing errors that hit a neighbouring key.
 
-    language -> layout -> touching keys -> text with a share of its characters hit one key beside
+    language -> layout -> touching keys -> text with a share of its characters hit a neighbouring key
 
 A slip replaces a character by one whose key touches its own: the next key of the same row, or a key of the
 row above or below that overlaps it. It keeps letter case, and a vowel sign becomes a vowel sign only, so no
@@ -8,25 +8,27 @@ mark loses its base. Characters without a key of their own (dead-key accents, sh
 stay.
 
 Severity 1 to 5 hits a share of 0.05, 0.1, 0.2, 0.3 and 0.4 of the characters that have a key. Every text
-with such a character changes. A language without a layout here has no such noise: `neighbours_of` says None.
+with such a character changes. Languages without a layout here
+have no such noise: `neighbours_of` returns None.
 """
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from mmalign.data.dictionaries import casing
-from mmalign.text.perturbations.sampling import Graded, choose
+from mmalign.text.perturbations.sampling import Change, Graded, choose
 
 Neighbours = Mapping[str, tuple[str, ...]]
-"""Character -> what a slip can make of it."""
+"""Character -> what a slip may type instead."""
 
 Rows = tuple[str, str, str, str]
 """The rows of digits, Q, A and Z from their first key (1, Q, A, Z of a US keyboard) to the right.
 
-A space stands for a key that carries no single letter. Right-to-left letters stand in the order of their
+A space is a key that carries no single letter. Right-to-left letters are in the order of their
 keys too, although an editor may show them reversed.
 """
 
@@ -60,14 +62,8 @@ _LAYOUTS: dict[str, tuple[Rows, ...]] = {
 }
 
 
-class KeyboardConfig(Graded):
-    """Slips to a neighbouring key."""
-
-    kind: Literal["keyboard"]
-
-
 def neighbours_of(lang: str) -> Neighbours | None:
-    """What slips can make of each character; None: no layout of the language is known here.
+    """Character -> what a slip may type instead; None: the language has no layout here.
 
     A regional variety such as `pt-BR` has its language's layout unless it has one of its own.
     """
@@ -86,23 +82,18 @@ def neighbours_of(lang: str) -> Neighbours | None:
 def slips(
     text: str, rng: np.random.Generator, share: float, neighbours: Neighbours, least: int = 1
 ) -> str:
-    """`text` with about a share of the characters that have a key hit one key beside.
+    """`text` with about a share of the characters that have a key hit a neighbouring key.
 
     Args:
         share: 0 to 1.
         least: the least number of slips.
     """
     characters = list(text)
-    typed = [place for place, one in enumerate(characters) if one in neighbours]
-    for place in choose(typed, share, rng, least):
-        near = neighbours[characters[place]]
-        characters[place] = near[rng.integers(len(near))]
+    typed = [i for i, one in enumerate(characters) if one in neighbours]
+    for i in choose(typed, share, rng, least):
+        near = neighbours[characters[i]]
+        characters[i] = near[rng.integers(len(near))]
     return "".join(characters)
-
-
-def can_slip(texts: Iterable[str], neighbours: Neighbours) -> bool:
-    """Whether any character of the texts has a key (none does in a romanised `hi-Latn`)."""
-    return any(character in neighbours for text in texts for character in text)
 
 
 def _touching(rows: Rows) -> Neighbours:
@@ -113,20 +104,25 @@ def _touching(rows: Rows) -> Neighbours:
         for column, letter in enumerate(letters)
         if letter != " "
     ]
-    return {
-        letter: tuple(
-            other
-            for other, other_row, other_x in keys
-            if _touch(row, x, other_row, other_x) and _sort(other) == _sort(letter)
-        )
-        for letter, row, x in keys
-    }
+
+    def touch(one: tuple[str, int, float], other: tuple[str, int, float]) -> bool:
+        rows_apart, distance = abs(one[1] - other[1]), abs(one[2] - other[2])
+        # A letter never becomes a vowel sign (category M), or the other way round.
+        is_same_sort = unicodedata.category(one[0])[0] == unicodedata.category(other[0])[0]
+        return is_same_sort and (distance == 1 if rows_apart == 0 else rows_apart == 1 > distance)
+
+    return {key[0]: tuple(other[0] for other in keys if touch(key, other)) for key in keys}
 
 
-def _touch(row: int, x: float, other_row: int, other_x: float) -> bool:
-    distance = abs(x - other_x)
-    return distance == 1 if row == other_row else abs(row - other_row) == 1 and distance < 1
+class KeyboardConfig(Graded):
+    """Slips to a neighbouring key."""
 
+    kind: Literal["keyboard"]
 
-def _sort(character: str) -> str:
-    return unicodedata.category(character)[0]  # L letter, M mark
+    def change(self, texts: Sequence[str], lang: str, single_words: bool) -> Change | None:
+        neighbours = neighbours_of(lang)
+        # No character has a key in a romanised `hi-Latn`, for example.
+        if neighbours is None or not any(one in neighbours for text in texts for one in text):
+            return None
+        least = 0 if single_words else 1
+        return partial(slips, share=self.noise_share, neighbours=neighbours, least=least)

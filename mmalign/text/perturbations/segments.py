@@ -1,10 +1,11 @@
 """Words of a text in any script.
 
-    text -> segments (words, spaces, punctuation) -> places of the words -> some of them changed -> text
+    text -> segments (words, spaces, punctuation) -> positions of the words -> some of them changed -> text
 
 Segments are those of the default word boundaries of Unicode UAX 29. A word is a segment with a letter or
-a digit. The default rules know no dictionary, so scripts without spaces fall into small pieces: Han and
-Hiragana into single characters, Thai, Lao, Khmer and Burmese into grapheme clusters; Katakana stays whole.
+a digit. The default rules use no dictionary, so scripts without spaces fall into small pieces: Han and
+Hiragana into single characters, Thai, Lao, Khmer and Burmese into grapheme clusters; a run of
+Katakana stays one word.
 In zh, yue, ja, th, lo, km and my a "word" here is such a piece.
 """
 
@@ -31,21 +32,20 @@ def is_word(segment: str) -> bool:
     return _IN_A_WORD.search(segment) is not None
 
 
-def word_places(parts: Sequence[str]) -> list[int]:
+def word_positions(parts: Sequence[str]) -> list[int]:
     """The numbers of the segments that are words."""
-    return [place for place, part in enumerate(parts) if is_word(part)]
+    return [i for i, part in enumerate(parts) if is_word(part)]
 
 
-def put(parts: Sequence[str], place: int, word: str) -> list[str]:
-    """The segments with `word` at `place`, spaced where it would melt with a word beside it.
+def put(parts: Sequence[str], position: int, word: str) -> list[str]:
+    """The segments with `word` at `position`, spaced where it would merge with a word beside it.
 
     A Chinese sentence has no spaces, but two English words that replace two of its own need one.
     """
-    before = parts[place - 1][-1:] if place > 0 else ""
-    after = parts[place + 1][:1] if place + 1 < len(parts) else ""
-    left = " " if _melt(before, word[:1]) else ""
-    right = " " if _melt(word[-1:], after) else ""
-    return [*parts[:place], left + word + right, *parts[place + 1 :]]
+    before, after = parts[:position], parts[position + 1 :]
+    left = " " if before and _merge(before[-1][-1:], word[:1]) else ""
+    right = " " if after and _merge(word[-1:], after[0][:1]) else ""
+    return [*before, left + word + right, *after]
 
 
 def space_after(word: str) -> str:
@@ -53,6 +53,6 @@ def space_after(word: str) -> str:
     return "" if _UNSPACED.match(word) else " "
 
 
-def _melt(left: str, right: str) -> bool:
+def _merge(left: str, right: str) -> bool:
     """Whether two characters side by side belong to one word in scripts with spaces."""
     return all(_OF_A_WORD.match(one) and not _UNSPACED.match(one) for one in (left, right))

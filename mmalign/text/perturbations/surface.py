@@ -1,10 +1,10 @@
-"""How a text is dressed: its punctuation and its letter case.
+"""Punctuation and letter case of a text.
 
     text -> segments -> marks or words that can change -> a share of them changed -> noisy text
 
     punctuation_removed   changes texts with punctuation outside of words; never empties one
     punctuation_doubled   changes the same texts, and those of punctuation only
-    punctuation_added     changes every text: one mark of its script a level of severity, at the end
+    punctuation_added     changes every text: one mark of its script per level of severity, at the end
     upper, lower          change texts with a word that is not yet so
     swapped               changes every text with a cased letter
 
@@ -12,17 +12,18 @@ But for `punctuation_added`, severity 1 to 5 changes a share of 0.2, 0.4, 0.6, 0
 words that can change, at least one. Letter case exists in few scripts: see `casing.has_case`.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import regex
 
 from mmalign.data.dictionaries import casing
-from mmalign.text.perturbations.sampling import Graded, choose
-from mmalign.text.perturbations.segments import segments, word_places
+from mmalign.text.perturbations.sampling import Change, Graded, choose
+from mmalign.text.perturbations.segments import segments, word_positions
 
-CaseEdit = Literal["upper", "lower", "swapped"]
+CaseEdit = Literal["upper", "lower", "swapped"]  # functions of casing.py
 
 _MARK = regex.compile(r"\p{P}+")
 _LETTER = regex.compile(r"\p{L}")
@@ -42,45 +43,14 @@ _END_MARKS = {
 _OTHER_END_MARKS = ".!?,"
 _URDU_END_MARKS = "۔!؟،"
 
-_CASES: dict[CaseEdit, Callable[[str, str], str]] = {
-    "upper": casing.upper,
-    "lower": casing.lower,
-    "swapped": casing.swapped,
-}
 
-
-class SurfaceConfig(Graded):
-    """Changed punctuation or letter case."""
-
-    kind: Literal["surface"]
-    edit: Literal[
-        "punctuation_removed",
-        "punctuation_doubled",
-        "punctuation_added",
-        "upper",
-        "lower",
-        "swapped",
-    ]
-
-    @property
-    def name(self) -> str:
-        return f"{self.kind}_{self.edit}-{self.severity}"
-
-
-def remove_punctuation(text: str, rng: np.random.Generator, share: float) -> str:
-    """`text` without a share of its marks; a text of marks only stays as it is."""
+def repeat_punctuation(text: str, rng: np.random.Generator, share: float, times: int) -> str:
+    """`text` with a share of its marks written `times` times; 0 removes them, but never the entire text."""
     parts = segments(text)
-    for place in choose(_marks(parts), share, rng):
-        parts[place] = ""
+    marks = [i for i, part in enumerate(parts) if _MARK.fullmatch(part)]
+    for i in choose(marks, share, rng):
+        parts[i] *= times
     return "".join(parts) if "".join(parts).strip() else text
-
-
-def double_punctuation(text: str, rng: np.random.Generator, share: float) -> str:
-    """`text` with a share of its marks written twice."""
-    parts = segments(text)
-    for place in choose(_marks(parts), share, rng):
-        parts[place] *= 2
-    return "".join(parts)
 
 
 def add_punctuation(text: str, rng: np.random.Generator, count: int, lang: str) -> str:
@@ -90,7 +60,7 @@ def add_punctuation(text: str, rng: np.random.Generator, count: int, lang: str) 
 
 
 def end_marks(text: str, lang: str) -> str:
-    """The marks that may stand at the end of a text, by the script of its last letter."""
+    """The marks that may end a text, by the script of its last letter."""
     if casing.base_language(lang) == "ur":
         return _URDU_END_MARKS
     letters = _LETTER.findall(text)
@@ -106,12 +76,31 @@ def change_case(
 ) -> str:
     """`text` with a share of its words in another letter case, of those that this changes."""
     parts = segments(text)
-    changed = {place: _CASES[edit](parts[place], lang) for place in word_places(parts)}
-    changeable = [place for place, word in changed.items() if word != parts[place]]
-    for place in choose(changeable, share, rng, least):
-        parts[place] = changed[place]
+    changed = {i: getattr(casing, edit)(parts[i], lang) for i in word_positions(parts)}
+    changeable = [i for i, word in changed.items() if word != parts[i]]
+    for i in choose(changeable, share, rng, least):
+        parts[i] = changed[i]
     return "".join(parts)
 
 
-def _marks(parts: list[str]) -> list[int]:
-    return [place for place, part in enumerate(parts) if _MARK.fullmatch(part)]
+class SurfaceConfig(Graded):
+    """Changed punctuation or letter case."""
+
+    kind: Literal["surface"]
+    edit: Literal["punctuation_removed", "punctuation_doubled", "punctuation_added"] | CaseEdit
+
+    def change(self, texts: Sequence[str], lang: str, single_words: bool) -> Change | None:
+        share = self.replaced_share
+        match self.edit:
+            case "upper" | "lower" | "swapped" as edit:
+                least = 0 if single_words else 1
+                change = partial(change_case, share=share, edit=edit, lang=lang, least=least)
+                return change if casing.has_case(texts) else None
+            case _ if single_words:
+                return None
+            case "punctuation_removed":
+                return partial(repeat_punctuation, share=share, times=0)
+            case "punctuation_doubled":
+                return partial(repeat_punctuation, share=share, times=2)
+            case "punctuation_added":
+                return partial(add_punctuation, count=self.severity, lang=lang)

@@ -1,17 +1,18 @@
-"""Misspellings that people made, from word lists of one language each.
+"""Misspellings that people made, from one word list per language.
 
     <folder>/<lang>.tsv or .txt -> word -> its misspellings
     text -> words of the list -> a share of them misspelt -> noisy text
 
-Two layouts, told apart line by line: `correct<TAB>misspelling` with further misspellings in further columns
+Two layouts, recognised line by line: `correct<TAB>misspelling` with further misspellings in further columns
 (a first line `correct<TAB>misspelling` is a header), and `wrong->right`, as in Wikipedia's list of common
-misspellings for machines, where several right words are parted by commas.
+misspellings for machines, where several correct words are separated by commas.
 
-Severity 1 to 5 misspells a share of 0.2, 0.4, 0.6, 0.8 and 1 of the words that the list knows, at least one.
+Severity 1 to 5 misspells a share of 0.2, 0.4, 0.6, 0.8 and 1 of the words that are in the list, at least one.
 Only texts with such a word change: how many depends on the list.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,21 +21,13 @@ import numpy as np
 from mmalign.core.errors import UserError
 from mmalign.data.dictionaries import casing
 from mmalign.data.dictionaries.lines import check_folder, numbered_lines
-from mmalign.text.perturbations.sampling import Graded, choose
-from mmalign.text.perturbations.segments import segments, word_places
+from mmalign.text.perturbations.sampling import Change, Graded, choose
+from mmalign.text.perturbations.segments import segments, word_positions
 
 _HEADER = "correct\tmisspelling"
 
 Typos = Mapping[str, tuple[str, ...]]
 """Word in small letters -> its misspellings, in the order of the file."""
-
-
-class TypoListConfig(Graded):
-    """Misspellings from word lists."""
-
-    kind: Literal["typo_list"]
-    folder: str
-    """Folder with one `<lang>.tsv` or `<lang>.txt` a language; relative to where the command runs."""
 
 
 def read_typos(folder: Path, lang: str) -> Typos | None:
@@ -46,10 +39,9 @@ def read_typos(folder: Path, lang: str) -> Typos | None:
         UserError: no such folder, or a broken line (file, line).
     """
     check_folder(folder, "lists `<lang>.tsv` or `<lang>.txt`")
-    names = [
-        f"{code}.{end}" for code in (lang, casing.base_language(lang)) for end in ("tsv", "txt")
-    ]
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    codes = (lang, casing.base_language(lang))
+    paths = [folder / f"{code}.{end}" for code in codes for end in ("tsv", "txt")]
+    path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return None
     typos: dict[str, dict[str, None]] = {}
@@ -60,18 +52,18 @@ def read_typos(folder: Path, lang: str) -> Typos | None:
 
 
 def misspell(text: str, rng: np.random.Generator, share: float, typos: Typos, lang: str) -> str:
-    """`text` with a share of the words that the list knows misspelt, in the case that they had."""
+    """`text` with a share of the words of the list misspelt, in the letter case that they had."""
     parts = segments(text)
-    known = [place for place in word_places(parts) if casing.lower(parts[place], lang) in typos]
-    for place in choose(known, share, rng):
-        misspellings = typos[casing.lower(parts[place], lang)]
+    known = [i for i in word_positions(parts) if casing.lower(parts[i], lang) in typos]
+    for i in choose(known, share, rng):
+        misspellings = typos[casing.lower(parts[i], lang)]
         drawn = misspellings[rng.integers(len(misspellings))]
-        parts[place] = casing.cased_like(drawn, parts[place], lang)
+        parts[i] = casing.cased_like(drawn, parts[i], lang)
     return "".join(parts)
 
 
 def _pairs(path: Path) -> Iterator[tuple[str, str]]:
-    """(right word, wrong word) of every line."""
+    """(correct word, misspelling) of every line."""
     for number, line in numbered_lines(path):
         if number == 1 and line == _HEADER:
             continue
@@ -86,3 +78,17 @@ def _pairs(path: Path) -> Iterator[tuple[str, str]]:
                 f"{path}, line {number}: write `correct<TAB>misspelling` or `wrong->right`"
             )
         yield from found
+
+
+class TypoListConfig(Graded):
+    """Misspellings from word lists."""
+
+    kind: Literal["typo_list"]
+    folder: str
+    """Folder with one `<lang>.tsv` or `<lang>.txt` per language; relative to where the command runs."""
+
+    def change(self, texts: Sequence[str], lang: str, single_words: bool) -> Change | None:
+        typos = None if single_words else read_typos(Path(self.folder), lang)
+        return (
+            partial(misspell, share=self.replaced_share, typos=typos, lang=lang) if typos else None
+        )

@@ -11,11 +11,11 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from mmalign.core.batch import Answer, Example
 from mmalign.core.errors import UserError
 from mmalign.text.robust import code_switch, rs_da
 from mmalign.text.robust.code_switch import CodeSwitchConfig
 from mmalign.text.robust.rs_da import RsDaConfig
+from mmalign.text.tasks.example import Answer, Example
 
 AugmentConfig = Annotated[RsDaConfig | CodeSwitchConfig, Field(discriminator="kind")]
 

@@ -21,12 +21,12 @@ import numpy as np
 import regex
 from pydantic import Field
 
-from mmalign.core.batch import Example
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.data.dictionaries.casing import lower
 from mmalign.data.dictionaries.read import Dictionary
 from mmalign.text.perturbations.code_mix import tables_from
+from mmalign.text.tasks.example import Example
 
 # Not `re`: there the vowel signs of Indic scripts are no part of a word.
 _IN_PUNCTUATION = regex.compile(r"(\W*)(.*?)(\W*)", regex.DOTALL)

@@ -20,10 +20,10 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from mmalign.core.batch import Example
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.text.tasks.tables import json_tree, tsv
+from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.tables import json_tree, rows
 
 Neighbours = Mapping[str, tuple[str, ...]]
 """Word -> words that may stand in its place."""
@@ -53,7 +53,7 @@ def read_neighbours(path: Path) -> Neighbours:
     if not path.is_file():
         raise UserError(f"{path}: no such file; `neighbours` must name a .json or .tsv file")
     if path.suffix != ".json":
-        return {row.text("word"): tuple(row.cell("neighbours").split()) for row in tsv(path)}
+        return {row.text("word"): tuple(row.cell("neighbours").split()) for row in rows(path)}
     tree = json_tree(path)
     for word, near in tree.items():
         if not isinstance(near, list) or not all(isinstance(one, str) for one in near):

@@ -1,124 +1,118 @@
-"""From a folder in a publisher's layout to `Splits`.
+"""Which files of a folder belong to a set: templates of their paths.
 
-    folder -> files whose path fits the layout -> (split, language) from the path -> examples
+    folder, template -> files whose path fits -> split and language from the path -> readers -> Splits
 
-A layout is a regular expression of a file's path below the folder. Its groups are `split`, under
-the publisher's name, and `lang`, in the publisher's code; a set without `lang` is in English.
+A template is a path below the folder, for example `[MNLI/]{train,dev}.{jsonl,tsv}`:
+
+    [...]         may be missing            *    any part of a name
+    {a,b}         one of these; a choice between names of splits is the split
+    {x=a,b}       one of these, which the reader gets under the name x
+    **/           any folders, or none      or   between two templates: either fits
+    <language>    the publisher's language code; see `_LANGUAGES` for other spellings
+    <name>        any other part of a name, which the reader gets under this name
+
+A set without a language in its paths is in English; one without a split is a test.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from mmalign.core.batch import Example
 from mmalign.core.errors import UserError
-from mmalign.text.tasks.codes import bcp47
-from mmalign.text.tasks.tables import Row
-from mmalign.text.tasks.task import Splits
+from mmalign.text.tasks.codes import NAMES, bcp47
+from mmalign.text.tasks.task import Entry, Splits
 
 SPLIT = {
-    "train": "train",
-    "translated_train": "train",
-    "in_domain_train": "train",
-    "trn": "train",
-    "TRAIN": "train",
-    "dev": "dev",
-    "val": "dev",
-    "dev_2k": "dev",
-    "dev_matched": "dev",
-    "in_domain_dev": "dev",
-    "trial": "dev",
-    "TRIAL": "dev",
-    "test": "test",
-    "test_2k": "test",
-    "test_annotated": "test",
-    "TEST": "test",
+    **dict.fromkeys(("train", "translated_train", "in_domain_train", "trn", "TRAIN"), "train"),
+    **dict.fromkeys(("dev", "val", "dev_2k", "dev_matched", "in_domain_dev"), "dev"),
+    **dict.fromkeys(("trial", "TRIAL"), "dev"),
+    **dict.fromkeys(("test", "test_2k", "test_annotated", "TEST"), "test"),
     # Labelled sets of other domains or attacks that nobody tunes on: papers report them as tests.
-    "dev_mismatched": "test",
-    "out_of_domain_dev": "test",
-    "evaluation": "test",
+    **dict.fromkeys(("dev_mismatched", "out_of_domain_dev", "evaluation"), "test"),
 }
-"""What publishers call their splits -> ours."""
+"""Publishers' names of splits -> ours."""
+
+_LANGUAGES = {
+    "language": r"[a-z]{2,3}(?:-[A-Za-z]+)?",
+    "BCP-47 code": r"[^./]+",
+    "FLORES-200 code": r"[a-z]{3}_[A-Z][a-z]{3}",
+    "Wikipedia code": r"[a-z-]{2,}",
+    "language in English": "|".join(NAMES),
+}
+_TOKEN = re.compile(r"\*\*/|\*|\[|\]|\{[^}]*\}|<[^>]*>|[^*\[\]{<]+")
+_FIXED = {"**/": r"(?:.+/)?", "*": r"[^/]*", "[": "(?:", "]": ")?"}
 
 
 class NoFiles(UserError):
-    """A set that is not there at all; a suite may go on without it, which a broken file forbids."""
+    """No file of a set was found. A suite may go on without the set; a broken file stops it."""
 
 
-def matching(folder: Path, pattern: str, wanted: str) -> list[tuple[Path, re.Match[str]]]:
-    """The files below `folder` whose relative path is `pattern`, in the order of their paths.
+def matching(folder: Path, template: str) -> list[tuple[Path, dict[str, str]]]:
+    """The files below `folder` whose path fits the template, in the order of their paths.
 
-    Args:
-        wanted: the names of these files in words, for the message.
+    Returns:
+        Each file with the named parts of its path: `split` (ours), `lang` (BCP-47) where the template
+        has a language, and others under their own names.
 
     Raises:
         NoFiles: no such folder, or no such file in it.
     """
     if not folder.is_dir():
         raise NoFiles(f"{folder}: no such task folder; download the set or give another folder")
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    matches = ((path, re.fullmatch(pattern, path.relative_to(folder).as_posix())) for path in paths)
-    found = [(path, match) for path, match in matches if match]
+    patterns = [re.compile("".join(_pattern_parts(one))) for one in template.split(" or ")]
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        relative = path.relative_to(folder).as_posix()
+        match = next((m for pattern in patterns if (m := pattern.fullmatch(relative))), None)
+        if match is not None:
+            parts = {name: part for name, part in match.groupdict().items() if part is not None}
+            parts["split"] = SPLIT[parts.get("split", "test")]
+            if "lang" in parts:
+                parts["lang"] = bcp47(parts["lang"])
+            found.append((path, parts))
     if not found:
-        raise NoFiles(f"{folder}: holds no file of this layout; looked for {wanted}")
+        raise NoFiles(f"{folder}: holds no file of this layout; looked for {template}")
     return found
 
 
-def read_files(
-    folder: Path,
-    pattern: str,
-    wanted: str,
-    read: Callable[[Path, str, str], Iterable[Example]],
-) -> Splits:
-    """The examples of every file of the layout; `read` gets its path, our split and language.
+def add(splits: Splits, path: Path, examples: Iterator[Entry], join: bool = False) -> None:
+    """Put the examples of a file, each with its (split, language), into `splits`.
+
+    Args:
+        join: several files may hold the same split and language.
 
     Raises:
-        UserError: as `matching`; an empty file, or two files for one split and language.
+        UserError: there are none, or an earlier file held the same split and language.
     """
-    splits: Splits = {}
-    for path, match in matching(folder, pattern, wanted):
-        groups = match.groupdict()
-        split, lang = SPLIT[groups["split"]], bcp47(groups.get("lang") or "en")
-        add(splits, split, lang, read(path, split, lang), path)
-    return splits
-
-
-def read_rows(
-    folder: Path,
-    pattern: str,
-    wanted: str,
-    rows: Callable[[Path], Iterator[Row]],
-    make: Callable[[Row, str, str], Example | None],
-) -> Splits:
-    """As `read_files`, one example a row; `make` gets the row, our split and language.
-
-    A row of which `make` makes None is left out.
-    """
-
-    def read(path: Path, split: str, lang: str) -> Iterator[Example]:
-        made = (make(row, split, lang) for row in rows(path))
-        return (example for example in made if example is not None)
-
-    return read_files(folder, pattern, wanted, read)
-
-
-def add(splits: Splits, split: str, lang: str, examples: Iterable[Example], path: Path) -> None:
-    """Put the examples of a file into `splits`.
-
-    Raises:
-        UserError: there are none, or a file before it was for the same split and language.
-    """
-    if (split, lang) in splits:
-        raise UserError(f"{path}: a second file for {split} in `{lang}`; keep one of them")
-    splits[split, lang] = list(examples)
-    if not splits[split, lang]:
+    part: Splits = {}
+    for key, example in examples:
+        part.setdefault(key, []).append(example)
+    if not part:
         raise UserError(f"{path}: holds no examples; fill it or remove it")
+    for key, rows in part.items():
+        if key in splits and not join:
+            raise UserError(f"{path}: a second file for {key[0]} in `{key[1]}`; keep one of them")
+        splits.setdefault(key, []).extend(rows)
 
 
-def row_id(row: Row, split: str, column: str | None = None) -> str:
-    """An id that says the same in every language: the split and the row's own id or number.
-
-    Publishers count from the start again in each split, and a test example that shares its id with
-    a training example would pass for one that was trained on.
-    """
-    return f"{split}-{row.number if column is None else row.name(column)}"
+def _pattern_parts(template: str) -> Iterator[str]:
+    """The parts of a regular expression for a template."""
+    named: set[str] = set()
+    for token in _TOKEN.findall(template):
+        name, _, choices = token[1:-1].rpartition("=")
+        if token in _FIXED:
+            yield _FIXED[token]
+            continue
+        if token[0] not in "{<":
+            yield re.escape(token)
+            continue
+        if token[0] == "{":
+            is_split = set(choices.split(",")) <= SPLIT.keys()
+            name = name or ("split" if is_split else f"choice_{len(named)}")
+            pattern = "|".join(map(re.escape, choices.split(",")))
+        else:
+            name = "lang" if choices in _LANGUAGES else choices
+            pattern = _LANGUAGES.get(choices, "[^/]+")
+        # What occurs twice in a path (MLQA: split, language of context and question) must be equal.
+        yield f"(?P={name})" if name in named else f"(?P<{name}>{pattern})"
+        named.add(name)

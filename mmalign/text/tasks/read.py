@@ -1,19 +1,20 @@
-"""A task as a configuration names it: which files to train on, which to test on, in which languages.
+"""A task as a configuration names it: the files to train on, the files to test on, the languages.
 
 TaskConfig -> readers -> splits of the training files, splits of the test files -> Task
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field
 
-from mmalign.core.batch import Example
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.text.tasks.readers import Format, read
-from mmalign.text.tasks.task import Kind, Splits, Task, labels_of, sample
+from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.formats import Format, read
+from mmalign.text.tasks.task import CANDIDATES, Kind, Splits, Task, labels_of, sample
 
 
 class FilesConfig(Section):
@@ -22,7 +23,7 @@ class FilesConfig(Section):
     folder: str
     """Relative to where the command runs."""
     format: Format = "tsv"
-    """Whose layout the files have; tsv: our own, `<split>.<lang>.tsv` with a header line."""
+    """Whose layout the files have (formats.yaml); tsv: our own, `<split>.<lang>.tsv` with a header line."""
 
 
 class TaskConfig(Section):
@@ -57,34 +58,44 @@ def read_task(config: TaskConfig) -> Task:
 
     Raises:
         UserError: a broken file, no training file, no tests, a language that is not there, training and
-            test files that ask different things, or a label that training lacks.
+            test files of different kinds, or a label that training lacks.
     """
     tested = read(config.format, Path(config.folder))
-    if config.train is None:
-        return make_task(config, tested, tested)
-    return make_task(config, read(config.train.format, Path(config.train.folder)), tested)
+    train = config.train
+    return make_task(config, read(train.format, Path(train.folder)) if train else tested, tested)
 
 
 def make_task(
     config: TaskConfig, training_files: tuple[Kind, Splits], test_files: tuple[Kind, Splits]
 ) -> Task:
-    """As `read_task`, of files that were read already."""
-    folder = Path(config.folder)
+    """As `read_task`, from files that were read already."""
     (train_kind, trained), (kind, tested) = training_files, test_files
+    source = config.language
+    training_folder = config.train.folder if config.train else config.folder
     if train_kind != kind:
-        where = config.train.folder if config.train else folder
         raise UserError(
-            f"task `{config.name}`: {where} holds {train_kind} examples, {folder} "
+            f"task `{config.name}`: {training_folder} holds {train_kind} examples, {config.folder} "
             f"{kind} ones; train on the kind that is tested"
         )
-    tested = _relabelled(tested, config.relabel)
-    source = config.language
-    train = _training_examples(trained, config, kind)
-    tests, test_is_dev = _choose_tests(tested, folder, source, config.languages)
-    tests = {lang: sample(rows, config.test_examples) for lang, rows in tests.items()}
-    dev = {lang: rows for (split, lang), rows in tested.items() if split == "dev"}
+    train = trained.get(("train", source), [])
+    if not train and kind != "retrieval":  # retrieval can use the tower as it is
+        there = ", ".join(sorted(lang for split, lang in trained if split == "train")) or "none"
+        raise UserError(
+            f"{training_folder}: no training file for `{source}` (task `{config.name}`); languages "
+            f"with a training file: {there}"
+        )
+    train = sample(train, config.train_examples)
+    if config.relabel:
+        change = partial(_relabelled, names=config.relabel)
+        tested = {key: list(map(change, rows)) for key, rows in tested.items()}
+    by_split: dict[str, dict[str, list[Example]]] = {"dev": {}, "test": {}, CANDIDATES: {}}
+    for (split, lang), rows in tested.items():
+        by_split.setdefault(split, {})[lang] = rows
+    # Before `dev` gets the training files' own dev examples, which may be of another publisher.
+    tests = _choose_tests(by_split["test"], by_split["dev"], config)
+    dev = by_split["dev"]
     if ("dev", source) in trained:
-        dev[source] = trained["dev", source]
+        dev[source] = trained["dev", source]  # those beside the training files choose the epoch
     task = Task(
         name=config.name,
         kind=kind,
@@ -92,13 +103,13 @@ def make_task(
         labels=labels_of(train, kind),
         train=train,
         dev=dev,
-        tests=tests,
-        candidates={lang: rows for (split, lang), rows in tested.items() if split == "candidates"},
-        test_is_dev=test_is_dev,
+        tests={lang: sample(rows, config.test_examples) for lang, rows in tests.items()},
+        candidates=by_split[CANDIDATES],
+        test_is_dev=frozenset(tests.keys() - by_split["test"].keys()),
         merge=dict(config.merge),
     )
-    for examples in (dev.get(source, []), *tests.values()):
-        _check_labels(examples, task, folder)
+    for examples in (dev.get(source, []), *task.tests.values()):
+        _check_labels(examples, task, config.folder)
     return task
 
 
@@ -128,62 +139,38 @@ def describe(task: Task) -> str:
     )
 
 
-def _relabelled(splits: Splits, relabel: Mapping[str, str]) -> Splits:
-    def change(example: Example) -> Example:
-        if not isinstance(example.target, str):
-            return example
-        return replace(example, target=relabel.get(example.target, example.target))
-
-    return (
-        {key: [change(one) for one in rows] for key, rows in splits.items()} if relabel else splits
-    )
-
-
-def _training_examples(splits: Splits, config: TaskConfig, kind: Kind) -> list[Example]:
-    """The source language's training rows; retrieval may have none, the tower is then used as it is."""
-    train = splits.get(("train", config.language), [])
-    if not train and kind != "retrieval":
-        where = config.train.folder if config.train else config.folder
-        there = ", ".join(sorted(lang for split, lang in splits if split == "train")) or "none"
-        raise UserError(
-            f"{where}: no training file for `{config.language}` (task `{config.name}`); languages with "
-            f"a training file: {there}"
-        )
-    return sample(train, config.train_examples)
+def _relabelled(one: Example, names: Mapping[str, str]) -> Example:
+    label = one.target
+    return replace(one, target=names.get(label, label)) if isinstance(label, str) else one
 
 
 def _choose_tests(
-    splits: Splits, folder: Path, source: str, languages: Sequence[str] | None
-) -> tuple[dict[str, list[Example]], frozenset[str]]:
-    """The examples to test on, by language, and the languages where they are the dev ones."""
-    tests = {lang: rows for (split, lang), rows in splits.items() if split == "test"}
-    dev = {lang: rows for (split, lang), rows in splits.items() if split == "dev"}
-    dev.pop(source, None)
-    there = dict(sorted({**dev, **tests}.items()))
+    tests: Mapping[str, list[Example]], dev: Mapping[str, list[Example]], config: TaskConfig
+) -> dict[str, list[Example]]:
+    """The examples to test on, by language; dev examples where a language has no others."""
+    others = {lang: rows for lang, rows in dev.items() if lang != config.language}
+    there = dict(sorted({**others, **tests}.items()))
     if not there:
         raise UserError(
-            f"{folder}: nothing to test on; add a test file, or a dev file of a language other than "
-            f"`{source}`"
+            f"{config.folder}: nothing to test on; add a test file, or a dev file of a language other "
+            f"than `{config.language}`"
         )
-    wanted = there if languages is None else languages
+    wanted = there if config.languages is None else config.languages
     missing = [lang for lang in wanted if lang not in there]
     if missing:
         raise UserError(
-            f"{folder}: `languages` asks for `{missing[0]}`, which has no test or dev file to test on; "
-            f"there are {', '.join(there)}"
+            f"{config.folder}: `languages` asks for `{missing[0]}`, which has no test or dev file to "
+            f"test on; there are {', '.join(there)}"
         )
-    chosen = {lang: rows for lang, rows in there.items() if lang in wanted}
-    return chosen, frozenset(lang for lang in chosen if lang not in tests)
+    return {lang: rows for lang, rows in there.items() if lang in wanted}
 
 
-def _check_labels(examples: Sequence[Example], task: Task, folder: Path) -> None:
+def _check_labels(examples: Sequence[Example], task: Task, folder: str) -> None:
     """Labels of tests that training lacks are mistakes, except coarser ones that `merge` names."""
-    if task.kind != "classification":
-        return
     known = {*task.labels, *task.merge.values()}
-    for one in examples:
-        if one.target not in known:
-            raise UserError(
-                f"{folder}: {one.lang} has the label `{one.target}` (id {one.id}), which training lacks; "
-                f"its labels are {', '.join(task.labels)}; `relabel` gives it another name"
-            )
+    wrong = [one for one in examples if one.target not in known]
+    if wrong and task.kind == "classification":
+        raise UserError(
+            f"{folder}: {wrong[0].lang} has the label `{wrong[0].target}` (id {wrong[0].id}), which "
+            f"training lacks; its labels are {', '.join(task.labels)}; `relabel` gives it another name"
+        )

@@ -2,81 +2,92 @@
 
     Tatoeba    a sentence         -> its translation among the English sentences of its file
     LAReQA     a question         -> the sentences that answer it, in all languages
-    Mewsli-X   a mention in news  -> the description of what is meant, in whatever language
+    Mewsli-X   a mention in news  -> the description of what is meant, in any language
 
-Queries are in the splits `dev` and `test`; their target is the ids of the right candidates.
+Queries are in the splits `dev` and `test`; their target is the ids of the correct candidates.
 Candidates are in the split `candidates`, under the language of the queries that search them; a
-pool that all languages share stands under each as the same list. A candidate's own language is its
+pool that all languages share is the same list under each. A candidate's own language is its
 `lang`, its target is its own id.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from mmalign.core.batch import Example
 from mmalign.core.errors import UserError
 from mmalign.text.tasks.codes import bcp47
-from mmalign.text.tasks.layout import SPLIT, matching
-from mmalign.text.tasks.question_answering import paragraphs, right_answers
-from mmalign.text.tasks.tables import Row, jsonl, lines, tsv
-from mmalign.text.tasks.task import Splits
+from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.layout import matching
+from mmalign.text.tasks.question_answering import correct_answers, paragraphs
+from mmalign.text.tasks.tables import Row, lines, parallel, rows
+from mmalign.text.tasks.task import CANDIDATES, Entry, Splits
 
-CANDIDATES = "candidates"
 Span = tuple[int, int]
 
 
-def read_tatoeba(folder: Path) -> Splits:
-    """Tatoeba (Artetxe and Schwenk, TACL 2019): find the English translation, one pool a language.
+def translations(path: Path, parts: Mapping[str, str]) -> Iterator[Entry]:
+    """Tatoeba: the queries and candidates of one file, one pool per language.
 
-    Files of LASER, two a language, or our tables `<language>-en.tsv` with the columns text and english.
+    LASER has a second file with the English sentences, line by line; our tables have both texts in a row.
     """
-    pattern = r"(v1/)?tatoeba\.(?P<code>[a-z]{3})-eng\.(?P=code)|(?P<lang>[a-z]{2,3}(-[A-Za-z]+)?)-en\.tsv"
-    wanted = "tatoeba.<ISO 639-3>-eng.{<ISO 639-3>,eng} or <language>-en.tsv"
-    splits: Splits = {}
-    for path, match in matching(folder, pattern, wanted):
-        lang = bcp47(match["lang"] or match["code"])
-        if ("test", lang) in splits:
-            raise UserError(f"{path}: a second file for `{lang}`; keep one of them")
-        pairs = _table_pairs(path) if match["lang"] else _laser_pairs(path)
-        for number, (text, english) in enumerate(pairs, start=1):
-            # Files of different languages are not aligned: the same number means another sentence.
-            query, found = f"{lang}-{number}", f"{lang}-en-{number}"
-            splits.setdefault(("test", lang), []).append(Example(query, lang, (text,), (found,)))
-            splits.setdefault((CANDIDATES, lang), []).append(_candidate(found, "en", english))
-    return splits
+    lang = parts["lang"]
+    if path.suffix == ".tsv":
+        pairs = [(row.text("text"), row.text("english")) for row in rows(path)]
+    else:
+        english = path.with_suffix(".eng")
+        pairs = list(parallel(english, lines(english), path, lines(path)))
+    for number, (text, translation) in enumerate(pairs, start=1):
+        # Files of different languages are not aligned: the same number means another sentence.
+        found = f"{lang}-en-{number}"
+        yield ("test", lang), Example(f"{lang}-{number}", lang, (text,), (found,))
+        yield (CANDIDATES, lang), _candidate(found, "en", translation)
 
 
-def read_lareqa(folder: Path) -> Splits:
+def read_lareqa(folder: Path, files: str) -> Splits:
     """LAReQA's XQuAD-R (Roy et al., EMNLP 2020): sentences of all languages in one pool.
 
-    A sentence is right where the question's answer starts in it, in any language. A question whose
-    answer starts between two sentences in a language has no right sentence there.
+    A sentence is correct where the question's answer starts in it, in any language. A question whose
+    answer starts between two sentences in a language has no correct sentence there.
     """
     splits: Splits = {}
     pool: list[Example] = []
-    right: dict[str, list[str]] = {}
-    pattern = r"(xquad-r/)?(?P<lang>[a-z]{2})\.json"
-    for path, match in matching(folder, pattern, "xquad-r/<language>.json"):
-        lang = bcp47(match["lang"])
+    correct: dict[str, list[str]] = {}
+    for path, parts in matching(folder, files):
+        lang = parts["lang"]
         for number, paragraph in enumerate(paragraphs(path), start=1):
             try:
-                sentences = _sentences(paragraph, f"{lang}-{number}")
-                pool += [_candidate(name, lang, text) for name, _, text in sentences]
-                for question in paragraph["qas"]:
-                    right.setdefault(question["id"], []).extend(_holding(question, sentences))
-                    query = Example(question["id"], lang, (question["question"],), ())
+                spans = {
+                    f"{lang}-{number}-{i}": (start, end)
+                    for i, (start, end) in enumerate(paragraph["sentence_breaks"], start=1)
+                }
+                texts = {name: paragraph["context"][slice(*span)] for name, span in spans.items()}
+                pool += [_candidate(name, lang, text) for name, text in texts.items()]
+                for asked in paragraph["qas"]:
+                    starts = [answer.start for answer in correct_answers(asked)]
+                    holding = {
+                        texts[name]
+                        for name, (first, end) in spans.items()
+                        if any(first <= start < end for start in starts)
+                    }
+                    # Sentences of the same paragraph with the same words answer too.
+                    names = [name for name, text in texts.items() if text in holding]
+                    correct.setdefault(asked["id"], []).extend(names)
+                    query = Example(asked["id"], lang, (asked["question"],), ())
                     splits.setdefault(("test", lang), []).append(query)
             except (KeyError, TypeError, ValueError):
                 raise UserError(
-                    f"{path}: paragraph {number} lacks qas or sentence_breaks; take the files of "
+                    f"{path}: paragraph {number} lacks qas or sentence_breaks; use the files of "
                     "LAReQA, not those of XQuAD"
                 ) from None
-    answered = {key: _with_targets(queries, right) for key, queries in splits.items()}
+    # Only now is it known which sentences of the other languages answer a question.
+    answered = {
+        key: [replace(one, target=tuple(correct[one.id])) for one in queries]
+        for key, queries in splits.items()
+    }
     return answered | {(CANDIDATES, lang): pool for _, lang in splits}
 
 
-def read_mewslix(folder: Path) -> Splits:
+def read_mewslix(folder: Path, files: str) -> Splits:
     """Mewsli-X (Ruder et al., EMNLP 2021): news mentions, one pool of about a million descriptions.
 
     The publisher's script puts the news texts into `wikinews_mentions-*.jsonl`. Query and candidate
@@ -84,14 +95,18 @@ def read_mewslix(folder: Path) -> Splits:
     sentences of the description.
     """
     splits: Splits = {}
-    pattern = r"(.+/)?wikinews_mentions-(?P<split>dev|test)\.jsonl"
-    for path, match in matching(folder, pattern, "wikinews_mentions-{dev,test}.jsonl"):
-        for row in jsonl(path):
-            for query in _mentions(row):
-                splits.setdefault((SPLIT[match["split"]], query.lang), []).append(query)
-    wanted = "candidate_set_entities.jsonl"
-    (path, _), *_ = matching(folder, r"(.+/)?candidate_set_entities\.jsonl", wanted)
-    pool = [_entity(row) for row in jsonl(path)]
+    mentions = matching(folder, files)
+    ((entities, _), *_) = matching(folder, "**/candidate_set_entities.jsonl")
+    try:
+        for path, parts in mentions:
+            for row in rows(path):
+                for query in _mentions(row):
+                    splits.setdefault((parts["split"], query.lang), []).append(query)
+        pool = []
+        for row in rows(entities):
+            pool.append(_entity(row))
+    except (KeyError, TypeError):
+        raise row.error("lacks a key of Mewsli-X's files; get the set again") from None
     return splits | {(CANDIDATES, lang): pool for _, lang in splits}
 
 
@@ -99,56 +114,20 @@ def _candidate(name: str, lang: str, text: str) -> Example:
     return Example(name, lang, (text,), (name,))
 
 
-def _table_pairs(path: Path) -> list[tuple[str, str]]:
-    return [(row.text("text"), row.text("english")) for row in tsv(path)]
-
-
-def _laser_pairs(path: Path) -> list[tuple[str, str]]:
-    texts, english = lines(path), lines(path.with_suffix(".eng"))
-    if len(texts) != len(english):
-        raise UserError(
-            f"{path}: {len(texts)} lines, but {len(english)} in the English file; get both again"
-        )
-    return list(zip(texts, english, strict=True))
-
-
-def _sentences(paragraph: dict[str, Any], prefix: str) -> list[tuple[str, Span, str]]:
-    """(id, span in the context, text) of each sentence of a paragraph of XQuAD-R."""
-    context = paragraph["context"]
-    return [
-        (f"{prefix}-{place}", (start, end), context[start:end])
-        for place, (start, end) in enumerate(paragraph["sentence_breaks"], start=1)
-    ]
-
-
-def _holding(question: dict[str, Any], sentences: list[tuple[str, Span, str]]) -> Iterator[str]:
-    """Ids of the sentences in which an answer starts, and of those with the same words beside them."""
-    starts = [answer.start for answer in right_answers(question)]
-    texts = {text for _, (a, b), text in sentences if any(a <= start < b for start in starts)}
-    return (name for name, _, text in sentences if text in texts)
-
-
-def _with_targets(queries: list[Example], right: dict[str, list[str]]) -> list[Example]:
-    return [Example(one.id, one.lang, one.texts, tuple(right[one.id])) for one in queries]
-
-
 def _mentions(row: Row) -> Iterator[Example]:
     """The queries of one news article."""
-    try:
-        context = row.cells["context"]
-        lang, text = bcp47(context["language"]), context["text"]
-        sentences = [(one["start"], one["end"]) for one in context["sentence_spans"]]
-        for mention in row.cells["mentions"]:
-            span = (mention["mention_span"]["start"], mention["mention_span"]["end"])
-            if text[slice(*span)] != mention["mention_span"]["text"]:
-                raise row.error(
-                    f"mention {mention['example_id']} is not where it says; run the publisher's script "
-                    "that puts the texts in"
-                )
-            query = _marked(text, span, sentences)
-            yield Example(mention["example_id"], lang, (query,), (mention["entity_id"],))
-    except (KeyError, TypeError):
-        raise row.error("lacks a key of Mewsli-X's mentions; get the set again") from None
+    context = row.cells["context"]
+    lang, text = bcp47(context["language"]), context["text"]
+    sentences = [(one["start"], one["end"]) for one in context["sentence_spans"]]
+    for mention in row.cells["mentions"]:
+        span = (mention["mention_span"]["start"], mention["mention_span"]["end"])
+        if text[slice(*span)] != mention["mention_span"]["text"]:
+            raise row.error(
+                f"mention {mention['example_id']} is not where it should be; run the publisher's "
+                "script that puts the texts in"
+            )
+        query = _marked(text, span, sentences)
+        yield Example(mention["example_id"], lang, (query,), (mention["entity_id"],))
 
 
 def _marked(text: str, mention: Span, sentences: list[Span]) -> str:
@@ -160,10 +139,8 @@ def _marked(text: str, mention: Span, sentences: list[Span]) -> str:
 
 
 def _entity(row: Row) -> Example:
-    description = row.cell("description")
-    try:
-        spans = [(one["start"], one["end"]) for one in row.cells["sentence_spans"]]
-    except (KeyError, TypeError):
-        raise row.error("lacks `sentence_spans`; get the set again") from None
-    text = " ".join(" ".join(description[start:end] for start, end in spans).split())
-    return _candidate(row.text("entity_id"), bcp47(row.text("description_language")), text)
+    """A description as a candidate: its sentences, without the line breaks between them."""
+    text = row.cell("description")
+    parts = [text[one["start"] : one["end"]] for one in row.cells["sentence_spans"]]
+    lang = bcp47(row.text("description_language"))
+    return _candidate(row.text("entity_id"), lang, " ".join(" ".join(parts).split()))

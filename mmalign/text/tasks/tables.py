@@ -1,9 +1,9 @@
-"""Tables of any publisher, row by row, each row knowing where it stands.
+"""Tables of any publisher, row by row; each row knows its file and line.
 
     .tsv, .csv, .jsonl, .json -> Row (cells by column; file and line for the error message) -> readers
 
 Text files are UTF-8. Plain tab-separated files have no quoting: a quote is part of the text. Files
-that a CSV library wrote have it, and are read by one.
+that a CSV library wrote have quoting, and Python's csv module reads them.
 """
 
 import csv
@@ -12,9 +12,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mmalign.core.errors import UserError
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Row:
     Attributes:
         line: of the file, from 1; where the row ends if it covers several.
         number: of the row, from 1; a header does not count. Equal in files that are aligned by row.
-        cells: by column; text, or whatever JSON holds.
+        cells: by column; text, or any value that JSON holds.
     """
 
     path: Path
@@ -33,14 +36,14 @@ class Row:
     cells: Mapping[str, Any]
 
     def error(self, what: str) -> UserError:
-        """To raise: the file, the line, and what is wrong."""
+        """The error to raise: file, line and what is wrong."""
         return UserError(f"{self.path}, line {self.line}: {what}")
 
     def cell(self, column: str) -> str:
         """The text in `column`; it may be empty."""
         value = self.cells.get(column)
         if not isinstance(value, str):
-            raise self.error(f"`{column}` must be there and be text")
+            raise self.error(f"`{column}` is missing or not text")
         return value
 
     def text(self, column: str) -> str:
@@ -51,7 +54,7 @@ class Row:
         return value
 
     def name(self, column: str) -> str:
-        """An identifier or a class in `column`, be it written as text or as a whole number."""
+        """An identifier or a class in `column`, written as text or as a whole number."""
         value = self.cells.get(column)
         return str(value) if type(value) is int else self.text(column)
 
@@ -59,23 +62,21 @@ class Row:
         """The number in `column`."""
         value = self.cells.get(column)
         try:
-            return float(value)  # type: ignore[arg-type]  # whatever it cannot read it refuses
+            return float(value)  # type: ignore[arg-type]  # float refuses what it cannot read
         except (TypeError, ValueError):
             raise self.error(f"`{column}` is `{value}`; write a number") from None
 
-    def renamed(self, column: str, names: Mapping[str, str]) -> str:
-        """The class in `column` under our name; `names` holds every class that the set knows."""
-        value = self.name(column)
+    def renamed(self, column: str, names: Mapping[str, T]) -> T:
+        """The class in `column` under our name; `names` holds every class of the set."""
+        value = self.name(column).strip()
         if value not in names:
             raise self.error(f"`{column}` is `{value}`; it must be one of {', '.join(names)}")
         return names[value]
 
 
 def lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file.
-
-    Split at line feeds alone: `splitlines` would also cut at U+2028 and others that texts may hold.
-    """
+    """The lines of a UTF-8 file, without their ends."""
+    # Split at line feeds alone: `splitlines` would also cut at U+2028 and others that texts may hold.
     parts = read_text(path).split("\n")
     if parts[-1] == "":
         parts.pop()
@@ -83,7 +84,7 @@ def lines(path: Path) -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    """What a UTF-8 file holds, its line ends as they are."""
+    """The text of a UTF-8 file with its line ends as they are, without a byte order mark."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -94,61 +95,27 @@ def read_text(path: Path) -> str:
         ) from None
 
 
-def tsv(path: Path, columns: Sequence[str] = (), skip_broken: bool = False) -> Iterator[Row]:
-    """The rows of a tab-separated file without quoting.
+def rows(
+    path: Path, columns: Sequence[str] = (), quoted: bool = False, skip_broken: bool = False
+) -> Iterator[Row]:
+    """The rows of a table: one JSON object per line in .jsonl files, else cells split by a delimiter.
 
     Args:
-        columns: of a file that has no header line; else the header names them.
+        columns: of a file without a header line; otherwise the header names them.
+        quoted: a CSV library wrote the file: cells may be quoted and hold line breaks. The delimiter
+            is a comma in .csv files and a tab in others.
         skip_broken: leave out the rows of too few or too many cells, as the publisher's own reader
             does where the release is known to hold some.
     """
-    numbered = ((number, line.split("\t")) for number, line in enumerate(lines(path), start=1))
-    return _rows(path, numbered, columns, skip_broken)
-
-
-def quoted(path: Path, columns: Sequence[str] = (), delimiter: str = "\t") -> Iterator[Row]:
-    """The rows of a file that a CSV library wrote: cells may be quoted and hold line breaks."""
-    return _rows(path, _parsed(path, delimiter), columns, False)
-
-
-def jsonl(path: Path) -> Iterator[Row]:
-    """The objects of a file with one JSON object a line."""
-    for number, line in enumerate(lines(path), start=1):
-        try:
-            tree = json.loads(line)
-        except ValueError:
-            tree = None
-        if not isinstance(tree, dict):
-            raise UserError(f"{path}, line {number}: not a JSON object; write one a line")
-        yield Row(path, number, number, tree)
-
-
-def table(path: Path) -> Iterator[Row]:
-    """The rows of a .jsonl file or, whatever else it is called, of a .tsv file with a header."""
-    return jsonl(path) if path.suffix == ".jsonl" else tsv(path)
-
-
-def json_tree(path: Path) -> dict[str, Any]:
-    """The one JSON object that a file holds."""
-    try:
-        tree = json.loads(read_text(path))
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: not JSON ({error}); get the file again") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: holds no JSON object at its top; get the file again")
-    return tree
-
-
-def _rows(
-    path: Path,
-    numbered: Iterator[tuple[int, list[str]]],
-    columns: Sequence[str],
-    skip_broken: bool,
-) -> Iterator[Row]:
-    if not columns:
-        columns = next(numbered, (0, []))[1]
+    if path.suffix == ".jsonl":
+        yield from _json_rows(path)
+        return
+    if quoted:
+        numbered = _parsed(path, "," if path.suffix == ".csv" else "\t")
+    else:  # a file of one column has no delimiter: a tab is part of the text
+        limit = 0 if len(columns) == 1 else -1
+        numbered = ((n, line.split("\t", limit)) for n, line in enumerate(lines(path), start=1))
+    columns = columns or next(numbered, (0, []))[1]
     for number, (line, cells) in enumerate(numbered, start=1):
         if len(cells) == len(columns):
             yield Row(path, line, number, dict(zip(columns, cells, strict=True)))
@@ -159,11 +126,42 @@ def _rows(
             )
 
 
+def parallel(path: Path, own: list[T], beside: Path, other: list[U]) -> Iterator[tuple[U, T]]:
+    """The rows of file `beside` with those of `path`, which belong together line by line."""
+    if len(own) != len(other):
+        raise UserError(
+            f"{path}: {len(own)} lines, but {len(other)} in {beside.name}; get both again"
+        )
+    return zip(other, own, strict=True)
+
+
+def json_tree(path: Path) -> dict[str, Any]:
+    """The one JSON object that a file holds."""
+    text = read_text(path)
+    try:
+        tree = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); get the file again") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: not a JSON object; get the file again")
+    return tree
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(lines(path), start=1):
+        try:
+            tree = json.loads(line)
+        except ValueError:
+            tree = None
+        if not isinstance(tree, dict):
+            raise UserError(f"{path}, line {number}: not a JSON object; write one per line")
+        yield Row(path, number, number, tree)
+
+
 def _parsed(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(line where the row ends, cells) of a quoted file; empty lines are left out."""
     parser = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
     try:
-        for cells in parser:
-            if cells:
-                yield parser.line_num, cells
-    except csv.Error as error:  # a quote that nothing closes makes a cell of the rest of the file
+        yield from ((parser.line_num, cells) for cells in parser if cells)
+    except csv.Error as error:  # an unclosed quote makes one cell of the rest of the file
         raise UserError(f"{path}, line {parser.line_num}: {error}; get the file again") from None

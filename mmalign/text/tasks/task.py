@@ -1,20 +1,19 @@
-"""A text task: labels in one language, tests in others, whatever is asked.
+"""A text task of any kind: labels in one language, tests in others.
 
     files of one layout -> reader -> Splits -+
     files of another    -> reader -> Splits -+-> Task (train, dev, tests) -> fine-tuning, scores
 
 A task may train on files of one publisher and test on those of another (MNLI and XNLI, SQuAD and
-MLQA): what matters is that both ask the same kind of question and share their labels.
+MLQA): both must ask the same kind of question and share their labels.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
-from mmalign.core.batch import Example
+from mmalign.text.tasks.example import Example
 
 Kind = Literal[
     "classification",
@@ -27,17 +26,12 @@ Kind = Literal[
 ]
 
 Splits = dict[tuple[str, str], list[Example]]
-"""(split, language) -> examples; the splits are `train`, `dev` and `test`.
+"""(split, language) -> examples; the splits are `train`, `dev` and `test`, and `candidates` in retrieval."""
 
-Retrieval has its candidates in the split `candidates`.
-"""
+CANDIDATES = "candidates"
 
-Reader = Callable[[Path], Splits]
-"""Reads whatever it finds of its layout in a folder.
-
-Raises:
-    UserError: nothing of the layout is there, or a file of it is broken (file, line, what is wrong).
-"""
+Entry = tuple[tuple[str, str], Example]
+"""(split, language), and an example of them."""
 
 CLEAN = "clean"
 
@@ -76,7 +70,7 @@ class Task:
         return tuple(lang for lang in self.tests if lang != self.source) or tuple(self.tests)
 
     def hold_out(self, ids: AbstractSet[str]) -> "Task":
-        """The same task where `ids` are what is tested and nothing else knows them."""
+        """The same task, tested on `ids` only, which train and dev no longer hold."""
         return replace(
             self.tested_on(ids),
             train=[one for one in self.train if one.id not in ids],
@@ -96,11 +90,13 @@ class Task:
 def sample(examples: Sequence[Example], size: int | None, seed: int = 0) -> list[Example]:
     """`size` of the examples in their order, drawn by their ids; all where `size` is none or too large.
 
-    The same ids are drawn in every language. The first rows would not do: files are often sorted by label.
+    The same ids are drawn in every language.
     """
     if size is None or size >= len(examples):
         return list(examples)
 
+    # A hash of the id orders the rows: the same in every language, and a larger sample holds a smaller one.
+    # The first rows would not do: files are often sorted by label.
     def draw(number: int) -> bytes:
         return hashlib.sha256(f"{seed} {examples[number].id}".encode()).digest()
 

@@ -4,11 +4,10 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from mmalign.core.batch import Example
 from mmalign.core.errors import UserError
 from mmalign.data.sources.emoji_concepts import LANGUAGES, load_concepts
 from mmalign.data.sources.emoji_scenes import EmojiScenes, EntailmentSizes, build_plan
-from mmalign.data.sources.emoji_tasks import CATEGORY, ENTAILMENT, read_tasks
+from mmalign.data.sources.emoji_tasks import CATEGORY, ENTAILMENT, LabelledTexts, read_tasks
 
 CONFIG = EmojiScenes(
     kind="emoji_scenes",
@@ -17,7 +16,7 @@ CONFIG = EmojiScenes(
 )
 CONCEPTS = load_concepts(LANGUAGES)
 INDEX = {(lang, c.names[lang]): i for i, c in enumerate(CONCEPTS) for lang in LANGUAGES}
-Rows = dict[tuple[str, str], list[Example]]
+Rows = dict[tuple[str, str], list[LabelledTexts]]
 
 
 def read(task: str, config: EmojiScenes = CONFIG, seed: int = 3) -> Rows:
@@ -33,11 +32,11 @@ def rows() -> Rows:
     return read(ENTAILMENT)
 
 
-def shown(row: Example) -> frozenset[int]:
+def shown(row: LabelledTexts) -> frozenset[int]:
     return frozenset(INDEX[row.lang, name] for name in row.texts[0].split(", "))
 
 
-def asked(row: Example) -> int:
+def asked(row: LabelledTexts) -> int:
     return INDEX[row.lang, row.texts[1]]
 
 

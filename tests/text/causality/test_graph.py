@@ -6,7 +6,6 @@ import pytest
 import torch
 from causality_cases import alone, crowded, overlapping, storm, tiny_tower
 
-from mmalign.core.batch import Example
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.causality.graph import (
     PARTS,
@@ -18,6 +17,7 @@ from mmalign.text.causality.graph import (
     edges_of,
 )
 from mmalign.text.causality.outline import Outline, outline, overlap
+from mmalign.text.tasks.example import Example
 
 CPU = torch.device("cpu")
 

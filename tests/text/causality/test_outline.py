@@ -2,8 +2,8 @@
 
 from causality_cases import alone, crowded, document, overlapping, storm
 
-from mmalign.core.batch import Example
 from mmalign.text.causality.outline import Outline, Span, outline
+from mmalign.text.tasks.example import Example
 
 
 def words(found: Outline, spans: list[Span]) -> list[str]:

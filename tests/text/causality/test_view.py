@@ -3,9 +3,9 @@
 import numpy as np
 from causality_cases import document, overlapping, storm
 
-from mmalign.core.batch import Causality, Example
 from mmalign.text.causality.view import view_of
 from mmalign.text.robust.code_switch import CodeSwitchConfig
+from mmalign.text.tasks.example import Causality, Example
 
 TABLES = {"de": {"storm": ("Sturm",), "the": ("der",), "war": ("sehr langer Krieg",)}}
 

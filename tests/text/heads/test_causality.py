@@ -11,7 +11,6 @@ import torch
 from causality_cases import alone, crowded, document, overlapping, storm, tiny_tower
 from safetensors.torch import load_file
 
-from mmalign.core.batch import Example
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.models.encoder import weights_sha256
@@ -23,6 +22,7 @@ from mmalign.text.loop import FinetuneConfig, protocol
 from mmalign.text.measure import TestConfig as MeasureConfig
 from mmalign.text.measure import check_tests
 from mmalign.text.scores import chance, score
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.task import Task
 
 THINGS = ("ball", "dog", "cat", "chair", "Hund", "Ball")

@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from tiny import tiny_model, tiny_tokenizer
 
-from mmalign.core.batch import Example
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.base import TaskModel
 from mmalign.text.heads.features import (
@@ -15,6 +14,7 @@ from mmalign.text.heads.features import (
     Pairs,
     SimilarityModel,
 )
+from mmalign.text.tasks.example import Example
 
 LABELS = ("animal", "thing")
 WORDS = ("dog", "red ball", "cat", "green chair", "Hund", "roter Ball", "mbwa", "0123")

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from tiny import tiny_model, tiny_tokenizer
 
-from mmalign.core.batch import Example
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.ranking import RetrievalModel
 from mmalign.text.ranking import rank
+from mmalign.text.tasks.example import Example
 
 
 @pytest.fixture

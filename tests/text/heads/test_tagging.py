@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
 
-from mmalign.core.batch import Example
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.tagging import TaggingModel
+from mmalign.text.tasks.example import Example
 
 LABELS = ("NOUN", "O", "VERB")
 WORDS = ("red", "dog", "мяч", "赤いボール", "mwekundu", "ꦲꦏ", "0123", "ﬁne", "sleeps", "ball")

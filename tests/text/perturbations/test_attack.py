@@ -7,17 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmalign.core.batch import Example
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
-from mmalign.text.perturbations.attack import (
-    AttackConfig,
-    Predict,
-    attack,
-    candidates_for,
-)
+from mmalign.text.perturbations.attack import AttackConfig, Predict, attack, candidates_for
 from mmalign.text.perturbations.candidates import misspellings, translated
 from mmalign.text.perturbations.characters import alphabet_of, clusters
+from mmalign.text.tasks.example import Example
 
 GOOD = {"wonderful": 2.0, "lovely": 1.5, "pleasant": 0.5}
 TEXTS = (

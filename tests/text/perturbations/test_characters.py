@@ -1,4 +1,4 @@
-"""Typing errors change every text, keep whole characters, and are the same on every run."""
+"""Typing errors change every text, split no character, and are the same on every run."""
 
 import unicodedata
 from itertools import pairwise

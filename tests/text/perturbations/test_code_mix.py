@@ -1,4 +1,4 @@
-"""Only words that a dictionary knows change language, and never into their own."""
+"""Only words of a dictionary change language, and never into their own."""
 
 from pathlib import Path
 

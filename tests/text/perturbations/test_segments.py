@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmalign.text.perturbations.segments import put, segments, space_after, word_places
+from mmalign.text.perturbations.segments import put, segments, space_after, word_positions
 
 WORDS = {
     "Don't stop, 1,998 well-known": ["Don't", "stop", "1,998", "well", "known"],
@@ -22,10 +22,10 @@ WORDS = {
 def test_words_of_a_text(text: str) -> None:
     parts = segments(text)
     assert "".join(parts) == text
-    assert [parts[place] for place in word_places(parts)] == WORDS[text]
+    assert [parts[i] for i in word_positions(parts)] == WORDS[text]
 
 
-def test_a_word_that_is_put_in_does_not_melt_with_its_neighbours() -> None:
+def test_a_word_that_is_put_in_does_not_merge_with_its_neighbours() -> None:
     parts = segments("红色的")
     assert "".join(put(parts, 0, "red")) == "red色的"
     assert "".join(put(put(parts, 0, "red"), 1, "colour")) == "red colour的"

@@ -7,9 +7,8 @@ from mmalign.data.dictionaries import casing
 from mmalign.text.perturbations.surface import (
     add_punctuation,
     change_case,
-    double_punctuation,
     end_marks,
-    remove_punctuation,
+    repeat_punctuation,
 )
 
 
@@ -19,12 +18,12 @@ def rng() -> np.random.Generator:
 
 def test_marks_are_removed_and_doubled_outside_of_words() -> None:
     text = "Well, don't: (stop)!"
-    assert remove_punctuation(text, rng(), 1.0) == "Well don't stop"
-    assert double_punctuation(text, rng(), 1.0) == "Well,, don't:: ((stop))!!"
-    assert len(remove_punctuation(text, rng(), 0.2)) == len(text) - 1
-    assert remove_punctuation("¿Qué? 好。 है। كتاب؟", rng(), 1.0) == "Qué 好 है كتاب"
-    assert remove_punctuation("?!", rng(), 1.0) == "?!"
-    assert remove_punctuation("no marks", rng(), 1.0) == double_punctuation("no marks", rng(), 1.0)
+    assert repeat_punctuation(text, rng(), 1.0, 0) == "Well don't stop"
+    assert repeat_punctuation(text, rng(), 1.0, 2) == "Well,, don't:: ((stop))!!"
+    assert len(repeat_punctuation(text, rng(), 0.2, 0)) == len(text) - 1
+    assert repeat_punctuation("¿Qué? 好。 है। كتاب؟", rng(), 1.0, 0) == "Qué 好 है كتاب"
+    assert repeat_punctuation("?!", rng(), 1.0, 0) == "?!"
+    assert repeat_punctuation("no marks", rng(), 1.0, 2) == "no marks"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmalign.text.perturbations.segments import segments, word_places
+from mmalign.text.perturbations.segments import segments, word_positions
 from mmalign.text.perturbations.words import drop_words, duplicate_words, swap_words, without
 
 TEXTS = ("The red ball, (rolled) away.", "Мяч катится.", "红色的球。", "กำแพงสีแดง", "कुत्ता भागता है।")
@@ -11,7 +11,7 @@ TEXTS = ("The red ball, (rolled) away.", "Мяч катится.", "红色的球
 
 def words(text: str) -> list[str]:
     parts = segments(text)
-    return [parts[place] for place in word_places(parts)]
+    return [parts[i] for i in word_positions(parts)]
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -8,11 +8,11 @@ import torch
 from tiny import tiny_run
 from torch import Tensor, nn
 
-from mmalign.core.batch import Example
 from mmalign.models.text_encoder import TextEncoder, load_text_encoder
 from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.heads.features import ClassificationModel, Pairs
 from mmalign.text.robust.ball import Norm
+from mmalign.text.tasks.example import Example
 
 LABELS = ("no", "perhaps", "yes")
 SENTENCES = (

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmalign.core.batch import Answer, Example
 from mmalign.core.errors import UserError
 from mmalign.text.robust.augment import AugmentConfig, build_augmentation, rewriter
 from mmalign.text.robust.code_switch import CodeSwitchConfig
 from mmalign.text.robust.rs_da import RsDaConfig
+from mmalign.text.tasks.example import Answer, Example
 
 LABELLED = [Example(str(i), "en", ("a red ball", "a dog"), "yes") for i in range(4)]
 TAGGED = [

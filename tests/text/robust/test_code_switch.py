@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmalign.core.batch import Example
 from mmalign.core.errors import UserError
 from mmalign.text.robust.code_switch import CodeSwitchConfig, switch, tables
+from mmalign.text.tasks.example import Example
 
 TEXT = "A red ball, (ball) and red dogs"
 

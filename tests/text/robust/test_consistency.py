@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmalign.core.batch import Answer, Example
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
@@ -23,6 +22,7 @@ from mmalign.text.heads.ranking import RetrievalModel
 from mmalign.text.heads.spans import SpanModel
 from mmalign.text.heads.tagging import TaggingModel
 from mmalign.text.robust.consistency import ConsistencyConfig, backward, divergence
+from mmalign.text.tasks.example import Answer, Example
 
 Build = Callable[[Pairs], ClassificationModel]
 WORDS = ("a", "red", "ball", "sleeps")

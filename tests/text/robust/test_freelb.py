@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmalign.core.batch import Example
 from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.heads.features import ClassificationModel, Pairs
 from mmalign.text.robust import ball, noise
 from mmalign.text.robust.freelb import FreeLbConfig, backward
+from mmalign.text.tasks.example import Example
 
 Build = Callable[[Pairs], ClassificationModel]
 Under = Callable[[TaskModel, TaskBatch, Tensor], Tensor]

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from mmalign.core.batch import Example
 from mmalign.core.config import Section, validate
 from mmalign.core.errors import UserError
 from mmalign.text.heads.features import ClassificationModel, Pairs
 from mmalign.text.robust.method import MethodConfig, PlainConfig, backward
+from mmalign.text.tasks.example import Example
 
 LAYERS = ("embedding", 1, "last")
 PAIRS: tuple[Pairs, ...] = ("joint", "separate")

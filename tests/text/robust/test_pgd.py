@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmalign.core.batch import Example
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.heads.features import ChoiceModel, ClassificationModel, Pairs
@@ -15,6 +14,7 @@ from mmalign.text.robust import ball, noise
 from mmalign.text.robust.ball import Norm
 from mmalign.text.robust.noise import Layer
 from mmalign.text.robust.pgd import PgdConfig, backward, perturb
+from mmalign.text.tasks.example import Example
 
 LAYERS: tuple[Layer, ...] = ("embedding", 1, "last")
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l2_sequence")

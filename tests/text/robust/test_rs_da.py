@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from mmalign.core.batch import Example
 from mmalign.core.errors import UserError
 from mmalign.text.robust.rs_da import (
     RsDaConfig,
@@ -14,6 +13,7 @@ from mmalign.text.robust.rs_da import (
     expected_share,
     read_neighbours,
 )
+from mmalign.text.tasks.example import Example
 
 NEIGHBOURS = {
     "dog": ["hound"],

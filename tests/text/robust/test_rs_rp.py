@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from mmalign.core.batch import Example
 from mmalign.text.heads.features import ClassificationModel, Pairs
 from mmalign.text.robust.noise import Layer
 from mmalign.text.robust.rs_rp import RsRpConfig, backward
+from mmalign.text.tasks.example import Example
 
 Build = Callable[[Pairs], ClassificationModel]
 

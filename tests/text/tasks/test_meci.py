@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from mmalign.core.batch import Causality, Event, EventPair, Example
 from mmalign.core.errors import UserError
-from mmalign.text.tasks.meci import read_meci
+from mmalign.text.tasks.example import Causality, Event, EventPair, Example
+from mmalign.text.tasks.formats import read
 from mmalign.text.tasks.read import TaskConfig, read_task
-from mmalign.text.tasks.readers import read
 
 TEXT = "Text\tthe storm broke the old wall .\tPeople were sad ."
 EVENTS = ("Event\tT1\tsad\tEVENT\t43", "Event\tT2\tstorm\tEVENT\t4", "Event\tT3\tbroke\tEVENT\t10")
@@ -40,7 +39,7 @@ def test_a_document_is_sentences_events_in_order_and_unordered_pairs(tmp_path: P
 
 def test_a_pair_that_is_listed_twice_is_one_pair(tmp_path: Path) -> None:
     write(tmp_path, TEXT, *EVENTS, *RELATIONS, "Relation\tT2\tT1\tNoRel\ttrue\tstorm\tsad")
-    (example,) = read_meci(tmp_path)["train", "en"]
+    (example,) = read("meci", tmp_path)[1]["train", "en"]
     assert isinstance(example.target, Causality)
     assert len(example.target.pairs) == 2
 
@@ -49,21 +48,21 @@ def test_languages_splits_and_one_language_alone(tmp_path: Path) -> None:
     for lang in ("en", "tr"):
         for split in ("train", "dev", "test"):
             for name in ("a", "b"):
-                place = f"meci/causal-{lang}/{split}/{name}.tsvx"
-                write(tmp_path, TEXT, *EVENTS, *RELATIONS, name=place)
-    splits = read_meci(tmp_path)
+                name_of = f"meci/causal-{lang}/{split}/{name}.tsvx"
+                write(tmp_path, TEXT, *EVENTS, *RELATIONS, name=name_of)
+    splits = read("meci", tmp_path)[1]
     assert {key: len(rows) for key, rows in splits.items()} == {
         (split, lang): 2 for lang in ("en", "tr") for split in ("train", "dev", "test")
     }
     ids = [one.id for rows in splits.values() for one in rows]
     assert len(set(ids)) == 12
-    alone = read_meci(tmp_path / "meci" / "causal-tr")
+    alone = read("meci", tmp_path / "meci" / "causal-tr")[1]
     assert alone == {key: rows for key, rows in splits.items() if key[1] == "tr"}
 
 
 def test_a_task_is_trained_in_english_and_tested_in_the_others(tmp_path: Path) -> None:
-    for place in ("causal-en/train", "causal-en/dev", "causal-ur/test"):
-        write(tmp_path, TEXT, *EVENTS, *RELATIONS, name=f"{place}/a.tsvx")
+    for folder in ("causal-en/train", "causal-en/dev", "causal-ur/test"):
+        write(tmp_path, TEXT, *EVENTS, *RELATIONS, name=f"{folder}/a.tsvx")
     task = read_task(TaskConfig(name="meci", folder=str(tmp_path), format="meci"))
     assert (task.kind, task.targets, task.labels) == ("event_causality", ("ur",), ())
     assert list(task.dev) == ["en"]
@@ -78,50 +77,20 @@ def test_a_task_is_trained_in_english_and_tested_in_the_others(tmp_path: Path) -
         ((TEXT, "Event\tT1\told wall\tEVENT\t20", "Event\tT2\twall\tEVENT\t24"), 2, 0),
         ((TEXT, EVENTS[1], "Event\tT9\tstorm\tEVENT\t4", "Relation\tT9\tT2\tNoRel"), 2, 1),
     ],
-    ids=["no event", "one event", "no pair", "overlapping triggers", "one place twice"],
+    ids=["no event", "one event", "no pair", "overlapping triggers", "one position twice"],
 )
 def test_unusual_documents_are_read(
     tmp_path: Path, rows: tuple[str, ...], events: int, pairs: int
 ) -> None:
     write(tmp_path, *rows)
-    (example,) = read_meci(tmp_path)["train", "en"]
+    (example,) = read("meci", tmp_path)[1]["train", "en"]
     assert isinstance(example.target, Causality)
     assert (len(example.target.events), len(example.target.pairs)) == (events, pairs)
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ((), "line 1: the first line must be `Text`"),
-        ((EVENTS[0],), "line 1: the first line must be `Text`"),
-        (("Text",), "line 1: `Text` without a sentence"),
-        ((TEXT, TEXT), "line 2: neither `Event`"),
-        ((TEXT, "Event\tT1\tsad\t43"), "line 2: neither `Event`"),
-        ((TEXT, "Event\tT1\tsad\tEVENT\tx"), "line 2: the offset is `x`"),
-        ((TEXT, "Event\tT1\tsad\tEVENT\t42"), "line 2: the trigger `sad` does not stand at 42"),
-        ((TEXT, "Event\tT1\tsad\tEVENT\t999"), "line 2: the trigger `sad` does not stand at 999"),
-        ((TEXT, "Event\tT1\t. People\tEVENT\t29"), "does not stand at 29 within one sentence"),
-        ((TEXT, EVENTS[0], EVENTS[0]), "line 3: a second event `T1`"),
-        ((TEXT, EVENTS[0], RELATIONS[2]), "line 3: no line above it names the event `T2`"),
-        ((TEXT, EVENTS[0], "Relation\tT1\tT1\tNoRel"), "line 3: `T1` is paired with itself"),
-        ((TEXT, *EVENTS, "Relation\tT1\tT2\tMaybe"), "line 5: the relation is `Maybe`"),
-        (
-            (TEXT, *EVENTS, RELATIONS[0], "Relation\tT3\tT2\tNoRel"),
-            "line 6: `T3` and `T2` are causal in one line and `NoRel` in another",
-        ),
-    ],
-)
-def test_a_broken_line_is_named(tmp_path: Path, rows: tuple[str, ...], message: str) -> None:
-    path = write(tmp_path, *rows)
-    with pytest.raises(UserError) as failure:
-        read_meci(tmp_path)
-    assert str(failure.value).startswith(f"{path}, line")
-    assert message in str(failure.value)
-
-
 def test_a_language_that_no_folder_names(tmp_path: Path) -> None:
     write(tmp_path, TEXT, name="english/train/a.tsvx")
-    with pytest.raises(UserError, match="its name tells no language; name it causal-<language>"):
-        read_meci(tmp_path / "english")
+    with pytest.raises(UserError, match="its name has no language; name it causal-<language>"):
+        read("meci", tmp_path / "english")
     with pytest.raises(UserError, match="holds no file of this layout"):
-        read_meci(tmp_path / "english" / "train")
+        read("meci", tmp_path / "english" / "train")

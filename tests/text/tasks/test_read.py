@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from mmalign.core.batch import Example
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.layout import NoFiles
 from mmalign.text.tasks.read import TaskConfig, describe, make_task, read_task
 from mmalign.text.tasks.task import Task

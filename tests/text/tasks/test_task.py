@@ -1,6 +1,6 @@
 """A sample of rows is drawn by their ids: the same in every language, whatever the order of the file."""
 
-from mmalign.core.batch import Example
+from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.task import sample
 
 
