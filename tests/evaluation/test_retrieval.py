@@ -7,10 +7,7 @@ import pytest
 
 from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.evaluation.retrieval import (
-    Answers,
     Protocol,
-    draw_sums,
-    first_captions,
     measure_retrieval,
 )
 from mmalign.results.language_families import by_family, family_of
