@@ -57,12 +57,7 @@ class LayersConfig(Section):
 
 
 def probe_layers(
-    tower: TextEncoder,
-    embedded: EmbeddedSet,
-    results: Results,
-    poolings: Sequence[Pooling] = ("mean",),
-    max_pictures: int = 500,
-    seed: int = 0,
+    tower: TextEncoder, embedded: EmbeddedSet, results: Results, config: LayersConfig
 ) -> None:
     """Add bitext@1 of every layer of the tower, and of its own feature, on captions of the set.
 
@@ -72,16 +67,16 @@ def probe_layers(
     Args:
         embedded: its captions are used, its vectors are not.
     """
-    sample = _sample(embedded, max_pictures, seed)
+    sample = _sample(embedded, config.pictures, config.seed)
     if len(sample.texts) == 0:
         return
     first = MetricName("layers", embedded.name, None, (), "bitext@1")
     results.protocol[first.prefix] = PROTOCOL.format(
-        pooling="; ".join(_POOLED[one] for one in poolings),
+        pooling="; ".join(_POOLED[one] for one in config.poolings),
         pictures=len(np.unique(sample.picture_M)),
-        seed=seed,
+        seed=config.seed,
     )
-    for setting, state_NF in _encode(tower, sample.texts, poolings).items():
+    for setting, state_NF in _encode(tower, sample.texts, config.poolings).items():
         parts = for_each_pair(replace(sample, text_MD=state_NF), _bitext)
         directions = [direction for part in parts for direction in part]
         if directions:

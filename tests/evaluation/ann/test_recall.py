@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-
-from mmalign.core.errors import UserError
 from mmalign.evaluation.ann.pools import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Search, make_searches
 from mmalign.evaluation.ann.recall import (
     find_truth,
@@ -13,6 +11,8 @@ from mmalign.evaluation.ann.recall import (
     task_hits,
     thresholds,
 )
+
+from mmalign.core.errors import UserError
 from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.evaluation.embedding_cache import CachedSet
 
