@@ -26,7 +26,7 @@ from mmalign.core import distributed
 from mmalign.core.commit import write_json
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
-from mmalign.evaluation.ann.config import FaissConfig, IndexConfig
+from mmalign.evaluation.ann.config import FaissConfig
 from mmalign.evaluation.ann.results import (
     Row,
     label_of,
@@ -43,7 +43,6 @@ from mmalign.evaluation.ann.searches import (
     make_searches,
     near_share,
 )
-from mmalign.evaluation.ann.worker import write_job
 from mmalign.evaluation.embedding_cache import cached_set
 from mmalign.models.encoder import DualModel
 from mmalign.results.aggregates import add_mean
@@ -163,9 +162,10 @@ def _measure_direction(
         folder = Path(name)
         np.save(folder / "pool.npy", search.pool_MD)
         np.save(folder / "queries.npy", search.query_QD)
-        for index in config.indexes:
+        (folder / "config.json").write_text(config.model_dump_json(), encoding="utf-8")
+        for number, index in enumerate(config.indexes):
             first: Row = {"direction": search.direction, "index": index.factory}
-            facts, found = _run_worker(config, index, folder)
+            facts, found = _run_worker(config, number, folder)
             if "refused" in facts:
                 say(f"{search.direction}  {index.factory}: refused: {facts['refused']}")
                 rows.append({**first, **facts})
@@ -174,31 +174,29 @@ def _measure_direction(
                 f: facts[f] for f in ("train_rows", "train_s", "add_s", "build_peak_bytes", "bytes")
             }
             size["bytes_per_vector"] = facts["bytes"] / len(search.pool_MD)
-            for number, setting in enumerate(index.settings):
+            for i, setting in enumerate(index.settings):
                 lists = {
-                    k: (found[f"scores_{number}_{k}"], found[f"ids_{number}_{k}"])
-                    for k in config.recall_at
+                    k: (found[f"scores_{i}_{k}"], found[f"ids_{i}_{k}"]) for k in config.recall_at
                 }
                 label = label_of(index.factory, setting)
                 task = _add_task_recall(config, search, lists, label, results)
                 judged = {**first, "search": setting, **_neighbours(search, truth, lists)}
                 judged |= _losses(exact, task)
-                for timing in facts["timings"][number]:
+                for timing in facts["timings"][i]:
                     rows.append({**judged, **_speed(timing), **size})
                     say(_line(rows[-1], config.timed_at))
     return rows, truth.difference
 
 
 def _run_worker(
-    config: FaissConfig, index: IndexConfig, folder: Path
+    config: FaissConfig, number: int, folder: Path
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Facts and lists of one index, or `{"refused": reason}` without lists.
 
     Args:
-        folder: holds pool.npy and queries.npy.
+        folder: holds config.json, pool.npy and queries.npy.
     """
-    write_job(folder, config, index)
-    command = [sys.executable, "-m", "mmalign.evaluation.ann.worker", str(folder)]
+    command = [sys.executable, "-m", "mmalign.evaluation.ann.worker", str(folder), str(number)]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=config.most_seconds
@@ -208,7 +206,7 @@ def _run_worker(
     if done.returncode < 0:
         return {"refused": f"FAISS ended its process with signal {-done.returncode}"}, {}
     if done.returncode > 0:
-        raise RuntimeError(f"the worker of {index.factory} failed:\n{done.stderr}")
+        raise RuntimeError(f"the worker of {config.indexes[number].factory} failed:\n{done.stderr}")
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     with np.load(folder / "found.npz") as found:
         return facts, dict(found)

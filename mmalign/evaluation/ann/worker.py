@@ -1,8 +1,8 @@
 """One FAISS index, built, searched and timed in a process of its own.
 
-    <folder>/job.json, queries.npy, pool.npy -> train -> add -> search and time -> facts.json, found.npz
+    <folder>/config.json, queries.npy, pool.npy -> train -> add -> search and time -> facts.json, found.npz
 
-    python -m mmalign.evaluation.ann.worker <folder>
+    python -m mmalign.evaluation.ann.worker <folder> <number of the index>
 
 A process of its own has clean memory and thread counts, and what FAISS does to it (a failed assertion, a
 crash) ends one index and not the benchmark. Nothing heavy is imported, so that memory is the index's.
@@ -28,16 +28,10 @@ from mmalign.evaluation.ann.config import FaissConfig, IndexConfig
 _WARM_UP = 20  # single queries that are not counted
 
 
-def write_job(folder: Path, config: FaissConfig, index: IndexConfig) -> None:
-    """What `run` reads in the other process."""
-    job = [config.model_dump(mode="json"), index.model_dump(mode="json")]
-    (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-
-
-def run(folder: Path) -> None:
-    """Do the job in `folder`; what FAISS refuses becomes `{"refused": one line}`."""
-    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    config, index = FaissConfig.model_validate(job[0]), IndexConfig.model_validate(job[1])
+def run(folder: Path, number: int) -> None:
+    """Measure one of the configuration's indexes; what FAISS refuses becomes `{"refused": one line}`."""
+    config = FaissConfig.model_validate_json((folder / "config.json").read_bytes())
+    index = config.indexes[number]
     pool_MD, query_QD = np.load(folder / "pool.npy"), np.load(folder / "queries.npy")
     try:
         facts, found = _measure(config, index, pool_MD, query_QD)
@@ -135,4 +129,4 @@ def _status(field: str) -> int | None:
 if __name__ == "__main__":
     if sys.platform == "linux":
         die_with(os.getppid())  # a benchmark that is ended must not leave an index behind at work
-    run(Path(sys.argv[1]))
+    run(Path(sys.argv[1]), int(sys.argv[2]))

@@ -2,17 +2,17 @@
 
 import numpy as np
 import pytest
-from mmalign.evaluation.ann.pools import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Search, make_searches
-from mmalign.evaluation.ann.recall import (
-    find_truth,
-    near_share,
-    queries_of,
-    relevant_of,
-    task_hits,
-    thresholds,
-)
 
 from mmalign.core.errors import UserError
+from mmalign.evaluation.ann.searches import (
+    IMAGE_TO_TEXT,
+    TEXT_TO_IMAGE,
+    Search,
+    find_truth,
+    make_searches,
+    near_share,
+    thresholds,
+)
 from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.evaluation.embedding_cache import CachedSet
 
@@ -106,7 +106,7 @@ def test_nothing_found_and_found_twice_do_not_count() -> None:
 def test_vectors_that_cannot_be_measured_are_refused(value: float) -> None:
     one = random_search(0)
     one.pool_MD[3] = value
-    with pytest.raises(UserError, match="no numbers or not of unit length"):
+    with pytest.raises(UserError, match="not numbers or not of unit length"):
         find_truth(one, (1, 5), checked=5, seed=0)
 
 
@@ -119,12 +119,12 @@ def test_task_hits_of_texts_by_hand() -> None:
     one = random_search(0)
     scores = np.tile(np.array([[0.9, 0.8, 0.7]], np.float32), (20, 1))
     ids = np.tile(np.array([[1, 2, 3]]), (20, 1))
-    hits = task_hits(one, scores, ids, "sw", (1, 2, 3))  # queries 1, 3, 5, ... ask for themselves
+    hits = one.task_hits(scores, ids, "sw", (1, 2, 3))  # queries 1, 3, 5, ... ask for themselves
     assert hits[1].tolist() == [1.0] + [0.0] * 9
     assert hits[2].tolist() == [1.0] + [0.0] * 9
     assert hits[3].tolist() == [1.0, 1.0] + [0.0] * 8
     tied = np.tile(np.array([[0.9, 0.9, 0.9]], np.float32), (20, 1))
-    assert task_hits(one, tied, ids, "sw", (1,))[1].sum() == 0  # equal scores count against it
+    assert one.task_hits(tied, ids, "sw", (1,))[1].sum() == 0  # equal scores count against it
 
 
 def test_pictures_search_captions_of_all_languages_and_are_judged_in_one() -> None:
@@ -140,16 +140,15 @@ def test_pictures_search_captions_of_all_languages_and_are_judged_in_one() -> No
     scores = np.array([[0.9, 0.8, 0.7, 0.6], [0.9, 0.8, 0.7, -1]], np.float32)
     ids = np.array([[3, 1, 4, 0], [4, 3, 2, -1]])
     # sw: only picture 0 has such a caption; caption 3, a wrong one in sw, stands before it.
-    assert queries_of(one, "sw").tolist() == [0]
-    assert {k: v.tolist() for k, v in task_hits(one, scores, ids, "sw", (1, 2)).items()} == {
+    assert one.queries_of("sw").tolist() == [0]
+    assert {k: v.tolist() for k, v in one.task_hits(scores, ids, "sw", (1, 2)).items()} == {
         1: [0.0],
         2: [1.0],
     }
     # en: one wrong caption in en before each right one; those in sw are passed over.
-    assert task_hits(one, scores, ids, "en", (2,))[2].tolist() == [1.0, 1.0]
-    assert task_hits(one, scores, ids, "en", (1,))[1].tolist() == [0.0, 0.0]
-    relevant, among = relevant_of(one, "en")
-    assert (relevant.tolist(), among) == ([1, 1], 3)
+    assert one.task_hits(scores, ids, "en", (2,))[2].tolist() == [1.0, 1.0]
+    assert one.task_hits(scores, ids, "en", (1,))[1].tolist() == [0.0, 0.0]
+    assert one.chance("en", 1) == pytest.approx(1 / 3)  # one of three captions in en
     assert one.languages == ["en", "sw"]
 
 
