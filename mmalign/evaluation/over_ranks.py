@@ -14,6 +14,7 @@ import torch
 
 from mmalign.core import distributed
 from mmalign.core.batching import length_sorted_batches
+from mmalign.core.errors import UserError
 from mmalign.models.encoder import BATCH_SIZE, DualModel
 
 T = TypeVar("T")
@@ -69,3 +70,16 @@ def map_over_ranks(costs: Mapping[str, int], measure: Callable[[str], T]) -> dic
     parts = distributed.gather_objects({key: measure(key) for key in mine})
     measured = {key: outcome for part in parts for key, outcome in part.items()}
     return {key: measured[key] for key in costs}
+
+
+def must_agree(fingerprint: str | None, what: str) -> None:
+    """Stop if the ranks differ: hosts with files of their own, or a checkpoint that was written meanwhile,
+    would mix two models or two sets. A collective.
+
+    Raises:
+        UserError: on all ranks.
+    """
+    if len(set(distributed.gather_objects(fingerprint))) > 1:
+        raise UserError(
+            f"{what} differ between the ranks; give every host the same files and repeat"
+        )

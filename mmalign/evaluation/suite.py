@@ -18,7 +18,6 @@ from mmalign.core import distributed
 from mmalign.core.commit import write_json
 from mmalign.core.config import Section
 from mmalign.core.console import say
-from mmalign.core.errors import UserError
 from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.alignment import measure_alignment
 from mmalign.evaluation.embed import EmbeddedSet, embed_set
@@ -27,6 +26,7 @@ from mmalign.evaluation.geometry import measure_geometry
 from mmalign.evaluation.layers import LayersConfig, probe_layers
 from mmalign.evaluation.lexical_probe import HELD_OUT, MEASURE, PRECISION, ProbeConfig, probe
 from mmalign.evaluation.lexicon import read_lexicon
+from mmalign.evaluation.over_ranks import must_agree
 from mmalign.evaluation.retrieval import Protocol, measure_retrieval
 from mmalign.evaluation.words import WordsConfig, measure_words
 from mmalign.evaluation.zero_shot import ZeroShotConfig, measure_zero_shot
@@ -138,7 +138,7 @@ def run_suite(
 def _measure_and_keep(config: SuiteConfig, model: DualModel) -> tuple[Results, EmbeddedSet | None]:
     """The results, and the first set's embeddings for the gallery."""
     results = Results(suite=config.name, model=model.facts, environment=environment())
-    _must_agree(model.facts.get("sha256"), f"{model.facts.get('path')}: its weights")
+    must_agree(model.facts.get("sha256"), f"{model.facts.get('path')}: its weights")
     kept = None
     for entry in config.sets:
         embedded = _measure_set(config, entry, model, results)
@@ -157,7 +157,7 @@ def _measure_set(
 ) -> EmbeddedSet:
     shard_set = ShardSet(Path(entry.shards))
     results.data[entry.name] = shard_set.manifest.sha256
-    _must_agree(shard_set.manifest.sha256, f"set `{entry.name}`: the data in {entry.shards}")
+    must_agree(shard_set.manifest.sha256, f"set `{entry.name}`: the data in {entry.shards}")
     # Alignment alone needs no images, so that a text encoder can be measured.
     images = set(entry.measures) != {"alignment"} or bool(config.gallery)
     embedded = embed_set(model, shard_set, entry.name, entry.languages, entry.sharded, images)
@@ -171,11 +171,3 @@ def _measure_set(
     if config.layers and entry.name in config.layers.sets:
         probe_layers(text_encoder_of(model), embedded, results, config.layers)
     return embedded
-
-
-def _must_agree(fingerprint: str | None, what: str) -> None:
-    """Hosts with files of their own, or a checkpoint written meanwhile, would mix two models or two sets."""
-    if len(set(distributed.gather_objects(fingerprint))) > 1:
-        raise UserError(
-            f"{what} differ between the ranks; give every host the same files and repeat"
-        )

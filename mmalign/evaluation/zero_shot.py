@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pydantic
 
-from mmalign.core import distributed
 from mmalign.core.batching import batched
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
@@ -31,6 +30,7 @@ from mmalign.evaluation.over_ranks import (
     encode_over_ranks,
     encode_texts_over_ranks,
     map_over_ranks,
+    must_agree,
 )
 from mmalign.evaluation.retrieval import Answers, add_answers
 from mmalign.models.encoder import BATCH_SIZE, DualModel
@@ -124,17 +124,13 @@ def embed_names(model: DualModel, words: Sequence[str], prompts: Prompts) -> np.
 
 
 def _open(config: ZeroShotConfig) -> LabelledImages:
-    """The images, equal on all ranks: otherwise two sets would be mixed, or ranks would wait for ever."""
+    """The images, equal on all ranks."""
     if config.shards is not None:
         images = images_of_shards(Path(config.shards))
     else:
         assert config.images is not None and config.class_names is not None
         images = images_of_folder(Path(config.images), config.class_names)
-    if len(set(distributed.gather_objects(images.sha256))) > 1:
-        raise UserError(
-            f"zero-shot set `{config.name}`: images or names differ between the ranks; give every host "
-            "the same files and repeat"
-        )
+    must_agree(images.sha256, f"zero-shot set `{config.name}`: images or names")
     return images
 
 

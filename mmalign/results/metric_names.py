@@ -94,6 +94,11 @@ class MetricName:
         """Whether the number sums up languages, or is a published one."""
         return self.language is not None and is_aggregate(self.language)
 
+    @property
+    def has_one_language(self) -> bool:
+        """Whether it is of a language, neither of an aggregate nor of a pair of the generalised setting."""
+        return bool(self.language) and not self.is_aggregate and GENERALISED not in self.setting
+
     def of(self, language: str) -> "MetricName":
         """The same metric of another language or aggregate."""
         return replace(self, language=language)
@@ -111,26 +116,15 @@ def subjects(names: Iterable[str], measure: str) -> list[str]:
 
 
 def languages(names: Iterable[str], measure: str, subject: str) -> list[str]:
-    """The languages of the metrics of one set or task, sorted; neither aggregates (`mean`, `worst5`, `all`,
-    families) nor the pairs of the generalised setting."""
-    return sorted(
-        {
-            one.language
-            for one in _parsed(names, measure, subject)
-            if one.language and not one.is_aggregate and GENERALISED not in one.setting
-        }
-    )
+    """The languages of the metrics of one set or task, sorted; without aggregates and generalised pairs."""
+    found = _parsed(names, measure, subject)
+    return sorted({str(one.language) for one in found if one.has_one_language})
 
 
 def known_languages(names: Iterable[str]) -> set[str]:
     """The languages of all measures that name one language at a time."""
-    found = list(names)
-    return {
-        lang
-        for measure in _ONE_LANGUAGE
-        for subject in subjects(found, measure)
-        for lang in languages(found, measure, subject)
-    }
+    found = (one for one in map(MetricName.parse, names) if one.measure in _ONE_LANGUAGE)
+    return {str(one.language) for one in found if one.has_one_language}
 
 
 def layers_of(names: Iterable[str], measure: str, subject: str) -> list[str]:

@@ -22,7 +22,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def random_search(seed: int, copies: int = 1) -> Search:
-    """Twenty texts among thirty pictures, each of which stands there `copies` times."""
+    """Twenty texts among thirty images, each of which is there `copies` times."""
     rng = np.random.default_rng(seed)
     pool = unit(np.repeat(rng.normal(size=(30, 8)), copies, axis=0))
     return Search(
@@ -37,7 +37,7 @@ def random_search(seed: int, copies: int = 1) -> Search:
 
 
 def cached(name: str, pictures: list[int], captions: list[tuple[int, str]], seed: int) -> CachedSet:
-    """A set of pictures with these ids; captions as (place of the picture, language)."""
+    """A set of images with these ids; captions as (number of the image, language)."""
     rng = np.random.default_rng(seed)
     embedded = EmbeddedSet(
         name=name,
@@ -51,9 +51,8 @@ def cached(name: str, pictures: list[int], captions: list[tuple[int, str]], seed
     return CachedSet(embedded, np.array(pictures, np.int64), None, "d", {})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_truth_is_numpys(seed: int) -> None:
-    one = random_search(seed)
+def test_the_truth_is_numpys() -> None:
+    one, seed = random_search(0), 0
     truth = find_truth(one, (1, 10, 100), checked=7, seed=seed)
     score_QM = one.query_QD.astype(np.float64) @ one.pool_MD.T.astype(np.float64)
     assert truth.lists[10][1].tolist() == np.argsort(-score_QM, axis=1)[:, :10].tolist()
@@ -67,9 +66,8 @@ def test_the_truth_is_numpys(seed: int) -> None:
         ).tolist() == [1.0] * len(one.query_QD)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_recall_is_the_share_of_the_nearest(seed: int) -> None:
-    one = random_search(seed)
+def test_recall_is_the_share_of_the_nearest() -> None:
+    one, seed = random_search(1), 1
     truth = find_truth(one, (5,), checked=1, seed=0)
     ids = np.random.default_rng(seed).permuted(np.tile(np.arange(30), (20, 1)), axis=1)[:, :5]
     nearest = [set(row) for row in truth.lists[5][1].tolist()]
