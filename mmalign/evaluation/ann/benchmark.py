@@ -218,15 +218,16 @@ def _add_task_recall(
     """Add the task recall of one way of searching, by language and as their mean."""
     # Captions in one language are picked from lists of all languages, so those lists are long.
     depth = max(config.recall_at) if search.direction == IMAGE_TO_TEXT else config.timed_at
-    recall: TaskRecall = {lang: {} for lang in search.languages}
-    for k in config.task_recall_at:
-        setting = (label, search.direction)
-        name = MetricName("faiss", config.set.name, MEAN, setting, f"recall@{k}")
-        for lang, of_lang in recall.items():
-            hits = search.task_hits(*lists[depth], lang, (k,))[k]
-            asked = search.query_label_Q[search.queries_of(lang)]
-            results.add(name.of(lang), hits, chance=search.chance(lang, k), ids=asked)
-            of_lang[k] = float(hits.mean())
+    setting, ks = (label, search.direction), config.task_recall_at
+    names = {k: MetricName("faiss", config.set.name, MEAN, setting, f"recall@{k}") for k in ks}
+    recall: TaskRecall = {}
+    for lang in search.languages:
+        hits, chance = search.task_hits(*lists[depth], lang, ks), search.chance(lang, ks)
+        asked = search.query_label_Q[search.queries_of(lang)]
+        for k, name in names.items():
+            results.add(name.of(lang), hits[k], chance=chance[k], ids=asked)
+        recall[lang] = {k: float(hits[k].mean()) for k in ks}
+    for name in names.values():
         add_mean(results, name, search.languages)
     return recall
 

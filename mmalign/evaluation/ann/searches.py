@@ -71,14 +71,15 @@ class Search:
         described = self.pool_label_M[self.pool_language_M == lang]
         return np.flatnonzero(np.isin(self.query_label_Q, described))
 
-    def chance(self, lang: str, k: int) -> float:
-        """The task recall at k of a random order."""
+    def chance(self, lang: str, ks: Sequence[int]) -> dict[int, float]:
+        """For each k the task recall of a random order."""
         counted_M = self.pool_label_M
         if self.direction == IMAGE_TO_TEXT:
             counted_M = counted_M[self.pool_language_M == lang]
         labels, counts = np.unique(counted_M[counted_M >= 0], return_counts=True)
         asked = self.query_label_Q[self.queries_of(lang)]
-        return chance_at(counts[np.searchsorted(labels, asked)], len(counted_M), k)
+        relevant_Q = counts[np.searchsorted(labels, asked)]
+        return {k: chance_at(relevant_Q, len(counted_M), k) for k in ks}
 
     def task_hits(
         self, scores_QK: np.ndarray, ids_QK: np.ndarray, lang: str, ks: Sequence[int]

@@ -146,7 +146,7 @@ def test_pictures_search_captions_of_all_languages_and_are_judged_in_one() -> No
     # en: one wrong caption in en before each right one; those in sw are passed over.
     assert one.task_hits(scores, ids, "en", (2,))[2].tolist() == [1.0, 1.0]
     assert one.task_hits(scores, ids, "en", (1,))[1].tolist() == [0.0, 0.0]
-    assert one.chance("en", 1) == pytest.approx(1 / 3)  # one of three captions in en
+    assert one.chance("en", (1,)) == {1: pytest.approx(1 / 3)}  # one of three captions in en
     assert one.languages == ["en", "sw"]
 
 
