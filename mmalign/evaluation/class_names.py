@@ -110,6 +110,7 @@ def _read_babel(path: Path, ids: Sequence[str]) -> Names:
         if len(numbers) != len(words) or len(set(numbers)) < len(numbers):
             raise UserError(f"{path}: `{code}` must have one name for each class number")
         of_lang = {ids[number]: word for number, word in zip(numbers, words, strict=True)}
+        # Babel-ImageNet writes codes as `ZH_YUE`; metric names use BCP-47's hyphens.
         names[code.lower().replace("_", "-")] = of_lang
     return names
 

@@ -94,10 +94,10 @@ def write_embeddings(
     bare = np.setdiff1d(np.arange(len(embedded.image_PD)), embedded.picture_M)
     image_R = np.concatenate([embedded.picture_M, bare])
     caption_R = np.concatenate([np.arange(len(embedded.texts)), np.full(len(bare), -1)])
-    order = np.argsort(image_R, kind="stable")
+    order = np.argsort(image_R, kind="stable")  # captions of an image keep their order
     image_R, caption_R = image_R[order], caption_R[order]
     starts = range(0, len(image_R), rows_per_file)
-    digits = len(str(len(starts) - 1))
+    digits = len(str(len(starts) - 1))  # clip-retrieval reads the files in the order of their names
     info = {
         **facts,
         "layout": "clip-retrieval",
@@ -138,6 +138,7 @@ def read_embeddings(folder: Path, key: dict[str, str], name: str) -> CachedSet:
             )
     rows = [row for path in sorted(folder.glob("metadata/*.jsonl")) for row in _lines(path)]
     picture_id_R = np.array([row["picture_id"] for row in rows], np.int64)
+    # Rows are sorted by image: where the id changes, the next image begins.
     first_P = np.flatnonzero(np.r_[True, picture_id_R[1:] != picture_id_R[:-1]])
     described = [number for number, row in enumerate(rows) if row["caption"] is not None]
     embedded = EmbeddedSet(

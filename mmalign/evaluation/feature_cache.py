@@ -203,7 +203,7 @@ def _features(tower: ImageTower, batch: _Batch, where: str) -> np.ndarray:
     device = next(tower.parameters()).device
     image_BCHW = batch.image_BCHW.to(device).contiguous(memory_format=torch.channels_last)
     feature_BF = tower(image_BCHW).half().cpu()
-    feature_BF[list(batch.unusable)] = 0
+    feature_BF[list(batch.unusable)] = 0  # black pixels have a feature too
     if not feature_BF.isfinite().all():
         raise UserError(
             f"{where} or one behind it: its feature is not finite in float16; train from pixels, or take "
@@ -215,11 +215,13 @@ def _features(tower: ImageTower, batch: _Batch, where: str) -> np.ndarray:
 
 def _write_shard(folder: Path, shard: Shard, row_SF: np.ndarray, record: dict[str, Any]) -> None:
     path = folder / rows_file(shard)
+    # A unique name: a killed run may have left a file, and another run may write the same folder.
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
     with temporary.open("wb") as file:
         np.save(file, row_SF)
     record = {**record, **flush(temporary), "crc32": [zlib.crc32(row) for row in row_SF]}
     temporary.replace(path)
+    # Last: rows without a record are not done.
     write_atomic(folder / record_file(shard), json.dumps(record) + "\n")
 
 

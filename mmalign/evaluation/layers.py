@@ -121,7 +121,7 @@ def _encode_batch(
     tower: TextEncoder, texts: list[str], poolings: Sequence[Pooling]
 ) -> dict[tuple[str, str], Tensor]:
     """(layer, pooling) -> (B, F) float32 of unit length, on the host; without dropout."""
-    mode = tower.training
+    mode = tower.training  # a probe during training must not change it
     tower.eval()
     tokens = tower.tokenize(texts, return_special_tokens_mask=True)
     types = {} if tokens.type_NL is None else {"token_type_ids": tokens.type_NL}
@@ -129,6 +129,7 @@ def _encode_batch(
         input_ids=tokens.token_NL, attention_mask=tokens.mask_NL, output_hidden_states=True, **types
     )
     content_BL = content_mask(tokens)
+    # `cls` is a special token itself.
     masks = {one: tokens.mask_NL if one == "cls" else content_BL for one in poolings}
     rows = {
         (str(layer), pooling): pool(state_BLF, masks[pooling], pooling)

@@ -139,7 +139,7 @@ def _measure_and_keep(config: SuiteConfig, model: DualModel) -> tuple[Results, E
     """The results, and the first set's embeddings for the gallery."""
     results = Results(suite=config.name, model=model.facts, environment=environment())
     must_agree(model.facts.get("sha256"), f"{model.facts.get('path')}: its weights")
-    kept = None
+    kept = None  # of the first set only: embeddings are large
     for entry in config.sets:
         embedded = _measure_set(config, entry, model, results)
         kept = kept or embedded

@@ -119,6 +119,7 @@ def embed_names(model: DualModel, words: Sequence[str], prompts: Prompts) -> np.
         model, [text for word in words for text in prompts.fill(word)]
     )
     class_CD = text_MD.reshape(len(words), len(prompts.templates), -1).mean(1)
+    # Sentences that point in opposite directions may cancel out.
     length_C1 = np.linalg.norm(class_CD, axis=1, keepdims=True)
     return (class_CD / np.maximum(length_C1, 1e-12)).astype(np.float32)
 
@@ -156,7 +157,7 @@ def _draw(classes: Sequence[str], names: Names, config: ZeroShotConfig) -> list[
             of_class.setdefault(one, []).append(image)
     rng = np.random.default_rng(config.seed)
     drawn = [rng.permutation(members)[: config.pictures_per_class] for members in of_class.values()]
-    return sorted(np.concatenate(drawn).tolist())
+    return sorted(np.concatenate(drawn).tolist())  # in the order of the set: shards are read once
 
 
 def _protocol(

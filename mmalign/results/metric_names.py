@@ -142,7 +142,7 @@ def mark_subjects(name: str, measure: str, subjects: Iterable[str], mark: str) -
 
 
 def is_aggregate(part: str) -> bool:
-    """Whether what stands in place of a language sums up languages, or names a published number."""
+    """Whether the part in place of a language sums up languages, or names a published number."""
     return part in (MEAN, WORST5, ALL, PUBLISHED) or part.startswith(FAMILY)
 
 

@@ -119,7 +119,7 @@ class Results:
 
 
 def read_results(path: Path) -> Results:
-    """The results in a file, with the values of their queries if these stand beside it.
+    """The results in a file, with the values of their queries if these are beside it.
 
     Raises:
         UserError: no such file, not results, or values that belong to other results.

@@ -205,6 +205,7 @@ def _run_worker(
         return {"refused": f"it took longer than {config.most_seconds} s (`most_seconds`)"}, {}
     if done.returncode < 0:
         return {"refused": f"FAISS ended its process with signal {-done.returncode}"}, {}
+    # Anything else is an error of ours, not of the index.
     if done.returncode > 0:
         raise RuntimeError(f"the worker of {config.indexes[number].factory} failed:\n{done.stderr}")
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))

@@ -96,6 +96,7 @@ def _time(index: Any, config: FaissConfig, query_QD: np.ndarray, threads: int) -
         return time.perf_counter() - started
 
     faiss.omp_set_num_threads(threads)
+    # Spread over all queries: neighbours in the set may be alike.
     step = math.ceil(len(query_QD) / config.timed_queries)
     batch_BD = np.ascontiguousarray(query_QD[::step])
     batches = [seconds(batch_BD) for _ in range(config.repeats)]

@@ -171,7 +171,7 @@ def test_what_was_searched_is_reported(tree: dict[str, Any]) -> None:
 def test_configurations_that_cannot_be_compared_are_refused(folder: Path) -> None:
     for fields, words in (
         ({"indexes": [{"factory": "SQ8"}]}, "lacks `factory: Flat`"),
-        ({"indexes": [{"factory": "Flat"}, {"factory": "Flat"}]}, "stands there twice"),
+        ({"indexes": [{"factory": "Flat"}, {"factory": "Flat"}]}, "is listed twice"),
         ({"timed_at": 5}, "`timed_at` must be one of `recall_at`"),
     ):
         with pytest.raises(UserError, match=words):
@@ -217,9 +217,9 @@ def test_advice_names_the_quickest_and_the_smallest() -> None:
     assert recommend(ROWS, 0.95) == (
         "For recall@10 >= 0.95, text to image: `HNSW32,Flat` with efSearch=64: recall@10 0.960, "
         "9.0 times Flat's throughput, 9,000 queries/s on 1 thread, p99 of one query 0.50 ms, "
-        f"772 bytes a vector, built in 3.0 s; {loses}; the smallest that reaches it: `IVF,PQ` with "
+        f"772 bytes per vector, built in 3.0 s; {loses}; the smallest that reaches it: `IVF,PQ` with "
         "nprobe=16: recall@10 0.955, 3.1 times Flat's throughput, 3,100 queries/s on 1 thread, "
-        f"p99 of one query 0.50 ms, 36 bytes a vector, built in 3.0 s; {loses}."
+        f"p99 of one query 0.50 ms, 36 bytes per vector, built in 3.0 s; {loses}."
     )
 
 
