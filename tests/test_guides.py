@@ -36,7 +36,9 @@ ORDER = ("pretraining", "evaluation", "text_transfer", "publishing", "data", "la
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
     """How each block of commands is tested (`run`, `parse`, `none`), and its commands."""
     for kind, text in BLOCK.findall(page.read_text(encoding="utf-8")):
-        assert kind in ("run", "parse", "none"), f"{page.name}: say how this block is tested: {text}"
+        assert kind in ("run", "parse", "none"), (
+            f"{page.name}: say how this block is tested: {text}"
+        )
         yield kind, text
 
 

@@ -1,4 +1,4 @@
-"""Verbs that measure models and show what came out."""
+"""Verbs that measure models and show the results."""
 
 import os
 from pathlib import Path
@@ -31,7 +31,7 @@ def evaluate(
         Path | None, typer.Option(help="Result folder; RUN/eval/<suite> if not given.")
     ] = None,
 ) -> None:
-    """Measure a model with a suite: of pictures and texts, of text tasks (`groups`), or of FAISS (`indexes`).
+    """Measure a model with a suite: of images and texts, of text tasks (`groups`), or of FAISS (`indexes`).
 
     Example: mmalign eval eval/emoji_scenes.yaml --model runs/demo --untrained
 
@@ -67,7 +67,7 @@ def compare(
         str | None, typer.Option(help="Of run folders that were measured with several suites.")
     ] = None,
     languages: Annotated[
-        bool, typer.Option("--languages", help="Every language, and not the means alone.")
+        bool, typer.Option("--languages", help="Every language, not only the means.")
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Also write the table: .json, .csv or .md.")
@@ -121,7 +121,7 @@ def search(
         "data/embeddings"
     ),
 ) -> None:
-    """Serve a page: type in any language and see pictures, drop a picture and see captions.
+    """Serve a page: type in any language and see images, drop an image and see captions.
 
     Example: mmalign search --model runs/demo --data data/emoji_scenes/test
     """
@@ -154,8 +154,8 @@ def _measure_images(
         baselines["untrained"] = load_encoder(Path(model), untrained=True)
     results = run_suite(config, load_model(model), out, baselines)
     for name, value in means_of(results).items():
-        luck = f", chance {results.chance[name]:.4f}" if name in results.chance else ""
-        say(f"{name}  {value:.4f}  (n = {results.counts[name]}{luck})")
+        chance = f", chance {results.chance[name]:.4f}" if name in results.chance else ""
+        say(f"{name}  {value:.4f}  (n = {results.counts[name]}{chance})")
     return out
 
 

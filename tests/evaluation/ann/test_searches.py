@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from mmalign.core.errors import UserError
-from mmalign.evaluation.ann.pools import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Search, make_searches
-from mmalign.evaluation.ann.recall import (
+from mmalign.evaluation.ann.searches import (
+    IMAGE_TO_TEXT,
+    TEXT_TO_IMAGE,
+    Search,
     find_truth,
+    make_searches,
     near_share,
-    queries_of,
-    relevant_of,
-    task_hits,
     thresholds,
 )
 from mmalign.evaluation.embed import EmbeddedSet
@@ -22,7 +22,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def random_search(seed: int, copies: int = 1) -> Search:
-    """Twenty texts among thirty pictures, each of which stands there `copies` times."""
+    """Twenty texts among thirty images, each of which is there `copies` times."""
     rng = np.random.default_rng(seed)
     pool = unit(np.repeat(rng.normal(size=(30, 8)), copies, axis=0))
     return Search(
@@ -37,7 +37,7 @@ def random_search(seed: int, copies: int = 1) -> Search:
 
 
 def cached(name: str, pictures: list[int], captions: list[tuple[int, str]], seed: int) -> CachedSet:
-    """A set of pictures with these ids; captions as (place of the picture, language)."""
+    """A set of images with these ids; captions as (number of the image, language)."""
     rng = np.random.default_rng(seed)
     embedded = EmbeddedSet(
         name=name,
@@ -51,9 +51,8 @@ def cached(name: str, pictures: list[int], captions: list[tuple[int, str]], seed
     return CachedSet(embedded, np.array(pictures, np.int64), None, "d", {})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_truth_is_numpys(seed: int) -> None:
-    one = random_search(seed)
+def test_the_truth_is_numpys() -> None:
+    one, seed = random_search(0), 0
     truth = find_truth(one, (1, 10, 100), checked=7, seed=seed)
     score_QM = one.query_QD.astype(np.float64) @ one.pool_MD.T.astype(np.float64)
     assert truth.lists[10][1].tolist() == np.argsort(-score_QM, axis=1)[:, :10].tolist()
@@ -67,9 +66,8 @@ def test_the_truth_is_numpys(seed: int) -> None:
         ).tolist() == [1.0] * len(one.query_QD)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_recall_is_the_share_of_the_nearest(seed: int) -> None:
-    one = random_search(seed)
+def test_recall_is_the_share_of_the_nearest() -> None:
+    one, seed = random_search(1), 1
     truth = find_truth(one, (5,), checked=1, seed=0)
     ids = np.random.default_rng(seed).permuted(np.tile(np.arange(30), (20, 1)), axis=1)[:, :5]
     nearest = [set(row) for row in truth.lists[5][1].tolist()]
@@ -106,7 +104,7 @@ def test_nothing_found_and_found_twice_do_not_count() -> None:
 def test_vectors_that_cannot_be_measured_are_refused(value: float) -> None:
     one = random_search(0)
     one.pool_MD[3] = value
-    with pytest.raises(UserError, match="no numbers or not of unit length"):
+    with pytest.raises(UserError, match="not numbers or not of unit length"):
         find_truth(one, (1, 5), checked=5, seed=0)
 
 
@@ -119,12 +117,12 @@ def test_task_hits_of_texts_by_hand() -> None:
     one = random_search(0)
     scores = np.tile(np.array([[0.9, 0.8, 0.7]], np.float32), (20, 1))
     ids = np.tile(np.array([[1, 2, 3]]), (20, 1))
-    hits = task_hits(one, scores, ids, "sw", (1, 2, 3))  # queries 1, 3, 5, ... ask for themselves
+    hits = one.task_hits(scores, ids, "sw", (1, 2, 3))  # queries 1, 3, 5, ... ask for themselves
     assert hits[1].tolist() == [1.0] + [0.0] * 9
     assert hits[2].tolist() == [1.0] + [0.0] * 9
     assert hits[3].tolist() == [1.0, 1.0] + [0.0] * 8
     tied = np.tile(np.array([[0.9, 0.9, 0.9]], np.float32), (20, 1))
-    assert task_hits(one, tied, ids, "sw", (1,))[1].sum() == 0  # equal scores count against it
+    assert one.task_hits(tied, ids, "sw", (1,))[1].sum() == 0  # equal scores count against it
 
 
 def test_pictures_search_captions_of_all_languages_and_are_judged_in_one() -> None:
@@ -140,16 +138,15 @@ def test_pictures_search_captions_of_all_languages_and_are_judged_in_one() -> No
     scores = np.array([[0.9, 0.8, 0.7, 0.6], [0.9, 0.8, 0.7, -1]], np.float32)
     ids = np.array([[3, 1, 4, 0], [4, 3, 2, -1]])
     # sw: only picture 0 has such a caption; caption 3, a wrong one in sw, stands before it.
-    assert queries_of(one, "sw").tolist() == [0]
-    assert {k: v.tolist() for k, v in task_hits(one, scores, ids, "sw", (1, 2)).items()} == {
+    assert one.queries_of("sw").tolist() == [0]
+    assert {k: v.tolist() for k, v in one.task_hits(scores, ids, "sw", (1, 2)).items()} == {
         1: [0.0],
         2: [1.0],
     }
     # en: one wrong caption in en before each right one; those in sw are passed over.
-    assert task_hits(one, scores, ids, "en", (2,))[2].tolist() == [1.0, 1.0]
-    assert task_hits(one, scores, ids, "en", (1,))[1].tolist() == [0.0, 0.0]
-    relevant, among = relevant_of(one, "en")
-    assert (relevant.tolist(), among) == ([1, 1], 3)
+    assert one.task_hits(scores, ids, "en", (2,))[2].tolist() == [1.0, 1.0]
+    assert one.task_hits(scores, ids, "en", (1,))[1].tolist() == [0.0, 0.0]
+    assert one.chance("en", (1,)) == {1: pytest.approx(1 / 3)}  # one of three captions in en
     assert one.languages == ["en", "sw"]
 
 
