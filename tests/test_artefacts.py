@@ -1,4 +1,4 @@
-"""What mmalign 0.1.0 wrote is read, resumed, measured and exported by this version (see artefacts/README.md)."""
+"""What mmalign 0.1.0 wrote is read, resumed, measured and exported (see artefacts/README.md)."""
 
 import shutil
 import subprocess
