@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmalign.core.language_names import direction, labelled, language_name, own_name
+from mmalign.core.languages import direction, labelled, language_name, own_name
 
 
 @pytest.mark.parametrize(
