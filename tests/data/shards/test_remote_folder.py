@@ -74,7 +74,7 @@ def test_a_folder_in_it_has_a_manifest_of_its_own(tmp_path: Path) -> None:
         (b'{"files": {"0.tar": 7}}', "not a manifest"),
         (b"\xff", "not a manifest"),
         (manifest(**{"../x": {"size": 1, "sha256": "0" * 64}}), "is no file of the data set"),
-        (manifest(**{"x": {"size": 1, "sha256": "../x"}}), "no size and sha256"),
+        (manifest(**{"x": {"size": 1, "sha256": "../x"}}), "no valid size and sha256"),
     ],
 )
 def test_a_manifest_that_is_none(tmp_path: Path, served: bytes, complaint: str) -> None:

@@ -1,12 +1,12 @@
 """The shared folder of fetched shards: processes, kills, eviction, damage."""
 
 import contextlib
-import fcntl
 import hashlib
 import multiprocessing
 import os
 import pickle
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -18,6 +18,7 @@ import pytest
 from flaky_server import Answer, FlakyServer
 
 from mmalign.core.errors import UserError
+from mmalign.data.storage import cache as module
 from mmalign.data.storage.cache import ShardCache, cache_folder, usable_folder
 from mmalign.data.storage.remote import RemoteConfig, RemoteFile
 
@@ -61,6 +62,11 @@ def config_of(folder: Path, shards: float = 5, prefetch: int = 2) -> RemoteConfi
 def read(cache: ShardCache, file: RemoteFile) -> bytes:
     with os.fdopen(cache.open(file), "rb") as shard:
         return shard.read()
+
+
+def names_in(folder: Path) -> set[str]:
+    """The files of a cache, without its locks."""
+    return {path.name for path in folder.iterdir() if not path.name.startswith("lock-")}
 
 
 def held_bytes(folder: Path) -> int:
@@ -113,8 +119,7 @@ def test_the_longest_unused_goes_first(shards: list[RemoteFile], tmp_path: Path)
     for number in (0, 1, 2, 3, 4, 0, 5, 6):  # 0 is used again: 1 and 2 go
         read(cache, shards[number])
         time.sleep(0.01)
-    names = {path.name for path in (tmp_path / "cache").iterdir()}
-    assert names == {"notes.txt", *(str(shards[n].sha256) for n in (0, 3, 4, 5, 6))}
+    assert names_in(tmp_path / "cache") == {"notes.txt", *(str(shards[n].sha256) for n in (0, 3, 4, 5, 6))}
 
 
 def test_what_is_open_stays(shards: list[RemoteFile], tmp_path: Path) -> None:
@@ -175,7 +180,7 @@ def test_what_a_kill_left_is_gone_on_with_or_replaced(
     cache = ShardCache(config_of(tmp_path))
     (tmp_path / "cache" / f"{shards[0].sha256}.{SIZE}.part").write_bytes(left)
     assert read(cache, shards[0]) == DATA[0]
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [shards[0].sha256]
+    assert names_in(tmp_path / "cache") == {shards[0].sha256}
 
 
 def test_what_nobody_finishes_goes_too(shards: list[RemoteFile], tmp_path: Path) -> None:
@@ -248,67 +253,40 @@ def test_processes_share_a_small_cache_and_one_is_killed(
     assert held_bytes(tmp_path) <= 5 * SIZE
 
 
-def test_who_waits_for_a_fetch_does_not_wait_for_its_readers(
-    shards: list[RemoteFile], tmp_path: Path
-) -> None:
-    """The finished file takes the fetcher's lock along, and readers hold it for as long as they live."""
-    cache = ShardCache(config_of(tmp_path))
-    path = cache._path(shards[0])
-    part = path.with_name(f"{path.name}.{SIZE}.part")
-    with part.open("a+b", buffering=0) as fetched:
-        fcntl.flock(fetched, fcntl.LOCK_EX)
-
-        def work() -> None:
-            fetched.close()  # a child's copy would hold the lock too
-            assert read(ShardCache(config_of(tmp_path)), shards[0]) == DATA[0]
-
-        waiting = [in_a_child(work) for _ in range(2)]
-        time.sleep(0.5)  # they wait for the lock by now
-        fetched.write(DATA[0])
-        part.rename(path)
-        fcntl.flock(fetched, fcntl.LOCK_SH)
-        assert all([ended_well(child) for child in waiting])
-        assert [found.name for found in path.parent.iterdir()] == [path.name]
-
-
-def test_a_fetch_that_is_given_up_is_the_next_ones(
-    shards: list[RemoteFile], tmp_path: Path
-) -> None:
-    """Its `.part` keeps its name: whoever waited goes on with it, one after the other."""
-    cache = ShardCache(config_of(tmp_path))
-    part = tmp_path / "cache" / f"{shards[0].sha256}.{SIZE}.part"
-    with part.open("a+b", buffering=0) as fetched:
-        fcntl.flock(fetched, fcntl.LOCK_EX)
-        fetched.write(DATA[0][:1000])
-
-        def work() -> None:
-            fetched.close()
-            assert read(cache, shards[0]) == DATA[0]
-
-        waiting = [in_a_child(work) for _ in range(3)]
-        time.sleep(0.5)
-        fcntl.flock(fetched, fcntl.LOCK_UN)
-        assert all([ended_well(child) for child in waiting])
-    assert [found.name for found in part.parent.iterdir()] == [shards[0].sha256]
-
-
-def test_what_was_fetched_in_place_of_a_damaged_file_stays(
+def test_a_part_that_is_removed_before_it_is_held_is_made_again(
     shards: list[RemoteFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two processes find the damage; the slower one must not remove what the other put there."""
     cache = ShardCache(config_of(tmp_path))
-    path = cache._path(shards[0])
-    path.write_bytes(DATA[1])
+    removed = []
 
-    def compare_slowly(self: ShardCache, descriptor: int, file: RemoteFile) -> bool:
-        monkeypatch.undo()
-        path.unlink()
-        assert read(ShardCache(config_of(tmp_path)), shards[0]) == DATA[0]
-        return False
+    def remove_once(path: Path, descriptor: int) -> bool:
+        if not removed:
+            path.unlink()
+            removed.append(path)
+        return is_at(path, descriptor)
 
-    monkeypatch.setattr(ShardCache, "_is_right", compare_slowly)
-    assert cache._cached(shards[0]) is None
-    assert path.read_bytes() == DATA[0]
+    is_at = module._is_at
+    monkeypatch.setattr(module, "_is_at", remove_once)
+    assert read(cache, shards[0]) == DATA[0]
+    assert names_in(tmp_path / "cache") == {shards[0].sha256}
+
+
+def test_a_download_that_is_given_up_is_continued_by_those_that_wait(
+    shards: list[RemoteFile], tmp_path: Path
+) -> None:
+    cache = ShardCache(config_of(tmp_path))
+    part = tmp_path / "cache" / f"{shards[0].sha256}.{SIZE}.part"
+    part.write_bytes(DATA[0][:1000])
+    with cache._locked(str(shards[0].sha256)[:3]):
+        waiting = [in_a_child(lambda: check(cache, shards[0])) for _ in range(3)]
+        time.sleep(0.2)
+        assert all(child.is_alive() for child in waiting)
+    assert all([ended_well(child) for child in waiting])
+    assert names_in(part.parent) == {shards[0].sha256}
+
+
+def check(cache: ShardCache, file: RemoteFile) -> None:
+    assert read(cache, file) == DATA[0]
 
 
 def test_processes_in_different_orders(server: FlakyServer, tmp_path: Path) -> None:
@@ -336,7 +314,7 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(
     with pytest.raises(UserError, match=r"cannot be made .*; name a folder of your own"):
         ShardCache(RemoteConfig(cache=str(tmp_path / "file" / "cache")))
     cache = ShardCache(config_of(tmp_path))
-    (tmp_path / "cache").rmdir()
+    shutil.rmtree(tmp_path / "cache")
     with pytest.raises(UserError, match=r"cannot be used \(No such file or directory\)"):
         cache.open(shards[0])
 

@@ -260,7 +260,7 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("size, sha256", [(-1, None), (1.5, None), (1, "../" * 21 + "x"), (1, 7)])
 def test_listed_facts_must_be_facts(size: int, sha256: str | None) -> None:
-    with pytest.raises(UserError, match="no size and sha256"):
+    with pytest.raises(UserError, match="no valid size and sha256"):
         RemoteFile("https://host/x", size, sha256)
 
 
@@ -273,11 +273,16 @@ def test_urls() -> None:
     assert shown("hf://datasets/a/b@main/x") == "hf://datasets/a/b@main/x"
 
 
-def test_waits_double_differ_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_double_differ_and_end(
+    server: FlakyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.5)
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
     state = random.getstate()
-    for failures, longest in ((1, 0.5), (2, 1), (4, 4), (7, 30), (50, 30)):
-        waits = {remote._wait(failures) for _ in range(50)}
-        assert len(waits) == 50
-        assert longest / 2 <= min(waits) and max(waits) <= longest
+    server.answers[NAME] = [Answer(status=503)] * 9
+    refusal(listed(server.url + NAME), tmp_path, RemoteConfig(retries=8))
+    for wait, longest in zip(waits, (0.5, 1, 2, 4, 8, 16, 30, 30), strict=True):
+        assert longest / 2 <= wait <= longest
+    assert waits[6] != waits[7]
     assert random.getstate() == state  # the run's own draws are not touched
