@@ -1,7 +1,7 @@
 """Why a sample, or a part of a shard, is not used: the one list of reasons, each with a plain sentence.
 
-The keys are what files and metrics count by (`refused` in manifests, `unusable.jsonl`, `data/unusable/<reason>`),
-so a key never changes its meaning.
+The keys are what files and metrics count by (`refused` in manifests, `unusable.jsonl`,
+`data/unusable/<reason>`), so a key never changes its meaning.
 """
 
 REASONS = {
@@ -41,7 +41,7 @@ REASONS = {
     "fewer samples": "the shard has fewer samples than a file beside it says",
     # in a row of a source (sources/)
     "row": "it does not have the format of its source",
-    "missing": "the file is not there",
+    "missing": "missing, there is no such file",
     "split": "its split is not known, or is not a valid name of a split",
     "status": "its image is not in the shard that its metadata name",
 }

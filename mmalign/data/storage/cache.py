@@ -2,15 +2,15 @@
 
     RemoteFile -> <sha256>.<size>.part, filled and checked -> renamed to <sha256> -> descriptor
 
-Processes coordinate through the kernel's locks alone (flock), so a process that is killed leaves nothing behind
-that blocks or misleads others:
+Processes coordinate through the kernel's locks alone (flock), so a process that is killed leaves nothing
+behind that blocks or misleads others:
 
-- whoever downloads a file holds `lock-<...>` exclusively; others that want the same file wait for it. After a kill,
-  the next one continues after the bytes that are already in the `.part`.
-- whoever reads or downloads a file holds that file together with other readers, and it is not removed. The hold
-  ends when the descriptor is closed or the process ends.
-- over the size limit, the files that were used longest ago are removed. Files that are open or in work stay: only
-  then can the folder exceed the limit, and no process waits for space.
+- whoever downloads a file holds `lock-<...>` exclusively; others that want the same file wait for it. After
+  a kill, the next one continues after the bytes that are already in the `.part`.
+- whoever reads or downloads a file holds that file together with other readers, and it is not removed. The
+  hold ends when the descriptor is closed or the process ends.
+- over the size limit, the files that were used longest ago are removed. Files that are open or in work
+  stay: only then can the folder exceed the limit, and no process waits for space.
 
 Names are hashes of the content: a data set that was uploaded again has other names, equal shards have one.
 The folder belongs on a local disk. Files in it with other names are left alone.
@@ -163,7 +163,9 @@ class ShardCache:
                 download(file, out, self.config)
                 part.rename(path)
                 self._verified.add((path.name, os.fstat(out.fileno()).st_ino))
-                return self._cached(file)  # before `out` releases it: it cannot be removed in between
+                return self._cached(
+                    file
+                )  # before `out` releases it: it cannot be removed in between
             finally:
                 fcntl.flock(out, fcntl.LOCK_UN)
 

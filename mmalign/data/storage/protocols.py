@@ -132,7 +132,11 @@ def scheme_of(url: str) -> str:
 
 def status(error: Exception) -> int | None:
     """The HTTP status in an error of aiohttp, gcsfs or the hub's library."""
-    holders = ((error, "status"), (getattr(error, "response", None), "status_code"), (error, "code"))
+    holders = (
+        (error, "status"),
+        (getattr(error, "response", None), "status_code"),
+        (error, "code"),
+    )
     for holder, name in holders:  # one after the other: aiohttp's `code` is deprecated and warns
         if isinstance(value := getattr(holder, name, None), int):
             return value

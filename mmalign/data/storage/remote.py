@@ -3,7 +3,8 @@
     RemoteFile(url, size, sha256) -> blocks from the first missing byte -> file on disk -> size, sha256, fsync
            ^-- wait, longer each time -- a try that broke --'
 
-A try that broke loses the bytes on their way, not those on the disk, which may even be from an earlier process.
+A try that broke loses the bytes on their way, not those on the disk, which may even be from an earlier
+process.
 """
 
 import errno

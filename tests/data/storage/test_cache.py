@@ -119,7 +119,10 @@ def test_the_longest_unused_goes_first(shards: list[RemoteFile], tmp_path: Path)
     for number in (0, 1, 2, 3, 4, 0, 5, 6):  # 0 is used again: 1 and 2 go
         read(cache, shards[number])
         time.sleep(0.01)
-    assert names_in(tmp_path / "cache") == {"notes.txt", *(str(shards[n].sha256) for n in (0, 3, 4, 5, 6))}
+    assert names_in(tmp_path / "cache") == {
+        "notes.txt",
+        *(str(shards[n].sha256) for n in (0, 3, 4, 5, 6)),
+    }
 
 
 def test_what_is_open_stays(shards: list[RemoteFile], tmp_path: Path) -> None:
