@@ -1,6 +1,6 @@
 """Language codes (BCP-47): their shape, their names, and how often each language is drawn.
 
-    lgg-x-official -> "Lugbara, official"        ur -> "Urdu", "اردو", "rtl"
+    lgg-x-official -> "Lugbara, official"        ur -> "Urdu", "اردو"
     captions of each language -> weight of one caption -> shares between floors and caps
 
 The names are Unicode's (CLDR) and, for languages that CLDR does not know, those of the registry of
@@ -10,7 +10,6 @@ language subtags (IANA); the library `langcodes` holds both. A code that neither
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 from langcodes import Language
@@ -20,8 +19,6 @@ from mmalign.core.errors import UserError
 
 # The shape of a tag in RFC 5646. The registry is not asked: low-resource data bring codes of their own.
 _TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
-# Scripts in use that run from right to left (Unicode, UAX #24 and UAX #9).
-_RIGHT_TO_LEFT = {"Adlm", "Arab", "Aran", "Hebr", "Mand", "Nkoo", "Rohg", "Samr", "Syrc", "Thaa"}
 
 Bound = float | Mapping[str, float]
 """A share: of every language, or of each that is named."""
@@ -48,18 +45,6 @@ def own_name(code: str) -> str | None:
     language = _parse(code)
     own = language.autonym() if language else ""
     return None if not language or own.casefold() == language.language_name().casefold() else own
-
-
-@lru_cache(maxsize=4096)
-def direction(code: str) -> Literal["ltr", "rtl"]:
-    """Which way the language is written, by the code's script or by the one that CLDR calls likely.
-
-    For a given text its own letters decide better (`dir="auto"` in HTML): some languages are written in
-    several scripts.
-    """
-    language = _parse(code)
-    script = (language.script or language.maximize().script) if language else None
-    return "rtl" if script in _RIGHT_TO_LEFT else "ltr"
 
 
 def labelled(code: str) -> str:

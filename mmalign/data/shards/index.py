@@ -45,7 +45,14 @@ def index(
     out = out or tars[0].parent
     if rules.language == "identify":
         identify("")  # fails at once if the library is missing
-    _check_out(out)
+    if (out / MANIFEST).is_file() and not (out / REFUSED).is_file():  # made by a recipe
+        raise UserError(f"{out}: holds a data set of another kind; name another folder with --out")
+    try:
+        (out / _SCANS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror}); name another folder with --out"
+        ) from None
     jobs = _jobs(tars, out, rules)
     scans = list(track(map_in_processes(_index_one, jobs, processes), "shards", len(jobs)))
     _write_refusals(out, jobs, scans)
@@ -78,18 +85,6 @@ def find_tars(source: str) -> list[Path]:
         if path.suffix != ".tar" or not path.is_file():
             raise UserError(f"{path}: not a .tar file; only plain tars are read, not packed ones")
     return sorted(paths)
-
-
-def _check_out(out: Path) -> None:
-    """Check that the folder can be written, and that no manifest of a recipe would be replaced."""
-    if (out / MANIFEST).is_file() and not (out / REFUSED).is_file():
-        raise UserError(f"{out}: holds a data set of another kind; name another folder with --out")
-    try:
-        (out / _SCANS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written ({error.strerror}); name another folder with --out"
-        ) from None
 
 
 @dataclass(frozen=True)

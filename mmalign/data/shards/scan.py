@@ -101,32 +101,27 @@ class _Group:
     problem: str | None = None
 
 
+@dataclass
 class Scan:
     """One shard's samples: rows of those that can be used, refusals of everything else.
 
-    Args:
+    Attributes:
         expected: samples that the shard had when it was made, if that is known.
     """
 
-    def __init__(
-        self,
-        shard: str,
-        file: BinaryIO,
-        rules: Rules,
-        rows: TextIO,
-        refusals: TextIO,
-        expected: int | None = None,
-    ) -> None:
-        self.shard, self.file, self.rules = shard, file, rules
-        self.rows, self.refusals = rows, refusals
-        self.expected = expected
-        self.samples = 0
-        self.languages: Counter[str] = Counter()
-        self.refused: Counter[str] = Counter()
-        self.ignored: Counter[str] = Counter()
-        self._group: _Group | None = None
-        # Hash of each key -> kinds of members that it had, as bits: a shard may have a million keys.
-        self._seen: dict[int, int] = {}
+    shard: str
+    file: BinaryIO
+    rules: Rules
+    rows: TextIO
+    refusals: TextIO
+    expected: int | None = None
+    samples: int = 0
+    languages: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
+    _group: _Group | None = None
+    # Hash of each key -> kinds of members that it had, as bits: a shard may have a million keys.
+    _seen: dict[int, int] = field(default_factory=dict)
 
     def run(self) -> None:
         """Walk the complete file."""
@@ -141,12 +136,9 @@ class Scan:
             self._refuse("fewer samples", "", 0, self.file.seek(0, os.SEEK_END), detail)
 
     def counts(self) -> dict[str, Any]:
-        return {
-            "samples": self.samples,
-            "languages": dict(sorted(self.languages.items())),
-            "refused": dict(sorted(self.refused.items())),
-            "ignored": dict(sorted(self.ignored.items())),
-        }
+        counters = {name: getattr(self, name) for name in ("languages", "refused", "ignored")}
+        ordered = {name: dict(sorted(counter.items())) for name, counter in counters.items()}
+        return {"samples": self.samples, **ordered}
 
     def _take(self, member: Member) -> None:
         key, suffix = split_name(member.name)

@@ -48,6 +48,7 @@ class _Sample:
     feature: Tensor | None
 
 
+@dataclass(eq=False)
 class BatchLoader(Dataset[Any]):
     """Batch of one rank by step number. Indexing is pure: the same number gives the same batch.
 
@@ -55,37 +56,27 @@ class BatchLoader(Dataset[Any]):
     With a `masker` batches have labels.
     """
 
-    def __init__(
-        self,
-        plan: GlobalOrder,
-        config: DataConfig,
-        tokenizer: Tokenizer,
-        max_length: int,
-        preprocess: Preprocess | None,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        masker: TokenMasker | None = None,
-        features: Sequence[FeatureSet] | None = None,
-    ) -> None:
-        if batch_size < world_size:
+    plan: GlobalOrder
+    config: DataConfig
+    tokenizer: Tokenizer
+    max_length: int
+    preprocess: Preprocess | None
+    batch_size: int
+    rank: int
+    world_size: int
+    masker: TokenMasker | None = None
+    features: Sequence[FeatureSet] | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < self.world_size:
             raise UserError(
-                f"batch_size is {batch_size}, smaller than the number of ranks ({world_size}); give every "
-                "rank at least one image"
+                f"batch_size is {self.batch_size}, smaller than the number of ranks ({self.world_size}); "
+                "give every rank at least one image"
             )
-        if batch_size % world_size:
-            raise UserError(f"batch_size {batch_size} does not divide by the {world_size} ranks")
-        self.plan = plan
-        self.captions_per_image = config.captions_per_image
-        self.token_dropout = config.token_dropout
-        self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.preprocess = preprocess
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.masker = masker
-        self.features = features
+        if self.batch_size % self.world_size:
+            raise UserError(
+                f"batch_size {self.batch_size} does not divide by the {self.world_size} ranks; change one"
+            )
 
     def __getitem__(self, step: int) -> "Batch | UserError":
         # Returned and not raised: a DataLoader turns what a worker raises into a traceback.
@@ -176,9 +167,10 @@ class BatchLoader(Dataset[Any]):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Tokens, mask and labels of the captions."""
         token_NL, mask_NL = self.tokenizer(texts, self.max_length)
-        if self.token_dropout:
+        if self.config.token_dropout:
+            padding_id = self.tokenizer.padding_id
             token_NL, mask_NL = drop_tokens(
-                token_NL, mask_NL, self.tokenizer.padding_id, self.token_dropout, rngs
+                token_NL, mask_NL, padding_id, self.config.token_dropout, rngs
             )
         label_NL = None
         if self.masker is not None:  # drawn last, so that it changes no other draw
@@ -200,7 +192,7 @@ class BatchLoader(Dataset[Any]):
             ranked.append((turn[caption.lang], caption))
             turn[caption.lang] += 1
         ranked.sort(key=lambda entry: entry[0])
-        return [caption for _, caption in ranked[: self.captions_per_image]]
+        return [caption for _, caption in ranked[: self.config.captions_per_image]]
 
 
 def captions_of(plan: GlobalOrder) -> Iterator[str]:
