@@ -98,12 +98,12 @@ def map_in_processes(function: Callable[[T], R], jobs: Sequence[T], processes: i
     if processes <= 1:
         yield from map(function, jobs)
         return
-    with ProcessPoolExecutor(processes, initializer=_follow, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(processes, initializer=follow_parent, initargs=(os.getpid(),)) as pool:
         yield from pool.map(function, jobs)
 
 
-def _follow(parent: int) -> None:
-    """A process of a pool ends with its parent, which alone reacts to Ctrl-C."""
+def follow_parent(parent: int) -> None:
+    """`initializer` of a pool: a process ends with its parent `parent`, which alone reacts to Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         die_with(parent)

@@ -1,8 +1,7 @@
 """Where the files of a data set are: a folder of this machine, or one at a URL.
 
-    name -> open_folder -+-> LocalFolder                                               -> manifest,
-    descriptors
-                         +-> RemoteFolder: only what its manifest lists, via the cache
+    name -> open_folder -+-> LocalFolder                                                -> manifest
+                         +-> RemoteFolder: only what its manifest lists, via the cache     descriptors
 
 Readers ask for files by the names that the manifest gives them, and do not know which of the two it is.
 """

@@ -1,8 +1,8 @@
 """Shards: plain webdataset tars with an index and a manifest.
 
     pairs -> <folder>/00000.tar          members <key>.{jpg,png,webp}, <key>.json, <key>.txt
-             <folder>/00000.index.jsonl  one line per sample: where its members are, its picture, its
-             languages <folder>/sizes.json         samples of each tar, for readers of other projects
+             <folder>/00000.index.jsonl  one line per sample: its members, `picture` and languages
+             <folder>/sizes.json         samples of each tar, for readers of other projects
              <folder>/manifest.json      written last: counts, licences, sha256 of each file, the recipe
 
 `<key>.txt` holds the first caption, so that readers that expect one caption per image work; `<key>.json`

@@ -96,9 +96,14 @@ class BatchLoader(Dataset[Any]):
         unusable: list[Unusable] = []
         samples = [self._sample(p, unusable) for p in range(first, first + share)]
         captions = [(row, c, s.caption_rng) for row, s in enumerate(samples) for c in s.captions]
-        token_NL, mask_NL, label_NL = self._tokens(
-            [caption.text for _, caption, _ in captions], [rng for _, _, rng in captions]
-        )
+        rngs = [rng for _, _, rng in captions]
+        token_NL, mask_NL = self.tokenizer([c.text for _, c, _ in captions], self.max_length)
+        label_NL = None
+        if dropout := self.config.token_dropout:
+            padding_id = self.tokenizer.padding_id
+            token_NL, mask_NL = drop_tokens(token_NL, mask_NL, padding_id, dropout, rngs)
+        if self.masker is not None:  # drawn last, so that it changes no other draw
+            token_NL, label_NL = self.masker(token_NL, mask_NL, rngs)
         images = [sample.image for sample in samples if sample.image is not None]
         features = [sample.feature for sample in samples if sample.feature is not None]
         count_L = torch.arange(1, mask_NL.shape[1] + 1)
@@ -161,21 +166,6 @@ class BatchLoader(Dataset[Any]):
                 raise UnusableSample(error.reason, str(error), key=pair.key) from None
         chosen = self._choose(captions, caption_rng)
         return _Sample(pair.key, picture_id(pair.picture), chosen, caption_rng, image, feature)
-
-    def _tokens(
-        self, texts: list[str], rngs: list[np.random.Generator]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Tokens, mask and labels of the captions."""
-        token_NL, mask_NL = self.tokenizer(texts, self.max_length)
-        if self.config.token_dropout:
-            padding_id = self.tokenizer.padding_id
-            token_NL, mask_NL = drop_tokens(
-                token_NL, mask_NL, padding_id, self.config.token_dropout, rngs
-            )
-        label_NL = None
-        if self.masker is not None:  # drawn last, so that it changes no other draw
-            token_NL, label_NL = self.masker(token_NL, mask_NL, rngs)
-        return token_NL, mask_NL, label_NL
 
     def _choose(self, captions: list[Caption], rng: np.random.Generator) -> list[Caption]:
         """Captions of one image, without replacement, by the weights of their languages."""

@@ -165,7 +165,7 @@ def test_bytes_that_are_there_are_not_fetched_again(server: FlakyServer, tmp_pat
         (DATA[:2_000_000], 2_000_000),
         (DATA, None),
         (b"wrong", 5),
-        (DATA + b"x", 0),
+        (DATA + b"x", len(DATA) + 1),
     ):
         server.log.clear()
         part.write_bytes(start)
