@@ -187,6 +187,7 @@ class Batch:
 
     def part(self, first: int, last: int) -> "Batch":
         """The images `first` ... `last - 1` of this rank with their captions."""
+        # A caption belongs to the part of its image, so parts have different numbers of captions.
         inside_N = (self.image_index_N >= first) & (self.image_index_N < last)
         chosen = inside_N.nonzero().flatten().tolist()
         return replace(

@@ -132,6 +132,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        # Every rank's loss uses a copy of these rows, so the gradients of all copies are added.
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
         start = sum(ctx.counts[: rank()])

@@ -160,6 +160,7 @@ def _index_one(job: _Job) -> dict[str, Any]:
         ):
             scan = Scan(job.shard.file, file, job.rules, lines, refusals, job.expected)
             scan.run()
+        # Only a complete scan gets the name of an index.
         temporary.replace(rows)
         files = {"tar": {"size": stat.st_size, "sha256": sha256_of(job.tar)}, "rows": flush(rows)}
         report = {"source": source, "files": files, **scan.counts()}

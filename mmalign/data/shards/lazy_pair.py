@@ -149,6 +149,7 @@ class LazyPair:
             data = self.image.read()
         except OSError as error:
             raise BadRow("read error", f"{subject} cannot be read ({error.strerror})") from None
+        # Checked here and not when the shard is read, so that the shard itself is valid.
         if len(data) > MAX_IMAGE_BYTES:
             raise BadRow("too large", f"{subject} has {len(data)} bytes, over {MAX_IMAGE_BYTES}")
         try:

@@ -126,7 +126,7 @@ def write_split(folder: Path, facts: dict[str, Any], reports: Sequence[Report]) 
 
 def _usable(job: Job, refused: list[dict[str, str]]) -> Iterator[Pair]:
     """The pairs of a job; rows that cannot be used are added to `refused`."""
-    keys: set[str] = set()
+    keys: set[str] = set()  # of this shard alone; keys of different shards may be equal
     for row in job.rows:
         try:
             if isinstance(row, BadRow):
@@ -146,6 +146,7 @@ def _read_report(job: Job, fingerprint: str) -> Report | None:
     """The report of an earlier build that made this shard of the same rows, if its files are there."""
     try:
         report: Report = json.loads(job.report.read_text(encoding="utf-8"))
+        # Sizes are enough: the report was written after the files were synced.
         sizes = {name: facts["size"] for name, facts in report["files"].items()}
         found = {name: job.tar.with_name(name).stat().st_size for name in sizes}
         same = report["fingerprint"] == fingerprint and found == sizes

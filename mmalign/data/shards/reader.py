@@ -177,6 +177,7 @@ def read_pair(descriptor: int, row: dict[str, Any], manifest: Manifest) -> Pair:
     suffix = origin.partition(":")[0]
     most = MAX_TEXT_BYTES if suffix == "txt" else MAX_JSON_BYTES
     content = parse_member(suffix, _read_member(descriptor, row.get(suffix), most))
+    # Languages come from the index, because the rules that found them may not be repeatable.
     found = captions_in(content, origin)
     if len(found) != len(row["langs"]):
         raise UnusableSample("caption", "another number of captions than the index says")

@@ -61,6 +61,7 @@ def choose_withheld(pairs: Iterable[Pair], config: Withhold, seed: int) -> Withh
         texts += [(pair.picture, lang, text) for lang, text in grouped]
     chosen: set[tuple[str, str]] = set()
     for picture, images in languages.items():
+        # Sorted, so that the choice does not depend on the order of the captions.
         for lang in sorted(set().union(*images)):
             key = f"{seed}\t{picture}\t{lang}".encode()
             number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") / 2**64

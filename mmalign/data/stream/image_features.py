@@ -97,6 +97,7 @@ def describe_preprocessing(
 def _generated_images(size: int) -> Iterator[bytes]:
     """Encoded images, large enough that a JPEG is decoded at a reduced size."""
     coarse_HWC = np.random.default_rng(0).integers(0, 256, (12, 9, 4), np.uint8)
+    # Odd sizes, so that rounding matters.
     shape = (3 * size + 11, 4 * size + 7)
     drawn = Image.fromarray(coarse_HWC).resize(shape, Image.Resampling.BICUBIC)
     for image_format, mode in (("JPEG", "RGB"), ("PNG", "RGBA"), ("WEBP", "RGB")):
@@ -182,6 +183,7 @@ def _why_none(data: Path, tower: TowerIdentity) -> str:
     others = [facts for facts in found if facts is not None]
     if not others:
         return f"{data / FOLDER}: no features of this run's image tower; {fix}"
+    # Features of the same weights are the closest miss, so they are reported first.
     for facts in others:
         if facts["weights_sha256"] == tower.weights_sha256:
             differing = _first_difference(facts["preprocessing"], tower.preprocessing)

@@ -94,6 +94,7 @@ class BatchLoader(Dataset[Any]):
         share = self.batch_size // self.world_size
         first = step * self.batch_size + self.rank * share
         unusable: list[Unusable] = []
+        # The ranks' parts follow each other, so together they are the global batch in its order.
         samples = [self._sample(p, unusable) for p in range(first, first + share)]
         captions = [(row, c, s.caption_rng) for row, s in enumerate(samples) for c in s.captions]
         rngs = [rng for _, _, rng in captions]

@@ -44,6 +44,7 @@ class Mixture:
         """Weight of a shard of set `number` that has so many usable samples."""
         if self.weights is None:
             return self.set_weights[number] * usable
+        # From the counts alone: indexes are read only for the window in use.
         drawn = (self.weights.get(lang, 0.0) * n for lang, n in shard.languages.items())
         return self.set_weights[number] * sum(drawn)
 
