@@ -1,6 +1,6 @@
 """The commands of the README and the guides: all of them parse, and those that fit a test run on small data.
 
-A block of commands is preceded by `<!-- test: run -->`, `<!-- test: parse -->` or `<!-- test: none, reason -->`.
+A block of commands is preceded by `<!-- test: run -->`, `<!-- test: parse -->` or `<!-- test: none, why -->`.
 """
 
 import re
