@@ -31,7 +31,7 @@ from mmalign.text.benchmark_tasks import (
     read_group,
 )
 from mmalign.text.fit import FitConfig, Fitted, fit
-from mmalign.text.loop import FinetuneConfig, protocol
+from mmalign.text.finetune import FinetuneConfig, protocol
 from mmalign.text.ranking import rank_features
 from mmalign.text.scores import Prediction
 from mmalign.text.tasks.read import TaskConfig

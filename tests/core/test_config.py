@@ -15,7 +15,7 @@ from mmalign.models.dual_encoder import ModelConfig
 from mmalign.study.config import StudyConfig
 from mmalign.text.benchmark import TextSuiteConfig
 from mmalign.text.lexical.config import LexicalInjectionConfig
-from mmalign.text.loop import FinetuneConfig
+from mmalign.text.finetune import FinetuneConfig
 from mmalign.training.run_config import RunConfig
 
 ROOT = Path(__file__).parents[2]

@@ -1,20 +1,22 @@
-"""The head that a task needs."""
+"""The head that a task needs: one class per kind of task."""
 
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.causality.config import CausalityConfig
 from mmalign.text.heads.base import TaskModel
 from mmalign.text.heads.causality import CausalityModel
-from mmalign.text.heads.features import (
-    ChoiceModel,
-    ClassificationModel,
-    Pairs,
-    SimilarityModel,
-)
+from mmalign.text.heads.features import ChoiceModel, ClassificationModel, Pairs, SimilarityModel
 from mmalign.text.heads.ranking import RetrievalModel
 from mmalign.text.heads.spans import SpanModel
 from mmalign.text.heads.tagging import TaggingModel
 from mmalign.text.tasks.task import Task
+
+_WITHOUT_HIDDEN = {
+    "tagging": "a tagging head has no hidden layer",
+    "span_qa": "a span_qa head has no hidden layer",
+    "retrieval": "a retrieval head has no hidden layer",
+    "event_causality": "its layers are `causality.width` wide",
+}
 
 
 def build_model(
@@ -24,21 +26,17 @@ def build_model(
     hidden: int | None,
     causality: CausalityConfig | None = None,
 ) -> TaskModel:
-    """A fresh model of the task's kind.
+    """A model of the task's kind with an untrained head.
 
     Args:
         pairs, hidden: of heads on features (see `FeatureHead`).
-        causality: of event causality; its defaults where nothing is said.
+        causality: of event causality; None: its defaults.
 
     Raises:
-        UserError: `hidden` where the head has no hidden layer.
+        UserError: `hidden` where the head has no such layer.
     """
-    if hidden is not None and task.kind in ("tagging", "span_qa", "retrieval"):
-        raise UserError(
-            f"task `{task.name}`: a {task.kind} head has no hidden layer; drop `hidden`"
-        )
-    if hidden is not None and task.kind == "event_causality":
-        raise UserError(f"task `{task.name}`: its layers are `causality.width` wide; drop `hidden`")
+    if hidden is not None and task.kind in _WITHOUT_HIDDEN:
+        raise UserError(f"task `{task.name}`: {_WITHOUT_HIDDEN[task.kind]}; drop `hidden`")
     match task.kind:
         case "classification":
             is_pair = len(task.train[0].texts) == 2
