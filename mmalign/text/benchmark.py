@@ -30,8 +30,8 @@ from mmalign.text.benchmark_tasks import (
     deviations,
     read_group,
 )
-from mmalign.text.fit import FitConfig, Fitted, fit
 from mmalign.text.finetune import FinetuneConfig, protocol
+from mmalign.text.fit import FitConfig, Fitted, fit
 from mmalign.text.ranking import rank_features
 from mmalign.text.scores import Prediction
 from mmalign.text.tasks.read import TaskConfig

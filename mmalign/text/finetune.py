@@ -23,6 +23,7 @@ from mmalign.text.causality.config import ASKED, CausalityConfig
 from mmalign.text.causality.config import describe as describe_causality
 from mmalign.text.fit import FitConfig, Fitted, fit
 from mmalign.text.heads.base import TaskModel
+from mmalign.text.heads.features import ON_FEATURES
 from mmalign.text.measure import TestConfig, check_tests, measure
 from mmalign.text.scores import PRIMARY, Prediction
 from mmalign.text.seeds import run_seeds
@@ -65,12 +66,7 @@ def finetune(config: FinetuneConfig, model: str, out: Path) -> Results:
     baselines = {name: load_text_encoder(model, untrained=True) for name in config.baselines}
     facts = {"task": task.name, "data": files_of(config.task)}
     runs = run_seeds(
-        config,
-        config.seeds,
-        model,
-        out,
-        facts,
-        lambda seed: run_seed(tower, task, config, seed),
+        config, config.seeds, model, out, facts, lambda seed: run_seed(tower, task, config, seed)
     )
     results = mean_over_seeds(runs)
     for name, untrained in baselines.items():
@@ -193,9 +189,8 @@ def _training(task: Task, config: FinetuneConfig, fitted: Fitted) -> str:
         "lora": f"{head} and low-rank adapters of the tower",
         "all": f"the text tower and {head}",
     }[config.trainable]
-    on_features = task.kind in ("classification", "similarity", "multiple_choice")
     pairs = ""
-    if on_features and len(task.train[0].texts) > 1:
+    if task.kind in ON_FEATURES and len(task.train[0].texts) > 1:
         pairs = f", two texts {'joined' if config.pairs == 'joint' else 'embedded apart'}"
     history = fitted.history
     choice = f"best {PRIMARY[task.kind]} on `{task.source}` dev" if "dev" in history else "the last"

@@ -28,12 +28,7 @@ from mmalign.text.heads.build import build_model
 from mmalign.text.heads.causality import CausalityModel
 from mmalign.text.heads.features import Pairs
 from mmalign.text.lora import LoraConfig, add_lora, merge_lora
-from mmalign.text.robust.method import (
-    AugmentConfig,
-    MethodConfig,
-    PlainConfig,
-    build_augmentation,
-)
+from mmalign.text.robust.method import AugmentConfig, MethodConfig, PlainConfig, build_augmentation
 from mmalign.text.scores import PRIMARY
 from mmalign.text.tasks.task import Task
 from mmalign.text.transfer import Outcome, outcome_of
@@ -130,7 +125,11 @@ def fit(
     noise = torch.Generator(model.tower.device).manual_seed(seed)
     texts = np.random.default_rng((seed, 1))
 
-    _set_training(model, config)
+    def set_training() -> None:
+        model.train()
+        model.tower.train(config.trainable != "head")  # a fixed tower has no dropout either
+
+    set_training()
     stream = shuffled_batches(len(train), config.batch_size, config.epochs, seed)
     losses: list[float] = []
     for step, rows in enumerate(console.track(stream, label or task.name, steps), start=1):
@@ -151,7 +150,7 @@ def fit(
                 raise UserError(f"the loss is {mean} before step {step}; lower `lr` or `head_lr`")
             checks.check(step, mean)
             losses.clear()
-            _set_training(model, config)
+            set_training()
     fitted = checks.finish(steps)
     if config.trainable == "lora":
         merge_lora(model.tower)
@@ -252,13 +251,6 @@ def _check_causality(task: Task, config: FitConfig) -> None:
         raise UserError(
             f"{name}: `method.kind` {config.method.kind} does not go with `causality.contrast`; take one"
         )
-
-
-def _set_training(model: TaskModel, config: FitConfig) -> None:
-    """Training mode; a tower that is not trained has no dropout either."""
-    model.train()
-    if config.trainable == "head":
-        model.tower.eval()
 
 
 def _build_optimizer(

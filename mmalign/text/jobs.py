@@ -40,7 +40,9 @@ def read_job(path: Path, overrides: Sequence[str] = ()) -> Job:
 
 def job_of(tree: dict[str, Any], where: str) -> Job:
     """The same from the content of a file; `where` names it in a message."""
-    return validate(LexicalInjectionConfig if "lexicon" in tree else FinetuneConfig, tree, where)
+    if "lexicon" in tree:
+        return validate(LexicalInjectionConfig, tree, where)
+    return validate(FinetuneConfig, tree, where)
 
 
 def name_of(job: Job) -> str:

@@ -28,11 +28,7 @@ from mmalign.text.fit import Fitted
 from mmalign.text.heads.base import TaskModel
 from mmalign.text.heads.features import ClassificationModel
 from mmalign.text.perturbations.attack import AttackConfig, Similar, attack, candidates_for
-from mmalign.text.perturbations.perturb import (
-    PerturbationConfig,
-    changed_share,
-    perturb,
-)
+from mmalign.text.perturbations.perturb import PerturbationConfig, changed_share, perturb
 from mmalign.text.scores import PRIMARY, chance, hits
 from mmalign.text.tasks.task import CLEAN, Task, sample
 from mmalign.text.transfer import Outcome, add_clean, add_perturbed, outcome_of

@@ -6,18 +6,14 @@ seeds -> train, measure -> Results and what to save -> out/tower/, or out/seed-<
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mmalign.core.code_version import code_version
 from mmalign.core.commit import committed_folder, write_atomic
 from mmalign.core.config import Section, write_yaml
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results
-
-
-class Saves(Protocol):
-    """A tower, with or without a head."""
-
-    def save(self, folder: Path) -> None: ...
+from mmalign.text.heads.base import TaskModel
 
 
 def run_seeds(
@@ -26,7 +22,7 @@ def run_seeds(
     model: str,
     out: Path,
     facts: Mapping[str, Any],
-    run: Callable[[int], tuple[Results, Saves]],
+    run: Callable[[int], tuple[Results, TextEncoder | TaskModel]],
 ) -> list[Results]:
     """Train once per seed and write `config.yaml` and `tower/` to `out`; the results of each seed.
 
@@ -38,7 +34,7 @@ def run_seeds(
         facts: recorded beside the weights, for the lineage.
         run: trains and measures one seed.
     """
-    runs = []
+    runs: list[Results] = []
     for seed in seeds:
         results, trained = run(seed)
         if not runs:

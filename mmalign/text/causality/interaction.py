@@ -76,8 +76,9 @@ class CausalityHead(nn.Module):
         nodes: Nodes = {node: self.into_node[node](value) for node, value in inputs.items()}
         nodes["pair"] = nodes["pair"] + self.distance(graph.distance_P)
         nodes = {node: self.norm[node](state) for node, state in nodes.items()}
-        for layer in () if self.network is None else self.network["layers"]:
-            nodes = layer(nodes, graph.edges)
+        if self.network is not None:
+            for layer in self.network["layers"].children():
+                nodes = layer(nodes, graph.edges)
         return nodes
 
     def logits(self, nodes: Nodes, graph: Graph) -> Tensor:

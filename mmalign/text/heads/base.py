@@ -73,6 +73,18 @@ class TaskModel(nn.Module, ABC):
     def collate(self, examples: Sequence[Example]) -> TaskBatch:
         """Examples as tokens and targets."""
 
+    def batch(
+        self,
+        examples: Sequence[Example],
+        tokens: Tokens,
+        example_N: Sequence[int] | Tensor,
+        target: Any,
+    ) -> TaskBatch:
+        """A batch of these parts, on the tower's device."""
+        device = self.tower.device
+        example_N, target = (torch.as_tensor(one).to(device) for one in (example_N, target))
+        return TaskBatch(examples, tokens, example_N, target)
+
     @abstractmethod
     def logits(self, state_NLF: Tensor, batch: TaskBatch) -> Tensor:
         """The head's outputs for the states of the tokens."""

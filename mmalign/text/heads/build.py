@@ -5,18 +5,17 @@ from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.causality.config import CausalityConfig
 from mmalign.text.heads.base import TaskModel
 from mmalign.text.heads.causality import CausalityModel
-from mmalign.text.heads.features import ChoiceModel, ClassificationModel, Pairs, SimilarityModel
+from mmalign.text.heads.features import (
+    ON_FEATURES,
+    ChoiceModel,
+    ClassificationModel,
+    Pairs,
+    SimilarityModel,
+)
 from mmalign.text.heads.ranking import RetrievalModel
 from mmalign.text.heads.spans import SpanModel
 from mmalign.text.heads.tagging import TaggingModel
 from mmalign.text.tasks.task import Task
-
-_WITHOUT_HIDDEN = {
-    "tagging": "a tagging head has no hidden layer",
-    "span_qa": "a span_qa head has no hidden layer",
-    "retrieval": "a retrieval head has no hidden layer",
-    "event_causality": "its layers are `causality.width` wide",
-}
 
 
 def build_model(
@@ -35,8 +34,9 @@ def build_model(
     Raises:
         UserError: `hidden` where the head has no such layer.
     """
-    if hidden is not None and task.kind in _WITHOUT_HIDDEN:
-        raise UserError(f"task `{task.name}`: {_WITHOUT_HIDDEN[task.kind]}; drop `hidden`")
+    if hidden is not None and task.kind not in ON_FEATURES:
+        kinds = ", ".join(ON_FEATURES)
+        raise UserError(f"task `{task.name}`: `hidden` is for {kinds}, not {task.kind}; drop it")
     match task.kind:
         case "classification":
             is_pair = len(task.train[0].texts) == 2

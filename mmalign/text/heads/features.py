@@ -26,6 +26,8 @@ from mmalign.text.heads.base import LOWEST, Evaluated, TaskBatch, TaskModel, zer
 from mmalign.text.scores import Prediction
 
 Pairs = Literal["joint", "separate"]
+ON_FEATURES = ("classification", "similarity", "multiple_choice")
+"""The kinds of task whose heads see features."""
 Row = tuple[int, tuple[str, ...]]
 """The number of an example, and one or two of its texts."""
 
@@ -93,7 +95,7 @@ class FeatureModel(TaskModel):
     head: FeatureHead
 
     def __init__(
-        self, tower: TextEncoder, outputs: int, pairs: Pairs | None, hidden: int | None
+        self, tower: TextEncoder, pairs: Pairs | None, hidden: int | None = None, outputs: int = 1
     ) -> None:
         self.separate = pairs == "separate"
         super().__init__(tower, FeatureHead(tower.feature_width, outputs, self.separate, hidden))
@@ -128,14 +130,9 @@ class FeatureModel(TaskModel):
         example_R = [number for number, _ in rows]
         if self.separate:
             tokens = self.tower.tokenize([*first, *second[0]])
-            example_R *= 2
-        else:
-            tokens = self.tower.tokenize(first, *second)
-        return TaskBatch(
-            examples,
-            tokens,
-            torch.tensor(example_R, device=self.tower.device),
-            self.target(examples),
+            return self.batch(examples, tokens, example_R * 2, self.target(examples))
+        return self.batch(
+            examples, self.tower.tokenize(first, *second), example_R, self.target(examples)
         )
 
     def logits(self, state_NLF: Tensor, batch: TaskBatch) -> Tensor:
@@ -196,7 +193,7 @@ class ClassificationModel(FeatureModel):
         pairs: Pairs | None,
         hidden: int | None = None,
     ) -> None:
-        super().__init__(tower, len(labels), pairs, hidden)
+        super().__init__(tower, pairs, hidden, len(labels))
         self.labels = tuple(labels)
 
     def target(self, examples: Sequence[Example]) -> Tensor:
@@ -215,9 +212,7 @@ class ClassificationModel(FeatureModel):
 class SimilarityModel(FeatureModel):
     """Scores of pairs of texts; the loss is the squared error in deviations of the training scores."""
 
-    def __init__(self, tower: TextEncoder, pairs: Pairs, hidden: int | None = None) -> None:
-        super().__init__(tower, 1, pairs, hidden)
-        self.mean, self.deviation = 0.0, 1.0
+    mean, deviation = 0.0, 1.0  # until `prepare`
 
     def prepare(self, train: Sequence[Example]) -> None:
         super().prepare(train)
@@ -241,9 +236,6 @@ class SimilarityModel(FeatureModel):
 
 class ChoiceModel(FeatureModel):
     """Which of some texts goes with a context: each (context, choice) has a score, the highest is taken."""
-
-    def __init__(self, tower: TextEncoder, pairs: Pairs, hidden: int | None = None) -> None:
-        super().__init__(tower, 1, pairs, hidden)
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
         """One row per choice."""

@@ -60,14 +60,9 @@ class RetrievalModel(TaskModel):
     def collate(self, examples: Sequence[Example]) -> TaskBatch:
         """The target is (B, B) bool: whether an example's candidate is the same as the other's."""
         queries, candidates = zip(*(one.texts for one in examples), strict=True)
-        device = self.tower.device
+        tokens = self.tower.tokenize([*queries, *candidates])
         same = [[_same_candidate(one, other) for other in examples] for one in examples]
-        return TaskBatch(
-            examples,
-            self.tower.tokenize([*queries, *candidates]),
-            torch.arange(len(examples), device=device).repeat(2),
-            torch.tensor(same, device=device),
-        )
+        return self.batch(examples, tokens, [*range(len(examples))] * 2, same)
 
     def logits(self, state_NLF: Tensor, batch: TaskBatch) -> Tensor:
         """(B, B), one row per query; copies of the right candidate never count against it."""

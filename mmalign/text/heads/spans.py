@@ -22,21 +22,12 @@ from torch import Tensor, nn
 from mmalign.core.batch import Answer, Example
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.text.heads.base import (
-    LOWEST,
-    TaskBatch,
-    TaskModel,
-    check_alignable,
-    mean_per_example,
-    zero_linear,
-)
+from mmalign.text.heads import base
+from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.scores import Prediction
 
 _LONGEST_QUESTION = 64  # tokens, BERT's; of a tower with short sequences a third of them
 _SHORTEST_WINDOW = 4
-# Combining marks are found by their category; the vowels and final consonants of a Korean syllable that is
-# written in parts are letters.
-_KOREAN_PARTS = ("\u1160", "\u11ff")
 
 
 class SpanModel(TaskModel):
@@ -52,8 +43,8 @@ class SpanModel(TaskModel):
     head: nn.Linear
 
     def __init__(self, tower: TextEncoder, stride: int = 128, max_answer_tokens: int = 30) -> None:
-        check_alignable(tower)
-        super().__init__(tower, zero_linear(tower.state_width, 2))
+        base.check_alignable(tower)
+        super().__init__(tower, base.zero_linear(tower.state_width, 2))
         self.question_tokens = min(_LONGEST_QUESTION, tower.max_length // 3)
         special = tower.tokenizer.inner.num_special_tokens_to_add(True)
         room = tower.max_length - self.question_tokens - special
@@ -79,10 +70,7 @@ class SpanModel(TaskModel):
             _answer_tokens(examples[example], tokens.encoding, window)
             for window, example in enumerate(example_N.tolist())
         ]
-        device = self.tower.device
-        return TaskBatch(
-            examples, tokens, example_N.to(device), torch.tensor(target, device=device)
-        )
+        return self.batch(examples, tokens, example_N, target)
 
     def logits(self, state_NLF: Tensor, batch: TaskBatch) -> Tensor:
         """(N, L, 2), start and end; only the first token and those of the context compete."""
@@ -90,12 +78,12 @@ class SpanModel(TaskModel):
         mask_NL = batch.tokens.mask_NL
         first_N1 = mask_NL.argmax(1, keepdim=True)  # not always 0: a tokenizer may pad on the left
         allowed_NL = _context_mask(batch).to(mask_NL.device).scatter(1, first_N1, True)
-        return logits_NL2.masked_fill(~allowed_NL[..., None], LOWEST)
+        return logits_NL2.masked_fill(~allowed_NL[..., None], base.LOWEST)
 
     def losses(self, logits: Tensor, batch: TaskBatch) -> Tensor:
         """(B,), the mean over an example's windows."""
         loss_N = F.cross_entropy(logits, batch.target, reduction="none").mean(1)
-        return mean_per_example(loss_N, batch.example_N, len(batch.examples))
+        return base.mean_per_example(loss_N, batch.example_N, len(batch.examples))
 
     def decode(self, logits: Tensor, batch: TaskBatch) -> list[Prediction]:
         """The answer's text, cut from the original context, without white space around it.
@@ -156,9 +144,9 @@ def _past_marks(text: str, end: int) -> int:
 
     A normaliser that composes `e` and an accent reports the position of the `e` alone.
     """
-    low, high = _KOREAN_PARTS
+    # Unicode counts the vowels and final consonants of a Korean syllable in parts among the letters.
     while end < len(text) and (
-        unicodedata.category(text[end]).startswith("M") or low <= text[end] <= high
+        unicodedata.category(text[end]).startswith("M") or "\u1160" <= text[end] <= "\u11ff"
     ):
         end += 1
     return end

@@ -13,7 +13,7 @@ prediction is `O`, or the first label if there is no `O`.
 Shapes: B examples, N windows, L tokens, K labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -23,17 +23,11 @@ from torch import Tensor, nn
 
 from mmalign.core.batch import Example
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.text.heads.base import (
-    TaskBatch,
-    TaskModel,
-    check_alignable,
-    mean_per_example,
-    zero_linear,
-)
+from mmalign.text.heads import base
+from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.scores import Prediction
 
 _NO_TAG = -100  # cross-entropy leaves it out
-_NO_WORD = -1
 
 Window = tuple[int, int, int]
 """Words of one example that the tower reads together: its number, the first word, the word after the last."""
@@ -49,8 +43,8 @@ class TaggingModel(TaskModel):
     head: nn.Linear
 
     def __init__(self, tower: TextEncoder, labels: Sequence[str]) -> None:
-        check_alignable(tower)
-        super().__init__(tower, zero_linear(tower.state_width, len(labels)))
+        base.check_alignable(tower)
+        super().__init__(tower, base.zero_linear(tower.state_width, len(labels)))
         self.labels = tuple(labels)
         self.default = "O" if "O" in self.labels else self.labels[0]
 
@@ -59,16 +53,13 @@ class TaggingModel(TaskModel):
         windows = self._windows(examples)
         words = [list(examples[i].texts[first:end]) for i, first, end in windows]
         tokens = self.tower.tokenize(words, is_split_into_words=True)
-        word_NL = _word_numbers(windows, tokens.encoding)
         class_of = {label: i for i, label in enumerate(self.labels)}
-        target_NL = torch.full(word_NL.shape, _NO_TAG)
-        for row, column in (word_NL != _NO_WORD).nonzero().tolist():
-            tags = examples[windows[row][0]].target
+        target_NL = torch.full(tokens.token_NL.shape, _NO_TAG)
+        for row, column, example, word in _first_tokens(windows, tokens.encoding):
+            tags = examples[example].target
             assert isinstance(tags, tuple)
-            target_NL[row, column] = class_of.get(str(tags[int(word_NL[row, column])]), _NO_TAG)
-        example_N = torch.tensor([example for example, _, _ in windows])
-        device = self.tower.device
-        return TaskBatch(examples, tokens, example_N.to(device), target_NL.to(device))
+            target_NL[row, column] = class_of.get(str(tags[word]), _NO_TAG)
+        return self.batch(examples, tokens, [example for example, _, _ in windows], target_NL)
 
     def logits(self, state_NLF: Tensor, batch: TaskBatch) -> Tensor:
         """(N, L, K)."""
@@ -81,17 +72,15 @@ class TaggingModel(TaskModel):
             logits.transpose(1, 2), batch.target, ignore_index=_NO_TAG, reduction="none"
         )
         words_N = (batch.target != _NO_TAG).sum(1).to(loss_NL.dtype)
-        return mean_per_example(loss_NL.sum(1), batch.example_N, len(batch.examples), words_N)
+        return base.mean_per_example(loss_NL.sum(1), batch.example_N, len(batch.examples), words_N)
 
     def decode(self, logits: Tensor, batch: TaskBatch) -> list[Prediction]:
         """A tag for every word of an example, as a tuple."""
-        windows = self._windows(batch.examples)
-        word_NL = _word_numbers(windows, batch.tokens.encoding)
-        class_NL = logits.argmax(-1).cpu()
+        class_NL = logits.argmax(-1).tolist()
         tags = [[self.default] * len(one.texts) for one in batch.examples]
-        for row, column in (word_NL != _NO_WORD).nonzero().tolist():
-            label = self.labels[int(class_NL[row, column])]
-            tags[windows[row][0]][int(word_NL[row, column])] = label
+        windows = self._windows(batch.examples)
+        for row, column, example, word in _first_tokens(windows, batch.tokens.encoding):
+            tags[example][word] = self.labels[class_NL[row][column]]
         return [tuple(one) for one in tags]
 
     def description(self) -> dict[str, Any]:
@@ -123,16 +112,12 @@ class TaggingModel(TaskModel):
         return windows
 
 
-def _word_numbers(windows: Sequence[Window], encoding: Any) -> Tensor:
-    """(N, L) int64: at the first sub-token of a word its number in the example, elsewhere -1."""
-    rows = []
-    for number, (_, first, _) in enumerate(windows):
-        words = encoding.word_ids(number)
-        before = [None, *words]
-        rows.append(
-            [
-                first + word if word is not None and word != previous else _NO_WORD
-                for word, previous in zip(words, before, strict=False)
-            ]
-        )
-    return torch.tensor(rows)
+def _first_tokens(
+    windows: Sequence[Window], encoding: Any
+) -> Iterator[tuple[int, int, int, int]]:
+    """Row and column of the first sub-token of each word, its example and its number in the example."""
+    for row, (example, first, _) in enumerate(windows):
+        words = encoding.word_ids(row)
+        for column, (word, previous) in enumerate(zip(words, [None, *words], strict=False)):
+            if word is not None and word != previous:
+                yield row, column, example, first + word

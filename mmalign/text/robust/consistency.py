@@ -112,7 +112,7 @@ def _with_texts(
     """Logits of the batch and of its rewritten texts, whose dropout differs as their lengths do."""
     if not isinstance(model, FeatureModel):
         raise UserError(
-            f"method.view.kind: {view.kind} fits tasks with one answer per example; use uniform"
+            f"method.view.kind: {view.kind} needs one label, score or choice per example; use uniform"
         )
     rewrite = view.rewriter(batch.examples)
     # Words are drawn by numpy, so the generator only draws a seed.
