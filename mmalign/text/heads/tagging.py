@@ -112,9 +112,7 @@ class TaggingModel(TaskModel):
         return windows
 
 
-def _first_tokens(
-    windows: Sequence[Window], encoding: Any
-) -> Iterator[tuple[int, int, int, int]]:
+def _first_tokens(windows: Sequence[Window], encoding: Any) -> Iterator[tuple[int, int, int, int]]:
     """Row and column of the first sub-token of each word, its example and its number in the example."""
     for row, (example, first, _) in enumerate(windows):
         words = encoding.word_ids(row)
