@@ -16,10 +16,10 @@ from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.models.encoder import weights_sha256
 from mmalign.text.causality.config import CausalityConfig
+from mmalign.text.finetune import FinetuneConfig, protocol
 from mmalign.text.fit import FitConfig, fit
 from mmalign.text.heads.build import build_model
 from mmalign.text.heads.causality import CausalityModel
-from mmalign.text.loop import FinetuneConfig, protocol
 from mmalign.text.measure import TestConfig as MeasureConfig
 from mmalign.text.measure import check_tests
 from mmalign.text.scores import chance, score
@@ -186,7 +186,7 @@ def test_the_protocol_says_what_was_trained(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"augment": {"kind": "rs_da", "neighbours": "x"}}, "`augment` moves the events"),
-        ({"hidden": 8}, "its layers are `causality.width` wide; drop `hidden`"),
+        ({"hidden": 8}, "`hidden` is for classification, .*, not event_causality"),
     ],
 )
 def test_what_does_not_fit_is_refused(fields: dict[str, Any], message: str) -> None:

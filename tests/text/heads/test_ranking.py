@@ -93,8 +93,3 @@ def test_it_learns_to_retrieve(model: RetrievalModel) -> None:
         model.losses(model(batch), batch).mean().backward()
         optimizer.step()
     assert [found[0] for found in rank(model.tower, queries, pool)] == ["1", "2", "3", "4"]
-
-
-def test_a_batch_is_no_pool(model: RetrievalModel) -> None:
-    with pytest.raises(AssertionError, match="ranking"):
-        model.predict(PAIRS)

@@ -136,7 +136,7 @@ def test_a_tokenizer_without_places_is_one_sentence() -> None:
     tower.facts = {"path": "some/model"}
     tower.tokenizer.inner, inner = Slow(), tower.tokenizer.inner
     try:
-        with pytest.raises(UserError, match="some/model: its tokenizer does not tell"):
+        with pytest.raises(UserError, match="some/model: its tokenizer does not report"):
             TaggingModel(tower, LABELS)
     finally:
         tower.tokenizer.inner = inner  # the tests share it

@@ -18,8 +18,9 @@ from mmalign.models.encoder import weights_sha256
 from mmalign.models.text_encoder import load_text_encoder
 from mmalign.results.results import Results, read_results
 from mmalign.results.statistics import seed_interval
-from mmalign.text import loop, measure
-from mmalign.text.loop import FinetuneConfig, deal_ids, finetune, run_seed
+from mmalign.text import finetune as module
+from mmalign.text import measure
+from mmalign.text.finetune import FinetuneConfig, deal_ids, finetune, run_seed
 from mmalign.text.perturbations.perturb import perturb
 from mmalign.text.tasks.read import read_task
 
@@ -50,7 +51,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny_run(tmp_path_factory.mktemp("loop") / "run"))
+    return str(tiny_run(tmp_path_factory.mktemp("finetune") / "run"))
 
 
 def right(i: int) -> str:
@@ -191,7 +192,7 @@ def test_every_seed_meets_the_same_noise_and_attacks_are_judged_by_the_first_tow
 ) -> None:
     noisy: list[list[Example] | None] = []
     judges: list[str] = []
-    similarity = measure._similarity
+    similarity = measure.similarity_by
 
     def recorded(*arguments: Any) -> list[Example] | None:
         noisy.append(perturb(*arguments))
@@ -202,7 +203,7 @@ def test_every_seed_meets_the_same_noise_and_attacks_are_judged_by_the_first_tow
         return similarity(reference)
 
     monkeypatch.setattr(measure, "perturb", recorded)
-    monkeypatch.setattr(measure, "_similarity", judged)
+    monkeypatch.setattr(measure, "similarity_by", judged)
     tests = {
         "perturbations": [{"kind": "characters"}],
         "attacks": [{"kind": "attack", "candidates": "characters", "min_similarity": 0.5}],
@@ -330,7 +331,7 @@ def test_what_can_be_known_before_training_is_told_before_it(
     def trained(*_: Any) -> None:
         raise AssertionError("it was trained")
 
-    monkeypatch.setattr(loop, "run_seed", trained)
+    monkeypatch.setattr(module, "run_seed", trained)
     for fields, words in (
         ({"folds": 9}, "only 8 test ids"),
         ({"tests": {"generalised": True}}, "needs pairs of texts"),
