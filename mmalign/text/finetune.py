@@ -64,9 +64,15 @@ def finetune(config: FinetuneConfig, model: str, out: Path) -> Results:
         deal_ids(task, config.folds, config.seeds[0])
     tower = load_text_encoder(model)
     baselines = {name: load_text_encoder(model, untrained=True) for name in config.baselines}
-    facts = {"task": task.name, "data": files_of(config.task)}
+    data = files_of(config.task)  # now: files may be replaced while training runs
     runs = run_seeds(
-        config, config.seeds, model, out, facts, lambda seed: run_seed(tower, task, config, seed)
+        config,
+        config.seeds,
+        model,
+        out,
+        task.name,
+        data,
+        lambda seed: run_seed(tower, task, config, seed),
     )
     results = mean_over_seeds(runs)
     for name, untrained in baselines.items():

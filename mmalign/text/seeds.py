@@ -21,7 +21,8 @@ def run_seeds(
     seeds: Sequence[int],
     model: str,
     out: Path,
-    facts: Mapping[str, Any],
+    task: str,
+    data: Sequence[Mapping[str, Any]],
     run: Callable[[int], tuple[Results, TextEncoder | TaskModel]],
 ) -> list[Results]:
     """Train once per seed and write `config.yaml` and `tower/` to `out`; the results of each seed.
@@ -31,7 +32,7 @@ def run_seeds(
 
     Args:
         model: its name or folder, as `load_text_encoder` takes it.
-        facts: recorded beside the weights, for the lineage.
+        task, data: the name of the task or lexicon and its files, recorded beside the weights.
         run: trains and measures one seed.
     """
     runs: list[Results] = []
@@ -45,13 +46,14 @@ def run_seeds(
             write_atomic(out / "config.yaml", write_yaml(config.model_dump(mode="json")))
         folder = out / f"seed-{seed}" if len(seeds) > 1 else out
         folder.mkdir(exist_ok=True)
-        known = {
+        facts = {
+            "task": task,
             "model": results.model,
             "base_model": None if Path(model).exists() else model,  # no folder: a name on the hub
             "code": code_version(),
-            **facts,
+            "data": data,
         }
-        with committed_folder(folder / "tower", known) as place:
+        with committed_folder(folder / "tower", facts) as place:
             trained.save(place)
         if len(seeds) > 1:
             results.write(folder / "results.json")

@@ -28,20 +28,17 @@ WORDS = ("red ball", "dog", "green chair", "a cat", "0123", "and sleeps", "Hund"
 LABELS = ("thing", "animal")
 NAME = "text/toy/de/clean/accuracy"
 ZERO_STRENGTH: dict[str, dict[str, Any]] = {
-    "rs_rp": {"method": {"kind": "rs_rp", "epsilon": 0, "draws": 1}},
-    "rs_rp_embedding": {
-        "method": {"kind": "rs_rp", "epsilon": 0, "draws": 1, "layer": "embedding"}
-    },
     "pgd": {"method": {"kind": "pgd", "radius": 0, "step_size": 1, "steps": 1}},
     "freelb": {"method": {"kind": "freelb", "radius": 0, "step_size": 1, "steps": 1}},
-    "consistency": {
-        "method": {"kind": "consistency", "view": {"kind": "uniform", "epsilon": 0}, "weight": 0}
-    },
     "rs_da": {"augment": {"kind": "rs_da", "neighbours": "{}/neighbours.tsv"}},
     "code_switch": {
         "augment": {"kind": "code_switch", "dictionaries": "{}", "sentence_ratio": 0}
     },
 }  # fmt: skip
+STRONG: dict[str, dict[str, Any]] = {
+    "freelb": {"method": {"kind": "freelb", "radius": 1.0, "step_size": 0.5}},
+    "code_switch": {"augment": {"kind": "code_switch", "dictionaries": "{}", "sentence_ratio": 1}},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -99,14 +96,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("trainable", ["head", "lora", "all"])
 def test_a_language_of_the_same_words_is_known_and_one_of_wrong_labels_is_not(
-    run: str, tmp_path: Path, trainable: str
+    run: str, tmp_path: Path
 ) -> None:
     tests = {"test_en": rows_of(right), "test_de": rows_of(right), "test_sw": rows_of(wrong)}
     folder = write_task(tmp_path / "task", **tests)
     out = tmp_path / "new" / "out"
-    results = finetune(config_for(folder, trainable=trainable), run, out)
+    results = finetune(config_for(folder), run, out)
     assert results.metrics["text/toy/en/clean/accuracy"] == 1.0
     assert results.metrics[NAME] == 1.0
     assert results.metrics["text/toy/sw/clean/accuracy"] == 0.0
@@ -114,9 +110,7 @@ def test_a_language_of_the_same_words_is_known_and_one_of_wrong_labels_is_not(
     assert results.chance["text/toy/mean/clean/accuracy"] == 0.5
     assert results.counts["text/toy/mean/clean/accuracy"] == 2 * len(WORDS)
     assert read_results(out / "results.json") == results
-    assert load_config(FinetuneConfig, out / "config.yaml") == config_for(
-        folder, trainable=trainable
-    )
+    assert load_config(FinetuneConfig, out / "config.yaml") == config_for(folder)
 
 
 def test_results_say_how_they_came_about(run: str, task: Path, tmp_path: Path) -> None:
@@ -138,39 +132,31 @@ def test_results_say_how_they_came_about(run: str, task: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("trainable", ["head", "lora", "all"])
-def test_a_tower_that_was_written_gives_the_same_features(
-    run: str, task: Path, tmp_path: Path, trainable: str
-) -> None:
-    config = config_for(task, trainable=trainable, epochs=2)
-    _, model = run_seed(load_text_encoder(run), read_task(config.task), config, seed=0)
-    finetune(config, run, tmp_path / "out")
-    folder = tmp_path / "out" / "tower"
-    facts = verify(folder)
-    assert facts["task"] == "toy" and facts["code"]["version"] == __version__
-    assert facts["base_model"] is None, "it was a folder"
-    (data,) = facts["data"]
-    assert data["folder"] == str(task) and data["files"]
-    assert all(sha256_of(task / name) == sha256 for name, sha256 in data["files"].items())
-    assert data["files"].keys() == {p.name for p in task.iterdir()}
-    assert json.loads((folder / "head.json").read_text())["labels"] == sorted(LABELS)
-    features = load_text_encoder(str(folder)).encode(WORDS)
-    assert np.array_equal(features, model.tower.encode(WORDS))
-    assert np.array_equal(features, load_text_encoder(run).encode(WORDS)) == (trainable == "head")
-
-
-@pytest.mark.parametrize("trainable", ["head", "lora", "all"])
-def test_the_same_configuration_gives_the_same_bytes(
+def test_the_same_configuration_writes_the_same_bytes(
     run: str, task: Path, tmp_path: Path, trainable: str
 ) -> None:
     tests = {"perturbations": [{"kind": "characters"}]}
-    config = config_for(task, trainable=trainable, epochs=3, tests=tests)
-    for name in ("a", "b", "a"):  # the third into the folder of the first, which is replaced
-        finetune(config, run, tmp_path / name)
-    first, second = (contents(tmp_path / name) for name in ("a", "b"))
-    for files in (first, second):  # tells when it was written
+    config = config_for(task, trainable=trainable, epochs=2, tests=tests)
+    out = tmp_path / "out"
+    finetune(config, run, out)
+    first = contents(out)
+    _, model = run_seed(load_text_encoder(run), read_task(config.task), config, seed=0)
+    finetune(config, run, out)  # replaces what is there
+    second = contents(out)
+    for files in (first, second):  # the manifest has the time of writing
         assert files.pop("tower/MANIFEST.json")
     assert first == second
     assert {"results.json", "config.yaml", "tower/head.safetensors"} <= first.keys()
+    facts = verify(out / "tower")
+    assert facts["task"] == "toy" and facts["code"]["version"] == __version__
+    assert facts["base_model"] is None, "it was a folder"
+    (data,) = facts["data"]
+    assert data["folder"] == str(task) and data["files"].keys() == {p.name for p in task.iterdir()}
+    assert all(sha256_of(task / name) == sha256 for name, sha256 in data["files"].items())
+    assert json.loads((out / "tower" / "head.json").read_text())["labels"] == sorted(LABELS)
+    features = load_text_encoder(str(out / "tower")).encode(WORDS)
+    assert np.array_equal(features, model.tower.encode(WORDS))
+    assert np.array_equal(features, load_text_encoder(run).encode(WORDS)) == (trainable == "head")
 
 
 def test_tests_do_not_change_training(run: str, task: Path, tmp_path: Path) -> None:
@@ -236,7 +222,7 @@ def test_several_seeds_are_averaged_and_kept_apart(run: str, task: Path, tmp_pat
     assert alone == each[1]
 
 
-@pytest.mark.parametrize("seeds", [[], [-1], [0, 1, 0]])
+@pytest.mark.parametrize("seeds", [[], [-1]])
 def test_seeds_must_be_such(task: Path, seeds: list[int]) -> None:
     with pytest.raises(UserError, match="seeds"):
         config_for(task, seeds=seeds)
@@ -265,7 +251,7 @@ def test_items_that_are_held_out_are_unknown(run: str, tmp_path: Path) -> None:
     rows = rows_of(lambda i: f"label{i}")
     tests = {"test_de": rows, "test_sw": rows[:3], "test_yo": [("new", "label0", "mbwa")]}
     folder = write_task(tmp_path / "task", train_en=rows, **tests)
-    results = finetune(config_for(folder, folds=4), run, tmp_path / "out")
+    results = finetune(config_for(folder, folds=4, batch_size=8), run, tmp_path / "out")
     assert results.metrics[NAME] == 1.0
     for lang, count in (("de", len(WORDS)), ("sw", 3)):
         name = f"text/toy_unseen/{lang}/clean/accuracy"
@@ -298,30 +284,24 @@ def test_folds_part_the_shared_ids_and_keep_the_share_of_labels(tmp_path: Path) 
     assert folds == deal_ids(task, 5, seed=0) != deal_ids(task, 5, seed=1)
 
 
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"folds": 9}, "`folds` is 9, but only 8 test ids"),
-        ({"tests": {"generalised": True}}, "`generalised` needs pairs of texts"),
-        ({"head_lr": 1e38}, "lower `lr` or `head_lr`"),
-        ({"task": {"name": "toy", "folder": "nowhere"}}, "nowhere"),
-    ],
-)
 def test_what_cannot_be_done_leaves_an_earlier_result_alone(
-    run: str, task: Path, tmp_path: Path, fields: dict[str, Any], words: str
+    run: str, task: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(UserError, match=words):
-        finetune(config_for(task, **fields), run, out)
+    diverging = config_for(task, head_lr=1e38, epochs=2)
+    with pytest.raises(UserError, match="lower `lr` or `head_lr`"):
+        finetune(diverging, run, out)
     assert not out.exists()
     finetune(config_for(task, epochs=1), run, out)
     before = contents(out)
-    with pytest.raises(UserError, match=words):
-        finetune(config_for(task, **fields), run, out)
+    absent = config_for(task, task={"name": "toy", "folder": "nowhere"})
+    for config, words in ((diverging, "lower `lr` or `head_lr`"), (absent, "nowhere")):
+        with pytest.raises(UserError, match=words):
+            finetune(config, run, out)
     assert contents(out) == before
 
 
-def test_what_can_be_known_before_training_is_told_before_it(
+def test_what_can_be_known_before_training_fails_before_it(
     run: str, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finetune(config_for(task, epochs=1), run, tmp_path / "out")
@@ -333,7 +313,7 @@ def test_what_can_be_known_before_training_is_told_before_it(
 
     monkeypatch.setattr(module, "run_seed", trained)
     for fields, words in (
-        ({"folds": 9}, "only 8 test ids"),
+        ({"folds": 9}, "`folds` is 9, but only 8 test ids"),
         ({"tests": {"generalised": True}}, "needs pairs of texts"),
         ({"baselines": ["untrained"]}, "only a run knows its model before training"),
     ):
@@ -342,55 +322,32 @@ def test_what_can_be_known_before_training_is_told_before_it(
     assert not (tmp_path / "third").exists()
 
 
-def test_the_oracle_stands_beside_the_zero_shot_number(run: str, tmp_path: Path) -> None:
-    # English dev rows have wrong labels and stop early; those of German, its tests too, do not.
-    folder = write_task(tmp_path / "task", dev_en=rows_of(wrong), dev_de=rows_of(right))
-    results = finetune(
-        config_for(folder, oracle=True, epochs=15, head_lr=0.06), run, tmp_path / "out"
-    )
-    zero_shot, oracle = results.metrics[NAME], results.metrics[f"{NAME}_oracle"]
-    assert oracle == results.metrics["text/toy/mean/clean/accuracy_oracle"] == 1.0 > zero_shot
-    assert results.counts[f"{NAME}_oracle"] == len(WORDS)
-
-
 @pytest.fixture(scope="module")
 def plain(run: str, tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("plain")
-    return finetune(methodical(write_task(folder, test_de=rows_of(right))), run, folder / "out")
+    return trained(run, write_task(folder, test_de=rows_of(right)))
 
 
-def methodical(folder: Path, **fields: Any) -> FinetuneConfig:
-    """The whole tower, with dropout; numbers that a changed step would change."""
+def trained(run: str, folder: Path, **fields: Any) -> Results:
+    """The entire tower, with dropout; numbers that a changed step would change."""
+    (folder / "neighbours.tsv").write_text("word\tneighbours\nnone\tnobody\n", encoding="utf-8")
+    (folder / "en-de.tsv").write_text("en\ttranslation\ndog\tHund\n", encoding="utf-8")
     tests = {"perturbations": [{"kind": "characters"}]}
-    return config_for(folder, trainable="all", epochs=3, tests=tests, **fields)
+    filled = json.loads(json.dumps(fields).replace("{}", str(folder)))
+    config = config_for(folder, trainable="all", epochs=3, tests=tests, **filled)
+    return run_seed(load_text_encoder(run), read_task(config.task), config, seed=0)[0]
 
 
 @pytest.mark.parametrize("name", ZERO_STRENGTH)
 def test_a_method_without_strength_is_plain_training(
-    run: str, task: Path, tmp_path: Path, plain: Results, name: str
+    run: str, task: Path, plain: Results, name: str
 ) -> None:
-    (tmp_path / "neighbours.tsv").write_text("word\tneighbours\nnone\tnobody\n", encoding="utf-8")
-    (tmp_path / "en-de.tsv").write_text("en\ttranslation\ndog\tHund\n", encoding="utf-8")
-    fields = json.loads(json.dumps(ZERO_STRENGTH[name]).replace("{}", str(tmp_path)))
-    results = finetune(methodical(task, **fields), run, tmp_path / "out")
+    results = trained(run, task, **ZERO_STRENGTH[name])
     assert results.model == plain.model  # the loss too, to the last bit
     assert results.metrics == plain.metrics
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"method": {"kind": "rs_rp", "epsilon": 1.0}},
-        {"method": {"kind": "pgd", "radius": 1.0, "step_size": 0.5}},
-        {"method": {"kind": "freelb", "radius": 1.0, "step_size": 0.5}},
-        {"augment": {"kind": "code_switch", "dictionaries": "{}", "sentence_ratio": 1}},
-    ],
-    ids=lambda fields: str(next(iter(fields.values()))["kind"]),
-)
-def test_a_method_with_strength_is_not(
-    run: str, task: Path, tmp_path: Path, plain: Results, fields: dict[str, Any]
-) -> None:
-    (tmp_path / "en-de.tsv").write_text("en\ttranslation\ndog\tHund\n", encoding="utf-8")
-    strong = json.loads(json.dumps(fields).replace("{}", str(tmp_path)))
-    results = finetune(methodical(task, **strong), run, tmp_path / "out")
+@pytest.mark.parametrize("name", STRONG)
+def test_a_method_with_strength_is_not(run: str, task: Path, plain: Results, name: str) -> None:
+    results = trained(run, task, **STRONG[name])
     assert results.model["train_loss"] != plain.model["train_loss"]

@@ -46,13 +46,13 @@ def inject(config: LexicalInjectionConfig, model: str, out: Path) -> Results:
     files = sorted(path for path in folder.iterdir() if path.suffix in (".tsv", ".txt"))
     data = [{"folder": str(folder), "files": {path.name: sha256_of(path) for path in files}}]
     before = measure_before(tower, lexicon, config)
-    facts = {"task": lexicon.name, "data": data}
     runs = run_seeds(
         config,
         config.seeds,
         model,
         out,
-        facts,
+        lexicon.name,
+        data,
         lambda seed: _run(tower, lexicon, before, config, seed),
     )
     results = mean_over_seeds(runs)

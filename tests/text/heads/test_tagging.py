@@ -104,7 +104,7 @@ def test_the_loss_of_a_long_example_is_the_mean_over_its_words(model: TaggingMod
     assert losses.shape == (2,)
 
 
-def test_company_in_a_batch_changes_no_prediction(model: TaggingModel) -> None:
+def test_predictions_do_not_depend_on_the_batch(model: TaggingModel) -> None:
     examples = [sentence(size, str(size)) for size in (50, 1, 7, 0, 23)]
     together = model.predict(examples)
     assert together == [model.predict([one])[0] for one in examples]
@@ -128,7 +128,7 @@ def test_it_learns_the_tag_of_a_word() -> None:
     assert model.predict(examples) == [one.target for one in examples]
 
 
-def test_a_tokenizer_without_places_is_one_sentence() -> None:
+def test_a_tokenizer_without_positions_is_one_sentence() -> None:
     class Slow:
         is_fast = False
 
