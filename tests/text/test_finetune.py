@@ -288,7 +288,7 @@ def test_what_cannot_be_done_leaves_an_earlier_result_alone(
     run: str, task: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    diverging = config_for(task, head_lr=1e38, epochs=2)
+    diverging = config_for(task, head_lr=1e30, epochs=2)
     with pytest.raises(UserError, match="lower `lr` or `head_lr`"):
         finetune(diverging, run, out)
     assert not out.exists()
@@ -330,10 +330,12 @@ def plain(run: str, tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 def trained(run: str, folder: Path, **fields: Any) -> Results:
     """The entire tower, with dropout; numbers that a changed step would change."""
-    (folder / "neighbours.tsv").write_text("word\tneighbours\nnone\tnobody\n", encoding="utf-8")
-    (folder / "en-de.tsv").write_text("en\ttranslation\ndog\tHund\n", encoding="utf-8")
+    words = folder / "words"
+    words.mkdir()
+    (words / "neighbours.tsv").write_text("word\tneighbours\nnone\tnobody\n", encoding="utf-8")
+    (words / "en-de.tsv").write_text("en\ttranslation\ndog\tHund\n", encoding="utf-8")
     tests = {"perturbations": [{"kind": "characters"}]}
-    filled = json.loads(json.dumps(fields).replace("{}", str(folder)))
+    filled = json.loads(json.dumps(fields).replace("{}", str(words)))
     config = config_for(folder, trainable="all", epochs=3, tests=tests, **filled)
     return run_seed(load_text_encoder(run), read_task(config.task), config, seed=0)[0]
 

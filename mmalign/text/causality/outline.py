@@ -81,8 +81,7 @@ class _Part:
 
 def outline(example: Example) -> Outline:
     """The parts of a document; its target is a Causality."""
-    target = example.target
-    assert isinstance(target, Causality), example.id
+    target = target_of(example)
     starts = starts_of(example.texts)
     located = list(zip(starts, example.texts, strict=True))
     triggers = [
@@ -111,6 +110,12 @@ def outline(example: Example) -> Outline:
         pairs=[(one.first, one.second) for one in target.pairs],
         causal=[one.causal for one in target.pairs],
     )
+
+
+def target_of(example: Example) -> Causality:
+    """The events and pairs of a document."""
+    assert isinstance(example.target, Causality), example.id
+    return example.target
 
 
 def overlap(one: Span, other: Span) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 
 from mmalign.core.batch import Causality, EventPair, Example
 from mmalign.results.statistics import INTERVAL_DRAWS, resampled_sums
+from mmalign.text.causality.outline import target_of
 
 
 def pair_scores(examples: Sequence[Example], given: Sequence[Sequence[bool]]) -> dict[str, float]:
@@ -47,7 +48,7 @@ def f1_without_reading(examples: Sequence[Example]) -> float:
 
     The first is 2 p / (1 + p), where p is the share of causal pairs; in MECI the second is far above it.
     """
-    targets = [_target(one) for one in examples]
+    targets = [target_of(one) for one in examples]
     both = [[True] * len(one.pairs) for one in targets]
     within = [[not _is_across(one, pair) for pair in one.pairs] for one in targets]
     return max(pair_scores(examples, given)["f1"] for given in (both, within))
@@ -57,7 +58,7 @@ def _counts(examples: Sequence[Example], given: Sequence[Sequence[bool]]) -> np.
     """(B, 2, 3) int64."""
     counts = np.zeros((len(examples), 2, 3), np.int64)
     for document, (example, found) in enumerate(zip(examples, given, strict=True)):
-        target = _target(example)
+        target = target_of(example)
         for pair, said in zip(target.pairs, found, strict=True):
             cell = (pair.causal and said, not pair.causal and said, pair.causal and not said)
             counts[document, int(_is_across(target, pair))] += cell
@@ -78,8 +79,3 @@ def _metrics(counts: np.ndarray) -> dict[str, np.ndarray]:
         metrics[f"recall{suffix}"] = right / (right + missed).clip(min=1)
         metrics[f"f1{suffix}"] = 2 * right / (2 * right + wrong + missed).clip(min=1)
     return metrics
-
-
-def _target(example: Example) -> Causality:
-    assert isinstance(example.target, Causality), example.id
-    return example.target

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from mmalign.core.batch import Causality, Event, Example
+from mmalign.core.batch import Event, Example
 from mmalign.data.dictionaries.read import Dictionary
-from mmalign.text.causality.outline import starts_of
+from mmalign.text.causality.outline import starts_of, target_of
 from mmalign.text.robust.code_switch import CodeSwitchConfig, switch
 
 
@@ -25,8 +25,7 @@ def view_of(
     random: np.random.Generator,
 ) -> Example:
     """The same sentences, events and pairs in the same order; the words are mixed."""
-    target = example.target
-    assert isinstance(target, Causality), example.id
+    target = target_of(example)
     old = [tuple(text.split(" ")) for text in example.texts]
     new = [
         switch(replace(example, texts=words), tables, config, random, words=True).texts

@@ -173,7 +173,7 @@ def mean_per_example(
     """(B,): the sum of the losses of each example's parts over the number of parts; 0 without parts.
 
     Args:
-        size_N: how many parts each entry stands for; by default one.
+        size_N: how many parts each entry sums; by default one.
     """
     size_N = torch.ones_like(loss_N) if size_N is None else size_N
     zero_B = loss_N.new_zeros(examples)

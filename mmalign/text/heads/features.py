@@ -51,7 +51,7 @@ class FeatureHead(nn.Module):
 
     Attributes:
         centre_D: the mean training feature.
-        scale_1: the factor; entries of the centred training features come to a mean square of 1.
+        scale_1: the factor; the centred and scaled training features have a mean square of 1.
     """
 
     centre_D: Tensor
@@ -235,7 +235,7 @@ class SimilarityModel(FeatureModel):
 
 
 class ChoiceModel(FeatureModel):
-    """Which of some texts goes with a context: each (context, choice) has a score, the highest is taken."""
+    """Which of some texts belongs to a context: each (context, choice) has a score, the highest is taken."""
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
         """One row per choice."""

@@ -21,7 +21,7 @@ from mmalign.core.config import Section
 class HingeConfig(Section):
     kind: Literal["hinge"]
     margin: float = pydantic.Field(default=0.4, gt=0)
-    """How much nearer a translation shall be than the nearest other word of the batch."""
+    """How much nearer a translation should be than the nearest other word of the batch."""
 
     def loss(self, anchor_BF: Tensor, positive_BF: Tensor, answers_BB: Tensor) -> Tensor:
         """Mean of max(0, margin + s(i, hardest j) - s(i, i)): the hardest negative, one direction.

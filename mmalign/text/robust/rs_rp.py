@@ -33,11 +33,11 @@ class RsRpConfig(Section):
 
     def backward(self, model: TaskModel, batch: TaskBatch, generator: torch.Generator) -> float:
         """The mean loss of the batch over the draws; see `method.py`."""
-        place = (model.tower, batch.tokens, self.layer)
+        position = (model.tower, batch.tokens, self.layer)
         if self.layer == "last":  # the noise comes after the encoder, which therefore runs once
             state_NLF = model.tower.states(batch.tokens)
             noisy = [
-                model.logits(state_NLF + noise.uniform(*place, self.epsilon, generator), batch)
+                model.logits(state_NLF + noise.uniform(*position, self.epsilon, generator), batch)
                 for _ in range(self.draws)
             ]
             loss = torch.stack([model.losses(logits, batch).mean() for logits in noisy]).mean()
@@ -45,7 +45,7 @@ class RsRpConfig(Section):
             return loss.item()
         total = 0.0
         for _ in noise.passes(model.tower, self.draws):
-            delta_NLF = noise.uniform(*place, self.epsilon, generator)
+            delta_NLF = noise.uniform(*position, self.epsilon, generator)
             # One backward pass per draw: only one graph at a time is in memory.
             loss = noise.losses(model, batch, self.layer, delta_NLF).mean() / self.draws
             loss.backward()

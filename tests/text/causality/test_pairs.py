@@ -61,7 +61,7 @@ def test_the_metrics_are_those_of_the_pooled_pairs(part: str) -> None:
 
 
 def with_labels(examples: list[Example], label: Callable[[bool], bool]) -> list[Example]:
-    """The same pairs, causal by whether their events stand in one sentence."""
+    """The same pairs, causal by whether their events are in one sentence."""
     found = []
     for one in examples:
         target = one.target

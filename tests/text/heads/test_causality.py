@@ -106,9 +106,9 @@ def test_the_contrast_moves_what_the_labels_alone_do_not(tmp_path: Path) -> None
     model.prepare(examples)
     batch = model.collate(examples)
     plain = model.losses(model(batch), batch).mean()
-    whole = model.loss_with_view(batch, np.random.default_rng(0))
-    assert whole > plain
-    whole.backward()
+    total = model.loss_with_view(batch, np.random.default_rng(0))
+    assert total > plain
+    total.backward()
     for layer in model.head.into_contrast.values():
         assert layer.weight.grad.abs().sum() > 0
 

@@ -175,11 +175,11 @@ def test_texts_read_apart_are_remembered_until_a_weight_changes(tower: TextEncod
     examples = pairs()
 
     def probabilities() -> torch.Tensor:
-        """Found through the memory, and beside it by reading every batch anew."""
+        """Found through the memory, and compared with reading every batch again."""
         found = model.probabilities(examples)
         with torch.no_grad():
-            anew = model(model.collate(examples)).softmax(-1)
-        torch.testing.assert_close(found, anew)
+            again = model(model.collate(examples)).softmax(-1)
+        torch.testing.assert_close(found, again)
         return found
 
     before = probabilities()

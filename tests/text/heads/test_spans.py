@@ -1,4 +1,4 @@
-"""Answers are found in every window and cut from the context as it stands there."""
+"""Answers are found in every window and cut from the original context."""
 
 import itertools
 
@@ -52,8 +52,8 @@ def random_head(model: SpanModel) -> SpanModel:
 
 
 def asked(context: str, answer: str, question: str = QUESTION, start: int | None = None) -> Example:
-    place = context.index(answer) if start is None else start
-    return Example("0", "en", (question, context), (Answer(answer, place), Answer("?", 0)))
+    position = context.index(answer) if start is None else start
+    return Example("0", "en", (question, context), (Answer(answer, position), Answer("?", 0)))
 
 
 def perfect(target_N2: torch.Tensor, length: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Every word gets a tag, whatever its script, its length and its place in a long sentence."""
+"""Every word gets a tag, whatever its script, its length and its position in a long sentence."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_the_first_sub_token_of_each_word_carries_its_tag(model: TaggingModel) -
     tagged = (batch.target[0] != -100).nonzero().flatten().tolist()
     assert [tokens[i][0] for i in tagged] == ["▁"] * 4
     assert tuple(LABELS[i] for i in batch.target[0, tagged]) == example.target
-    assert tagged[0] == 1  # behind <s>
+    assert tagged[0] == 1  # after <s>
 
 
 @pytest.mark.parametrize("size", [1, 3, 30, 100])
@@ -60,9 +60,9 @@ def test_no_word_of_a_long_sentence_is_lost(model: TaggingModel, size: int) -> N
     assert (len(batch.example_N) > 2) == (size >= 30)
     # Nor any part of a word: as many tokens as in one endless sequence, the special ones aside.
     inner = model.tower.tokenizer.inner
-    whole = inner(list(examples[1].texts), is_split_into_words=True, add_special_tokens=False)
+    entire = inner(list(examples[1].texts), is_split_into_words=True, add_special_tokens=False)
     own = batch.example_N == 1
-    assert int(batch.tokens.mask_NL[own].sum() - 2 * own.sum()) == len(whole["input_ids"])
+    assert int(batch.tokens.mask_NL[own].sum() - 2 * own.sum()) == len(entire["input_ids"])
 
 
 def test_a_word_longer_than_the_tower_is_cut_and_keeps_its_tag(model: TaggingModel) -> None:

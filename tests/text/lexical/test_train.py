@@ -93,9 +93,9 @@ def test_adapters_stand_in_the_first_blocks_only(tmp_path: Path) -> None:
             tower = load_text_encoder(str(write(tmp_path / f"{write.__name__}{targets}{blocks}")))
             add_lora(tower, LoraConfig(rank=2, targets=targets), blocks)
             named = [name for name, one in tower.named_parameters() if one.requires_grad]
-            places = {tuple(name.partition(".lora_")[0].rsplit(".", 3)) for name in named}
-            assert len(places) == blocks * len(ends)
-            assert {place[-1] for place in places} == set(ends)
+            layers = {tuple(name.partition(".lora_")[0].rsplit(".", 3)) for name in named}
+            assert len(layers) == blocks * len(ends)
+            assert {layer[-1] for layer in layers} == set(ends)
             assert all(f".{block}." in " ".join(named) for block in range(blocks))
             assert not any(
                 f"ayer.{blocks}." in name or f"ayers.{blocks}." in name for name in named

@@ -1,4 +1,4 @@
-"""Every method is the plain one where it does nothing, and leaves nothing but gradients behind."""
+"""Every method is the plain one where it does nothing, and changes nothing but gradients."""
 
 from collections.abc import Callable
 from pathlib import Path
