@@ -121,14 +121,11 @@ def test_it_learns_labels_of_texts(tower: TextEncoder) -> None:
 
 
 @pytest.mark.parametrize("how", PAIRS)
-def test_it_learns_labels_of_pairs(tower: TextEncoder, how: Pairs) -> None:
+def test_pairs_are_one_sequence_or_two(tower: TextEncoder, how: Pairs) -> None:
     model = ClassificationModel(tower, LABELS, how)
     assert model.predict([]) == []
     batch = model.collate(pairs())
     assert len(batch.tokens.token_NL) == len(batch.example_N) == (32 if how == "separate" else 16)
-    train(model, pairs())
-    right = [p == one.target for p, one in zip(model.predict(pairs()), pairs(), strict=True)]
-    assert sum(right) >= 15
 
 
 @pytest.mark.parametrize("how", PAIRS)

@@ -111,23 +111,6 @@ def test_predictions_do_not_depend_on_the_batch(model: TaggingModel) -> None:
     assert [len(one) for one in together] == [50, 1, 7, 0, 23]  # type: ignore[arg-type]
 
 
-def test_it_learns_the_tag_of_a_word() -> None:
-    tag_of = {word: LABELS[i % 3] for i, word in enumerate(WORDS[:6])}
-    words = [*tag_of, *reversed(tag_of)]
-    examples = [
-        Example(str(i), "en", tuple(words[i : i + 4]), tuple(tag_of[w] for w in words[i : i + 4]))
-        for i in range(8)
-    ]
-    model = TaggingModel(tiny_tower(), LABELS)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    batch = model.collate(examples)
-    for _ in range(60):
-        optimizer.zero_grad()
-        model.losses(model(batch), batch).mean().backward()
-        optimizer.step()
-    assert model.predict(examples) == [one.target for one in examples]
-
-
 def test_a_tokenizer_without_positions_is_one_sentence() -> None:
     class Slow:
         is_fast = False
