@@ -162,6 +162,7 @@ def test_similarity_is_learnt_in_deviations_and_predicted_in_scores(tower: TextE
     assert found[[0, 5, 10, 15]].mean() > found.mean() + 0.2
 
     # One training score has no deviation to divide by.
+    model = SimilarityModel(tower, "separate")
     model.prepare([Example("0", "en", ("dog", "cat"), 1.5)])
     assert model.predict([Example("1", "en", ("dog", "ball"), 0.0)]) == [1.5]
 
