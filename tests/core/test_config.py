@@ -14,8 +14,8 @@ from mmalign.evaluation.suite import SuiteConfig
 from mmalign.models.dual_encoder import ModelConfig
 from mmalign.study.config import StudyConfig
 from mmalign.text.benchmark import BenchmarkConfig
+from mmalign.text.finetune import FinetuneConfig
 from mmalign.text.lexical.config import LexicalInjectionConfig
-from mmalign.text.loop import FinetuneConfig
 from mmalign.training.run_config import RunConfig
 
 ROOT = Path(__file__).parents[2]

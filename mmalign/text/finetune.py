@@ -14,9 +14,8 @@ import numpy as np
 from pydantic import Field
 
 from mmalign.core import console
-from mmalign.core.code_version import code_version
-from mmalign.core.commit import committed_folder, sha256_of, write_atomic
-from mmalign.core.config import Section, Seeds, write_yaml
+from mmalign.core.commit import sha256_of
+from mmalign.core.config import Section, Seeds
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder, load_text_encoder
 from mmalign.results.results import Results, environment, mean_over_seeds
@@ -24,8 +23,10 @@ from mmalign.text.causality.config import ASKED, CausalityConfig
 from mmalign.text.causality.config import describe as describe_causality
 from mmalign.text.fit import FitConfig, Fitted, fit
 from mmalign.text.heads.base import TaskModel
+from mmalign.text.heads.features import ON_FEATURES
 from mmalign.text.measure import TestConfig, check_tests, measure
 from mmalign.text.scores import PRIMARY, Prediction
+from mmalign.text.seeds import run_seeds
 from mmalign.text.tasks.read import TaskConfig, describe, read_task
 from mmalign.text.tasks.task import Task
 from mmalign.text.transfer import add_clean, outcome_of
@@ -39,7 +40,7 @@ class FinetuneConfig(FitConfig):
     """Fine-tune once for each: order of the rows, start of the head, dropout, noise, folds."""
     tests: TestConfig = TestConfig()
     folds: int | None = Field(default=None, ge=2)
-    """Also train once a fold without the fold's items (ids) and test on these: `<task>_unseen`."""
+    """Also train once per fold without the fold's items (ids) and test on these: `<task>_unseen`."""
     baselines: tuple[Literal["untrained"], ...] = ()
     """untrained: everything again on the same tower as it was before it saw an image."""
 
@@ -47,8 +48,7 @@ class FinetuneConfig(FitConfig):
 def finetune(config: FinetuneConfig, model: str, out: Path) -> Results:
     """Fine-tune a text encoder; write `config.yaml`, `tower/` and `results.json` to `out`.
 
-    With several seeds, `tower/` and `results.json` of each are in `out/seed-<seed>/`, and
-    `out/results.json` is their mean.
+    With several seeds, `out/results.json` is their mean (see `run_seeds`).
 
     Args:
         model: what `load_text_encoder` takes.
@@ -58,28 +58,22 @@ def finetune(config: FinetuneConfig, model: str, out: Path) -> Results:
         UserError: a task or a model that cannot be used, or training that diverges.
     """
     task = read_task(config.task)
-    check_tests(task, config.tests)  # what cannot be done fails now, not after training
+    # What cannot be done fails here, not after hours of training.
+    check_tests(task, config.tests)
     if config.folds:
         deal_ids(task, config.folds, config.seeds[0])
     tower = load_text_encoder(model)
     baselines = {name: load_text_encoder(model, untrained=True) for name in config.baselines}
-    many = len(config.seeds) > 1
-    origin = {
-        "base_model": None if Path(model).exists() else model,  # no folder: a name on the hub
-        "code": code_version(),
-        "data": files_of(config.task),
-    }
-    runs: list[Results] = []
-    for seed in config.seeds:
-        results, trained = run_seed(tower, task, config, seed)
-        if not runs:
-            # Never the results of one fine-tuning beside the tower of another.
-            out.mkdir(parents=True, exist_ok=True)
-            (out / "results.json").unlink(missing_ok=True)
-            write_atomic(out / "config.yaml", write_yaml(config.model_dump(mode="json")))
-        place = out / f"seed-{seed}" if many else out
-        _write_seed(place, task, results, trained, many, origin)
-        runs.append(results)
+    data = files_of(config.task)  # now: files may be replaced while training runs
+    runs = run_seeds(
+        config,
+        config.seeds,
+        model,
+        out,
+        task.name,
+        data,
+        lambda seed: run_seed(tower, task, config, seed),
+    )
     results = mean_over_seeds(runs)
     for name, untrained in baselines.items():
         console.say(f"baseline: the {name} tower")
@@ -89,38 +83,20 @@ def finetune(config: FinetuneConfig, model: str, out: Path) -> Results:
     return results
 
 
-def _write_seed(
-    folder: Path,
-    task: Task,
-    results: Results,
-    trained: TaskModel,
-    with_results: bool,
-    origin: dict[str, Any],
-) -> None:
-    folder.mkdir(exist_ok=True)
-    facts = {"task": task.name, "model": results.model, **origin}
-    with committed_folder(folder / "tower", facts) as place:
-        trained.save(place)
-    if with_results:
-        results.write(folder / "results.json")
-
-
 def files_of(task: TaskConfig) -> list[dict[str, Any]]:
     """The folders that a task reads, each `{"folder", "files": {path below it: sha256}}`."""
     folders = [task.folder] if task.train is None else [task.folder, task.train.folder]
-    return [
-        {"folder": folder, "files": {name: sha256_of(Path(folder) / name) for name in names}}
-        for folder in dict.fromkeys(folders)
-        if (names := _names_below(Path(folder)))
-    ]
-
-
-def _names_below(folder: Path) -> list[str]:
-    """Files that a reader could have read: none that are hidden."""
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(
-        path.as_posix() for path in paths if not any(p.startswith(".") for p in path.parts)
-    )
+    found = []
+    for folder in map(Path, dict.fromkeys(folders)):
+        paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        # Readers skip hidden files.
+        names = sorted(
+            path.as_posix() for path in paths if not any(p.startswith(".") for p in path.parts)
+        )
+        if names:
+            files = {name: sha256_of(folder / name) for name in names}
+            found.append({"folder": str(folder), "files": files})
+    return found
 
 
 def run_seed(
@@ -136,17 +112,20 @@ def run_seed(
     measure(fitted, task, config.tests, tower, results)
     results.protocol[f"text/{task.name}"] = protocol(task, config, fitted)
     if config.folds:
-        _add_unseen(results, tower, task, config, seed)
+        _add_unseen(results, tower, task, config, deal_ids(task, config.folds, seed), seed)
     return results, fitted.model
 
 
 def _add_unseen(
-    results: Results, tower: TextEncoder, task: Task, config: FinetuneConfig, seed: int
+    results: Results,
+    tower: TextEncoder,
+    task: Task,
+    config: FinetuneConfig,
+    folds: list[set[str]],
+    seed: int,
 ) -> None:
     """The clean outcome on each fold's items of a model trained without them, put together."""
-    assert config.folds is not None
     name = f"{task.name}_unseen"
-    folds = deal_ids(task, config.folds, seed)
     found: dict[str, dict[str, Prediction]] = {lang: {} for lang in task.tests}
     for number, ids in enumerate(folds, start=1):
         without = task.hold_out(ids)
@@ -168,7 +147,7 @@ def _add_unseen(
 
 
 def deal_ids(task: Task, folds: int, seed: int) -> list[set[str]]:
-    """The ids that training and tests share, dealt into `folds` sets of like label shares.
+    """The ids that training and tests share, dealt into `folds` sets of similar label shares.
 
     Raises:
         UserError: fewer such ids than folds.
@@ -186,22 +165,19 @@ def deal_ids(task: Task, folds: int, seed: int) -> list[set[str]]:
 
 
 def protocol(task: Task, config: FinetuneConfig, fitted: Fitted) -> str:
-    """How the numbers came about, in words."""
+    """How the numbers were obtained, in words."""
     tests = config.tests
-    rows = (
-        "all rows" if tests.perturbed is None else f"a sample of {tests.perturbed} rows a language"
-    )
-    noise = (
-        f" Perturbations, in tests only, of {rows}: {tests.draws} draws each, seed "
-        f"{tests.perturbation_seed}; `drop` is clean minus perturbed on these rows, `worst` takes each "
-        "example's worst draw."
-        if tests.perturbations
-        else ""
-    )
-    attacks = "; ".join(_settings(one) for one in tests.attacks)
-    attacked = (
-        f" Attacks on a sample of {tests.attacked} rows a language: {attacks}." if attacks else ""
-    )
+    noise = attacked = ""
+    if tests.perturbations:
+        sample = f"a sample of {tests.perturbed} rows a language" if tests.perturbed else "all rows"
+        noise = (
+            f" Perturbations, in tests only, of {sample}: {tests.draws} draws each, seed "
+            f"{tests.perturbation_seed}; `drop` is clean minus perturbed on these rows, `worst` takes "
+            "each example's worst draw."
+        )
+    if tests.attacks:
+        attacks = "; ".join(_settings(one) for one in tests.attacks)
+        attacked = f" Attacks on a sample of {tests.attacked} rows a language: {attacks}."
     training = _training(task, config, fitted) if task.train else "The tower as it is"
     asked = ASKED if task.kind == "event_causality" else ""
     return f"{training}. {describe(task)}{asked}{noise}{attacked}"
@@ -219,24 +195,21 @@ def _training(task: Task, config: FinetuneConfig, fitted: Fitted) -> str:
         "lora": f"{head} and low-rank adapters of the tower",
         "all": f"the text tower and {head}",
     }[config.trainable]
-    on_features = task.kind in ("classification", "similarity", "multiple_choice")
     pairs = ""
-    if on_features and len(task.train[0].texts) > 1:
+    if task.kind in ON_FEATURES and len(task.train[0].texts) > 1:
         pairs = f", two texts {'joined' if config.pairs == 'joint' else 'embedded apart'}"
     history = fitted.history
     choice = f"best {PRIMARY[task.kind]} on `{task.source}` dev" if "dev" in history else "the last"
-    parts = [one for one in (config.augment, config.method) if one is not None]
-    method = " and ".join(_settings(one) for one in parts)
+    augmented = f"{_settings(config.augment)} and " if config.augment else ""
     return (
-        f"Training {trained}{pairs}, method {method}, step {history['kept_step']} of "
-        f"{history['steps']} kept ({choice})"
+        f"Training {trained}{pairs}, method {augmented}{_settings(config.method)}, step "
+        f"{history['kept_step']} of {history['steps']} kept ({choice})"
     )
 
 
 def _settings(section: Section) -> str:
-    """A kind and its settings: numbers without the norm, radius or share behind them say little."""
+    """A kind and its settings: numbers without the norm, radius or share of a method say little."""
     tree = section.model_dump(mode="json", exclude_none=True)
     kind = tree.pop("kind")
-    return (
-        f"{kind} ({', '.join(f'{name} {value}' for name, value in tree.items())})" if tree else kind
-    )
+    named = ", ".join(f"{name} {value}" for name, value in tree.items())
+    return f"{kind} ({named})" if named else kind

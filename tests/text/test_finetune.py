@@ -17,8 +17,9 @@ from mmalign.models.encoder import weights_sha256
 from mmalign.models.text_encoder import load_text_encoder
 from mmalign.results.results import Results, read_results
 from mmalign.results.statistics import seed_interval
-from mmalign.text import loop, measure
-from mmalign.text.loop import FinetuneConfig, deal_ids, finetune, run_seed
+from mmalign.text import finetune as module
+from mmalign.text import measure
+from mmalign.text.finetune import FinetuneConfig, deal_ids, finetune, run_seed
 from mmalign.text.perturbations.perturb import perturb
 from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.read import read_task
@@ -26,21 +27,6 @@ from mmalign.text.tasks.read import read_task
 WORDS = ("red ball", "dog", "green chair", "a cat", "0123", "and sleeps", "Hund", "ein Ball")
 LABELS = ("thing", "animal")
 NAME = "text/toy/de/clean/accuracy"
-ZERO_STRENGTH: dict[str, dict[str, Any]] = {
-    "rs_rp": {"method": {"kind": "rs_rp", "epsilon": 0, "draws": 1}},
-    "rs_rp_embedding": {
-        "method": {"kind": "rs_rp", "epsilon": 0, "draws": 1, "layer": "embedding"}
-    },
-    "pgd": {"method": {"kind": "pgd", "radius": 0, "step_size": 1, "steps": 1}},
-    "freelb": {"method": {"kind": "freelb", "radius": 0, "step_size": 1, "steps": 1}},
-    "consistency": {
-        "method": {"kind": "consistency", "view": {"kind": "uniform", "epsilon": 0}, "weight": 0}
-    },
-    "rs_da": {"augment": {"kind": "rs_da", "neighbours": "{}/neighbours.tsv"}},
-    "code_switch": {
-        "augment": {"kind": "code_switch", "dictionaries": "{}", "sentence_ratio": 0}
-    },
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +36,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny_run(tmp_path_factory.mktemp("loop") / "run"))
+    return str(tiny_run(tmp_path_factory.mktemp("finetune") / "run"))
 
 
 def right(i: int) -> str:
@@ -98,14 +84,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("trainable", ["head", "lora", "all"])
 def test_a_language_of_the_same_words_is_known_and_one_of_wrong_labels_is_not(
-    run: str, tmp_path: Path, trainable: str
+    run: str, tmp_path: Path
 ) -> None:
     tests = {"test_en": rows_of(right), "test_de": rows_of(right), "test_sw": rows_of(wrong)}
     folder = write_task(tmp_path / "task", **tests)
     out = tmp_path / "new" / "out"
-    results = finetune(config_for(folder, trainable=trainable), run, out)
+    results = finetune(config_for(folder), run, out)
     assert results.metrics["text/toy/en/clean/accuracy"] == 1.0
     assert results.metrics[NAME] == 1.0
     assert results.metrics["text/toy/sw/clean/accuracy"] == 0.0
@@ -113,9 +98,7 @@ def test_a_language_of_the_same_words_is_known_and_one_of_wrong_labels_is_not(
     assert results.chance["text/toy/mean/clean/accuracy"] == 0.5
     assert results.counts["text/toy/mean/clean/accuracy"] == 2 * len(WORDS)
     assert read_results(out / "results.json") == results
-    assert load_config(FinetuneConfig, out / "config.yaml") == config_for(
-        folder, trainable=trainable
-    )
+    assert load_config(FinetuneConfig, out / "config.yaml") == config_for(folder)
 
 
 def test_results_say_how_they_came_about(run: str, task: Path, tmp_path: Path) -> None:
@@ -137,39 +120,31 @@ def test_results_say_how_they_came_about(run: str, task: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("trainable", ["head", "lora", "all"])
-def test_a_tower_that_was_written_gives_the_same_features(
-    run: str, task: Path, tmp_path: Path, trainable: str
-) -> None:
-    config = config_for(task, trainable=trainable, epochs=2)
-    _, model = run_seed(load_text_encoder(run), read_task(config.task), config, seed=0)
-    finetune(config, run, tmp_path / "out")
-    folder = tmp_path / "out" / "tower"
-    facts = verify(folder)
-    assert facts["task"] == "toy" and facts["code"]["version"] == __version__
-    assert facts["base_model"] is None, "it was a folder"
-    (data,) = facts["data"]
-    assert data["folder"] == str(task) and data["files"]
-    assert all(sha256_of(task / name) == sha256 for name, sha256 in data["files"].items())
-    assert data["files"].keys() == {p.name for p in task.iterdir()}
-    assert json.loads((folder / "head.json").read_text())["labels"] == sorted(LABELS)
-    features = load_text_encoder(str(folder)).encode(WORDS)
-    assert np.array_equal(features, model.tower.encode(WORDS))
-    assert np.array_equal(features, load_text_encoder(run).encode(WORDS)) == (trainable == "head")
-
-
-@pytest.mark.parametrize("trainable", ["head", "lora", "all"])
-def test_the_same_configuration_gives_the_same_bytes(
+def test_the_same_configuration_writes_the_same_bytes(
     run: str, task: Path, tmp_path: Path, trainable: str
 ) -> None:
     tests = {"perturbations": [{"kind": "characters"}]}
-    config = config_for(task, trainable=trainable, epochs=3, tests=tests)
-    for name in ("a", "b", "a"):  # the third into the folder of the first, which is replaced
-        finetune(config, run, tmp_path / name)
-    first, second = (contents(tmp_path / name) for name in ("a", "b"))
-    for files in (first, second):  # tells when it was written
+    config = config_for(task, trainable=trainable, epochs=2, tests=tests)
+    out = tmp_path / "out"
+    finetune(config, run, out)
+    first = contents(out)
+    _, model = run_seed(load_text_encoder(run), read_task(config.task), config, seed=0)
+    finetune(config, run, out)  # replaces what is there
+    second = contents(out)
+    for files in (first, second):  # the manifest has the time of writing
         assert files.pop("tower/MANIFEST.json")
     assert first == second
     assert {"results.json", "config.yaml", "tower/head.safetensors"} <= first.keys()
+    facts = verify(out / "tower")
+    assert facts["task"] == "toy" and facts["code"]["version"] == __version__
+    assert facts["base_model"] is None, "it was a folder"
+    (data,) = facts["data"]
+    assert data["folder"] == str(task) and data["files"].keys() == {p.name for p in task.iterdir()}
+    assert all(sha256_of(task / name) == sha256 for name, sha256 in data["files"].items())
+    assert json.loads((out / "tower" / "head.json").read_text())["labels"] == sorted(LABELS)
+    features = load_text_encoder(str(out / "tower")).encode(WORDS)
+    assert np.array_equal(features, model.tower.encode(WORDS))
+    assert np.array_equal(features, load_text_encoder(run).encode(WORDS)) == (trainable == "head")
 
 
 def test_tests_do_not_change_training(run: str, task: Path, tmp_path: Path) -> None:
@@ -191,7 +166,7 @@ def test_every_seed_meets_the_same_noise_and_attacks_are_judged_by_the_first_tow
 ) -> None:
     noisy: list[list[Example] | None] = []
     judges: list[str] = []
-    similarity = measure._similarity
+    similarity = measure.similarity_by
 
     def recorded(*arguments: Any) -> list[Example] | None:
         noisy.append(perturb(*arguments))
@@ -202,7 +177,7 @@ def test_every_seed_meets_the_same_noise_and_attacks_are_judged_by_the_first_tow
         return similarity(reference)
 
     monkeypatch.setattr(measure, "perturb", recorded)
-    monkeypatch.setattr(measure, "_similarity", judged)
+    monkeypatch.setattr(measure, "similarity_by", judged)
     tests = {
         "perturbations": [{"kind": "characters"}],
         "attacks": [{"kind": "attack", "candidates": "characters", "min_similarity": 0.5}],
@@ -235,7 +210,7 @@ def test_several_seeds_are_averaged_and_kept_apart(run: str, task: Path, tmp_pat
     assert alone == each[1]
 
 
-@pytest.mark.parametrize("seeds", [[], [-1], [0, 1, 0]])
+@pytest.mark.parametrize("seeds", [[], [-1]])
 def test_seeds_must_be_such(task: Path, seeds: list[int]) -> None:
     with pytest.raises(UserError, match="seeds"):
         config_for(task, seeds=seeds)
@@ -264,7 +239,7 @@ def test_items_that_are_held_out_are_unknown(run: str, tmp_path: Path) -> None:
     rows = rows_of(lambda i: f"label{i}")
     tests = {"test_de": rows, "test_sw": rows[:3], "test_yo": [("new", "label0", "mbwa")]}
     folder = write_task(tmp_path / "task", train_en=rows, **tests)
-    results = finetune(config_for(folder, folds=4), run, tmp_path / "out")
+    results = finetune(config_for(folder, folds=4, batch_size=8), run, tmp_path / "out")
     assert results.metrics[NAME] == 1.0
     for lang, count in (("de", len(WORDS)), ("sw", 3)):
         name = f"text/toy_unseen/{lang}/clean/accuracy"
@@ -297,30 +272,24 @@ def test_folds_part_the_shared_ids_and_keep_the_share_of_labels(tmp_path: Path) 
     assert folds == deal_ids(task, 5, seed=0) != deal_ids(task, 5, seed=1)
 
 
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"folds": 9}, "`folds` is 9, but only 8 test ids"),
-        ({"tests": {"generalised": True}}, "`generalised` needs pairs of texts"),
-        ({"head_lr": 1e38}, "lower `lr` or `head_lr`"),
-        ({"task": {"name": "toy", "folder": "nowhere"}}, "nowhere"),
-    ],
-)
 def test_what_cannot_be_done_leaves_an_earlier_result_alone(
-    run: str, task: Path, tmp_path: Path, fields: dict[str, Any], words: str
+    run: str, task: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(UserError, match=words):
-        finetune(config_for(task, **fields), run, out)
+    diverging = config_for(task, head_lr=1e30, epochs=2)
+    with pytest.raises(UserError, match="lower `lr` or `head_lr`"):
+        finetune(diverging, run, out)
     assert not out.exists()
     finetune(config_for(task, epochs=1), run, out)
     before = contents(out)
-    with pytest.raises(UserError, match=words):
-        finetune(config_for(task, **fields), run, out)
+    absent = config_for(task, task={"name": "toy", "folder": "nowhere"})
+    for config, words in ((diverging, "lower `lr` or `head_lr`"), (absent, "nowhere")):
+        with pytest.raises(UserError, match=words):
+            finetune(config, run, out)
     assert contents(out) == before
 
 
-def test_what_can_be_known_before_training_is_told_before_it(
+def test_what_can_be_known_before_training_fails_before_it(
     run: str, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finetune(config_for(task, epochs=1), run, tmp_path / "out")
@@ -330,9 +299,9 @@ def test_what_can_be_known_before_training_is_told_before_it(
     def trained(*_: Any) -> None:
         raise AssertionError("it was trained")
 
-    monkeypatch.setattr(loop, "run_seed", trained)
+    monkeypatch.setattr(module, "run_seed", trained)
     for fields, words in (
-        ({"folds": 9}, "only 8 test ids"),
+        ({"folds": 9}, "`folds` is 9, but only 8 test ids"),
         ({"tests": {"generalised": True}}, "needs pairs of texts"),
         ({"baselines": ["untrained"]}, "only a run knows its model before training"),
     ):
@@ -341,55 +310,19 @@ def test_what_can_be_known_before_training_is_told_before_it(
     assert not (tmp_path / "third").exists()
 
 
-def test_the_oracle_stands_beside_the_zero_shot_number(run: str, tmp_path: Path) -> None:
-    # English dev rows have wrong labels and stop early; those of German, its tests too, do not.
-    folder = write_task(tmp_path / "task", dev_en=rows_of(wrong), dev_de=rows_of(right))
-    results = finetune(
-        config_for(folder, oracle=True, epochs=15, head_lr=0.06), run, tmp_path / "out"
-    )
-    zero_shot, oracle = results.metrics[NAME], results.metrics[f"{NAME}_oracle"]
-    assert oracle == results.metrics["text/toy/mean/clean/accuracy_oracle"] == 1.0 > zero_shot
-    assert results.counts[f"{NAME}_oracle"] == len(WORDS)
-
-
-@pytest.fixture(scope="module")
-def plain(run: str, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    folder = tmp_path_factory.mktemp("plain")
-    return finetune(methodical(write_task(folder, test_de=rows_of(right))), run, folder / "out")
-
-
-def methodical(folder: Path, **fields: Any) -> FinetuneConfig:
-    """The whole tower, with dropout; numbers that a changed step would change."""
-    tests = {"perturbations": [{"kind": "characters"}]}
-    return config_for(folder, trainable="all", epochs=3, tests=tests, **fields)
-
-
-@pytest.mark.parametrize("name", ZERO_STRENGTH)
-def test_a_method_without_strength_is_plain_training(
-    run: str, task: Path, tmp_path: Path, plain: Results, name: str
+def test_a_method_without_strength_is_plain_training_and_one_with_it_is_not(
+    run: str, task: Path
 ) -> None:
-    (tmp_path / "neighbours.tsv").write_text("word\tneighbours\nnone\tnobody\n", encoding="utf-8")
-    (tmp_path / "en-de.tsv").write_text("en\ttranslation\ndog\tHund\n", encoding="utf-8")
-    fields = json.loads(json.dumps(ZERO_STRENGTH[name]).replace("{}", str(tmp_path)))
-    results = finetune(methodical(task, **fields), run, tmp_path / "out")
-    assert results.model == plain.model  # the loss too, to the last bit
-    assert results.metrics == plain.metrics
+    def trained(**fields: Any) -> Results:
+        """The entire tower, with dropout; numbers that a changed step would change."""
+        tests = {"perturbations": [{"kind": "characters"}]}
+        config = config_for(task, trainable="all", epochs=3, tests=tests, **fields)
+        return run_seed(load_text_encoder(run), read_task(config.task), config, seed=0)[0]
 
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"method": {"kind": "rs_rp", "epsilon": 1.0}},
-        {"method": {"kind": "pgd", "radius": 1.0, "step_size": 0.5}},
-        {"method": {"kind": "freelb", "radius": 1.0, "step_size": 0.5}},
-        {"augment": {"kind": "code_switch", "dictionaries": "{}", "sentence_ratio": 1}},
-    ],
-    ids=lambda fields: str(next(iter(fields.values()))["kind"]),
-)
-def test_a_method_with_strength_is_not(
-    run: str, task: Path, tmp_path: Path, plain: Results, fields: dict[str, Any]
-) -> None:
-    (tmp_path / "en-de.tsv").write_text("en\ttranslation\ndog\tHund\n", encoding="utf-8")
-    strong = json.loads(json.dumps(fields).replace("{}", str(tmp_path)))
-    results = finetune(methodical(task, **strong), run, tmp_path / "out")
-    assert results.model["train_loss"] != plain.model["train_loss"]
+    plain = trained()
+    ascent = {"kind": "freelb", "step_size": 0.5}
+    weak = trained(method={**ascent, "radius": 0, "steps": 1})
+    assert weak.model == plain.model  # the loss too, to the last bit
+    assert weak.metrics == plain.metrics
+    strong = trained(method={**ascent, "radius": 1.0})
+    assert strong.model["train_loss"] != plain.model["train_loss"]
