@@ -8,3 +8,8 @@ command line prints that sentence and exits with 1; any other exception is a bug
 
 class UserError(ValueError):
     """A mistake in the input: one sentence for the person who can mend it."""
+
+
+def one_line(error: BaseException, longest: int = 200) -> str:
+    """What another library's error says, on one line and not too long, for the sentence of a `UserError`."""
+    return " ".join(str(error).split())[:longest]

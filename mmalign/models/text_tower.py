@@ -8,16 +8,16 @@ encoder-decoder models (mT5, NLLB) are taken alone.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import pydantic
 import torch
 from torch import Tensor, nn
 
 from mmalign.core.config import Section
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, one_line
+from mmalign.models.pooling import Pooling, pool
 
-Pooling = Literal["mean", "cls", "last"]
 _BUCKETS = 3
 
 
@@ -115,27 +115,6 @@ def _by_length(length_N: Sequence[int]) -> tuple[list[list[int]], list[int]]:
     return buckets, [place_of[n] for n in range(len(length_N))]
 
 
-def pool(state_NLF: Tensor, mask_NL: Tensor, pooling: Pooling) -> Tensor:
-    """One feature a caption from the states of its tokens.
-
-    Args:
-        state_NLF: (N, L, F).
-        mask_NL: (N, L), 1 on tokens and 0 on padding; padding may stand on either side.
-
-    Returns:
-        (N, F), in the states' dtype.
-    """
-    if pooling == "mean":
-        weight_NL1 = mask_NL.unsqueeze(-1).to(state_NLF.dtype)
-        return (state_NLF * weight_NL1).sum(1) / weight_NL1.sum(1).clamp(min=1)
-    position_L = torch.arange(mask_NL.shape[1], device=mask_NL.device)
-    if pooling == "cls":
-        index_N = torch.where(mask_NL.bool(), position_L, mask_NL.shape[1] - 1).amin(1)
-    else:
-        index_N = (position_L * mask_NL).amax(1)
-    return state_NLF[torch.arange(len(state_NLF), device=state_NLF.device), index_N]
-
-
 def _layer_list(trunk: Any) -> tuple[str, int] | None:
     """How the names in the one list of layers begin, and how many layers it holds."""
     count = trunk.config.num_hidden_layers
@@ -188,7 +167,7 @@ def load_trunk(name: str) -> Any:
         settings = AutoConfig.from_pretrained(name)
         model = _model_class(settings).from_pretrained(name, **_without_pooler(settings))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(f"{name}: transformers cannot load this text tower ({reason})") from None
     return _encoder_half(model)
 
@@ -216,8 +195,7 @@ def _build(config: TextTowerConfig, vocabulary: int, padding_id: int) -> Any:
     try:
         settings = AutoConfig.for_model(model_type, **fields)
     except (ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"model.text.architecture: `{model_type}`: {reason}") from None
+        raise UserError(f"model.text.architecture: `{model_type}`: {one_line(error)}") from None
     unknown = [name for name in fields if name not in type(settings)().to_dict()]
     if unknown:
         raise UserError(f"model.text.architecture: `{model_type}` has no field `{unknown[0]}`")

@@ -18,7 +18,8 @@ from mmalign.core.code_version import code_version
 from mmalign.core.commit import committed_folder, sha256_of, write_atomic
 from mmalign.core.config import Section, Seeds, write_yaml
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import TextEncoder, load_text_encoder
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results, environment, mean_over_seeds
 from mmalign.text.causality.config import ASKED, CausalityConfig
 from mmalign.text.causality.config import describe as describe_causality

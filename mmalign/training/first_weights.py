@@ -23,10 +23,10 @@ from mmalign.data.tokenizer import Tokenizer, load_tokenizer
 from mmalign.models.dual_encoder import DualEncoder
 from mmalign.models.encoder import has_file, run_of
 from mmalign.models.external.dual_weights import is_dual, read_dual_encoder, read_router
-from mmalign.models.external.open_clip_folder import read_open_clip
+from mmalign.models.external.open_clip import read_open_clip
 from mmalign.models.external.open_clip_weights import from_open_clip
-from mmalign.models.external.peers import kind_of
-from mmalign.models.text_encoder import load_text_encoder
+from mmalign.models.load import detect_format as kind_of
+from mmalign.models.load import load_text_encoder
 from mmalign.training.run_config import RunConfig
 
 TEXT_TOWER = ("text_tower.",)

@@ -14,8 +14,9 @@ from tiny import TEXTS, tiny_run, tiny_tokenizer
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from mmalign.core.errors import UserError
-from mmalign.models.adapters import CONFIG, WEIGHTS, merge_adapter
-from mmalign.models.text_encoder import TextEncoder, load_text_encoder
+from mmalign.models.adapters import CONFIG, WEIGHTS
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder
 
 SETTINGS = BertConfig(
     hidden_size=32,
@@ -75,7 +76,7 @@ def test_the_base_may_be_a_fine_tuned_tower_or_a_run(tmp_path: Path) -> None:
         path = tmp_path / "lora" / CONFIG
         tree = {**json.loads(path.read_text()), "base_model_name_or_path": str(tmp_path / name)}
         path.write_text(json.dumps(tree))
-        tower = merge_adapter(tmp_path / "lora")
+        tower = load_text_encoder(str(tmp_path / "lora"))
         assert tower.unit_length and tower.feature_width == before.feature_width
         assert np.abs(tower.encode(TEXTS) - before.encode(TEXTS)).max() > 0.01
     assert tower.facts["sha256"] != before.facts["sha256"]

@@ -8,8 +8,8 @@ from shard_sets import make_image
 from tiny import TEXTS, tiny_run
 
 from mmalign.core.errors import UserError
-from mmalign.models.encoder import load_encoder, load_model
-from mmalign.models.external.peers import kind_of
+from mmalign.models.encoder import load_encoder
+from mmalign.models.load import detect_format, load_model
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("place", ["", "checkpoints/step-000000001"])
 def test_a_run_is_its_encoder(run: Path, place: str) -> None:
     model, expected = load_model(str(run / place)), load_encoder(run)
-    assert kind_of(str(run / place)) == "run"
+    assert detect_format(str(run / place)) == "run"
     assert model.facts == {**expected.facts, "path": str(run / place)}
     np.testing.assert_array_equal(model.encode_texts(TEXTS), expected.encode_texts(TEXTS))
     pictures = [make_image(1), make_image(2)]
@@ -37,7 +37,7 @@ def test_a_run_is_its_encoder(run: Path, place: str) -> None:
     ],
 )
 def test_a_prefix_tells_the_library(name: str, kind: str) -> None:
-    assert kind_of(name) == kind
+    assert detect_format(name) == kind
 
 
 def test_the_files_of_a_folder_tell_the_library(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_the_files_of_a_folder_tell_the_library(tmp_path: Path) -> None:
     # Each file goes before those that were there before it.
     for file in ("config.json", "modules.json", "open_clip_config.json", "tower.json"):
         (tmp_path / file).touch()
-        found.append(kind_of(str(tmp_path)))
+        found.append(detect_format(str(tmp_path)))
     assert found == ["transformers", "sentence-transformers", "open_clip", "tower"]
 
 

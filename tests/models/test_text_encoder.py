@@ -15,12 +15,8 @@ from mmalign.core.errors import UserError
 from mmalign.export.sentence_transformers import write_sentence_transformers
 from mmalign.export.source import Source
 from mmalign.models.encoder import load_encoder, weights_sha256
-from mmalign.models.text_encoder import (
-    TextEncoder,
-    load_text_encoder,
-    saved_text_encoder,
-    text_side,
-)
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder, saved_text_encoder, text_side
 from mmalign.models.text_tower import TextTowerConfig, build_text_tower
 
 LONG = (*TEXTS, " ".join(TEXTS), "")  # one is cut, one is empty
@@ -164,7 +160,7 @@ def test_a_fine_tuning_is_its_tower_and_several_seeds_must_be_told_apart(
     place.mkdir(parents=True)
     load_text_encoder(str(run)).save(place)
     with pytest.raises(
-        UserError, match=r"holds one tower a seed \(1\); name one, for example .*seed-3"
+        UserError, match=r"holds one tower per seed \(1\); name one, for example .*seed-3"
     ):
         load_text_encoder(str(tmp_path))
     tower = load_text_encoder(str(place.parent))
@@ -225,5 +221,6 @@ def test_a_folder_that_holds_no_model_is_one_sentence(tmp_path: Path, content: s
 
 
 def test_untrained_needs_a_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
     with pytest.raises(UserError, match="not a run folder"):
         load_text_encoder(str(tmp_path), untrained=True)

@@ -12,7 +12,8 @@ from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
 from mmalign.models.image_tower import OpenClipTower, TimmTower, build_image_tower
-from mmalign.models.text_tower import TextTowerConfig, build_text_tower, pool
+from mmalign.models.pooling import pool
+from mmalign.models.text_tower import TextTowerConfig, build_text_tower
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bert": {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},

@@ -24,9 +24,9 @@ from mmalign.core.errors import UserError
 from mmalign.export.open_clip import write_open_clip
 from mmalign.export.sentence_transformers import write_sentence_transformers
 from mmalign.export.source import Source
-from mmalign.models.encoder import load_encoder, load_model
-from mmalign.models.external.peers import kind_of
-from mmalign.models.text_encoder import load_text_encoder, text_side
+from mmalign.models.encoder import load_encoder
+from mmalign.models.load import detect_format, load_model, load_text_encoder
+from mmalign.models.text_encoder import text_side
 
 LONG = (*TEXTS, " ".join(TEXTS) * 3, "a")  # one is cut
 PICTURES = [make_image(n, size=40) for n in range(5)]
@@ -274,7 +274,7 @@ def test_a_fine_tuned_tower_can_be_measured(tmp_path: Path) -> None:
     tower = load_text_encoder(str(run))
     (tmp_path / "tower").mkdir()
     tower.save(tmp_path / "tower")
-    assert kind_of(str(tmp_path / "tower")) == "tower"
+    assert detect_format(str(tmp_path / "tower")) == "tower"
     found = load_model(str(tmp_path / "tower")).encode_texts(TEXTS)
     np.testing.assert_allclose(found, load_encoder(run).encode_texts(TEXTS), atol=1e-6)
 
@@ -285,7 +285,7 @@ def test_a_finetunings_folder_is_its_tower_and_no_run(tmp_path: Path) -> None:
     (folder / "tower").mkdir(parents=True)
     tower.save(folder / "tower")
     (folder / "config.yaml").touch()
-    assert kind_of(str(folder)) == "tower" and kind_of(str(tmp_path / "run")) == "run"
+    assert detect_format(str(folder)) == "tower" and detect_format(str(tmp_path / "run")) == "run"
     found = load_model(str(folder)).encode_texts(TEXTS)
     np.testing.assert_allclose(found, tower.encode(TEXTS), atol=1e-6)
 
@@ -313,9 +313,9 @@ def test_a_prefix_chooses_among_the_libraries_of_one_folder(
     whole = load_model(f"sentence-transformers:{folder}").encode_texts(TEXTS)
     trunk = load_model(f"transformers:{folder}").encode_texts(TEXTS)
     assert whole.shape == (6, 16) and trunk.shape == (6, 32)  # AutoModel knows no projection
-    assert [kind_of(f"{prefix}:{folder}") for prefix in ("transformers", "onnx", "onnx-int8")] == [
-        *("transformers", "onnx", "onnx-int8")
-    ]
+    assert [
+        detect_format(f"{prefix}:{folder}") for prefix in ("transformers", "onnx", "onnx-int8")
+    ] == [*("transformers", "onnx", "onnx-int8")]
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_a_prefix_chooses_among_the_libraries_of_one_folder(
 def test_graphs_and_adapters_are_told_by_their_files(file: str, kind: str, tmp_path: Path) -> None:
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).touch()
-    assert kind_of(str(tmp_path)) == kind
+    assert detect_format(str(tmp_path)) == kind
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from mmalign.core.errors import UserError
 from mmalign.export.open_clip import write_open_clip
-from mmalign.models.external.open_clip_folder import load_open_clip_folder, read_open_clip
+from mmalign.models.external.open_clip import load_open_clip_folder, read_open_clip
 
 STATE = {"logit_scale": torch.tensor(2.0), "visual.proj": torch.ones(2, 2)}
 
@@ -55,7 +55,7 @@ def test_files_without_tensors_get_one_sentence(tmp_path: Path) -> None:
         read_open_clip(str(tmp_path))
     path = tmp_path / "epoch_1.pt"
     path.write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match="no checkpoint of tensors alone"):
+    with pytest.raises(UserError, match="not a checkpoint of tensors alone"):
         read_open_clip(str(path))
     torch.save({"state_dict": {"epoch": 1}}, path)
     with pytest.raises(UserError, match="holds no `state_dict` of tensors"):
