@@ -5,12 +5,12 @@
     picture  -> image tower -> the nearest captions of each language
 
 A score is the cosine of two vectors, from -1 to 1. It ranks the answers to one question; what is a high
-cosine differs from model to model.
+cosine differs from model to model. What is found is JSON: lists of objects.
 """
 
 import threading
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -20,38 +20,11 @@ from mmalign.evaluation.embedding_cache import cached_set
 from mmalign.evaluation.nearest import search
 from mmalign.models.encoder import DualModel
 
-
-class CaptionOf(TypedDict):
-    """A caption of a picture that was found."""
-
-    lang: str
-    text: str
-
-
-class FoundPicture(TypedDict):
-    """A picture that answers a text; `picture` is its number, see `SearchIndex.read_picture`."""
-
-    picture: int
-    score: float
-    captions: list[CaptionOf]
-
-
-class ScoredCaption(TypedDict):
-    """A caption that answers a picture."""
-
-    text: str
-    score: float
-
-
-class FoundCaptions(TypedDict):
-    """The captions of one language that answer a picture, the best first."""
-
-    lang: str
-    captions: list[ScoredCaption]
+Objects = list[dict[str, Any]]
 
 
 class SearchIndex:
-    """A model and a set of P pictures that it has seen once. Any number of threads may ask.
+    """A model and a set of P images that it has encoded once. Any number of threads may ask.
 
     Attributes:
         embedded: the set as vectors.
@@ -76,8 +49,12 @@ class SearchIndex:
     def __len__(self) -> int:
         return len(self.embedded.sample_P)
 
-    def by_text(self, text: str, k: int) -> list[FoundPicture]:
-        """The `k` pictures that are nearest to a text, the best first; fewer if the set holds fewer."""
+    def by_text(self, text: str, k: int) -> Objects:
+        """The `k` images that are nearest to a text, the best first; fewer if the set holds fewer.
+
+        Returns:
+            For each `picture` (its number, see `read_picture`), `score`, `captions` (each `lang`, `text`).
+        """
         with self._lock:
             query_1D = self._model.encode_texts([text])
         found = _nearest(query_1D, self.embedded.image_PD, k)
@@ -86,13 +63,16 @@ class SearchIndex:
             for number, score in found
         ]
 
-    def by_picture(self, picture: bytes, k: int) -> list[FoundCaptions]:
-        """The `k` captions of each language that are nearest to an encoded picture; languages by code.
+    def by_picture(self, picture: bytes, k: int) -> Objects:
+        """The `k` captions of each language that are nearest to an encoded image; languages by code.
 
-        Equal captions of several pictures are one.
+        Equal captions of several images are one.
+
+        Returns:
+            For each language `lang` and `captions` (each `text`, `score`), the best first.
 
         Raises:
-            UndecodableImage: not a JPEG, PNG or WebP picture, or too large.
+            UndecodableImage: not a JPEG, PNG or WebP image, or too large.
         """
         with self._lock:
             query_1D = self._model.encode_images([picture])
@@ -105,7 +85,7 @@ class SearchIndex:
         """Picture `number` as it is stored, 0 <= number < P."""
         return self._shard_set.read(self.embedded.sample_P[number]).image
 
-    def examples(self, most: int) -> list[CaptionOf]:
+    def examples(self, most: int) -> Objects:
         """Captions to try, each of another language and picture, spread over the set; always the same."""
         chosen = self.languages[:: -(-len(self.languages) // most)]
         rows = [
@@ -117,7 +97,7 @@ class SearchIndex:
             for lang, row in zip(chosen, rows, strict=True)
         ]
 
-    def _nearest_captions(self, query_1D: np.ndarray, lang: str, k: int) -> list[ScoredCaption]:
+    def _nearest_captions(self, query_1D: np.ndarray, lang: str, k: int) -> Objects:
         rows_N = self._rows[lang]
         found = _nearest(query_1D, self._pools[lang], k)
         return [
@@ -150,8 +130,8 @@ def _nearest(query_1D: np.ndarray, pool_MD: np.ndarray, k: int) -> list[tuple[in
     return [(place, score) for place, score in pairs if place >= 0]
 
 
-def _captions_of_pictures(embedded: EmbeddedSet) -> list[list[CaptionOf]]:
-    captions: list[list[CaptionOf]] = [[] for _ in embedded.sample_P]
+def _captions_of_pictures(embedded: EmbeddedSet) -> list[Objects]:
+    captions: list[Objects] = [[] for _ in embedded.sample_P]
     described = zip(embedded.picture_M, embedded.language_M, embedded.texts, strict=True)
     for picture, lang, text in described:
         captions[picture].append({"lang": str(lang), "text": text})

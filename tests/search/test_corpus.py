@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from search.search_cases import LANGUAGES, PICTURES, make_index
+from search.search_cases import LANGUAGES, PICTURES
 from shard_sets import make_image, make_pair, write_set
 from tiny import tiny_run
 
@@ -14,16 +14,6 @@ from mmalign.data.preprocess import UndecodableImage
 from mmalign.data.shards.reader import ShardSet
 from mmalign.models.encoder import load_encoder
 from mmalign.search.corpus import SearchIndex, build_index
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("search")
-
-
-@pytest.fixture(scope="module")
-def index(folder: Path) -> SearchIndex:
-    return make_index(folder)
 
 
 def test_a_text_finds_the_pictures_with_the_largest_products(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, needs_browser
-from search.search_cases import PICTURES, make_index, serving
+from search.search_cases import PICTURES
 from shard_sets import make_image
 
 from mmalign.search.corpus import SearchIndex
@@ -24,17 +24,6 @@ GIVE = """(() => {
   data.items.add(new File([bytes], 'mine.png', {type: 'image/png'}));
   document.body.dispatchEvent(new %s('%s', {%s: data, bubbles: true, cancelable: true}));
 })()"""
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> SearchIndex:
-    return make_index(tmp_path_factory.mktemp("search"))
-
-
-@pytest.fixture(scope="module")
-def server(index: SearchIndex) -> Iterator[SearchServer]:
-    with serving(index) as one:
-        yield one
 
 
 @pytest.fixture
@@ -66,7 +55,7 @@ def test_words_find_pictures(browser: Browser, index: SearchIndex, tmp_path: Pat
         "[...document.querySelectorAll('.pictures img')].map((i) => i.src)"
     )
     assert [int(url.rpartition("/")[2]) for url in addresses] == pictures
-    assert "8 pictures in" in browser.evaluate(STATUS) and " ms" in browser.evaluate(STATUS)
+    assert "8 images in" in browser.evaluate(STATUS) and " ms" in browser.evaluate(STATUS)
     assert browser.evaluate("location.search") == "?q=en+4+dog"
     assert browser.evaluate("document.querySelector('.track i').style.width").endswith("%")
     browser.screenshot(tmp_path / "words.png")
@@ -101,7 +90,7 @@ def test_the_keyboard_is_enough(browser: Browser) -> None:
             "document.activeElement.nextElementSibling : document.activeElement).outlineStyle"
         )
         assert browser.evaluate(outline) == "solid"
-    assert order == ["Search", "file", "lang", "Search with this picture"]
+    assert order == ["Search", "file", "lang", "Search with this image"]
     browser.press("Enter")
     browser.wait_for(GROUPS)
     assert (
@@ -157,7 +146,7 @@ def test_what_went_wrong_is_said(browser: Browser) -> None:
     browser.evaluate("askFile(new File([new Uint8Array(1.1e7)], 'large.png'))")
     assert "choose one of at most 10,000,000" in browser.evaluate(alert)
     browser.evaluate(give(b"no picture", "drop"))
-    browser.wait_for(f"{alert}.startsWith('The file cannot be read as a picture; send a JPEG')")
+    browser.wait_for(f"{alert}.startsWith('The file cannot be read as an image; send a JPEG')")
     # The browser reports any 4xx as an error of its own.
     assert len(browser.console_errors) == 1 and "422" in browser.console_errors.pop()
     browser.type("#q", "dog")
