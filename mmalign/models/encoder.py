@@ -83,11 +83,7 @@ class Encoder(DualModel):
     """
 
     def __init__(
-        self,
-        model: DualEncoder,
-        config: ModelConfig,
-        tokenizer: Tokenizer,
-        facts: dict[str, Any],
+        self, model: DualEncoder, config: ModelConfig, tokenizer: Tokenizer, facts: dict[str, Any]
     ) -> None:
         super().__init__(facts, config.embedding)
         self.device = distributed.device()
@@ -98,14 +94,12 @@ class Encoder(DualModel):
 
     def _encode_images(self, images: list[bytes]) -> np.ndarray:
         image_BCHW = stack_pictures([self.preprocess(image) for image in images])
-        rows_BD: np.ndarray = self.model.encode_image(image_BCHW.to(self.device)).cpu().numpy()
-        return rows_BD
+        return self.model.encode_image(image_BCHW.to(self.device)).cpu().numpy()
 
     def _encode_texts(self, texts: list[str]) -> np.ndarray:
         token_NL, mask_NL = self.tokenizer(texts, self.config.text.max_length)
         rows_ND = self.model.encode_text(token_NL.to(self.device), mask_NL.to(self.device))
-        found_ND: np.ndarray = rows_ND.cpu().numpy()
-        return found_ND
+        return rows_ND.cpu().numpy()
 
 
 def load_encoder(path: Path, untrained: bool = False) -> Encoder:
@@ -145,8 +139,8 @@ def run_of(path: Path) -> Path:
 def _load_weights(model: nn.Module, path: Path) -> None:
     """Copy the tensors of a safetensors file into the model."""
     found, wanted = load_file(path), model.state_dict()
-    shapes = [{name: t.shape for name, t in tensors.items()} for tensors in (found, wanted)]
-    differing = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})
+    theirs, ours = ({(n, t.shape) for n, t in tensors.items()} for tensors in (found, wanted))
+    differing = sorted({name for name, _ in theirs ^ ours})
     if differing:
         raise UserError(
             f"{path}: a checkpoint of another model: `{differing[0]}` differs (and "

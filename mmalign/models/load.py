@@ -15,39 +15,18 @@ import torch
 
 from mmalign.core.errors import UserError, one_line
 from mmalign.data.tokenizer import load_tokenizer
-from mmalign.models.adapters import CONFIG as ADAPTER
-from mmalign.models.adapters import base_of, merge_adapter
-from mmalign.models.encoder import (
-    DualModel,
-    Encoder,
-    has_file,
-    load_encoder,
-    run_of,
-    weights_sha256,
-)
+from mmalign.models import adapters, text_encoder
+from mmalign.models import encoder as encoders
+from mmalign.models.encoder import DualModel, Encoder, has_file, load_encoder, run_of
+from mmalign.models.external import onnx, open_clip, sentence_transformers, transformers
 from mmalign.models.external.model import ExternalModel
-from mmalign.models.external.onnx import TEXT_MODELS, OnnxModel, load_onnx
-from mmalign.models.external.open_clip import CONFIG as OPEN_CLIP
-from mmalign.models.external.open_clip import load_open_clip
-from mmalign.models.external.sentence_transformers import (
-    load_sentence_transformers,
-    read_text_encoder,
-)
-from mmalign.models.external.transformers import has_both_towers, load_dual_encoder
-from mmalign.models.text_encoder import (
-    FILE,
-    TextEncoder,
-    is_contrastive,
-    read_saved,
-    saved_text_encoder,
-    text_side,
-)
+from mmalign.models.text_encoder import TextEncoder, saved_text_encoder, text_side
 from mmalign.models.text_tower import load_trunk
 
+# "tower" is a text encoder alone: a fine-tuned one, or a LoRA adapter with its base.
 Format = Literal[
     "run", "open_clip", "sentence-transformers", "transformers", "onnx", "onnx-int8", "tower"
 ]
-# "tower" is a text encoder alone: a fine-tuned one, or a LoRA adapter with its base.
 _PREFIXES: dict[str, Format] = {
     "open_clip:": "open_clip",
     "local-dir:": "open_clip",
@@ -60,14 +39,14 @@ _PREFIXES: dict[str, Format] = {
 # The first file that is there decides: config.json is beside all the others.
 _TEXT_FILES: dict[str, Format] = {
     "modules.json": "sentence-transformers",
-    ADAPTER: "tower",
+    adapters.CONFIG: "tower",
     "config.json": "transformers",
 }
 _FILES: dict[str, Format] = {
-    FILE: "tower",
-    OPEN_CLIP: "open_clip",
+    text_encoder.FILE: "tower",
+    open_clip.CONFIG: "open_clip",
     **_TEXT_FILES,
-    TEXT_MODELS["fp32"]: "onnx",
+    onnx.TEXT_MODELS["fp32"]: "onnx",
 }
 
 
@@ -132,11 +111,11 @@ def load_model(name: str, model_format: Format | None = None) -> DualModel:
     if model_format == "run":
         return load_encoder(Path(name))
     load: dict[Format, Callable[[str], DualModel]] = {
-        "open_clip": load_open_clip,
-        "sentence-transformers": load_sentence_transformers,
+        "open_clip": open_clip.load_open_clip,
+        "sentence-transformers": sentence_transformers.load_sentence_transformers,
         "transformers": _load_transformers,
-        "onnx": load_onnx,
-        "onnx-int8": lambda place: load_onnx(place, "int8"),
+        "onnx": onnx.load_onnx,
+        "onnx-int8": lambda place: onnx.load_onnx(place, "int8"),
         "tower": _load_text_side_alone,
     }
     try:
@@ -145,9 +124,7 @@ def load_model(name: str, model_format: Format | None = None) -> DualModel:
         raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{name}: {model_format} cannot load it ({one_line(error)})") from None
-    if not isinstance(
-        model, OnnxModel
-    ):  # beside graphs there may be weights: `text_encoder_of` reads those
+    if not model_format.startswith("onnx"):  # `text_encoder_of` reads the weights beside the graphs
         model.facts["path"] = name
     return model
 
@@ -168,12 +145,12 @@ def load_text_encoder(path: str, untrained: bool = False) -> TextEncoder:
     # themselves.
     model_format, folder = detect_format(path, _TEXT_FILES), Path(path)
     if model_format == "run":
-        return text_side(load_encoder(folder, untrained), is_contrastive(folder))
+        return text_side(load_encoder(folder, untrained), text_encoder.is_contrastive(folder))
     if untrained:
         raise UserError(f"{path}: not a run folder; only a run knows its model before training")
     place = _without_prefix(path, model_format)
     if model_format == "sentence-transformers":
-        encoder = read_text_encoder(place)
+        encoder = sentence_transformers.read_text_encoder(place)
         # transformers hangs the adapter that it finds beside a trunk into it, unmerged.
         if getattr(encoder.trunk, "_hf_peft_config_loaded", False):
             encoder.trunk = _load_adapted(place).trunk
@@ -181,13 +158,13 @@ def load_text_encoder(path: str, untrained: bool = False) -> TextEncoder:
         encoder = TextEncoder(load_trunk(place), load_tokenizer(place))
     elif model_format == "tower":
         saved = saved_text_encoder(folder)
-        encoder = _load_adapted(path) if saved is None else read_saved(saved)
+        encoder = _load_adapted(path) if saved is None else text_encoder.read_saved(saved)
     else:
         raise UserError(
             f"{path}: a text encoder of {model_format} cannot be read on its own; give the run, or its "
             "export to sentence-transformers"
         )
-    encoder.facts = {"path": path, "sha256": weights_sha256(encoder), "step": 0}
+    encoder.facts = {"path": path, "sha256": encoders.weights_sha256(encoder), "step": 0}
     return encoder
 
 
@@ -210,8 +187,8 @@ def _without_prefix(name: str, model_format: Format) -> str:
 def _load_transformers(name: str) -> DualModel:
     from transformers import AutoConfig
 
-    if has_both_towers(AutoConfig.from_pretrained(name)):
-        return load_dual_encoder(name)
+    if transformers.has_both_towers(AutoConfig.from_pretrained(name)):
+        return transformers.load_dual_encoder(name)
     return _load_text_side_alone(f"transformers:{name}")
 
 
@@ -226,6 +203,6 @@ def _load_adapted(name: str) -> TextEncoder:
     """The base model of an adapter with the adapter merged in; pooling and projection are the base's."""
     if not Path(name).is_dir():
         raise UserError(f"{name}: holds a LoRA adapter; download it and give its folder")
-    encoder = load_text_encoder(base_of(Path(name)))
-    encoder.trunk = merge_adapter(encoder.trunk, Path(name))
+    encoder = load_text_encoder(adapters.base_of(Path(name)))
+    encoder.trunk = adapters.merge_adapter(encoder.trunk, Path(name))
     return encoder

@@ -130,8 +130,7 @@ class TextEncoder(nn.Module):
 
     def states(self, tokens: Tokens) -> Tensor:
         """(N, L, F), the last hidden states."""
-        state_NLF: Tensor = self.trunk(**tokens.inputs).last_hidden_state
-        return state_NLF
+        return self.trunk(**tokens.inputs).last_hidden_state
 
     def feature(self, state_NLF: Tensor, mask_NL: Tensor) -> Tensor:
         """(N, D) from the states of the tokens."""
@@ -146,9 +145,7 @@ class TextEncoder(nn.Module):
 
         def encode_batch(batch: list[str]) -> np.ndarray:
             tokens = self.tokenize(batch)
-            feature_ND = self.feature(self.states(tokens), tokens.mask_NL)
-            found_ND: np.ndarray = feature_ND.float().cpu().numpy()
-            return found_ND
+            return self.feature(self.states(tokens), tokens.mask_NL).float().cpu().numpy()
 
         mode = self.training
         self.eval()

@@ -142,7 +142,7 @@ def test_a_text_tower_needs_a_source() -> None:
 def test_unknown_text_models_get_one_sentence(
     tree: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=message):
         build_text_tower(validate(TextTowerConfig, tree, "test"), 50, 1)
 

@@ -60,5 +60,4 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _unit_rows(row_ND: Tensor) -> np.ndarray:
-    unit_ND: np.ndarray = F.normalize(row_ND.float(), dim=-1).cpu().numpy()
-    return unit_ND
+    return F.normalize(row_ND.float(), dim=-1).cpu().numpy()

@@ -22,7 +22,7 @@ from mmalign.core.batching import length_sorted_batches
 from mmalign.core.commit import sha256_of
 from mmalign.core.errors import UserError, one_line
 from mmalign.data.preprocess import Preprocess
-from mmalign.data.tokenizer import load_tokenizer
+from mmalign.data.tokenizer import Tokenizer, load_tokenizer
 from mmalign.models.encoder import BATCH_SIZE, DualModel
 
 Precision = Literal["fp32", "int8"]
@@ -84,31 +84,24 @@ class OnnxModel(DualModel):
     def encode_texts(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Texts -> (n, D) float32 of unit length, in the order given."""
         embedding = np.zeros((len(texts), self.width), np.float32)
-        ids = self._token_ids(texts)
+        cut = {"truncation": True, "max_length": self._max_length}
+        # The tokenizer takes no empty list.
+        ids = self.tokenizer.inner(list(texts), **cut)["input_ids"] if texts else []
         # By tokens and not by characters: a character is half a token in one script and two in another.
         for chunk in length_sorted_batches(map(len, ids), batch_size):
-            inputs = self._padded([ids[i] for i in chunk])
+            inputs = _padded(self.tokenizer, [ids[i] for i in chunk])
             embedding[chunk] = self._text_graph.run(["text_embeds"], inputs)[0]
         return _unit_rows(embedding)
 
-    def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:  # the tokenizer takes no empty list
-            return []
-        encoded = self.tokenizer.inner(list(texts), truncation=True, max_length=self._max_length)
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
 
-    def _padded(self, ids: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-        """Sequences as the graph's inputs, (N, L) int64 each, padded on the tokenizer's side."""
-        longest = max(len(row) for row in ids)
-        token_NL = np.full((len(ids), longest), self.tokenizer.padding_id, np.int64)
-        mask_NL = np.zeros((len(ids), longest), np.int64)
-        at_the_end = self.tokenizer.inner.padding_side == "right"
-        for n, row in enumerate(ids):
-            position = slice(0, len(row)) if at_the_end else slice(longest - len(row), longest)
-            token_NL[n, position] = row
-            mask_NL[n, position] = 1
-        return {"input_ids": token_NL, "attention_mask": mask_NL}
+def _padded(tokenizer: Tokenizer, ids: list[list[int]]) -> dict[str, np.ndarray]:
+    """Sequences as the graph's inputs, (N, L) int64 each, padded on the tokenizer's side."""
+    longest = max(map(len, ids))
+    sign = 1 if tokenizer.inner.padding_side == "right" else -1
+    mask_NL = np.array([([1] * len(row) + [0] * (longest - len(row)))[::sign] for row in ids])
+    token_NL = np.full(mask_NL.shape, tokenizer.padding_id)
+    token_NL[mask_NL == 1] = np.concatenate(ids)
+    return {"input_ids": token_NL, "attention_mask": mask_NL}
 
 
 def load_onnx(name: str, precision: Precision = "fp32") -> OnnxModel:
@@ -192,5 +185,4 @@ def _read_json(path: Path, fields: Mapping[str, type]) -> dict[str, Any]:
 
 def _unit_rows(row_ND: np.ndarray) -> np.ndarray:
     length_N1 = np.linalg.norm(row_ND, axis=1, keepdims=True)
-    unit_ND: np.ndarray = row_ND / np.maximum(length_N1, np.float32(1e-12))
-    return unit_ND
+    return row_ND / np.maximum(length_N1, np.float32(1e-12))

@@ -185,7 +185,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         )
     except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"{path}: not a checkpoint of tensors alone, and nothing else is read ({one_line(error)})"
+            f"{path}: no checkpoint of tensors alone, and nothing else is read ({one_line(error)})"
         ) from None
     state = tree.get("state_dict", tree) if isinstance(tree, dict) else {}
     if not state or not all(isinstance(value, Tensor) for value in state.values()):

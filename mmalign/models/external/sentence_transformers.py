@@ -42,10 +42,8 @@ def load_sentence_transformers(name: str) -> ExternalModel:
     model = open_sentence_transformer(name, str(distributed.device())).float().eval()
 
     def encode(inputs: list[Any]) -> Tensor:
-        rows: Tensor = model.encode(
-            inputs, batch_size=len(inputs), convert_to_tensor=True, show_progress_bar=False
-        )
-        return rows
+        options = {"convert_to_tensor": True, "show_progress_bar": False}
+        return model.encode(inputs, batch_size=len(inputs), **options)
 
     images = encode if model.supports("image") else None
     return ExternalModel(name, "sentence-transformers", model, encode, images)

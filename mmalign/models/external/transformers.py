@@ -87,5 +87,4 @@ def _longest(model: Any, tokenizer: Any) -> int:
 
 def _features(output: Any) -> Tensor:
     # transformers 5 returns an output whose pooled state is the feature, 4 the feature itself.
-    rows: Tensor = output if isinstance(output, Tensor) else output.pooler_output
-    return rows
+    return output if isinstance(output, Tensor) else output.pooler_output

@@ -17,7 +17,7 @@ from mmalign.core.errors import UserError
 from mmalign.export.onnx import write_onnx
 from mmalign.export.source import Source
 from mmalign.models.encoder import Encoder
-from mmalign.models.external.onnx import load_onnx
+from mmalign.models.external.onnx import _padded, load_onnx
 
 LONG = (*TEXTS, " ".join(TEXTS) * 3, "a", "")
 PICTURES = [make_image(number, size=40) for number in range(5)]
@@ -71,7 +71,8 @@ def test_8_bits_are_near_and_told_apart(exported: Path) -> None:
 def test_padding_is_the_tokenizers_own(exported: Path, side: str) -> None:
     model = load_onnx(str(exported))
     model.tokenizer.inner.padding_side = side
-    inputs = model._padded(model._token_ids(LONG))
+    ids = model.tokenizer.inner(list(LONG), truncation=True, max_length=32)["input_ids"]
+    inputs = _padded(model.tokenizer, ids)
     token_NL, mask_NL = model.tokenizer(LONG, 32)
     assert np.array_equal(inputs["input_ids"], token_NL.numpy())
     assert np.array_equal(inputs["attention_mask"], mask_NL.numpy())
