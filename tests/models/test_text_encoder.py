@@ -30,11 +30,6 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_run(tmp_path_factory.mktemp("run"))
-
-
 def write_objective(run: Path, kind: str) -> None:
     tree = {**read_yaml(run / "config.yaml"), "objective": {"kind": kind}}
     (run / "config.yaml").write_text(write_yaml(tree), encoding="utf-8")
@@ -70,8 +65,7 @@ def test_a_masked_language_model_is_its_trunk_alone(tmp_path: Path) -> None:
     torch.testing.assert_close(state_NLF, contrastive.states(tokens), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
-@pytest.mark.parametrize("projected", [True, False])
+@pytest.mark.parametrize(("pooling", "projected"), [("mean", True), ("cls", True), ("last", False)])
 def test_a_saved_tower_comes_back(tmp_path: Path, pooling: str, projected: bool) -> None:
     model = tiny_model()
     projection = torch.nn.Linear(32, 8) if projected else None

@@ -41,8 +41,10 @@ def text_config(model_type: str, **fields: Any) -> TextTowerConfig:
     return validate(TextTowerConfig, {"architecture": architecture, **fields}, "test")
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("model_type", "pooling"),
+    [*((name, "mean") for name in ARCHITECTURES), ("bert", "cls"), ("bert", "last")],
+)
 def test_text_features_do_not_depend_on_the_padding(model_type: str, pooling: str) -> None:
     tower = build_text_tower(text_config(model_type, pooling=pooling), 50, padding_id=1).eval()
     token_NL = torch.tensor([[5, 6, 7], [8, 9, 1]])
@@ -58,7 +60,7 @@ def test_text_features_do_not_depend_on_the_padding(model_type: str, pooling: st
     assert not any("pooler" in name or "decoder" in name for name, _ in tower.named_parameters())
 
 
-@pytest.mark.parametrize("captions", [1, 2, 3, 8])
+@pytest.mark.parametrize("captions", [1, 8])
 def test_captions_of_like_length_share_a_pass_and_nothing_else_changes(captions: int) -> None:
     tower = build_text_tower(text_config("bert"), 40, 0).double().eval()
     token_NL = torch.randint(5, 40, (captions, 12))
