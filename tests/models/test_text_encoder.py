@@ -87,14 +87,7 @@ def test_a_saved_tower_comes_back(tmp_path: Path, pooling: str, projected: bool)
 @pytest.mark.parametrize(
     "architecture",
     [
-        {
-            "model_type": "mt5",
-            "d_model": 32,
-            "d_ff": 48,
-            "d_kv": 16,
-            "num_layers": 1,
-            "num_heads": 2,
-        },
+        {"model_type": "mt5", "d_model": 32, "d_ff": 48, "num_layers": 1, "num_heads": 2},
         {"model_type": "xlm-roberta", **{k: v for k, v in SMALL.items() if k != "vocab_size"}},
         {"model_type": "m2m_100", "d_model": 32, "encoder_layers": 1, "decoder_layers": 1},
     ],

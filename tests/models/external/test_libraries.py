@@ -53,23 +53,10 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_open_clip(folder: Path) -> Library:
     torch.manual_seed(0)
-    settings = {
-        "embed_dim": 16,
-        "vision_cfg": {
-            "image_size": 32,
-            "layers": 1,
-            "width": 32,
-            "head_width": 16,
-            "patch_size": 16,
-        },
-        "text_cfg": {
-            "context_length": 20,
-            "vocab_size": 49408,
-            "width": 32,
-            "heads": 2,
-            "layers": 1,
-        },
-    }
+    size = {"layers": 1, "width": 32}
+    vision = {"image_size": 32, "head_width": 16, "patch_size": 16, **size}
+    text = {"context_length": 20, "vocab_size": 49408, "heads": 2, **size}
+    settings = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
     model = open_clip.CLIP(**settings).eval()
     preprocess = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "resize_mode": "squash"}
     tree = {"model_cfg": settings, "preprocess_cfg": preprocess}
