@@ -20,7 +20,7 @@ def load(name: str) -> "DualModel":
         name: see `mmalign.models.load.load_model`, which lists the forms.
 
     Returns:
-        What encodes texts and, where the model has an image tower, encoded pictures.
+        A model that encodes texts and, where it has an image tower, encoded images.
 
     Raises:
         UserError: nothing there that can be loaded; the sentence says what was looked for.

@@ -50,7 +50,6 @@ MOST_BYTES = 10_000_000  # of an image to search with
 MOST_LETTERS = 1000  # of a text to search with
 MOST_RESULTS = 100
 IMAGES, CAPTIONS = 24, 3  # results of a text, and of an image in each language
-_FAILED = "the search failed; the terminal where it was started says why"
 _UNDECODABLE = (
     "the file cannot be read as an image; send a JPEG, PNG or WebP file of at most "
     f"{MAX_PIXELS:,} pixels"
@@ -139,7 +138,7 @@ def make_app(index: SearchIndex, host_names: list[str]) -> Starlette:
         # Starlette raises a failure again after the answer, and uvicorn prints it.
         exception_handlers={
             HTTPException: lambda request, refusal: _error(refusal.status_code, refusal.detail),
-            Exception: lambda request, failure: _error(500, _FAILED),
+            Exception: lambda request, failure: _error(500, "the search failed; see the terminal"),
         },
     )
 
@@ -169,7 +168,7 @@ class _Page:
         number, last = request.path_params["number"], len(self._index) - 1
         if not re.fullmatch("[0-9]{1,12}", number) or int(number) > last:
             raise HTTPException(404, f"there is no image {number}; the last one is {last}")
-        data = self._index.read_picture(int(number))
+        data = self._index.read_image(int(number))
         tag = f'"{hashlib.blake2b(data, digest_size=16).hexdigest()}"'
         # Tomorrow another set may be served here: a browser keeps the image, but asks whether it is current.
         headers = {"Cache-Control": "private, no-cache", "ETag": tag}
@@ -200,7 +199,7 @@ class _Page:
         try:
             data = await request.body()
             return await run_in_threadpool(
-                _timed, "languages", lambda: self._index.by_picture(data, k)
+                _timed, "languages", lambda: self._index.by_image(data, k)
             )
         except UndecodableImage:
             raise HTTPException(422, _UNDECODABLE) from None

@@ -15,13 +15,13 @@ from mmalign.models.encoder import load_encoder
 from mmalign.search.corpus import SearchIndex, build_index
 from mmalign.search.server import SearchServer
 
-PICTURES = 8
+IMAGES = 8
 LANGUAGES = ("en", "ar", "ja")
 
 
 def make_index(folder: Path) -> SearchIndex:
     """Images with one, two or three captions."""
-    make_set(folder / "set", PICTURES, lambda number: LANGUAGES[: 1 + number % 3])
+    make_set(folder / "set", IMAGES, lambda number: LANGUAGES[: 1 + number % 3])
     model = load_encoder(tiny_run(folder / "run"))
     return build_index(model, folder / "set", folder / "cache")
 

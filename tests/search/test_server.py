@@ -27,7 +27,7 @@ def test_texts_and_images_are_answered(server: SearchServer, index: SearchIndex)
     assert answer["pictures"] == index.by_text("犬 & ñ", 3)
     assert "NaN" not in json.dumps(answer)
     status, answer = request_json(server, "POST", "/search?k=2", body=make_image(3))
-    assert (status, answer["languages"]) == (200, index.by_picture(make_image(3), 2))
+    assert (status, answer["languages"]) == (200, index.by_image(make_image(3), 2))
 
 
 def test_many_at_once_are_answered_like_one(server: SearchServer, index: SearchIndex) -> None:
@@ -42,7 +42,7 @@ def test_images_come_as_they_are_stored(
     server: SearchServer, index: SearchIndex, number: int, kind: str
 ) -> None:
     response, body = request(server, "GET", f"/picture/{number}")
-    assert (response.status, body) == (200, index.read_picture(number))
+    assert (response.status, body) == (200, index.read_image(number))
     assert response.headers["Content-Type"] == f"image/{kind}"
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     known = {"If-None-Match": response.headers["ETag"]}
@@ -92,7 +92,7 @@ def test_a_refusal_is_one_sentence(
     assert says in answer["error"] and "\n" not in answer["error"]
 
 
-@pytest.mark.parametrize("body", [b"", b"no picture", make_image(0)[:40], b"\x89PNG\r\n\x1a\n"])
+@pytest.mark.parametrize("body", [b"", b"no image", make_image(0)[:40], b"\x89PNG\r\n\x1a\n"])
 def test_what_is_no_image_is_refused(server: SearchServer, body: bytes) -> None:
     status, answer = request_json(server, "POST", "/search", body=body)
     assert status == 422
@@ -111,7 +111,7 @@ def test_a_failure_inside_is_no_silence(
 ) -> None:
     monkeypatch.setattr(index, "by_text", lambda text, k: 1 / 0)
     status, answer = request_json(server, "GET", "/search?q=x")
-    assert (status, "the terminal" in answer["error"]) == (500, True)
+    assert (status, "see the terminal" in answer["error"]) == (500, True)
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "[::1]", "LOCALHOST"])
