@@ -178,6 +178,7 @@ def _build_open_clip(config: OpenClipTower) -> ImageTower:
     if config.name not in open_clip.list_models() and ":" not in config.name:
         raise UserError(f"model.image.name: open_clip has no model `{config.name}`")
     options = dict(config.options)
+    # open_clip replaces sections of the configuration completely, so its own fields are merged here.
     vision = dict(options.pop("vision_cfg", {}))
     base = open_clip.get_model_config(config.name) or {}
     vision = {**base.get("vision_cfg", {}), "image_size": config.image_size, **vision}
@@ -198,7 +199,7 @@ def _build_open_clip(config: OpenClipTower) -> ImageTower:
 @torch.no_grad()
 def _output_width(trunk: nn.Module, size: int) -> int:
     """F, measured: libraries name it in too many ways."""
-    was_training = trunk.training
+    was_training = trunk.training  # a batch of one would move batch statistics
     trunk.eval()
     feature: Tensor = trunk(torch.zeros(1, 3, size, size))
     trunk.train(was_training)

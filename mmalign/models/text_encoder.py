@@ -34,7 +34,7 @@ from mmalign.models.text_tower import load_trunk
 
 FILE = "tower.json"
 _PROJECTION = "projection.safetensors"
-DEFAULT_LENGTH = 128
+DEFAULT_LENGTH = 128  # tokens, of models that do not say what they were trained with
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,7 @@ class TextEncoder(nn.Module):
         feature_ND = pool(state_NLF, mask_NL, self.pooling)
         if self.projection is not None:
             feature_ND = self.projection(feature_ND)
+        # Pooled states that were never trained to compare texts keep their length: a head may use it.
         return F.normalize(feature_ND, dim=-1) if self.unit_length else feature_ND
 
     @torch.no_grad()
@@ -147,7 +148,7 @@ class TextEncoder(nn.Module):
             tokens = self.tokenize(batch)
             return self.feature(self.states(tokens), tokens.mask_NL).float().cpu().numpy()
 
-        mode = self.training
+        mode = self.training  # fine-tuning encodes between its steps
         self.eval()
         features = encode_sorted(encode_batch, texts, batch_size, self.feature_width)
         self.train(mode)
@@ -157,7 +158,7 @@ class TextEncoder(nn.Module):
         """Write the encoder as a model of transformers, with what `read_saved` needs beside it."""
         from transformers.utils import logging
 
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # it would break the lines of our own output
         self.trunk.save_pretrained(str(folder))
         self.tokenizer.save(folder)
         if self.projection is not None:

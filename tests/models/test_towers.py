@@ -11,7 +11,6 @@ from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
 from mmalign.models.image_tower import OpenClipTower, TimmTower, build_image_tower
-from mmalign.models.pooling import pool
 from mmalign.models.text_tower import TextTowerConfig, build_text_tower
 
 BERT = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -76,19 +75,6 @@ def test_captions_of_like_length_share_a_pass_and_nothing_else_changes(captions:
     assert sum(seen[1:]) < seen[0] or captions < 3
     for whole, bucketed in zip(*gradients, strict=True):
         assert torch.allclose(whole, bucketed, rtol=1e-10, atol=1e-9)
-
-
-def test_pooling_takes_the_right_tokens_on_either_side_of_the_padding() -> None:
-    state_NLF = torch.arange(8.0).reshape(2, 4, 1)
-    mask_NL = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1]])
-
-    def pooled(pooling: Any) -> list[float]:
-        out: list[float] = pool(state_NLF, mask_NL, pooling).squeeze(1).tolist()
-        return out
-
-    assert pooled("mean") == [0.5, 6.0]
-    assert pooled("cls") == [0.0, 5.0]
-    assert pooled("last") == [1.0, 7.0]
 
 
 def test_a_saved_text_model_is_loaded_by_its_folder(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def _by_kind(name: str, routes: dict[str, Any], route: str) -> dict[str, list[An
 
 def _multiple_of_identity(linear: nn.Linear | None) -> float | None:
     """s where a linear map is s times the identity, without bias; None: it is not."""
+    # Exactly so, and not nearly: our exports write a power of two.
     if linear is None or linear.bias.any():
         return None
     scale = linear.weight[0, 0].item()
@@ -109,6 +110,7 @@ def _multiple_of_identity(linear: nn.Linear | None) -> float | None:
 def _text(trunk: Any, projection: nn.Module | None) -> dict[str, Tensor]:
     stack = text_stack(trunk).state_dict()
     weights = {} if projection is None else projection.state_dict()
+    # The zeros that our exports write for an unused pooler have no place in open_clip's model.
     return {
         **{f"text.transformer.{n}": t for n, t in stack.items() if not n.startswith("pooler.")},
         **{f"text.proj.{n}": t for n, t in weights.items()},

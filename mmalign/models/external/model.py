@@ -37,7 +37,7 @@ class ExternalModel(DualModel):
             texts: n texts -> (n, D).
             images: n RGB images -> (n, D); None: the model has no image tower.
         """
-        with torch.no_grad():
+        with torch.no_grad():  # measured: each library names it in another way
             width = texts(["a"]).shape[1]
         facts = {"path": name, "kind": kind, "sha256": weights_sha256(model), "step": 0}
         super().__init__(facts, width)

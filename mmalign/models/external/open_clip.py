@@ -71,6 +71,7 @@ def _describes_text_tower(folder: Path) -> bool:
 
     path = folder / "config.json"
     facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    # open_clip builds text towers of these model types only.
     return facts.get("model_type") in arch_dict
 
 
@@ -146,6 +147,7 @@ def _by_architecture(name: str, architecture: str, tag: str) -> OpenClipWeights:
     elif not path.is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
         raise UserError(f"{name}: `{tag}` is no file and no tag of `{architecture}` ({tags})")
+    # Released weights may have been trained with another normalisation than the architecture's.
     preprocess = {k: known[k] for k in ("mean", "std") if known.get(k)}
     tokenizer = config["text_cfg"].get("hf_tokenizer_name")
     return OpenClipWeights(_read_tensors(path), config, preprocess, tokenizer)
@@ -192,5 +194,5 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path}: holds no `state_dict` of tensors, so it is no checkpoint of open_clip"
         )
-    # The trainer's model on several ranks has its names under `module.`.
+    # On several ranks the trainer saves DistributedDataParallel's names, which begin with `module.`.
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}

@@ -48,8 +48,8 @@ def from_open_clip(state: State, model: DualEncoder) -> State:
             image tower's width that the folded map does not fill) stay as they are there.
 
     Returns:
-        Our names. What has no place in the model keeps open_clip's name and what was not found is left out:
-        the caller compares names and shapes with the model's.
+        Our names. Weights without a counterpart in the model keep open_clip's name, and missing ones are left
+        out: the caller compares names and shapes with the model's.
     """
     image = {n.removeprefix("visual."): t for n, t in state.items() if n.startswith("visual.")}
     text = {n.removeprefix(_TEXT): t for n, t in state.items() if n.startswith(_TEXT)}
@@ -75,7 +75,7 @@ def is_of_open_clip(trunk: Any) -> bool:
 
 
 def text_stack(trunk: Any) -> Any:
-    """T5's encoder class wraps the stack that open_clip takes out of the whole model."""
+    """The encoder stack, as open_clip takes it out of a T5 model; T5's encoder class wraps it."""
     return trunk.encoder if type(trunk).__name__.endswith("EncoderModel") else trunk
 
 

@@ -55,6 +55,7 @@ def read_text_encoder(name: str) -> TextEncoder:
     Raises:
         UserError: sentence-transformers is missing, or the modules are others.
     """
+    # On the CPU: TextEncoder moves what it takes to this rank's device.
     modules = list(open_sentence_transformer(name))
     kinds = [type(module).__name__ for module in modules]
     in_order = [kind for kind in _MODULES for _ in range(kinds.count(kind))]
