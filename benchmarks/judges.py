@@ -40,9 +40,9 @@ from mmalign.evaluation.embed import EmbeddedSet, embed_set
 from mmalign.evaluation.retrieval import measure_retrieval
 from mmalign.export.open_clip import write_open_clip
 from mmalign.export.source import Source
-from mmalign.models.encoder import DualModel, load_encoder, load_model
+from mmalign.models.encoder import DualModel, load_encoder
 from mmalign.models.external.mteb import MtebModel
-from mmalign.models.text_encoder import text_encoder_of
+from mmalign.models.load import load_model, text_encoder_of
 from mmalign.results.results import Results
 
 REQUIREMENTS = ("mteb==2.26.24", "clip-benchmark==1.6.2")

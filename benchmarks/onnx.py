@@ -40,7 +40,8 @@ from mmalign.export.onnx import write_onnx
 from mmalign.export.probes import LANGUAGES
 from mmalign.export.source import Source
 from mmalign.models.external.onnx import load_onnx
-from mmalign.models.text_encoder import TextEncoder, load_text_encoder
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder
 
 # This file has the name of a package that the export needs: its folder must not be searched for it.
 sys.path = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve().parent]

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaModel, XLMRobertaConfig, XLMRobertaMo
 from mmalign.data.tokenizer import Tokenizer, train_tokenizer
 from mmalign.evaluation.lexical_probe import probe
 from mmalign.evaluation.lexicon import LexiconConfig, read_lexicon
-from mmalign.models.text_encoder import load_text_encoder
+from mmalign.models.load import load_text_encoder
 from mmalign.results.results import Results
 
 WIDTH, LAYERS = 32, 3

@@ -126,7 +126,7 @@ def search(
     Example: mmalign search --model runs/demo --data data/emoji_scenes/test
     """
     from mmalign.core import distributed
-    from mmalign.models.encoder import load_model
+    from mmalign.models.load import load_model
     from mmalign.search.corpus import build_index
     from mmalign.search.server import serve
 
@@ -142,7 +142,8 @@ def _measure_images(
     from mmalign.core import distributed
     from mmalign.core.config import load_config
     from mmalign.evaluation.suite import SuiteConfig, means_of, run_suite
-    from mmalign.models.encoder import DualModel, load_encoder, load_model, run_of
+    from mmalign.models.encoder import DualModel, load_encoder, run_of
+    from mmalign.models.load import load_model
 
     config = load_config(SuiteConfig, suite, overrides)
     out = _result_folder(model, config.name, out)
@@ -166,7 +167,7 @@ def _measure_indexes(
     from mmalign.core.config import load_config
     from mmalign.evaluation.ann.benchmark import run_faiss
     from mmalign.evaluation.ann.config import FaissConfig
-    from mmalign.models.encoder import load_model
+    from mmalign.models.load import load_model
     from mmalign.report.pareto import write_pareto
 
     config = load_config(FaissConfig, suite, overrides)

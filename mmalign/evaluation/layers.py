@@ -25,8 +25,8 @@ from mmalign.evaluation.alignment import Pair, for_each_pair
 from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.evaluation.over_ranks import encode_over_ranks
 from mmalign.models.hidden_states import content_mask
+from mmalign.models.pooling import POOLINGS, Pooling, pool
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.models.text_tower import Pooling, pool
 from mmalign.results.metric_names import MetricName
 from mmalign.results.results import Results
 
@@ -38,11 +38,6 @@ PROTOCOL = (
     "two languages or more, drawn at random (seed {seed}), the first caption of each language; bitext@1 by "
     "cosine as in `alignment`, averaged over the ordered pairs of languages. `feature`: the tower's output"
 )
-_POOLED = {
-    "mean": "mean: of all tokens but special ones",
-    "last": "last: the last token that is not special",
-    "cls": "cls: the first token, special or not",
-}
 
 
 class LayersConfig(Section):
@@ -72,7 +67,7 @@ def probe_layers(
         return
     first = MetricName("layers", embedded.name, None, (), "bitext@1")
     results.protocol[first.prefix] = PROTOCOL.format(
-        pooling="; ".join(_POOLED[one] for one in config.poolings),
+        pooling="; ".join(POOLINGS[one].of_content for one in config.poolings),
         pictures=len(np.unique(sample.picture_M)),
         seed=config.seed,
     )
@@ -129,8 +124,7 @@ def _encode_batch(
         input_ids=tokens.token_NL, attention_mask=tokens.mask_NL, output_hidden_states=True, **types
     )
     content_BL = content_mask(tokens)
-    # `cls` is a special token itself.
-    masks = {one: tokens.mask_NL if one == "cls" else content_BL for one in poolings}
+    masks = {one: tokens.mask_NL if POOLINGS[one].needs_special else content_BL for one in poolings}
     rows = {
         (str(layer), pooling): pool(state_BLF, masks[pooling], pooling)
         for layer, state_BLF in enumerate(output.hidden_states)

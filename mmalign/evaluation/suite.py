@@ -31,7 +31,7 @@ from mmalign.evaluation.retrieval import Protocol, measure_retrieval
 from mmalign.evaluation.words import WordsConfig, measure_words
 from mmalign.evaluation.zero_shot import ZeroShotConfig, measure_zero_shot
 from mmalign.models.encoder import DualModel
-from mmalign.models.text_encoder import text_encoder_of
+from mmalign.models.load import text_encoder_of
 from mmalign.results.metric_names import ALL, MEAN, WORST5, MetricName
 from mmalign.results.results import Results, environment
 

@@ -12,18 +12,18 @@ from mmalign.core.errors import UserError
 from mmalign.export.probes import probe_images, probe_texts
 from mmalign.export.verify import TOLERANCE, largest_difference
 from mmalign.models.encoder import Encoder
-from mmalign.models.external.peers import Kind, load_peer
+from mmalign.models.load import Format, load_model
 
 _EVERY = 7  # of the probes, one in so many: all scripts are not needed to see another pooling
 
 
-def must_agree(encoder: Encoder, folder: Path, kind: Kind, format_name: str) -> None:
+def must_agree(encoder: Encoder, folder: Path, kind: Format, format_name: str) -> None:
     """Load the folder in its library and compare.
 
     Raises:
         UserError: it cannot be loaded, or gives other vectors.
     """
-    loaded = load_peer(str(folder), kind)
+    loaded = load_model(str(folder), kind)
     texts, images = probe_texts()[::_EVERY], probe_images()[::_EVERY]
     pairs = {
         "text": (encoder.encode_texts(texts), loaded.encode_texts(texts)),

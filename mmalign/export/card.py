@@ -41,6 +41,7 @@ from mmalign.export.sentence_transformers import auto_class, dense_layers
 from mmalign.export.source import Source
 from mmalign.models.encoder import Encoder
 from mmalign.models.image_tower import TimmTower
+from mmalign.models.pooling import POOLINGS
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results
 
@@ -232,7 +233,7 @@ def _loading(source: Source, formats: Sequence[str], repo_id: str | None) -> dic
         "name": name,
         "repo_id": repo_id,
         "loader": auto_class(tower.trunk).__name__ if TEXTS_ONLY in formats else None,
-        "pooling": tower.pooling,
+        "pooling_code": POOLINGS[tower.pooling].code,
         "dense": [
             (f"{number}_Dense", "gelu" if isinstance(activation, nn.GELU) else None)
             for number, (_, activation) in enumerate(dense_layers(tower.projection), start=2)

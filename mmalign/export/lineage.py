@@ -25,7 +25,8 @@ from mmalign.core.redact import redact
 from mmalign.data.shards.manifest import MANIFEST as DATA_MANIFEST
 from mmalign.models import adapters
 from mmalign.models.encoder import run_of
-from mmalign.models.text_encoder import load_text_encoder, saved_text_encoder
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import saved_text_encoder
 from mmalign.results.collect import measured_on
 from mmalign.results.results import Results, read_results
 

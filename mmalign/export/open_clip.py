@@ -28,12 +28,11 @@ from mmalign.core.errors import UserError
 from mmalign.export.source import Source
 from mmalign.export.tokenizer import write_tokenizer
 from mmalign.models.encoder import Encoder
-from mmalign.models.external.open_clip_folder import CONFIG, WEIGHTS, load_open_clip_folder
+from mmalign.models.external.open_clip import CONFIG, WEIGHTS, load_open_clip_folder
 from mmalign.models.external.open_clip_weights import to_open_clip
 from mmalign.models.image_tower import OpenClipTower, TimmTower, takes_image_size
-from mmalign.models.text_tower import Pooling
+from mmalign.models.pooling import POOLINGS
 
-POOLERS: dict[Pooling, str] = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
 # Of a model of transformers, what says nothing about how it computes.
 _NO_ARCHITECTURE = (
     "_name_or_path",
@@ -134,16 +133,18 @@ def _text_config(encoder: Encoder, home: str) -> dict[str, Any]:
             f"model.text: open_clip cannot hold a text tower of type `{kind}`, only "
             f"{', '.join(sorted(arch_dict))}; export to sentence-transformers instead"
         )
-    if text.pooling not in POOLERS:
+    pooler = POOLINGS[text.pooling].open_clip
+    if pooler is None:
+        known = [name for name, one in POOLINGS.items() if one.open_clip is not None]
         raise UserError(
             f"model.text.pooling: open_clip cannot pool the `{text.pooling}` token of a text, only "
-            f"{' and '.join(POOLERS)}; export to sentence-transformers instead"
+            f"{' and '.join(known)}; export to sentence-transformers instead"
         )
     return {
         "hf_model_name": home,
         "hf_model_pretrained": False,
         "hf_tokenizer_name": home,
-        "hf_pooler_type": POOLERS[text.pooling],
+        "hf_pooler_type": pooler,
         "hf_proj_type": encoder.config.text_projection,
         "context_length": text.max_length,
         "vocab_size": encoder.tokenizer.vocabulary,

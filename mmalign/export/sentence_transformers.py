@@ -21,14 +21,9 @@ from mmalign.core.commit import write_json
 from mmalign.core.errors import UserError
 from mmalign.export.source import Source
 from mmalign.export.tokenizer import write_tokenizer
+from mmalign.models.pooling import flags_of_sentence_transformers
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.models.text_tower import Pooling
 
-POOLING_MODES: dict[Pooling, str] = {
-    "mean": "pooling_mode_mean_tokens",
-    "cls": "pooling_mode_cls_token",
-    "last": "pooling_mode_lasttoken",
-}
 # sentence-transformers would take Tanh where no activation is named.
 _ACTIVATIONS = {
     nn.Identity: "torch.nn.modules.linear.Identity",
@@ -137,10 +132,9 @@ def _idle_pooler(trunk: Any, loader: Any) -> dict[str, Tensor]:
 
 def write_pooling(tower: TextEncoder, folder: Path) -> None:
     """One feature a text from the states of its tokens."""
-    chosen = POOLING_MODES[tower.pooling]
-    modes = {name: name == chosen for name in (*POOLING_MODES.values(), "pooling_mode_max_tokens")}
+    flags = flags_of_sentence_transformers(tower.pooling)
     folder.mkdir()
-    write_json(folder / "config.json", {"word_embedding_dimension": tower.state_width, **modes})
+    write_json(folder / "config.json", {"word_embedding_dimension": tower.state_width, **flags})
 
 
 def dense_layers(projection: nn.Module | None) -> list[tuple[nn.Linear, nn.Module]]:

@@ -16,13 +16,8 @@ from mmalign.core.errors import UserError
 from mmalign.export.lineage import config_of_finetuning, lineage, without_paths
 from mmalign.models import adapters
 from mmalign.models.encoder import Encoder, load_encoder, run_of
-from mmalign.models.text_encoder import (
-    TextEncoder,
-    is_contrastive,
-    load_text_encoder,
-    saved_text_encoder,
-    text_side,
-)
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder, is_contrastive, saved_text_encoder, text_side
 from mmalign.results.collect import measured_on, merged, result_files
 from mmalign.results.results import Results, read_results
 

@@ -1,8 +1,8 @@
-"""Image towers: a timm or an open_clip network that turns pictures into one feature each.
+"""Image towers: a timm or an open_clip network that turns images into one feature each.
 
     image_BCHW, uint8 -> normalised -> trunk -> feature_BF      F: the width that the trunk gives
 
-The tower also says how large its pictures must be (`size`) and how it normalises them (`mean`, `std`).
+The tower also says how large its images must be (`size`) and how it normalises them (`mean`, `std`).
 """
 
 import difflib
@@ -52,7 +52,7 @@ ImageTowerConfig = Annotated[TimmTower | OpenClipTower, pydantic.Field(discrimin
 
 
 class ImageTower(nn.Module):
-    """A trunk with the facts its users need.
+    """A trunk, and how its input is prepared.
 
     Attributes:
         width: F, the size of a feature.
@@ -71,9 +71,9 @@ class ImageTower(nn.Module):
         self.size = size
         self.mean = mean
         self.std = std
-        # Not persistent: they are facts of the architecture, no weights.
-        for name, shares in (("_mean_C11", mean), ("_std_C11", std)):
-            self.register_buffer(name, torch.tensor(shares).view(-1, 1, 1), persistent=False)
+        # Not persistent: they belong to the architecture and are no weights.
+        for name, values in (("_mean_C11", mean), ("_std_C11", std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
         self.width = _output_width(trunk, size)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
@@ -84,10 +84,9 @@ class ImageTower(nn.Module):
         """
         if image_BCHW.dtype == torch.uint8:
             # In this order, as every other library does it: the same rounding in deep networks too.
-            share_BCHW = image_BCHW.to(self._mean_C11.dtype) / 255
-            image_BCHW = (share_BCHW - self._mean_C11) / self._std_C11
-        feature_BF: Tensor = self.trunk(image_BCHW)
-        return feature_BF
+            scaled_BCHW = image_BCHW.to(self._mean_C11.dtype) / 255
+            image_BCHW = (scaled_BCHW - self._mean_C11) / self._std_C11
+        return self.trunk(image_BCHW)
 
     def layer_depths(self) -> dict[str, int] | None:
         """How many layers below the tower's output each parameter lies, by its name in the trunk.
@@ -103,8 +102,7 @@ class ImageTower(nn.Module):
         """Names in the trunk, or patterns of `fnmatch`, that the network's authors spare weight decay."""
         inner = getattr(self.trunk, "trunk", None)  # open_clip's adapter of timm
         trunk, prefix = (self.trunk, "") if inner is None else (inner, "trunk.")
-        ask: Any = getattr(trunk, "no_weight_decay", set)
-        return {prefix + name for name in ask()}
+        return {prefix + name for name in getattr(trunk, "no_weight_decay", set)()}
 
 
 def build_image_tower(config: TimmTower | OpenClipTower) -> ImageTower:
@@ -167,20 +165,20 @@ def _layer_numbers(trunk: Any) -> dict[str, int]:
 
 
 def takes_image_size(name: str) -> bool:
+    """Whether timm builds the network for one size of images, as transformers; `img_size` sets it."""
     import timm
 
-    default: Any = timm.get_pretrained_cfg(name)
-    return bool(default is not None and default.fixed_input_size)
+    return bool(getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False))
 
 
 def _build_open_clip(config: OpenClipTower) -> ImageTower:
     import open_clip
     from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-    known = config.name in open_clip.list_models() or ":" in config.name
-    if not known:
+    if config.name not in open_clip.list_models() and ":" not in config.name:
         raise UserError(f"model.image.name: open_clip has no model `{config.name}`")
     options = dict(config.options)
+    # open_clip replaces sections of the configuration completely, so its own fields are merged here.
     vision = dict(options.pop("vision_cfg", {}))
     base = open_clip.get_model_config(config.name) or {}
     vision = {**base.get("vision_cfg", {}), "image_size": config.image_size, **vision}
@@ -193,15 +191,15 @@ def _build_open_clip(config: OpenClipTower) -> ImageTower:
         **options,
     )
     visual: Any = model.visual
-    mean = tuple(getattr(visual, "image_mean", None) or OPENAI_DATASET_MEAN)
-    std = tuple(getattr(visual, "image_std", None) or OPENAI_DATASET_STD)
-    return ImageTower(visual, config.image_size, mean, std)
+    mean = getattr(visual, "image_mean", None) or OPENAI_DATASET_MEAN
+    std = getattr(visual, "image_std", None) or OPENAI_DATASET_STD
+    return ImageTower(visual, config.image_size, tuple(mean), tuple(std))
 
 
 @torch.no_grad()
 def _output_width(trunk: nn.Module, size: int) -> int:
     """F, measured: libraries name it in too many ways."""
-    was_training = trunk.training
+    was_training = trunk.training  # a batch of one would move batch statistics
     trunk.eval()
     feature: Tensor = trunk(torch.zeros(1, 3, size, size))
     trunk.train(was_training)

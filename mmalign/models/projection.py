@@ -1,4 +1,4 @@
-"""What leads from a pooled state into the shared space: one linear map, or two with a GELU between them.
+"""The map from a pooled state into the shared space: one linear map, or two with a GELU between them.
 
     nn.Linear                                -+
     nn.Sequential(Linear, GELU, Linear)      -+-> projection.safetensors -> the same
@@ -18,13 +18,13 @@ from mmalign.core.errors import UserError
 
 
 def out_features(projection: nn.Module) -> int:
-    """D, the width of what comes out."""
+    """D, the width of the output."""
     return [one for one in projection.modules() if isinstance(one, nn.Linear)][-1].out_features
 
 
 def write_projection(projection: nn.Module, path: Path) -> None:
     """Write the weights: `weight`, or `0.weight` and `2.weight`; biases beside them."""
-    # A copy of its own: safetensors refuses tensors that share memory.
+    # A copy: safetensors refuses tensors that share memory.
     tensors = {
         name: one.detach().cpu().clone().contiguous()
         for name, one in projection.state_dict().items()
@@ -52,7 +52,7 @@ def projection_of(dense: Sequence[Any], path: str) -> nn.Module | None:
         path: of the model, for the message.
 
     Raises:
-        UserError: they are something else than the two forms.
+        UserError: they have another form.
     """
     activations = [type(one.activation_function) for one in dense]
     forms: tuple[list[type], ...] = ([], [nn.Identity], [nn.GELU, nn.Identity])

@@ -17,7 +17,7 @@ from typing import Any
 from mmalign.core.code_version import VERSION
 from mmalign.core.config import apply_override_value, read_yaml
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import load_text_encoder
+from mmalign.models.load import load_text_encoder
 from mmalign.results.results import Results, read_results
 from mmalign.study.config import StudyConfig
 from mmalign.study.towers import TrainedTower

@@ -20,7 +20,8 @@ from pydantic import Field, model_validator
 from mmalign.core import console
 from mmalign.core.config import Section, Seeds
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import TextEncoder, load_text_encoder
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.metric_names import PUBLISHED
 from mmalign.results.results import Results, environment, mean_over_seeds
 from mmalign.text.benchmark_tasks import (

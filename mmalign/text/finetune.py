@@ -17,7 +17,8 @@ from mmalign.core import console
 from mmalign.core.commit import sha256_of
 from mmalign.core.config import Section, Seeds
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import TextEncoder, load_text_encoder
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results, environment, mean_over_seeds
 from mmalign.text.causality.config import ASKED, CausalityConfig
 from mmalign.text.causality.config import describe as describe_causality

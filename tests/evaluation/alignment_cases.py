@@ -13,7 +13,8 @@ from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.evaluation.geometry import measure_geometry
 from mmalign.evaluation.layers import LayersConfig, probe_layers
 from mmalign.evaluation.words import WordsConfig, measure_words
-from mmalign.models.text_encoder import TextEncoder, load_text_encoder
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results
 
 

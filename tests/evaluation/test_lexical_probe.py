@@ -23,7 +23,7 @@ from mmalign.evaluation.lexical_probe import centred, probe
 from mmalign.evaluation.lexicon import Lexicon, LexiconConfig, read_lexicon
 from mmalign.evaluation.suite import SuiteConfig
 from mmalign.models.hidden_states import WordPooling
-from mmalign.models.text_encoder import load_text_encoder
+from mmalign.models.load import load_text_encoder
 from mmalign.results.metric_names import layers_of
 from mmalign.results.results import Results, read_results
 

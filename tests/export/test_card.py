@@ -21,7 +21,8 @@ from mmalign.export.build import write_files
 from mmalign.export.card import PLACE, write_card
 from mmalign.export.eval_results import eval_results
 from mmalign.export.source import Source
-from mmalign.models.text_encoder import TextEncoder, text_encoder_of
+from mmalign.models.load import text_encoder_of
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results
 
 LANGUAGES = ["de", "en", "no", "pt-BR", "sw", "zh-Hant", "quz"]

@@ -32,7 +32,7 @@ import io, json, sys
 import numpy as np, open_clip, torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
-from mmalign.models.encoder import load_model
+from mmalign.models.load import load_model
 
 texts, picture, out = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
 data = open(picture, "rb").read()

@@ -20,7 +20,7 @@ from mmalign.export.lineage import without_folders
 from mmalign.export.sentence_transformers import write_sentence_transformers
 from mmalign.export.source import read_source
 from mmalign.models.encoder import load_encoder
-from mmalign.models.text_encoder import load_text_encoder
+from mmalign.models.load import load_text_encoder
 from mmalign.results.results import Results
 
 RUN = {

@@ -26,8 +26,9 @@ from mmalign.export.onnx_int8 import quantisation_loss
 from mmalign.export.probes import probe_images, probe_texts
 from mmalign.export.source import Source
 from mmalign.models.external.onnx import load_onnx
+from mmalign.models.pooling import Pooling
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.models.text_tower import Pooling, TextTowerConfig, build_text_tower
+from mmalign.models.text_tower import TextTowerConfig, build_text_tower
 
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 M2M = {

@@ -21,7 +21,7 @@ from mmalign.export.open_clip import write_open_clip
 from mmalign.export.sentence_transformers import write_sentence_transformers
 from mmalign.export.source import Source
 from mmalign.models.encoder import Encoder
-from mmalign.models.external.open_clip_folder import load_open_clip_folder
+from mmalign.models.external.open_clip import load_open_clip_folder
 
 
 def write(encoder: Encoder, folder: Path, home: str | None = None) -> None:

@@ -18,7 +18,7 @@ from mmalign.core.errors import UserError
 from mmalign.export.probes import DIRTY_TEXTS, probe_images, probe_pictures, probe_texts
 from mmalign.export.router import write_router
 from mmalign.export.source import Source
-from mmalign.models.encoder import load_model
+from mmalign.models.load import load_model
 
 CASES: list[tuple[str, str, str, dict[str, Any]]] = [
     ("resnet10t", "bert", "mean", {}),

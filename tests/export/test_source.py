@@ -14,7 +14,7 @@ from mmalign.core.config import read_yaml, write_yaml
 from mmalign.core.errors import UserError
 from mmalign.export.source import read_source
 from mmalign.models.encoder import load_encoder
-from mmalign.models.text_encoder import load_text_encoder
+from mmalign.models.load import load_text_encoder
 from mmalign.results.results import Results
 
 METRIC = "retrieval/s/en/text_to_image/recall@1"

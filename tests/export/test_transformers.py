@@ -17,7 +17,7 @@ from mmalign.core.errors import UserError
 from mmalign.export.probes import DIRTY_TEXTS, probe_images, probe_pictures, probe_texts
 from mmalign.export.source import Source
 from mmalign.export.transformers import POOLER_SCALE, write_transformers
-from mmalign.models.encoder import load_model
+from mmalign.models.load import load_model
 
 CASES = [
     ("resnet10t", "bert"),

@@ -9,12 +9,7 @@ import torch
 from torch import nn
 
 from mmalign.core.errors import UserError
-from mmalign.models.projection import (
-    out_features,
-    projection_of,
-    read_projection,
-    write_projection,
-)
+from mmalign.models.projection import out_features, projection_of, read_projection, write_projection
 
 FORMS = {
     "linear": nn.Linear(6, 4),

@@ -14,7 +14,7 @@ from mmalign.core.commit import sha256_of, verify
 from mmalign.core.config import load_config, validate
 from mmalign.core.errors import UserError
 from mmalign.models.encoder import weights_sha256
-from mmalign.models.text_encoder import load_text_encoder
+from mmalign.models.load import load_text_encoder
 from mmalign.results.results import Results, read_results
 from mmalign.results.statistics import seed_interval
 from mmalign.text import finetune as module

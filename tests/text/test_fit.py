@@ -11,7 +11,8 @@ from tiny import tiny_run
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.models.encoder import weights_sha256
-from mmalign.models.text_encoder import TextEncoder, load_text_encoder
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.fit import FitConfig, Fitted, fit
 from mmalign.text.scores import hits
 from mmalign.text.tasks.example import Example

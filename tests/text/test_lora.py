@@ -10,7 +10,8 @@ from tiny import TEXTS, tiny_model, tiny_tokenizer
 
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import TextEncoder, load_text_encoder
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.lora import LoraConfig, add_lora, merge_lora
 
 RANK = 4

@@ -13,7 +13,8 @@ from tiny import tiny_run
 
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import TextEncoder, load_text_encoder
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results
 from mmalign.text.fit import FitConfig, Fitted, fit
 from mmalign.text.heads.base import TaskModel

@@ -4,12 +4,12 @@
     image_tower.trunk.* (timm)              visual.trunk.*
     image_projection.weight (timm)          visual.head.proj.weight
     image_tower.trunk.* (open_clip)         visual.*, whose last linear map holds our projection as well
-    text_tower.trunk.*                      text.transformer.*        (of T5's kin the encoder stack)
+    text_tower.trunk.*                      text.transformer.*        (of T5 models the encoder stack)
     text_projection.weight, .0, .2          text.proj.weight, .0, .2
     logit_scale, logit_bias (1,)            logit_scale, logit_bias ()
 
-A network of open_clip ends in a linear map of its own, and ours has one more behind it; the two become one
-on the way out. On the way back one becomes two that compute the same.
+A network of open_clip ends in a linear map of its own, and ours has one more behind it. On the way out the
+two become one; on the way back one becomes two that compute the same.
 """
 
 from typing import Any
@@ -48,8 +48,8 @@ def from_open_clip(state: State, model: DualEncoder) -> State:
             image tower's width that the folded map does not fill) stay as they are there.
 
     Returns:
-        Our names. What has no place in the model keeps open_clip's name and what was not found is left out:
-        the caller compares names and shapes with the model's.
+        Our names. Weights without a counterpart in the model keep open_clip's name, and missing ones are left
+        out: the caller compares names and shapes with the model's.
     """
     image = {n.removeprefix("visual."): t for n, t in state.items() if n.startswith("visual.")}
     text = {n.removeprefix(_TEXT): t for n, t in state.items() if n.startswith(_TEXT)}
@@ -75,54 +75,40 @@ def is_of_open_clip(trunk: Any) -> bool:
 
 
 def text_stack(trunk: Any) -> Any:
-    """T5's encoder class wraps the stack that open_clip takes out of the whole model."""
+    """The encoder stack, as open_clip takes it out of a T5 model; T5's encoder class wraps it."""
     return trunk.encoder if type(trunk).__name__.endswith("EncoderModel") else trunk
 
 
 def _image_out(model: DualEncoder) -> State:
-    weight_DF = model.image_projection.weight.detach()
-    trunk = model.image_tower.trunk
-    if is_of_open_clip(trunk):
-        return _prefixed("visual.", _folded(trunk.state_dict(), weight_DF))
-    state = _prefixed("visual.trunk.", trunk.state_dict())
-    return {**state, "visual.head.proj.weight": weight_DF}
-
-
-def _folded(state: State, weight_DF: Tensor) -> State:
-    """An open_clip network whose last linear map and our projection are one map."""
-    names = _last_map(state)
-    if not names:
-        return {**state, "head.proj.weight": weight_DF}
-    map_DK = weight_DF.double() @ _map_of(names, state).double()
-    return {**state, **_as_last_map(names, map_DK.to(weight_DF))}
+    weight_DF, trunk = model.image_projection.weight.detach(), model.image_tower.trunk
+    state = trunk.state_dict()
+    if not is_of_open_clip(trunk):
+        return {**_prefixed("visual.trunk.", state), "visual.head.proj.weight": weight_DF}
+    if names := _last_map(state):
+        # One map for its last one and our projection; in float64, so that nothing is lost between them.
+        map_DK = weight_DF.double() @ _map_of(names, state).double()
+        return _prefixed("visual.", {**state, **_as_last_map(names, map_DK.to(weight_DF))})
+    return _prefixed("visual.", {**state, "head.proj.weight": weight_DF})
 
 
 def _image_in(state: State, model: DualEncoder) -> State:
     trunk = model.image_tower.trunk
-    if not is_of_open_clip(trunk):
-        placed = {n.removeprefix("trunk."): t for n, t in state.items() if n.startswith("trunk.")}
-        left = {n: t for n, t in state.items() if not n.startswith("trunk.")}
-        return _with_projection(placed, left, "head.proj.weight")
     own = trunk.state_dict()
-    names = _last_map(own)
-    if not names:
-        left = {n: t for n, t in state.items() if n == "head.proj.weight"}
-        placed = {n: t for n, t in state.items() if n not in left}
-        return _with_projection(placed, left, "head.proj.weight")
-    placed = dict(state)
-    if all(name in state for name in names):
-        map_FK, weight_DF = unfolded(_map_of(names, state), _map_of(names, own))
-        placed.update(_as_last_map(names, map_FK))
-        return {**_prefixed("image_tower.trunk.", placed), "image_projection.weight": weight_DF}
-    return _prefixed("image_tower.trunk.", placed)
-
-
-def _with_projection(placed: State, left: State, projection: str) -> State:
-    renamed = {
-        "image_projection.weight" if name == projection else f"visual.{name}": tensor
-        for name, tensor in left.items()
-    }
-    return {**_prefixed("image_tower.trunk.", placed), **renamed}
+    # A network of timm is open_clip's `trunk`, with a map of open_clip's behind it.
+    names, prefix = (_last_map(own), "") if is_of_open_clip(trunk) else ((), "trunk.")
+    found: State = {}
+    if names and all(name in state for name in names):
+        maps = unfolded(_map_of(names, state), _map_of(names, own))
+        state = {**state, **_as_last_map(names, maps[0])}
+        found["image_projection.weight"] = maps[1]
+    for name, tensor in state.items():
+        if name == "head.proj.weight" and not names:
+            found["image_projection.weight"] = tensor
+        elif name.startswith(prefix):
+            found[f"image_tower.trunk.{name.removeprefix(prefix)}"] = tensor
+        else:
+            found[f"visual.{name}"] = tensor
+    return found
 
 
 def unfolded(map_DK: Tensor, own_FK: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,8 @@ from mmalign.core.commit import sha256_of
 from mmalign.core.errors import UserError
 from mmalign.evaluation.lexical_probe import MEASURE, TRAINED, probe
 from mmalign.evaluation.lexicon import Lexicon, read_lexicon
-from mmalign.models.text_encoder import TextEncoder, load_text_encoder
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.metric_names import MEAN, layers_of
 from mmalign.results.results import Results, environment, mean_over_seeds
 from mmalign.text.fit import copy_of

@@ -35,7 +35,7 @@ def build(vision: str, embedding: int, seed: int) -> DualEncoder:
     return build_dual_encoder(config, tokenizer.vocabulary, tokenizer.padding_id).eval()
 
 
-@pytest.mark.parametrize("embedding", [16, 24, 40])
+@pytest.mark.parametrize("embedding", [16, 40])  # less and more than the width of 24
 @pytest.mark.parametrize("vision", VISIONS)
 def test_a_model_that_went_out_and_came_back_computes_the_same(vision: str, embedding: int) -> None:
     left, entered = build(vision, embedding, 1), build(vision, embedding, 2)

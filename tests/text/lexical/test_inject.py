@@ -21,7 +21,7 @@ from mmalign.cli import app
 from mmalign.core.commit import verify
 from mmalign.core.config import load_config, validate, write_yaml
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import load_text_encoder
+from mmalign.models.load import load_text_encoder
 from mmalign.results.results import Results, read_results
 from mmalign.text.jobs import as_task, job_of, name_of, read_job, run_cell
 from mmalign.text.lexical.config import PUBLISHED, LexicalInjectionConfig
@@ -96,7 +96,7 @@ def test_several_seeds_and_their_mean(words: Path, encoder: str, tmp_path: Path)
     own = "lexical/toy/ee/1/held_out/similarity_gain"
     assert results.ci95[own] == each[0].ci95[own] and results.ci95[own][0] < results.ci95[own][1]
     assert not results.protocol["lexical/toy"].startswith("Mean of")
-    with pytest.raises(UserError, match="one tower a seed"):
+    with pytest.raises(UserError, match="one tower per seed"):
         load_text_encoder(str(tmp_path))
 
 

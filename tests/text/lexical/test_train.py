@@ -11,7 +11,8 @@ from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.evaluation.lexical_probe import probe
 from mmalign.evaluation.lexicon import Lexicon, read_lexicon
-from mmalign.models.text_encoder import TextEncoder, load_text_encoder
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results
 from mmalign.text.lexical.config import LexicalInjectionConfig
 from mmalign.text.lexical.train import right_answers, train

@@ -1,4 +1,4 @@
-"""A peer's vectors are those that its own library makes; everything is built here, without the hub."""
+"""An external model's vectors are those of its own library; everything is built here, without the hub."""
 
 import copy
 import io
@@ -24,12 +24,12 @@ from mmalign.core.errors import UserError
 from mmalign.export.open_clip import write_open_clip
 from mmalign.export.sentence_transformers import write_sentence_transformers
 from mmalign.export.source import Source
-from mmalign.models.encoder import load_encoder, load_model
-from mmalign.models.external.peers import kind_of
-from mmalign.models.text_encoder import load_text_encoder, text_side
+from mmalign.models.encoder import load_encoder
+from mmalign.models.load import detect_format, load_model, load_text_encoder
+from mmalign.models.text_encoder import text_side
 
 LONG = (*TEXTS, " ".join(TEXTS) * 3, "a")  # one is cut
-PICTURES = [make_image(n, size=40) for n in range(5)]
+IMAGES = [make_image(n, size=40) for n in range(5)]
 WIDTHS = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
 VISION = {**WIDTHS, "num_hidden_layers": 1, "image_size": 32, "patch_size": 16}
 TEXT = {**WIDTHS, "num_hidden_layers": 1, "vocab_size": 160, "max_position_embeddings": 24}
@@ -38,11 +38,11 @@ SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 @dataclass
 class Library:
-    """A model's folder, and what its own library makes of texts and pictures, before scaling."""
+    """A model's folder, and what its own library makes of texts and images, before scaling."""
 
     folder: Path
     texts: Callable[[list[str]], Tensor]
-    pictures: Callable[[list[Image.Image]], Tensor] | None
+    images: Callable[[list[Image.Image]], Tensor] | None
 
 
 @pytest.fixture(autouse=True)
@@ -53,23 +53,10 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_open_clip(folder: Path) -> Library:
     torch.manual_seed(0)
-    settings = {
-        "embed_dim": 16,
-        "vision_cfg": {
-            "image_size": 32,
-            "layers": 1,
-            "width": 32,
-            "head_width": 16,
-            "patch_size": 16,
-        },
-        "text_cfg": {
-            "context_length": 20,
-            "vocab_size": 49408,
-            "width": 32,
-            "heads": 2,
-            "layers": 1,
-        },
-    }
+    size = {"layers": 1, "width": 32}
+    vision = {"image_size": 32, "head_width": 16, "patch_size": 16, **size}
+    text = {"context_length": 20, "vocab_size": 49408, "heads": 2, **size}
+    settings = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
     model = open_clip.CLIP(**settings).eval()
     preprocess = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "resize_mode": "squash"}
     tree = {"model_cfg": settings, "preprocess_cfg": preprocess}
@@ -80,7 +67,7 @@ def make_open_clip(folder: Path) -> Library:
     return Library(
         folder,
         lambda texts: model.eval().encode_text(tokenize(texts)),
-        lambda pictures: model.eval().encode_image(torch.stack([transform(p) for p in pictures])),
+        lambda images: model.eval().encode_image(torch.stack([transform(i) for i in images])),
     )
 
 
@@ -121,7 +108,7 @@ def make_siglip(folder: Path) -> Library:
 
 
 def make_joined(folder: Path) -> Library:
-    """XLM-R's positions begin behind the padding token: two of its 26 places are no tokens'."""
+    """XLM-R's positions begin behind the padding token: one of its 25 rows is no token's."""
     torch.manual_seed(0)
     settings = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
         transformers.CLIPVisionConfig(**VISION),
@@ -146,11 +133,11 @@ def of_transformers(folder: Path, **padding: Any) -> Library:
         inputs = processor(text=batch, truncation=True, return_tensors="pt", **padding)
         return model.get_text_features(**inputs).pooler_output
 
-    def pictures(batch: list[Image.Image]) -> Tensor:
+    def images(batch: list[Image.Image]) -> Tensor:
         inputs = processor(images=batch, return_tensors="pt")
         return model.get_image_features(**inputs).pooler_output
 
-    return Library(folder, texts, pictures)
+    return Library(folder, texts, images)
 
 
 def make_sentence_transformers(folder: Path) -> Library:
@@ -220,25 +207,34 @@ def test_texts_are_those_of_the_library(libraries: Callable[[str], Library], nam
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     assert np.abs(found[0] - found[1]).max() > 1e-5  # the model does look at its input
     assert model.encode_texts([]).shape == (0, expected.shape[1])
+    facts = model.facts
+    assert (
+        facts["path"] == str(library.folder) and facts["step"] == 0 and len(facts["sha256"]) == 64
+    )
+    assert facts["kind"] in ("open_clip", "transformers", "sentence-transformers", "tower")
 
 
 @pytest.mark.parametrize("name", DUAL)
-def test_pictures_are_those_of_the_library(libraries: Callable[[str], Library], name: str) -> None:
+def test_images_are_those_of_the_library(libraries: Callable[[str], Library], name: str) -> None:
     library = libraries(name)
-    assert library.pictures is not None
-    opened = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in PICTURES]
+    assert library.images is not None
+    opened = [Image.open(io.BytesIO(image)).convert("RGB") for image in IMAGES]
     with torch.no_grad():
-        expected = unit(library.pictures(opened))
+        expected = unit(library.images(opened))
     model = load_model(str(library.folder))
-    found = model.encode_images(iter(PICTURES), batch_size=2)
+    found = model.encode_images(iter(IMAGES), batch_size=2)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert np.abs(found[0] - found[1]).max() > 1e-5
     assert model.encode_images([]).shape == (0, expected.shape[1])
+    odd = model.encode_images(odd_images())
+    assert odd.shape[0] == 7 and np.isfinite(odd).all()
+    with pytest.raises(UserError):
+        model.encode_images([b"no image"])
 
 
-def odd_pictures() -> list[bytes]:
-    """Pictures of other modes than RGB, tiny ones, and one that lies on its side."""
+def odd_images() -> list[bytes]:
+    """Images of other modes than RGB, tiny ones, and one that lies on its side."""
     encoded = []
     for mode, kind in (("L", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("1", "PNG"), ("CMYK", "JPEG")):
         file = io.BytesIO()
@@ -251,43 +247,11 @@ def odd_pictures() -> list[bytes]:
     return [*encoded, file.getvalue(), make_image(1, size=1)]
 
 
-@pytest.mark.parametrize("name", DUAL)
-def test_odd_pictures_are_encoded(libraries: Callable[[str], Library], name: str) -> None:
-    model = load_model(str(libraries(name).folder))
-    found = model.encode_images(odd_pictures())
-    assert found.shape[0] == 7 and np.isfinite(found).all()
-    with pytest.raises(UserError):
-        model.encode_images([b"no picture"])
-
-
 @pytest.mark.parametrize("name", ["export", "bert"])
-def test_a_text_encoder_says_that_it_sees_nothing(
-    libraries: Callable[[str], Library], name: str
-) -> None:
+def test_a_text_encoder_takes_no_images(libraries: Callable[[str], Library], name: str) -> None:
     model = load_model(str(libraries(name).folder))
     with pytest.raises(UserError, match="without an image tower; measure it with `measures:"):
-        model.encode_images(PICTURES)
-
-
-def test_a_fine_tuned_tower_can_be_measured(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path / "run")
-    tower = load_text_encoder(str(run))
-    (tmp_path / "tower").mkdir()
-    tower.save(tmp_path / "tower")
-    assert kind_of(str(tmp_path / "tower")) == "tower"
-    found = load_model(str(tmp_path / "tower")).encode_texts(TEXTS)
-    np.testing.assert_allclose(found, load_encoder(run).encode_texts(TEXTS), atol=1e-6)
-
-
-def test_a_finetunings_folder_is_its_tower_and_no_run(tmp_path: Path) -> None:
-    tower = load_text_encoder(str(tiny_run(tmp_path / "run")))
-    folder = tmp_path / "run/finetune/task"
-    (folder / "tower").mkdir(parents=True)
-    tower.save(folder / "tower")
-    (folder / "config.yaml").touch()
-    assert kind_of(str(folder)) == "tower" and kind_of(str(tmp_path / "run")) == "run"
-    found = load_model(str(folder)).encode_texts(TEXTS)
-    np.testing.assert_allclose(found, tower.encode(TEXTS), atol=1e-6)
+        model.encode_images(IMAGES)
 
 
 def test_a_moved_open_clip_export_is_found_by_folder_and_by_prefix(tmp_path: Path) -> None:
@@ -302,7 +266,7 @@ def test_a_moved_open_clip_export_is_found_by_folder_and_by_prefix(tmp_path: Pat
             found.encode_texts(TEXTS), encoder.encode_texts(TEXTS), atol=1e-6
         )
         np.testing.assert_allclose(
-            found.encode_images(PICTURES), encoder.encode_images(PICTURES), atol=1e-6
+            found.encode_images(IMAGES), encoder.encode_images(IMAGES), atol=1e-6
         )
 
 
@@ -313,27 +277,9 @@ def test_a_prefix_chooses_among_the_libraries_of_one_folder(
     whole = load_model(f"sentence-transformers:{folder}").encode_texts(TEXTS)
     trunk = load_model(f"transformers:{folder}").encode_texts(TEXTS)
     assert whole.shape == (6, 16) and trunk.shape == (6, 32)  # AutoModel knows no projection
-    assert [kind_of(f"{prefix}:{folder}") for prefix in ("transformers", "onnx", "onnx-int8")] == [
-        *("transformers", "onnx", "onnx-int8")
-    ]
-
-
-@pytest.mark.parametrize(
-    ("file", "kind"), [("onnx/text_model.onnx", "onnx"), ("adapter_config.json", "tower")]
-)
-def test_graphs_and_adapters_are_told_by_their_files(file: str, kind: str, tmp_path: Path) -> None:
-    (tmp_path / file).parent.mkdir(exist_ok=True)
-    (tmp_path / file).touch()
-    assert kind_of(str(tmp_path)) == kind
-
-
-@pytest.mark.parametrize("name", MAKERS)
-def test_the_facts_tell_the_weights(libraries: Callable[[str], Library], name: str) -> None:
-    folder = libraries(name).folder
-    facts = load_model(str(folder)).facts
-    assert facts["path"] == str(folder) and facts["step"] == 0 and len(facts["sha256"]) == 64
-    assert facts["kind"] in ("open_clip", "transformers", "sentence-transformers", "tower")
-    assert facts == load_model(str(folder)).facts
+    assert [
+        detect_format(f"{prefix}:{folder}") for prefix in ("transformers", "onnx", "onnx-int8")
+    ] == [*("transformers", "onnx", "onnx-int8")]
 
 
 def test_open_clips_own_name_for_a_folder_is_taken(libraries: Callable[[str], Library]) -> None:
@@ -342,23 +288,7 @@ def test_open_clips_own_name_for_a_folder_is_taken(libraries: Callable[[str], Li
     np.testing.assert_array_equal(found, load_model(str(folder)).encode_texts(TEXTS))
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("open_clip:ViT-B-32", "no weights; write open_clip:ARCHITECTURE/TAG"),
-        ("open_clip:ViT-B-32/no_such_tag", "open_clip cannot load it"),
-        ("open_clip:no-such-model/openai", "open_clip cannot load it"),
-        ("local-dir:no/such/folder", "open_clip cannot load it"),
-        ("sentence-transformers:nobody/nothing", "sentence-transformers cannot load it"),
-    ],
-)
-def test_what_cannot_be_loaded_is_one_sentence(name: str, reason: str) -> None:
-    with pytest.raises(UserError, match=reason) as failure:
-        load_model(name)
-    assert "\n" not in str(failure.value)
-
-
-def test_a_dual_encoder_without_its_processor_is_told(tmp_path: Path) -> None:
+def test_a_dual_encoder_without_its_processor_is_named(tmp_path: Path) -> None:
     make_clip(tmp_path)
     for file in (*tmp_path.glob("*processor*"), *tmp_path.glob("token*")):
         file.unlink()

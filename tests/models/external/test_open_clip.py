@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from mmalign.core.errors import UserError
 from mmalign.export.open_clip import write_open_clip
-from mmalign.models.external.open_clip_folder import load_open_clip_folder, read_open_clip
+from mmalign.models.external.open_clip import load_open_clip_folder, read_open_clip
 
 STATE = {"logit_scale": torch.tensor(2.0), "visual.proj": torch.ones(2, 2)}
 

@@ -1,9 +1,8 @@
-"""Weights and models in open_clip's formats, read wherever they stand.
+"""Models and weights in open_clip's formats, read wherever they are.
 
-    FOLDER, local-dir:FOLDER, open_clip:FOLDER        -+
-    hf-hub:OWNER/NAME, OWNER/NAME                      +-> its weights, its configuration
-    open_clip:ARCHITECTURE/TAG, .../FILE, epoch_3.pt  -+
-    FOLDER -> open_clip's model, preprocessing and tokenizer, also where the folder was moved
+    FOLDER, local-dir:FOLDER, open_clip:FOLDER        -+-> load_open_clip -> ExternalModel
+    hf-hub:OWNER/NAME, OWNER/NAME                      |
+    open_clip:ARCHITECTURE/TAG, .../FILE, epoch_3.pt  -+-> read_open_clip -> its weights, its configuration
 
 Nothing is unpickled but tensors and plain values.
 """
@@ -17,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.core.errors import UserError
+from mmalign.core import distributed
+from mmalign.core.errors import UserError, one_line
+from mmalign.models.external.model import ExternalModel
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = (
@@ -25,28 +26,43 @@ WEIGHTS = (
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
+_PREFIXES = ("local-dir:", "hf-hub:", "open_clip:")
+
+
+def load_open_clip(name: str) -> ExternalModel:
+    """A model by open_clip's own name for it, by `open_clip:ARCHITECTURE/WEIGHTS`, or in a folder."""
+    device = distributed.device()
+    folder = Path(name.removeprefix("local-dir:").removeprefix("open_clip:"))
+    if folder.is_dir():
+        model, preprocess, tokenize = load_open_clip_folder(folder, str(device))
+    else:
+        model, preprocess, tokenize = _load_by_name(name, str(device))
+    return ExternalModel(
+        name,
+        "open_clip",
+        model,
+        lambda texts: model.encode_text(tokenize(texts).to(device)),
+        lambda images: model.encode_image(torch.stack([preprocess(i) for i in images]).to(device)),
+    )
 
 
 def load_open_clip_folder(folder: Path, device: str = "cpu") -> tuple[Any, Any, Any]:
-    """Model, preprocessing and tokenizer of an exported folder, wherever it was moved to.
+    """Model, preprocessing and tokenizer of an exported folder, also after it was moved.
 
-    open_clip (3.3.0) finds the architecture of a text tower of transformers, and of a timm tower with
-    options, by a name; that of an export is the place or the hub's repository which it was written for. Only
-    open_clip's own functions are used; the model's card tells its readers the same.
+    Only open_clip's own functions are used; the model card describes the same way.
     """
     import open_clip
 
     name = f"local-dir:{folder}"
     config: Any = open_clip.get_model_config(name)
+    # open_clip (3.3.0) finds the architecture of a text tower of transformers, and of a timm tower with
+    # options, by a name. In an export that is the folder or repository for which it was written.
     moved: dict[str, Any] = {}
     if "hf_model_name" in config["text_cfg"] and _describes_text_tower(folder):
         moved["text_cfg"] = {**config["text_cfg"], "hf_model_name": str(folder)}
     if ":" in config["vision_cfg"].get("timm_model_name", ""):
         moved["vision_cfg"] = {**config["vision_cfg"], "timm_model_name": name}
-    model, preprocess = open_clip.create_model_from_pretrained(
-        name, precision="fp32", device=device, **moved
-    )
-    return model.eval(), preprocess, open_clip.get_tokenizer(name)
+    return _create(name, device, **moved)
 
 
 def _describes_text_tower(folder: Path) -> bool:
@@ -55,12 +71,31 @@ def _describes_text_tower(folder: Path) -> bool:
 
     path = folder / "config.json"
     facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    # open_clip builds text towers of these model types only.
     return facts.get("model_type") in arch_dict
+
+
+def _load_by_name(name: str, device: str) -> tuple[Any, Any, Any]:
+    if name.startswith("open_clip:"):
+        architecture, _, weights = name.removeprefix("open_clip:").partition("/")
+        if not weights:
+            raise UserError(f"{name}: no weights; write open_clip:ARCHITECTURE/TAG")
+        return _create(architecture, device, pretrained=weights)
+    return _create(name if name.startswith(_PREFIXES) else f"hf-hub:{name}", device)
+
+
+def _create(name: str, device: str, **options: Any) -> tuple[Any, Any, Any]:
+    import open_clip
+
+    model, preprocess = open_clip.create_model_from_pretrained(
+        name, precision="fp32", device=device, **options
+    )
+    return model.eval(), preprocess, open_clip.get_tokenizer(name)
 
 
 @dataclass(frozen=True)
 class OpenClipWeights:
-    """What a checkpoint of open_clip holds.
+    """A checkpoint of open_clip.
 
     Attributes:
         state: tensors under open_clip's names.
@@ -86,61 +121,57 @@ def read_open_clip(name: str) -> OpenClipWeights:
     if Path(name).is_file():
         return OpenClipWeights(_read_tensors(Path(name)))
     place = name
-    for prefix in ("local-dir:", "hf-hub:", "open_clip:"):
+    for prefix in _PREFIXES:
         place = place.removeprefix(prefix)
     if name.startswith("open_clip:") and not Path(place).is_dir():
-        return _by_architecture(name)
+        return _by_architecture(name, *place.partition("/")[::2])
     config = json.loads(_file_of(place, (CONFIG,)).read_text(encoding="utf-8"))
     state = _read_tensors(_file_of(place, WEIGHTS))
     return OpenClipWeights(state, config["model_cfg"], config.get("preprocess_cfg", {}), place)
 
 
-def _by_architecture(name: str) -> OpenClipWeights:
-    """`open_clip:ARCHITECTURE/TAG`, or a file in the tag's place."""
+def _by_architecture(name: str, architecture: str, tag: str) -> OpenClipWeights:
+    """`open_clip:ARCHITECTURE/TAG`, where the tag may also be a file."""
     import open_clip
 
-    architecture, _, tag = name.removeprefix("open_clip:").partition("/")
     config: Any = open_clip.get_model_config(architecture)
     if config is None:
         raise UserError(f"{name}: open_clip has no model `{architecture}`")
-    known: Any = open_clip.get_pretrained_cfg(architecture, tag)
+    known: Any = open_clip.get_pretrained_cfg(architecture, tag) or {}
+    path = Path(tag)
     if known:
         try:
             path = Path(open_clip.download_pretrained(known))
         except OSError as error:
-            raise UserError(f"{name}: cannot be fetched ({_short(error)})") from None
-    elif not (path := Path(tag)).is_file():
+            raise UserError(f"{name}: cannot be fetched ({one_line(error)})") from None
+    elif not path.is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
         raise UserError(f"{name}: `{tag}` is no file and no tag of `{architecture}` ({tags})")
-    preprocess = {k: known[k] for k in ("mean", "std") if known and known.get(k)}
+    # Released weights may have been trained with another normalisation than the architecture's.
+    preprocess = {k: known[k] for k in ("mean", "std") if known.get(k)}
     tokenizer = config["text_cfg"].get("hf_tokenizer_name")
     return OpenClipWeights(_read_tensors(path), config, preprocess, tokenizer)
 
 
 def _file_of(place: str, names: tuple[str, ...]) -> Path:
-    """The first of the files that the folder or the hub's repository has."""
-    if Path(place).is_dir():
-        found = [path for name in names if (path := Path(place) / name).is_file()]
-    else:
-        found = _cached(place, names)
-    if not found:
-        raise UserError(f"{place}: no {' or '.join(names)} there, so it is no model of open_clip")
-    return found[0]
-
-
-def _cached(place: str, names: tuple[str, ...]) -> list[Path]:
-    """The first of the files in a repository on the hub, through its cache."""
+    """The first of the files that the folder, or the hub's repository through its cache, has."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
     for name in names:
+        if Path(place).is_dir():
+            if (Path(place) / name).is_file():
+                return Path(place) / name
+            continue
         try:
-            return [Path(hf_hub_download(place, name))]
+            return Path(hf_hub_download(place, name))
         except EntryNotFoundError:
             continue
         except (OSError, HFValidationError) as error:
-            raise UserError(f"{place}: no folder, nor on the hub ({_short(error)})") from None
-    return []
+            raise UserError(
+                f"{place}: not a folder, and not on the hub ({one_line(error)})"
+            ) from None
+    raise UserError(f"{place}: no {' or '.join(names)} there, so it is no model of open_clip")
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -152,20 +183,16 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         tree: Any = (
             load_file(path)
             if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
+            else torch.load(path, map_location="cpu", weights_only=True)  # runs no code of the file
         )
     except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"{path}: no checkpoint of tensors alone, and nothing else is read ({_short(error)})"
+            f"{path}: no checkpoint of tensors alone, and nothing else is read ({one_line(error)})"
         ) from None
     state = tree.get("state_dict", tree) if isinstance(tree, dict) else {}
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(
             f"{path}: holds no `state_dict` of tensors, so it is no checkpoint of open_clip"
         )
-    # The trainer's model on several ranks stands under `module.`.
+    # On several ranks the trainer saves DistributedDataParallel's names, which begin with `module.`.
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:150]
