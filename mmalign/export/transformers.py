@@ -24,10 +24,8 @@ from torch import Tensor, nn
 
 from mmalign.core.commit import write_json
 from mmalign.core.errors import UserError
-from mmalign.export.agreement import must_agree
-from mmalign.export.sentence_transformers import auto_class
+from mmalign.export.sentence_transformers import auto_class, write_tokenizer
 from mmalign.export.source import Source
-from mmalign.export.tokenizer import write_tokenizer
 from mmalign.export.vision import preprocessor_config, vision_model
 from mmalign.models.text_encoder import TextEncoder
 
@@ -57,17 +55,17 @@ def write_transformers(source: Source, folder: Path) -> None:
     )
     model = VisionTextDualEncoderModel(config, vision_model=vision, text_model=text)
     tensors = {
-        **_prefixed("vision_model.", vision.state_dict()),
-        **_prefixed("text_model.", _text_tensors(tower, text)),
+        **{f"vision_model.{name}": tensor for name, tensor in vision.state_dict().items()},
+        **{f"text_model.{name}": tensor for name, tensor in _text_tensors(tower, text).items()},
         "visual_projection.weight": visual_projection.weight,
-        "text_projection.weight": _text_projection(tower),
+        "text_projection.weight": tower.projection.weight / POOLER_SCALE,  # type: ignore[union-attr,operator]
         "logit_scale": encoder.model.logit_scale.reshape(()),
     }
     logging.disable_progress_bar()
-    model.save_pretrained(str(folder), state_dict=_on_host(tensors))
+    on_host = {name: one.detach().cpu().clone().contiguous() for name, one in tensors.items()}
+    model.save_pretrained(str(folder), state_dict=on_host)
     write_json(folder / "preprocessor_config.json", preprocessor_config(encoder.model.image_tower))
     write_tokenizer(tower.tokenizer, tower.max_length, folder)
-    must_agree(encoder, folder, "transformers", FORMAT)
 
 
 def _text_model(tower: TextEncoder) -> Any:
@@ -110,16 +108,3 @@ def _text_tensors(tower: TextEncoder, text: Any) -> dict[str, Tensor]:
     tensors = {**tower.trunk.state_dict(), **pooler}
     assert tensors.keys() == text.state_dict().keys(), tensors.keys() ^ text.state_dict().keys()
     return tensors
-
-
-def _text_projection(tower: TextEncoder) -> Tensor:
-    assert isinstance(tower.projection, nn.Linear)
-    return tower.projection.weight.detach() / POOLER_SCALE
-
-
-def _prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {prefix + name: tensor for name, tensor in state.items()}
-
-
-def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: one.detach().cpu().clone().contiguous() for name, one in tensors.items()}
