@@ -86,8 +86,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        # Markdown, not HTML: untrusted text goes through `md`, `prose` or `e`, one by one.
-        autoescape=False,
+        # No autoescape: this is Markdown. Untrusted text goes through `md`, `prose` or `e`, one by one.
     )
     quoted = partial(json.dumps, ensure_ascii=False)  # as Python writes a string
     filters = {"md": plain, "comma": "{:,}".format, "apart": percents_apart, "quoted": quoted}

@@ -136,23 +136,22 @@ def _check_arrival(
 ) -> None:
     """Compare the commit's files with ours: large ones by sha256, small ones by git's own hash."""
     tree = api.list_repo_tree(repo_id, revision=commit, recursive=True)
-    there = {entry.path: entry for entry in tree if hasattr(entry, "blob_id")}
-    wrong = [path for path in stale if path in there]
+    files_there = (entry for entry in tree if hasattr(entry, "blob_id"))  # not a folder
+    held = {one.path: one.lfs.sha256 if one.lfs else one.blob_id for one in files_there}
+    wrong = [path for path in stale if path in held]
     for path, facts in files.items():
-        entry = there.get(path)
-        if entry is not None and entry.lfs is not None:
-            is_same = entry.lfs.sha256 == facts["sha256"]
-        else:
-            data = (folder / path).read_bytes()
-            oid = sha1(b"blob %d\0" % len(data) + data).hexdigest()
-            is_same = entry is not None and entry.blob_id == oid
-        if not is_same or entry.size != facts["size"]:
+        if held.get(path) != facts["sha256"] and held.get(path) != _git_oid(folder / path):
             wrong.append(path)
     if wrong:
         raise UserError(
             f"--push {repo_id}: {wrong[0]} did not arrive as it was sent (and {len(wrong) - 1} more); "
             "push again"
         )
+
+
+def _git_oid(path: Path) -> str:
+    data = path.read_bytes()
+    return sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 @contextmanager

@@ -40,7 +40,7 @@ _ON_DISK = re.compile(
 
 
 def lineage(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """What `lineage.json` says of a model.
+    """The content of `lineage.json`.
 
     Args:
         path: a run, one of its checkpoints, a fine-tuning, its tower, or a LoRA adapter.
@@ -66,7 +66,7 @@ def without_paths(results: Results) -> Results:
 
 
 def config_of_finetuning(tower: Path) -> dict[str, Any]:
-    """The resolved configuration beside a tower, or above it where each seed has a folder; {}: none."""
+    """The resolved configuration next to a tower, or above it where each seed has a folder; {}: none."""
     for folder in (tower.parent, tower.parent.parent):
         if (folder / "config.yaml").is_file():
             return dict(read_yaml(folder / "config.yaml"))

@@ -1,6 +1,6 @@
-"""Text for Markdown where some of it comes from untrusted places: names of sets, licences, configurations.
+"""Untrusted text in Markdown: names of sets, licences, configurations.
 
-    text -> escaped -> a line or a table cell that cannot break out of its place
+    text -> escaped -> a line or a table cell, which stays one
 
 GitHub's flavour (https://github.github.com/gfm/), which the hub shows: a bar ends a cell, a newline ends a
 table, `<` begins HTML, and three backticks end a code block.

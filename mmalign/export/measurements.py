@@ -21,24 +21,13 @@ from huggingface_hub.utils import yaml_dump
 from mmalign.core.commit import write_atomic
 from mmalign.core.language_names import labelled
 from mmalign.export.markdown import one_line
-from mmalign.results.metric_names import (
-    ALL,
-    FIRST_CAPTION,
-    GENERALISED,
-    MEAN,
-    PUBLISHED,
-    WORST5,
-    MetricName,
-    is_aggregate,
-    languages,
-    split_pair,
-    subjects,
-)
+from mmalign.results import metric_names as parts
+from mmalign.results.metric_names import MetricName, is_aggregate, subjects
 from mmalign.results.results import Results
 from mmalign.text.tasks.task import CLEAN
 
 UNTRAINED = "untrained"
-AGGREGATES = {WORST5: "mean of the five lowest", ALL: "all queries together"}
+AGGREGATES = {parts.WORST5: "mean of the five lowest", parts.ALL: "all queries together"}
 # (measure, setting and metric) -> (in words, the hub's name of the task), in the order of the card. A number
 # without a name of the hub stands in the card's tables alone. The hub has no task for the search between
 # images and captions: its `text-to-image` means generating images.
@@ -52,7 +41,7 @@ _QUOTED: dict[tuple[str, str], tuple[str, str | None]] = {
     ("words", "translation@1"): ("a word finds its translation", None),
 }
 _MEASURES = ("retrieval", "alignment", "zero_shot", "words", "text")
-_UNPERTURBED = {CLEAN: "text task", GENERALISED: "text task, two languages at once"}
+_UNPERTURBED = {CLEAN: "text task", parts.GENERALISED: "text task, two languages at once"}
 # A text task's kind shows in a metric that only its kind has: (that metric, the one quoted, the hub's name).
 # The first row that fits counts: `f1` and `accuracy` also occur in the kinds above them.
 _KINDS = (
@@ -121,7 +110,9 @@ class Measurement:
     @property
     def of_pairs(self) -> bool:
         """Whether the metric is measured between two languages."""
-        return self.name.measure in ("alignment", "words") or self.name.setting == (GENERALISED,)
+        return self.name.measure in ("alignment", "words") or self.name.setting == (
+            parts.GENERALISED,
+        )
 
     @property
     def single(self) -> list[Number]:
@@ -140,7 +131,7 @@ def measurements(results: Results) -> list[Measurement]:
     clean: dict[str, set[str]] = defaultdict(set)
     for name in map(MetricName.parse, sorted(results.metrics)):
         if name.language is not None:
-            groups[replace(name, language=MEAN)].append(name)
+            groups[replace(name, language=parts.MEAN)].append(name)
         if name.measure == "text" and name.setting == (CLEAN,):
             clean[name.subject].add(name.metric)
     known, found = known_languages(results), []
@@ -159,7 +150,7 @@ def known_languages(results: Results) -> set[str]:
     """The languages of all measures that name one language at a time."""
     measures = ("retrieval", "zero_shot", "text", "geometry")
     pairs = [(m, subject) for m in measures for subject in subjects(results.metrics, m)]
-    return {lang for m, subject in pairs for lang in languages(results.metrics, m, subject)}
+    return {lang for m, subject in pairs for lang in parts.languages(results.metrics, m, subject)}
 
 
 def primary_metric(clean: set[str]) -> tuple[str, str] | None:
@@ -182,7 +173,11 @@ def _quote(name: MetricName, clean: set[str]) -> tuple[tuple[object, ...], str, 
         return None
     setting = "/".join(name.setting)
     words = _UNPERTURBED.get(setting, f"text task, {setting}")
-    rank = (setting != CLEAN, setting == GENERALISED, setting)  # clean, perturbed, two languages
+    rank = (
+        setting != CLEAN,
+        setting == parts.GENERALISED,
+        setting,
+    )  # clean, perturbed, two languages
     order = (_MEASURES.index("text"), name.subject, *rank)
     return order, words, primary[1] if setting == CLEAN else None
 
@@ -191,7 +186,7 @@ def _number(results: Results, name: MetricName, known: set[str] | None) -> Numbe
     """The number of a metric; of a pair of languages where the `known` ones are given."""
     part, key, codes = str(name.language), str(name), (str(name.language),)
     if known is not None and not is_aggregate(part):
-        codes = split_pair(part, known)
+        codes = parts.split_pair(part, known)
     untrained = results.baselines.get(UNTRAINED)
     return Number(
         part=part,
@@ -214,7 +209,9 @@ def eval_results(results: Results) -> list[EvalResult]:
     homes, found = _entries(results), []
     for one in measurements(results):
         subject, metric = one.name.subject, one.name.metric
-        revision = results.data.get(subject, results.data.get(subject.partition(FIRST_CAPTION)[0]))
+        revision = results.data.get(
+            subject, results.data.get(subject.partition(parts.FIRST_CAPTION)[0])
+        )
         found += [
             EvalResult(
                 task_type=one.task,
@@ -243,9 +240,11 @@ def write_eval_results(results: Results, folder: Path) -> None:
 
 def _shown(one: Measurement) -> list[Number]:
     """Aggregates first, then the languages unless these are too many for a page; of pairs the mean."""
-    order = (MEAN,) if one.of_pairs else (PUBLISHED, MEAN, WORST5, ALL)
+    order = (
+        (parts.MEAN,) if one.of_pairs else (parts.PUBLISHED, parts.MEAN, parts.WORST5, parts.ALL)
+    )
     aggregates = [one.numbers[part] for part in order if part in one.numbers]
-    is_long = len(one.single) > _MOST_LANGUAGES or FIRST_CAPTION in one.name.subject
+    is_long = len(one.single) > _MOST_LANGUAGES or parts.FIRST_CAPTION in one.name.subject
     return aggregates if one.of_pairs or (is_long and aggregates) else [*aggregates, *one.single]
 
 

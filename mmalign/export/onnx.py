@@ -8,7 +8,7 @@
     text_model      input_ids, attention_mask: int64 (batch, sequence)        text_embeds (batch, D)
     image_model     pixel_values: float32 (batch, 3, H, W), normalised        image_embeds (batch, D)
 
-Pooling, projection and length are inside. Weights beyond 1.8 GB lie beside a graph, in a `_data` file.
+Pooling, projection and length are inside. Weights beyond 1.8 GB are stored next to a graph, in a `_data` file.
 """
 
 import copy
@@ -28,12 +28,7 @@ from mmalign.export.sentence_transformers import write_tokenizer
 from mmalign.export.source import Source
 from mmalign.export.vision import preprocessor_config
 from mmalign.models.encoder import Encoder
-from mmalign.models.external.onnx import (
-    CONFIG,
-    IMAGE_MODEL,
-    PREPROCESSOR,
-    TEXT_MODELS,
-)
+from mmalign.models.external.onnx import CONFIG, IMAGE_MODEL, PREPROCESSOR, TEXT_MODELS
 from mmalign.models.text_encoder import TextEncoder, Tokens
 
 OPSET = 18
@@ -74,9 +69,8 @@ def write_onnx(source: Source, folder: Path, data: Path | None = None) -> None:
         model = _export(graph, inputs, {"pixel_values": {0: "batch"}}, "image_embeds", "image")
         write_graph(model, folder / IMAGE_MODEL)
         write_json(folder / PREPROCESSOR, preprocessor_config(image_tower))
-    write_json(
-        folder / CONFIG, facts
-    )  # without which the graphs cannot be loaded for the measurement
+    # Without this file the graphs cannot be loaded for the measurement, which is then added.
+    write_json(folder / CONFIG, facts)
     write_json(folder / CONFIG, {**facts, "int8": quantisation_loss(folder, data=data)})
 
 

@@ -1,6 +1,6 @@
 """ONNX graphs as files, the text tower with 8-bit weights among them, and what these weights cost.
 
-onnx.ModelProto      -> without notes -> one file, or a graph with its weights beside it, in a `_data` file
+onnx.ModelProto      -> without notes -> one file, or a graph and its weights in a `_data` file
 onnx/text_model.onnx -> matrix products in 8 bits -> table of tokens in 8 bits -> a graph
 both graphs on texts, and on the captions of a data set -> cosines, recall@1 with either
 """

@@ -4,9 +4,9 @@
             -> config.json, tokenizer files                         what transformers and timm read of them
 
 open_clip (3.3.0) asks transformers for the architecture of a text tower, and timm for an image tower with
-options, each by a *name*: a hub id, or a path. Written is the `home` that the folder will have; the card says
-how a folder that was moved is loaded. One config.json serves both libraries, and that of
-sentence-transformers beside them: none looks at the other's fields.
+options, each by a *name*: a hub id, or a path. The path or hub name that the folder will have (`home`) is
+written; the card says how a folder that was moved is loaded. One config.json serves both libraries, and
+sentence-transformers too: each reads its own fields.
 
 The pixels of an upright RGB image of any size are ours bit by bit. What open_clip does otherwise, whatever
 the model: it fixes texts with ftfy and squeezes white space before the tokenizer. It does not turn images
@@ -31,14 +31,8 @@ from mmalign.models.image_tower import TimmTower, takes_image_size
 from mmalign.models.text_tower import Pooling
 
 POOLERS: dict[Pooling, str] = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
-# Of a model of transformers, what says nothing about how it computes.
-_NO_ARCHITECTURE = (
-    "_name_or_path",
-    "architectures",
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-)
+# Fields of a configuration of transformers that do not change what the model computes.
+_IRRELEVANT = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
 def write_open_clip(source: Source, folder: Path, home: str) -> None:
@@ -51,6 +45,8 @@ def write_open_clip(source: Source, folder: Path, home: str) -> None:
     Raises:
         UserError: there is no image tower, or open_clip cannot express the model.
     """
+    from transformers import MODEL_MAPPING
+
     encoder = source.both_towers("open_clip")
     config, tower, bias = encoder.config, encoder.model.image_tower, encoder.model.logit_bias
     model = {
@@ -63,7 +59,11 @@ def write_open_clip(source: Source, folder: Path, home: str) -> None:
     # Our preparation of images in open_clip's words: the whole image, resized to the square.
     preprocess = {"size": tower.size, **pixels, "resize_mode": "squash"}
     write_json(folder / CONFIG, {"model_cfg": model, "preprocess_cfg": preprocess})
-    facts = _text_facts(encoder)
+    trunk = encoder.model.text_tower.trunk
+    text = json.loads(trunk.config.to_json_string())
+    facts = {name: value for name, value in text.items() if name not in _IRRELEVANT}
+    # open_clip builds the complete encoder-decoder of T5 and keeps its encoder.
+    facts["is_encoder_decoder"] = MODEL_MAPPING[type(trunk.config)] is not type(trunk)
     if isinstance(config.image, TimmTower):  # the fields that timm reads
         size = {"img_size": config.image.image_size} if takes_image_size(config.image.name) else {}
         facts |= {
@@ -81,7 +81,7 @@ def write_open_clip(source: Source, folder: Path, home: str) -> None:
 
 
 def _vision(encoder: Encoder, home: str) -> dict[str, Any]:
-    """`vision_cfg`, and the one field beside it that concerns the image tower."""
+    """`vision_cfg`, and the one field outside it that concerns the image tower."""
     import open_clip
 
     image = encoder.config.image
@@ -133,15 +133,3 @@ def _text(encoder: Encoder, home: str) -> dict[str, Any]:
         "context_length": text.max_length,
         "vocab_size": encoder.tokenizer.vocabulary,
     }
-
-
-def _text_facts(encoder: Encoder) -> dict[str, Any]:
-    """The fields of config.json that transformers reads."""
-    from transformers import MODEL_MAPPING
-
-    trunk = encoder.model.text_tower.trunk
-    is_half = MODEL_MAPPING[type(trunk.config)] is not type(trunk)
-    # open_clip builds the whole encoder-decoder of this type and keeps its encoder.
-    facts = json.loads(trunk.config.to_json_string())
-    kept = {name: value for name, value in facts.items() if name not in _NO_ARCHITECTURE}
-    return {**kept, "is_encoder_decoder": is_half}

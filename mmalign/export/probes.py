@@ -11,6 +11,7 @@ give to transparent ones. The tests of each format compare more texts and images
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,7 +29,7 @@ def probe_images() -> list[bytes]:
     image = coarse.resize((150, 110), Image.Resampling.BICUBIC)
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: to be turned by 90 degrees
-    encoded = (
+    encoded: tuple[tuple[Image.Image, str, dict[str, Any]], ...] = (
         (image, "JPEG", {}),
         (image.convert("L"), "PNG", {}),
         (image.quantize(64), "PNG", {}),

@@ -74,7 +74,7 @@ def write_router(source: Source, folder: Path) -> None:
     """Write both towers to `folder`, where `model.encode` takes texts and images.
 
     Raises:
-        UserError: this is a text tower alone, or transformers has no equal of one of the towers.
+        UserError: this is a text tower alone, or transformers cannot load one of the towers.
     """
     encoder, tower = source.both_towers("sentence-transformers-router"), source.tower
     trunk, network = folder / "text_0_Transformer", folder / "image_0_Transformer"
@@ -117,7 +117,7 @@ def _modality(name: str, output: str, feature: str) -> dict[str, Any]:
 
 
 def _write_modules(folder: Path, modules: list[tuple[str, str]]) -> None:
-    """`modules.json` from (path, type) of each module, and the settings of the whole model."""
+    """`modules.json` from (path, type) of each module, and the settings of the model."""
     facts = [
         {"idx": number, "name": str(number), "path": path, "type": kind}
         for number, (path, kind) in enumerate(modules)
@@ -173,22 +173,19 @@ def dense_layers(projection: nn.Module | None) -> list[tuple[nn.Linear, nn.Modul
 
 
 def auto_class(trunk: Any) -> Any:
-    """The class of transformers that loads the exported trunk and nothing beside it.
+    """The class of transformers that loads the exported trunk and nothing else.
 
     Raises:
-        UserError: there is none; transformers would load the whole encoder-decoder, its decoder at random.
+        UserError: there is none: transformers would load the complete encoder-decoder, its decoder at random.
     """
-    from transformers import (
-        MODEL_FOR_TEXT_ENCODING_MAPPING,
-        MODEL_MAPPING,
-        AutoModel,
-        AutoModelForTextEncoding,
-    )
+    import transformers as library
 
-    if MODEL_MAPPING.get(type(trunk.config), None) is type(trunk):
-        return AutoModel
-    if MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(trunk.config), None) is type(trunk):
-        return AutoModelForTextEncoding
+    for mapping, loader in (
+        (library.MODEL_MAPPING, library.AutoModel),
+        (library.MODEL_FOR_TEXT_ENCODING_MAPPING, library.AutoModelForTextEncoding),
+    ):
+        if mapping.get(type(trunk.config), None) is type(trunk):
+            return loader
     raise UserError(
         "model.text: transformers cannot load the encoder half of a "
         f"`{trunk.config.model_type}` model on its own, only with a decoder that this run does not "
@@ -204,15 +201,15 @@ def write_trunk(trunk: Any, folder: Path) -> None:
     ours = {name: tensor.detach().cpu() for name, tensor in trunk.state_dict().items()}
     with torch.device("meta"):
         loaded = loader.from_config(trunk.config).state_dict()
-    # The class has a pooler that ours lacks, which would be drawn at random: no two loads would be equal. It
-    # is written as zeros, which everybody loads and nobody uses.
+    # The class has a pooler that ours lacks. Without weights in the file it would be drawn at random, and no
+    # two loads would be equal; so zeros are written, which no format uses.
     absent = {name: torch.zeros(t.shape) for name, t in loaded.items() if name not in ours}
     assert all(name.startswith("pooler.") for name in absent), sorted(absent)
     logging.disable_progress_bar()
     trunk.save_pretrained(str(folder), state_dict={**ours, **absent})
     if loader.__name__ == "AutoModelForTextEncoding":
         # The encoder class of T5 writes false here. Google's own files of mT5 say true, and open_clip, which
-        # takes the encoder out of the whole model, builds none from anything else.
+        # takes the encoder out of the complete model, builds it only from that.
         path = folder / "config.json"
         facts = json.loads(path.read_text(encoding="utf-8"))
         write_json(path, {**facts, "is_encoder_decoder": True})

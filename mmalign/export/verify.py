@@ -1,4 +1,4 @@
-"""An exported folder before anybody loads it: its files are checked, its vectors compared in each library.
+"""Checks of an exported folder: what its files hold, and the vectors that each library computes from it.
 
     folder -> check_files: nothing that runs code, leads out of the folder, or names this machine
     Source -> our vectors of the probes -------------------------------------------+
@@ -25,13 +25,14 @@ from mmalign.core.errors import UserError
 from mmalign.core.redact import redact_text
 from mmalign.export.probes import TEXTS, probe_images, write_probes
 from mmalign.export.source import Source
+from mmalign.models.text_encoder import TextEncoder
 
 SECONDS = 1800  # for one library, loading included
 # Variables that a process needs to find its libraries and to use the machine as this one does.
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".py", ".so")
 _TEXT_SUFFIXES = (".json", ".jsonl", ".md", ".yaml", ".yml", ".txt", ".jinja")
-# Vocabularies hold pieces of all kinds of texts; what looks like a path there says nothing of this machine.
+# Vocabularies hold pieces of all kinds of texts: what looks like a path there is none of this machine.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
 _NAMES_ITSELF = "open_clip_config.json"  # names its own folder, unless it was written for the hub
 # Fields of open_clip (`hf_tokenizer_name`) begin as the hub's tokens do, which have capitals and digits.
@@ -45,19 +46,20 @@ class Loader(NamedTuple):
     Attributes:
         package: what it imports; its file is `load_<package>.py`.
         library: the library's name for users.
+        outputs: what it computes, of which a text tower alone has no `images`.
         tolerance: of one component, where the longest vector has length 1.
     """
 
     package: str
     library: str
+    outputs: tuple[str, ...] = ("texts", "images")
     tolerance: float = 1e-6
 
 
-TEXTS_ONLY = "sentence-transformers"
 LOADERS: dict[str, tuple[Loader, ...]] = {
-    TEXTS_ONLY: (
-        Loader("sentence_transformers", "sentence-transformers"),
-        Loader("transformers", "transformers (AutoModel)"),
+    "sentence-transformers": (
+        Loader("sentence_transformers", "sentence-transformers", ("texts",)),
+        Loader("transformers", "transformers (AutoModel)", ("states",)),
     ),
     "sentence-transformers-router": (
         Loader("sentence_transformers", "sentence-transformers (Router)"),
@@ -83,19 +85,18 @@ def verify_export(source: Source, folder: Path, formats: Sequence[str]) -> dict[
             or the folder holds what must not be published.
     """
     check_files(folder, is_published=False)
-    if source.encoder is None:
-        ours = {"texts": source.tower.encode(TEXTS)}
-    else:
-        images = source.encoder.encode_images(probe_images())
-        ours = {"texts": source.encoder.encode_texts(TEXTS), "images": images}
+    tower = source.tower
+    trunk = TextEncoder(tower.trunk, tower.tokenizer, "mean", max_length=tower.max_length)
+    ours = {"texts": tower.encode(TEXTS), "states": trunk.encode(TEXTS)}
+    if source.encoder is not None:
+        ours["images"] = source.encoder.encode_images(probe_images())
     differences = {}
     with tempfile.TemporaryDirectory(prefix="mmalign-verify-") as probes:
         write_probes(Path(probes))
         for format_name in formats:
-            kept = ours if format_name != TEXTS_ONLY else {"texts": ours["texts"]}
             for loader in LOADERS[format_name]:
                 theirs = run_loader(loader, folder, Path(probes))
-                differences[loader.library] = checked_difference(loader, kept, theirs)
+                differences[loader.library] = checked_difference(loader, ours, theirs)
     return differences
 
 
@@ -160,10 +161,10 @@ def checked_difference(
         UserError: it is beyond the loader's tolerance, or a tower is missing.
     """
     largest = 0.0
-    for name, ours_ND in ours.items():
+    for name in (name for name in loader.outputs if name in ours):
         if name not in theirs:
             raise UserError(f"{loader.library}: finds no tower for {name} in the export")
-        difference = largest_difference(ours_ND, theirs[name])
+        difference = largest_difference(ours[name], theirs[name])
         if not difference <= loader.tolerance:  # also where it is not a number
             raise UserError(
                 f"{loader.library}: computes other vectors from the export ({name} are off by "
@@ -225,8 +226,9 @@ def check_files(folder: Path, is_published: bool) -> None:
                 in_file = in_text.search(text)
                 found = in_file and in_file.group()
         if found:
-            is_own = name == _NAMES_ITSELF
-            fix = "export it with --push OWNER/NAME" if is_own else "take it out and export again"
+            fix = "take it out and export again"
+            if name == _NAMES_ITSELF:
+                fix = "export it with --push OWNER/NAME"
             raise UserError(
-                f"{name}: names a folder of this machine (`{found}`), which nobody else has; {fix}"
+                f"{name}: names a folder of this machine (`{found}`), which no other machine has; {fix}"
             )

@@ -10,7 +10,6 @@ usage: python load_open_clip.py FOLDER PROBES OUT.npz
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import open_clip
@@ -18,8 +17,8 @@ import torch
 from PIL import Image, ImageOps
 
 
-def load(folder: str) -> tuple[Any, Any, Any]:
-    """The model, its preprocessing of images, its tokenizer."""
+@torch.inference_mode()
+def main(folder: str, probes: Path, out: str) -> None:
     name = f"local-dir:{folder}"
     config = open_clip.get_model_config(name)
     text = {**config["text_cfg"], "hf_model_name": folder}
@@ -29,15 +28,12 @@ def load(folder: str) -> tuple[Any, Any, Any]:
     model, preprocess = open_clip.create_model_from_pretrained(
         name, text_cfg=text, vision_cfg=vision
     )
-    return model.eval(), preprocess, open_clip.get_tokenizer(name)
-
-
-@torch.inference_mode()
-def main(folder: str, probes: Path, out: str) -> None:
-    model, preprocess, tokenize = load(folder)
+    tokenize = open_clip.get_tokenizer(name)
+    model.eval()
     texts = json.loads((probes / "texts.json").read_text(encoding="utf-8"))
     # The library does not turn images as their EXIF field says, and resizes a palette before it is RGB.
-    opened = [ImageOps.exif_transpose(Image.open(path)) for path in sorted(probes.glob("*.image"))]
+    paths = sorted(probes.glob("*.image"))
+    opened = [ImageOps.exif_transpose(Image.open(path)) for path in paths]
     pixels = torch.stack([preprocess(image.convert("RGB")) for image in opened])
     np.savez(
         out,

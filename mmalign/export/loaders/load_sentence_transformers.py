@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 from sentence_transformers import SentenceTransformer
 
 
@@ -17,12 +16,13 @@ def main(folder: Path, probes: Path, out: str) -> None:
     texts = json.loads((probes / "texts.json").read_text(encoding="utf-8"))
     vectors = {"texts": model.encode(texts)}
     if (folder / "router_config.json").is_file():
+        from PIL import Image, ImageOps  # a text tower alone loads without Pillow
+
         # The library neither turns images as their EXIF field says nor converts them to RGB.
-        opened = [
-            ImageOps.exif_transpose(Image.open(path)) for path in sorted(probes.glob("*.image"))
-        ]
+        paths = sorted(probes.glob("*.image"))
+        opened = [ImageOps.exif_transpose(Image.open(path)) for path in paths]
         vectors["images"] = model.encode([image.convert("RGB") for image in opened])
-    np.savez(out, **vectors)  # type: ignore[arg-type]
+    np.savez(out, **vectors)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""With transformers and torch alone: both towers of a VisionTextDualEncoderModel, or a text tower.
+"""With transformers and torch alone: a VisionTextDualEncoderModel, or the trunk of a text tower.
 
     texts, images -> AutoModel -> features of unit length
-    texts -> trunk -> the modules that modules.json lists: what sentence-transformers does, by hand
+    texts -> trunk -> the mean of the states of each text's tokens, where pooling and projection begin
 
 usage: python load_transformers.py FOLDER PROBES OUT.npz
 """
@@ -13,10 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from safetensors.torch import load_file
-from torch import Tensor
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import normalize
 from transformers import AutoModel, AutoModelForTextEncoding, AutoProcessor, AutoTokenizer
 
 
@@ -24,41 +21,15 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def pool(modes: dict[str, Any], state: Tensor, mask: Tensor) -> Tensor:
-    """(N, L, F) states -> (N, F), as `1_Pooling/config.json` says."""
-    if modes["pooling_mode_cls_token"]:
-        return state[:, 0]
-    if modes["pooling_mode_lasttoken"]:
-        last = (mask * torch.arange(mask.shape[1])).argmax(dim=1)
-        return state[torch.arange(len(state)), last]
-    weight = mask.unsqueeze(-1).to(state.dtype)
-    return (state * weight).sum(dim=1) / weight.sum(dim=1)
-
-
-def dense(facts: dict[str, Any], weights: dict[str, Tensor], vector: Tensor) -> Tensor:
-    """A linear map and its activation: the identity, or GELU between two maps."""
-    activation = facts["activation_function"].rpartition(".")[2]
-    vector = linear(vector, weights["linear.weight"], weights.get("linear.bias"))
-    return getattr(torch.nn, activation)()(vector)
-
-
-def encode_by_hand(folder: Path, texts: list[str]) -> dict[str, Any]:
+def encode_trunk(folder: Path, texts: list[str]) -> dict[str, Any]:
     # The encoder half of T5 has a class of its own: AutoModel would add a decoder with random weights.
     is_half = read_json(folder / "config.json")["architectures"][0].endswith("EncoderModel")
     trunk = (AutoModelForTextEncoding if is_half else AutoModel).from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-    vector = trunk(**tokens).last_hidden_state
-    for module in read_json(folder / "modules.json")[1:]:
-        part = folder / module["path"]
-        facts, kind = read_json(part / "config.json"), module["type"].rpartition(".")[2]
-        if kind == "Pooling":
-            vector = pool(facts, vector, tokens["attention_mask"])
-        elif kind == "Dense":
-            vector = dense(facts, load_file(part / "model.safetensors"), vector)
-        elif kind == "Normalize":
-            vector = normalize(vector, dim=-1)
-    return {"texts": vector}
+    mask_NL1 = tokens["attention_mask"].unsqueeze(-1)
+    state_NLF = trunk(**tokens).last_hidden_state
+    return {"states": (state_NLF * mask_NL1).sum(1) / mask_NL1.sum(1)}
 
 
 def encode_both(folder: Path, texts: list[str], images: list[Any]) -> dict[str, Any]:
@@ -77,13 +48,14 @@ def encode_both(folder: Path, texts: list[str], images: list[Any]) -> dict[str, 
 def main(folder: Path, probes: Path, out: str) -> None:
     texts = read_json(probes / "texts.json")
     if read_json(folder / "config.json")["model_type"] == "vision-text-dual-encoder":
+        from PIL import Image, ImageOps  # a text tower alone loads without Pillow
+
         # The library does not turn images as their EXIF field says.
-        opened = [
-            ImageOps.exif_transpose(Image.open(one)) for one in sorted(probes.glob("*.image"))
-        ]
+        paths = sorted(probes.glob("*.image"))
+        opened = [ImageOps.exif_transpose(Image.open(path)) for path in paths]
         vectors = encode_both(folder, texts, [image.convert("RGB") for image in opened])
     else:
-        vectors = encode_by_hand(folder, texts)
+        vectors = encode_trunk(folder, texts)
     np.savez(out, **vectors)
 
 
