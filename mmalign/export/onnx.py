@@ -8,7 +8,7 @@
     text_model      input_ids, attention_mask: int64 (batch, sequence)        text_embeds (batch, D)
     image_model     pixel_values: float32 (batch, 3, H, W), normalised        image_embeds (batch, D)
 
-Pooling, projection and length are inside. Weights beyond 1.8 GB are stored next to a graph, in a `_data` file.
+Pooling, projection and length are inside. Weights beyond 1.8 GB are in a `_data` file next to the graph.
 """
 
 import copy

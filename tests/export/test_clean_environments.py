@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,48 +25,29 @@ pytestmark = pytest.mark.slow
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 
 
-@dataclass(frozen=True)
-class Case:
-    """What is installed, what must not have come along, and the formats that are loaded there."""
-
-    packages: tuple[str, ...]
-    absent: tuple[str, ...]
-    formats: tuple[str, ...]
-    library: str
-
-
-CASES = {
-    "onnxruntime": Case(
-        ("onnxruntime", "tokenizers", "numpy", "pillow"),
-        ("mmalign", "torch", "transformers"),
-        ("onnx",),
-        "onnxruntime",
-    ),
-    "sentence-transformers": Case(
-        ("sentence-transformers",),
-        ("mmalign", "open_clip", "timm"),
-        ("sentence-transformers",),
+# What is installed, what must not have come along, the formats that are loaded there, and the library.
+CASES = (
+    ("onnxruntime tokenizers numpy pillow", "mmalign torch transformers", "onnx", "onnxruntime"),
+    (
+        "sentence-transformers",
+        "mmalign open_clip timm",
+        "sentence-transformers",
         "sentence_transformers",
     ),
-    "sentence-transformers with images": Case(
-        ("sentence-transformers", "pillow", "torchvision", "timm"),
-        ("mmalign", "open_clip"),
-        ("sentence-transformers-router",),
+    (
+        "sentence-transformers pillow torchvision timm",
+        "mmalign open_clip",
+        "sentence-transformers-router",
         "sentence_transformers",
     ),
-    "transformers": Case(
-        ("transformers", "torch", "pillow", "torchvision", "timm"),
-        ("mmalign", "open_clip", "sentence_transformers"),
-        ("sentence-transformers", "transformers"),
+    (
+        "transformers torch pillow torchvision timm",
+        "mmalign open_clip sentence_transformers",
+        "sentence-transformers transformers",
         "transformers",
     ),
-    "open_clip": Case(
-        ("open_clip_torch", "transformers"),
-        ("mmalign", "sentence_transformers"),
-        ("open_clip",),
-        "open_clip",
-    ),
-}
+    ("open_clip_torch transformers", "mmalign sentence_transformers", "open_clip", "open_clip"),
+)
 
 
 def pip(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -94,22 +74,24 @@ def is_importable(python: Path, package: str) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_the_export_loads_without_us(case: Case, environment: Path, tmp_path: Path) -> None:
-    installed = pip(environment, "install", "-q", "-c", str(CONSTRAINTS), *case.packages)
+@pytest.mark.parametrize(("packages", "absent", "formats", "library"), CASES)
+def test_the_export_loads_without_us(
+    packages: str, absent: str, formats: str, library: str, environment: Path, tmp_path: Path
+) -> None:
+    installed = pip(environment, "install", "-q", "-c", str(CONSTRAINTS), *packages.split())
     assert installed.returncode == 0, installed.stderr[-2000:]
-    assert [name for name in case.absent if is_importable(environment, name)] == []
+    assert [name for name in absent.split() if is_importable(environment, name)] == []
 
     probes = tmp_path / "probes"
     probes.mkdir()
     write_probes(probes)
-    for format_name in case.formats:
+    for format_name in formats.split():
         # transformers cannot pool by the mean.
         encoder = build_encoder(pooling="cls" if format_name == "transformers" else "mean")
         folder = tmp_path / format_name
         folder.mkdir()
         write_files(source_of(encoder), folder, [format_name], home=str(folder))
-        loader = next(one for one in LOADERS[format_name] if one.package == case.library)
+        loader = next(one for one in LOADERS[format_name] if one.package == library)
         tower = text_encoder_of(encoder)
         trunk = TextEncoder(tower.trunk, tower.tokenizer, max_length=tower.max_length)
         ours = {"texts": tower.encode(TEXTS), "states": trunk.encode(TEXTS)}
