@@ -204,7 +204,7 @@ def base_model(lineage: dict[str, Any]) -> str | None:
     """The hub's name of the text tower that training started from, unless it is a folder here."""
     for one in generations(lineage):
         name = (one.get("base_models") or {}).get("text")
-        is_name = isinstance(name, str) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
-        if is_name and not Path(name).exists():
+        is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name or ""))
+        if is_name and not Path(str(name)).exists():
             return str(name)
     return None

@@ -174,6 +174,6 @@ def _plain_errors(repo_id: str, endpoint: str, token: str) -> Iterator[None]:
         elif status is not None and status >= 500:
             sentence = f"{endpoint} answers {status}; push again later"
         else:
-            sentence = _BY_STATUS.get(status, f"the hub refuses the export ({reason})")
+            sentence = _BY_STATUS.get(status or 0, f"the hub refuses the export ({reason})")
         message = redact_text(sentence.replace(token, "..."))
         raise UserError(f"--push {repo_id}: {message}") from None

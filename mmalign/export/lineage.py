@@ -198,7 +198,8 @@ def _parent_of_run(
     """The run or export that a run continued: as recorded when it started, or as its configuration says."""
     if recorded is None:
         how = next((name for name in ("resume_from", "init_from") if config.get(name)), None)
-        return how and {"how": how, "name": without_folders(config[how]), "found": False}
+        unknown = {"how": how, "name": without_folders(config.get(str(how))), "found": False}
+        return None if how is None else unknown
     path, sha256 = Path(recorded["path"]), recorded["manifest_sha256"]
     for folder in (path, *sorted(path.glob("checkpoints/step-*"))):
         if (folder / MANIFEST).is_file() and sha256_of(folder / MANIFEST) == sha256:

@@ -14,6 +14,7 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump
@@ -86,7 +87,8 @@ class Number:
     @property
     def is_by_chance(self) -> bool:
         """Whether the 95 % interval reaches down to chance; False where either is not known."""
-        return None not in (self.interval, self.chance) and self.interval[0] <= self.chance
+        low = None if self.interval is None else self.interval[0]
+        return low is not None and self.chance is not None and low <= self.chance
 
 
 @dataclass(frozen=True)
@@ -162,11 +164,15 @@ def primary_metric(clean: set[str]) -> tuple[str, str] | None:
     return next(((metric, task) for mark, metric, task in _KINDS if mark in clean), None)
 
 
-def _quote(name: MetricName, clean: set[str]) -> tuple[tuple[object, ...], str, str | None] | None:
+def _quote(name: MetricName, clean: set[str]) -> tuple[tuple[Any, ...], str, str | None] | None:
     """(position in the card, words, the hub's task) of a number that is quoted, None of any other."""
     key = name.measure, "/".join([*name.setting, name.metric])
     if key in _QUOTED:
-        order = (_MEASURES.index(name.measure), name.subject, list(_QUOTED).index(key))
+        order: tuple[Any, ...] = (
+            _MEASURES.index(name.measure),
+            name.subject,
+            list(_QUOTED).index(key),
+        )
         return order, *_QUOTED[key]
     primary = primary_metric(clean)
     if name.measure != "text" or primary is None or name.metric != primary[0]:
@@ -184,7 +190,8 @@ def _quote(name: MetricName, clean: set[str]) -> tuple[tuple[object, ...], str, 
 
 def _number(results: Results, name: MetricName, known: set[str] | None) -> Number:
     """The number of a metric; of a pair of languages where the `known` ones are given."""
-    part, key, codes = str(name.language), str(name), (str(name.language),)
+    part, key = str(name.language), str(name)
+    codes: tuple[str, ...] = (part,)
     if known is not None and not is_aggregate(part):
         codes = parts.split_pair(part, known)
     untrained = results.baselines.get(UNTRAINED)

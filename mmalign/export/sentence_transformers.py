@@ -123,7 +123,11 @@ def _write_modules(folder: Path, modules: list[tuple[str, str]]) -> None:
         for number, (path, kind) in enumerate(modules)
     ]
     write_json(folder / "modules.json", facts)
-    settings = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    settings: dict[str, Any] = {
+        "prompts": {},
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    }
     write_json(folder / "config_sentence_transformers.json", settings)
 
 
