@@ -103,7 +103,7 @@ def _of_run(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
         "data": [_data_set(*one) for one in zip(folders, manifest.get("data", []), strict=False)],
         "tokenizer": _tokenizer(run / "tokenizer", config.get("tokenizer", {})),
         "base_models": without_folders(_known(bases)),
-        "parent": _parent_of_run(config, state.get("parent")),
+        "parent": parent_of_run(config, state.get("parent")),
         "evaluation": _evaluation(measured_on(run, facts["sha256"]), run),
     }
 
@@ -192,9 +192,7 @@ def _tokenizer(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     return _known({"kind": config.get("kind"), "name": name, "sha256": sha256})
 
 
-def _parent_of_run(
-    config: dict[str, Any], recorded: dict[str, Any] | None
-) -> dict[str, Any] | None:
+def parent_of_run(config: dict[str, Any], recorded: dict[str, Any] | None) -> dict[str, Any] | None:
     """The run or export that a run continued: as recorded when it started, or as its configuration says."""
     if recorded is None:
         how = next((name for name in ("resume_from", "init_from") if config.get(name)), None)
