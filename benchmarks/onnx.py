@@ -37,7 +37,6 @@ import torch.nn.functional as F
 
 from mmalign.data.tokenizer import train_tokenizer
 from mmalign.export.onnx import write_onnx
-from mmalign.export.probes import LANGUAGES
 from mmalign.export.source import Source
 from mmalign.models.external.onnx import load_onnx
 from mmalign.models.load import load_text_encoder
@@ -49,6 +48,11 @@ sys.path = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve()
 BATCH = 64
 VOCABULARY = 8000
 MAX_LENGTH = 64
+# Languages whose names CLDR knows in a script of their own; several languages for the great scripts.
+LANGUAGES = (
+    "en de fr vi tr sw el ru uk kk ka hy he yi ar fa ur hi mr ne bn as pa gu or ta te kn ml si th "
+    "lo my km bo dz zh ja ko am ti chr ii nqo sat ff-Adlm zgh ccp"
+)
 REST = 0.05  # seconds: torch's threads wait that long for more work before they sleep
 Encode = Callable[[Sequence[str]], np.ndarray]
 

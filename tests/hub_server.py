@@ -1,4 +1,4 @@
-"""A hub on this machine: the part of the Hugging Face hub's interface that a push and a load speak.
+"""A hub on this machine: the part of the Hugging Face hub's interface that a push and a load use.
 
     with running_hub() as hub:  HF_ENDPOINT=hub.endpoint, HF_TOKEN=TOKEN -> hub.repos, hub.requests
 

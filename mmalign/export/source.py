@@ -1,8 +1,8 @@
-"""What is exported: a text tower, both towers where there are two, and all that is known about them.
+"""What is exported: a text tower, both towers where there are two, and all facts about them.
 
 run, checkpoint         -> Encoder -> its text side -+
-tower of a fine-tuning  ----------------------------> Tower -+-> Source -> the writers of formats
-adapters (LoRA)         -> merged into their base   -+       results, configuration, lineage
+tower of a fine-tuning  ---------------------------- +-> TextEncoder -> Source -> the writers of formats
+adapters (LoRA)         -> merged into their base   -+       with results, configuration, lineage
 """
 
 from dataclasses import dataclass, field, replace
@@ -24,13 +24,13 @@ from mmalign.results.results import Results, read_results
 
 @dataclass(frozen=True)
 class Source:
-    """A trained model on its way out.
+    """A trained model that is exported.
 
     Attributes:
         tower: the text side, in evaluation mode; of a contrastive run with the projection into the shared
             space.
         encoder: both towers; None: a text tower alone (fine-tuned, merged, or a masked language model).
-        results: what was measured on these weights; None: nothing.
+        results: what was measured on these weights; None: nothing was.
         config: the resolved configuration of the run or of the fine-tuning.
         lineage: what `lineage.json` holds (see `lineage.py`).
     """
@@ -67,64 +67,41 @@ def read_source(path: str | Path) -> Source:
     """
     folder = Path(path)
     if (folder / adapters.CONFIG).is_file():
-        return _of_adapter(folder)
-    tower = saved_text_encoder(folder)
-    if tower is not None:
-        return _of_finetuning(tower)
-    config = run_of(folder) / "config.yaml"
-    if config.is_file() and "model" in read_yaml(config):
-        return _of_run(folder)
-    raise UserError(
-        f"{path}: nothing that can be exported: it is no run (config.yaml), no checkpoint of one, no "
-        "finished fine-tuning (tower/tower.json) and no LoRA adapter (adapter_config.json)"
-    )
-
-
-def _of_run(path: Path) -> Source:
-    """Both towers; of a masked language model the text tower alone, without its untrained projection."""
-    encoder, contrastive = load_encoder(path), is_contrastive(path)
+        tower = load_text_encoder(str(folder))
+        config = adapters.settings_of(folder)
+        return Source(tower, config=config, lineage=lineage(folder, tower.facts))
+    saved = saved_text_encoder(folder)
+    if saved is not None:
+        return _of_finetuning(saved)
+    run = run_of(folder)
+    config = dict(read_yaml(run / "config.yaml")) if (run / "config.yaml").is_file() else {}
+    if "model" not in config:
+        raise UserError(
+            f"{path}: nothing that can be exported: it is not a run (config.yaml), a checkpoint of one, a "
+            "finished fine-tuning (tower/tower.json) or a LoRA adapter (adapter_config.json)"
+        )
+    encoder, contrastive = load_encoder(folder), is_contrastive(folder)
+    found = measured_on(run, encoder.facts["sha256"])
+    if not found and result_files(run):
+        say(f"{run}: everything measured there was measured on other weights, and is left out")
     return Source(
+        # A masked language model has a projection and an image tower that were never trained.
         tower=text_side(encoder, contrastive),
         encoder=encoder if contrastive else None,
-        results=_results_of_run(run_of(path), encoder.facts["sha256"]),
-        config=dict(read_yaml(run_of(path) / "config.yaml")),
-        lineage=lineage(path, encoder.facts),
+        results=without_paths(merged(found)) if found else None,
+        config=config,
+        lineage=lineage(folder, encoder.facts),
     )
-
-
-def _results_of_run(run: Path, sha256: str) -> Results | None:
-    """What was measured on these weights; never what was measured on others."""
-    found = measured_on(run, sha256)
-    if not found:
-        if result_files(run):
-            say(
-                f"{run}: all that was measured there was measured on other weights, and is left out"
-            )
-        return None
-    return without_paths(merged(found))
 
 
 def _of_finetuning(folder: Path) -> Source:
-    """The tower of a fine-tuning. Its results name the model that it came from; here they name the tower."""
     verify(folder)
     tower = load_text_encoder(str(folder))
     file, results = folder.parent / "results.json", None
     if file.is_file():
         results = without_paths(read_results(file))
+        # They name the model that was fine-tuned; what was measured is the tower.
         model = {**results.model, "fine_tuned_from": results.model["sha256"]}
         results = replace(results, model={**model, "sha256": tower.facts["sha256"]})
-    return Source(
-        tower=tower,
-        results=results,
-        config=config_of_finetuning(folder),
-        lineage=lineage(folder, tower.facts),
-    )
-
-
-def _of_adapter(folder: Path) -> Source:
-    tower = load_text_encoder(str(folder))
-    return Source(
-        tower=tower,
-        config=adapters.settings_of(folder),
-        lineage=lineage(folder, tower.facts),
-    )
+    facts = lineage(folder, tower.facts)
+    return Source(tower, None, results, config_of_finetuning(folder), facts)

@@ -14,7 +14,7 @@ from mmalign.evaluation import layers
 from mmalign.evaluation.alignment import measure_alignment
 from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.evaluation.layers import LayersConfig, probe_layers
-from mmalign.models.text_tower import Pooling
+from mmalign.models.pooling import Pooling
 from mmalign.results.results import Results
 
 POOLINGS: tuple[Pooling, ...] = ("mean", "last", "cls")

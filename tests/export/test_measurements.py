@@ -2,20 +2,26 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCardData, parse_eval_result_entries
 from invented_run import measured
 
-from mmalign.export.eval_results import eval_results, primary_of, write_eval_results
+from mmalign.export.measurements import (
+    eval_results,
+    measurements,
+    primary_metric,
+    write_eval_results,
+)
 from mmalign.results.results import Results
 
 LANGUAGES = ["de", "no", "pt-BR", "sw", "zh-Hant", "quz"]
 
 
+@cache
 def some_results() -> Results:
     results = measured(np.random.default_rng(0), LANGUAGES, 0.6, 40)
     results.data["emoji_scenes"] = "a" * 64
@@ -58,17 +64,13 @@ def test_the_front_matter_of_many_languages_is_short() -> None:
 
 
 def test_a_second_protocol_of_a_set_has_its_aggregates_alone() -> None:
-    found = eval_results(some_results())
-    second = [one.metric_name for one in found if one.dataset_name == "emoji_scenes@first-caption"]
-    assert second == ["recall@1, mean"] * 2 + ["recall@1, mean of the five lowest"] * 2
-
-
-def test_a_set_is_named_with_its_protocol_and_its_data() -> None:
-    found = {one.dataset_name: one for one in eval_results(some_results())}
-    first = found["emoji_scenes@first-caption"]
-    assert first.dataset_type == "emoji_scenes@first-caption"  # the hub would mix it with the other
-    assert first.dataset_revision == found["emoji_scenes"].dataset_revision == "a" * 64
-    assert found["things"].dataset_revision is None and found["things"].verified is None
+    found = [
+        r for r in eval_results(some_results()) if r.dataset_name == "emoji_scenes@first-caption"
+    ]
+    assert {one.dataset_type for one in found} == {"emoji_scenes@first-caption"}  # not merged
+    assert {one.dataset_revision for one in found} == {"a" * 64}
+    aggregates = ["recall@1, mean", "recall@1, mean of the five lowest"]
+    assert [one.metric_name for one in found] == aggregates * 2
 
 
 def test_the_front_matter_gives_back_what_went_in() -> None:
@@ -77,36 +79,34 @@ def test_the_front_matter_gives_back_what_went_in() -> None:
     again = ModelCardData(**yaml.safe_load(text))
     assert again.model_name == "tiny" and again.eval_results is not None
     assert len(found) == len(again.eval_results) > 30
-    for one in found:
-        assert one in again.eval_results
+    infinite = Results(suite="s", model={})  # what is not finite is left out
+    infinite.add("retrieval/scenes/mean/text_to_image/recall@1", math.nan, count=3)
+    assert eval_results(infinite) == []
+    assert all(one in again.eval_results for one in found)
 
 
-def test_what_is_no_number_is_left_out() -> None:
-    results = Results(suite="s", model={})
-    results.add("retrieval/scenes/mean/text_to_image/recall@1", math.nan, count=3)
-    assert eval_results(results) == []
+def test_pairs_of_languages_are_in_words_and_no_language_is_its_own_pair() -> None:
+    results = some_results.__wrapped__()
+    results.add("alignment/emoji_scenes/pt-BR-pt-BR/bitext@1", 1.0, count=3)
+    (one,) = [m for m in measurements(results) if m.name.measure == "alignment"]
+    assert one.of_pairs and one.numbers["zh-Hant-pt-BR"].label.endswith("(pt-BR)")
+    assert "pt-BR-pt-BR" not in [number.part for number in one.single]
+    assert [low.share for low in one.lowest] == sorted(number.share for number in one.single)[:5]
+    tails = [str(m.name) for m in measurements(results) if m.name.subject == "category"]
+    assert tails == [f"text/category/mean/{part}/accuracy" for part in ("clean", "typos")]
 
 
-@pytest.mark.parametrize(
-    ("metrics", "expected"),
-    [
-        (("accuracy", "f1", "macro_f1", "matthews"), ("accuracy", "text-classification")),
-        (("accuracy",), ("accuracy", "multiple-choice")),
-        (("accuracy", "f1"), ("f1", "token-classification")),
-        (("exact_match", "f1", "mlqa_f1"), ("f1", "question-answering")),
-        (("accuracy", "mrr", "map@20"), ("map@20", "text-ranking")),
-        (("pearson", "spearman"), ("spearman", "sentence-similarity")),
-        (("mrr",), None),
-    ],
-)
-def test_the_kind_of_a_text_task_is_told_by_its_metrics(
-    metrics: tuple[str, ...], expected: tuple[str, str] | None
-) -> None:
-    results = Results(suite="s", model={})
-    for metric in metrics:
-        results.add(f"text/task/de/clean/{metric}", 0.5, count=3)
-    results.add("text/task/de/typos/accuracy", 0.4, count=3)
-    assert primary_of(results, "task") == expected
+def test_the_kind_of_a_text_task_shows_in_its_metrics() -> None:
+    for metrics, expected in (
+        ("accuracy f1 macro_f1 matthews", ("accuracy", "text-classification")),
+        ("accuracy", ("accuracy", "multiple-choice")),
+        ("accuracy f1", ("f1", "token-classification")),
+        ("exact_match f1 mlqa_f1", ("f1", "question-answering")),
+        ("accuracy mrr map@20", ("map@20", "text-ranking")),
+        ("pearson spearman", ("spearman", "sentence-similarity")),
+        ("mrr", None),
+    ):
+        assert primary_metric(set(metrics.split())) == expected
 
 
 def add_task(results: Results, task: str, counts: dict[str, int]) -> None:
@@ -134,7 +134,7 @@ def test_a_set_with_a_place_on_the_hub_gets_its_file(tmp_path: Path) -> None:
 
 
 def test_no_file_without_a_set_of_the_hub(tmp_path: Path) -> None:
-    results = some_results()
+    results = Results(suite="s", model={})
     add_task(results, "xnli", {"de": 300, "mean": 5010})  # a sample of it is another set
     write_eval_results(results, tmp_path)
     assert list(tmp_path.iterdir()) == []
