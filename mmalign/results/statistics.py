@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+LEVEL = 0.05  # of a test, after Holm's correction
 DRAWS = 10_000
 INTERVAL_DRAWS = 1_000  # for an interval alone; a p value needs more
 _AT_A_TIME = 4_000_000  # whole numbers drawn at a time: 32 MB
@@ -92,6 +93,13 @@ def holm(p: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, p[place] * (len(p) - rank)))
         adjusted[place] = largest
     return adjusted
+
+
+def verdict(difference: float, p_holm: float) -> str:
+    """What a paired test says at 5 %: `shown` (the left side is higher), `worse` or `not shown`."""
+    if p_holm >= LEVEL:
+        return "not shown"
+    return "shown" if difference > 0 else "worse"
 
 
 def _drawn_together(
