@@ -198,9 +198,10 @@ def draw_lines(
                 # Few points are measurements far apart: show where they are.
                 marker = {"marker": ""} if len(line.x) > 25 else {}
                 (drawn,) = axes.plot(line.x, line.y, label=line.label, **marker)
-                look = {"marker": drawn.get_marker(), "color": drawn.get_color(), "ms": 6}
+                # All properties of the cycle are given: a point must not take those of the next line.
+                look = {"marker": drawn.get_marker(), "color": drawn.get_color(), "ls": "none"}
                 for x, one in line.marks:
-                    (point,) = axes.plot(x, one.value, **look)
+                    (point,) = axes.plot(x, one.value, ms=6, **look)
                     chart.mark(point, one, f"{ticks[x] if ticks else x}, {line.label}")
             axes.set_title(heading)
             axes.set_xlabel("layer (0: the embeddings of the tokens)" if ticks else "step")

@@ -158,7 +158,7 @@ def answer(study: StudyConfig, results: StudyResults) -> list[str]:
     for (task, sides), found in perturbed.items():
         counts = Counter(one.verdict for one in found)
         words = ", ".join(f"{word} {counts[word]}" for word in ("shown", "worse", "not shown"))
-        lines.append(f"perturbed: {task}, {len(found)} perturbations: {sides}: {words}")
+        lines.append(f"perturbed: {task}: {sides}: {words} (of {len(found)})")
     return lines
 
 
