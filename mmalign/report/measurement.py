@@ -65,28 +65,20 @@ class Measurement:
         if self.interval:
             parts.append(f"95 % interval {self.shown('low')} to {self.shown('high')}")
         parts.append(f"n = {self.shown('count')}")
-        parts += [
-            f"{field} {self.shown(field)}{sign}"
-            for field in ("chance", UNTRAINED)
-            if self.field(field) is not None
-        ]
+        known = [field for field in ("chance", UNTRAINED) if self.field(field) is not None]
+        parts += [f"{field} {self.shown(field)}{sign}" for field in known]
         return " · ".join(parts)
 
 
 def measurements(results: Results, parse: Callable[[str], N]) -> dict[N, Measurement]:
     """All metrics by their parsed names."""
     baseline = results.baselines.get(UNTRAINED)
-    return {
-        parse(name): Measurement(
-            name=name,
-            value=value,
-            count=results.counts[name],
-            interval=results.ci95.get(name),
-            chance=results.chance.get(name),
-            untrained=baseline.metrics.get(name) if baseline else None,
-        )
-        for name, value in results.metrics.items()
-    }
+    untrained = baseline.metrics if baseline else {}
+    measured = {}
+    for name, value in results.metrics.items():
+        known = results.counts[name], results.ci95.get(name), results.chance.get(name)
+        measured[parse(name)] = Measurement(name, value, *known, untrained.get(name))
+    return measured
 
 
 def row_name(part: str) -> str:

@@ -13,6 +13,7 @@ The same run folder gives the same bytes.
 import base64
 import json
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,8 @@ def _grouped(results: Results) -> dict[str, Table]:
     groups: dict[str, dict[MetricName, Measurement]] = defaultdict(dict)
     for name, one in measurements(results, MetricName.parse).items():
         groups[f"{name.measure}/{name.subject}"][name] = one
-    return {
-        group: pivot(of, lambda name: (str(name), "", "value"), "metric")
-        for group, of in sorted(groups.items())
-    }
+    places = partial(pivot, place=lambda name: (str(name), "", "value"), noun="metric")
+    return {group: places(of) for group, of in sorted(groups.items())}
 
 
 def _read_all(run: Path, name: str, part: str) -> list[dict[str, Any]]:

@@ -28,12 +28,12 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"thousands": "{:,}".format, "labelled": labelled, "points": points}
-    script = files("mmalign.report").joinpath("templates/report.js").read_text(encoding="utf-8")
+    script = (files("mmalign.report") / "templates/report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
     # The script is ours and holds no end tag; everything else is escaped.
-    page = environment.get_template(template)
-    return page.render(policy=policy, script=Markup(script), **values)
+    values |= {"policy": policy, "script": Markup(script)}
+    return environment.get_template(template).render(values)

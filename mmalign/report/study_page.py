@@ -233,16 +233,10 @@ def _tower(study: Study, name: str, facts: dict[str, Any]) -> list[str]:
 
 def _compared(one: dict[str, Any]) -> list[str | int]:
     """A row of the table of comparisons."""
-    low, high = one["ci95"]
-    return [
-        f"{one['kind']}, {one['task']}, {one['metric'].replace('/', ', ').replace('_', ' ')}",
-        ", ".join(one["left"]),
-        ", ".join(one["right"]),
-        points(one["difference"]),
-        f"{points(low)} to {points(high)}",
-        f"{one['p']:.2g}",
-        f"{one['p_holm']:.2g}",
-        one["pairs"],
-        one["seeds"],
-        verdict(one["difference"], one["p_holm"]),
-    ]
+    name = f"{one['kind']}, {one['task']}, {one['metric'].replace('/', ', ').replace('_', ' ')}"
+    interval = " to ".join(map(points, one["ci95"]))
+    p, p_holm = (f"{one[part]:.2g}" for part in ("p", "p_holm"))
+    word = verdict(one["difference"], one["p_holm"])
+    sides = [", ".join(one[side]) for side in ("left", "right")]
+    seeds = [one["pairs"], one["seeds"]]
+    return [name, *sides, points(one["difference"]), interval, p, p_holm, *seeds, word]

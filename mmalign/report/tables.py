@@ -128,10 +128,7 @@ def _named(part: str, noun: str, known: Iterable[str], cells: list[Measurement |
 
 def _order(words: str | tuple[str, ...]) -> list[Any]:
     """A key that sorts `layer 10` after `layer 9`, and `_FIRST` before everything else."""
-    return [
-        (
-            _FIRST.index(part) if part in _FIRST else len(_FIRST),
-            [int(one) if one.isdigit() else one for one in re.split(r"(\d+)", part)],
-        )
-        for part in ((words,) if isinstance(words, str) else words)
-    ]
+    if not isinstance(words, str):
+        return [_order(part) for part in words]
+    rank = _FIRST.index(words) if words in _FIRST else len(_FIRST)
+    return [rank, *(int(one) if one.isdigit() else one for one in re.split(r"(\d+)", words))]

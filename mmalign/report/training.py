@@ -69,18 +69,14 @@ def unusable_samples(records: Records, named: Records) -> dict[str, Any] | None:
 
 def draw_training(records: Records) -> list[Markup]:
     """Small curves of what every step leaves in the records."""
-    return [
-        draw_lines(
-            f"curve-{key}",
-            f"{title} over training steps",
-            {title: [_line(records, key)]},
-            width=3.4,
-            height=2.4,
-            from_zero=key == "pairs_per_second",
-        )
-        for key, title in _CURVES.items()
-        if any(key in record for record in records)
-    ]
+    charts = []
+    for key, title in _CURVES.items():
+        if any(key in record for record in records):
+            lines, words = {title: [_line(records, key)]}, f"{title} over training steps"
+            # Speed from 0 up; loss and temperature never come near 0.
+            is_speed = key == "pairs_per_second"
+            charts.append(draw_lines(f"curve-{key}", words, lines, 3.4, 2.4, from_zero=is_speed))
+    return charts
 
 
 def draw_progress(records: Records) -> list[tuple[str, Markup]]:

@@ -50,11 +50,6 @@ class Comparison:
     pairs: int
     seeds: str
 
-    @property
-    def verdict(self) -> str:
-        """`shown` (left is higher), `worse` or `not shown`, at 5 % after the correction."""
-        return verdict(self.difference, self.p_holm)
-
 
 @dataclass
 class StudyResults(Results):
@@ -139,26 +134,29 @@ def answer(study: StudyConfig, results: StudyResults) -> list[str]:
     Only primary metrics. Clean texts and pairs of languages have a line per comparison; perturbations have
     a line per pair of sides, with their number for each verdict.
     """
-    lines, perturbed = [], defaultdict[tuple[str, str], list[Comparison]](list)
+    lines, perturbed = [], defaultdict[tuple[str, str], Counter[str]](Counter)
     for one in results.comparisons:
         variant, _, metric = one.metric.partition("/")
-        is_primary = f"{'/'.join(one.left)}/{one.task}/mean/clean/{metric}" in results.chance
-        is_ours = one.kind != "tower" and one.left[0] == study.headline.tower
-        if not (is_primary and is_ours):
+        primary = f"{study.headline.tower}/{one.left[1]}/{one.task}/mean/clean/{metric}"
+        if (
+            one.kind == "tower"
+            or one.left[0] != study.headline.tower
+            or primary not in results.chance
+        ):
             continue
         sides = f"{', '.join(one.left)} against {', '.join(one.right)}"
+        word = verdict(one.difference, one.p_holm)
         if variant in ("clean", GENERALISED):
             low, high = one.ci95
             lines.append(
-                f"{one.verdict}: {one.task}, {variant}, {metric}: {sides}: {points(one.difference)} points, "
+                f"{word}: {one.task}, {variant}, {metric}: {sides}: {points(one.difference)} points, "
                 f"95 % interval {points(low)} to {points(high)}, p {one.p_holm:.2g} (Holm), {one.seeds}"
             )
         else:
-            perturbed[one.task, sides].append(one)
-    for (task, sides), found in perturbed.items():
-        counts = Counter(one.verdict for one in found)
+            perturbed[one.task, sides][word] += 1
+    for (task, sides), counts in perturbed.items():
         words = ", ".join(f"{word} {counts[word]}" for word in ("shown", "worse", "not shown"))
-        lines.append(f"perturbed: {task}: {sides}: {words} (of {len(found)})")
+        lines.append(f"perturbed: {task}: {sides}: {words} (of {counts.total()})")
     return lines
 
 
@@ -178,14 +176,13 @@ def _families(study: StudyConfig) -> Iterator[tuple[str, str, list[tuple[Side, S
 
 def _measures(values: Values, method: str) -> list[tuple[str, str]]:
     """(task, metric) of the means over the languages that a method has, without the task's name in front."""
-    found: dict[tuple[str, str], None] = {}
-    for (_, _, task, used), runs in values.items():
-        if used == method:
-            for name in next(iter(runs.values())).metrics:
-                prefix = f"text/{task}/mean/"
-                if name.startswith(prefix):
-                    found[task, name.removeprefix(prefix)] = None
-    return list(found)
+    found = [
+        (task, name.removeprefix(prefix))
+        for (_, _, task, used), runs in values.items()
+        for name in next(iter(runs.values())).metrics
+        if used == method and name.startswith(prefix := f"text/{task}/mean/")
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _drawn(

@@ -24,9 +24,7 @@ class TowerConfig(Section):
         if (self.run is None) == (self.path is None):
             raise ValueError("give exactly one of `run` and `path`")
         if self.untrained and self.run is None:
-            raise ValueError(
-                "`untrained` needs a `run`; only a run knows its model before training"
-            )
+            raise ValueError("`untrained` needs a `run`, which knows its model before training")
         return self
 
 

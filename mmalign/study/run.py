@@ -44,10 +44,9 @@ def run_study(study: StudyConfig, out: Path, workers: int) -> StudyResults:
     started = time.monotonic()
     computed = {cell.key: results for cell, results in _compute(cells, out / "cells", workers)}
     done = [(cell, computed[cell.key]) for cell in cells]  # in the grid's order
-    seconds = time.monotonic() - started
+    seconds = round(time.monotonic() - started, 1)
     results = analyse(study, towers, done)
-    results.environment["cells_seconds"] = round(seconds, 1)
-    results.environment["workers"] = workers
+    results.environment |= {"cells_seconds": seconds, "workers": workers}
     write_atomic(out / "study.yaml", write_yaml(study.model_dump(mode="json")))
     results.write(out / "results.json")
     write_study_page(asdict(results), out / "report.html")
@@ -93,8 +92,8 @@ def _compute(cells: Sequence[Cell], folder: Path, workers: int) -> Iterator[tupl
             for number, future in enumerate(finished, start=1):
                 cell = waiting[future]
                 results, seconds = future.result()
-                score = _clean_mean(cell, results)
-                say(f"{number} of {len(cells)}  {cell}: {score}  ({seconds:.1f} s)")
+                words = f"{cell}: {_clean_mean(cell, results)}  ({seconds:.1f} s)"
+                say(f"{number} of {len(cells)}  {words}")
                 yield cell, results
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -78,6 +78,5 @@ def _train(name: str, config: TowerConfig, seed: int, folder: Path) -> TrainedTo
         write_json(out / _TIME, {"seconds": seconds if is_new else None})
     seconds = json.loads((out / _TIME).read_text(encoding="utf-8"))["seconds"]
     sha256 = load_text_encoder(str(out), config.untrained).facts["sha256"]
-    return TrainedTower(
-        name, seed, str(out), config.untrained, sha256, None if config.untrained else seconds
-    )
+    seconds = None if config.untrained else seconds
+    return TrainedTower(name, seed, str(out), config.untrained, sha256, seconds)

@@ -8,6 +8,7 @@ from scipy import stats
 
 from mmalign.core.config import validate
 from mmalign.results.results import Results
+from mmalign.results.statistics import verdict
 from mmalign.study.analysis import (
     StudyResults,
     add_comparisons,
@@ -98,7 +99,7 @@ def test_the_headline_is_paired_over_pretraining_seeds() -> None:
     assert one.p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
     assert one.p_holm == pytest.approx(2 * one.p)  # the smaller of two
     assert one.pairs == 3 and one.seeds.startswith("3 pretraining seeds")
-    assert one.verdict == "shown"
+    assert verdict(one.difference, one.p_holm) == "shown"
 
 
 def test_with_one_pretraining_seed_the_headline_is_paired_over_fine_tuning_seeds() -> None:
@@ -115,7 +116,7 @@ def test_a_method_is_compared_on_the_same_tower_and_seeds() -> None:
     gains = [0.05 * (1 + seed / 10) for seed in SEEDS]
     assert one.difference == pytest.approx(sum(gains) / 3)
     assert one.p == pytest.approx(stats.ttest_1samp(gains, 0).pvalue)
-    assert one.verdict == "shown"
+    assert verdict(one.difference, one.p_holm) == "shown"
 
 
 def test_each_verdict_is_one_line() -> None:
@@ -158,7 +159,7 @@ def test_no_difference_at_all_is_no_difference() -> None:
     add_comparisons(config, collect_values(runs), results)
     assert results.comparisons
     for one in results.comparisons:
-        assert (one.difference, one.p, one.verdict) == (0.0, 1.0, "not shown")
+        assert (one.difference, one.p, one.p_holm) == (0.0, 1.0, 1.0)
 
 
 def test_one_seed_has_no_interval_and_no_test() -> None:
