@@ -73,9 +73,9 @@ def _train(name: str, config: TowerConfig, seed: int, folder: Path) -> TrainedTo
         is_new = not out.exists()
         started = time.monotonic()
         run_verb(["train", config.run, f"seed={seed}", "--out", str(out)])
-        seconds = time.monotonic() - started
+        took = time.monotonic() - started
         # A training that continues after a stop does not know how long the first part took.
-        write_json(out / _TIME, {"seconds": seconds if is_new else None})
+        write_json(out / _TIME, {"seconds": took if is_new else None})
     seconds = json.loads((out / _TIME).read_text(encoding="utf-8"))["seconds"]
     sha256 = load_text_encoder(str(out), config.untrained).facts["sha256"]
     seconds = None if config.untrained else seconds
