@@ -63,8 +63,11 @@ def _by_state(_: Results, name: MetricName) -> Place | None:
         return None
     layer, split = name.setting
     state = "injected" if name.measure == "injected" else "as it is"
-    centred = ", mean-centred" if metric != name.metric else ""
-    return _layer(layer), _WORD_METRICS[metric], f"{state}{centred}, {split.replace('_', ' ')}"
+    if metric != name.metric:
+        # An injection is compared with centring alone, not with itself centred.
+        state = "only mean-centred" if state == "as it is" else ""
+    heading = f"{state}, {split.replace('_', ' ')}"
+    return (_layer(layer), _WORD_METRICS[metric], heading) if state else None
 
 
 def _layer(part: str) -> str:

@@ -20,7 +20,7 @@ _WIDE = 5  # more columns leave no space for intervals below the values
 # These come first, in this order; other rows and columns follow by name.
 _FIRST = (
     *(*AGGREGATES, "text to image", "image to text", "accuracy", "clean", "bitext@1"),
-    *("as it is, trained", "as it is, held out"),
+    *("as it is, trained", "as it is, held out", "injected, trained", "injected, held out"),
 )
 
 Place = tuple[str, str, str]

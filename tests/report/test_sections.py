@@ -75,11 +75,11 @@ def test_words_by_layer_compare_as_it_is_centred_and_injected() -> None:
         *("layer 0", "layer 1", "layer 2", "layer 10"),
         "output of the model (feature)",
     ]
-    assert table.groups == {"cosine gain": 8, "precision@1": 8}
+    assert table.groups == {"cosine gain": 6, "precision@1": 6}
     at = table.columns.index(("precision@1", "injected, held out"))
     assert table.rows[3].cells[at].name == "injected/words/mean/10/held_out/precision@1"
     # One point per cell; cosines are not in percent.
-    assert found["chart"].count("data-metric=") == 5 * 16
+    assert found["chart"].count("data-metric=") == 5 * 12
     assert "10, as it is, trained: 0.200 · n = 30" in found["chart"]
     assert "10, injected, trained: 20.0 % · n = 30" in found["chart"]
     alone = only_section(lexical(injected=False))
