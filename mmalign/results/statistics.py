@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 Table = Union[np.ndarray, "csr_array"]
+LEVEL = 0.05  # of a test, after Holm's correction
 DRAWS = 10_000
 INTERVAL_DRAWS = 1_000  # for an interval alone; a p value needs more
 _AT_A_TIME = 4_000_000  # whole numbers drawn at a time: 32 MB
@@ -102,6 +103,13 @@ def holm(p: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, p[i] * (len(p) - rank)))
         adjusted[i] = largest
     return adjusted
+
+
+def verdict(difference: float, p_holm: float) -> str:
+    """What a paired test says at 5 %: `shown` (the left side is higher), `worse` or `not shown`."""
+    if p_holm >= LEVEL:
+        return "not shown"
+    return "shown" if difference > 0 else "worse"
 
 
 def resampled_sums(table_UK: Table, draws: int, rng: np.random.Generator) -> np.ndarray:

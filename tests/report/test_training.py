@@ -1,4 +1,4 @@
-"""The training section: what could not be used stands there, and nothing where there is nothing."""
+"""The training section: samples that could not be used are listed, and nothing where there are none."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from invented_run import LANGUAGES, write_run
 
 from mmalign.data.stream.ledger import UNUSABLE
 from mmalign.report.page import write_report
-from mmalign.report.training_section import unusable_samples
+from mmalign.report.training import unusable_samples
 
 
 def named(key: str, shard: str, reason: str) -> dict[str, str]:
@@ -58,6 +58,6 @@ def test_the_page_shows_them(tmp_path: Path) -> None:
     (run / UNUSABLE).write_text("".join(json.dumps(one) + "\n" for one in NAMED))
     write_report(run, tmp_path / "after.html")
     page = (tmp_path / "after.html").read_text(encoding="utf-8")
-    assert "1.25 % of the samples that were asked for could not be used" in page
+    assert "1.25 % of the requested samples could not be used" in page
     assert "cut off 1.00 %, checksum 0.25 %." in page
-    assert "data/&lt;b&gt;/00007.tar</th><td>cut off</td><td>2</td>" in page
+    assert "data/&lt;b&gt;/00007.tar</td><td>cut off</td><td>2</td>" in page
