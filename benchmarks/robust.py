@@ -23,7 +23,7 @@ from mmalign.text.heads.base import TaskBatch
 from mmalign.text.heads.features import ClassificationModel
 from mmalign.text.robust.consistency import ConsistencyConfig, NoiseView
 from mmalign.text.robust.freelb import FreeLbConfig
-from mmalign.text.robust.method import MethodConfig, PlainConfig, backward
+from mmalign.text.robust.method import MethodConfig, PlainConfig
 from mmalign.text.robust.pgd import PgdConfig
 from mmalign.text.robust.rs_rp import RsRpConfig
 from mmalign.text.tasks.example import Example
@@ -77,7 +77,7 @@ def seconds(model: ClassificationModel, batch: TaskBatch, config: MethodConfig) 
     generator = torch.Generator(model.tower.device).manual_seed(0)
     model.zero_grad()
     started = time.perf_counter()
-    backward(model, batch, config, generator)
+    config.backward(model, batch, generator)
     if model.tower.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
