@@ -1,8 +1,8 @@
-"""An HTTP server on this machine that fails as it is told to: for tests of what fetches files.
+"""A local HTTP server with configurable failures, for tests of downloads.
 
-server.files[path] = bytes            what stands there
-server.answers[path] = [Answer, ...]  how the next requests for it go wrong, one each; then all is well
-server.log                            (method, path, first byte asked for) of every request
+server.files[path] = bytes            content of a file
+server.answers[path] = [Answer, ...]  failures of the next requests for it, one each; later ones succeed
+server.log                            (method, path, first requested byte) of every request
 """
 
 import re
@@ -15,7 +15,7 @@ from types import TracebackType
 
 @dataclass
 class Answer:
-    """How one request is answered; by default as it should be.
+    """How one request is answered; by default correctly.
 
     Attributes:
         status: instead of 200 or 206, without a file.
@@ -24,8 +24,8 @@ class Answer:
         stall: seconds of silence after `cut` bytes, before the connection breaks.
         pause: seconds before every KiB of the body.
         body: sent instead of the file.
-        ranges: False: the whole file, whatever was asked for.
-        shift: bytes by which the answer misses the range that was asked for.
+        ranges: False: the complete file for any requested range.
+        shift: offset in bytes between the answer and the requested range.
     """
 
     status: int | None = None
@@ -40,7 +40,7 @@ class Answer:
 
 
 class FlakyServer:
-    """Runs in threads of this process while the `with` block does."""
+    """Runs in threads of this process during the `with` block."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -51,7 +51,7 @@ class FlakyServer:
         self.url = f"http://localhost:{self._server.server_port}"
 
     def __enter__(self) -> "FlakyServer":
-        # Looks often whether it is to end: tests wait for it.
+        # Polls often whether to end, because tests wait for it.
         serve = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         serve.start()
         return self
@@ -118,7 +118,7 @@ def _handler(server: FlakyServer) -> type[BaseHTTPRequestHandler]:
                     self.wfile.write(body[first : first + step])
                 self.wfile.flush()
             except (BrokenPipeError, ConnectionResetError):
-                self.close_connection = True  # the client had enough
+                self.close_connection = True  # the client closed the connection
                 return
             answer.started.set()
             if answer.cut is not None:
