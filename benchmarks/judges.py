@@ -60,7 +60,7 @@ class Language:
     """One language of a set: images with their captions, and their embeddings.
 
     Attributes:
-        images: P encoded pictures.
+        images: P encoded images.
         texts, picture_N: the captions, and which image each describes; every image has at least one.
         image_PD, text_ND: the export's embeddings, float32, unit length.
     """
@@ -74,8 +74,7 @@ class Language:
 
 
 def enter_environment(python: Path | None) -> None:
-    """Restart in the environment with both libraries, created if needed; returns only if mteb is
-    importable."""
+    """Restart in the environment with both libraries, which is created if needed, unless it is active."""
     if importlib.util.find_spec("mteb") and importlib.util.find_spec("clip_benchmark"):
         return
     interpreter = str(

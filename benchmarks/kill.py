@@ -263,7 +263,7 @@ def damage_run(
 
 
 def _judge(case: Case, life: Life, reference: Reference, tally: Tally) -> str:
-    """The reaction to the damage: an error in one line, or the resumed run ended with the correct result."""
+    """The reaction to the damage: an error in one line, or the resumed run ended with correct results."""
     code = life.end()
     if code != 0:
         line = re.search(r"^mmalign: .*step-\d+.*", life.text, re.MULTILINE)

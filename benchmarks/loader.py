@@ -219,8 +219,7 @@ def in_fresh_process(python: Path, method: str, job: Job) -> Figures:
 
 
 def compare(job: Job, open_clip_python: Path, rounds: int) -> dict[str, Figures]:
-    """For each other loader, medians over the rounds of the ratios of ours to it; writes one line per
-    loader."""
+    """Medians over the rounds of our ratios to each other loader; writes one line per loader."""
     own = Path(sys.executable)
     pythons = {"ours": own, "open_clip": open_clip_python, "webdataset": own}
     found = [

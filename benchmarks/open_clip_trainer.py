@@ -27,8 +27,7 @@ def channels_last_first(_module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...
 
 
 def set_model_factory(channels_last: bool) -> None:
-    """Make the trainer build its model with a text tower with random weights, and optionally with the
-    hook."""
+    """Make the trainer build its model with a random text tower, and optionally with the hook."""
     create = open_clip_train.main.create_model_and_transforms
 
     def create_model(*arguments: Any, **options: Any) -> tuple[Any, ...]:

@@ -19,8 +19,8 @@ from mmalign.training.run_config import RunConfig
 
 
 def bounded_temperatures() -> dict[Way, list[float]]:
-    """For each way, the logarithmic scale after each of two steps of an engine with a minimum temperature of 0.5,
-    and the scale that a checkpoint would hold."""
+    """For each way, the logarithmic scale after two steps of an engine with a minimum temperature of 0.5,
+    each, and the scale that a checkpoint would hold."""
     found = {}
     for way in SOME_WAYS:
         engine = make_engine("contrastive", way, min_temperature=0.5)

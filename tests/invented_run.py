@@ -227,7 +227,7 @@ def write_records(path: Path, languages: list[str], rng: np.random.Generator) ->
 
 
 def write_gallery(path: Path, rng: np.random.Generator) -> None:
-    """Queries in several scripts, one of them hostile, each with five pictures."""
+    """Queries in several scripts, one of them hostile, each with five images."""
     queries = []
     for lang, text in {**CAPTIONS, "de": HOSTILE}.items():
         right = int(rng.integers(0, 8))

@@ -69,7 +69,7 @@ def build_model(image_tower: str, seed: int = 0) -> DualEncoder:
 def make_batch(step: int, rank: int, world_size: int) -> Batch:
     """This rank's part of a global batch of 8 images and 15 captions.
 
-    Of four ranks, the first has no token to predict and the third no two captions of one picture.
+    Of four ranks, the first has no token to predict, and the third has no two captions of one image.
     """
     generator = torch.Generator().manual_seed(step)
     # Noise of different colours. For noise alone an untrained tower has nearly equal embeddings, and their

@@ -68,5 +68,5 @@ def make_set(
 
 
 def open_descriptors() -> set[Path]:
-    """Of this process."""
+    """The open file descriptors of this process."""
     return set(Path("/proc/self/fd").iterdir())
