@@ -83,12 +83,9 @@ class GlobalOrder:
         self._first_S = np.cumsum([0, *(entry.samples for entry in entries)])
         self._first_of_set = np.cumsum([0, *(len(shard_set) for shard_set in sets)])
         self._usable_S = np.array([self._count_usable(*shard) for shard in self._shards])
-        weights = [
-            self.mixture.shard_weight(number, entry, int(usable))
-            for (number, _), entry, usable in zip(
-                self._shards, entries, self._usable_S, strict=True
-            )
-        ]
+        set_numbers = [number for number, _ in self._shards]
+        usable = self._usable_S.tolist()
+        weights = map(self.mixture.shard_weight, set_numbers, entries, usable)
         self._walk_S = np.cumsum([0.0, *weights])
         self._shuffle_shards = config.shuffle_shards
         for shard_set in sets:  # a batch can reach from one window into the next
