@@ -13,7 +13,7 @@ import re
 import zlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mmalign.core.batch import Pair
 from mmalign.core.errors import UserError
@@ -43,6 +43,12 @@ class BadRow(UserError):
 
     def __reduce__(self) -> tuple[Any, ...]:  # it is sent between processes
         return type(self), (self.reason, str(self))
+
+
+class ImageBytes(Protocol):
+    """Where the bytes of an image come from; sources have classes of their own."""
+
+    def read(self) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ class LazyPair:
     """
 
     pair: Pair
-    image: File | Part | Encoded
+    image: ImageBytes
     where: str
     description: str
     strict: bool = False

@@ -248,7 +248,7 @@ def parse_member(suffix: str, data: bytes) -> str | dict[str, Any]:
         raise UnusableSample("json") from None
     if not isinstance(content, str if suffix == "txt" else dict):
         raise UnusableSample("json")
-    return content  # type: ignore[no-any-return]
+    return content
 
 
 def picture_id(picture: str) -> int:

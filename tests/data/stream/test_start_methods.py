@@ -1,4 +1,4 @@
-"""Workers under each start method: equal results, no reaction to others' signals, an end with their parent."""
+"""Workers under each start method: equal results, no reaction to other signals, an end with the parent."""
 
 import json
 import multiprocessing
