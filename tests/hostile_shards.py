@@ -1,4 +1,4 @@
-"""Untrusted tars: written with Python's tarfile, or byte by byte where tarfile would refuse."""
+"""Untrusted tars: written with Python's tarfile, and byte by byte where tarfile would refuse."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def tar_of(members: Iterable[tuple[str, bytes]], tar_format: int = tarfile.USTAR
 
 
 def header(name: str | bytes, size: int = 0, kind: bytes = b"0", link: str = "") -> bytes:
-    """One header block with a correct checksum and any content."""
+    """One header block with a correct checksum, even if its fields are invalid."""
     raw = name.encode() if isinstance(name, str) else name
     fields = (raw, b"0000644", b"0000000", b"0000000", b"%011o" % size, b"00000000000")
     sizes = (100, 8, 8, 8, 12, 12)
@@ -58,7 +58,7 @@ def header(name: str | bytes, size: int = 0, kind: bytes = b"0", link: str = "")
 
 
 def member(name: str | bytes, data: bytes, kind: bytes = b"0") -> bytes:
-    """One member: its header and its padded bytes."""
+    """One member: its header and its bytes, padded."""
     return header(name, len(data), kind) + data + bytes(-len(data) % BLOCK)
 
 
@@ -78,7 +78,7 @@ def pixel_bomb(side: int = 13_000) -> bytes:
 
 
 class RunsCode:
-    """Unpickling this writes a file."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -35,7 +35,7 @@ from mmalign.core.commit import (
 )
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.data.stream.order import FULL, GlobalOrder
+from mmalign.data.stream.order import FULL, ORDER_VERSION, GlobalOrder
 from mmalign.training.engine import OPTIMIZER_FILES, Engine
 
 LATEST = "LATEST"
@@ -257,6 +257,13 @@ def load_newest(folder: Path, engine: Engine, plan: GlobalOrder) -> TrainState:
             f"{chosen}: its run shuffled the data in another way ({shuffle}, here {plan.shuffle}), so its "
             "position in the data means other samples here; set data.shuffle_shards accordingly (full: at "
             "least the number of shards) and go on in another folder with resume_from"
+        )
+    version = info.get("order_version", 1)  # mmalign 0.1.0 did not write it
+    if version != ORDER_VERSION:
+        raise UserError(
+            f"{chosen}: was written under version {version} of the data's order, this mmalign has version "
+            f"{ORDER_VERSION}, so its position in the data means other samples; start another run from its "
+            "weights with init_from"
         )
     if not any(chosen.glob(f"{OPTIMIZER_FILES}*")):
         raise UserError(

@@ -25,7 +25,7 @@ from mmalign.core.console import say, track
 from mmalign.core.record import Recorder
 from mmalign.data.stream.ledger import Ledger
 from mmalign.data.stream.loader import BatchLoader, batches
-from mmalign.data.stream.order import GlobalOrder, open_sets
+from mmalign.data.stream.order import ORDER_VERSION, GlobalOrder, open_sets
 from mmalign.data.tokenizer import Tokenizer
 from mmalign.evaluation.suite import SuiteConfig
 from mmalign.models.dual_encoder import build_dual_encoder
@@ -119,6 +119,7 @@ def _prepare(config: RunConfig, out: Path, watchdog: Watchdog) -> _Run:
         "config_sha256": config.sha256,
         "data": order.data,
         "shuffle": order.shuffle,
+        "order_version": ORDER_VERSION,
     }
     if distributed.is_main():
         facts["code"] = code_version()

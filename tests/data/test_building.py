@@ -118,8 +118,11 @@ def test_a_build_that_is_killed_goes_on_at_the_last_whole_shard(tmp_path: Path) 
     workers = workers_of(process.pid)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    time.sleep(0.3)
-    assert not any(is_running(worker) for worker in workers)  # they end with it
+    # The workers end with it. A loaded machine may need seconds for that.
+    deadline = time.monotonic() + 60
+    while any(is_running(worker) for worker in workers):
+        assert time.monotonic() < deadline, "the workers outlive the build"
+        time.sleep(0.01)
     finished = [path.stem for path in (work / ".build").glob("*.json")]
     assert 3 <= len(finished) < 15
     assert not (tmp_path / "out").exists()
