@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import mmalign
 from mmalign.cli import app
 from mmalign.data.shards.reader import ShardSet
-from mmalign.models.text_encoder import load_text_encoder
+from mmalign.models.load import load_text_encoder
 from mmalign.results.results import read_results
 
 ARCHIVE = Path(__file__).parent / "artefacts" / "0.1.0.tar.xz"

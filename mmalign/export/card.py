@@ -26,11 +26,7 @@ from mmalign.core.languages import labelled
 from mmalign.core.redact import redact
 from mmalign.export.lineage import without_folders
 from mmalign.export.markdown import code_block, listed, one_line, percents_apart, plain, prose
-from mmalign.export.measurements import (
-    Measurement,
-    eval_results,
-    measurements,
-)
+from mmalign.export.measurements import Measurement, eval_results, measurements
 from mmalign.export.sentence_transformers import auto_class, dense_layers
 from mmalign.export.source import Source
 from mmalign.models.image_tower import TimmTower

@@ -7,14 +7,14 @@ checkpoint whose files verify is taken. Nothing here talks to other ranks.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from mmalign.core import distributed
 from mmalign.core.batching import batched, encode_sorted
@@ -158,19 +158,18 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def has_file(name: str, file: str) -> bool:
-    """Whether the file is in the folder or the hub's repository of that name."""
-    if Path(name).is_dir():
-        return (Path(name) / file).is_file()
+def on_host(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """The tensors on the CPU, each in memory of its own: safetensors refuses tensors that share memory."""
+    return {prefix + name: t.detach().cpu().clone().contiguous() for name, t in state.items()}
+
+
+def find_file(name: str, file: str) -> Path | None:
+    """A file of the folder or the hub's repository of that name (in its cache); None: it is not there."""
     from transformers.utils import cached_file
 
+    quiet = ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors")
     try:
-        found = cached_file(
-            name,
-            file,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        found = cached_file(name, file, **dict.fromkeys(quiet, False))
     except (OSError, ValueError):  # no such repository, or nothing that could be a name of one
-        return False
-    return found is not None
+        return None
+    return None if found is None else Path(found)

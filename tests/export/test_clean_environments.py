@@ -19,7 +19,8 @@ from export_cases import build_encoder, source_of
 from mmalign.export.build import write_files
 from mmalign.export.probes import TEXTS, probe_images, write_probes
 from mmalign.export.verify import LOADERS, checked_difference, run_loader
-from mmalign.models.text_encoder import TextEncoder, text_encoder_of
+from mmalign.models.load import text_encoder_of
+from mmalign.models.text_encoder import TextEncoder
 
 pytestmark = pytest.mark.slow
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"

@@ -9,6 +9,7 @@ Nothing is unpickled but tensors and plain values.
 
 import json
 import pickle
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from mmalign.core import distributed
 from mmalign.core.errors import UserError, one_line
+from mmalign.models.encoder import find_file
 from mmalign.models.external.model import ExternalModel
 
 CONFIG = "open_clip_config.json"
@@ -31,12 +33,18 @@ _PREFIXES = ("local-dir:", "hf-hub:", "open_clip:")
 
 def load_open_clip(name: str) -> ExternalModel:
     """A model by open_clip's own name for it, by `open_clip:ARCHITECTURE/WEIGHTS`, or in a folder."""
-    device = distributed.device()
+    device = str(distributed.device())
     folder = Path(name.removeprefix("local-dir:").removeprefix("open_clip:"))
     if folder.is_dir():
-        model, preprocess, tokenize = load_open_clip_folder(folder, str(device))
+        loaded = load_open_clip_folder(folder, device)
+    elif name.startswith("open_clip:"):
+        architecture, _, weights = name.removeprefix("open_clip:").partition("/")
+        if not weights:
+            raise UserError(f"{name}: no weights; write open_clip:ARCHITECTURE/TAG")
+        loaded = _create(architecture, device, pretrained=weights)
     else:
-        model, preprocess, tokenize = _load_by_name(name, str(device))
+        loaded = _create(name if name.startswith(_PREFIXES) else f"hf-hub:{name}", device)
+    model, preprocess, tokenize = loaded
     return ExternalModel(
         name,
         "open_clip",
@@ -52,36 +60,21 @@ def load_open_clip_folder(folder: Path, device: str = "cpu") -> tuple[Any, Any, 
     Only open_clip's own functions are used; the model card describes the same way.
     """
     import open_clip
+    from open_clip.hf_configs import arch_dict  # it builds text towers of these model types only
 
     name = f"local-dir:{folder}"
     config: Any = open_clip.get_model_config(name)
     # open_clip (3.3.0) finds the architecture of a text tower of transformers, and of a timm tower with
     # options, by a name. In an export that is the folder or repository for which it was written.
     moved: dict[str, Any] = {}
-    if "hf_model_name" in config["text_cfg"] and _describes_text_tower(folder):
+    # Beside a model of others, config.json may describe another one.
+    path = folder / "config.json"
+    facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if "hf_model_name" in config["text_cfg"] and facts.get("model_type") in arch_dict:
         moved["text_cfg"] = {**config["text_cfg"], "hf_model_name": str(folder)}
     if ":" in config["vision_cfg"].get("timm_model_name", ""):
         moved["vision_cfg"] = {**config["vision_cfg"], "timm_model_name": name}
     return _create(name, device, **moved)
-
-
-def _describes_text_tower(folder: Path) -> bool:
-    """Whether config.json is that of the text tower; beside others' models it may describe another one."""
-    from open_clip.hf_configs import arch_dict
-
-    path = folder / "config.json"
-    facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    # open_clip builds text towers of these model types only.
-    return facts.get("model_type") in arch_dict
-
-
-def _load_by_name(name: str, device: str) -> tuple[Any, Any, Any]:
-    if name.startswith("open_clip:"):
-        architecture, _, weights = name.removeprefix("open_clip:").partition("/")
-        if not weights:
-            raise UserError(f"{name}: no weights; write open_clip:ARCHITECTURE/TAG")
-        return _create(architecture, device, pretrained=weights)
-    return _create(name if name.startswith(_PREFIXES) else f"hf-hub:{name}", device)
 
 
 def _create(name: str, device: str, **options: Any) -> tuple[Any, Any, Any]:
@@ -120,9 +113,7 @@ def read_open_clip(name: str) -> OpenClipWeights:
     """
     if Path(name).is_file():
         return OpenClipWeights(_read_tensors(Path(name)))
-    place = name
-    for prefix in _PREFIXES:
-        place = place.removeprefix(prefix)
+    place = re.sub(f"^({'|'.join(_PREFIXES)})", "", name)
     if name.startswith("open_clip:") and not Path(place).is_dir():
         return _by_architecture(name, *place.partition("/")[::2])
     config = json.loads(_file_of(place, (CONFIG,)).read_text(encoding="utf-8"))
@@ -154,24 +145,14 @@ def _by_architecture(name: str, architecture: str, tag: str) -> OpenClipWeights:
 
 
 def _file_of(place: str, names: tuple[str, ...]) -> Path:
-    """The first of the files that the folder, or the hub's repository through its cache, has."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
-
-    for name in names:
-        if Path(place).is_dir():
-            if (Path(place) / name).is_file():
-                return Path(place) / name
-            continue
-        try:
-            return Path(hf_hub_download(place, name))
-        except EntryNotFoundError:
-            continue
-        except (OSError, HFValidationError) as error:
-            raise UserError(
-                f"{place}: not a folder, and not on the hub ({one_line(error)})"
-            ) from None
-    raise UserError(f"{place}: no {' or '.join(names)} there, so it is no model of open_clip")
+    """The first of the files that the folder or the hub's repository has."""
+    found = next(filter(None, (find_file(place, name) for name in names)), None)
+    if found is None:
+        where = (
+            "in this folder" if Path(place).is_dir() else "in a repository of the hub that answers"
+        )
+        raise UserError(f"{place}: no {' or '.join(names)} {where}; it is no model of open_clip")
+    return found
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -180,11 +161,11 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        tree: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)  # runs no code of the file
-        )
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        tree: Any = torch.load(
+            path, map_location="cpu", weights_only=True
+        )  # runs no code of the file
     except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(
             f"{path}: no checkpoint of tensors alone, and nothing else is read ({one_line(error)})"

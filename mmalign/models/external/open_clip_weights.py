@@ -2,7 +2,7 @@
 
     ours                                    open_clip's (3.3.0, a text tower of transformers)
     image_tower.trunk.* (timm)              visual.trunk.*
-    image_projection.weight (timm)          visual.head.proj.weight
+    image_projection.weight (timm)          visual.head.proj.weight   (in exports to transformers as well)
     image_tower.trunk.* (open_clip)         visual.*, whose last linear map holds our projection as well
     text_tower.trunk.*                      text.transformer.*        (of T5 models the encoder stack)
     text_projection.weight, .0, .2          text.proj.weight, .0, .2
@@ -12,31 +12,56 @@ A network of open_clip ends in a linear map of its own, and ours has one more be
 two become one; on the way back one becomes two that compute the same.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmalign.core.errors import UserError
 from mmalign.models.dual_encoder import DualEncoder
+from mmalign.models.encoder import on_host
 
 State = dict[str, Tensor]
 # Where the networks of open_clip end in a linear map (rows are outputs).
 _LAST_LINEAR = ("attnpool.c_proj", "head.proj")
-_TEXT = "text.transformer."
+_TEXT, _PROJECTION = "text.transformer.", "text.proj."
+_SCORES = ("logit_scale", "logit_bias")  # one number each, of shape () in open_clip and (1,) here
 _EXACT = 1e-5  # relative; what rounding leaves of a map whose rank the model can hold
 
 
 def to_open_clip(model: DualEncoder) -> State:
     """All weights under open_clip's names, on the host, each in memory of its own."""
-    state = {
-        **_image_out(model),
-        **_prefixed(_TEXT, text_stack(model.text_tower.trunk).state_dict()),
-        **_prefixed("text.proj.", model.text_projection.state_dict()),
-        "logit_scale": model.logit_scale.reshape(()),
-    }
-    if model.logit_bias is not None:
-        state["logit_bias"] = model.logit_bias.reshape(())
-    return {name: t.detach().cpu().clone().contiguous() for name, t in state.items()}
+    scores = {"logit_scale": model.logit_scale, "logit_bias": model.logit_bias}
+    return on_host(
+        {
+            **_image_out(model),
+            **text_weights(model.text_tower.trunk, model.text_projection),
+            **{name: one.reshape(()) for name, one in scores.items() if one is not None},
+        }
+    )
+
+
+def text_weights(trunk: Any, projection: nn.Module | None) -> State:
+    """A text tower of transformers and the projection behind it, under open_clip's names."""
+    stack, weights = _stack(trunk).state_dict(), projection.state_dict() if projection else {}
+    # The zeros that exports write for an unused pooler have no place in open_clip's model.
+    kept = {name: tensor for name, tensor in stack.items() if not name.startswith("pooler.")}
+    return {**_prefixed(_TEXT, kept), **_prefixed(_PROJECTION, weights)}
+
+
+def timm_wrapper_weights(name: str, model: Any, projection: nn.Linear) -> State:
+    """An image tower of transformers and the projection behind it, under open_clip's names.
+
+    Raises:
+        UserError: the tower is none of timm's; `name` is that of the model, for the message.
+    """
+    if not hasattr(model, "timm_model"):
+        raise UserError(
+            f"init_from: the image tower of {name} is a {type(model).__name__} of transformers, whose names "
+            "are not read here; give the run, or its export to open_clip"
+        )
+    return _timm_weights(model.timm_model, projection.weight.detach())
 
 
 def from_open_clip(state: State, model: DualEncoder) -> State:
@@ -51,39 +76,44 @@ def from_open_clip(state: State, model: DualEncoder) -> State:
         Our names. Weights without a counterpart in the model keep open_clip's name, and missing ones are left
         out: the caller compares names and shapes with the model's.
     """
-    image = {n.removeprefix("visual."): t for n, t in state.items() if n.startswith("visual.")}
-    text = {n.removeprefix(_TEXT): t for n, t in state.items() if n.startswith(_TEXT)}
-    rest = {n: t for n, t in state.items() if not n.startswith(("visual.", _TEXT))}
-    renamed = {n.replace("text.proj.", "text_projection.", 1): t for n, t in rest.items()}
+    parts: dict[str, State] = {"visual.": {}, _TEXT: {}, _PROJECTION: {}, "": {}}
+    for name, tensor in state.items():
+        prefix = next(one for one in parts if name.startswith(one))
+        parts[prefix][name.removeprefix(prefix)] = tensor
+    # The width of open_clip's tower is that of the space where nothing stands between.
+    projection = parts[_PROJECTION] or {"weight": torch.eye(model.text_tower.width)}
     named = {
-        **_image_in(image, model),
-        **_text_in(text, model),
-        **renamed,
-        **_scores_in(rest, model),
+        **_image_in(parts["visual."], model),
+        **_text_in(parts[_TEXT], model),
+        **_prefixed("text_projection.", projection),
+        **({} if model.logit_bias is None else {"logit_bias": model.logit_bias.detach()}),
+        **{n: t.reshape(1) if n in _SCORES else t for n, t in parts[""].items()},
     }
     if model.logit_bias is None:
         named.pop("logit_bias", None)  # a constant on all scores, which a softmax does not see
-    if not any(name.startswith("text.proj.") for name in rest):
-        # The width of open_clip's tower is that of the space, and nothing stands between.
-        named["text_projection.weight"] = torch.eye(model.text_tower.width)
     return named
 
 
-def is_of_open_clip(trunk: Any) -> bool:
+def _is_of_open_clip(trunk: Any) -> bool:
     """Whether an image tower's trunk is a network of open_clip and not of timm."""
     return type(trunk).__module__.startswith("open_clip.")
 
 
-def text_stack(trunk: Any) -> Any:
+def _stack(trunk: Any) -> Any:
     """The encoder stack, as open_clip takes it out of a T5 model; T5's encoder class wraps it."""
     return trunk.encoder if type(trunk).__name__.endswith("EncoderModel") else trunk
 
 
+def _timm_weights(network: nn.Module, weight_DF: Tensor) -> State:
+    trunk = _prefixed("visual.trunk.", network.state_dict())
+    return {**trunk, "visual.head.proj.weight": weight_DF}
+
+
 def _image_out(model: DualEncoder) -> State:
     weight_DF, trunk = model.image_projection.weight.detach(), model.image_tower.trunk
+    if not _is_of_open_clip(trunk):
+        return _timm_weights(trunk, weight_DF)
     state = trunk.state_dict()
-    if not is_of_open_clip(trunk):
-        return {**_prefixed("visual.trunk.", state), "visual.head.proj.weight": weight_DF}
     if names := _last_map(state):
         # One map for its last one and our projection; in float64, so that nothing is lost between them.
         map_DK = weight_DF.double() @ _map_of(names, state).double()
@@ -95,7 +125,7 @@ def _image_in(state: State, model: DualEncoder) -> State:
     trunk = model.image_tower.trunk
     own = trunk.state_dict()
     # A network of timm is open_clip's `trunk`, with a map of open_clip's behind it.
-    names, prefix = (_last_map(own), "") if is_of_open_clip(trunk) else ((), "trunk.")
+    names, prefix = (_last_map(own), "") if _is_of_open_clip(trunk) else ((), "trunk.")
     found: State = {}
     if names and all(name in state for name in names):
         maps = unfolded(_map_of(names, state), _map_of(names, own))
@@ -161,7 +191,7 @@ def _as_last_map(names: tuple[str, ...], map_DK: Tensor) -> State:
 
 def _text_in(state: State, model: DualEncoder) -> State:
     trunk = model.text_tower.trunk
-    is_wrapped = text_stack(trunk) is not trunk
+    is_wrapped = _stack(trunk) is not trunk
     # Older versions of transformers kept the numbers of positions among the weights.
     state = {name: t for name, t in state.items() if not name.endswith("position_ids")}
     placed = _prefixed("text_tower.trunk." + ("encoder." if is_wrapped else ""), state)
@@ -170,11 +200,5 @@ def _text_in(state: State, model: DualEncoder) -> State:
     return placed
 
 
-def _scores_in(state: State, model: DualEncoder) -> State:
-    found: State = {n: state[n].reshape(1) for n in ("logit_scale", "logit_bias") if n in state}
-    own = {} if model.logit_bias is None else {"logit_bias": model.logit_bias.detach()}
-    return {**own, **found}
-
-
-def _prefixed(prefix: str, state: State) -> State:
+def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> State:
     return {prefix + name: tensor for name, tensor in state.items()}
