@@ -120,15 +120,8 @@ def run_loader(
     with tempfile.TemporaryDirectory(prefix="mmalign-loader-") as home:
         out = Path(home) / "out.npz"
         # -I: neither the working folder nor PYTHONPATH is searched for modules.
-        command = [
-            python,
-            "-I",
-            str(PROGRAM),
-            loader.package,
-            str(folder.resolve()),
-            str(probes),
-            str(out),
-        ]
+        paths = (str(path) for path in (folder.resolve(), probes, out))
+        command = [python, "-I", str(PROGRAM), loader.package, *paths]
         environment = {
             **{name: os.environ[name] for name in _KEPT if name in os.environ},
             "HOME": home,

@@ -180,22 +180,8 @@ def read_saved(folder: Path) -> TextEncoder:
     if projection is not None:
         projection.load_state_dict(weights)
     facts = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    trunk, tokenizer = _read_trunk(str(folder)), load_tokenizer(folder)
+    trunk, tokenizer = load_trunk(str(folder)), load_tokenizer(folder)
     return TextEncoder(trunk, tokenizer, projection=projection, **facts)
-
-
-def _read_trunk(folder: str) -> Any:
-    """The trunk that `TextEncoder.save` wrote."""
-    from transformers import AutoConfig, AutoModel
-
-    settings = AutoConfig.from_pretrained(folder)
-    if not (settings.is_encoder_decoder and settings.architectures[0].endswith("Encoder")):
-        return load_trunk(folder)
-    # The half of an encoder-decoder that has no class for itself (NLLB's) was written under its own names.
-    # The complete model would find none of its weights among them and start at random, with only a warning.
-    with torch.device("meta"):
-        half = AutoModel.from_config(settings).get_encoder()
-    return type(half).from_pretrained(folder)
 
 
 def chain(layers: Sequence[nn.Module]) -> nn.Module | None:

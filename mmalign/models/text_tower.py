@@ -206,6 +206,13 @@ def _encoder(settings: Any, name: str | None = None) -> Any:
     known = MODEL_MAPPING.get(type(settings), None)
     has_pooler = known and "add_pooling_layer" in inspect.signature(known.__init__).parameters
     options = {"add_pooling_layer": False} if has_pooler else {}
+    written = (settings.architectures or [""])[0]
+    if name and settings.is_encoder_decoder and written.endswith("Encoder"):
+        # The half of an encoder-decoder that has no class for itself (NLLB's) is saved under its own names.
+        # The complete model would find none of them and start at random, with only a warning.
+        with torch.device("meta"):
+            half = AutoModel.from_config(settings).get_encoder()
+        return type(half).from_pretrained(name)
     build = auto_class.from_pretrained if name else auto_class.from_config
     model = build(name or settings, **options)
     return model.get_encoder() if model.config.is_encoder_decoder and not is_t5 else model
