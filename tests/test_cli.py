@@ -101,7 +101,7 @@ def test_a_call_that_lacks_something_is_a_usage_error(arguments: list[str]) -> N
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["export", "RUN"], "RUN: nothing that can be exported: it is no run (config.yaml)"),
+        (["export", "RUN"], "RUN: nothing that can be exported: it is not a run (config.yaml)"),
         (["export", "RUN", "--dry-run"], "--public and --dry-run belong to a push"),
         (
             ["export", "RUN", "--format", "onnxx"],
@@ -145,7 +145,7 @@ def test_a_call_that_lacks_something_is_a_usage_error(arguments: list[str]) -> N
         ),
     ],
 )
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_are_reported_in_one_line(
     arguments: list[str],
     line: str,
     tmp_path: Path,

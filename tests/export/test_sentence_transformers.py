@@ -20,7 +20,7 @@ from mmalign.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from mmalign.export.probes import TEXTS
 from mmalign.export.sentence_transformers import write_router, write_sentence_transformers
 from mmalign.export.source import Source
-from mmalign.models.encoder import load_model
+from mmalign.models.load import load_model
 from mmalign.models.text_encoder import TextEncoder
 
 MAX_LENGTH = MODEL["text"]["max_length"]
