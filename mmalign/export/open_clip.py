@@ -25,8 +25,7 @@ from mmalign.core.errors import UserError
 from mmalign.export.sentence_transformers import write_tokenizer
 from mmalign.export.source import Source
 from mmalign.models.encoder import Encoder
-from mmalign.models.external.open_clip import CONFIG, WEIGHTS
-from mmalign.models.external.open_clip_weights import to_open_clip
+from mmalign.models.external.open_clip import CONFIG, WEIGHTS, to_open_clip
 from mmalign.models.image_tower import TimmTower
 from mmalign.models.pooling import POOLINGS
 

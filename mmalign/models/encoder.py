@@ -2,17 +2,22 @@
 
     run folder (config.yaml, tokenizer/, checkpoints/) -> load_encoder -> Encoder, a DualModel
 
-The other kinds of `DualModel` are in `external/`; `load.py` finds out which kind a name means. A run's newest
+    encoded images -> decoded here -> another library's own transform and tower -+-> ExternalModel
+    texts          ->                 its own tokenizer and tower               -+
+
+`external/` makes these; `load.py` finds out which kind a name means. A run's newest
 checkpoint whose files verify is taken. Nothing here talks to other ranks.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,7 +26,7 @@ from mmalign.core.batching import batched, encode_sorted
 from mmalign.core.commit import newest_folder, verify
 from mmalign.core.config import read_yaml, validate
 from mmalign.core.errors import UserError
-from mmalign.data.preprocess import Preprocess, stack_pictures
+from mmalign.data.preprocess import Preprocess, decode, stack_pictures
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
 
@@ -100,6 +105,51 @@ class Encoder(DualModel):
         token_NL, mask_NL = self.tokenizer(texts, self.config.text.max_length)
         rows_ND = self.model.encode_text(token_NL.to(self.device), mask_NL.to(self.device))
         return rows_ND.cpu().numpy()
+
+
+class ExternalModel(DualModel):
+    """A model of another library, measured by the same code; its facts also have `kind`, the library.
+
+    Images are decoded under the same limits as in training. From there on everything is the library's own:
+    the transform, the tokenizer, where long texts are cut.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        model: nn.Module,
+        texts: Callable[[list[str]], Tensor],
+        images: Callable[[list[Image.Image]], Tensor] | None = None,
+    ) -> None:
+        """Put the interface around a model.
+
+        Args:
+            model: in evaluation mode, float32.
+            texts: n texts -> (n, D).
+            images: n RGB images -> (n, D); None: the model has no image tower.
+        """
+        with torch.no_grad():  # measured: each library names it in another way
+            width = texts(["a"]).shape[1]
+        facts = {"path": name, "kind": kind, "sha256": weights_sha256(model), "step": 0}
+        super().__init__(facts, width)
+        self.takes_images = images is not None
+        self._texts, self._images = texts, images
+
+    def _encode_images(self, images: list[bytes]) -> np.ndarray:
+        assert self._images is not None
+        opened = [decode(image) for image in images]
+        for one in opened:
+            # `decode` laid a transparent colour on white; other libraries would do it a second time.
+            one.info.pop("transparency", None)
+        return _unit_rows(self._images(opened))
+
+    def _encode_texts(self, texts: list[str]) -> np.ndarray:
+        return _unit_rows(self._texts(texts))
+
+
+def _unit_rows(row_ND: Tensor) -> np.ndarray:
+    return F.normalize(row_ND.float(), dim=-1).cpu().numpy()
 
 
 def load_encoder(path: Path, untrained: bool = False) -> Encoder:

@@ -17,16 +17,9 @@ import torch
 from mmalign.core.errors import UserError, one_line
 from mmalign.data.tokenizer import load_tokenizer
 from mmalign.models import adapters, text_encoder
-from mmalign.models.encoder import (
-    DualModel,
-    Encoder,
-    find_file,
-    load_encoder,
-    run_of,
-    weights_sha256,
-)
+from mmalign.models import encoder as encoders
+from mmalign.models.encoder import DualModel, Encoder, ExternalModel, load_encoder, run_of
 from mmalign.models.external import onnx, open_clip, sentence_transformers, transformers
-from mmalign.models.external.model import ExternalModel
 from mmalign.models.text_encoder import TextEncoder, saved_text_encoder, text_side
 from mmalign.models.text_tower import load_trunk
 
@@ -86,7 +79,7 @@ def detect_format(name: str, files: Mapping[str, Format] = _FILES) -> Format:
     if (run_of(Path(name)) / "config.yaml").is_file():
         return "run"
     for file, found in files.items():
-        if find_file(name, file):
+        if encoders.find_file(name, file):
             return found
     where = "in this folder" if Path(name).is_dir() else "in a folder or on the hub of that name"
     raise UserError(
@@ -177,7 +170,7 @@ def load_text_encoder(path: str, untrained: bool = False) -> TextEncoder:
             f"{path}: a text encoder of {model_format} cannot be read on its own; give the run, or its "
             "export to sentence-transformers"
         )
-    encoder.facts = {"path": path, "sha256": weights_sha256(encoder), "step": 0}
+    encoder.facts = {"path": path, "sha256": encoders.weights_sha256(encoder), "step": 0}
     return encoder
 
 

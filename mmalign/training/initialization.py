@@ -36,8 +36,7 @@ from mmalign.data.stream.order import GlobalOrder
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
 from mmalign.models.dual_encoder import DualEncoder
 from mmalign.models.encoder import find_file, run_of
-from mmalign.models.external.open_clip import read_open_clip
-from mmalign.models.external.open_clip_weights import from_open_clip
+from mmalign.models.external.open_clip import from_open_clip, read_open_clip
 from mmalign.models.external.sentence_transformers import read_router
 from mmalign.models.external.transformers import has_both_towers, read_dual_encoder
 from mmalign.models.load import detect_format, load_text_encoder

@@ -43,6 +43,7 @@ def spy(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> Loader:
     return Loader("numpy", "the spy")
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_two_libraries_agree_on_one_folder_that_was_moved(tmp_path: Path) -> None:
     """`test_build.py` has the other formats."""
     source = source_of(build_encoder(pooling="cls"))

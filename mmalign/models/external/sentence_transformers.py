@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from mmalign.core import distributed
 from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import Tokenizer
-from mmalign.models.external.model import ExternalModel
-from mmalign.models.external.open_clip_weights import State, text_weights, timm_wrapper_weights
+from mmalign.models.encoder import ExternalModel
+from mmalign.models.external.open_clip import State, text_weights, timm_wrapper_weights
 from mmalign.models.pooling import Pooling, pooling_of_sentence_transformers
 from mmalign.models.text_encoder import DEFAULT_LENGTH, TextEncoder, chain
 

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from mmalign.core import distributed
 from mmalign.core.errors import UserError
-from mmalign.models.encoder import find_file
-from mmalign.models.external.model import ExternalModel
-from mmalign.models.external.open_clip_weights import State, text_weights, timm_wrapper_weights
+from mmalign.models.encoder import ExternalModel, find_file
+from mmalign.models.external.open_clip import State, text_weights, timm_wrapper_weights
 from mmalign.models.pooling import Pooling
 
 # The processors of these know the one length to which texts are padded; that of SigLIP must be given it.
