@@ -17,12 +17,11 @@ from typing import Any
 from mmalign.core.commit import MANIFEST, committed_folder, write_json
 from mmalign.core.errors import UserError
 from mmalign.export.card import write_card
-from mmalign.export.lineage import without_paths
 from mmalign.export.measurements import write_eval_results
 from mmalign.export.onnx import write_onnx
 from mmalign.export.open_clip import write_open_clip
 from mmalign.export.sentence_transformers import write_router, write_sentence_transformers
-from mmalign.export.source import Source, read_source
+from mmalign.export.source import Source, read_source, without_paths
 from mmalign.export.transformers import write_transformers
 from mmalign.export.verify import LOADERS, verify_export
 

@@ -24,15 +24,10 @@ from mmalign.core.commit import write_atomic
 from mmalign.core.config import write_yaml
 from mmalign.core.languages import labelled
 from mmalign.core.redact import redact
-from mmalign.export.lineage import without_folders
 from mmalign.export.markdown import code_block, listed, one_line, percents_apart, plain, prose
-from mmalign.export.measurements import (
-    Measurement,
-    eval_results,
-    measurements,
-)
+from mmalign.export.measurements import Measurement, eval_results, measurements
 from mmalign.export.sentence_transformers import auto_class, dense_layers
-from mmalign.export.source import Source
+from mmalign.export.source import Source, without_folders
 from mmalign.models.image_tower import TimmTower
 from mmalign.models.pooling import POOLINGS
 from mmalign.results.formatting import percent

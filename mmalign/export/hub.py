@@ -20,7 +20,7 @@ from typing import Any
 
 from mmalign.core.commit import MANIFEST, sha256_of, verify
 from mmalign.core.console import say
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, one_line
 from mmalign.core.redact import redact_text
 from mmalign.export.verify import check_files
 
@@ -107,7 +107,7 @@ def _check_name(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = one_line(error, 500).rstrip(".")
         raise UserError(f"--push {repo_id}: not a name for the hub ({reason})") from None
     if repo_id.count("/") != 1:
         raise UserError(f"--push {repo_id}: give the owner too, OWNER/NAME")
@@ -140,18 +140,15 @@ def _check_arrival(
     held = {one.path: one.lfs.sha256 if one.lfs else one.blob_id for one in files_there}
     wrong = [path for path in stale if path in held]
     for path, facts in files.items():
-        if held.get(path) != facts["sha256"] and held.get(path) != _git_oid(folder / path):
-            wrong.append(path)
+        if held.get(path) != facts["sha256"]:
+            data = (folder / path).read_bytes()
+            if held.get(path) != sha1(b"blob %d\0" % len(data) + data).hexdigest():
+                wrong.append(path)
     if wrong:
         raise UserError(
             f"--push {repo_id}: {wrong[0]} did not arrive as it was sent (and {len(wrong) - 1} more); "
             "push again"
         )
-
-
-def _git_oid(path: Path) -> str:
-    data = path.read_bytes()
-    return sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 @contextmanager
@@ -168,7 +165,7 @@ def _plain_errors(repo_id: str, endpoint: str, token: str) -> Iterator[None]:
         is_wrapped = isinstance(error, RuntimeError) and error.__cause__ is not None
         cause: Any = error.__cause__ if is_wrapped else error
         status = getattr(getattr(cause, "response", None), "status_code", None)
-        reason = " ".join(str(cause).split())[:200].rstrip(". ") or type(cause).__name__
+        reason = one_line(cause).rstrip(". ") or type(cause).__name__
         if status is None and isinstance(cause, HTTPError | OSError):
             sentence = f"the connection to {endpoint} failed ({reason}); push again"
         elif status is not None and status >= 500:

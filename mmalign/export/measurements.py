@@ -59,9 +59,8 @@ _KINDS = (
 # Each language is a configuration there, named by its code.
 # https://huggingface.co/datasets/facebook/xnli, https://huggingface.co/datasets/cambridgeltl/xcopa
 _HOMES = {"xnli": ("facebook/xnli", 5010), "xcopa": ("cambridgeltl/xcopa", 500)}
-_MOST_LANGUAGES = (
-    40  # of a set that are listed one by one: the hub's page shows all of them in one list
-)
+# Languages of a set that are listed one by one; the hub's page shows all of them in one list.
+_MOST_LANGUAGES = 40
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,8 @@ class Number:
     @property
     def is_by_chance(self) -> bool:
         """Whether the 95 % interval reaches down to chance; False where either is not known."""
-        low = None if self.interval is None else self.interval[0]
-        return low is not None and self.chance is not None and low <= self.chance
+        known = self.interval is not None and self.chance is not None
+        return known and self.interval[0] <= self.chance  # type: ignore[index,operator]
 
 
 @dataclass(frozen=True)
@@ -112,9 +111,8 @@ class Measurement:
     @property
     def of_pairs(self) -> bool:
         """Whether the metric is measured between two languages."""
-        return self.name.measure in ("alignment", "words") or self.name.setting == (
-            parts.GENERALISED,
-        )
+        two_languages = self.name.setting == (parts.GENERALISED,)
+        return two_languages or self.name.measure in ("alignment", "words")
 
     @property
     def single(self) -> list[Number]:
@@ -161,24 +159,17 @@ def _quote(name: MetricName, clean: set[str]) -> tuple[tuple[Any, ...], str, str
     """(position in the card, words, the hub's task) of a number that is quoted, None of any other."""
     key = name.measure, "/".join([*name.setting, name.metric])
     if key in _QUOTED:
-        order: tuple[Any, ...] = (
-            _MEASURES.index(name.measure),
-            name.subject,
-            list(_QUOTED).index(key),
-        )
+        order = (_MEASURES.index(name.measure), name.subject, list(_QUOTED).index(key))
         return order, *_QUOTED[key]
-    primary = primary_metric(clean)
-    if name.measure != "text" or primary is None or name.metric != primary[0]:
-        return None
     setting = "/".join(name.setting)
+    metric, task = primary_metric(clean) or (None, None)
+    if name.measure != "text" or name.metric != metric:
+        return None
+    # Clean texts come first, then perturbed ones, then two languages at once.
+    rank = (setting != CLEAN, setting == parts.GENERALISED, setting)
     words = _UNPERTURBED.get(setting, f"text task, {setting}")
-    rank = (
-        setting != CLEAN,
-        setting == parts.GENERALISED,
-        setting,
-    )  # clean, perturbed, two languages
-    order = (_MEASURES.index("text"), name.subject, *rank)
-    return order, words, primary[1] if setting == CLEAN else None
+    position = (_MEASURES.index("text"), name.subject, *rank)
+    return position, words, task if setting == CLEAN else None
 
 
 def _number(results: Results, name: MetricName, known: set[str] | None) -> Number:
@@ -209,9 +200,8 @@ def eval_results(results: Results) -> list[EvalResult]:
     homes, found = _entries(results), []
     for one in measurements(results):
         subject, metric = one.name.subject, one.name.metric
-        revision = results.data.get(
-            subject, results.data.get(subject.partition(parts.FIRST_CAPTION)[0])
-        )
+        data = results.data
+        revision = data.get(subject, data.get(subject.partition(parts.FIRST_CAPTION)[0]))
         found += [
             EvalResult(
                 task_type=one.task,
@@ -240,12 +230,12 @@ def write_eval_results(results: Results, folder: Path) -> None:
 
 def _shown(one: Measurement) -> list[Number]:
     """Aggregates first, then the languages unless these are too many for a page; of pairs the mean."""
-    order = (
-        (parts.MEAN,) if one.of_pairs else (parts.PUBLISHED, parts.MEAN, parts.WORST5, parts.ALL)
-    )
+    if one.of_pairs:
+        return [one.numbers[parts.MEAN]] if parts.MEAN in one.numbers else []
+    order = (parts.PUBLISHED, parts.MEAN, parts.WORST5, parts.ALL)
     aggregates = [one.numbers[part] for part in order if part in one.numbers]
     is_long = len(one.single) > _MOST_LANGUAGES or parts.FIRST_CAPTION in one.name.subject
-    return aggregates if one.of_pairs or (is_long and aggregates) else [*aggregates, *one.single]
+    return aggregates if is_long and aggregates else [*aggregates, *one.single]
 
 
 def _entries(results: Results) -> dict[str, list[EvalResultEntry]]:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmalign.core.commit import write_json
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, one_line
 from mmalign.export.onnx_graphs import quantisation_loss, quantised, quiet, write_graph
 from mmalign.export.sentence_transformers import write_tokenizer
 from mmalign.export.source import Source
@@ -141,8 +141,7 @@ def _export(
             program.save(path)
             return onnx.load(path)
     except (RuntimeError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"model.{side}: torch cannot write this tower as an ONNX graph ({reason}); export it to "
-            "another format"
+            f"model.{side}: torch cannot write this tower as an ONNX graph ({one_line(error)}); export it "
+            "to another format"
         ) from None

@@ -25,9 +25,8 @@ from mmalign.core.errors import UserError
 from mmalign.export.sentence_transformers import write_tokenizer
 from mmalign.export.source import Source
 from mmalign.models.encoder import Encoder
-from mmalign.models.external.open_clip import CONFIG, WEIGHTS
-from mmalign.models.external.open_clip_weights import to_open_clip
-from mmalign.models.image_tower import TimmTower, takes_image_size
+from mmalign.models.external.open_clip import CONFIG, WEIGHTS, to_open_clip
+from mmalign.models.image_tower import TimmTower
 from mmalign.models.pooling import POOLINGS
 
 # Fields of a configuration of transformers that do not change what the model computes.
@@ -64,10 +63,9 @@ def write_open_clip(source: Source, folder: Path, home: str) -> None:
     # open_clip builds the complete encoder-decoder of T5 and keeps its encoder.
     facts["is_encoder_decoder"] = MODEL_MAPPING[type(trunk.config)] is not type(trunk)
     if isinstance(config.image, TimmTower):  # the fields that timm reads
-        size = {"img_size": config.image.image_size} if takes_image_size(config.image.name) else {}
         facts |= {
             "architecture": config.image.name.split(".")[0],  # without the tag of its weights
-            "model_args": {"num_classes": 0, **size, **config.image.options},
+            "model_args": {"num_classes": 0, **config.image.arguments},
             "pretrained_cfg": {
                 "input_size": [3, tower.size, tower.size],
                 **pixels,

@@ -23,9 +23,12 @@ from mmalign.core.commit import write_json
 from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import Tokenizer
 from mmalign.export.source import Source
-from mmalign.export.vision import vision_model, write_vision
+from mmalign.export.vision import preprocessor_config, vision_model
+from mmalign.models.encoder import on_host
+from mmalign.models.external.onnx import PREPROCESSOR
 from mmalign.models.pooling import flags_of_sentence_transformers
 from mmalign.models.text_encoder import TextEncoder
+from mmalign.models.text_tower import save_pretrained
 
 # sentence-transformers would take Tanh where no activation is named.
 _ACTIVATIONS = {
@@ -53,10 +56,7 @@ def write_sentence_transformers(source: Source, folder: Path) -> None:
         UserError: transformers cannot load this trunk without its decoder.
     """
     tower = source.tower
-    write_trunk(tower.trunk, folder)
-    write_tokenizer(tower.tokenizer, tower.max_length, folder)
-    facts = {"max_seq_length": tower.max_length, "do_lower_case": False}
-    write_json(folder / "sentence_bert_config.json", facts)
+    _write_transformer(tower, folder, {})
     head = _write_head(tower, folder, "")
     if tower.unit_length:
         head.append(f"{len(head) + 1}_Normalize")
@@ -74,14 +74,11 @@ def write_router(source: Source, folder: Path) -> None:
     encoder, tower = source.both_towers("sentence-transformers-router"), source.tower
     trunk, network = folder / "text_0_Transformer", folder / "image_0_Transformer"
     trunk.mkdir()
-    write_trunk(tower.trunk, trunk)
-    write_tokenizer(tower.tokenizer, tower.max_length, trunk)
-    facts = {"max_seq_length": tower.max_length, "do_lower_case": False}
-    output = _modality("text", "last_hidden_state", "token_embeddings")
-    write_json(trunk / "sentence_bert_config.json", {**facts, **output})
-    model, projection = vision_model(encoder)
     network.mkdir()
-    write_vision(model, encoder.model.image_tower, network)
+    _write_transformer(tower, trunk, _modality("text", "last_hidden_state", "token_embeddings"))
+    model, projection = vision_model(encoder)
+    save_pretrained(model, network)
+    write_json(network / PREPROCESSOR, preprocessor_config(encoder.model.image_tower))
     # Without the backend, torchvision would resize wherever it is installed, to other pixels.
     pil = {"processor_kwargs": {"backend": "pil"}}
     output = _modality("image", "pooler_output", "sentence_embedding")
@@ -102,6 +99,14 @@ def write_router(source: Source, folder: Path) -> None:
     _write_modules(folder, [(path, _ROUTER_TYPES[kind]) for path, kind in modules.items()])
 
 
+def _write_transformer(tower: TextEncoder, folder: Path, output: dict[str, Any]) -> None:
+    """The trunk, its tokenizer, and how sentence-transformers uses them."""
+    write_trunk(tower.trunk, folder)
+    write_tokenizer(tower.tokenizer, tower.max_length, folder)
+    facts = {"max_seq_length": tower.max_length, "do_lower_case": False, **output}
+    write_json(folder / "sentence_bert_config.json", facts)
+
+
 def _modality(name: str, output: str, feature: str) -> dict[str, Any]:
     """Which output of a model sentence-transformers continues with."""
     return {
@@ -118,12 +123,10 @@ def _write_modules(folder: Path, modules: list[tuple[str, str]]) -> None:
         for number, (path, kind) in enumerate(modules)
     ]
     write_json(folder / "modules.json", facts)
-    settings: dict[str, Any] = {
-        "prompts": {},
-        "default_prompt_name": None,
-        "similarity_fn_name": "cosine",
-    }
-    write_json(folder / "config_sentence_transformers.json", settings)
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+    )
 
 
 def _write_head(tower: TextEncoder, folder: Path, prefix: str) -> list[str]:
@@ -146,12 +149,8 @@ def _write_dense(projection: nn.Module | None, folder: Path, prefix: str, first:
             "activation_function": _ACTIVATIONS[type(activation)],
         }
         _write_config(folder / names[-1], facts)
-        # Copies: safetensors refuses tensors that share memory.
-        tensors = {
-            f"linear.{name}": tensor.detach().cpu().clone().contiguous()
-            for name, tensor in linear.state_dict().items()
-        }
-        save_file(tensors, folder / names[-1] / "model.safetensors")
+        weights = folder / names[-1] / "model.safetensors"
+        save_file(on_host(linear.state_dict(), "linear."), weights)
     return names
 
 
@@ -193,8 +192,6 @@ def auto_class(trunk: Any) -> Any:
 
 def write_trunk(trunk: Any, folder: Path) -> None:
     """The trunk as `auto_class(trunk).from_pretrained(folder)` loads it, with no weight left to chance."""
-    from transformers.utils import logging
-
     loader = auto_class(trunk)
     ours = {name: tensor.detach().cpu() for name, tensor in trunk.state_dict().items()}
     with torch.device("meta"):
@@ -203,8 +200,7 @@ def write_trunk(trunk: Any, folder: Path) -> None:
     # two loads would be equal; so zeros are written, which no format uses.
     absent = {name: torch.zeros(t.shape) for name, t in loaded.items() if name not in ours}
     assert all(name.startswith("pooler.") for name in absent), sorted(absent)
-    logging.disable_progress_bar()
-    trunk.save_pretrained(str(folder), state_dict={**ours, **absent})
+    save_pretrained(trunk, folder, state_dict={**ours, **absent})
     if loader.__name__ == "AutoModelForTextEncoding":
         # The encoder class of T5 writes false here. Google's own files of mT5 say true, and open_clip, which
         # takes the encoder out of the complete model, builds it only from that.

@@ -26,7 +26,10 @@ from mmalign.core.errors import UserError
 from mmalign.export.sentence_transformers import auto_class, write_tokenizer
 from mmalign.export.source import Source
 from mmalign.export.vision import preprocessor_config, vision_model
+from mmalign.models.encoder import on_host
+from mmalign.models.external.onnx import PREPROCESSOR
 from mmalign.models.text_encoder import TextEncoder
+from mmalign.models.text_tower import save_pretrained
 
 FORMAT = "transformers"
 POOLER_SCALE = 2.0**-20
@@ -44,7 +47,6 @@ def write_transformers(source: Source, folder: Path) -> None:
             has no network that computes the same as the image tower.
     """
     from transformers import VisionTextDualEncoderConfig, VisionTextDualEncoderModel
-    from transformers.utils import logging
 
     encoder, tower = source.both_towers(FORMAT), source.tower
     text = _text_model(tower)
@@ -63,11 +65,9 @@ def write_transformers(source: Source, folder: Path) -> None:
         "text_projection.weight": tower.projection.weight / POOLER_SCALE,  # type: ignore[union-attr,operator]
         "logit_scale": encoder.model.logit_scale.reshape(()),
     }
-    logging.disable_progress_bar()
     assert tensors.keys() == model.state_dict().keys(), tensors.keys() ^ model.state_dict().keys()
-    on_host = {name: one.detach().cpu().clone().contiguous() for name, one in tensors.items()}
-    model.save_pretrained(str(folder), state_dict=on_host)
-    write_json(folder / "preprocessor_config.json", preprocessor_config(encoder.model.image_tower))
+    save_pretrained(model, folder, state_dict=on_host(tensors))
+    write_json(folder / PREPROCESSOR, preprocessor_config(encoder.model.image_tower))
     write_tokenizer(tower.tokenizer, tower.max_length, folder)
 
 

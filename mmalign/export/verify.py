@@ -2,7 +2,7 @@
 
     folder -> check_files: nothing that runs code, leads out of the folder, or names this machine
     Source -> our vectors of the probes -------------------------------------------+
-    folder -> loaders/load_<package>.py in a clean process, per library -> vectors -+-> largest difference
+    folder -> loaders.py in a clean process, per library -> vectors ---------------+-> largest difference
 
 A clean process: another working folder, an empty home and cache, the hub switched off, no environment
 variable that could name a folder of ours or hold a token, mmalign not imported.
@@ -27,6 +27,7 @@ from mmalign.export.probes import TEXTS, probe_images, write_probes
 from mmalign.export.source import Source
 from mmalign.models.text_encoder import TextEncoder
 
+PROGRAM = Path(__file__).with_name("loaders.py")
 SECONDS = 1800  # for one library, loading included
 # Variables that a process needs to find its libraries and to use the machine as this one does.
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -41,10 +42,10 @@ _MACHINE_FOLDERS = r"/(?:home|Users|root|tmp|mnt|scratch|var)/[\w.-]+|~/[\w.-]+"
 
 
 class Loader(NamedTuple):
-    """A program of `loaders/` and the largest difference that it may show.
+    """A function of `loaders.py` and the largest difference that it may show.
 
     Attributes:
-        package: what it imports; its file is `load_<package>.py`.
+        package: what it imports, and its name.
         library: the library's name for users.
         outputs: what it computes, of which a text tower alone has no `images`.
         tolerance: of one component, where the longest vector has length 1.
@@ -116,11 +117,11 @@ def run_loader(
             f"{loader.library} is not installed, so the export cannot be verified in it: "
             "pip install 'mmalign[export]'"
         )
-    program = Path(__file__).parent / "loaders" / f"load_{loader.package}.py"
     with tempfile.TemporaryDirectory(prefix="mmalign-loader-") as home:
         out = Path(home) / "out.npz"
         # -I: neither the working folder nor PYTHONPATH is searched for modules.
-        command = [python, "-I", str(program), str(folder.resolve()), str(probes), str(out)]
+        paths = (str(path) for path in (folder.resolve(), probes, out))
+        command = [python, "-I", str(PROGRAM), loader.package, *paths]
         environment = {
             **{name: os.environ[name] for name in _KEPT if name in os.environ},
             "HOME": home,

@@ -10,15 +10,13 @@ here and there. The file therefore names the class that computes with Pillow. Bu
 name of either class for the name of both, so `backend="pil"` must be given when it is loaded.
 """
 
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from mmalign.core.commit import write_json
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, one_line
 from mmalign.models.encoder import Encoder
-from mmalign.models.image_tower import ImageTower, TimmTower, takes_image_size
+from mmalign.models.image_tower import ImageTower, TimmTower
 
 # Our names of the parts of open_clip's VisionTransformer, and what CLIPVisionModel calls them.
 _CLIP_NAMES = (
@@ -54,21 +52,12 @@ def vision_model(encoder: Encoder) -> tuple[Any, nn.Linear]:
     except (RuntimeError, TypeError, ValueError) as error:  # other weights, or no such option
         raise UserError(
             "model.image: transformers has no network that computes the same as this "
-            f"{type(trunk).__name__} ({' '.join(str(error).split())[:150]}); export to open_clip or onnx "
+            f"{type(trunk).__name__} ({one_line(error, 150)}); export to open_clip or onnx "
             "instead"
         ) from None
     projection = nn.Linear(weight_DF.shape[1], weight_DF.shape[0], bias=False)
     projection.weight = nn.Parameter(weight_DF, requires_grad=False)
     return model.to(encoder.device).eval(), projection.to(encoder.device)
-
-
-def write_vision(model: Any, tower: ImageTower, folder: Path) -> None:
-    """Write a model of `vision_model` and its preprocessing, for AutoModel and AutoImageProcessor."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    model.save_pretrained(str(folder))
-    write_json(folder / "preprocessor_config.json", preprocessor_config(tower))
 
 
 def preprocessor_config(tower: ImageTower) -> dict[str, Any]:
@@ -93,8 +82,7 @@ def _equal(encoder: Encoder, weight_DF: Tensor) -> tuple[Any, Tensor]:
     image, tower = encoder.config.image, encoder.model.image_tower
     trunk: Any = tower.trunk
     if isinstance(image, TimmTower):
-        size = {"img_size": image.image_size} if takes_image_size(image.name) else {}
-        return _timm_wrapper(trunk, {**size, **image.options}, tower.width), weight_DF
+        return _timm_wrapper(trunk, image.arguments, tower.width), weight_DF
     kind = type(trunk).__name__
     if kind == "TimmModel":
         parts = {name: one for name, one in trunk.head.named_children() if name != "drop"}

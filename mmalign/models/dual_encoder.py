@@ -51,23 +51,16 @@ class DualEncoder(nn.Module):
         logit_bias: (1,) float32, or None.
     """
 
-    def __init__(
-        self,
-        image_tower: ImageTower,
-        text_tower: TextTower,
-        embedding: int,
-        temperature: float,
-        logit_bias: float | None = None,
-        text_projection: Literal["linear", "mlp"] = "linear",
-    ) -> None:
+    def __init__(self, image_tower: ImageTower, text_tower: TextTower, config: ModelConfig) -> None:
         super().__init__()
         self.image_tower = image_tower
         self.text_tower = text_tower
-        self.image_projection = _linear(image_tower.width, embedding)
-        make = _perceptron if text_projection == "mlp" else _linear
-        self.text_projection: nn.Module = make(text_tower.width, embedding)
-        self.logit_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))
-        self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor([logit_bias]))
+        self.image_projection = _linear(image_tower.width, config.embedding)
+        make = _perceptron if config.text_projection == "mlp" else _linear
+        self.text_projection: nn.Module = make(text_tower.width, config.embedding)
+        self.logit_scale = nn.Parameter(torch.tensor([-math.log(config.temperature)]))
+        bias = config.logit_bias
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor([bias]))
 
     def train(self, mode: bool = True) -> "DualEncoder":
         """Frozen towers stay in evaluation mode: no dropout, no moving batch statistics."""
@@ -121,14 +114,8 @@ def build_dual_encoder(config: ModelConfig, vocabulary: int, padding_id: int) ->
     Args:
         vocabulary, padding_id: of the tokenizer (see `build_text_tower`).
     """
-    return DualEncoder(
-        build_image_tower(config.image),  # first: both draw from the generator
-        build_text_tower(config.text, vocabulary, padding_id),
-        config.embedding,
-        config.temperature,
-        config.logit_bias,
-        config.text_projection,
-    )
+    image_tower = build_image_tower(config.image)  # first: both draw from the generator
+    return DualEncoder(image_tower, build_text_tower(config.text, vocabulary, padding_id), config)
 
 
 def _linear(width: int, embedding: int) -> nn.Linear:

@@ -2,26 +2,31 @@
 
     run folder (config.yaml, tokenizer/, checkpoints/) -> load_encoder -> Encoder, a DualModel
 
-The other kinds of `DualModel` are in `external/`; `load.py` finds out which kind a name means. A run's newest
+    encoded images -> decoded here -> another library's own transform and tower -+-> ExternalModel
+    texts          ->                 its own tokenizer and tower               -+
+
+`external/` makes these; `load.py` finds out which kind a name means. A run's newest
 checkpoint whose files verify is taken. Nothing here talks to other ranks.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from mmalign.core import distributed
 from mmalign.core.batching import batched, encode_sorted
 from mmalign.core.commit import newest_folder, verify
 from mmalign.core.config import read_yaml, validate
 from mmalign.core.errors import UserError
-from mmalign.data.preprocess import Preprocess, stack_pictures
+from mmalign.data.preprocess import Preprocess, decode, stack_pictures
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
 
@@ -102,6 +107,51 @@ class Encoder(DualModel):
         return rows_ND.cpu().numpy()
 
 
+class ExternalModel(DualModel):
+    """A model of another library, measured by the same code; its facts also have `kind`, the library.
+
+    Images are decoded under the same limits as in training. From there on everything is the library's own:
+    the transform, the tokenizer, where long texts are cut.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        model: nn.Module,
+        texts: Callable[[list[str]], Tensor],
+        images: Callable[[list[Image.Image]], Tensor] | None = None,
+    ) -> None:
+        """Put the interface around a model.
+
+        Args:
+            model: in evaluation mode, float32.
+            texts: n texts -> (n, D).
+            images: n RGB images -> (n, D); None: the model has no image tower.
+        """
+        with torch.no_grad():  # measured: each library names it in another way
+            width = texts(["a"]).shape[1]
+        facts = {"path": name, "kind": kind, "sha256": weights_sha256(model), "step": 0}
+        super().__init__(facts, width)
+        self.takes_images = images is not None
+        self._texts, self._images = texts, images
+
+    def _encode_images(self, images: list[bytes]) -> np.ndarray:
+        assert self._images is not None
+        opened = [decode(image) for image in images]
+        for one in opened:
+            # `decode` laid a transparent colour on white; other libraries would do it a second time.
+            one.info.pop("transparency", None)
+        return _unit_rows(self._images(opened))
+
+    def _encode_texts(self, texts: list[str]) -> np.ndarray:
+        return _unit_rows(self._texts(texts))
+
+
+def _unit_rows(row_ND: Tensor) -> np.ndarray:
+    return F.normalize(row_ND.float(), dim=-1).cpu().numpy()
+
+
 def load_encoder(path: Path, untrained: bool = False) -> Encoder:
     """The model of a run folder.
 
@@ -158,19 +208,18 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def has_file(name: str, file: str) -> bool:
-    """Whether the file is in the folder or the hub's repository of that name."""
-    if Path(name).is_dir():
-        return (Path(name) / file).is_file()
+def on_host(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """The tensors on the CPU, each in memory of its own: safetensors refuses tensors that share memory."""
+    return {prefix + name: t.detach().cpu().clone().contiguous() for name, t in state.items()}
+
+
+def find_file(name: str, file: str) -> Path | None:
+    """A file of the folder or the hub's repository of that name (in its cache); None: it is not there."""
     from transformers.utils import cached_file
 
+    quiet = ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors")
     try:
-        found = cached_file(
-            name,
-            file,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        found = cached_file(name, file, **dict.fromkeys(quiet, False))
     except (OSError, ValueError):  # no such repository, or nothing that could be a name of one
-        return False
-    return found is not None
+        return None
+    return None if found is None else Path(found)

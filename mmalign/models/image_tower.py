@@ -31,6 +31,15 @@ class TimmTower(Section):
     frozen: bool = False
     """Leave the trunk as it is (LiT, arXiv 2111.07991); its projection still trains."""
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of timm's constructor: the options, and the size of images where it takes one."""
+        import timm
+
+        # Transformers are built for one input size, convolutional networks take any and refuse the argument.
+        takes_size = getattr(timm.get_pretrained_cfg(self.name), "fixed_input_size", False)
+        return {**({"img_size": self.image_size} if takes_size else {}), **self.options}
+
 
 class OpenClipTower(Section):
     """The image tower of an open_clip model."""
@@ -74,7 +83,13 @@ class ImageTower(nn.Module):
         # Not persistent: they belong to the architecture and are no weights.
         for name, values in (("_mean_C11", mean), ("_std_C11", std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
-        self.width = _output_width(trunk, size)
+        # F is measured: libraries name it in too many ways. A batch of one would move batch statistics.
+        was_training = trunk.training
+        with torch.no_grad():
+            feature: Tensor = trunk.eval()(torch.zeros(1, 3, size, size))
+        trunk.train(was_training)
+        assert feature.ndim == 2, feature.shape
+        self.width = feature.shape[1]
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """(B, 3, H, W) pixels -> (B, F) features.
@@ -95,8 +110,8 @@ class ImageTower(nn.Module):
         patch and position embeddings lie deepest. None: the network does not say what its layers are.
         """
         layers = _layer_numbers(self.trunk)
-        above = max(layers.values()) + 1 if layers else 0
-        return {name: above - layer for name, layer in layers.items()} if layers else None
+        above = max(layers.values(), default=0) + 1
+        return {name: above - layer for name, layer in layers.items()} or None
 
     def undecayed(self) -> set[str]:
         """Names in the trunk, or patterns of `fnmatch`, that the network's authors spare weight decay."""
@@ -112,24 +127,20 @@ def build_image_tower(config: TimmTower | OpenClipTower) -> ImageTower:
         UserError: the library does not know the name or an option.
     """
     tower = _build_timm(config) if isinstance(config, TimmTower) else _build_open_clip(config)
-    tower.requires_grad_(not config.frozen)
-    return tower
+    return tower.requires_grad_(not config.frozen)
 
 
 def _build_timm(config: TimmTower) -> ImageTower:
     import timm
 
     if not timm.is_model(config.name):
-        near = difflib.get_close_matches(config.name, timm.list_models(), n=3)
-        hint = f"; near: {', '.join(near)}" if near else ""
-        raise UserError(f"model.image.name: timm has no network `{config.name}`{hint}")
-    options = dict(config.options)
-    # Transformers are built for one input size, convolutional networks take any and refuse the option.
-    if takes_image_size(config.name):
-        options.setdefault("img_size", config.image_size)
+        near = ", ".join(difflib.get_close_matches(config.name, timm.list_models(), n=3))
+        raise UserError(
+            f"model.image.name: timm has no network `{config.name}`; near: {near or 'none'}"
+        )
     try:
         trunk = timm.create_model(
-            config.name, pretrained=config.pretrained, num_classes=0, **options
+            config.name, pretrained=config.pretrained, num_classes=0, **config.arguments
         )
     except TypeError as error:
         raise UserError(f"model.image.options: timm's `{config.name}` says: {error}") from None
@@ -164,13 +175,6 @@ def _layer_numbers(trunk: Any) -> dict[str, int]:
     return dict(group_parameters(trunk, matcher, reverse=True)) if matcher else {}
 
 
-def takes_image_size(name: str) -> bool:
-    """Whether timm builds the network for one size of images, as transformers; `img_size` sets it."""
-    import timm
-
-    return bool(getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False))
-
-
 def _build_open_clip(config: OpenClipTower) -> ImageTower:
     import open_clip
     from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
@@ -194,14 +198,3 @@ def _build_open_clip(config: OpenClipTower) -> ImageTower:
     mean = getattr(visual, "image_mean", None) or OPENAI_DATASET_MEAN
     std = getattr(visual, "image_std", None) or OPENAI_DATASET_STD
     return ImageTower(visual, config.image_size, tuple(mean), tuple(std))
-
-
-@torch.no_grad()
-def _output_width(trunk: nn.Module, size: int) -> int:
-    """F, measured: libraries name it in too many ways."""
-    was_training = trunk.training  # a batch of one would move batch statistics
-    trunk.eval()
-    feature: Tensor = trunk(torch.zeros(1, 3, size, size))
-    trunk.train(was_training)
-    assert feature.ndim == 2, feature.shape
-    return feature.shape[1]

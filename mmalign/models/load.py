@@ -8,6 +8,7 @@ The readers of each format are in `encoder.py` (our runs), `text_encoder.py` (fi
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +18,8 @@ from mmalign.core.errors import UserError, one_line
 from mmalign.data.tokenizer import load_tokenizer
 from mmalign.models import adapters, text_encoder
 from mmalign.models import encoder as encoders
-from mmalign.models.encoder import DualModel, Encoder, has_file, load_encoder, run_of
+from mmalign.models.encoder import DualModel, Encoder, ExternalModel, load_encoder, run_of
 from mmalign.models.external import onnx, open_clip, sentence_transformers, transformers
-from mmalign.models.external.model import ExternalModel
 from mmalign.models.text_encoder import TextEncoder, saved_text_encoder, text_side
 from mmalign.models.text_tower import load_trunk
 
@@ -79,7 +79,7 @@ def detect_format(name: str, files: Mapping[str, Format] = _FILES) -> Format:
     if (run_of(Path(name)) / "config.yaml").is_file():
         return "run"
     for file, found in files.items():
-        if has_file(name, file):
+        if encoders.find_file(name, file):
             return found
     where = "in this folder" if Path(name).is_dir() else "in a folder or on the hub of that name"
     raise UserError(
@@ -88,7 +88,7 @@ def detect_format(name: str, files: Mapping[str, Format] = _FILES) -> Format:
     )
 
 
-def load_model(name: str, model_format: Format | None = None) -> DualModel:
+def load_model(name: str) -> DualModel:
     """Any model that can be measured, on this rank's device (ONNX graphs: on CPUs).
 
     Args:
@@ -102,24 +102,30 @@ def load_model(name: str, model_format: Format | None = None) -> DualModel:
             transformers:NAME                           transformers, where a folder serves several libraries
             onnx:NAME, onnx-int8:NAME                   the ONNX graphs of an export, in float32 or int8
             OWNER/NAME                                  the hub, whichever library its files are for
-        model_format: None: what `detect_format` finds.
 
     Raises:
         UserError: nothing there that can be loaded, or its library is not installed.
     """
-    model_format = model_format or detect_format(name)
+    model_format = detect_format(name)
     if model_format == "run":
         return load_encoder(Path(name))
     load: dict[Format, Callable[[str], DualModel]] = {
         "open_clip": open_clip.load_open_clip,
         "sentence-transformers": sentence_transformers.load_sentence_transformers,
-        "transformers": _load_transformers,
+        "transformers": transformers.load_dual_encoder,
         "onnx": onnx.load_onnx,
-        "onnx-int8": lambda place: onnx.load_onnx(place, "int8"),
-        "tower": _load_text_side_alone,
+        "onnx-int8": partial(onnx.load_onnx, precision="int8"),
     }
+    place = _without_prefix(name, model_format)
     try:
-        model = load[model_format](_without_prefix(name, model_format))
+        has_images = model_format != "transformers" or transformers.has_both_towers(place)
+        if model_format in load and has_images:
+            model = load[model_format](place)
+        else:
+            encoder = load_text_encoder(name)
+            model = ExternalModel(
+                name, "tower", encoder, lambda texts: torch.from_numpy(encoder.encode(texts))
+            )
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -182,21 +188,6 @@ def text_encoder_of(model: DualModel) -> TextEncoder:
 def _without_prefix(name: str, model_format: Format) -> str:
     # open_clip's prefixes also say which of its ways to load is meant; they stay.
     return name if model_format == "open_clip" else name.removeprefix(f"{model_format}:")
-
-
-def _load_transformers(name: str) -> DualModel:
-    from transformers import AutoConfig
-
-    if transformers.has_both_towers(AutoConfig.from_pretrained(name)):
-        return transformers.load_dual_encoder(name)
-    return _load_text_side_alone(f"transformers:{name}")
-
-
-def _load_text_side_alone(name: str) -> ExternalModel:
-    encoder = load_text_encoder(name)
-    return ExternalModel(
-        name, "tower", encoder, lambda texts: torch.from_numpy(encoder.encode(texts))
-    )
 
 
 def _load_adapted(name: str) -> TextEncoder:

@@ -10,7 +10,7 @@ Shapes: N texts, L tokens, F width of a state.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -112,8 +112,8 @@ def pool(state_NLF: Tensor, mask_NL: Tensor, pooling: Pooling) -> Tensor:
 
 def flags_of_sentence_transformers(pooling: Pooling) -> dict[str, bool]:
     """The fields of `1_Pooling/config.json`, of which one is true."""
-    flags = [one.flag for one in POOLINGS.values()]
-    return {flag: flag == POOLINGS[pooling].flag for flag in (*flags, "pooling_mode_max_tokens")}
+    flags = {one.flag: name == pooling for name, one in POOLINGS.items()}
+    return {**flags, "pooling_mode_max_tokens": False}
 
 
 def pooling_of_sentence_transformers(module: Any, name: str) -> Pooling:
@@ -125,13 +125,12 @@ def pooling_of_sentence_transformers(module: Any, name: str) -> Pooling:
     Raises:
         UserError: it pools in a way that we have no name for, or in several at once.
     """
-    mode = module.pooling_mode
-    modes = [mode] if isinstance(mode, str) else list(mode)  # version 6.2 gives a tuple
-    found = [one for one in get_args(Pooling) if [POOLINGS[one].sentence_transformers] == modes]
-    if not found:
-        known = ", ".join(one.sentence_transformers for one in POOLINGS.values())
-        raise UserError(f"{name}: pools by `{', '.join(modes)}`; can be read: {known}")
-    return found[0]
+    mode = module.pooling_mode  # several at once are a tuple
+    by_mode = {one.sentence_transformers: pooling for pooling, one in POOLINGS.items()}
+    if mode not in by_mode:
+        named = mode if isinstance(mode, str) else ", ".join(mode)
+        raise UserError(f"{name}: pools by `{named}`; can be read: {', '.join(by_mode)}")
+    return by_mode[mode]
 
 
 def pooling_of_open_clip(pooler: str) -> Pooling | None:

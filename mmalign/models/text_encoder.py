@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmalign.core import distributed
@@ -27,10 +28,9 @@ from mmalign.core.commit import write_json
 from mmalign.core.config import read_yaml
 from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
-from mmalign.models.encoder import BATCH_SIZE, Encoder, run_of
+from mmalign.models.encoder import BATCH_SIZE, Encoder, on_host, run_of
 from mmalign.models.pooling import Pooling, pool
-from mmalign.models.projection import out_features, read_projection, write_projection
-from mmalign.models.text_tower import load_trunk
+from mmalign.models.text_tower import load_trunk, save_pretrained
 
 FILE = "tower.json"
 _PROJECTION = "projection.safetensors"
@@ -64,8 +64,8 @@ class TextEncoder(nn.Module):
 
     Attributes:
         trunk: returns `last_hidden_state`.
-        projection: from pooled states to the feature (see `projection.py`); None: the pooled states are the
-            feature.
+        projection: from pooled states to the feature, `Linear` or `Sequential(Linear, GELU, Linear)`, which
+            open_clip calls `hf_proj_type: mlp`; None: the pooled states are the feature.
         unit_length: whether features are scaled to length 1.
         max_length: sequences are cut there, in tokens.
         facts: `path`, `sha256` of the weights, `step`: what results say about the model.
@@ -103,7 +103,9 @@ class TextEncoder(nn.Module):
     @property
     def feature_width(self) -> int:
         """D."""
-        return self.state_width if self.projection is None else out_features(self.projection)
+        modules = [] if self.projection is None else self.projection.modules()
+        linear = [one for one in modules if isinstance(one, nn.Linear)]
+        return linear[-1].out_features if linear else self.state_width
 
     def tokenize(
         self, first: Sequence[Any], second: Sequence[str] | None = None, **options: Any
@@ -156,39 +158,37 @@ class TextEncoder(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the encoder as a model of transformers, with what `read_saved` needs beside it."""
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # it would break the lines of our own output
-        self.trunk.save_pretrained(str(folder))
+        save_pretrained(self.trunk, folder)
         self.tokenizer.save(folder)
         if self.projection is not None:
-            write_projection(self.projection, folder / _PROJECTION)
+            save_file(on_host(self.projection.state_dict()), folder / _PROJECTION)
         names = ("pooling", "unit_length", "max_length")
         write_json(folder / FILE, {name: getattr(self, name) for name in names})
 
 
 def read_saved(folder: Path) -> TextEncoder:
     """What `TextEncoder.save` wrote."""
-    return TextEncoder(
-        _read_trunk(str(folder)),
-        load_tokenizer(folder),
-        projection=read_projection(folder / _PROJECTION),
-        **json.loads((folder / FILE).read_text(encoding="utf-8")),
+    path = folder / _PROJECTION
+    weights = load_file(path) if path.is_file() else {}
+    projection = chain(
+        [
+            nn.Linear(weight.shape[1], weight.shape[0], bias=name[:-6] + "bias" in weights)
+            for name, weight in sorted(weights.items())
+            if name.endswith("weight")
+        ]
     )
+    if projection is not None:
+        projection.load_state_dict(weights)
+    facts = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    trunk, tokenizer = load_trunk(str(folder)), load_tokenizer(folder)
+    return TextEncoder(trunk, tokenizer, projection=projection, **facts)
 
 
-def _read_trunk(folder: str) -> Any:
-    """The trunk that `TextEncoder.save` wrote."""
-    from transformers import AutoConfig, AutoModel
-
-    settings = AutoConfig.from_pretrained(folder)
-    if not (settings.is_encoder_decoder and settings.architectures[0].endswith("Encoder")):
-        return load_trunk(folder)
-    # The half of an encoder-decoder that has no class for itself (NLLB's) was written under its own names.
-    # The complete model would find none of its weights among them and start at random, with only a warning.
-    with torch.device("meta"):
-        half = AutoModel.from_config(settings).get_encoder()
-    return type(half).from_pretrained(folder)
+def chain(layers: Sequence[nn.Module]) -> nn.Module | None:
+    """The projection that one linear layer makes, or two of them; None of none."""
+    if len(layers) == 2:
+        return nn.Sequential(layers[0], nn.GELU(), layers[1])
+    return layers[0] if layers else None
 
 
 def saved_text_encoder(path: Path) -> Path | None:

@@ -8,6 +8,7 @@ encoder-decoder models (mT5, NLLB) are taken alone.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -86,15 +87,21 @@ class TextTower(nn.Module):
         The last layer and the norm after it lie at 1, the embeddings lie deepest. None: the trunk does not
         keep its layers in one list.
         """
-        layers = _layer_list(self.trunk)
-        if layers is None:
+        count = self.trunk.config.num_hidden_layers
+        lists = [
+            f"{name}."
+            for name, module in self.trunk.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) == count
+        ]
+        # A layer may keep its parts in a list of its own, of the same length by chance.
+        outer = [a for a in lists if not any(a != b and a.startswith(b) for b in lists)]
+        if len(outer) != 1:
             return None
-        prefix, count = layers
         deepest = outside = count + 1
         depths: dict[str, int] = {}
         for name, _ in self.trunk.named_parameters():
-            if name.startswith(prefix):
-                depths[name] = count - int(name.removeprefix(prefix).split(".")[0])
+            if name.startswith(outer[0]):
+                depths[name] = count - int(name.removeprefix(outer[0]).split(".")[0])
                 outside = 1  # what comes after the layers is their norm
             else:
                 depths[name] = deepest if "embed" in name else outside
@@ -103,27 +110,14 @@ class TextTower(nn.Module):
 
 def _by_length(length_N: Sequence[int]) -> tuple[list[list[int]], list[int]]:
     """Rows of like length in `_BUCKETS` buckets, and the position of each row in the concatenated buckets."""
-    order = sorted(range(len(length_N)), key=lambda n: length_N[n])
-    # With rows twice if there are too few for all buckets: under ZeRO 3 every rank must call the trunk as
+    order = sorted(range(len(length_N)), key=length_N.__getitem__)
+    # With rows repeated if there are too few for all buckets: under ZeRO 3 every rank must call the trunk as
     # often as the others do.
-    order = order * -(-_BUCKETS // len(order)) if len(order) < _BUCKETS else order
+    order *= -(-_BUCKETS // len(order))
     edges = [len(order) * bucket // _BUCKETS for bucket in range(_BUCKETS + 1)]
     position_of = {n: position for position, n in enumerate(order)}
     buckets = [order[first:last] for first, last in pairwise(edges)]
     return buckets, [position_of[n] for n in range(len(length_N))]
-
-
-def _layer_list(trunk: Any) -> tuple[str, int] | None:
-    """How the names in the one list of layers begin, and how many layers it holds."""
-    count = trunk.config.num_hidden_layers
-    lists = [
-        f"{name}."
-        for name, module in trunk.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
-    # A layer may keep its parts in a list of its own, of the same length by chance.
-    outer = [a for a in lists if not any(a != b and a.startswith(b) for b in lists)]
-    return (outer[0], count) if len(outer) == 1 else None
 
 
 def build_text_tower(config: TextTowerConfig, vocabulary: int, padding_id: int) -> TextTower:
@@ -154,9 +148,7 @@ def build_text_tower(config: TextTowerConfig, vocabulary: int, padding_id: int) 
             f"model.text: the tokenizer has {vocabulary} tokens, the model only {rows}; they do not "
             "belong together"
         )
-    tower = TextTower(trunk, config.pooling)
-    tower.requires_grad_(not config.frozen)
-    return tower
+    return TextTower(trunk, config.pooling).requires_grad_(not config.frozen)
 
 
 def load_trunk(name: str) -> Any:
@@ -173,6 +165,14 @@ def load_trunk(name: str) -> Any:
         raise UserError(
             f"{name}: transformers cannot load this text tower ({one_line(error)})"
         ) from None
+
+
+def save_pretrained(model: Any, folder: Path, **options: Any) -> None:
+    """Write a model of transformers; `options` are those of its own `save_pretrained`."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # it would break the lines of our own output
+    model.save_pretrained(str(folder), **options)
 
 
 def _build(config: TextTowerConfig, vocabulary: int, padding_id: int) -> Any:
@@ -206,9 +206,13 @@ def _encoder(settings: Any, name: str | None = None) -> Any:
     known = MODEL_MAPPING.get(type(settings), None)
     has_pooler = known and "add_pooling_layer" in inspect.signature(known.__init__).parameters
     options = {"add_pooling_layer": False} if has_pooler else {}
-    if name is None:
-        model = auto_class.from_config(settings, **options)
-    else:
-        model = auto_class.from_pretrained(name, **options)
-    has_decoder = model.config.is_encoder_decoder and not is_t5
-    return model.get_encoder() if has_decoder else model
+    written = (settings.architectures or [""])[0]
+    if name and settings.is_encoder_decoder and written.endswith("Encoder"):
+        # The half of an encoder-decoder that has no class for itself (NLLB's) is saved under its own names.
+        # The complete model would find none of them and start at random, with only a warning.
+        with torch.device("meta"):
+            half = AutoModel.from_config(settings).get_encoder()
+        return type(half).from_pretrained(name)
+    build = auto_class.from_pretrained if name else auto_class.from_config
+    model = build(name or settings, **options)
+    return model.get_encoder() if model.config.is_encoder_decoder and not is_t5 else model

@@ -133,7 +133,7 @@ def make_app(index: SearchIndex, host_names: list[str]) -> Starlette:
         ],
         middleware=[
             Middleware(TrustedHostMiddleware, allowed_hosts=host_names, www_redirect=False),
-            Middleware(_OwnOrigin),
+            Middleware(_own_origin),
         ],
         # Starlette raises a failure again after the answer, and uvicorn prints it.
         exception_handlers={
@@ -205,18 +205,17 @@ class _Page:
             raise HTTPException(422, _UNDECODABLE) from None
 
 
-class _OwnOrigin:
+def _own_origin(app: Any) -> Any:
     """Refuses what a page of another site sends; a browser names that site in `Origin`."""
 
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def respond(scope: Any, receive: Any, send: Any) -> None:
         headers = Headers(scope=scope)
         origin = headers.get("Origin")
         is_own = origin is None or urlsplit(origin).netloc == headers.get("Host")
-        respond = self._app if is_own else _error(403, "this page answers no other site")
-        await respond(scope, receive, send)
+        answer = app if is_own else _error(403, "this page answers no other site")
+        await answer(scope, receive, send)
+
+    return respond
 
 
 def _is_loopback(host: str) -> bool:

@@ -2,15 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from export_cases import build_encoder, files_of, source_of
 from tiny import TEXTS, tiny_run
-from typer.testing import CliRunner
 
 import mmalign
-from mmalign import cli
 from mmalign.core.commit import verify, write_json
 from mmalign.core.errors import UserError
 from mmalign.export import build
@@ -25,25 +24,20 @@ SHARED = ("sentence-transformers", "open_clip", "onnx")
 
 @pytest.fixture
 def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the processes of the other libraries; the first test here and `test_verify.py` start them."""
+    """Without the processes of the other libraries, which the fixture `exported` starts."""
     monkeypatch.setattr(build, "verify_export", lambda source, folder, formats: {})
 
 
-def test_a_run_is_exported_in_three_formats_and_loads_from_each(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path / "run")
-    arguments = [item for name in SHARED for item in ("--format", name)]
-    result = CliRunner().invoke(cli.app, ["export", str(run), *arguments])
-    assert result.exit_code == 0, result.output
+def test_a_run_is_exported_in_three_formats_and_loads_from_each(exported: Any) -> None:
     for library in (SHARED[0], "transformers (AutoModel)", "open_clip", "ONNX Runtime"):
-        assert f"{library} loads it: its vectors differ from ours by at most " in result.output
-    out = run / "export"
-    assert verify(out)["formats"] == list(SHARED)
-    assert not list(out.glob(".*"))
-    expected = load_encoder(run).encode_texts(TEXTS)
+        assert f"{library} loads it: its vectors differ from ours by at most " in exported.output
+    assert verify(exported.folder)["formats"] == list(SHARED)
+    assert not list(exported.folder.glob(".*"))
+    expected = load_encoder(exported.run).encode_texts(TEXTS)
     for prefix in ("sentence-transformers:", "open_clip:", "onnx:", ""):
-        theirs = mmalign.load(f"{prefix}{out}").encode_texts(TEXTS)
+        theirs = mmalign.load(f"{prefix}{exported.folder}").encode_texts(TEXTS)
         assert np.abs(theirs - expected).max() <= 1e-5, prefix
-    assert np.abs(mmalign.load(str(run)).encode_texts(TEXTS) - expected).max() == 0
+    assert np.abs(mmalign.load(str(exported.run)).encode_texts(TEXTS) - expected).max() == 0
 
 
 @pytest.mark.usefixtures("unverified")
@@ -76,6 +70,7 @@ def test_the_same_run_gives_the_same_bytes_and_nothing_of_the_machine(tmp_path: 
         assert (kept / "dear.txt").read_text(encoding="utf-8") == "dear"
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_an_export_that_another_library_reads_otherwise_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

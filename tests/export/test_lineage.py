@@ -15,10 +15,9 @@ from mmalign import __version__
 from mmalign.core.commit import committed_folder, sha256_of, write_json
 from mmalign.core.config import read_yaml, write_yaml
 from mmalign.data.shards.manifest import MANIFEST
-from mmalign.export import lineage as module
-from mmalign.export.lineage import without_folders
+from mmalign.export import source as module
 from mmalign.export.sentence_transformers import write_sentence_transformers
-from mmalign.export.source import read_source
+from mmalign.export.source import read_source, without_folders
 from mmalign.models.encoder import load_encoder
 from mmalign.models.load import load_text_encoder
 from mmalign.results.results import Results

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,17 +28,15 @@ from mmalign.models.pooling import Pooling
 from mmalign.models.text_encoder import TextEncoder
 
 
-@pytest.fixture(scope="module")
-def source() -> Source:
-    torch.set_num_threads(1)
-    return source_of(build_encoder())
+@pytest.fixture
+def source(exported: Any) -> Source:
+    return source_of(exported.encoder)
 
 
-@pytest.fixture(scope="module")
-def folder(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("onnx")
-    write_onnx(source, out)
-    return out
+@pytest.fixture
+def folder(exported: Any) -> Path:
+    """Of an export to three formats, ONNX among them."""
+    return exported.folder
 
 
 def build_tower(name: str, pooling: Pooling, projection: nn.Module | None = None) -> TextEncoder:
@@ -87,8 +86,8 @@ def test_the_same_bytes_again_in_silence_and_the_source_is_left_alone(
     before = {name: one.clone() for name, one in tower.state_dict().items()}
     attention, handlers = tower.trunk.config._attn_implementation, list(logging.root.handlers)
     write_onnx(source, tmp_path)
-    files = files_of(tmp_path)
-    assert files == files_of(folder)
+    files, exported = files_of(tmp_path), files_of(folder)
+    assert files == {name: exported[name] for name in files}
     assert all(torch.equal(one, before[name]) for name, one in tower.state_dict().items())
     assert tower.trunk.config._attn_implementation == attention
     assert logging.root.handlers == handlers

@@ -12,8 +12,7 @@ from export_cases import build_encoder, source_of
 from probe_cases import odd_texts
 
 from mmalign.core.errors import UserError
-from mmalign.export import verify
-from mmalign.export.loaders import load_transformers
+from mmalign.export import loaders, verify
 from mmalign.export.sentence_transformers import write_router, write_sentence_transformers
 from mmalign.export.source import Source
 from mmalign.export.transformers import write_transformers
@@ -28,11 +27,10 @@ from mmalign.export.verify import (
 )
 from mmalign.models.text_encoder import TextEncoder
 
-PROGRAMS = Path(verify.__file__).parent / "loaders"
 SPY = """
 import json, os, sys
 import numpy as np
-np.savez(sys.argv[3], seen=json.dumps({
+np.savez(sys.argv[4], seen=json.dumps({
     "environment": dict(os.environ), "folder": os.getcwd(), "path": sys.path, "isolated": sys.flags.isolated,
 }))
 """
@@ -40,12 +38,12 @@ np.savez(sys.argv[3], seen=json.dumps({
 
 def spy(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> Loader:
     """A loader that does something else than to load."""
-    (folder / "loaders").mkdir(exist_ok=True)
-    (folder / "loaders" / "load_numpy.py").write_text(code, encoding="utf-8")
-    monkeypatch.setattr(verify, "__file__", str(folder / "verify.py"))
+    (folder / "spy.py").write_text(code, encoding="utf-8")
+    monkeypatch.setattr(verify, "PROGRAM", folder / "spy.py")
     return Loader("numpy", "the spy")
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_two_libraries_agree_on_one_folder_that_was_moved(tmp_path: Path) -> None:
     """`test_build.py` has the other formats."""
     source = source_of(build_encoder(pooling="cls"))
@@ -67,7 +65,7 @@ def test_two_libraries_agree_on_one_folder_that_was_moved(tmp_path: Path) -> Non
 def test_the_trunk_alone_has_our_states(trunk: str, tmp_path: Path) -> None:
     tower = source_of(build_encoder(trunk=trunk)).tower
     write_sentence_transformers(Source(tower), tmp_path)
-    theirs = load_transformers.encode_trunk(tmp_path, odd_texts()[::5])["states"].numpy()
+    theirs = loaders.transformers(tmp_path, odd_texts()[::5], tmp_path)["states"].numpy()
     ours = TextEncoder(tower.trunk, tower.tokenizer, max_length=32).encode(odd_texts()[::5])
     assert largest_difference(ours, theirs) <= 1e-6
 
@@ -126,14 +124,15 @@ def test_the_difference_is_that_of_vectors_of_length_one() -> None:
 
 def test_a_loader_knows_its_library_only() -> None:
     libraries = {loader.package for several in LOADERS.values() for loader in several}
-    programs = sorted(PROGRAMS.glob("load_*.py"))
-    assert {path.stem for path in programs} == {f"load_{package}" for package in libraries}
-    for path in programs:
-        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    program = ast.parse(verify.PROGRAM.read_text(encoding="utf-8"))
+    functions = {one.name: one for one in program.body if isinstance(one, ast.FunctionDef)}
+    assert libraries <= functions.keys()
+    for name, part in {**functions, "": program}.items():
+        nodes = list(ast.walk(part)) if name else program.body
         names = {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
         names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
-        packages = {name.partition(".")[0] for name in names}
-        assert libraries & packages == {path.stem.removeprefix("load_")}
+        packages = {one.partition(".")[0] for one in names}
+        assert libraries & packages == libraries & {name}
         assert "mmalign" not in packages and not {"onnxruntime", "torch"} <= packages
 
 

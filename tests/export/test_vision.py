@@ -12,8 +12,10 @@ from probe_cases import image_cases, opaque_images, upright
 from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, AutoModel
 
+from mmalign.core.commit import write_json
 from mmalign.core.errors import UserError
-from mmalign.export.vision import vision_model, write_vision
+from mmalign.export.vision import preprocessor_config, vision_model
+from mmalign.models.text_tower import save_pretrained
 
 
 @torch.no_grad()
@@ -30,7 +32,10 @@ def test_transformers_computes_the_same_from_images_of_any_mode(name: str, tmp_p
     encoder = build_encoder(name)
     model, projection = vision_model(encoder)
     for folder in (tmp_path / "one", tmp_path / "two"):
-        write_vision(model, encoder.model.image_tower, folder)
+        save_pretrained(model, folder)
+        write_json(
+            folder / "preprocessor_config.json", preprocessor_config(encoder.model.image_tower)
+        )
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
     # Transparent PNGs in RGBA are laid on white there too.
     encoded = [*opaque_images(), next(case.data for case in image_cases() if case.is_transparent)]

@@ -22,7 +22,7 @@ from mmalign.export.sentence_transformers import write_router, write_sentence_tr
 from mmalign.export.transformers import write_transformers
 from mmalign.models.dual_encoder import DualEncoder, build_dual_encoder
 from mmalign.models.encoder import Encoder, load_encoder
-from mmalign.models.external.open_clip_weights import to_open_clip
+from mmalign.models.external.open_clip import to_open_clip
 from mmalign.training.dry_run import dry_run
 from mmalign.training.initialization import initialize_weights
 from mmalign.training.run_config import RunConfig

@@ -72,15 +72,14 @@ class MtebModel:
         Returns:
             (n, D) float32 of unit length.
         """
-        batches = iter(inputs)
-        first = next(batches)
-        batches = chain([first], batches)
-        if "image" not in first:
-            return self._encoder.encode_texts([t for b in batches for t in b["text"]], batch_size)
         texts: list[str] = []
         # One pass: images are encoded as they come, their texts are kept.
-        image_ND = self._encoder.encode_images(_encoded(batches, texts), batch_size)
-        if "text" not in first:
+        images = _encoded(inputs, texts)
+        first = next(images, None)
+        if first is None:  # no images, so that all texts have been read
+            return self._encoder.encode_texts(texts, batch_size)
+        image_ND = self._encoder.encode_images(chain([first], images), batch_size)
+        if not texts:
             return image_ND
         return _unit(image_ND + self._encoder.encode_texts(texts, batch_size)).numpy()
 
@@ -97,7 +96,7 @@ def _encoded(batches: Iterable[dict[str, Any]], texts: list[str]) -> Iterator[by
     """The images as files without loss; the texts beside them are added to `texts`."""
     for batch in batches:
         texts += batch.get("text", ())
-        for image in batch["image"]:
+        for image in batch.get("image", ()):
             file = io.BytesIO()
             readable = image if image.mode in _PNG_MODES else image.convert("RGB")
             readable.save(file, "PNG", compress_level=1)  # little compression, for speed

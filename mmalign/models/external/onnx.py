@@ -11,7 +11,7 @@ Pooling and projection are inside the graphs.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from mmalign.core.batching import length_sorted_batches
 from mmalign.core.commit import sha256_of
 from mmalign.core.errors import UserError, one_line
 from mmalign.data.preprocess import Preprocess
-from mmalign.data.tokenizer import Tokenizer, load_tokenizer
+from mmalign.data.tokenizer import load_tokenizer
 from mmalign.models.encoder import BATCH_SIZE, DualModel
 
 Precision = Literal["fp32", "int8"]
@@ -33,7 +33,6 @@ TEXT_MODELS: dict[Precision, str] = {
     "int8": "onnx/text_model_int8.onnx",
 }
 PREPROCESSOR = "preprocessor_config.json"
-_JSON_NAMES = {int: "number", dict: "object", list: "array"}
 # What transformers may need to build a tokenizer, whichever kind it is.
 _TOKENIZER_FILES = (
     *("tokenizer*", "config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -51,8 +50,9 @@ class OnnxModel(DualModel):
 
     def __init__(self, name: str, folder: Path, precision: Precision) -> None:
         """Open the graphs; use `load_onnx`, which finds the folder."""
-        settings = _read_json(folder / CONFIG, {"max_length": int, "embedding": int})
-        files = _graph_files(folder, precision)
+        settings = _read_json(folder / CONFIG, "max_length", "embedding")
+        present = (name for name in _graph_files(precision) if (folder / name).is_file())
+        files = {name: sha256_of(folder / name) for name in present}
         facts = {
             "path": name,
             "kind": "onnx",
@@ -68,12 +68,11 @@ class OnnxModel(DualModel):
         self.takes_images = (folder / IMAGE_MODEL).is_file()
         if self.takes_images:
             self._image_graph = open_session(folder / IMAGE_MODEL)
-            fields = {"size": dict, "image_mean": list, "image_std": list}
-            preparation = _read_json(folder / PREPROCESSOR, fields)
-            self.preprocess = Preprocess(size=int(preparation["size"]["height"]))
+            pixels = _read_json(folder / PREPROCESSOR, "size", "image_mean", "image_std")
+            self.preprocess = Preprocess(size=int(pixels["size"]["height"]))
             # Images are bytes from 0 to 255, and the mean and the deviation are for values from 0 to 1.
-            self._mean_3 = 255 * np.array(preparation["image_mean"], np.float32)
-            self._std_3 = 255 * np.array(preparation["image_std"], np.float32)
+            self._mean_3 = 255 * np.array(pixels["image_mean"], np.float32)
+            self._std_3 = 255 * np.array(pixels["image_std"], np.float32)
 
     def _encode_images(self, images: list[bytes]) -> np.ndarray:
         byte_BHWC = np.stack([self.preprocess(image).numpy() for image in images])
@@ -89,19 +88,10 @@ class OnnxModel(DualModel):
         ids = self.tokenizer.inner(list(texts), **cut)["input_ids"] if texts else []
         # By tokens and not by characters: a character is half a token in one script and two in another.
         for chunk in length_sorted_batches(map(len, ids), batch_size):
-            inputs = _padded(self.tokenizer, [ids[i] for i in chunk])
-            embedding[chunk] = self._text_graph.run(["text_embeds"], inputs)[0]
+            rows = {"input_ids": [ids[i] for i in chunk]}
+            inputs = self.tokenizer.inner.pad(rows, return_attention_mask=True, return_tensors="np")
+            embedding[chunk] = self._text_graph.run(["text_embeds"], dict(inputs))[0]
         return _unit_rows(embedding)
-
-
-def _padded(tokenizer: Tokenizer, ids: list[list[int]]) -> dict[str, np.ndarray]:
-    """Sequences as the graph's inputs, (N, L) int64 each, padded on the tokenizer's side."""
-    longest = max(map(len, ids))
-    sign = 1 if tokenizer.inner.padding_side == "right" else -1
-    mask_NL = np.array([([1] * len(row) + [0] * (longest - len(row)))[::sign] for row in ids])
-    token_NL = np.full(mask_NL.shape, tokenizer.padding_id)
-    token_NL[mask_NL == 1] = np.concatenate(ids)
-    return {"input_ids": token_NL, "attention_mask": mask_NL}
 
 
 def load_onnx(name: str, precision: Precision = "fp32") -> OnnxModel:
@@ -113,7 +103,20 @@ def load_onnx(name: str, precision: Precision = "fp32") -> OnnxModel:
     Raises:
         UserError: no such folder or repository, a missing or damaged file, or no ONNX Runtime.
     """
-    folder = Path(name) if Path(name).is_dir() else _from_hub(name, precision)
+    folder = Path(name)
+    if not folder.is_dir():
+        import huggingface_hub
+
+        wanted = [CONFIG, PREPROCESSOR, *_graph_files(precision), *_TOKENIZER_FILES]
+        try:
+            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # no such repository, no connection, or no name of one
+            raise UserError(
+                f"{name}: neither a folder nor a model on the hub ({one_line(error)})"
+            ) from None
     for file in (CONFIG, TEXT_MODELS[precision]):
         if not (folder / file).is_file():
             raise UserError(
@@ -147,40 +150,21 @@ def open_session(path: Path) -> Any:
         ) from None
 
 
-def _from_hub(name: str, precision: Precision) -> Path:
-    """A local copy of the files that one precision needs."""
-    import huggingface_hub
-
+def _graph_files(precision: Precision) -> list[str]:
+    """The files that the graphs may lie in; those of large graphs have their weights beside them."""
     graphs = (TEXT_MODELS[precision], IMAGE_MODEL)
-    wanted = [CONFIG, PREPROCESSOR, *graphs, *(f"{graph}_data" for graph in graphs)]
+    return [name for graph in graphs for name in (graph, f"{graph}_data")]
+
+
+def _read_json(path: Path, *fields: str) -> dict[str, Any]:
+    """A JSON object that has these fields."""
     try:
-        copy = huggingface_hub.snapshot_download(name, allow_patterns=[*wanted, *_TOKENIZER_FILES])
-    except (OSError, ValueError) as error:  # no such repository, no connection, or no name of one
-        raise UserError(
-            f"{name}: neither a folder nor a model on the hub ({one_line(error)})"
-        ) from None
-    return Path(copy)
-
-
-def _graph_files(folder: Path, precision: Precision) -> dict[str, str]:
-    """sha256 of each file that the graphs' weights lie in, by its name."""
-    graphs = (TEXT_MODELS[precision], IMAGE_MODEL)
-    names = (name for graph in graphs for name in (graph, f"{graph}_data"))
-    return {name: sha256_of(folder / name) for name in names if (folder / name).is_file()}
-
-
-def _read_json(path: Path, fields: Mapping[str, type]) -> dict[str, Any]:
-    """A JSON object that has these fields, each of its type."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        tree = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); export or download it again") from None
-    for name, kind in fields.items():
-        if not isinstance(tree, dict) or not isinstance(tree.get(name), kind):
-            raise UserError(
-                f"{path}: `{name}` is missing or not a JSON {_JSON_NAMES[kind]}; export or download it again"
-            )
-    return dict(tree)
+    if missing := [name for name in fields if not tree.get(name)]:
+        raise UserError(f"{path}: `{missing[0]}` is missing; export or download it again")
+    return tree
 
 
 def _unit_rows(row_ND: np.ndarray) -> np.ndarray:

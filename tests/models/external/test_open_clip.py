@@ -51,7 +51,7 @@ def test_unknown_names_get_one_sentence(name: str, reason: str) -> None:
 
 
 def test_files_without_tensors_get_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no open_clip_config\.json there"):
+    with pytest.raises(UserError, match=r"no open_clip_config\.json in this folder"):
         read_open_clip(str(tmp_path))
     path = tmp_path / "epoch_1.pt"
     path.write_bytes(b"not a checkpoint")

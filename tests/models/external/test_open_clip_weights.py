@@ -8,7 +8,7 @@ from tiny import MODEL, tiny_tokenizer
 
 from mmalign.core.config import validate
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
-from mmalign.models.external.open_clip_weights import from_open_clip, to_open_clip, unfolded
+from mmalign.models.external.open_clip import from_open_clip, to_open_clip, unfolded
 
 OPEN_CLIP = {"kind": "open_clip", "name": "ViT-B-32", "image_size": 32}
 VISIONS: dict[str, dict[str, Any]] = {
