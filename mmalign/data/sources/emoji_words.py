@@ -32,7 +32,8 @@ def read_words(config: EmojiScenes) -> dict[str, Table]:
     Raises:
         UserError: a language that has no names here.
     """
-    concepts = load_concepts((_ENGLISH, *(lang for lang in config.languages if lang != _ENGLISH)))
+    languages = (_ENGLISH, *(lang for lang in config.languages if lang != _ENGLISH))
+    concepts = load_concepts(languages, config.concepts)
     characters = _plain_emoji()
     dictionaries = {
         f"dictionaries/{_ENGLISH}-{lang}": _dictionary(characters, concepts, lang)
