@@ -52,7 +52,7 @@ _SPRITE_SIDES = (0.50, 0.55, 0.60)  # of the image's side; a drawing fills about
 _ANGLES = (-15, -10, -5, 0, 5, 10, 15)
 _JITTER = 0.05  # of the image's side, each way
 _LIGHTEST, _DARKEST = 256, 190  # background channels: light, because the outlines are black
-# Separate random streams of one seed. Sentences share the stream of the test scenes: the same images and orders.
+# Separate random streams of one seed. `sentences` has that of `test`: the same images in the same order.
 _SPLIT_STREAM = {
     "train": 0,
     "test": 1,
@@ -100,8 +100,9 @@ class EmojiScenes(Section):
     """Test scenes that are captioned with a sentence as well, from the first on."""
     unpaired_scenes: int = Field(default=0, ge=0, le=100_000)
     """Scenes of concepts that training never names in the caption's language; see `unpaired`."""
-    concepts: int = Field(default=200, ge=10, le=NUM_CONCEPTS)
-    """Concepts that scenes may show."""
+    concepts: int = Field(default=200, ge=200, le=NUM_CONCEPTS)
+    """Concepts that scenes may show: the first ones of emoji_concepts.tsv. Fewer than 200 have too few groups
+    for the text tasks."""
     per_scene: int = Field(default=3, ge=1, le=4)
     """Concepts of a scene."""
     look_alikes: int = Field(default=1, ge=1, le=10)
@@ -293,7 +294,7 @@ def draft_scene(plan: Plan, split: str, index: int) -> LazyPair:
     captions = [Caption(lang, write_caption(rng, named, lang)) for lang in languages]
     if split == "sentences":
         captions = [
-            Caption(one.lang, _choose(plan.sentences[one.lang], index).replace("{}", one.text))
+            Caption(one.lang, put_into_sentence(plan.sentences[one.lang], one.text, index))
             for one in captions
         ]
     pair = Pair(
@@ -309,8 +310,9 @@ def draft_scene(plan: Plan, split: str, index: int) -> LazyPair:
     return LazyPair(pair, scene, "emoji_scenes", f"the scene `{key}`")
 
 
-def _choose(sentences: list[str], index: int) -> str:
-    return sentences[index % len(sentences)]
+def put_into_sentence(sentences: list[str], names: str, index: int) -> str:
+    """The names in a sentence; the sentences take turns from scene to scene."""
+    return sentences[index % len(sentences)].replace("{}", names)
 
 
 def languages_of_scene(languages: tuple[str, ...], count: int, index: int) -> tuple[str, ...]:
