@@ -1,21 +1,19 @@
 """The packages of the wheel and the files in them that are no Python; all else is in pyproject.toml.
 
 The YAML files of the top-level folders travel below mmalign/recipes/, where mmalign/core/resources.py finds
-them.
-pyproject.toml can name a package that lies elsewhere, but then it must list all packages by hand.
+them. pyproject.toml can name a package that lies elsewhere, but then it must list all packages by hand.
 """
 
 from setuptools import find_packages, setup
 
 FOLDERS = ("data_recipes", "eval", "eval/prompts", "train", "train/finetune")
 RECIPES = {f"mmalign.recipes.{folder.replace('/', '.')}": folder for folder in FOLDERS}
-TEMPLATES = [f"{room}/templates/*" for room in ("export", "launch", "report", "search")]
 
 setup(
     packages=[*find_packages(include=["mmalign*"]), *RECIPES],
     package_dir=RECIPES,
     package_data={
-        "mmalign": ["py.typed", "data/sources/*.tsv", *TEMPLATES],
+        "mmalign": ["py.typed", "**/templates/*", "**/*.tsv", "**/*.yaml"],
         **{package: ["*.yaml", "*.json"] for package in RECIPES},
     },
 )
