@@ -24,6 +24,33 @@ Overrides = Annotated[
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 
 
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        from mmalign.core.code_version import VERSION
+
+        say(f"mmalign {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options of `mmalign` itself, before the verb."""
+
+
+def find_yaml(argument: Path, folder: str) -> Path:
+    """The YAML file that an argument means: a path, or the name of one that comes with mmalign."""
+    from mmalign.core import resources
+
+    return resources.find_yaml(argument, folder)
+
+
 def say(text: str) -> None:
     """Print one line on rank 0."""
     from mmalign.core import console

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mmalign.cli.app import Overrides, app, is_run, say
+from mmalign.cli.app import Overrides, app, find_yaml, is_run, say
 
 data_app = typer.Typer(help="Make and inspect shards of image-caption pairs.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -16,7 +16,7 @@ _SHOWN = 50  # problems of a data set that are printed
 
 @data_app.command("build")
 def data_build(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe YAML.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe YAML, or its name.")],
     overrides: Overrides = None,
     folders: Annotated[
         list[str] | None, typer.Option("--from", help="Folder of the source; repeat it.")
@@ -38,7 +38,7 @@ def data_build(
     changes = list(overrides or ())
     if folders:
         changes.append(f"source.folders=[{', '.join(_yaml_text(folder) for folder in folders)}]")
-    config = load_config(RecipeConfig, recipe, changes)
+    config = load_config(RecipeConfig, find_yaml(recipe, "data_recipes"), changes)
     out = out or Path("data") / config.name
     for manifest in build(config, out, force, processes):
         captions = sum(manifest.languages.values())

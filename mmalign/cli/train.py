@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from mmalign.cli.app import Overrides, app, note_command, say
+from mmalign.cli.app import Overrides, app, find_yaml, note_command, say
 
 
 @app.command()
 def train(
-    run: Annotated[Path, typer.Argument(metavar="RUN_YAML", help="Run YAML.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN_YAML", help="Run YAML, or its name.")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name> if not given.")] = None,
     stop_after: Annotated[
@@ -35,7 +35,7 @@ def train(
     from mmalign.core.config import load_config
     from mmalign.training.run_config import RunConfig
 
-    config = load_config(RunConfig, run, overrides or ())
+    config = load_config(RunConfig, find_yaml(run, "train"), overrides or ())
     if dry_run:
         from mmalign.training.dry_run import dry_run as plan
 
@@ -75,13 +75,15 @@ def embed(
     from mmalign.core import distributed
     from mmalign.training.embed import embed as embed_pictures
 
-    embed_pictures(run, overrides or (), data or (), workers)
+    embed_pictures(
+        run if run.is_dir() else find_yaml(run, "train"), overrides or (), data or (), workers
+    )
     distributed.stop()
 
 
 @app.command()
 def launch(
-    run: Annotated[Path, typer.Argument(metavar="RUN_YAML", help="Run YAML.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN_YAML", help="Run YAML, or its name.")],
     on: Annotated[str, typer.Option(help="torchrun, slurm, kubernetes or skypilot.")],
     nodes: Annotated[int, typer.Option(help="Hosts.")],
     gpus_per_node: Annotated[int, typer.Option(help="Ranks of a host; 0: CPUs only.")],

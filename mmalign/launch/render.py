@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mmalign.core.config import load_config, validate
 from mmalign.core.errors import UserError
+from mmalign.core.resources import find_yaml
 from mmalign.launch.options import Job, KubernetesJob, SkyPilotJob, SlurmJob, TorchrunJob, one_line
 from mmalign.training.run_config import RunConfig
 
@@ -44,7 +45,7 @@ def render(
 
     Args:
         target: a key of `TARGETS`.
-        run: run YAML, found from the working folder here and on the machines alike.
+        run: run YAML, found from the working folder here and on the machines alike, or its name.
         out: run folder on the machines; runs/<name> if not given.
         options: fields of the target's section that were given.
 
@@ -54,7 +55,7 @@ def render(
     """
     if target not in TARGETS:
         raise UserError(f"--on {target}: known are {', '.join(TARGETS)}")
-    config = load_config(RunConfig, run, overrides)
+    config = load_config(RunConfig, find_yaml(run, "train"), overrides)
     job = validate(TARGETS[target], options, f"--on {target}")
     _check_batch(config, job, run)
     name = _job_name(config.name, run)
