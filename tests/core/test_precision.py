@@ -50,7 +50,7 @@ def test_a_cpu_needs_bf16_or_amx_instructions(
 
 def test_instructions_that_onednn_may_not_use_do_not_count(avx512: pytest.MonkeyPatch) -> None:
     avx512.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    below = "SSE41 AVX avx2 AVX2_VNNI AVX2_VNNI_2 avx512_core AVX512_CORE_VNNI".split()
+    below = ["SSE41", "AVX", "avx2", "AVX2_VNNI", "AVX2_VNNI_2", "avx512_core", "AVX512_CORE_VNNI"]
     for name in ("DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA"):
         for limit in below:
             avx512.setenv(name, limit)
