@@ -1,4 +1,4 @@
-"""What all verbs share: the application that they register with, their common arguments, a few words.
+"""What all verbs share: the application that they register with, and common arguments and functions.
 
 Nothing heavy is imported here: `mmalign --help` must answer at once.
 """
