@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mmalign.core.commit import MANIFEST, committed_folder, write_json
 from mmalign.core.errors import UserError
@@ -119,12 +120,11 @@ def _move(path: Path, target: Path, format_name: str) -> None:
     if not target.exists():
         path.rename(target)
     elif target.read_bytes() != path.read_bytes():
-        is_json = target.suffix == ".json"
-        ours, theirs = (
-            json.loads(p.read_text("utf-8")) if is_json else None for p in (target, path)
-        )
+        trees: list[Any] = [{}, None]  # different files without fields contradict each other
+        if target.suffix == ".json":
+            trees = [json.loads(one.read_text(encoding="utf-8")) for one in (target, path)]
+        ours, theirs = trees
         are_objects = isinstance(ours, dict) and isinstance(theirs, dict)
-        # Different files without fields contradict each other.
         if not are_objects or any(ours[name] != theirs[name] for name in ours.keys() & theirs):
             raise UserError(
                 f"--format {format_name}: its {target.name} and that of another format contradict each "
