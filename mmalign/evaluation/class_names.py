@@ -19,8 +19,8 @@ from mmalign.core.errors import UserError
 
 LABEL = "label"  # the names alone, without a sentence
 OPENAI = "openai"  # the names and templates of CLIP's authors, English
-_SLOT = "{}"
-_ALONE = (_SLOT,)
+SLOT = "{}"
+_ALONE = (SLOT,)
 _CLASSES = 1000  # of ImageNet-1k
 
 Names = dict[str, dict[str, str]]
@@ -44,7 +44,7 @@ class Prompts(Section):
     @pydantic.field_validator("templates")
     @classmethod
     def _hold_one_slot(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
-        if any(template.count(_SLOT) != 1 for template in templates):
+        if any(template.count(SLOT) != 1 for template in templates):
             raise ValueError("each template must hold `{}` once")
         if len(set(templates)) < len(templates):
             raise ValueError("a template is there twice")
@@ -53,10 +53,6 @@ class Prompts(Section):
     @property
     def are_names_alone(self) -> bool:
         return self.templates == _ALONE
-
-    def fill(self, name: str) -> list[str]:
-        """The sentences about one class."""
-        return [template.replace(_SLOT, name) for template in self.templates]
 
 
 def read_names(source: str, classes: Sequence[str]) -> Names:
@@ -80,27 +76,21 @@ def read_names(source: str, classes: Sequence[str]) -> Names:
         files = sorted(Path(source).glob("*.json"))
         names: Names = {file.stem: _read(file, _NAMES, "{class: name}") for file in files}
     else:
-        ids = _wordnet_ids()
+        from open_clip import IMAGENET_CLASSNAMES
+        from timm.data import ImageNetInfo
+
+        ids = ImageNetInfo("imagenet-1k").label_names()  # class number i is the i-th
         names = {} if source == OPENAI else _read_babel(Path(source), ids)
-        names["en"] = _openai_names(ids)
+        names["en"] = dict(zip(ids, IMAGENET_CLASSNAMES, strict=True))
         if unknown := sorted(set(classes) - set(ids)):
             raise UserError(
                 f"`images` has a subfolder `{unknown[0]}`, which is no class of ImageNet-1k (WordNet ids "
                 "such as n01440764); for other classes give `class_names` a folder of <lang>.json"
             )
-    wanted = set(classes)
     return {
-        lang: {one: name for one, name in of_lang.items() if one in wanted}
+        lang: {one: of_lang[one] for one in dict.fromkeys(classes) if one in of_lang}
         for lang, of_lang in names.items()
     }
-
-
-def _wordnet_ids() -> list[str]:
-    """The WordNet ids of ImageNet-1k; class number i is the i-th."""
-    from timm.data import ImageNetInfo
-
-    ids: list[str] = ImageNetInfo("imagenet-1k").label_names()
-    return ids
 
 
 def _read_babel(path: Path, ids: Sequence[str]) -> Names:
@@ -113,12 +103,6 @@ def _read_babel(path: Path, ids: Sequence[str]) -> Names:
         # Babel-ImageNet writes codes as `ZH_YUE`; metric names use BCP-47's hyphens.
         names[code.lower().replace("_", "-")] = of_lang
     return names
-
-
-def _openai_names(ids: Sequence[str]) -> dict[str, str]:
-    from open_clip import IMAGENET_CLASSNAMES
-
-    return dict(zip(ids, IMAGENET_CLASSNAMES, strict=True))
 
 
 def read_templates(prompts: str, languages: Sequence[str]) -> dict[str, Prompts]:
@@ -135,7 +119,15 @@ def read_templates(prompts: str, languages: Sequence[str]) -> dict[str, Prompts]
     if prompts == LABEL:
         return alone
     if prompts == OPENAI:
-        return {lang: _openai_prompts(lang) for lang in languages}
+        from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+        if others := [lang for lang in languages if lang != "en"]:
+            raise UserError(
+                f"`prompts: {OPENAI}` are English, but `{others[0]}` is measured too; set "
+                "`languages: [en]`, or name a folder of prompts"
+            )
+        templates = tuple(template(SLOT) for template in OPENAI_IMAGENET_TEMPLATES)
+        return {"en": Prompts(lang="en", templates=templates, source=OPENAI)}
     if not Path(prompts).is_dir():
         raise UserError(f"`prompts: {prompts}`: no such folder; name one, or `{LABEL}`")
     files = {lang: Path(prompts) / f"{lang}.json" for lang in languages}
@@ -154,18 +146,6 @@ def read_prompts(path: Path) -> Prompts:
     if prompts.lang != path.stem:
         raise UserError(f"{path}: `lang` is `{prompts.lang}`; name the file {prompts.lang}.json")
     return prompts
-
-
-def _openai_prompts(lang: str) -> Prompts:
-    from open_clip import OPENAI_IMAGENET_TEMPLATES
-
-    if lang != "en":
-        raise UserError(
-            f"`prompts: {OPENAI}` are English, but `{lang}` is measured too; set `languages: [en]`, or name "
-            "a folder of prompts"
-        )
-    templates = tuple(template(_SLOT) for template in OPENAI_IMAGENET_TEMPLATES)
-    return Prompts(lang=lang, templates=templates, source=OPENAI)
 
 
 def _read(path: Path, shape: pydantic.TypeAdapter[Any], layout: str) -> Any:

@@ -78,15 +78,10 @@ def probe_layers(
     )
     for setting, state_NF in _encode(tower, sample.texts, config.poolings).items():
         parts = for_each_pair(replace(sample, text_MD=state_NF), _bitext)
-        directions = [direction for part in parts for direction in part]
-        if directions:
-            value, count, chance = (list(column) for column in zip(*directions, strict=True))
-            results.add(
-                replace(first, setting=setting),
-                float(np.mean(value)),
-                count=int(sum(count)),
-                chance=float(np.mean(chance)),
-            )
+        if parts:
+            value, count, chance = np.concatenate(parts).T
+            name = replace(first, setting=setting)
+            results.add(name, float(value.mean()), int(count.sum()), chance=float(chance.mean()))
 
 
 def _sample(embedded: EmbeddedSet, max_images: int, seed: int) -> EmbeddedSet:
@@ -142,5 +137,5 @@ def _encode_batch(
 
 
 def _bitext(pair: Pair) -> list[tuple[float, int, float]]:
-    """bitext@1, queries and chance level of both directions."""
-    return [(float(one.hits().mean()), len(one.query_QD), one.chance) for one in pair.directions()]
+    """bitext@1, number of queries and chance level of both directions."""
+    return [(float(one.hits().mean()), len(one.query_QD), one.chance) for one in pair.directions]

@@ -24,13 +24,13 @@ from torch import Tensor
 
 from mmalign.core import distributed
 from mmalign.evaluation.alignment import AT_THE_MEAN
-from mmalign.evaluation.bitext import NEIGHBOURS, Relevance, both_directions
+from mmalign.evaluation.bitext import NEIGHBOURS, directions_of_entries
 from mmalign.evaluation.lexicon import Lexicon, LexiconConfig, WordList
 from mmalign.evaluation.nearest import chance_at
 from mmalign.evaluation.over_ranks import map_over_ranks
 from mmalign.models.hidden_states import WordPooling, encode_words
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.results.aggregates import add_mean
+from mmalign.results.aggregates import merge_with_means
 from mmalign.results.metric_names import MEAN, MetricName
 from mmalign.results.results import Results
 
@@ -106,25 +106,17 @@ def probe(
         rows = [number[word] for word in english.words]
         part = Results(suite="", model={})
         for layer, state_VF in encode_words(tower, foreign.words, pooling).items():
-            a_EF, b_VF = (
-                torch.from_numpy(one).to(distributed.device())
-                for one in (states[layer][rows], state_VF)
-            )
+            both = (states[layer][rows], state_VF)
+            a_EF, b_VF = (torch.from_numpy(one).to(distributed.device()) for one in both)
             at = replace(first, language=lang, setting=(layer,))
             _add(part, english, foreign, a_EF, b_VF, at)
-            a_EF, b_VF = (
-                centred(a_EF, english.asks_E[TRAINED]),
-                centred(b_VF, foreign.asks_E[TRAINED]),
-            )
+            a_EF = centred(a_EF, english.asks_E[TRAINED])
+            b_VF = centred(b_VF, foreign.asks_E[TRAINED])
             _add(part, english, foreign, a_EF, b_VF, replace(at, metric=CENTRED))
         return part
 
     costs = {lang: len(one.entries) for lang, one in lexicon.lists.items()}
-    parts = map_over_ranks(costs, of_language)
-    for part in parts.values():
-        results.merge(part)
-    for metric in map(MetricName.parse, next(iter(parts.values())).metrics):
-        add_mean(results, metric, list(parts))
+    merge_with_means(results, map_over_ranks(costs, of_language).values())
 
 
 def _sides(words: WordList) -> tuple[_Side, _Side]:
@@ -156,12 +148,7 @@ def _add(
         name: its metric is what is put behind the names of all five.
     """
     same_E, other_E = _similarities(a_EF, b_VF, english.number_R, foreign.number_R)
-    there, back = both_directions(
-        a_EF,
-        b_VF,
-        Relevance.of_pairs(english.number_R, foreign.number_R),
-        Relevance.of_pairs(foreign.number_R, english.number_R),
-    )
+    there, back = directions_of_entries(a_EF, b_VF, english.number_R, foreign.number_R)
     hits = {
         PRECISION: (there.hits(), back.hits()),
         "csls@1": (there.csls_hits(back), back.csls_hits(there)),

@@ -9,13 +9,10 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from mmalign.core.errors import UserError
 from mmalign.results.metric_names import mark_subjects, subjects
 from mmalign.results.results import Results, read_results
-
-_BY_NAME = ("metrics", "counts", "ci95", "chance", "protocol")
 
 
 def result_files(run: Path) -> list[Path]:
@@ -63,11 +60,9 @@ def merged(found: dict[Path, Results]) -> Results:
 
 def _marked(results: Results, tasks: Collection[str], mark: str) -> Results:
     """The same results with a mark behind the names of these tasks."""
-    fields: dict[str, Any] = {
-        field: {
-            mark_subjects(n, "text", tasks, mark): v for n, v in getattr(results, field).items()
-        }
-        for field in _BY_NAME
-    }
-    baselines = {name: _marked(inner, tasks, mark) for name, inner in results.baselines.items()}
-    return replace(results, **fields, baselines=baselines)
+    marked = replace(results)
+    marked.baselines = {n: _marked(inner, tasks, mark) for n, inner in results.baselines.items()}
+    for field in ("metrics", "counts", "ci95", "chance", "protocol"):
+        named = getattr(results, field).items()
+        setattr(marked, field, {mark_subjects(n, "text", tasks, mark): v for n, v in named})
+    return marked
