@@ -87,8 +87,9 @@ def read_names(source: str, classes: Sequence[str]) -> Names:
                 f"`images` has a subfolder `{unknown[0]}`, which is no class of ImageNet-1k (WordNet ids "
                 "such as n01440764); for other classes give `class_names` a folder of <lang>.json"
             )
+    wanted = set(classes)
     return {
-        lang: {one: of_lang[one] for one in dict.fromkeys(classes) if one in of_lang}
+        lang: {one: name for one, name in of_lang.items() if one in wanted}
         for lang, of_lang in names.items()
     }
 

@@ -144,7 +144,7 @@ def read_embeddings(folder: Path, key: dict[str, str], name: str) -> CachedSet:
                 f"{folder / MANIFEST}: `{field}` is {info.get(field)}, wanted is {wanted}; delete "
                 f"{folder} and repeat"
             )
-    rows = []
+    rows: list[dict[str, Any]] = []
     for path in sorted(folder.glob("metadata/*.jsonl")):
         with path.open(
             "rb"

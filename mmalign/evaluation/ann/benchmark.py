@@ -13,7 +13,6 @@ For one process: it times itself. A row is one index with one setting of its sea
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,18 +26,11 @@ from mmalign.core.commit import write_json
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.evaluation.ann.config import FaissConfig
-from mmalign.evaluation.ann.results import (
-    Row,
-    label_of,
-    recommendations,
-    throughput_at,
-    write_csv,
-)
+from mmalign.evaluation.ann.results import Row, label_of, recommendations, throughput_at, write_csv
 from mmalign.evaluation.ann.searches import (
     IMAGE_TO_TEXT,
     Lists,
     Search,
-    Truth,
     find_truth,
     make_searches,
     near_share,
@@ -104,7 +96,19 @@ def run_faiss(config: FaissConfig, encoder: DualModel, out: Path) -> dict[str, A
             }
             for one in sets
         ],
-        "searches": {one.direction: _facts(one) for one in searches},
+        "searches": {
+            one.direction: {
+                "vectors": len(one.pool_MD),
+                "dimension": one.pool_MD.shape[1],
+                "dtype": "float32",
+                "metric": "inner product",
+                "normalised": True,
+                "queries": len(one.query_QD),
+                "query_languages": one.languages,
+                "warm_up": "every query is searched once before timing; 20 single queries are not counted",
+            }
+            for one in searches
+        },
         "largest_score_difference_to_numpy": {name: gap for name, (_, gap) in measured.items()},
         "recommendations": advice,
         "throughput_at_recall": throughput_at(rows, config.timed_at),
@@ -134,19 +138,6 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _facts(one: Search) -> dict[str, Any]:
-    return {
-        "vectors": len(one.pool_MD),
-        "dimension": one.pool_MD.shape[1],
-        "dtype": "float32",
-        "metric": "inner product",
-        "normalised": True,
-        "queries": len(one.query_QD),
-        "query_languages": one.languages,
-        "warm_up": "every query is searched once before timing; 20 single queries are not counted",
-    }
-
-
 def _measure_direction(
     config: FaissConfig, search: Search, results: Results
 ) -> tuple[list[Row], float]:
@@ -170,20 +161,35 @@ def _measure_direction(
                 say(f"{search.direction}  {index.factory}: refused: {facts['refused']}")
                 rows.append({**first, **facts})
                 continue
-            size = {
-                f: facts[f] for f in ("train_rows", "train_s", "add_s", "build_peak_bytes", "bytes")
-            }
-            size["bytes_per_vector"] = facts["bytes"] / len(search.pool_MD)
+            timings = facts.pop("timings")
+            facts["bytes_per_vector"] = facts["bytes"] / len(search.pool_MD)
             for i, setting in enumerate(index.settings):
                 lists = {
                     k: (found[f"scores_{i}_{k}"], found[f"ids_{i}_{k}"]) for k in config.recall_at
                 }
                 label = label_of(index.factory, setting)
                 task = _add_task_recall(config, search, lists, label, results)
-                judged = {**first, "search": setting, **_neighbours(search, truth, lists)}
-                judged |= _losses(exact, task)
-                for timing in facts["timings"][i]:
-                    rows.append({**judged, **_speed(timing), **size})
+                judged: Row = {**first, "search": setting}
+                near = {
+                    k: near_share(search, ids, truth.threshold[k]) for k, (_, ids) in lists.items()
+                }
+                judged |= {f"recall@{k}": float(near_Q.mean()) for k, near_Q in near.items()}
+                # How far recall is from recall by numpy, on the queries that numpy searched too.
+                gaps = [
+                    near_Q[truth.sample].mean()
+                    - near_share(search, lists[k][1], truth.brute[k], truth.sample).mean()
+                    for k, near_Q in near.items()
+                ]
+                judged["difference_to_numpy"] = float(np.abs(gaps).max())
+                for k in config.task_recall_at:
+                    loss = {lang: exact[lang][k] - task[lang][k] for lang in exact}
+                    worst = max(loss, key=lambda lang: loss[lang])
+                    judged[f"task_recall@{k}"] = float(np.mean([task[lang][k] for lang in task]))
+                    judged[f"task_loss@{k}"] = float(np.mean(list(loss.values())))
+                    judged[f"task_loss_worst@{k}"] = loss[worst]
+                    judged[f"task_loss_worst_language@{k}"] = worst
+                for timing in timings[i]:
+                    rows.append({**judged, **timing, **facts})
                     say(_line(rows[-1], config.timed_at))
     return rows, truth.difference
 
@@ -231,40 +237,6 @@ def _add_task_recall(
     for name in names.values():
         add_mean(results, name, search.languages)
     return recall
-
-
-def _neighbours(search: Search, truth: Truth, lists: Lists) -> Row:
-    """recall@k against the exact search, and how far it is from recall by numpy on the same queries."""
-    query_QD, pool_MD, sample = search.query_QD, search.pool_MD, truth.sample
-    row, gaps = {}, []
-    for k, (_, ids_QK) in lists.items():
-        of_query = near_share(query_QD, pool_MD, ids_QK, truth.threshold[k])
-        by_numpy = near_share(query_QD[sample], pool_MD, ids_QK[sample], truth.brute[k])
-        row[f"recall@{k}"] = float(of_query.mean())
-        gaps.append(abs(float(of_query[sample].mean() - by_numpy.mean())))
-    return {**row, "difference_to_numpy": max(gaps)}
-
-
-def _losses(exact: TaskRecall, task: TaskRecall) -> Row:
-    """Mean task recall of the languages, its loss against exact search, and who loses most."""
-    row: Row = {}
-    for k in next(iter(exact.values())):
-        loss = {lang: exact[lang][k] - task[lang][k] for lang in exact}
-        worst = max(loss, key=lambda lang: loss[lang])
-        row[f"task_recall@{k}"] = float(np.mean([task[lang][k] for lang in task]))
-        row[f"task_loss@{k}"] = float(np.mean(list(loss.values())))
-        row[f"task_loss_worst@{k}"], row[f"task_loss_worst_language@{k}"] = loss[worst], worst
-    return row
-
-
-def _speed(timing: dict[str, Any]) -> Row:
-    queries, seconds = timing["queries"], timing["batch_s"]
-    return {
-        "threads": timing["threads"],
-        "queries_per_second": queries / min(seconds),
-        "queries_per_second_median": queries / statistics.median(seconds),
-        **{f"{name}_ms": 1000 * value for name, value in timing["single_s"].items()},
-    }
 
 
 def _line(row: Row, k: int) -> str:
