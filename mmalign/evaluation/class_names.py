@@ -131,10 +131,8 @@ def read_templates(prompts: str, languages: Sequence[str]) -> dict[str, Prompts]
         return {"en": Prompts(lang="en", templates=templates, source=OPENAI)}
     if not Path(prompts).is_dir():
         raise UserError(f"`prompts: {prompts}`: no such folder; name one, or `{LABEL}`")
-    files = {lang: Path(prompts) / f"{lang}.json" for lang in languages}
-    return {
-        lang: read_prompts(file) if file.is_file() else alone[lang] for lang, file in files.items()
-    }
+    files = (Path(prompts) / f"{lang}.json" for lang in languages)
+    return alone | {file.stem: read_prompts(file) for file in files if file.is_file()}
 
 
 def read_prompts(path: Path) -> Prompts:
@@ -157,5 +155,5 @@ def _read(path: Path, shape: pydantic.TypeAdapter[Any], layout: str) -> Any:
     except pydantic.ValidationError as failure:
         error = failure.errors()[0]
         place = ".".join(map(str, error["loc"])) or "the file"
-        reason = error["msg"].removeprefix("Value error, ")
+        reason = error["msg"].removeprefix("Value error, ")  # pydantic puts it before our words
         raise UserError(f"{path}: `{place}`: {reason}; it must hold {layout}") from None

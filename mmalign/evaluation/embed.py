@@ -73,6 +73,7 @@ class EmbeddedSet:
     def first_captions(self) -> np.ndarray:
         """Ascending positions of the first caption of each image in each language."""
         _, language_M = np.unique(self.language_M, return_inverse=True)
+        # One number per pair of an image and a language; np.unique returns the first caption of each.
         pair_M = self.picture_M * (language_M.max() + 1) + language_M
         return np.sort(np.unique(pair_M, return_index=True)[1])
 
@@ -125,6 +126,7 @@ def embed_set(
     def encode_images(batch: Sequence[int]) -> np.ndarray:
         return encoder.encode_images(shard_set.read(sample_P[i]).image for i in batch)
 
+    # Texts first: they say how wide a vector is, where no image is encoded.
     text_MD = encode_texts_over_ranks(encoder, texts)
     first_picture, image_PD = 0, np.zeros((0, text_MD.shape[1]), np.float32)
     batches = list(batched(range(len(ids)), BATCH_SIZE))

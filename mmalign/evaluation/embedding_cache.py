@@ -66,8 +66,9 @@ def cached_set(encoder: DualModel, shards: Path, name: str, cache: Path) -> Cach
         UserError: no data set, or the cached files are damaged or of another model.
     """
     sha256 = {"model_sha256": encoder.facts["sha256"], "data_sha256": read_manifest(shards).sha256}
+    # 16 digits of each keep the name short; the manifest has all of them.
     folder = cache / "-".join(one[:16] for one in sha256.values())
-    key = {**sha256, "pixels": PIXELS}
+    key = {**sha256, "pixels": PIXELS}  # another decoding of images makes other vectors
     if not folder.exists():
         say(f"embedding {shards} into {folder}")
         shard_set = ShardSet(shards)
@@ -111,7 +112,7 @@ def write_embeddings(
             part = slice(start, start + ROWS_PER_FILE)
             name = f"{number:0{digits}d}"
             rows = _metadata(embedded, shard_set, image_R[part], caption_R[part])
-            text_RD = embedded.text_MD[caption_R[part]]
+            text_RD = embedded.text_MD[caption_R[part]]  # a copy; -1 takes the last row
             text_RD[caption_R[part] < 0] = 0
             np.save(new / f"img_emb/img_emb_{name}.npy", embedded.image_PD[image_R[part]])
             np.save(new / f"text_emb/text_emb_{name}.npy", text_RD)
@@ -170,19 +171,16 @@ def read_embeddings(folder: Path, key: dict[str, str], name: str) -> CachedSet:
 def _metadata(
     embedded: EmbeddedSet, shard_set: ShardSet, image_R: np.ndarray, caption_R: np.ndarray
 ) -> list[dict[str, Any]]:
-    rows = []
-    for image, caption in zip(image_R.tolist(), caption_R.tolist(), strict=True):
-        sample, is_there = embedded.sample_P[image], caption >= 0
-        rows.append(
-            {
-                "image_path": shard_set.keys[sample],
-                "caption": embedded.texts[caption] if is_there else None,
-                "lang": str(embedded.language_M[caption]) if is_there else None,
-                "sample": sample,
-                "picture_id": int(shard_set.picture_ids[sample]),
-            }
-        )
-    return rows
+    return [
+        {
+            "image_path": shard_set.keys[sample := embedded.sample_P[image]],
+            "caption": embedded.texts[caption] if caption >= 0 else None,
+            "lang": str(embedded.language_M[caption]) if caption >= 0 else None,
+            "sample": sample,
+            "picture_id": int(shard_set.picture_ids[sample]),
+        }
+        for image, caption in zip(image_R.tolist(), caption_R.tolist(), strict=True)
+    ]
 
 
 def _vectors(folder: Path, kind: str) -> np.ndarray:

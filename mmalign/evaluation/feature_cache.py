@@ -73,18 +73,16 @@ def write_features(tower: ImageTower, data: Path, workers: int) -> dict[str, Any
         UserError: no data set there, a feature that float16 cannot hold, or a folder that cannot be written.
     """
     shard_set, identity = ShardSet(data), describe_tower(tower)
-    folder = identity.folder_in(data)
-    todo: list[int] | None = None
+    folder, is_main = identity.folder_in(data), distributed.is_main()
     with _on_all_ranks(folder):
-        if distributed.is_main():
-            todo = _shards_to_do(folder, shard_set.manifest)
+        todo = _shards_to_do(folder, shard_set.manifest) if is_main else None
     todo = distributed.broadcast(todo)
     if todo is not None:
         with _on_all_ranks(folder):
             mine = todo[distributed.rank() :: distributed.world_size()]
             _write_shards(tower, shard_set, mine, folder, workers)
         with _on_all_ranks(folder):
-            if distributed.is_main():
+            if is_main:
                 _finish(folder, shard_set.manifest, identity)
     shard_set.close()
     facts = read_facts(folder)

@@ -45,6 +45,7 @@ def make_gallery(
 
 def _thumbnail(data: bytes) -> str:
     image = decode(data)
+    # Small: the report is one file that holds its images itself.
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=88)

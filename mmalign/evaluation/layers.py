@@ -88,7 +88,7 @@ def _sample(embedded: EmbeddedSet, max_images: int, seed: int) -> EmbeddedSet:
     """First captions only, of some of the images that have two languages or more."""
     first = embedded.first_captions()
     described, languages = np.unique(embedded.picture_M[first], return_counts=True)
-    images = described[languages > 1]
+    images = described[languages > 1]  # the others have no translation
     if len(images) > max_images:
         images = np.random.default_rng(seed).choice(images, max_images, replace=False)
     return embedded.with_captions(first[np.isin(embedded.picture_M[first], images)])
@@ -107,7 +107,7 @@ def _encode(
         return torch.cat(list(rows.values()), dim=1).numpy()
 
     state_NS = encode_over_ranks(encode, list(length_sorted_batches(map(len, texts), BATCH_SIZE)))
-    ends = np.cumsum(list(widths.values()))
+    ends = np.cumsum(list(widths.values()))  # in the order of the columns
     return dict(zip(widths, np.split(state_NS, ends[:-1], axis=1), strict=True))
 
 

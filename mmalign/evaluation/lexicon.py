@@ -138,5 +138,6 @@ def _split(drawn: Mapping[str, tuple[Entry, ...]], config: LexiconConfig) -> dic
 
 def _hash(seed: int, what: str, word: str) -> float:
     """A number in [0, 1) that looks random."""
+    # Not a generator: adding a dictionary must not move the words of the others.
     digest = hashlib.sha256(f"{seed} {what} {word}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

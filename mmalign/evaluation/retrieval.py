@@ -118,6 +118,7 @@ def add_answers(
     aggregates = [MEAN]
     if pooled:
         queries = [len(one) for one in ids.values()]
+        # Drawn in the same go, so that the draws of `all` are those of its languages.
         values[ALL] = np.concatenate(list(values.values()), axis=1)
         ids[ALL] = np.concatenate(list(ids.values()))
         chances = {k: [one.chance[k] for one in answers.values()] for k in ks}
@@ -143,6 +144,7 @@ def _answers(embedded: EmbeddedSet, ks: Sequence[int], lang: str) -> dict[str, A
     image_PD, images = embedded.image_PD, len(embedded.sample_P)
     to_image = hits_at(text_ND, image_PD, image_N, np.arange(images), ks, embedded.sharded)
     described, relevant = np.unique(image_N, return_counts=True)
+    # Each rank asks for the images that it holds, and only for those with a caption in the language.
     row = described - embedded.first_picture
     mine = (row >= 0) & (row < len(image_PD))
     to_text = hits_at(take(image_PD, row[mine]), text_ND, described[mine], image_N, ks)

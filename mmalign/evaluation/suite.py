@@ -74,8 +74,7 @@ class SuiteConfig(Section):
         if not (self.sets or self.words or self.lexical or self.zero_shot):
             raise ValueError("name what to measure: `sets`, `words`, `lexical` or `zero_shot`")
         for entries in (self.sets, self.words, self.lexical, self.zero_shot):
-            names = [entry.name for entry in entries]
-            if len(set(names)) < len(names):
+            if len({entry.name for entry in entries}) < len(entries):
                 raise ValueError("two sets have the same name")
         unknown = set(self.layers.sets if self.layers else ()) - {one.name for one in self.sets}
         if unknown:
@@ -131,8 +130,8 @@ def measure(config: SuiteConfig, model: DualModel, out: Path | None = None) -> R
     """
     results = Results(suite=config.name, model=model.facts, environment=environment())
     must_agree(model.facts.get("sha256"), f"{model.facts.get('path')}: its weights")
-    for i, entry in enumerate(config.sets):
-        _measure_set(config, entry, model, results, None if i else out)
+    for i, entry in enumerate(config.sets):  # one set at a time: embeddings are large
+        _measure_set(config, entry, model, results, None if i else out)  # a gallery of the first
     for words in config.words:
         measure_words(model.encode_texts, words, results)
     for lexicon in config.lexical:

@@ -56,13 +56,14 @@ def measure_words(encode_texts: EncodeTexts, config: WordsConfig, results: Resul
     def measure(lang: str) -> Results:
         return _measure_language(encode_texts, _draw(dictionaries[lang], config), name, lang)
 
+    # A dictionary is drawn to at most `words`, so all cost about the same.
     parts = map_over_ranks(dict.fromkeys(dictionaries, config.words), measure)
     merge_with_means(results, parts.values())
 
 
 def _draw(dictionary: Dictionary, config: WordsConfig) -> dict[str, tuple[str, ...]]:
     """Some of the English words, in sorted order, with all their translations."""
-    words = sorted(dictionary)
+    words = sorted(dictionary)  # the draw must not depend on the order of the file
     if len(words) > config.words:
         rng = np.random.default_rng(config.seed)
         words = [words[i] for i in sorted(rng.choice(len(words), config.words, replace=False))]
@@ -74,13 +75,14 @@ def _measure_language(
 ) -> Results:
     """Both directions of one dictionary."""
     results = Results(suite="", model={})
-    english = list(dictionary)
-    foreign = list(dict.fromkeys(word for words in dictionary.values() for word in words))
-    number = {word: i for i, word in enumerate(foreign)}
-    entries = [(i, number[one]) for i, word in enumerate(english) for one in dictionary[word]]
-    english_R, foreign_R = np.array(entries, np.int64).T
-    a_ND, b_MD = (on_device(encode_texts(words)) for words in (english, foreign))
-    there, back = directions_of_entries(a_ND, b_MD, english_R, foreign_R)
+    number: dict[str, int] = {}  # of a foreign word, in the order of their first entries
+    entries = [
+        (i, number.setdefault(word, len(number)))
+        for i, words in enumerate(dictionary.values())
+        for word in words
+    ]
+    a_ND, b_MD = (on_device(encode_texts(list(words))) for words in (dictionary, number))
+    there, back = directions_of_entries(a_ND, b_MD, *np.array(entries, np.int64).T)
     for pair, direction in ((f"{ENGLISH}-{lang}", there), (f"{lang}-{ENGLISH}", back)):
         results.add(name.of(pair), direction.hits(), chance=direction.chance)
     return results

@@ -97,6 +97,7 @@ def measure_zero_shot(model: DualModel, config: ZeroShotConfig, results: Results
 
     def measure(lang: str) -> Answers:
         number = {word: i for i, word in enumerate(words[lang])}
+        # -1 where the class has no name in the language: the image is left out.
         called = [names[lang].get(images.classes[i]) for i in kept.tolist()]
         label_N = np.array([-1 if one is None else number[one] for one in called], np.int64)
         named_N, pool, ks = label_N >= 0, np.arange(len(number)), config.accuracy_at
@@ -139,7 +140,7 @@ def _usable(names: Names, config: ZeroShotConfig) -> Names:
 
 def _draw(classes: Sequence[str], names: Names, config: ZeroShotConfig) -> list[int]:
     """The images to encode: of classes that have a name, at most `pictures_per_class` of each."""
-    named = set().union(*names.values())
+    named = set().union(*names.values())  # others would be encoded for nothing
     of_class: dict[str, list[int]] = {}
     for image, one in enumerate(classes):
         if one in named:

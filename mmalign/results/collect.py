@@ -50,6 +50,7 @@ def collect(run: Path) -> Results:
 def merged(found: dict[Path, Results]) -> Results:
     """Results of the same weights as one; at least one file."""
     tested = Counter(task for one in found.values() for task in subjects(one.metrics, "text"))
+    # Only then: a mark on every name would make two runs incomparable.
     repeated = {task for task, times in tested.items() if times > 1}
     everything = Results(suite="report", model=next(iter(found.values())).model)
     for path, results in found.items():
@@ -60,7 +61,7 @@ def merged(found: dict[Path, Results]) -> Results:
 
 def _marked(results: Results, tasks: Collection[str], mark: str) -> Results:
     """The same results with a mark behind the names of these tasks."""
-    marked = replace(results)
+    marked = replace(results)  # without values of single queries, which a collection does not hold
     marked.baselines = {n: _marked(inner, tasks, mark) for n, inner in results.baselines.items()}
     for field in ("metrics", "counts", "ci95", "chance", "protocol"):
         named = getattr(results, field).items()

@@ -155,6 +155,7 @@ def _nearest(tower: TextEncoder, task: Task) -> dict[str, list[Prediction]]:
     for lang in console.track(task.tests, task.name, len(task.tests)):
         pool = task.candidates[lang]
         if id(pool) not in embedded:
+            # Only the last one is kept: pools are large, and languages that share one follow each other.
             embedded = {id(pool): tower.encode([one.texts[0] for one in pool])}
         answers[lang] = [*rank(tower, task.tests[lang], pool, candidate_MD=embedded[id(pool)])]
     return answers

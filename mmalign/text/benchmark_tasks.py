@@ -161,10 +161,12 @@ def _read_test(
             f"group `{group.name}`: {test.folder} holds {kind} examples, which need `train` and `fit`"
         )
     if test.splits:  # joined, and the candidates
-        moved: Splits = {}
-        for (split, lang), rows in splits.items():
-            if split in (CANDIDATES, *test.splits):
-                moved.setdefault((split if split == CANDIDATES else "test", lang), []).extend(rows)
+        order, moved = [CANDIDATES, *test.splits], Splits()
+        chosen = [key for key in splits if key[0] in order]
+        # In the order of the configuration, not in that of the files.
+        for split, lang in sorted(chosen, key=lambda key: order.index(key[0])):
+            name = split if split == CANDIDATES else "test"
+            moved[name, lang] = [*moved.get((name, lang), []), *splits[split, lang]]
         splits = moved
     # Ids that differ from those of another publisher's rows, which may be row numbers too. Questions and
     # words keep the publisher's ids: XTREME's files of answers name them.

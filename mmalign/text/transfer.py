@@ -117,6 +117,7 @@ def _add(
     for lang, value in values.items():
         count = None if isinstance(value, np.ndarray) else len(outcomes[lang].examples)
         results.add(f"text/{task.name}/{lang}/{variant}/{metric}", value, count)
+    # The language of the training data is reported, but is no target of the transfer.
     targets = [lang for lang in values if lang in task.targets]
     if not targets:
         return

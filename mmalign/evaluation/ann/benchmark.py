@@ -31,6 +31,7 @@ from mmalign.evaluation.ann.searches import (
     IMAGE_TO_TEXT,
     Lists,
     Search,
+    Truth,
     find_truth,
     make_searches,
     near_share,
@@ -61,6 +62,7 @@ def run_faiss(config: FaissConfig, encoder: DualModel, out: Path) -> dict[str, A
     Raises:
         UserError: a set is missing or lacks a language, the cache is damaged, or there are several ranks.
     """
+    # Other ranks would take the processors that are timed.
     if distributed.world_size() > 1:
         raise UserError(f"suite {config.name}: it times one process; leave torchrun out")
     named = [(config.set.name, config.set.shards), *((shards, shards) for shards in config.pool)]
@@ -149,6 +151,7 @@ def _measure_direction(
     truth = find_truth(search, config.recall_at, config.checked, config.seed)
     exact = _add_task_recall(config, search, truth.lists, "exact", results)
     rows: list[Row] = []
+    # Files, not pipes: a pool may be gigabytes, and every worker reads the same.
     with tempfile.TemporaryDirectory(prefix="mmalign-faiss-") as name:
         folder = Path(name)
         np.save(folder / "pool.npy", search.pool_MD)
@@ -161,7 +164,7 @@ def _measure_direction(
                 say(f"{search.direction}  {index.factory}: refused: {facts['refused']}")
                 rows.append({**first, **facts})
                 continue
-            timings = facts.pop("timings")
+            timings = facts.pop("timings")  # what is left describes the index, in every row
             facts["bytes_per_vector"] = facts["bytes"] / len(search.pool_MD)
             for i, setting in enumerate(index.settings):
                 lists = {
@@ -169,25 +172,7 @@ def _measure_direction(
                 }
                 label = label_of(index.factory, setting)
                 task = _add_task_recall(config, search, lists, label, results)
-                judged: Row = {**first, "search": setting}
-                near = {
-                    k: near_share(search, ids, truth.threshold[k]) for k, (_, ids) in lists.items()
-                }
-                judged |= {f"recall@{k}": float(near_Q.mean()) for k, near_Q in near.items()}
-                # How far recall is from recall by numpy, on the queries that numpy searched too.
-                gaps = [
-                    near_Q[truth.sample].mean()
-                    - near_share(search, lists[k][1], truth.brute[k], truth.sample).mean()
-                    for k, near_Q in near.items()
-                ]
-                judged["difference_to_numpy"] = float(np.abs(gaps).max())
-                for k in config.task_recall_at:
-                    loss = {lang: exact[lang][k] - task[lang][k] for lang in exact}
-                    worst = max(loss, key=lambda lang: loss[lang])
-                    judged[f"task_recall@{k}"] = float(np.mean([task[lang][k] for lang in task]))
-                    judged[f"task_loss@{k}"] = float(np.mean(list(loss.values())))
-                    judged[f"task_loss_worst@{k}"] = loss[worst]
-                    judged[f"task_loss_worst_language@{k}"] = worst
+                judged = {**first, "search": setting, **_judge(search, truth, lists, exact, task)}
                 for timing in timings[i]:
                     rows.append({**judged, **timing, **facts})
                     say(_line(rows[-1], config.timed_at))
@@ -203,12 +188,13 @@ def _run_worker(
         folder: holds config.json, pool.npy and queries.npy.
     """
     command = [sys.executable, "-m", "mmalign.evaluation.ann.worker", str(folder), str(number)]
+    limit = config.most_seconds
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=config.most_seconds
+            command, capture_output=True, text=True, errors="replace", timeout=limit
         )
     except subprocess.TimeoutExpired:
-        return {"refused": f"it took longer than {config.most_seconds} s (`most_seconds`)"}, {}
+        return {"refused": f"it took longer than {limit} s (`most_seconds`)"}, {}
     if done.returncode < 0:
         return {"refused": f"FAISS ended its process with signal {-done.returncode}"}, {}
     # Anything else is an error of ours, not of the index.
@@ -237,6 +223,25 @@ def _add_task_recall(
     for name in names.values():
         add_mean(results, name, search.languages)
     return recall
+
+
+def _judge(search: Search, truth: Truth, lists: Lists, exact: TaskRecall, task: TaskRecall) -> Row:
+    """recall@k against the exact search; mean task recall of the languages, its loss, and who loses most."""
+    row: Row = {}
+    gaps = []
+    for k, (_, ids_QK) in lists.items():
+        near_Q = near_share(search, ids_QK, truth.threshold[k])
+        row[f"recall@{k}"] = float(near_Q.mean())
+        by_numpy_S = near_share(search, ids_QK, truth.brute[k], truth.sample)
+        gaps.append(abs(near_Q[truth.sample].mean() - by_numpy_S.mean()))
+    row["difference_to_numpy"] = float(max(gaps))  # on the queries that numpy searched too
+    for k in next(iter(exact.values())):
+        loss = {lang: exact[lang][k] - task[lang][k] for lang in exact}
+        worst = max(loss, key=lambda lang: loss[lang])
+        row[f"task_recall@{k}"] = float(np.mean([task[lang][k] for lang in task]))
+        row[f"task_loss@{k}"] = float(np.mean(list(loss.values())))
+        row[f"task_loss_worst@{k}"], row[f"task_loss_worst_language@{k}"] = loss[worst], worst
+    return row
 
 
 def _line(row: Row, k: int) -> str:

@@ -37,6 +37,7 @@ def label_of(factory: str, setting: str) -> str:
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """One line per row; the columns of all rows, empty where a row has none."""
+    # An ordered set: refused indexes have fewer columns.
     columns = dict.fromkeys(column for row in rows for column in row)
     text = io.StringIO()
     writer = csv.DictWriter(text, [*columns], lineterminator="\n")

@@ -45,8 +45,8 @@ class Search:
         query_QD, pool_MD: float32, unit length.
         query_label_Q: int64, the image that a query is or describes.
         pool_label_M: int64, alike; -1 in the pool's part, which is never right.
-        query_language_Q: of queries that are captions; `` of images.
-        pool_language_M: of captions that are searched; `` of images.
+        query_language_Q: of queries that are captions; empty of images.
+        pool_language_M: of captions that are searched; empty of images.
     """
 
     direction: str
@@ -132,6 +132,7 @@ def make_searches(
         text_langs.append(one.language_M[kept])
     image_MD, text_MD = np.concatenate(images), np.concatenate(texts)
     rng = np.random.default_rng(seed)
+    # Captions before images: the order of the draws is part of the seed.
     asking = _draw_evenly(own.language_M, queries, rng)
     shown = np.sort(rng.permutation(np.unique(own.picture_M))[:queries])
     # Labels of the test set, and -1 up to the size of the pool.

@@ -64,6 +64,7 @@ def _measure(
         for k in config.recall_at:
             scores, ids = index.search(query_QD, min(k, len(pool_MD)))
             found[f"scores_{number}_{k}"], found[f"ids_{number}_{k}"] = scores, ids
+        # After the long lists, whose search has warmed up the index.
         timings.append([_time(index, config, query_QD, n) for n in config.thread_counts])
     return {**facts, "bytes": len(faiss.serialize_index(index)), "timings": timings}, found
 
@@ -71,6 +72,7 @@ def _measure(
 def _fill(index: Any, train_rows: int, seed: int, pool_MD: np.ndarray) -> dict[str, Any]:
     """Put the complete pool into the index; what that took."""
     chosen = np.sort(np.random.default_rng(seed).permutation(len(pool_MD))[:train_rows])
+    # No copy where all are trained on: memory is measured.
     train_TD = pool_MD if len(chosen) == len(pool_MD) else pool_MD[chosen]
     try:
         Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: the peak counts from here on

@@ -109,6 +109,7 @@ def _row(
         drawn_MR = None
     differences = []
     for model in range(1, len(found)):
+        # The recorded values, not the means of the draws.
         value = float(value_M[model] - value_M[0])
         tested = () if drawn_MR is None else interval_and_p(drawn_MR[model] - drawn_MR[0])
         differences.append(Difference(value, *tested))

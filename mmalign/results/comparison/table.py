@@ -98,5 +98,6 @@ def _words_of(one: Difference) -> str:
     if one.ci95 is None or one.p_holm is None:
         return f"{one.value:+.4f}"
     low, high = one.ci95
+    # More digits would depend on the draws.
     p = "p < 0.001" if one.p_holm < 0.001 else f"p = {one.p_holm:.3f}"
     return f"{one.value:+.4f} ({low:+.4f} to {high:+.4f}), {p}"

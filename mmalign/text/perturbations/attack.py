@@ -234,15 +234,16 @@ def _search(
         queue = [queue[n] for n in np.argsort(scores_NK[:, correct], kind="stable")]
     for text, i in queue:
         if not changes_left or queries >= config.budget:
-            break
+            break  # it holds
         changed = [put(parts[text], i, word) for word in options[text, i]]
         if config.min_similarity is not None:
             similar_N = yield [(example.texts[text], "".join(one)) for one in changed]
             enough = zip(changed, similar_N.tolist(), strict=True)
             changed = [one for one, value in enough if value >= config.min_similarity]
-        changed = changed[: config.budget - queries]
+        changed = changed[: config.budget - queries]  # the last word may get fewer tries
         scores_NK = yield [variant(text, one) for one in changed]
         queries += len(changed)
+        # Asked with an empty list too: all searches must take the same steps.
         if not changed:
             continue
         flipped_N = scores_NK.argmax(axis=1) != correct

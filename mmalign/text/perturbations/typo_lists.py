@@ -81,7 +81,8 @@ class TypoListConfig(Graded):
     """Folder with one `<lang>.tsv` or `<lang>.txt` per language; relative to where the command runs."""
 
     def change(self, texts: Sequence[str], lang: str, single_words: bool) -> Change | None:
+        # A misspelling may hold a space, which would make two words of one tag.
         typos = None if single_words else read_typos(Path(self.folder), lang)
-        return (
-            partial(misspell, share=self.replaced_share, typos=typos, lang=lang) if typos else None
-        )
+        if not typos:
+            return None
+        return partial(misspell, share=self.replaced_share, typos=typos, lang=lang)
