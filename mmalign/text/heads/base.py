@@ -167,15 +167,17 @@ def zero_linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-def mean_per_example(
-    loss_N: Tensor, example_N: Tensor, examples: int, size_N: Tensor | None = None
+def mean_per_owner(
+    value: Tensor, owner_N: Tensor, owners: int, size_N: Tensor | None = None
 ) -> Tensor:
-    """(B,): the sum of the losses of each example's parts over the number of parts; 0 without parts.
+    """(B, ...), the sum of the values of each owner's parts over the number of parts; 0 without parts.
 
     Args:
+        value: (N, ...), for example the losses of the windows of B examples.
+        owner_N: int64, to which of the B owners an entry belongs.
         size_N: how many parts each entry sums; by default one.
     """
-    size_N = torch.ones_like(loss_N) if size_N is None else size_N
-    zero_B = loss_N.new_zeros(examples)
-    total_B = zero_B.index_add(0, example_N, loss_N)
-    return total_B / zero_B.index_add(0, example_N, size_N).clamp(min=1)
+    size_N = torch.ones_like(owner_N, dtype=value.dtype) if size_N is None else size_N
+    zero = value.new_zeros((owners, *value.shape[1:]))
+    size_B = value.new_zeros(owners).index_add(0, owner_N, size_N).clamp(min=1)
+    return zero.index_add(0, owner_N, value) / size_B.reshape(-1, *[1] * (value.ndim - 1))

@@ -83,7 +83,7 @@ class SpanModel(TaskModel):
     def losses(self, logits: Tensor, batch: TaskBatch) -> Tensor:
         """(B,), the mean over an example's windows."""
         loss_N = F.cross_entropy(logits, batch.target, reduction="none").mean(1)
-        return base.mean_per_example(loss_N, batch.example_N, len(batch.examples))
+        return base.mean_per_owner(loss_N, batch.example_N, len(batch.examples))
 
     def decode(self, logits: Tensor, batch: TaskBatch) -> list[Prediction]:
         """The answer's text, cut from the original context, without white space around it.
