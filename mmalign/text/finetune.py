@@ -169,6 +169,7 @@ def deal_ids(task: Task, folds: int, seed: int) -> list[set[str]]:
             f"task `{task.name}`: `folds` is {folds}, but only {len(label_of)} test ids occur in "
             "training; leave `folds` out, the tested items are new already"
         )
+    # Sorted first: the order of a dictionary follows the file, and folds must not.
     ids: Sequence[str] = np.random.default_rng(seed).permutation(sorted(label_of)).tolist()
     by_label = sorted(ids, key=lambda one: label_of[one])  # a stable sort: random within a label
     return [set(by_label[first::folds]) for first in range(folds)]

@@ -33,7 +33,7 @@ from mmalign.text.scores import PRIMARY
 from mmalign.text.tasks.task import Task
 from mmalign.text.transfer import Outcome, outcome_of
 
-_MAX_GRADIENT_NORM = 1.0
+_MAX_GRADIENT_NORM = 1.0  # as in the fine-tuning of BERT and XTREME
 
 
 class FitConfig(Section):
@@ -157,6 +157,7 @@ def fit(
                 raise UserError(f"the loss is {mean} before step {step}; lower `lr` or `head_lr`")
             checks.check(step, mean)
             losses.clear()
+    # Only what was trained was kept, so most names are missing; the rest never changed.
     model.load_state_dict(checks.kept, strict=False)  # nothing without dev: the last step is kept
     model.eval()
     if config.trainable == "lora":
@@ -255,14 +256,14 @@ def _build_optimizer(
     groups = []
     for module, lr in ((model.head, config.head_lr), (model.tower, config.lr)):
         trained = [one for one in module.parameters() if one.requires_grad]
-        for is_matrix in (True, False):
-            parameters = [one for one in trained if (one.ndim >= 2) == is_matrix]
-            decay = config.weight_decay if is_matrix else 0.0
-            groups.append({"params": parameters, "lr": lr, "weight_decay": decay})
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
+        for is_matrix, decay in ((True, config.weight_decay), (False, 0.0)):
+            if parameters := [one for one in trained if (one.ndim >= 2) == is_matrix]:
+                groups.append({"params": parameters, "lr": lr, "weight_decay": decay})
+    optimizer = torch.optim.AdamW(groups)
     warm = round(config.warmup * steps)
 
     def factor(step: int) -> float:
+        # Neither end is zero: the first and the last step train as well.
         return (step + 1) / warm if step < warm else (steps - step) / (steps - warm)
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -124,9 +124,10 @@ def overlap(one: Span, other: Span) -> bool:
 
 
 def _parts(sentence: str, start: int) -> list[_Part]:
-    found = _PART.finditer(sentence)
-    spans = [(one, (start + one.start(), start + one.end())) for one in found]
-    return [_Part(span, one.group().casefold(), one[1] is not None) for one, span in spans]
+    return [
+        _Part((start + one.start(), start + one.end()), one[0].casefold(), one[1] is not None)
+        for one in _PART.finditer(sentence)
+    ]
 
 
 def _glue_words(sentences: Sequence[Sequence[_Part]]) -> set[str]:

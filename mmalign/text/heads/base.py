@@ -73,17 +73,10 @@ class TaskModel(nn.Module, ABC):
     def collate(self, examples: Sequence[Example]) -> TaskBatch:
         """Examples as tokens and targets."""
 
-    def batch(
-        self,
-        examples: Sequence[Example],
-        tokens: Tokens,
-        example_N: Sequence[int] | Tensor,
-        target: Any,
-    ) -> TaskBatch:
-        """A batch of these parts, on the tower's device."""
-        device = self.tower.device
-        example_N, target = (torch.as_tensor(one).to(device) for one in (example_N, target))
-        return TaskBatch(examples, tokens, example_N, target)
+    def batch(self, examples: Sequence[Example], tokens: Tokens, *parts: Any) -> TaskBatch:
+        """A batch on the tower's device; `parts` are `example_N` and `target`, tensors or lists."""
+        tensors = (torch.as_tensor(one).to(self.tower.device) for one in parts)
+        return TaskBatch(examples, tokens, *tensors)
 
     @abstractmethod
     def logits(self, state_NLF: Tensor, batch: TaskBatch) -> Tensor:
@@ -115,6 +108,7 @@ class TaskModel(nn.Module, ABC):
         found: list[Prediction] = [""] * len(examples)
         total = 0.0
         for numbers, logits, batch in self.evaluate(examples):
+            # In float64, so that the sum hardly depends on how the examples fall into batches.
             total += self.losses(logits, batch).double().sum().item()
             for number, prediction in zip(numbers, self.decode(logits, batch), strict=True):
                 found[number] = prediction
@@ -130,6 +124,7 @@ class TaskModel(nn.Module, ABC):
 
     def batches(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], TaskBatch]]:
         """The examples in batches of like length, so that little is padded; numbers and batch."""
+        # Characters stand for tokens: counting those would tokenize everything twice.
         lengths = (sum(map(len, one.texts)) for one in examples)
         for numbers in length_sorted_batches(lengths, self.evaluation_batch):
             yield numbers, self.collate([examples[i] for i in numbers])

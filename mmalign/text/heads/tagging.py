@@ -89,6 +89,7 @@ class TaggingModel(TaskModel):
     def _windows(self, examples: Sequence[Example]) -> list[Window]:
         """At least one window per example; the same examples give the same windows."""
         inner = self.tower.tokenizer.inner
+        # At least one token, whatever `max_length` says, or no word would ever fit.
         room = max(1, self.tower.max_length - inner.num_special_tokens_to_add(False))
         encoding = inner(
             [list(one.texts) for one in examples],

@@ -104,7 +104,7 @@ def _run(
     tower: TextEncoder, lexicon: Lexicon, before: Results, config: LexicalInjectionConfig, seed: int
 ) -> tuple[Results, TextEncoder]:
     layer = choose_layer(before, config)
-    trained = copy_of(tower)
+    trained = copy_of(tower)  # the probe before, and the other seeds, need the unchanged one
     history = train(trained, lexicon, layer, config, seed) if config.epochs else {"steps": 0}
     results = Results(
         suite=f"{MEASURE}/{lexicon.name}",
