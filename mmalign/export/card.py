@@ -85,8 +85,8 @@ def _environment() -> Environment:
     )
     quoted = partial(json.dumps, ensure_ascii=False)  # as Python writes a string
     filters = {"md": plain, "comma": "{:,}".format, "apart": percents_apart, "quoted": quoted}
-    own = {one.__name__: one for one in (prose, listed, labelled, percent)}
-    environment.filters |= {**filters, **own}
+    environment.filters |= filters
+    environment.filters |= {one.__name__: one for one in (prose, listed, labelled, percent)}
     return environment
 
 

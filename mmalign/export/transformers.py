@@ -31,7 +31,6 @@ from mmalign.models.external.onnx import PREPROCESSOR
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.models.text_tower import save_pretrained
 
-FORMAT = "transformers"
 POOLER_SCALE = 2.0**-20
 _ELSEWHERE = "export to sentence-transformers-router, open_clip or onnx instead"
 
@@ -48,7 +47,7 @@ def write_transformers(source: Source, folder: Path) -> None:
     """
     from transformers import VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
-    encoder, tower = source.both_towers(FORMAT), source.tower
+    encoder, tower = source.both_towers("transformers"), source.tower
     text = _text_model(tower)
     vision, visual_projection = vision_model(encoder)
     config = VisionTextDualEncoderConfig.from_vision_text_configs(

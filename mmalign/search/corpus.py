@@ -45,9 +45,17 @@ class SearchIndex:
         described = zip(embedded.picture_M, embedded.language_M, embedded.texts, strict=True)
         for image, lang, text in described:
             self._captions_P[image].append({"lang": str(lang), "text": text})
-        self._rows = {lang: _distinct_texts(embedded, lang) for lang in self.languages}
-        # Gathered once: a copy of the captions' vectors at every question would take most of its time.
-        self._pools = {lang: embedded.text_MD[rows_N] for lang, rows_N in self._rows.items()}
+        self._texts: dict[str, list[str]] = {}
+        self._pools: dict[str, np.ndarray] = {}
+        for lang in self.languages:
+            first: dict[str, int] = {}  # the row of the first caption of each text
+            for row in np.flatnonzero(embedded.language_M == lang).tolist():
+                first.setdefault(embedded.texts[row], row)
+            # Gathered once: a copy of the captions' vectors at every question would take most of its time.
+            self._texts[lang], self._pools[lang] = (
+                list(first),
+                embedded.text_MD[list(first.values())],
+            )
 
     def __len__(self) -> int:
         return len(self.embedded.sample_P)
@@ -60,10 +68,9 @@ class SearchIndex:
         """
         with self._lock:
             query_1D = self._model.encode_texts([text])
-        found = _nearest(query_1D, self.embedded.image_PD, k)
         return [
             {"picture": number, "score": score, "captions": self._captions_P[number]}
-            for number, score in found
+            for number, score in _nearest(query_1D, self.embedded.image_PD, k)
         ]
 
     def by_image(self, image: bytes, k: int) -> Objects:
@@ -79,12 +86,10 @@ class SearchIndex:
         """
         with self._lock:
             query_1D = self._model.encode_images([image])
-        texts, answers = self.embedded.texts, []
-        for lang, rows_N in self._rows.items():
+        answers: Objects = []
+        for lang, texts in self._texts.items():
             found = _nearest(query_1D, self._pools[lang], k)
-            captions = [
-                {"text": texts[rows_N[position]], "score": score} for position, score in found
-            ]
+            captions = [{"text": texts[position], "score": score} for position, score in found]
             answers.append({"lang": lang, "captions": captions})
         return answers
 
@@ -97,9 +102,9 @@ class SearchIndex:
         chosen = self.languages[:: -(-len(self.languages) // most)]
         examples: Objects = []
         for number, lang in enumerate(chosen):
-            rows_N = self._rows[lang]
-            row = rows_N[len(rows_N) * number // len(chosen)]  # from other parts of the set
-            examples.append({"lang": lang, "text": self.embedded.texts[row]})
+            texts = self._texts[lang]
+            text = texts[len(texts) * number // len(chosen)]  # from other parts of the set
+            examples.append({"lang": lang, "text": text})
         return examples
 
 
@@ -127,12 +132,3 @@ def _nearest(query_1D: np.ndarray, pool_MD: np.ndarray, k: int) -> list[tuple[in
     pairs = zip(positions[0].tolist(), scores[0].tolist(), strict=True)
     # A vector that is not numbers finds nothing: -1 stands for each position.
     return [(position, score) for position, score in pairs if position >= 0]
-
-
-def _distinct_texts(embedded: EmbeddedSet, lang: str) -> np.ndarray:
-    """Row of the first caption of each text of a language, (N,) int64."""
-    rows = np.flatnonzero(embedded.language_M == lang)
-    first: dict[str, int] = {}
-    for row in rows.tolist():
-        first.setdefault(embedded.texts[row], row)
-    return np.array(list(first.values()), np.int64)

@@ -67,7 +67,7 @@ def use_global_batch(model: nn.Module) -> None:
         if module.weight is not None and not module.weight.requires_grad:
             continue
         if type(module) is nn.BatchNorm2d and distributed.device().type == "cuda":
-            # The class alone is exchanged: conversion would make a new module with new parameters.
+            # In place, so that checkpoints and the optimizer find the same names and parameters.
             module.__class__ = nn.SyncBatchNorm  # type: ignore[assignment]
             module.process_group = None  # type: ignore[assignment]
         elif type(module) is nn.BatchNorm2d:

@@ -113,7 +113,7 @@ class Saver:
         # At most one copy of the state is on the host: the previous save must end first.
         self.finish()
         target = self._folder / f"step-{state.step:09d}"
-        # One folder for all ranks: its name is random, so rank 0 makes it and tells the others.
+        # One folder for all ranks: its name is random, so rank 0 makes it and sends it to the others.
         made = distributed.broadcast(_make_folder(target) if distributed.is_main() else None)
         if not isinstance(made, Path):
             raise self._failure(target, made)

@@ -99,7 +99,6 @@ class Engine:
         # The parameter is the logarithm of 1 / temperature.
         self._max_log_scale = -math.log(min_temperature)
         self._seed = seed
-        # Before DeepSpeed takes the module: its hooks belong to the classes that it finds.
         use_global_batch(self.module)
         if config.micro_batch is not None:
             _refuse_batch_statistics(self.module)
@@ -132,7 +131,7 @@ class Engine:
             self._steps,
             self._batch_size,
         )
-        # The forward pass updates the running statistics of batch normalisation before anybody knows whether
+        # The forward pass updates the running statistics of batch normalisation before it is known whether
         # its numbers are finite.
         statistics = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
         metrics = {name: float(value) for name, value in self.backward(batch).items()}
@@ -202,7 +201,7 @@ class Engine:
         return gathered
 
     def _backward(self, local_loss: Tensor, is_last: bool) -> None:
-        # Ranks exchange gradients at the last micro-batch of a step alone.
+        # Under stages 0 and 1 ranks exchange gradients only at this boundary.
         self._deepspeed.set_gradient_accumulation_boundary(is_last)
         # DeepSpeed divides gradients by the number of ranks; the sum of local_loss is what counts.
         self._deepspeed.backward(local_loss * distributed.world_size())
@@ -280,7 +279,6 @@ def _deepspeed_config(
         "gradient_accumulation_steps": 1,
         "gradient_clipping": optimizer.clip,
         "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": BUCKET},
-        # torch's AdamW: DeepSpeed knows its own and refuses others unless it is allowed.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "torch_autocast": {

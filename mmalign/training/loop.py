@@ -113,7 +113,7 @@ class _Run:
             facts["code"] = code_version()
             if starts:
                 self.state = replace(self.state, parent=parent_of(config, self.state.step))
-            # Only now: a start that fails leaves the note of the stop before it.
+            # Only now: a start that fails before this line does not remove it.
             (out / STOPPED).unlink(missing_ok=True)
         self.suite = (
             load_config(SuiteConfig, Path(config.evaluation.suite)) if config.evaluation else None

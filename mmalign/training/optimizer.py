@@ -105,7 +105,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             setting = settings.get(name, common)
-            # Norms, biases and the temperature: decay would pull them to 0, which regularises nothing.
+            # Vectors: norms, biases and the temperature.
             if parameter.ndim < 2:
                 setting = setting._replace(weight_decay=0.0)
             groups.setdefault(setting, []).append(parameter)

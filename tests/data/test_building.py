@@ -22,7 +22,7 @@ ROWS = 23
 
 
 def write_source(folder: Path, rows: int = ROWS) -> list[dict[str, Any]]:
-    """Pictures in a jsonl folder; every fifth one is of the split `val`."""
+    """Images in a jsonl folder; every fifth one is of the split `val`."""
     folder.mkdir()
     lines = []
     for number in range(rows):
@@ -69,11 +69,11 @@ def test_the_number_of_processes_changes_no_byte(tmp_path: Path) -> None:
     (tmp_path / "source" / "14.png").write_bytes(make_image(14)[:40])
     config = recipe(tmp_path / "source", max_bad_fraction=0.2, withhold={"fraction": 0.3})
     built = []
-    for processes in (1, 2, 3):
+    for processes in (1, 3):
         out = tmp_path / f"by {processes}"
         build(config, out, processes=processes)
         built.append(contents(out))
-    assert built[0] == built[1] == built[2]
+    assert built[0] == built[1]
     expected = {"train/00004.tar", "val/00000.tar", "withheld/00000.tar", "refused.jsonl"}
     assert expected < built[0].keys()
     assert [path.name for path in tmp_path.glob("*.building")] == []

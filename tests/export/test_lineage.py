@@ -33,12 +33,24 @@ RUN = {
 }
 
 
-def train(folder: Path, out: str, *changes: str) -> Path:
+# Runs commands one after another, each in a fork: the libraries are imported once for all.
+FORKS = """
+import json, os, sys
+import mmalign.training.loop, torch.distributed, transformers, timm
+from mmalign.cli import app
+for arguments in json.loads(sys.argv[1]):
+    child = os.fork()
+    if child == 0:
+        app(arguments)
+    assert os.waitpid(child, 0)[1] == 0, arguments
+"""
+
+
+def run_commands(folder: Path, *commands: list[str]) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "mmalign", "train", "run.yaml", "--out", out, *changes]
+    command = [sys.executable, "-c", FORKS, json.dumps(commands)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return folder / out
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +59,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     data = {"train": [str(make_set(home / "data", 10))], "workers": 0}
     (home / "run.yaml").write_text(write_yaml({**RUN, "data": data}))
-    first = train(home, "first")
-    train(home, "second", f"init_from={first}")
+    train = ["train", "run.yaml", "--out"]
+    run_commands(home, [*train, "first"], [*train, "second", f"init_from={home / 'first'}"])
     return home
 
 

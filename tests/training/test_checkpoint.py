@@ -1,10 +1,8 @@
 """Which checkpoints are kept, which one is best, and what happens when one cannot be written."""
 
 import json
-import os
 import resource
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +21,7 @@ from mmalign.core.errors import UserError
 from mmalign.data.stream.order import ORDER_VERSION
 from mmalign.training import checkpoint
 from mmalign.training.checkpoint import CheckpointConfig, Saver, TrainState, load_newest
+from mmalign.training.engine import Engine
 
 FACTS: dict[str, Any] = {"config_sha256": "0", "data": []}
 
@@ -118,11 +117,15 @@ def test_a_checkpoint_under_another_version_of_the_order_is_refused(
     assert refused.format(1, 2) in refusal({})
 
 
-def run_out_of_room(folder: str, asynchronous: bool) -> str:
-    """A good save, then one whose files may not grow beyond 4 KiB on rank 1."""
+def run_out_of_room(folders: dict[bool, Path]) -> dict[bool, str]:
     engine = make_engine("contrastive", Way(0))
     engine.step(make_batch_for("contrastive", 0))
-    saver = Saver(Path(folder), CheckpointConfig(asynchronous=asynchronous), FACTS)
+    return {is_async: fill(engine, folder, is_async) for is_async, folder in folders.items()}
+
+
+def fill(engine: Engine, folder: Path, asynchronous: bool) -> str:
+    """A good save, then one whose files may not grow beyond 4 KiB on rank 1; its error."""
+    saver = Saver(folder, CheckpointConfig(asynchronous=asynchronous), FACTS)
     saver.save(engine, state(1))
     saver.finish()
     if distributed.rank() == 1:
@@ -137,17 +140,27 @@ def run_out_of_room(folder: str, asynchronous: bool) -> str:
     return ""
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_full_disk_leaves_the_last_checkpoint_and_all_ranks_say_so(
-    tmp_path: Path, asynchronous: bool
-) -> None:
-    folder = tmp_path / "checkpoints"
-    errors = run_ranks(2, run_out_of_room, tmp_path / "ranks", str(folder), asynchronous)
-    assert errors[0] == errors[1]
-    assert "could not be written (" in errors[0]
-    assert "step-000000001 is whole; make room" in errors[0]
-    assert names(folder) == ["step-000000001"]
-    verify(folder / "step-000000001")
+def test_a_full_disk_leaves_the_last_checkpoint_and_all_ranks_say_so(tmp_path: Path) -> None:
+    folders = {is_async: tmp_path / str(is_async) for is_async in (False, True)}
+    first, second = run_ranks(2, run_out_of_room, tmp_path / "ranks", folders)
+    assert first == second
+    for is_async, folder in folders.items():
+        assert "could not be written (" in first[is_async]
+        assert "step-000000001 is complete; make room" in first[is_async]
+        assert names(folder) == ["step-000000001"]
+        verify(folder / "step-000000001")
+
+
+def save_until_full(folder: Path) -> str:
+    engine = make_engine("contrastive", Way(0))
+    saver = Saver(folder, CheckpointConfig(keep=100), FACTS)
+    try:
+        for step in range(1, 100):
+            engine.step(make_batch_for("contrastive", step))
+            saver.save(engine, state(step))
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def test_a_small_disk_ends_a_run_with_one_sentence(tmp_path: Path) -> None:
@@ -160,19 +173,8 @@ def test_a_small_disk_ends_a_run_with_one_sentence(tmp_path: Path) -> None:
     if mounted.returncode:
         pytest.skip("mounting a file system needs root")
     try:
-        script = Path(__file__).with_name("save_until_full.py")
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "OMP_NUM_THREADS": "1",
-        }
-        done = subprocess.run(
-            [sys.executable, str(script), str(disk / "checkpoints")],
-            capture_output=True,
-            text=True,
-            env=environment,
-        )
-        assert "could not be written" in done.stdout, done.stdout + done.stderr
+        (error,) = run_ranks(1, save_until_full, tmp_path / "ranks", disk / "checkpoints")
+        assert "could not be written" in error
         kept = names(disk / "checkpoints")
         assert len(kept) >= 1
         for name in kept:
