@@ -26,8 +26,9 @@ It reads no data. Prints a table and, as the last line, one JSON object.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -43,14 +44,17 @@ COLUMNS = ("distance", "one shard", "sources", "fewest")
 
 @dataclass
 class SetOnPaper:
-    """A data set that is its manifest; the plan asks for no more."""
+    """A data set that is only its manifest; the order needs no more."""
 
     manifest: Manifest
-    shards_at_hand: int = 0
-    most_open: int = 0
+    starts: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(most=0))
+    files: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(most=0))
 
     def __len__(self) -> int:
         return self.manifest.samples
+
+    def prefetch(self, numbers: Iterable[int]) -> None:
+        """Nothing: there are no files."""
 
 
 def set_on_paper(shards: int, samples: int) -> SetOnPaper:

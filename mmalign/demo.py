@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 from mmalign.core import console
+from mmalign.core.console import run_verb
 from mmalign.core.errors import UserError
 from mmalign.core.record import note_command
-from mmalign.core.verb import run_verb
 from mmalign.results.results import Results, read_results
 
 RECIPE = Path("data_recipes/emoji_scenes.yaml")

@@ -1,1 +1,1 @@
-"""What every room uses: values, configuration, console, files that are written whole, ranks, errors."""
+"""What every room uses: values, configuration, console, atomic files, ranks, worker processes, errors."""

@@ -28,8 +28,8 @@ class Caption:
 class Pair:
     """One sample of a shard: an encoded image and its captions.
 
-    `picture` is the identity that equal pictures share: two samples with the same `picture` are never
-    each other's negatives, and either one answers a query for the other. By default it is the key.
+    `picture` is the identity that equal images share: two samples with the same `picture` are never each
+    other's negatives, and either one answers a query for the other. By default it is the key.
     """
 
     key: str
@@ -44,7 +44,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class StreamState:
-    """Where a run stands in the global order. `position` counts images from the run's first one.
+    """How far a run is in the global order. `position` counts images from the run's first one.
 
     The next global batch starts at `position`, whatever the number of ranks and workers; the epoch
     follows from it (`position // samples of one epoch`).
@@ -63,12 +63,12 @@ class StreamState:
 
 @dataclass(frozen=True)
 class Unusable:
-    """A sample that could not be used, at a position where another one took its place.
+    """A sample that could not be used and was replaced by another one at its position.
 
     Attributes:
-        attempt: 0: it is the one that the plan has at the position; else the number of the substitute.
+        attempt: 0: the sample that the global order has at the position; else the number of the substitute.
         data: folder of its data set.
-        reason: a key of mmalign.data.shards.reader.REASONS.
+        reason: a key of mmalign.data.reasons.REASONS.
     """
 
     position: int
@@ -86,21 +86,21 @@ NOT_PREDICTED = -100  # the label that torch's cross entropy leaves out by defau
 class Batch:
     """What one rank trains on in one step.
 
-    image_BCHW      uint8 RGB pixels in the memory format channels-last; None where no pixel is looked at
+    image_BCHW      uint8 RGB pixels in the memory format channels-last; None if no pixels are used
     token_NL        int64 token ids, padded to the longest caption of this rank's batch
     mask_NL         int64, 1 on tokens and 0 on padding
     language_N      BCP-47 code of each caption
     image_index_N   int64, which image of this rank a caption describes
-    picture_id_B    int64, equal on all ranks where the data say that the pictures are the same
+    picture_id_B    int64, equal, on all ranks, where the data say that the images are the same
     key_B           the samples' keys
-    state           the position in the stream after this batch
-    label_NL        int64, the token that is to be predicted at each place, NOT_PREDICTED where none is;
+    state           how far the stream is after this batch
+    label_NL        int64, the token to predict at each token position, NOT_PREDICTED where there is none;
                     None without masked language modelling
-    length_N        places of each row of token_NL up to its last token, empty where not known; on the host,
-                    so that captions of like length can share a forward pass without waiting for a GPU
-    feature_BF      float16, in place of the pixels what a frozen image tower made of them before; None where
-                    there are pixels, or no image is looked at
-    unusable        samples of this rank's positions in whose place others stand
+    length_N        tokens of each row of token_NL up to its last one, empty if not known; on the host, so
+                    that captions of similar length can share a forward pass without waiting for a GPU
+    feature_BF      float16, cached image features of a frozen image tower, used instead of pixels; None if
+                    there are pixels, or if no images are used
+    unusable        samples of this rank's positions that were replaced by others
     """
 
     image_BCHW: Tensor | None
@@ -118,11 +118,12 @@ class Batch:
 
     @property
     def picture_id_N(self) -> Tensor:
-        """int64, the picture that each caption describes."""
+        """int64, the identity of the image that each caption describes."""
         return self.picture_id_B[self.image_index_N]
 
     def part(self, first: int, last: int) -> "Batch":
         """The images `first` ... `last - 1` of this rank with their captions."""
+        # A caption belongs to the part of its image, so parts have different numbers of captions.
         inside_N = (self.image_index_N >= first) & (self.image_index_N < last)
         chosen = inside_N.nonzero().flatten().tolist()
         return replace(
@@ -151,10 +152,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What the two towers make of a batch: unit-length rows in the shared space.
+    """The embeddings of a batch by the two towers: rows of unit length in the shared space.
 
     `logit_scale` is the inverse temperature, shape (1,), float32 whatever the towers' precision;
-    `logit_bias`, alike, is what the sigmoid loss adds to every score, None without it.
+    `logit_bias`, of the same shape and type, is what the sigmoid loss adds to every score, None without it.
     """
 
     image_BD: Tensor

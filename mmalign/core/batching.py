@@ -1,4 +1,4 @@
-"""Batches of like length: little padding, and the rows come back in the order in which they were given.
+"""Batches of similar length: little padding, and the rows come back in the order in which they were given.
 
 texts -> indices sorted by length -> lists of `size` indices -> encode -> rows put back in order
 """
@@ -31,7 +31,7 @@ def encode_sorted(
     """(n, width) float32: one row per text, in the order given.
 
     Args:
-        encode: a list of texts of like length -> (len, width).
+        encode: a list of texts of similar length -> (len, width).
         size: texts per call.
     """
     rows = np.zeros((len(texts), width), np.float32)

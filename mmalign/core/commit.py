@@ -1,9 +1,9 @@
-"""Folders and files that are either whole or absent.
+"""Folders and files that are either complete or absent.
 
 A folder of results (a checkpoint, a data set, an export) is written under a temporary name, every file
 is synced, `MANIFEST.json` with the size and sha256 of each file is written last, and the folder is
-renamed into place. A folder without a manifest that verifies does not count. Single files are
-replaced atomically.
+renamed into place. A folder whose manifest is missing or does not match its files does not count. Single
+files are replaced atomically.
 
     with committed_folder(target, info) as folder: write into folder      -> target/, with MANIFEST.json
     verify(target)                                                        -> info, or UserError
@@ -25,15 +25,9 @@ from mmalign.core.errors import UserError
 
 MANIFEST = "MANIFEST.json"
 
-
-def _umask() -> int:
-    """The process's mask; asking sets it for a moment, so it is done once, before there are threads."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-_UMASK = _umask()
+# Reading the mask means setting it for a moment, so it is done once, before there are threads.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -44,7 +38,7 @@ def write_atomic(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    _sync(path.parent)
+    _sync(path.parent)  # the rename itself
 
 
 def write_json(path: Path, tree: Any) -> None:
@@ -59,7 +53,7 @@ def sha256_of(path: Path) -> str:
 
 
 def temporary_folder(target: Path) -> Path:
-    """A fresh folder beside `target` to write into before `commit_folder`."""
+    """A new folder beside `target` to write into before `commit_folder`."""
     folder = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex}")
     folder.mkdir(parents=True)
     return folder
@@ -71,8 +65,8 @@ def commit_folder(
     """Write the manifest of `folder`, its last file, and rename it to `target`, replacing what was there.
 
     Args:
-        info: what the manifest says beside `files`; JSON values only.
-        files: what `settle` gave for each file, where that was done already.
+        info: what the manifest says besides `files`; JSON values only.
+        files: what `flush` returned for each file, if that was done already.
     """
     write_manifest(folder, info, files=files)
     replace_folder(folder, target)
@@ -91,7 +85,6 @@ def write_manifest(
     write_json(folder / name, {**info, "files": dict(sorted(files.items()))})
     for inner in (p for p in folder.rglob("*") if p.is_dir()):
         _sync(inner)
-    _sync(folder)
 
 
 def flush(path: Path) -> dict[str, Any]:
@@ -103,28 +96,27 @@ def flush(path: Path) -> dict[str, Any]:
 
 
 def replace_folder(folder: Path, target: Path) -> None:
-    """Rename `folder` to `target`; an old target goes only when the new one stands in its place."""
-    if target.exists():
-        # A rename cannot replace a folder that is not empty: move the old one aside first.
-        old = target.with_name(f"{target.name}.old-{uuid.uuid4().hex}")
-        target.rename(old)
-        folder.rename(target)
-        # Also those that a kill left here.
+    """Rename `folder` to `target`; an old target is deleted only after the new one is in place."""
+    had_one = target.exists()
+    if had_one:
+        # A rename cannot replace a folder that is not empty, so the old one is moved aside first.
+        target.rename(target.with_name(f"{target.name}.old-{uuid.uuid4().hex}"))
+    folder.rename(target)
+    if had_one:
+        # This finds also what a killed process left here.
         for leftover in target.parent.glob(f"{glob.escape(target.name)}.old-*"):
             shutil.rmtree(leftover)
-    else:
-        folder.rename(target)
     _sync(target.parent)
 
 
 @contextmanager
 def committed_folder(target: Path, info: dict[str, Any]) -> Iterator[Path]:
-    """A temporary folder that becomes `target` when the block ends, and vanishes when it fails."""
+    """A temporary folder that becomes `target` when the block ends, and is deleted when the block fails."""
     folder = temporary_folder(target)
     try:
         yield folder
         commit_folder(folder, target, info)
-    except BaseException:
+    except BaseException:  # also KeyboardInterrupt
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -148,13 +140,14 @@ def verify(folder: Path) -> dict[str, Any]:
         file = folder / name
         if not file.is_file():
             raise UserError(f"{file}: missing, though {MANIFEST} lists it")
+        # The size first: it is known at once, the hash takes a pass over the file.
         if file.stat().st_size != size or sha256_of(file) != sha256:
             raise UserError(f"{file}: damaged, its bytes are not those that {MANIFEST} lists")
     return info
 
 
 def newest_folder(parent: Path) -> tuple[Path, dict[str, Any]]:
-    """The newest committed folder `step-*` below `parent` that verifies, and its manifest.
+    """The newest committed folder `step-*` in `parent` that verifies, and its manifest.
 
     Newer ones that do not verify are named on stderr.
 

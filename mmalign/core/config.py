@@ -1,10 +1,10 @@
-"""Configuration: a YAML file, dotted overrides, strict types, and errors a person can act on.
+"""Configuration: a YAML file, dotted overrides, strict types, and errors that say what to change.
 
     YAML 1.2 file -> plain tree -> overrides `a.b=value` -> pydantic sections -> frozen config
 
-The sections themselves live beside the code that they configure (`RunConfig` in training/, ...); this
-module knows none of them. One YAML file is one whole run: files do not inherit from each other. YAML 1.2
-is needed because YAML 1.1 reads the language code `no` as false and `1e-3` as a string.
+The sections themselves are defined beside the code that they configure (`RunConfig` in training/, ...); this
+module knows none of them. One YAML file describes a complete run: files do not inherit from each other. YAML
+1.2 is needed because YAML 1.1 reads the language code `no` as false and `1e-3` as a string.
 """
 
 import difflib
@@ -31,13 +31,13 @@ class Section(BaseModel):
         frozen=True,
         strict=True,
         use_attribute_docstrings=True,
-        protected_namespaces=(),
+        protected_namespaces=(),  # pydantic would warn of fields such as `model_type`
     )
 
 
 def _differ(seeds: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
-        raise ValueError("a seed stands there twice, which would count its result twice; keep one")
+        raise ValueError("a seed is listed twice, which would count its result twice; keep one")
     return seeds
 
 
@@ -46,7 +46,7 @@ Seeds = Annotated[
     pydantic.Field(min_length=1),
     pydantic.AfterValidator(_differ),
 ]
-"""Seeds whose results are put together."""
+"""Seeds whose results are averaged."""
 
 T = TypeVar("T", bound=Section)
 
@@ -62,17 +62,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except (YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
-        raise UserError(f"{path}: not valid YAML ({_reason(error)})") from None
+        reason = " ".join(str(error).split())
+        if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark) is not None:
+            reason = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+        raise UserError(f"{path}: not valid YAML ({reason})") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: must hold a mapping of `key: value` lines")
     return tree
-
-
-def _reason(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    if isinstance(error, MarkedYAMLError) and mark is not None:
-        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
-    return " ".join(str(error).split())
 
 
 def write_yaml(tree: dict[str, Any]) -> str:
@@ -115,30 +111,28 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
 
 def apply_override_value(tree: dict[str, Any], dotted: str, value: Any) -> None:
     """Set the field `dotted` to a value, as `apply_override` does."""
-    *parents, last = dotted.split(".")
-    place: Any = tree
-    for depth, name in enumerate(parents):
-        key = _key_in(place, name, parents[:depth], dotted)
-        if isinstance(place, dict) and place.get(key) is None:
-            place[key] = {}
-        place = place[key]
-    place[_key_in(place, last, parents, dotted)] = value
-
-
-def _key_in(place: Any, name: str, path: list[str], dotted: str) -> str | int:
-    """`name` as a key of the mapping or an index of the list that stands at `path`."""
-    if isinstance(place, dict):
-        return name
-    if isinstance(place, list) and name.isdecimal() and int(name) < len(place):
-        return int(name)
-    what = f"a list of {len(place)}, counted from 0" if isinstance(place, list) else "not a section"
-    raise UserError(f"override `{dotted}`: `{'.'.join(path)}` is {what}")
+    names = dotted.split(".")
+    node: Any = tree
+    for depth, name in enumerate(names):
+        key: str | int = name
+        if isinstance(node, list) and name.isdecimal() and int(name) < len(node):
+            key = int(name)
+        elif not isinstance(node, dict):
+            is_list = isinstance(node, list)
+            what = f"a list of {len(node)}, counted from 0" if is_list else "not a section"
+            raise UserError(f"override `{dotted}`: `{'.'.join(names[:depth])}` is {what}")
+        if depth == len(names) - 1:
+            node[key] = value
+            return
+        if isinstance(node, dict) and node.get(key) is None:
+            node[key] = {}
+        node = node[key]
 
 
 def validate(cls: type[T], tree: Any, where: str) -> T:
     """The section that `tree` describes, or a UserError that names the field in `where`."""
     try:
-        # Through JSON rules: YAML has lists, the sections have tuples; numbers stay strict.
+        # YAML has lists, the sections have tuples, and strict types do not convert one into the other.
         return cls.model_validate(_lists_to_tuples(tree))
     except pydantic.ValidationError as failure:
         raise UserError(_explain(cls, failure, where)) from None
@@ -153,8 +147,9 @@ def _lists_to_tuples(tree: Any) -> Any:
 
 
 def _explain(cls: type[Section], failure: pydantic.ValidationError, where: str) -> str:
-    """The first complaint of pydantic as one sentence of ours."""
+    """The first error that pydantic found, as one sentence."""
     errors = failure.errors()
+    # An unknown key comes first: where a name is misspelled, the right one is missing as well.
     error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     path = [str(part) for part in error["loc"]]
     if error["type"] == "extra_forbidden":
@@ -166,18 +161,17 @@ def _explain(cls: type[Section], failure: pydantic.ValidationError, where: str) 
     field = ".".join(shown)
     if error["type"] == "missing":
         return f"{where}: `{field}` is missing; add it"
-    if error["type"].startswith("union_tag"):
-        tags = [tag for tag in map(_tag_of, sections) if tag]
-        if error["type"] == "union_tag_not_found":
-            return f"{where}: `{field}.kind` is missing; add one of {', '.join(tags)}"
+    tags = [tag for tag in map(_tag_of, sections) if tag]
+    if error["type"] == "union_tag_not_found":
+        return f"{where}: `{field}.kind` is missing; add one of {', '.join(tags)}"
+    if error["type"] == "union_tag_invalid":
         tag = error["ctx"]["tag"]
         return f"{where}: `{field}.kind` is `{tag}`; {_suggest(tag, tags)}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    place = f"`{field}`" if field else "the file"
-    if error["type"] == "value_error":
-        return f"{where}: {place}: {message}"
-    return f"{where}: {place} is {error['input']!r}: {message}"
+    subject = f"`{field}`" if field else "the file"
+    given = "" if error["type"] == "value_error" else f" is {error['input']!r}"
+    return f"{where}: {subject}{given}: {message}"
 
 
 def _suggest(name: str, known: list[str]) -> str:
@@ -186,9 +180,9 @@ def _suggest(name: str, known: list[str]) -> str:
 
 
 def _follow(cls: Any, path: list[str]) -> tuple[list[str], list[type[Section]]]:
-    """The path as a person writes it, and the sections that may stand at its end.
+    """The path as a user writes it, and the sections that may be at its end.
 
-    Pydantic's path names the tag of a union behind its field; an index of a list stays.
+    Pydantic's path also names the tag of a union after its field; that one is left out.
     """
     written = []
     sections = _sections_in(cls)

@@ -1,11 +1,14 @@
-"""What a person sees while a verb works: lines, and progress as a bar on a terminal or as lines elsewhere."""
+"""What a user sees while a verb works: lines, and progress as a bar on a terminal or as lines elsewhere."""
 
+import shlex
+import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from mmalign.core import distributed
+from mmalign.core.errors import UserError
 
 T = TypeVar("T")
 _SECONDS_BETWEEN_LINES = 10.0
@@ -15,7 +18,7 @@ def say(text: str) -> None:
     """Print one line on rank 0."""
     if distributed.is_main():
         sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        sys.stdout.flush()  # a log file would otherwise get its lines in blocks, long after the fact
 
 
 def track(values: Iterable[T], label: str, total: int | None, done: int = 0) -> Iterator[T]:
@@ -45,8 +48,23 @@ def _with_bar(values: Iterable[T], label: str, total: int | None, done: int) -> 
 
 def _with_lines(values: Iterable[T], label: str, total: int | None, done: int) -> Iterator[T]:
     last = time.monotonic()
-    for done, value in enumerate(values, start=done + 1):  # noqa: B020
+    for count, value in enumerate(values, start=done + 1):
         yield value
         if time.monotonic() - last > _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            say(f"{label}: {done}" + (f" of {total}" if total else ""))
+            say(f"{label}: {count}" + (f" of {total}" if total else ""))
+
+
+def run_verb(arguments: Sequence[str]) -> None:
+    """Run `mmalign <arguments>` in a process of its own and show its output.
+
+    In its own process, a verb cannot be influenced by what an earlier one left in memory.
+
+    Raises:
+        UserError: it stopped with another exit code than 0.
+    """
+    command = f"mmalign {shlex.join(arguments)}"
+    say(f"\n$ {command}")
+    done = subprocess.run([sys.executable, "-m", "mmalign", *arguments])
+    if done.returncode != 0:
+        raise UserError(f"`{command}` stopped with exit code {done.returncode}")

@@ -1,8 +1,8 @@
 """The only module that talks to the process group.
 
-Without a process group a process is rank 0 of 1 and every function here is the identity, so the callers
-need no second path. Tensors that are gathered with their gradient come back as
-`(rank 0's rows, rank 1's rows, ...)`; ranks may bring different numbers of rows.
+Without a process group a process is rank 0 of 1 and every function here returns its input, so callers need
+no special case. Tensors that are gathered with their gradient come back as `(rank 0's rows, rank 1's rows,
+...)`; ranks may have different numbers of rows.
 """
 
 import os
@@ -19,8 +19,7 @@ T = TypeVar("T")
 def start(timeout: timedelta = timedelta(minutes=10)) -> None:
     """Join the process group that torchrun describes in the environment, or make a group of one.
 
-    Backend: nccl with a GPU per rank, gloo without. The group of one is there for DeepSpeed, which cannot
-    do without.
+    Backend: nccl with one GPU per rank, else gloo.
     """
     if dist.is_initialized():
         return
@@ -30,12 +29,10 @@ def start(timeout: timedelta = timedelta(minutes=10)) -> None:
         # gloo carries the tensors that live on the host (row counts, flags).
         backend = "cpu:gloo,cuda:nccl"
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
-    if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
-    else:
-        dist.init_process_group(
-            backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1
-        )
+    alone: dict[str, Any] = {}
+    if "RANK" not in os.environ:  # DeepSpeed needs a group even then
+        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group(backend, timeout=timeout, **alone)
 
 
 def stop() -> None:
@@ -57,7 +54,7 @@ def local_rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is rank 0, which alone writes files and talks."""
+    """Whether this is rank 0, the only one that writes files and prints."""
     return rank() == 0
 
 
@@ -101,37 +98,33 @@ def gather_rows(rows: Tensor) -> Tensor:
     """All ranks' rows, concatenated in rank order; gradients flow back to the rank that owns a row.
 
     Args:
-        rows: (R, ...) with R free to differ between ranks, the other sizes and the dtype equal.
+        rows: (R, ...); R may differ between ranks, the other sizes and the dtype are equal.
 
     Returns:
         (sum of R over ranks, ...). The gradient of `rows` is the **sum** over ranks of the gradients
         of its copies, so the sum over ranks of local losses has the gradient of one global loss.
     """
-    if not dist.is_initialized() or world_size() == 1:
+    if world_size() == 1:
         return rows
-    gathered: Tensor = _GatherRows.apply(rows, _row_counts(rows))
-    return gathered
-
-
-def _row_counts(rows: Tensor) -> list[int]:
-    mine = torch.tensor([rows.shape[0]])  # on the host, where gloo carries it
+    mine = torch.tensor([rows.shape[0]])  # on the host: gloo carries it without waiting for the GPU
     counts = [torch.empty_like(mine) for _ in range(world_size())]
     dist.all_gather(counts, mine)
-    return [int(count) for count in counts]
+    gathered: Tensor = _GatherRows.apply(rows, [int(count) for count in counts])
+    return gathered
 
 
 class _GatherRows(torch.autograd.Function):
     """all_gather forwards, all_reduce backwards.
 
-    torch's own differentiable gathers are being renamed between releases and want equal shapes; twenty
-    lines on two stable collectives do not move.
+    torch's own differentiable gathers are renamed between releases and need equal shapes on all ranks; these
+    two collectives are stable.
     """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
         ctx.counts = counts
-        most = max(counts)
-        padded = rows.new_zeros(most, *rows.shape[1:])
+        # all_gather needs equal shapes: rows are padded to the largest count, and cut off again below.
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: rows.shape[0]] = rows
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded)
@@ -139,6 +132,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        # Every rank's loss uses a copy of these rows, so the gradients of all copies are added.
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
         start = sum(ctx.counts[: rank()])

@@ -1,10 +1,10 @@
-"""The one exception for mistakes that a person can mend.
+"""The one exception for mistakes that a user can fix.
 
 Everything that a user can get wrong (a key in a YAML file, a missing folder, a broken line) raises
-`UserError` with one sentence that names the file, the field, what is wrong and how to mend it. The
+`UserError` with one sentence that says which file or field is wrong, what is wrong and how to fix it. The
 command line prints that sentence and exits with 1; any other exception is a bug and keeps its traceback.
 """
 
 
 class UserError(ValueError):
-    """A mistake in the input: one sentence for the person who can mend it."""
+    """A mistake in the input: one sentence for the person who can fix it."""

@@ -1,15 +1,27 @@
-"""Language codes (BCP-47) and how often each language is drawn."""
+"""Language codes (BCP-47): their shape, their names, and how often each language is drawn.
+
+    lgg-x-official -> "Lugbara, official"        ur -> "Urdu", "اردو"
+    captions of each language -> weight of one caption -> shares between floors and caps
+
+The names are Unicode's (CLDR) and, for languages that CLDR does not know, those of the registry of
+language subtags (IANA); the library `langcodes` holds both. A code that neither knows is its own name.
+"""
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
+from langcodes import Language
+from langcodes.tag_parser import LanguageTagError
 
 from mmalign.core.errors import UserError
 
-# The shape of a tag in RFC 5646; whether the registry lists it is not our business: low-resource data
-# bring codes of their own.
+# The shape of a tag in RFC 5646. The registry is not asked: low-resource data bring codes of their own.
 _TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
+
+Bound = float | Mapping[str, float]
+"""A share: of every language, or of each that is named."""
 
 
 def is_language_code(code: str) -> bool:
@@ -17,18 +29,48 @@ def is_language_code(code: str) -> bool:
     return _TAG.fullmatch(code) is not None
 
 
+@lru_cache(maxsize=4096)
+def language_name(code: str) -> str:
+    """The English name, followed by script, territory and private subtags: "Portuguese, Brazil"."""
+    language = _parse(code)
+    if language is None:
+        return code
+    private = (language.private or "").removeprefix("x-").replace("-", " ")
+    return ", ".join(part for part in (*language.describe().values(), private) if part)
+
+
+@lru_cache(maxsize=4096)
+def own_name(code: str) -> str | None:
+    """The name in the language itself, None if it is not known or the same as in English."""
+    language = _parse(code)
+    own = language.autonym() if language else ""
+    return None if not language or own.casefold() == language.language_name().casefold() else own
+
+
+def labelled(code: str) -> str:
+    """Name and code: "Swahili (sw)"; the code alone if it has no name."""
+    name = language_name(code)
+    return code if name == code else f"{name} ({code})"
+
+
+def _parse(code: str) -> Language | None:
+    """The parsed code, None if it is no code or its language is not known."""
+    try:
+        # Normalizing would replace some codes, such as `iw` or `sh`, by others.
+        language = Language.get(code, normalize=False)
+    except LanguageTagError:
+        return None
+    return None if language.language_name().startswith("Unknown language") else language
+
+
 def caption_weights(counts: Mapping[str, float], temperature: float) -> dict[str, float]:
     """The weight of one caption of each language under temperature sampling.
 
-    Language l with n captions is to be drawn with probability proportional to n^(1/T) (Devlin et al. 2019,
+    Language l with n captions is drawn with probability proportional to n^(1/T) (Devlin et al. 2019,
     multilingual BERT's S = 1/T; Arivazhagan et al. 2019, arXiv 1907.05019), so one of its captions weighs
-    n^(1/T - 1). T = 1 draws captions as they come, a large T draws the languages alike.
+    n^(1/T - 1). T = 1 draws all captions alike, a large T draws all languages alike.
     """
     return {lang: n ** (1 / temperature - 1) for lang, n in counts.items()}
-
-
-Bound = float | Mapping[str, float]
-"""A share: of every language, or of each that is named."""
 
 
 def bounded_shares(
@@ -36,18 +78,19 @@ def bounded_shares(
 ) -> dict[str, float]:
     """Shares brought between floors and caps; those that touch neither keep their proportions.
 
-    The result is clip(c * share, floor, cap) for the one factor c with which it sums to 1. That sum grows
-    with c along straight lines between the places where a share meets a bound, so c is found exactly.
+    The result is clip(c * share, floor, cap) for the one factor c with which it sums to 1. That sum is
+    piecewise linear in c, with corners where a share meets a bound, so c is found exactly.
 
     Args:
         shares: positive, summing to 1.
         floor, cap: a language that a mapping does not name has none.
 
     Raises:
-        UserError: no shares lie between the bounds, or one is of a language that is not there.
+        UserError: no shares lie between the bounds, or a bound names a language that is not in `shares`.
     """
     low_L = _bounds(floor, shares, 0.0, "language_floor")
     high_L = _bounds(cap, shares, 1.0, "language_cap")
+    # The bounds come from decimal numbers in a YAML file: 1e-9 is far above their rounding errors.
     if low_L.sum() > 1 + 1e-9:
         raise UserError(
             f"data.language_floor: the floors of {len(shares)} languages add up to {low_L.sum():.3g}, more "
@@ -61,7 +104,7 @@ def bounded_shares(
     share_L = np.array(list(shares.values()))
     corner_K = np.unique(np.concatenate([low_L / share_L, high_L / share_L]))
     sum_K = np.clip(corner_K[:, None] * share_L, low_L, high_L).sum(1)
-    # Straight between the two corners around 1, where the sum is not flat.
+    # The sum is linear between the two corners around 1, and not flat there.
     factor = np.interp(1.0, sum_K, corner_K)
     bounded_L = np.clip(factor * share_L, low_L, high_L)
     return dict(zip(shares, bounded_L.tolist(), strict=True))
@@ -70,7 +113,7 @@ def bounded_shares(
 def _bounds(
     bound: Bound | None, shares: Mapping[str, float], none: float, field: str
 ) -> np.ndarray:
-    """(languages,) float64, in the order of `shares`."""
+    """(languages,) float64, in the order of `shares`; `none` for a language that has no bound."""
     if not isinstance(bound, Mapping):
         return np.full(len(shares), none if bound is None else bound)
     unknown = sorted(bound.keys() - shares.keys())

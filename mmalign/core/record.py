@@ -1,15 +1,16 @@
-"""What a run notes: metric records, one JSON object a line (TensorBoard beside it when asked), and commands.
+"""What a run writes down: metrics, one JSON object per line (also for TensorBoard if asked), and commands.
 
     {"step": 40, "loss": 2.31, "temperature": 0.05, ...}
 
-A run that resumes from step k first drops the lines after k, so that the file tells one story. Line
-k itself was written before checkpoint k.
+A run that resumes from step k first drops the lines after k, so that every step has one line. Line k itself
+was written before checkpoint k.
 """
 
 import json
 import math
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,8 @@ class Recorder:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Append one record and flush it: a killed run keeps every line that it wrote.
-
-        What is not finite is left out, because JSON has no such number; a step whose loss was not finite
-        stands in `non_finite.jsonl`.
-        """
+        """Append one record and flush it, so that a killed run keeps every line that it wrote."""
+        # JSON has no NaN or infinity. A step whose loss was not finite is listed in `non_finite.jsonl`.
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
@@ -57,15 +55,11 @@ class Recorder:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics file, oldest first; a last line cut by a kill is left out."""
-    if not path.is_file():
-        return []
+    """The records of a metrics file, oldest first; none if there is no file."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with suppress(ValueError):  # a kill can cut the last line
             records.append(json.loads(line))
-        except ValueError:
-            continue
     return records
 
 

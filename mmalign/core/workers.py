@@ -1,16 +1,12 @@
-"""What a data loader's worker does when somebody signals it: its parent decides, nobody else.
+"""Worker processes: they leave stop signals to their parent, and they never outlive it.
 
-    signal to the process group -+-> rank    saves at the next step and exits
-                                 +-> worker  goes on: the rank still needs its batches
-    rank ends, however ---------------> worker is killed by the kernel
+    stop signal to the process group -+-> rank    saves at the next step and exits
+                                      +-> worker  goes on: the rank still needs its batches
+    rank ends, for whatever reason -----> worker ends at once
 
 torchrun, Slurm and a terminal signal whole process groups. A worker that obeyed would die before the rank,
-which would then fail on a missing batch and not save. The loader itself ends a worker that is too slow
-with SIGTERM, so that signal is still obeyed when it comes from the parent; torch's own handler tells
-the two apart in the same way.
-
-A rank that is killed with SIGKILL cannot end its workers. torch's workers ask every 5 seconds, and only
-while they wait for work, whether their parent is there; PR_SET_PDEATHSIG (Linux) ends them at once.
+which would then fail on a missing batch and not save. All of this holds under each start method of
+multiprocessing: fork, spawn and forkserver (the default from Python 3.14 on).
 """
 
 import ctypes
@@ -19,8 +15,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -29,12 +27,26 @@ R = TypeVar("R")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def leave_signals_to_the_parent(worker_id: int) -> None:
-    """`worker_init_fn` of a DataLoader: be deaf to stop signals, and never outlive the parent.
+def start_workers(loader: Iterable[T]) -> Iterator[T]:
+    """`iter(loader)` of a DataLoader whose `worker_init_fn` is `leave_signals_to_the_parent`."""
+    if sys.platform != "linux":
+        return iter(loader)
+    if multiprocessing.get_start_method() != "fork":
+        # Its start unblocks SIGTERM again, so it must be running before the signals are blocked.
+        resource_tracker.ensure_running()
+    # Processes and their threads inherit the mask. Without it, a thread that a library starts before the
+    # worker's own code runs could receive SIGTERM. It also protects the fork server.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    For workers that are forked by the parent's main thread: Linux tells of the end of the *thread* that
-    made the process, and a fork has no other thread yet that could receive SIGTERM. Elsewhere than on
-    Linux only SIGINT and SIGUSR1 are left to the parent.
+
+def leave_signals_to_the_parent(worker_id: int) -> None:
+    """`worker_init_fn` of a DataLoader: ignore stop signals, and end with the parent.
+
+    On other systems than Linux, only SIGINT and SIGUSR1 are ignored.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -47,17 +59,33 @@ def leave_signals_to_the_parent(worker_id: int) -> None:
 
 
 def _obey(parent: int) -> None:
-    """End this process on the parent's SIGTERM; anybody else's is thrown away."""
+    """End this process when the parent sends SIGTERM; ignore SIGTERM from any other process."""
+    # The DataLoader ends a worker that is too slow with SIGTERM, so that one must be obeyed.
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
 
 
 def die_with(parent: int) -> None:
-    """Let the kernel kill this process as soon as its parent ends (Linux)."""
+    """End this process as soon as its parent, the process with the id `parent`, has ended (Linux).
+
+    Call it in the process's first thread, and start the process in a thread that lives as long as the parent:
+    Linux watches the thread that made the process.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the kernel was asked
+    if os.getppid() == parent:
+        return
+    # For the kernel, the parent is another process: the fork server, or, if the parent ended before the call
+    # above, init. The pipe that multiprocessing shares with the real parent tells the two cases apart.
+    process = multiprocessing.parent_process()
+    if process is None:
         os._exit(1)
+    threading.Thread(target=_exit_after, args=(process,), daemon=True).start()
+
+
+def _exit_after(process: BaseProcess) -> None:
+    process.join()
+    os._exit(1)
 
 
 def map_in_processes(function: Callable[[T], R], jobs: Sequence[T], processes: int) -> Iterator[R]:
@@ -66,8 +94,16 @@ def map_in_processes(function: Callable[[T], R], jobs: Sequence[T], processes: i
     Args:
         function: of a module's top level, because it is sent to the processes.
     """
-    if min(processes, len(jobs)) <= 1:
+    processes = min(processes, len(jobs))
+    if processes <= 1:
         yield from map(function, jobs)
         return
-    with ProcessPoolExecutor(min(processes, len(jobs))) as pool:
+    with ProcessPoolExecutor(processes, initializer=follow_parent, initargs=(os.getpid(),)) as pool:
         yield from pool.map(function, jobs)
+
+
+def follow_parent(parent: int) -> None:
+    """`initializer` of a pool: a process ends with its parent `parent`, which alone reacts to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        die_with(parent)

@@ -22,9 +22,10 @@ from mmalign.core.console import track
 from mmalign.core.errors import UserError
 from mmalign.core.workers import map_in_processes
 from mmalign.data.preprocess import UndecodableImage, decode
+from mmalign.data.reasons import REASONS
 from mmalign.data.shards.folder import LocalFolder
 from mmalign.data.shards.manifest import Manifest, Shard, load_manifest
-from mmalign.data.shards.reader import REASONS, UnusableSample, read_pair
+from mmalign.data.shards.reader import UnusableSample, read_pair
 from mmalign.data.shards.scan import check_picture
 from mmalign.data.shards.shard_index import read_rows
 from mmalign.data.shards.tar import Damage, walk

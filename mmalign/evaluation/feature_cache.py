@@ -30,7 +30,7 @@ from mmalign.core import distributed
 from mmalign.core.commit import flush, write_atomic, write_manifest
 from mmalign.core.console import track
 from mmalign.core.errors import UserError
-from mmalign.core.workers import leave_signals_to_the_parent
+from mmalign.core.workers import leave_signals_to_the_parent, start_workers
 from mmalign.data.preprocess import Preprocess, UndecodableImage, stack_pictures
 from mmalign.data.shards.manifest import Manifest, Shard
 from mmalign.data.shards.reader import ShardSet, UnusableSample
@@ -149,7 +149,7 @@ def _write_shards(
         num_workers=workers,
         worker_init_fn=leave_signals_to_the_parent,
     )
-    seen = zip(jobs, track(loader, "batches of pictures", len(jobs)), strict=True)
+    seen = zip(jobs, track(start_workers(loader), "batches of pictures", len(jobs)), strict=True)
     for number, of_shard in groupby(seen, key=lambda pair: pair[0][0]):
         rows: list[np.ndarray] = []
         unusable: dict[str, dict[str, str]] = {}

@@ -9,7 +9,7 @@ What was not measured is not praised; where nothing was, the card says so.
 
 from collections.abc import Iterable
 
-from mmalign.core.language_names import labelled
+from mmalign.core.languages import labelled
 from mmalign.export.card_results import (
     UNTRAINED,
     Quoted,

@@ -10,7 +10,7 @@ Everything is looked up in the results by its name; nothing is averaged here.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmalign.core.language_names import labelled
+from mmalign.core.languages import labelled
 from mmalign.export.eval_results import AGGREGATES, primary_of
 from mmalign.export.markdown import one_line, percent, table
 from mmalign.results.metric_names import (

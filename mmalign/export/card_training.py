@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmalign.core.language_names import labelled
+from mmalign.core.languages import labelled
 from mmalign.export.markdown import listed, one_line, plain, table
 from mmalign.export.source import Source
 

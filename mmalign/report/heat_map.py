@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
-from mmalign.core.language_names import labelled
+from mmalign.core.languages import labelled
 from mmalign.report.charts import INK, STYLE, note, to_markup
 from mmalign.report.measurement import Mark
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from mmalign.core.language_names import labelled
+from mmalign.core.languages import labelled
 from mmalign.report.charts import draw_layers
 from mmalign.report.heat_map import draw_heat_map
 from mmalign.report.measurement import UNTRAINED, Measurement, look_up, mark

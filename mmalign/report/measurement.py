@@ -8,7 +8,7 @@ measurement carries the metric's name beside it, so that every number leads back
 
 from dataclasses import dataclass
 
-from mmalign.core.language_names import labelled
+from mmalign.core.languages import labelled
 from mmalign.results.metric_names import ALL, FAMILY, FIRST_CAPTION, MEAN, WORST5
 from mmalign.results.results import Results
 

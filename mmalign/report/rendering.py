@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mmalign.core.language_names import labelled, language_name
+from mmalign.core.languages import labelled, language_name
 from mmalign.report.measurement import percent, row_name, shown
 
 

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from mmalign.core.language_names import labelled
+from mmalign.core.languages import labelled
 from mmalign.report.charts import BLUE, INK, MUTED, OCHRE, RULE, STYLE, to_markup
 from mmalign.report.heat_map import write_cells
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from mmalign.core.language_names import language_name, own_name
+from mmalign.core.languages import language_name, own_name
 from mmalign.report.measurement import (
     UNTRAINED,
     Measurement,

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from mmalign.core.commit import write_json
 from mmalign.core.config import load_config
-from mmalign.core.console import say
-from mmalign.core.verb import run_verb
+from mmalign.core.console import run_verb, say
 from mmalign.data.shards.folder import open_folder
 from mmalign.models.text_encoder import load_text_encoder
 from mmalign.study.config import StudyConfig, TowerConfig

@@ -1,4 +1,4 @@
-"""Workers of a data loader leave signals to the rank, obey it alone and never outlive it."""
+"""Workers of a data loader leave signals to the rank and obey only it; see also test_start_methods.py."""
 
 import os
 import signal
@@ -67,22 +67,3 @@ def test_a_worker_obeys_its_parent() -> None:
     worker = next(stream)
     os.kill(worker, signal.SIGTERM)
     assert wait_for_the_end(worker, 2)
-
-
-def test_a_worker_dies_with_its_parent() -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert wait_for_the_end(int(done.stdout), 2)
-
-
-def _be_killed() -> None:
-    worker = next(iter(loader()))
-    os.write(1, str(worker).encode())
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    _be_killed()

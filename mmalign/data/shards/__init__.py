@@ -1,1 +1,1 @@
-"""Shards: webdataset tars with an index and a manifest, written, indexed and read."""
+"""Shards: plain webdataset tars with an index and a manifest; how they are made, indexed and read."""

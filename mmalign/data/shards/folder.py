@@ -1,43 +1,33 @@
 """Where the files of a data set are: a folder of this machine, or one at a URL.
 
-    name -> open_folder -> LocalFolder, RemoteFolder (remote_folder.py) -> manifest, descriptors, bytes
+    name -> open_folder -+-> LocalFolder                                                -> manifest
+                         +-> RemoteFolder: only what its manifest lists, via the cache     descriptors
 
-Readers ask for files by the names that the manifest gives them, and never learn which of the two it is.
+Readers ask for files by the names that the manifest gives them, and do not know which of the two it is.
 """
 
+import json
 import os
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Protocol
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mmalign.core.errors import UserError
 from mmalign.data.shards.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
-from mmalign.data.storage.remote import RemoteConfig, is_remote
+from mmalign.data.storage.protocols import shown
+from mmalign.data.storage.remote import RemoteConfig, RemoteFile, fetch, is_remote, join
 
+if TYPE_CHECKING:
+    from mmalign.data.storage.cache import ShardCache
 
-class Folder(Protocol):
-    """The files of a data set."""
-
-    def place(self, name: str) -> str:
-        """Where a file is, for messages."""
-        ...
-
-    def open(self, name: str) -> int:
-        """A descriptor for reading a file; whoever asks closes it.
-
-        Raises:
-            OSError: it cannot be opened.
-            UserError: it cannot be fetched.
-        """
-        ...
-
-    def prefetch(self, names: Iterable[str]) -> None:
-        """Files that will be asked for soon."""
-        ...
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 
 class LocalFolder:
-    """A folder of this machine."""
+    """The files of a data set in a folder of this machine."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,14 +35,79 @@ class LocalFolder:
     def __str__(self) -> str:
         return str(self.path)
 
-    def place(self, name: str) -> str:
+    def location(self, name: str) -> str:
+        """Where a file is, for messages."""
         return str(self.path / name)
 
     def open(self, name: str) -> int:
+        """A descriptor for reading a file; the caller closes it.
+
+        Raises:
+            OSError: it cannot be opened.
+            UserError: it cannot be fetched.
+        """
         return os.open(self.path / name, os.O_RDONLY)
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """Nothing: it is here."""
+        """Announce files that will be opened soon."""
+
+
+class RemoteFolder:
+    """The files of a data set at a URL: its manifest, and the files that it lists, through the cache.
+
+    A folder in it that has a manifest of its own (cached image features) is read in the same way.
+
+    Attributes:
+        index: name of its manifest.
+        manifest: the bytes of that file, fetched anew.
+    """
+
+    def __init__(self, url: str, cache: "ShardCache", index: str = MANIFEST) -> None:
+        """
+        Raises:
+            UserError: there is no manifest that lists files, or as `download`.
+        """
+        self.url, self.cache, self.index = url, cache, index
+        # No manifest lists this file and it may change, so it does not go through the cache.
+        with tempfile.TemporaryDirectory() as folder:
+            fetch(RemoteFile(join(url, index)), Path(folder) / index, cache.config)
+            self.manifest = (Path(folder) / index).read_bytes()
+        self._files: dict[str, RemoteFile] = {}
+        try:
+            for name, facts in json.loads(self.manifest)["files"].items():
+                path = PurePosixPath(name)
+                if path.is_absolute() or ".." in path.parts:
+                    raise UserError(f"{self.location(index)}: `{name}` is not in the data set")
+                self._files[name] = RemoteFile(join(url, name), facts["size"], facts["sha256"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, UserError):  # which is a ValueError
+                raise
+            raise UserError(f"{self.location(index)}: not a manifest that mmalign wrote") from None
+
+    def __str__(self) -> str:
+        return shown(self.url)
+
+    def location(self, name: str) -> str:
+        """The URL of a file, without secrets that it contains."""
+        return shown(join(self.url, name))
+
+    def inner(self, name: str, index: str) -> "RemoteFolder":
+        """The folder `name` in this one, which has the manifest `index`."""
+        return RemoteFolder(join(self.url, name), self.cache, index)
+
+    def open(self, name: str) -> int:
+        return self.cache.open(self._listed(name))
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        self.cache.prefetch(map(self._listed, names))
+
+    def _listed(self, name: str) -> RemoteFile:
+        if name not in self._files:
+            raise UserError(f"{self.location(self.index)}: does not list `{name}`")
+        return self._files[name]
+
+
+Folder = LocalFolder | RemoteFolder
 
 
 def open_folder(name: str | os.PathLike[str], remote: RemoteConfig) -> tuple[Folder, Manifest]:
@@ -63,17 +118,16 @@ def open_folder(name: str | os.PathLike[str], remote: RemoteConfig) -> tuple[Fol
         remote: how files at a URL are fetched and kept.
 
     Raises:
-        UserError: no finished data set there, an empty one, or no way to it.
+        UserError: no finished data set there, an empty one, or no way to reach it.
     """
     text = os.fspath(name)
     if not is_remote(text):
         return LocalFolder(Path(text)), read_manifest(Path(text))
-    # Locks of POSIX, which not every machine that reads local folders has.
-    from mmalign.data.shards.remote_folder import RemoteFolder
+    # It needs locks of POSIX, which not every machine that reads local folders has.
     from mmalign.data.storage.cache import ShardCache
 
     folder = RemoteFolder(text, ShardCache(remote))
-    manifest = parse_manifest(folder.manifest, folder.place(MANIFEST))
+    manifest = parse_manifest(folder.manifest, folder.location(MANIFEST))
     if manifest.samples == 0:
         raise UserError(f"{folder}: the data set is empty")
     return folder, manifest
@@ -83,7 +137,45 @@ def read_file(folder: Folder, name: str) -> bytes:
     """All bytes of a small file, such as an index.
 
     Raises:
-        OSError, UserError: as `Folder.open`.
+        OSError, UserError: as `LocalFolder.open`.
     """
     with os.fdopen(folder.open(name), "rb") as file:
         return file.read()
+
+
+class Recent(Generic[K, V]):
+    """Values by key, made when they are asked for; only those that were used last are kept.
+
+    Attributes:
+        most: how many are kept.
+    """
+
+    def __init__(
+        self, make: Callable[[K], V], most: int, close: Callable[[V], None] | None = None
+    ) -> None:
+        self.most = most
+        self._make, self._close = make, close
+        self._values: OrderedDict[K, V] = OrderedDict()
+
+    def __getstate__(
+        self,
+    ) -> dict[str, Any]:  # another process makes its own, for example descriptors
+        return {**self.__dict__, "_values": OrderedDict()}
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __getitem__(self, key: K) -> V:
+        """The value; valid until `most` others were asked for."""
+        if key not in self._values:
+            self.close(self.most - 1)
+            self._values[key] = self._make(key)
+        self._values.move_to_end(key)
+        return self._values[key]
+
+    def close(self, keep: int = 0) -> None:
+        """Forget all values but the `keep` that were used last."""
+        while len(self._values) > keep:
+            value = self._values.popitem(last=False)[1]
+            if self._close is not None:
+                self._close(value)

@@ -1,10 +1,10 @@
 """`mmalign data index`: tars that others made -> the index and the manifest that our own shards have.
 
-    tars --a process a shard--> scan.py -> <shard>.index.jsonl, refusals
+    tars --one process per shard--> scan.py -> <shard>.index.jsonl, refusals
          --> manifest.json (last), refused.jsonl
 
-The tars are only read. What was found in each is kept in `.index/`, so that a second run scans only shards
-that are new or changed. The same tars give the same index and manifest, whatever the number of processes.
+The tars are only read. The result for each is kept in `.index/`, so that a second run scans only shards that
+are new or changed. The same tars give the same index and manifest, whatever the number of processes.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -44,25 +44,25 @@ def index(
     tars = find_tars(source)
     out = out or tars[0].parent
     if rules.language == "identify":
-        identify("")  # says at once whether the library is there
-    _check_out(out)
-    sizes = _sizes(tars)
-    jobs = [
-        _Job(tar, name, out, rules, sizes.get(tar))
-        for tar, name in zip(tars, _names(tars), strict=True)
-    ]
+        identify("")  # fails at once if the library is missing
+    if (out / MANIFEST).is_file() and not (out / REFUSED).is_file():  # made by a recipe
+        raise UserError(f"{out}: holds a data set of another kind; name another folder with --out")
+    try:
+        (out / _SCANS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror}); name another folder with --out"
+        ) from None
+    jobs = _jobs(tars, out, rules)
     scans = list(track(map_in_processes(_index_one, jobs, processes), "shards", len(jobs)))
     _write_refusals(out, jobs, scans)
-    shards = [_shard(job, scan) for job, scan in zip(jobs, scans, strict=True)]
-    if not any(shard.samples for shard in shards):
-        reasons = Counter[str]()
-        for scan in scans:
-            reasons.update(scan["refused"])
+    if not any(scan["samples"] for scan in scans):
+        counts = sum((Counter[str](scan["refused"]) for scan in scans), Counter[str]())
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in counts.most_common(3))
         raise UserError(
-            f"{source}: no sample of {len(tars)} shards can be used ({_most(reasons)}); {out / REFUSED} "
-            "names them"
+            f"{source}: no sample of {len(tars)} shards can be used ({reasons}); {out / REFUSED} names them"
         )
-    _write_manifest(out, rules, shards, scans)
+    _write_manifest(out, rules, jobs, scans)
     return read_manifest(out), out
 
 
@@ -83,49 +83,50 @@ def find_tars(source: str) -> list[Path]:
         raise UserError(f"{source}: no tars there; name a folder of .tar files or a pattern")
     for path in paths:
         if path.suffix != ".tar" or not path.is_file():
-            raise UserError(f"{path}: is no .tar file; only plain tars are read, not packed ones")
+            raise UserError(f"{path}: not a .tar file; only plain tars are read, not packed ones")
     return sorted(paths)
 
 
-def _check_out(out: Path) -> None:
-    """Whether the folder can be written, and holds no manifest of another maker that would be lost."""
-    if (out / MANIFEST).is_file() and not (out / REFUSED).is_file():
-        raise UserError(f"{out}: holds a data set of another kind; name another folder with --out")
-    try:
-        (out / _SCANS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written ({error.strerror}); name another folder with --out"
-        ) from None
+@dataclass(frozen=True)
+class _Job:
+    """One tar to index. `shard` is its entry in the manifest, still without counts."""
+
+    tar: Path
+    shard: Shard
+    out: Path
+    rules: Rules
+    expected: int | None
+
+    @property
+    def report(self) -> Path:
+        return self.out / _SCANS / f"{self.shard.file}.json"
+
+    @property
+    def refusals(self) -> Path:
+        return self.out / _SCANS / f"{self.shard.file}.{REFUSED}"
 
 
-def _names(tars: Sequence[Path]) -> list[str]:
-    """A name for each tar in the manifest: its own, or where two are alike, with its folders."""
-    names = [path.name for path in tars]
-    if len(set(names)) == len(names):
-        return names
-    above = Path(os.path.commonpath([path.resolve().parent for path in tars]))
-    return ["-".join(path.resolve().relative_to(above).parts) for path in tars]
-
-
-def _sizes(tars: Sequence[Path]) -> dict[Path, int]:
-    """How many samples each tar had when it was made, where a file beside it says so.
-
-    open_clip's `sizes.json` is {tar: samples}; img2dataset's `00000_stats.json` counts `successes`.
-    """
+def _jobs(tars: Sequence[Path], out: Path, rules: Rules) -> list[_Job]:
+    names = [tar.name for tar in tars]
+    if len(set(names)) < len(names):  # of several folders: two tars may have the same name
+        above = Path(os.path.commonpath([tar.resolve().parent for tar in tars]))
+        names = ["-".join(tar.resolve().relative_to(above).parts) for tar in tars]
     lists = {folder: _json_object(folder / "sizes.json") for folder in {t.parent for t in tars}}
-    found = {}
-    for tar in tars:
-        count = lists[tar.parent].get(tar.name)
-        if count is None:
-            count = _json_object(tar.with_name(f"{tar.stem}_stats.json")).get("successes")
-        if isinstance(count, int):
-            found[tar] = count
-    return found
+    jobs = []
+    for tar, name in zip(tars, names, strict=True):
+        beside = tar.parent.resolve() == out.resolve()
+        shard = Shard(name, 0, 0, {}, None if beside else str(tar.resolve()))
+        # How many samples it had when it was made: open_clip's `sizes.json` is {tar: samples}, img2dataset's
+        # `00000_stats.json` counts `successes`.
+        expected = lists[tar.parent].get(tar.name)
+        if expected is None:
+            expected = _json_object(tar.with_name(f"{tar.stem}_stats.json")).get("successes")
+        jobs.append(_Job(tar, shard, out, rules, expected if isinstance(expected, int) else None))
+    return jobs
 
 
 def _json_object(path: Path) -> dict[str, Any]:
-    """What a small JSON file holds, nothing where there is no such file or object."""
+    """The object that a small JSON file holds, empty if there is no such file or object."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -133,31 +134,8 @@ def _json_object(path: Path) -> dict[str, Any]:
     return tree if isinstance(tree, dict) else {}
 
 
-@dataclass(frozen=True)
-class _Job:
-    tar: Path
-    name: str
-    out: Path
-    rules: Rules
-    expected: int | None
-
-    @property
-    def shard(self) -> Shard:
-        """As the manifest names it; its counts come from the scan."""
-        beside = self.tar.parent.resolve() == self.out.resolve()
-        return Shard(self.name, 0, 0, {}, None if beside else str(self.tar.resolve()))
-
-    @property
-    def report(self) -> Path:
-        return self.out / _SCANS / f"{self.name}.json"
-
-    @property
-    def refusals(self) -> Path:
-        return self.out / _SCANS / f"{self.name}.{REFUSED}"
-
-
 def _index_one(job: _Job) -> dict[str, Any]:
-    """Scan one shard unless that was done; returns what is known of it, as its report in `.index/` has it."""
+    """Scan one shard unless that was done; returns its report, as it is kept in `.index/`."""
     rows = job.out / job.shard.index
     temporary = rows.with_name(f".{rows.name}.tmp")
     try:
@@ -169,16 +147,20 @@ def _index_one(job: _Job) -> dict[str, Any]:
             "rules": asdict(job.rules),
             "expected": job.expected,
         }
-        known = _known(job.report, source, rows)
-        if known is not None:
-            return known
+        # An earlier scan counts if it was of the same tar with the same rules, and its index is unchanged.
+        known = _json_object(job.report)
+        if known.get("source") == source and rows.is_file():
+            known_sha256 = known.get("files", {}).get("rows", {}).get("sha256")
+            if known_sha256 == sha256_of(rows):
+                return known
         with (
             job.tar.open("rb") as file,
             temporary.open("w", encoding="utf-8") as lines,
             job.refusals.open("w", encoding="utf-8") as refusals,
         ):
-            scan = Scan(job.name, file, job.rules, lines, refusals, job.expected)
+            scan = Scan(job.shard.file, file, job.rules, lines, refusals, job.expected)
             scan.run()
+        # Only a complete scan gets the name of an index.
         temporary.replace(rows)
         files = {"tar": {"size": stat.st_size, "sha256": sha256_of(job.tar)}, "rows": flush(rows)}
         report = {"source": source, "files": files, **scan.counts()}
@@ -188,26 +170,8 @@ def _index_one(job: _Job) -> dict[str, Any]:
     return report
 
 
-def _known(report: Path, source: dict[str, Any], rows: Path) -> dict[str, Any] | None:
-    """The report of an earlier scan of the same tar with the same rules, if its index is whole."""
-    try:
-        tree: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
-        whole = tree["source"] == source and tree["files"]["rows"]["sha256"] == sha256_of(rows)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return tree if whole else None
-
-
-def _shard(job: _Job, scan: dict[str, Any]) -> Shard:
-    languages = scan["languages"]
-    samples = scan["samples"]  # each has a caption, others are refused
-    return Shard(
-        job.name, samples, sum(languages.values()), languages, job.shard.path, captioned=samples
-    )
-
-
 def _write_refusals(out: Path, jobs: Sequence[_Job], scans: Sequence[dict[str, Any]]) -> None:
-    """`refused.jsonl`: the refusals of all shards in their order, bounded; the rest is a count."""
+    """`refused.jsonl`: the refusals of all shards in their order, up to a limit; the rest is a count."""
     temporary = out / f".{REFUSED}.tmp"
     lines = 0
     with temporary.open("w", encoding="utf-8") as file:
@@ -223,32 +187,33 @@ def _write_refusals(out: Path, jobs: Sequence[_Job], scans: Sequence[dict[str, A
 
 
 def _write_manifest(
-    out: Path, rules: Rules, shards: Sequence[Shard], scans: Sequence[dict[str, Any]]
+    out: Path, rules: Rules, jobs: Sequence[_Job], scans: Sequence[dict[str, Any]]
 ) -> None:
-    files = {REFUSED: flush(out / REFUSED)}
+    files, shards, refused = {REFUSED: flush(out / REFUSED)}, [], {}
     ignored = Counter[str]()
-    for shard, scan in zip(shards, scans, strict=True):
-        files |= {shard.tar: scan["files"]["tar"], shard.index: scan["files"]["rows"]}
+    for job, scan in zip(jobs, scans, strict=True):
+        samples, languages = scan["samples"], scan["languages"]
+        # Every sample of an index has a caption; others are refused.
+        counted = {
+            "captions": sum(languages.values()),
+            "languages": languages,
+            "captioned": samples,
+        }
+        shards.append(replace(job.shard, samples=samples, **counted).to_json())
+        files |= {job.shard.tar: scan["files"]["tar"], job.shard.index: scan["files"]["rows"]}
         ignored.update(scan["ignored"])
+        if scan["refused"]:
+            refused[job.shard.file] = scan["refused"]
     recipe = {"index": rules.to_json()}
-    name = out.resolve().name
     info = {
-        "name": name,
+        "name": out.resolve().name,
         "split": "train",
         "recipe": recipe,
         "recipe_sha256": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
         "format": FORMAT_VERSION,
         "captions": rules.to_json(),
-        "refused": {
-            shard.file: scan["refused"]
-            for shard, scan in zip(shards, scans, strict=True)
-            if scan["refused"]
-        },
+        "refused": refused,
         "ignored": dict(sorted(ignored.items())),
-        "shards": [shard.to_json() for shard in shards],
+        "shards": shards,
     }
     write_manifest(out, info, MANIFEST, files)
-
-
-def _most(reasons: Counter[str]) -> str:
-    return ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3))

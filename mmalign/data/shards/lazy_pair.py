@@ -1,10 +1,11 @@
-"""A pair before its picture is read: what the reading process hands to those that write shards.
+"""A pair before its image is read: what the reading process hands to those that write shards.
 
-    row of a source -+-> Draft: captions, and where the picture lies --load--> Pair, its picture checked
+    row of a source -+-> LazyPair: captions, and where the image is --load--> Pair, its image checked
                      +-> BadRow: why the row cannot be used
 
-Reading rows is quick and has an order; pictures are slow and have none. So a source yields drafts, and any
-process can finish them. What a draft says of itself (its `repr`) changes when its picture does.
+Reading rows is fast and has an order; reading images is slow and has none. So a source yields lazy pairs,
+and any process can load them. A build recognizes a lazy pair by its `repr`, which changes when its image
+does.
 """
 
 import hashlib
@@ -18,25 +19,14 @@ from mmalign.core.batch import Pair
 from mmalign.core.errors import UserError
 from mmalign.core.languages import is_language_code
 from mmalign.data.preprocess import UndecodableImage, decode
-from mmalign.data.shards import reader
+from mmalign.data.reasons import REASONS
 from mmalign.data.shards.manifest import OWN_CAPTIONS
 from mmalign.data.shards.reader import MAX_IMAGE_BYTES, UnusableSample, captions_in
 from mmalign.data.shards.scan import check_picture
 
-REASONS = {
-    **reader.REASONS,
-    "row": "it is not of the format of its source",
-    "missing": "its picture is not there",
-    "split": "its split cannot be told, or is no name of a split",
-    "status": "its picture is not in the shard that its metadata name",
-}
-"""Why a row of a source is not used, and what that means."""
-
-
-# A split becomes a folder beside those that a build makes itself.
 _SPLIT = re.compile(r"[\w-]+")
+# A split becomes a folder beside those that a build makes itself.
 _RESERVED = ("tasks", "words", "withheld")
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class BadRow(UserError):
@@ -51,12 +41,12 @@ class BadRow(UserError):
         super().__init__(sentence)
         self.reason = reason
 
-    def __reduce__(self) -> tuple[Any, ...]:  # it travels between processes
+    def __reduce__(self) -> tuple[Any, ...]:  # it is sent between processes
         return type(self), (self.reason, str(self))
 
 
-class Picture(Protocol):
-    """Where the bytes of a picture come from."""
+class ImageBytes(Protocol):
+    """Where the bytes of an image come from."""
 
     def read(self) -> bytes: ...
 
@@ -98,7 +88,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Bytes that are at hand."""
+    """Bytes that are already in memory."""
 
     data: bytes
 
@@ -111,28 +101,28 @@ class Encoded:
 
 @dataclass(frozen=True)
 class LazyPair:
-    """A pair whose picture is not read yet.
+    """A pair whose image is not read yet.
 
     Attributes:
         pair: the pair with no image.
-        where: file and line, for the sentence about a mistake.
-        description: the picture in that sentence, for example `the image a.png`.
-        strict: a row that cannot be used is an error, whatever a recipe allows: in a published test set a
-            smaller pool would be another, easier test.
+        where: file and line, for error messages.
+        description: the image in these messages, for example `the image a.png`.
+        strict: a row that cannot be used is an error, whatever a recipe allows: a published test set with a
+            smaller pool is another, easier test.
     """
 
     pair: Pair
-    image: Picture
+    image: ImageBytes
     where: str
     description: str
     strict: bool = False
 
     def load(self) -> Pair:
-        """The pair with its picture.
+        """The pair with its image.
 
         Raises:
-            BadRow: the picture cannot be read or used, or a caption is not of the format.
-            UserError: the same of a strict draft.
+            BadRow: the image cannot be read or used, or a caption is invalid.
+            UserError: the same if it is strict.
         """
         try:
             self._check_captions()
@@ -146,9 +136,8 @@ class LazyPair:
         """A shard must not hold what its reader would refuse."""
         for caption in self.pair.captions:
             if not is_language_code(caption.lang):
-                raise BadRow(
-                    "language", f"{self.where}: `{caption.lang}` is no BCP-47 language code"
-                )
+                problem = f"`{caption.lang}` is no BCP-47 language code"
+                raise BadRow("language", f"{self.where}: {problem}")
         try:
             captions_in({"captions": [asdict(c) for c in self.pair.captions]}, OWN_CAPTIONS)
         except UnusableSample as error:
@@ -160,19 +149,25 @@ class LazyPair:
             data = self.image.read()
         except OSError as error:
             raise BadRow("read error", f"{subject} cannot be read ({error.strerror})") from None
+        # Checked here and not when the shard is read, so that the shard itself is valid.
         if len(data) > MAX_IMAGE_BYTES:
             raise BadRow("too large", f"{subject} has {len(data)} bytes, over {MAX_IMAGE_BYTES}")
         try:
             decode(data)
         except UndecodableImage as error:
+            reason = "does not decode"
+            try:  # the header may say why
+                check_picture(data)
+            except UnusableSample as unusable:
+                reason = unusable.reason
             # Pillow names an object by its address, which differs from build to build.
-            told = _ADDRESS.sub("", str(error))
-            raise BadRow(_reason(data), f"{subject} {told}") from None
+            message = re.sub(r" at 0x[0-9a-f]+", "", str(error))
+            raise BadRow(reason, f"{subject} {message}") from None
         return data
 
 
 def check_split(split: Any, where: str) -> None:
-    """Whether a split may become a folder.
+    """Check that a split may become a folder.
 
     Raises:
         BadRow: it may not.
@@ -186,14 +181,5 @@ def check_split(split: Any, where: str) -> None:
 
 
 def key_of(name: str) -> str:
-    """A name as the key of a sample, in which `.` and `/` have a meaning."""
+    """A name as the key of a sample, without `.` and `/`, which have a meaning there."""
     return name.replace(".", "_").replace("/", "_")
-
-
-def _reason(data: bytes) -> str:
-    """Why a picture does not decode, as far as its header tells."""
-    try:
-        check_picture(data)
-    except UnusableSample as error:
-        return error.reason
-    return "does not decode"

@@ -1,12 +1,12 @@
 """Shards: plain webdataset tars with an index and a manifest.
 
     pairs -> <folder>/00000.tar          members <key>.{jpg,png,webp}, <key>.json, <key>.txt
-             <folder>/00000.index.jsonl  one line a sample: where its members lie, its picture, its languages
+             <folder>/00000.index.jsonl  one line per sample: its members, `picture` and languages
              <folder>/sizes.json         samples of each tar, for readers of other projects
              <folder>/manifest.json      written last: counts, licences, sha256 of each file, the recipe
 
-`<key>.txt` holds the first caption, so that readers that know one caption per image work; `<key>.json` holds
-all of them. The same pairs give the same bytes. Tars of strangers get the same index and manifest from
+`<key>.txt` holds the first caption, so that readers that expect one caption per image work; `<key>.json`
+holds all of them. The same pairs give the same bytes. Tars of others get the same index and manifest from
 `mmalign data index` (index.py), which say where captions are read from.
 """
 
@@ -16,18 +16,19 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from mmalign.core.batch import Pair
 from mmalign.core.errors import UserError
 from mmalign.data.image_formats import WRITTEN_SUFFIXES, image_suffix
-from mmalign.data.shards.tar import Member, walk
+from mmalign.data.shards.tar import Damage, Member, walk
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 OWN_CAPTIONS = "json:captions"
-"""Where our own shards have their captions: a list of {"lang", "text"}."""
+"""Where the captions are in our own shards: a list of {"lang", "text"}."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Shard:
     """One tar: its file name and what it holds.
 
     Attributes:
-        path: where the tar lies, absolute or from the manifest's folder; None: beside the manifest.
+        path: of the tar, absolute or from the manifest's folder; None: beside the manifest.
         captioned: samples that have a caption; None: not counted, as in manifests of older versions.
     """
 
@@ -66,11 +67,11 @@ class Manifest:
 
     Attributes:
         recipe_sha256: of the recipe that made it: equal recipes need no second build.
-        captions: where a sample's captions stand: `txt`, or `json:FIELD` of its JSON.
-        refused: samples and parts of each shard that are not used, counted by reason (data/shards/reader.py).
+        captions: where a sample's captions are: `txt`, or `json:FIELD` of its JSON.
+        refused: samples and parts of each shard that are not used, counted by reason (data/reasons.py).
         ignored: members that are never opened, counted by suffix.
         files: `size` in bytes and `sha256` of each file, by its path from the folder.
-        sha256: of the manifest file itself, which names the data set's exact bytes.
+        sha256: of the manifest file itself; it identifies the data set's exact bytes.
     """
 
     name: str
@@ -103,70 +104,70 @@ def write_shard(path: Path, pairs: Iterable[Pair]) -> None:
 
     with (
         path.open("wb") as file,
+        # Fixed owner and time, and encoding by ourselves: nothing in the tar depends on where it is made.
         webdataset.TarWriter(
             file, user="mmalign", group="mmalign", mtime=0, encoder=False, compress=False
         ) as tar,
     ):
         for pair in pairs:
-            tar.write(_sample_of(pair))
-
-
-def _sample_of(pair: Pair) -> dict[str, Any]:
-    assert "/" not in pair.key and "." not in pair.key, pair.key
-    facts = {
-        "captions": [asdict(caption) for caption in pair.captions],
-        "picture": pair.picture,
-        "split": pair.split,
-        "source": pair.source,
-        "license": pair.license,
-        "attribution": pair.attribution,
-    }
-    first = pair.captions[0].text if pair.captions else ""
-    return {
-        "__key__": pair.key,
-        image_suffix(pair.image): pair.image,
-        "json": json.dumps(facts, ensure_ascii=False).encode(),
-        "txt": first.encode(),
-    }
+            # A reader splits the name of a member at the first dot, and webdataset at the last slash.
+            assert "/" not in pair.key and "." not in pair.key, pair.key
+            facts = {
+                "captions": [asdict(caption) for caption in pair.captions],
+                "picture": pair.picture,
+                "split": pair.split,
+                "source": pair.source,
+                "license": pair.license,
+                "attribution": pair.attribution,
+            }
+            first = pair.captions[0].text if pair.captions else ""
+            tar.write(
+                {
+                    "__key__": pair.key,
+                    image_suffix(pair.image): pair.image,
+                    "json": json.dumps(facts, ensure_ascii=False).encode(),
+                    "txt": first.encode(),
+                }
+            )
 
 
 def index_shard(path: Path) -> Iterator[dict[str, Any]]:
-    """The index of a shard that `write_shard` made, one row a sample.
+    """The index of a shard that `write_shard` made, one row per sample.
 
-    `key`, `picture`, `langs`, and `image` and `json` as `place_of` gives them.
+    `key`, `picture`, `langs`, and `image` and `json` as `extent_of` returns them.
     """
     with path.open("rb") as file:
-        row: dict[str, Any] = {}
-        for member in walk(file):
-            assert isinstance(member, Member) and member.problem is None, member
-            key, _, suffix = member.name.partition(".")
-            if row and row["key"] != key:
-                yield row
-                row = {}
-            row["key"] = key
-            if suffix == "txt":
-                continue
-            file.seek(member.offset)
-            data = file.read(member.size)
-            place = place_of(suffix, member.offset, data)
-            if suffix in WRITTEN_SUFFIXES:
-                row["image"] = place
-            else:
-                facts = json.loads(data)
-                row["json"] = place
-                row["picture"] = facts["picture"]
-                row["langs"] = [caption["lang"] for caption in facts["captions"]]
-        if row:
+        for key, members in groupby(walk(file), lambda member: _split(member)[0]):
+            row: dict[str, Any] = {"key": key}
+            for member in members:
+                assert isinstance(member, Member)
+                suffix = _split(member)[1]
+                file.seek(member.offset)
+                data = file.read(member.size)
+                if suffix in WRITTEN_SUFFIXES:
+                    row["image"] = extent_of(suffix, member.offset, data)
+                elif suffix == "json":
+                    facts = json.loads(data)
+                    row["json"] = extent_of(suffix, member.offset, data)
+                    row["picture"] = facts["picture"]
+                    row["langs"] = [caption["lang"] for caption in facts["captions"]]
             yield row
 
 
-def place_of(suffix: str, offset: int, data: bytes) -> list[Any]:
+def _split(member: Member | Damage) -> tuple[str, str]:
+    """Key and suffix of a member of a shard that is valid, because it was just written."""
+    assert isinstance(member, Member) and member.problem is None, member
+    key, _, suffix = member.name.partition(".")
+    return key, suffix
+
+
+def extent_of(suffix: str, offset: int, data: bytes) -> list[Any]:
     """What an index row says of a member: [suffix, offset, size, crc32]; older rows have no crc32."""
     return [suffix, offset, len(data), zlib.crc32(data)]
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """The manifest of a data set; its files are not looked at.
+    """The manifest of a data set, without a check of its files.
 
     Raises:
         UserError: no data set there.
@@ -177,19 +178,19 @@ def load_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise UserError(
             f"{folder}: no {MANIFEST}, so it is not a finished data set; run `mmalign data build` again, or "
-            "`mmalign data index` for shards of others"
+            "`mmalign data index` for shards that others made"
         )
     return parse_manifest(path.read_bytes(), str(path))
 
 
-def parse_manifest(data: bytes, place: str) -> Manifest:
+def parse_manifest(data: bytes, location: str) -> Manifest:
     """The manifest of a data set from its bytes.
 
     Args:
-        place: where they are from, for messages.
+        location: of the file that they are from, for messages.
 
     Raises:
-        UserError: they are no manifest.
+        UserError: they are not a manifest.
     """
     try:
         tree = json.loads(data)
@@ -209,7 +210,7 @@ def parse_manifest(data: bytes, place: str) -> Manifest:
             sha256=hashlib.sha256(data).hexdigest(),
         )
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{place}: not a manifest of mmalign shards") from None
+        raise UserError(f"{location}: not a manifest of mmalign shards") from None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -223,7 +224,7 @@ def read_manifest(folder: Path) -> Manifest:
         file = folder / name
         if not file.is_file() or file.stat().st_size != facts["size"]:
             raise UserError(
-                f"{file}: missing or of another size than {MANIFEST} says; `mmalign data verify` tells more"
+                f"{file}: missing or of another size than {MANIFEST} says; `mmalign data verify` says more"
             )
     if manifest.samples == 0:
         raise UserError(f"{folder}: the data set is empty")

@@ -1,7 +1,7 @@
-"""The drafts of one shard -> its tar and its index, in any process; a shard that is there is not made again.
+"""The lazy pairs of one shard -> its tar and its index, in any process; a finished shard is not made again.
 
-job: drafts and bad rows --load--> pairs -> <work>/<split>/00000.{tar, index.jsonl}
-                                  -> bad rows -+-> report: <work>/.build/<split>-00000.json, written last
+job: lazy pairs and bad rows --load--> pairs -> <work>/<split>/00000.{tar, index.jsonl}
+                                    -> bad rows -+-> report: <work>/.build/<split>-00000.json, written last
 the reports of a split -> sizes.json, manifest.json
 """
 
@@ -19,12 +19,12 @@ from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.manifest import FORMAT_VERSION, MANIFEST, Shard, index_shard, write_shard
 
 STATE = ".build"
-"""Folder of the reports, beside the splits; gone when a build ends."""
+"""Folder of the reports, beside the splits; deleted when a build ends."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """The rows of one shard, and where it goes."""
+    """The rows of one shard, and where it is written."""
 
     work: Path
     split: str
@@ -41,9 +41,9 @@ class Job:
 
 
 Report = dict[str, Any]
-"""What is known of a finished shard: its `split` and `file`; the `rows` that it was made of, and their
-`fingerprint`; `shard` as the manifest has it, None where no row could be used; `licenses`; `files` with size
-and sha256; `refused`, an entry a row."""
+"""What is known of a finished shard: its `split` and `file`; the number of `rows` that it was made of, and
+their `fingerprint`; `shard` as the manifest has it, None if no row could be used; `licenses`; `files` with
+size and sha256; `refused`, one entry per row."""
 
 
 def pack(job: Job) -> Report:
@@ -52,8 +52,12 @@ def pack(job: Job) -> Report:
     Raises:
         UserError: a row that no recipe may leave out cannot be used.
     """
-    fingerprint = _fingerprint(job.rows)
-    known = _read_report(job, fingerprint)
+    digest = hashlib.sha256(f"format {FORMAT_VERSION}".encode())
+    for row in job.rows:
+        text = f"{row.reason} {row}" if isinstance(row, BadRow) else repr(row)
+        # A caption may contain half of a surrogate pair; it is refused later.
+        digest.update(text.encode("utf-8", "surrogatepass"))
+    known = _read_report(job, digest.hexdigest())
     if known is not None:
         return known
     refused: list[dict[str, str]] = []
@@ -61,7 +65,7 @@ def pack(job: Job) -> Report:
         "split": job.split,
         "file": job.tar.name,
         "rows": len(job.rows),
-        "fingerprint": fingerprint,
+        "fingerprint": digest.hexdigest(),
         **write_pairs(job.tar, _usable(job, refused)),
         "refused": refused,
     }
@@ -72,30 +76,27 @@ def pack(job: Job) -> Report:
 def write_pairs(tar: Path, pairs: Iterable[Pair]) -> Report:
     """Write one shard and its index; returns their part of a report."""
     tar.parent.mkdir(parents=True, exist_ok=True)
-    licenses, languages = Counter[str](), Counter[str]()
-    captioned = Counter[bool]()
+    licenses, languages, captioned = Counter[str](), Counter[str](), 0
 
     def counted() -> Iterator[Pair]:
+        nonlocal captioned
         for pair in pairs:
             licenses[pair.license] += 1
             languages.update(caption.lang for caption in pair.captions)
-            captioned[bool(pair.captions)] += 1
+            captioned += bool(pair.captions)
             yield pair
 
     write_shard(tar, counted())
     samples = licenses.total()
-    shard = Shard(
-        tar.name,
-        samples,
-        languages.total(),
-        dict(sorted(languages.items())),
-        captioned=captioned[True],
-    )
-    return {
-        "shard": shard.to_json() if samples else None,
-        "licenses": licenses,
-        "files": _index(tar, shard) if samples else {},
-    }
+    if not samples:
+        return {"shard": None, "licenses": licenses, "files": {}}
+    by_language = dict(sorted(languages.items()))
+    shard = Shard(tar.name, samples, languages.total(), by_language, captioned=captioned)
+    index = tar.with_name(shard.index)
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in index_shard(tar))
+    index.write_text("".join(lines), encoding="utf-8")
+    files = {path.name: flush(path) for path in (tar, index)}
+    return {"shard": shard.to_json(), "licenses": licenses, "files": files}
 
 
 def write_split(folder: Path, facts: dict[str, Any], reports: Sequence[Report]) -> None:
@@ -124,44 +125,28 @@ def write_split(folder: Path, facts: dict[str, Any], reports: Sequence[Report]) 
 
 
 def _usable(job: Job, refused: list[dict[str, str]]) -> Iterator[Pair]:
-    """The pairs of a job; rows that make none are added to `refused`."""
-    keys: set[str] = set()
+    """The pairs of a job; rows that cannot be used are added to `refused`."""
+    keys: set[str] = set()  # of this shard alone; keys of different shards may be equal
     for row in job.rows:
         try:
             if isinstance(row, BadRow):
                 raise row
             pair = row.load()
             if pair.key in keys:  # a reader of tars would take the two for one sample
-                raise BadRow("duplicate key", f"{row.where}: the key `{pair.key}` stood before")
+                raise BadRow("duplicate key", f"{row.where}: the key `{pair.key}` was used before")
         except BadRow as bad:
-            place = {"split": job.split, "shard": job.tar.name}
-            refused.append({**place, "reason": bad.reason, "what": str(bad)})
+            where = {"split": job.split, "shard": job.tar.name}
+            refused.append({**where, "reason": bad.reason, "what": str(bad)})
             continue
         keys.add(pair.key)
         yield pair
-
-
-def _index(tar: Path, shard: Shard) -> dict[str, Any]:
-    """Write the index of a tar; returns size and sha256 of both, after they are on the disk."""
-    index = tar.with_name(shard.index)
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in index_shard(tar))
-    index.write_text("".join(lines), encoding="utf-8")
-    return {path.name: flush(path) for path in (tar, index)}
-
-
-def _fingerprint(rows: Sequence[LazyPair | BadRow]) -> str:
-    """A hash of what a shard is made of."""
-    digest = hashlib.sha256(f"format {FORMAT_VERSION}".encode())
-    for row in rows:
-        text = f"{row.reason} {row}" if isinstance(row, BadRow) else repr(row)
-        digest.update(text.encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
 
 
 def _read_report(job: Job, fingerprint: str) -> Report | None:
     """The report of an earlier build that made this shard of the same rows, if its files are there."""
     try:
         report: Report = json.loads(job.report.read_text(encoding="utf-8"))
+        # Sizes are enough: the report was written after the files were synced.
         sizes = {name: facts["size"] for name, facts in report["files"].items()}
         found = {name: job.tar.with_name(name).stat().st_size for name in sizes}
         same = report["fingerprint"] == fingerprint and found == sizes

@@ -4,30 +4,28 @@
     ShardSet.read(i) -> row of the shard's index (shard_index.py) -> two ranged reads, checked -> Pair
                                                                   -> UnusableSample: shard, key and reason
 
-Only the members that the index names are touched, each under a cap, and nothing is unpacked. What is returned
-is byte for byte what the index described (its crc32), or it is refused; rows of data sets that were built
-before there were checksums are read without that check.
+Only the members that the index names are read, each under a size limit, and nothing is unpacked. What is
+returned is byte for byte what the index described (its crc32), or it is refused; rows of data sets that were
+built before there were checksums are read without that check.
 """
 
 import hashlib
 import json
 import os
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.errors import UserError
-from mmalign.data.shards import tar
-from mmalign.data.shards.folder import open_folder
+from mmalign.data.reasons import REASONS
+from mmalign.data.shards.folder import Folder, Recent, open_folder
 from mmalign.data.shards.manifest import OWN_CAPTIONS, Manifest
-from mmalign.data.shards.open_files import OpenFiles
 from mmalign.data.shards.shard_index import (
-    MEND,
+    FIX,
     languages_in,
     line_starts,
     read_index,
@@ -41,31 +39,9 @@ MAX_JSON_BYTES = 2_000_000
 MAX_TEXT_BYTES = 100_000  # of a .txt
 MAX_CAPTION_CHARACTERS = 20_000
 MAX_CAPTIONS = 1_000
-
-REASONS = {
-    **tar.REASONS,
-    "read error": "the shard cannot be opened or read",
-    "checksum": "a member's bytes are not those that were indexed",
-    "index": "its row in the index is not of this format",
-    "too large": "a member has more bytes than are allowed",
-    "no image": "it has no picture member",
-    "not an image": "its picture member is no JPEG, PNG or WebP",
-    "does not decode": "its picture cannot be decoded",
-    "too many pixels": "its picture has more pixels than are allowed",
-    "no caption": "it has no caption, or only empty ones",
-    "json": "its JSON does not parse, is nested too deeply or is no object",
-    "not UTF-8": "its caption or its JSON is not UTF-8",
-    "caption": "its captions are not of this format or hold a NUL",
-    "caption too long": f"a caption has more than {MAX_CAPTION_CHARACTERS} characters",
-    "language": "a caption has no language code",
-    "duplicate suffix": "two of its members have the same suffix",
-    "duplicate key": "its key stood in the shard before",
-    "not adjacent": "members of other samples stand between its own",
-    "beside damage": "damaged bytes stand directly behind its members",
-    "fewer samples": "the shard has fewer samples than a file beside it says",
-}
-"""Why a sample, a member or a part of a shard is not used, and what that means."""
-
+# Descriptors of all data sets of a stream. It opens two files per shard and may go through thousands of
+# shards, while a process usually has 1,024 descriptors and needs some for sockets and pipes.
+MOST_OPEN = 256
 
 _DEFAULT = RemoteConfig()
 
@@ -80,31 +56,27 @@ class UnusableSample(UserError):
     """
 
     def __init__(self, reason: str, detail: str = "", shard: str = "", key: str = "") -> None:
-        assert reason in REASONS, reason
         self.reason, self.detail, self.shard, self.key = reason, detail, shard, key
         where = f"{shard}, sample `{key}`: " if shard else ""
         super().__init__(f"{where}{REASONS[reason]}" + (f" ({detail})" if detail else ""))
 
-    def __reduce__(self) -> tuple[Any, ...]:  # it travels from a loader's worker to its rank
+    def __reduce__(self) -> tuple[Any, ...]:  # it is sent from a loader's worker to its rank
         return type(self), (self.reason, self.detail, self.shard, self.key)
 
     def at(self, shard: str, key: str) -> "UnusableSample":
-        """The same with its place."""
+        """The same error with shard and key."""
         return UnusableSample(self.reason, self.detail, shard, key)
 
 
 class ShardSet:
     """The samples of a data set, in the order of its shards.
 
-    A shard's index is read when one of its samples is; what it takes in memory is 8 bytes a sample, for the
-    shards that were used last.
-
     Attributes:
         folder: where its files are.
         manifest: what the folder says it holds.
         first: (shards + 1,) int64, number of the first sample of each shard, and of all samples.
-        shards_at_hand: of so many shards a process remembers where the rows of the index begin.
-        files: those that stay open; a shard has two.
+        starts: where the rows of a shard's index begin, by number of the shard: 8 bytes per sample.
+        files: open descriptors by name of file; a shard has two.
     """
 
     def __init__(self, name: str | os.PathLike[str], remote: RemoteConfig = _DEFAULT) -> None:
@@ -115,13 +87,15 @@ class ShardSet:
             remote: how the files at a URL are fetched and kept.
 
         Raises:
-            UserError: no finished data set there, an empty one, or no way to it.
+            UserError: no finished data set there, an empty one, or no way to reach it.
         """
         self.folder, self.manifest = open_folder(name, remote)
         self.first = np.cumsum([0, *(shard.samples for shard in self.manifest.shards)])
-        self.files = OpenFiles(self.folder)
-        self.shards_at_hand = 128
-        self._starts: OrderedDict[int, np.ndarray] = OrderedDict()
+        # Neither refers back to this object, so that descriptors are closed as soon as it is gone.
+        self.files: Recent[str, int] = Recent(self.folder.open, MOST_OPEN, os.close)
+        self.starts: Recent[int, np.ndarray] = Recent(
+            partial(_row_starts, self.folder, self.manifest), 128
+        )
 
     def __len__(self) -> int:
         return int(self.first[-1])
@@ -139,7 +113,7 @@ class ShardSet:
 
     @cached_property
     def picture_ids(self) -> np.ndarray:
-        """(samples,) int64, equal where pictures are equal, in every data set."""
+        """(samples,) int64, equal where images are equal, in every data set."""
         return np.array([picture_id(row["picture"]) for row in self._rows()], np.int64)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
@@ -154,83 +128,64 @@ class ShardSet:
         """Sample `index` with its encoded image and all its captions.
 
         Raises:
-            UnusableSample: a member cannot be read, is over its cap or not what the index says.
+            UnusableSample: a member cannot be read, is too large or not what the index says.
             UserError: the shard's index is not the one that the manifest describes.
         """
-        number, row = self._place(index)
-        facts = self._row(number, row)
+        number, row = self.locate(index)
+        shard = self.manifest.shards[number]
+        location = self.folder.location(shard.index)
         try:
-            tar = self.files.descriptor(self.manifest.shards[number].tar)
-            return read_pair(tar, facts, self.manifest)
+            facts = read_row(self.files[shard.index], self.starts[number], row, location)
+        except OSError as error:
+            raise UserError(f"{location}: cannot be read ({error.strerror}); {FIX}") from None
+        try:
+            return read_pair(self.files[shard.tar], facts, self.manifest)
         except OSError as error:
             problem = UnusableSample("read error", str(error.strerror))
         except UnusableSample as error:
             problem = error
-        raise problem.at(self.place_of(number), facts["key"])
+        raise problem.at(self.folder.location(shard.tar), facts["key"])
 
-    def shard_of(self, index: int) -> str:
-        """File name of the shard that holds sample `index`."""
-        return self.manifest.shards[self._place(index)[0]].file
-
-    def place_of(self, number: int) -> str:
-        """Where the tar of shard `number` lies, for messages."""
-        return self.folder.place(self.manifest.shards[number].tar)
-
-    def prefetch(self, numbers: Iterable[int]) -> None:
-        """Shards whose samples will be read soon."""
-        shards = [self.manifest.shards[number] for number in numbers]
-        self.folder.prefetch(name for shard in shards for name in (shard.index, shard.tar))
-
-    def _place(self, index: int) -> tuple[int, int]:
-        """Number of the shard that holds a sample, and the sample's row in it."""
+    def locate(self, index: int) -> tuple[int, int]:
+        """Number of the shard that holds sample `index`, and the sample's row in it."""
         number = int(np.searchsorted(self.first, index, side="right")) - 1
         return number, index - int(self.first[number])
 
-    def _row(self, number: int, row: int) -> dict[str, Any]:
-        """A row of a shard's index."""
-        starts_S, name = self._starts_of(number), self.manifest.shards[number].index
-        try:
-            return read_row(self.files.descriptor(name), starts_S, row, self.folder.place(name))
-        except OSError as error:
-            place = self.folder.place(name)
-            raise UserError(f"{place}: cannot be read ({error.strerror}); {MEND}") from None
-
-    def _starts_of(self, number: int) -> np.ndarray:
-        """Where the rows of a shard's index begin."""
-        if number in self._starts:
-            self._starts.move_to_end(number)
-            return self._starts[number]
-        while len(self._starts) >= self.shards_at_hand:
-            self._starts.popitem(last=False)
-        shard = self.manifest.shards[number]
-        data = read_index(self.folder, self.manifest, shard)
-        self._starts[number] = line_starts(data, self.folder.place(shard.index), shard)
-        return self._starts[number]
+    def prefetch(self, numbers: Iterable[int]) -> None:
+        """Announce shards whose samples will be read soon."""
+        shards = [self.manifest.shards[number] for number in numbers]
+        self.folder.prefetch(name for shard in shards for name in (shard.index, shard.tar))
 
     def close(self) -> None:
-        """Close its files; they are opened again where a sample is read."""
+        """Close its files; they are opened again when a sample is read."""
         self.files.close()
+
+
+def _row_starts(folder: Folder, manifest: Manifest, number: int) -> np.ndarray:
+    shard = manifest.shards[number]
+    return line_starts(read_index(folder, manifest, shard), folder.location(shard.index), shard)
 
 
 def read_pair(descriptor: int, row: dict[str, Any], manifest: Manifest) -> Pair:
     """The sample that an index row describes, from the open tar.
 
     Raises:
-        UnusableSample: a member cannot be read, is over its cap or not what the index says. It does not name
+        UnusableSample: a member cannot be read, is too large or not what the index says. It does not name
             shard and key yet.
     """
     origin = manifest.captions
     suffix = origin.partition(":")[0]
     most = MAX_TEXT_BYTES if suffix == "txt" else MAX_JSON_BYTES
-    data = _member(descriptor, row.get(suffix), most)
-    content = decode_text(data) if suffix == "txt" else parse_json(data)
+    content = parse_member(suffix, _read_member(descriptor, row.get(suffix), most))
+    # Languages come from the index, because the rules that found them may not be repeatable.
     found = captions_in(content, origin)
     if len(found) != len(row["langs"]):
         raise UnusableSample("caption", "another number of captions than the index says")
+    # The fields of a JSON that others wrote may have other meanings.
     facts = content if origin == OWN_CAPTIONS and isinstance(content, dict) else {}
     return Pair(
         key=row["key"],
-        image=_member(descriptor, row["image"], MAX_IMAGE_BYTES),
+        image=_read_member(descriptor, row["image"], MAX_IMAGE_BYTES),
         captions=tuple(
             Caption(lang, text) for lang, (text, _) in zip(row["langs"], found, strict=True)
         ),
@@ -242,16 +197,16 @@ def read_pair(descriptor: int, row: dict[str, Any], manifest: Manifest) -> Pair:
     )
 
 
-def _member(descriptor: int, place: Any, most: int) -> bytes:
-    """The bytes of a member that an index row places."""
+def _read_member(descriptor: int, extent: Any, most: int) -> bytes:
+    """The bytes of a member; `extent` is what an index row says of it."""
     try:
-        suffix, offset, size, *crc32 = place
+        suffix, offset, size, *crc32 = extent
         if size > most:
             raise UnusableSample("too large", f".{suffix}: {size} bytes, over {most}")
         data = os.pread(descriptor, size, offset)
-    except (TypeError, ValueError, OverflowError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (TypeError, ValueError, OverflowError):  # the row was written by somebody else
         raise UnusableSample("index") from None
     except OSError as error:
         raise UnusableSample("read error", str(error.strerror)) from None
@@ -263,7 +218,7 @@ def _member(descriptor: int, place: Any, most: int) -> bytes:
 
 
 def captions_in(content: str | dict[str, Any], origin: str) -> list[tuple[str, str | None]]:
-    """The captions of a sample, each with its language where its member tells it.
+    """The captions of a sample, each with its language if its member says it.
 
     Args:
         content: what the `.txt` or `.json` member holds.
@@ -271,7 +226,7 @@ def captions_in(content: str | dict[str, Any], origin: str) -> list[tuple[str, s
             {"lang", "text"}.
 
     Raises:
-        UnusableSample: a caption is not of this format.
+        UnusableSample: a caption does not have this format.
     """
     value = content if isinstance(content, str) else content.get(origin.partition(":")[2])
     entries = value if isinstance(value, list) else [] if value is None else [value]
@@ -281,31 +236,38 @@ def captions_in(content: str | dict[str, Any], origin: str) -> list[tuple[str, s
 
 
 def _caption(entry: Any) -> tuple[str, str | None]:
-    text, lang = (
-        (entry.get("text"), entry.get("lang")) if isinstance(entry, dict) else (entry, None)
-    )
+    fields = entry if isinstance(entry, dict) else {"text": entry}
+    text, lang = fields.get("text"), fields.get("lang")
     if not isinstance(text, str) or not isinstance(lang, str | None) or "\0" in text:
         raise UnusableSample("caption")
     if len(text) > MAX_CAPTION_CHARACTERS:
         raise UnusableSample("caption too long", f"{len(text)} characters")
     try:
-        text.encode()  # JSON can spell half a character
+        text.encode()  # JSON can write half of a surrogate pair
     except UnicodeEncodeError:
         raise UnusableSample("not UTF-8") from None
     return text, lang
+
+
+def parse_member(suffix: str, data: bytes) -> str | dict[str, Any]:
+    """What a `txt` or `json` member holds.
+
+    Raises:
+        UnusableSample: it is not UTF-8 or not JSON.
+    """
+    return decode_text(data) if suffix == "txt" else parse_json(data)
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
     """The object that a JSON member holds.
 
     Raises:
-        UnusableSample: it is not UTF-8 or no such JSON.
+        UnusableSample: it is not UTF-8, or not a JSON object.
     """
+    text = decode_text(data)
     try:
-        tree = json.loads(decode_text(data))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
+        tree = json.loads(text)
+    except (ValueError, RecursionError):
         raise UnusableSample("json") from None
     if not isinstance(tree, dict):
         raise UnusableSample("json")
@@ -325,6 +287,6 @@ def decode_text(data: bytes) -> str:
 
 
 def picture_id(picture: str) -> int:
-    """A picture's identity as a signed 64-bit integer."""
+    """An image's identity as a signed 64-bit integer."""
     digest = hashlib.blake2b(picture.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)

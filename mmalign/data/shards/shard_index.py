@@ -1,9 +1,9 @@
-"""The index of one shard: in memory only where its rows begin; a row is parsed when its sample is read.
+"""The index of one shard: only the starts of its rows are in memory; a row is parsed when its sample is read.
 
-    <shard>.index.jsonl -> bytes, checked against the manifest -> start of each line, 8 bytes a sample
+    <shard>.index.jsonl -> bytes, compared with the manifest -> start of each line, 8 bytes per sample
                            row i: one ranged read -> JSON
 
-A data set of a hundred million samples has some 25 GB of index: no process may hold that as Python objects.
+A data set of a hundred million samples has about 25 GB of index: no process can hold that as Python objects.
 """
 
 import hashlib
@@ -19,9 +19,8 @@ from mmalign.core.errors import UserError
 from mmalign.data.shards.folder import Folder, read_file
 from mmalign.data.shards.manifest import Manifest, Shard
 
-MEND = "make the data set again, or index its shards with `mmalign data index`"
+FIX = "make the data set again, or index its shards with `mmalign data index`"
 _LANGUAGES = re.compile(rb'"langs": (\[[^\]]*\])')
-_FIELDS = ("key", "image", "picture", "langs")
 
 
 def read_index(folder: Folder, manifest: Manifest, shard: Shard) -> bytes:
@@ -30,44 +29,44 @@ def read_index(folder: Folder, manifest: Manifest, shard: Shard) -> bytes:
     Raises:
         UserError: it is missing, or not the one that the manifest describes.
     """
-    place = folder.place(shard.index)
+    location = folder.location(shard.index)
     try:
         data = read_file(folder, shard.index)
     except OSError as error:
-        raise UserError(f"{place}: cannot be read ({error.strerror}); {MEND}") from None
+        raise UserError(f"{location}: cannot be read ({error.strerror}); {FIX}") from None
     facts = manifest.files.get(shard.index)
     if facts is not None and hashlib.sha256(data).hexdigest() != facts["sha256"]:
-        raise UserError(f"{place}: damaged, its bytes are not those of the manifest; {MEND}")
+        raise UserError(f"{location}: damaged, its bytes are not those of the manifest; {FIX}")
     return data
 
 
-def line_starts(data: bytes, place: str, shard: Shard) -> np.ndarray:
+def line_starts(data: bytes, location: str, shard: Shard) -> np.ndarray:
     """(samples + 1,) int64: where each row begins in an index, and where the last one ends.
 
     Raises:
         UserError: it has another number of rows than the manifest says.
     """
-    # By bytes: a key may hold what text mode takes for a line end.
+    # By bytes: a key may contain a character that text mode takes for the end of a line.
     ends_S = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
     if data and not data.endswith(b"\n"):
         ends_S = np.append(ends_S, len(data))
     if len(ends_S) != shard.samples:
-        raise UserError(f"{place}: has {len(ends_S)} samples, the manifest says {shard.samples}")
+        raise UserError(f"{location}: has {len(ends_S)} samples, the manifest says {shard.samples}")
     return np.concatenate([[0], ends_S])
 
 
-def parse_row(line: bytes, place: str) -> dict[str, Any]:
-    """One row: `key`, `picture`, `langs`, and where the members lie.
+def parse_row(line: bytes, location: str) -> dict[str, Any]:
+    """One row: `key`, `picture`, `langs`, and where the members are in the tar.
 
     Raises:
-        UserError: it is no row of an index.
+        UserError: it is not a row of an index.
     """
     try:
         row: dict[str, Any] = json.loads(line)
-        for name in _FIELDS:
+        for name in ("key", "image", "picture", "langs"):
             row[name]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{place}: not an index of mmalign shards; {MEND}") from None
+        raise UserError(f"{location}: not an index of mmalign shards; {FIX}") from None
     return row
 
 
@@ -77,10 +76,10 @@ def read_rows(folder: Folder, manifest: Manifest, shard: Shard) -> list[dict[str
     Raises:
         UserError: as `read_index`, `line_starts` and `parse_row`.
     """
-    place = folder.place(shard.index)
+    location = folder.location(shard.index)
     data = read_index(folder, manifest, shard)
-    starts = line_starts(data, place, shard).tolist()
-    return [parse_row(data[a:b], place) for a, b in itertools.pairwise(starts)]
+    starts = line_starts(data, location, shard).tolist()
+    return [parse_row(data[a:b], location) for a, b in itertools.pairwise(starts)]
 
 
 def languages_in(folder: Folder, manifest: Manifest, shard: Shard) -> list[tuple[str, ...]]:
@@ -90,15 +89,15 @@ def languages_in(folder: Folder, manifest: Manifest, shard: Shard) -> list[tuple
         UserError: as `read_rows`.
     """
     # Much faster than parsing the rows, and a window of shards has some 500,000. Nothing else in a row can
-    # look like this: within a string, JSON writes a quote as \".
+    # look like this: inside a string, JSON writes a quote as \".
     found = _LANGUAGES.findall(read_index(folder, manifest, shard))
-    if len(found) != shard.samples:
+    if len(found) != shard.samples:  # written by another program, with other white space
         return [tuple(row["langs"]) for row in read_rows(folder, manifest, shard)]
     parsed = {text: tuple(json.loads(text)) for text in set(found)}
     return [parsed[text] for text in found]
 
 
-def read_row(descriptor: int, starts_S: np.ndarray, number: int, place: str) -> dict[str, Any]:
+def read_row(descriptor: int, starts_S: np.ndarray, number: int, location: str) -> dict[str, Any]:
     """Row `number` of an open index whose lines begin at `starts_S`."""
     start, end = int(starts_S[number]), int(starts_S[number + 1])
-    return parse_row(os.pread(descriptor, end - start, start), place)
+    return parse_row(os.pread(descriptor, end - start, start), location)

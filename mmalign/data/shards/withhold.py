@@ -1,13 +1,14 @@
-"""Withheld captions: the measure of the image pivot on data whose pictures are few.
+"""Withheld captions: how well the image pivot works, measured on data with few images.
 
     train pairs -> for some (picture, language): captions out of training -> the set `withheld`
 
-A picture stays in training with its other languages; its withheld captions are queries that must find
-it. Text and picture never met, so what finds it went through the other languages and the image.
+An image stays in training with its other languages; its withheld captions are queries that must find it. Text
+and image were never seen together, so a query that finds it was aligned through the other languages and the
+image.
 
 - Close variants of a language (nb and nn, zh and yue) are withheld together.
-- So are the captions of equal pictures.
-- A withheld caption whose text also stands in training is no test: it is left out of the measure.
+- So are the captions of equal images.
+- A withheld caption whose text is also in training is no test: it is left out of the measure.
 - Every image keeps at least one caption.
 """
 
@@ -25,17 +26,18 @@ from mmalign.core.config import Section
 
 class Withhold(Section):
     fraction: float = pydantic.Field(gt=0, lt=1)
-    """Share of the (picture, language) pairs of the training split to withhold."""
+    """Share of the (image, language) pairs of the training split to withhold."""
     variants: tuple[tuple[str, ...], ...] = ()
     """Groups of close languages, each withheld as one language."""
 
 
 @dataclass(frozen=True)
 class Withheld:
-    """Which captions are withheld: pairs of picture and language group.
+    """Which captions are withheld.
 
     Attributes:
         chosen: (picture, language group).
+        group_of: the group of each language that is in one.
         training_texts: normalised texts that stay in training.
     """
 
@@ -44,7 +46,7 @@ class Withheld:
     training_texts: frozenset[str]
 
     def keeps(self, picture: str, lang: str) -> bool:
-        """Whether captions of this picture and language stay in training."""
+        """Whether captions of this image and language stay in training."""
         return (picture, self.group_of.get(lang, lang)) not in self.chosen
 
 
@@ -54,15 +56,17 @@ def choose_withheld(pairs: Iterable[Pair], config: Withhold, seed: int) -> Withh
     languages: dict[str, list[set[str]]] = defaultdict(list)  # picture -> languages of each image
     texts = []
     for pair in pairs:
-        languages[pair.picture].append({group_of.get(c.lang, c.lang) for c in pair.captions})
-        texts += [(pair.picture, group_of.get(c.lang, c.lang), c.text) for c in pair.captions]
+        grouped = [(group_of.get(c.lang, c.lang), c.text) for c in pair.captions]
+        languages[pair.picture].append({lang for lang, _ in grouped})
+        texts += [(pair.picture, lang, text) for lang, text in grouped]
     chosen: set[tuple[str, str]] = set()
     for picture, images in languages.items():
+        # Sorted, so that the choice does not depend on the order of the captions.
         for lang in sorted(set().union(*images)):
-            if _unit_hash(seed, picture, lang) >= config.fraction:
-                continue
-            # An image whose last caption this would be keeps it.
-            if all(image - {lang} for image in images):
+            key = f"{seed}\t{picture}\t{lang}".encode()
+            number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") / 2**64
+            # An image keeps its last caption.
+            if number < config.fraction and all(image - {lang} for image in images):
                 images = [image - {lang} for image in images]
                 chosen.add((picture, lang))
     staying = frozenset(normalise(t) for picture, lang, t in texts if (picture, lang) not in chosen)
@@ -76,9 +80,9 @@ def without_withheld(pair: Pair, withheld: Withheld) -> Pair:
 
 
 def withheld_pairs(pairs: Iterable[Pair], withheld: Withheld) -> Iterator[Pair]:
-    """The set `withheld`: each distinct training picture once, with its withheld captions, maybe none.
+    """The set `withheld`: each distinct training image once, with its withheld captions, possibly none.
 
-    Pictures without a withheld caption are there too: they are the pool that the queries search.
+    Images without a withheld caption are included: they are the pool that the queries search.
     """
     merged: dict[str, Pair] = {}
     for pair in pairs:
@@ -98,10 +102,5 @@ def withheld_pairs(pairs: Iterable[Pair], withheld: Withheld) -> Iterator[Pair]:
 
 
 def normalise(text: str) -> str:
-    """The text without differences that a reader would not see."""
+    """The text without differences that a reader would not notice."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def _unit_hash(seed: int, picture: str, lang: str) -> float:
-    digest = hashlib.blake2b(f"{seed}\t{picture}\t{lang}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmalign.core.language_names import language_name
+from mmalign.core.languages import language_name
 from mmalign.data.shards.folder import LocalFolder
 from mmalign.data.shards.manifest import Manifest
 from mmalign.data.shards.shard_index import read_rows

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmalign.data.shards.reader import REASONS
+from mmalign.data.reasons import REASONS
 
 MAX_LANGUAGES = 150
 """That have a row of their own."""

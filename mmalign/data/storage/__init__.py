@@ -1,1 +1,1 @@
-"""Bytes of a file, wherever it lies: local, at a URL, or in the cache."""
+"""Remote files: protocols, resumed downloads, and the cache that processes share."""

@@ -1,11 +1,11 @@
 """The protocols of remote files: a URL and a first byte -> the blocks that follow.
 
-    https        one request, its body as a stream     (also from servers that know no ranges)
-    s3, gs, hf   ranged reads of a block each
+    https        one request, its body as a stream     (also from servers that do not support ranges)
+    s3, gs, hf   one ranged read per block
     file         likewise: a slow network disk
 
-All go through fsspec, whose libraries find credentials in their usual places (environment, files of their
-own): none stands in our configuration, and no message shows one. Nothing here runs another program.
+All use fsspec, whose libraries find credentials in their usual places (environment, files of their own).
+Our configuration contains none, and no message shows one. No other program is run.
 """
 
 import errno
@@ -21,16 +21,17 @@ from mmalign.core.redact import redact_text
 SCHEMES = ("s3", "gs", "https", "http", "hf", "file")
 BLOCK = 16 * 2**20  # bytes of a ranged read
 CHUNK = 2**20  # bytes of one read of a stream, at most
-BUFFER = 2**17  # bytes that a stream reads ahead; a few times as many are lost where it breaks
-_TRY_AGAIN = (408, 425, 429)  # statuses of 4xx that are no refusal (RFC 9110, RFC 8470, RFC 6585)
+BUFFER = 2**17  # bytes that a stream reads ahead; a few times as many are lost when it breaks
+# Statuses of 4xx that may pass: timeout, too early, too many requests (RFC 9110, RFC 8470, RFC 6585).
+_TRY_AGAIN = (408, 425, 429)
 
 
 class WrongBytes(Exception):
-    """The file is another one than the manifest lists."""
+    """The file is not the one that the manifest lists."""
 
 
 def shown(url: str) -> str:
-    """The URL for a message: without user, password, query and fragment, where secrets stand."""
+    """The URL for a message: without user, password, query and fragment, which may contain secrets."""
     return redact_text(re.split(r"[?#]", url, maxsplit=1)[0])
 
 
@@ -38,7 +39,7 @@ def blocks(url: str, start: int, size: int | None, timeout: float) -> Iterator[b
     """The bytes of a file from byte `start` to its end.
 
     Args:
-        size: of the whole file in bytes, where it is known.
+        size: of the complete file in bytes, if it is known.
         timeout: seconds without an answer before an error.
 
     Raises:
@@ -47,56 +48,42 @@ def blocks(url: str, start: int, size: int | None, timeout: float) -> Iterator[b
         Exception: of the protocol's library; `is_final` and `reason` read it.
     """
     scheme = scheme_of(url)
-    # Asked for anew each time: a filesystem must not be used after a fork.
+    # Looked up for every file, because a filesystem must not be used after a fork.
     filesystem = _filesystem(os.getpid(), scheme, timeout)
     if scheme in ("http", "https"):
-        return _stream(filesystem, url, start)
+        yield from _stream(filesystem, url, start)
+        return
     # Without a cache of its own, the hub's file reads what it is asked for, and nothing ahead.
     options = {"cache_type": "none"} if scheme == "hf" else {}
-    return _ranges(filesystem, url, start, size, options)
+    end: int = filesystem.info(url)["size"] if size is None else size
+    for first in range(start, end, BLOCK):
+        last = min(first + BLOCK, end)
+        block = filesystem.cat_file(url, start=first, end=last, **options)
+        if len(block) != last - first:
+            raise WrongBytes(f"it ends after {first + len(block)} of {end} bytes")
+        yield block
 
 
 def _stream(filesystem: Any, url: str, start: int) -> Iterator[bytes]:
-    """The body of one HTTP answer from byte `start`, also where the server knows no ranges."""
+    """The body of one HTTP answer from byte `start`, also if the server does not support ranges."""
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
     try:
-        # A size that is given spares the request that would ask for it; a stream does not use it.
+        # With a size, fsspec does not send a request to ask for it; a stream does not use it.
         body = filesystem.open(url, "rb", block_size=0, size=1, headers=headers)
     except Exception as error:
-        if status(error) == 416:  # nothing stands behind `start`
+        if status(error) == 416:  # the file has no bytes after `start`
             return
         raise
     with body:
-        skip = start - _first_byte(body.r)
+        skip = start  # a status other than 206 means that the answer begins at byte 0
+        if body.r.status == 206:  # RFC 9110, section 14.4
+            found = re.match(r"bytes (\d+)-", body.r.headers.get("Content-Range", ""))
+            skip = start - int(found[1]) if found else -1
         if skip < 0:
             raise OSError(errno.EPROTO, "the server sent another range than asked for")
         while block := body.read(CHUNK):
             yield block[skip:]
             skip = max(0, skip - len(block))
-
-
-def _first_byte(response: Any) -> int:
-    """Where the body of an HTTP answer begins in the file (RFC 9110, section 14.4)."""
-    if response.status != 206:
-        return 0
-    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    if found is None:
-        raise OSError(errno.EPROTO, "the server did not say which range it sent")
-    return int(found[1])
-
-
-def _ranges(
-    filesystem: Any, url: str, start: int, size: int | None, options: dict[str, Any]
-) -> Iterator[bytes]:
-    """Ranged reads of a block each."""
-    size = filesystem.info(url)["size"] if size is None else size
-    assert size is not None, url
-    for first in range(start, size, BLOCK):
-        last = min(first + BLOCK, size)
-        block = filesystem.cat_file(url, start=first, end=last, **options)
-        if len(block) != last - first:
-            raise WrongBytes(f"it ends after {first + len(block)} of {size} bytes")
-        yield block
 
 
 @functools.cache
@@ -111,14 +98,14 @@ def _filesystem(process: int, scheme: str, timeout: float) -> Any:
     # gcsfs would ask over gRPC what kind of bucket it is; gRPC's threads do not survive a loader's fork.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
-        # The instance is ours alone: fsspec drops its own ones, and closes them, after a fork.
+        # Not from fsspec's own cache: fsspec drops those instances after a fork, and closes them.
         made = fsspec.filesystem(scheme, skip_instance_cache=True, **_options(scheme, timeout))
     except ImportError:
         raise UserError(
             f"{scheme}:// needs a library that is not installed; run pip install 'mmalign[remote]'"
         ) from None
     if scheme == "s3":
-        made.retries = 1  # the tries are counted here, not in three places
+        made.retries = 1  # tries are counted in remote.py alone, not also in s3fs and botocore
     return made
 
 
@@ -127,7 +114,7 @@ def _options(scheme: str, timeout: float) -> dict[str, Any]:
         import aiohttp
 
         limits = aiohttp.ClientTimeout(total=None, connect=timeout, sock_read=timeout)
-        # trust_env: the proxies that the environment names, as every other program there
+        # trust_env: use the proxies that the environment names, as other programs do
         return {"client_kwargs": {"timeout": limits, "trust_env": True, "read_bufsize": BUFFER}}
     if scheme == "s3":
         limits = {"connect_timeout": timeout, "read_timeout": timeout}
@@ -136,7 +123,7 @@ def _options(scheme: str, timeout: float) -> dict[str, Any]:
 
 
 def scheme_of(url: str) -> str:
-    """`s3` of `s3://bucket/set`; a UserError where we do not read it."""
+    """`s3` of `s3://bucket/set`; a UserError for a scheme that is not supported."""
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES:
         raise UserError(f"{shown(url)}: `{scheme}://` is not read; use {', '.join(SCHEMES)}")
@@ -145,27 +132,30 @@ def scheme_of(url: str) -> str:
 
 def status(error: Exception) -> int | None:
     """The HTTP status in an error of aiohttp, gcsfs or the hub's library."""
-    places = ((error, "status"), (getattr(error, "response", None), "status_code"), (error, "code"))
-    for holder, name in places:
-        value = getattr(holder, name, None)
-        if isinstance(value, int):
+    holders = (
+        (error, "status"),
+        (getattr(error, "response", None), "status_code"),
+        (error, "code"),
+    )
+    for holder, name in holders:  # one after the other: aiohttp's `code` is deprecated and warns
+        if isinstance(value := getattr(holder, name, None), int):
             return value
     return None
 
 
 def is_final(error: Exception) -> bool:
-    """Whether another try would meet the same refusal."""
+    """Whether another try would be refused as well."""
     code = status(error)
     if code is not None:
         return 400 <= code < 500 and code not in _TRY_AGAIN
     refusals = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
     if isinstance(error, refusals) or type(error).__name__ == "NoCredentialsError":  # of botocore
         return True
-    return str(error).startswith("Forbidden: ")  # an OSError of gcsfs, without a number
+    return str(error).startswith("Forbidden: ")  # an OSError of gcsfs, without a status
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in a few words. The library's own text may hold the URL with its secrets."""
+    """What went wrong, in a few words. The library's own text may contain the URL with its secrets."""
     code = status(error)
     if code is not None:
         return f"HTTP {code}"

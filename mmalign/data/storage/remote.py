@@ -1,9 +1,10 @@
-"""Files at a URL, fetched whole: streamed, resumed where they broke, retried, checked.
+"""Download complete files from a URL: streamed, resumed where they broke, retried, checked.
 
     RemoteFile(url, size, sha256) -> blocks from the first missing byte -> file on disk -> size, sha256, fsync
            ^-- wait, longer each time -- a try that broke --'
 
-A try that broke costs the bytes on their way, not those on the disk: they may even be of an earlier process.
+A try that broke loses the bytes on their way, not those on the disk, which may even be from an earlier
+process.
 """
 
 import errno
@@ -35,21 +36,21 @@ from mmalign.data.storage.protocols import (
 )
 
 MOST_UNLISTED = 256 * 2**20  # bytes of a file that no manifest lists
-PROGRESS = 2**20  # bytes that make a try no failure
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before a next try
-# Not the global generator: its draws belong to the run and are equal on all ranks, which would then come
+PROGRESS = 2**20  # bytes after which a try that broke does not count as a failure
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before the next try
+# Not the global generator: its draws belong to the run and are equal on all ranks, so that all would come
 # back to the server at the same instant.
 _JITTER = random.SystemRandom()
 
 
 class RemoteConfig(Section):
     cache: str | None = None
-    """Folder that holds fetched shards, on a local disk; the processes of a host share it. None: what the
-    environment variable MMALIGN_CACHE names, or ~/.cache/mmalign/shards."""
+    """Folder for downloaded shards, on a local disk; the processes of a host share it. None: the folder that
+    the environment variable MMALIGN_CACHE names, or ~/.cache/mmalign/shards."""
     cache_gib: float = pydantic.Field(default=50, gt=0)
     """GiB that the folder may hold; shards that a process has open are never removed for it."""
     prefetch: int = pydantic.Field(default=2, ge=0, le=16)
-    """Shards that each reading process fetches ahead of use; 0: none."""
+    """Shards that each reading process downloads ahead of use; 0: none."""
     retries: int = pydantic.Field(default=6, ge=0)
     """Further tries, in a row, after a try that got less than a MiB. Waits double from half a second to 30
     seconds, each shortened at random by up to a half."""
@@ -62,7 +63,7 @@ class RemoteFile:
     """A file at a URL. `size` in bytes and `sha256` (hexadecimal) as a manifest lists them; None: not listed.
 
     Raises:
-        UserError: the listed facts are none, for example because somebody wrote a path into them.
+        UserError: size or sha256 are invalid. A sha256 becomes a file name, so it must not be a path.
     """
 
     url: str
@@ -72,11 +73,11 @@ class RemoteFile:
     def __post_init__(self) -> None:
         sized = self.size is None or (type(self.size) is int and self.size >= 0)
         hashed = self.sha256 is None or (
-            isinstance(self.sha256, str) and re.fullmatch(r"[0-9a-f]{64}", self.sha256) is not None
+            isinstance(self.sha256, str) and re.fullmatch(r"[0-9a-f]{64}", self.sha256)
         )
         if not (sized and hashed):
             raise UserError(
-                f"{shown(self.url)}: the manifest lists no size and sha256 that can be; write it anew"
+                f"{shown(self.url)}: the manifest lists no valid size and sha256; write the manifest again"
             )
 
 
@@ -94,7 +95,7 @@ def join(folder: str, name: str) -> str:
 
 
 def fetch(file: RemoteFile, target: Path, config: RemoteConfig) -> None:
-    """Fetch a file to `target`, which appears whole or not at all.
+    """Download a file to `target`, which appears complete or not at all.
 
     Raises:
         UserError: as `download`.
@@ -109,33 +110,33 @@ def fetch(file: RemoteFile, target: Path, config: RemoteConfig) -> None:
 
 
 def download(file: RemoteFile, out: FileIO, config: RemoteConfig) -> None:
-    """Complete `out`, which may hold the file's first bytes already, and bring it to the disk.
+    """Complete `out`, which may already hold the file's first bytes, and bring it to the disk.
 
     Args:
-        out: a file opened with mode `a+b`, unbuffered, which nobody else writes.
+        out: a file opened with mode `a+b`, unbuffered, which no other process writes.
 
     Raises:
         UserError: no such file, not allowed, no answer after all tries, other bytes than listed (twice),
             the disk is full, or the protocol's library is not installed.
     """
     problem = ""
-    for _ in range(2):  # a proxy may have spoilt the bytes on their way: they get a second chance
+    for _ in range(2):  # a proxy may have damaged the bytes on their way: they get a second chance
         try:
             digest = _with_retries(file, out, config)
             if file.sha256 in (None, digest):
-                _sync(out)
+                _to_disk(out)
                 return
             problem = "its sha256 is not the one that the manifest lists"
         except WrongBytes as wrong:
             problem = str(wrong)
         out.truncate(0)
     raise UserError(
-        f"{shown(file.url)}: {problem}, also when fetched again; upload the data set again, whole"
+        f"{shown(file.url)}: {problem}, also when fetched again; upload the complete data set again"
     )
 
 
 def _with_retries(file: RemoteFile, out: FileIO, config: RemoteConfig) -> str:
-    """Append what is missing, in as many tries as it needs; returns the whole file's sha256."""
+    """Append what is missing, in as many tries as needed; returns the complete file's sha256."""
     out.seek(0)
     digest = hashlib.file_digest(out, "sha256")  # leaves the position at the end
     failures = 0
@@ -147,7 +148,7 @@ def _with_retries(file: RemoteFile, out: FileIO, config: RemoteConfig) -> str:
         except (UserError, WrongBytes):
             raise
         except Exception as error:  # the protocols' libraries have no exception in common
-            # The library's own text may hold the URL with its secrets: it is not shown, nor chained.
+            # The library's own text may contain the URL with its secrets: it is not shown, nor chained.
             if is_final(error):
                 raise UserError(_refusal(file.url, error)) from None
             failures = 1 if out.tell() - before >= PROGRESS else failures + 1
@@ -156,7 +157,9 @@ def _with_retries(file: RemoteFile, out: FileIO, config: RemoteConfig) -> str:
                     f"{shown(file.url)}: {failures} tries in a row failed ({reason(error)}); try again "
                     "later, or raise `retries` or `timeout`"
                 ) from None
-        time.sleep(_wait(failures))
+        # Doubling and capped. Shortened at random, so that the ranks do not come back together.
+        longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (failures - 1))
+        time.sleep(longest * _JITTER.uniform(0.5, 1))
 
 
 def _refusal(url: str, error: Exception) -> str:
@@ -168,13 +171,8 @@ def _refusal(url: str, error: Exception) -> str:
     )
 
 
-def _wait(failures: int) -> float:
-    """Seconds before the next try: doubling, capped, and shortened at random by up to a half."""
-    return min(LONGEST_WAIT, FIRST_WAIT * 2 ** (failures - 1)) * _JITTER.uniform(0.5, 1)
-
-
 def _append(file: RemoteFile, out: FileIO, digest: Any, timeout: float) -> None:
-    """One try: append the bytes from where `out` ends."""
+    """One try: append the bytes from the end of `out` on."""
     start = position = out.tell()
     most = MOST_UNLISTED if file.size is None else file.size
     if position == file.size:
@@ -183,39 +181,35 @@ def _append(file: RemoteFile, out: FileIO, digest: Any, timeout: float) -> None:
         position += len(block)
         if position > most:
             break
-        _write(out, block)
+        _to_disk(out, block)
         digest.update(block)
     if position > most:
         raise WrongBytes(f"it has more than {most} bytes")
     if file.size is not None and position < file.size:
-        if position == start:  # the server answered, and has nothing more
+        if position == start:  # the server answered, and has no more bytes
             raise WrongBytes(f"it ends after {position} of {file.size} bytes")
         raise OSError(errno.ECONNABORTED, "the answer ended early")
 
 
-def _write(out: FileIO, block: bytes) -> None:
+def _to_disk(out: FileIO, block: bytes | None = None) -> None:
+    """Write a block, or bring what was written to the disk.
+
+    Raises:
+        UserError: the disk is full or cannot be written. `out` is then empty: others, who write checkpoints,
+            need the space.
+    """
     try:
-        rest = memoryview(block)
+        rest = memoryview(block or b"")
         while rest:
             rest = rest[out.write(rest) :]
+        if block is None:  # some disks report only now that they are full
+            os.fsync(out.fileno())
     except OSError as error:
-        raise _disk_error(out, error) from None
-
-
-def _sync(out: FileIO) -> None:
-    try:
-        os.fsync(out.fileno())
-    except OSError as error:  # some disks tell only now that they are full
-        raise _disk_error(out, error) from None
-
-
-def _disk_error(out: FileIO, error: OSError) -> UserError:
-    """The sentence for the error, after the room was given back to those who write checkpoints."""
-    os.ftruncate(out.fileno(), 0)
-    folder = Path(str(out.name)).parent
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return UserError(
-            f"{folder}: the disk is full; free space there, lower `cache_gib`, or name a folder on another "
-            "disk in `cache`"
-        )
-    return UserError(f"{folder}: cannot be written ({error.strerror})")
+        os.ftruncate(out.fileno(), 0)
+        folder = Path(str(out.name)).parent
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(
+                f"{folder}: the disk is full; free space there, lower `cache_gib`, or name a folder on "
+                "another disk in `cache`"
+            ) from None
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None

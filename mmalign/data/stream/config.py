@@ -1,4 +1,4 @@
-"""What a run file says of its data."""
+"""The section `data` of a run file: data sets, how they are mixed and read, how captions are drawn."""
 
 from typing import Annotated, Any
 
@@ -11,14 +11,14 @@ from mmalign.data.storage.remote import RemoteConfig
 
 
 class TrainSet(Section):
-    """One data set of a mixture. Where the weight is 1, a run file has the folder alone."""
+    """One data set of a mixture. If the weight is 1, a run file contains only the folder."""
 
     path: str
     """Folder of shards, or its URL: s3://, gs://, https://, hf://."""
     weight: float = pydantic.Field(default=1.0, gt=0)
     """How often its images are drawn, compared with those of a set of weight 1."""
 
-    def __fspath__(self) -> str:  # so that it can stand where a folder is asked for
+    def __fspath__(self) -> str:  # so that it can be used as a folder
         return self.path
 
     @pydantic.model_serializer(mode="wrap")
@@ -44,33 +44,32 @@ class DataConfig(Section):
     )
     """Folders of shards, or their URLs, to train on as one data set: names, or {path, weight}."""
     remote: RemoteConfig = RemoteConfig()
-    """How data at a URL are fetched and kept. The cache should hold two windows of `shuffle_shards`."""
+    """How data at a URL are downloaded and kept. The cache should hold two windows of `shuffle_shards`."""
     captions_per_image: int = pydantic.Field(default=1, ge=1)
-    """Captions that an image brings to a step, in different languages as far as it can; fewer if it has
-    fewer."""
+    """Captions of each image in a step, in different languages if possible; fewer if it has fewer."""
     languages: tuple[str, ...] | None = None
     """Train on captions in these languages only; none: on all."""
     language_temperature: float | None = pydantic.Field(default=None, ge=1)
     """T: draw language l with probability proportional to (its captions)^(1/T), which repeats some images
     and omits others within an epoch. None: every image once, its captions alike."""
     language_floor: Share | dict[str, Share] | None = None
-    """Least share of each language among the captions that images bring first, after the temperature (without
-    one: 1); or of some languages, `{sw: 0.05}`."""
+    """Smallest share of each language among the first captions of the images, after the temperature (if there
+    is none: 1); or of some languages, `{sw: 0.05}`."""
     language_cap: Share | dict[str, Share] | None = None
     """Largest share of each language among these captions, or of some, `{en: 0.3}`."""
     shuffle_shards: int = pydantic.Field(default=64, ge=1)
     """Shards that are shuffled together. An epoch goes through the data in windows of at most so many shards,
     drawn at random anew each time, and reads within a window in any order. Up to 64 shards of the usual 5,000
-    to 10,000 samples are thus shuffled in full; of larger data only a window need be at hand at a time, and
-    batches of a set that is sorted by source are made up much like those of a full shuffle."""
+    to 10,000 samples are thus shuffled in full; of larger data only one window is needed at a time, and
+    batches of a set that is sorted by source have almost the composition of a full shuffle."""
     augmentation: Augmentation = Augmentation()
     image_features: bool = False
-    """Read what the frozen image tower made of the pictures before (`mmalign embed`), no pixels. A field, and
-    not done by itself where features lie: a run must not depend on what else is in a folder, and one that
-    counts on them must not fall back to pixels, many times slower, without a word."""
+    """Read cached image features of the frozen image tower (`mmalign embed`) instead of pixels. It is a field
+    and not automatic: a run must not depend on what else is in a folder, and one that expects features must
+    not silently use pixels, which are many times slower."""
     token_dropout: float = pydantic.Field(default=0.0, ge=0, lt=1)
-    """Share of a caption's tokens left out at random, anew each time (word dropout, Iyyer et al. 2015):
-    keeps a text tower from learning few captions by heart."""
+    """Share of a caption's tokens left out at random, anew each time (word dropout, Iyyer et al. 2015), so
+    that a text tower does not memorize few captions."""
     max_bad_fraction: float = pydantic.Field(default=0.01, ge=0, le=1)
     """A run stops when more than this share of its samples could not be used."""
     workers: int = pydantic.Field(default=1, ge=0)
@@ -95,10 +94,10 @@ class DataConfig(Section):
         return self
 
     @pydantic.model_validator(mode="after")
-    def _features_are_of_whole_pictures(self) -> "DataConfig":
+    def _features_exclude_augmentation(self) -> "DataConfig":
         if self.image_features and self.augmentation != Augmentation():
             raise ValueError(
-                "`image_features` were made of pictures as they are, so `augmentation` could change nothing; "
-                "take one of the two out"
+                "`image_features` were made of unchanged images, so `augmentation` has no effect; remove "
+                "one of the two"
             )
         return self

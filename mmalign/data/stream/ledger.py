@@ -1,16 +1,18 @@
-"""The ledger: what the stream has given so far, and what it could not use, counted exactly.
+"""The ledger: exact counts of what the stream has given so far, and of what it could not use.
 
-    batches of a rank -> count -> settle: sums over ranks -> metrics, the state of a checkpoint
-                                                          -> unusable.jsonl, each sample once
-                                                          -> judge: too much of it is a UserError
+    batches of a rank -> count -> flush: sums over ranks -> metrics, the state of a checkpoint
+                                                         -> unusable.jsonl, each sample once
+                                                         -> judge: too many unusable samples are a UserError
 
-What a worker finds travels with its batch, so nothing is lost with a worker. The counts belong to a position
-in the stream, as the batches do: a run that resumes there goes on counting as if it had never stopped.
+What a worker finds is sent with its batch, so nothing is lost with a worker. The counts belong to a
+position in the stream, as the batches do: a run that resumes there continues to count as if it had never
+stopped.
 """
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,10 @@ from mmalign.core.errors import UserError
 from mmalign.core.record import read_records
 
 UNUSABLE = "unusable.jsonl"
-MOST_NAMED = 10_000  # samples in unusable.jsonl; more are counted only
-JUDGED_FROM = 1000  # positions, or an epoch where that is shorter
+MOST_NAMED = 10_000  # samples in unusable.jsonl; more are only counted
+JUDGED_FROM = 1000  # positions, or an epoch if that is shorter: a share of fewer says little
 
-_Where = tuple[str, str, str]  # data set, shard, reason
+_Where = tuple[str, str, str]
 
 
 class Ledger:
@@ -34,7 +36,7 @@ class Ledger:
         folder: of the run; it exists.
         limit: share of the positions, `data.max_bad_fraction`.
         epoch: positions of an epoch.
-        position: where the stream goes on.
+        position: where the stream continues.
         state: `to_json` of a checkpoint there; empty at a run's start.
     """
 
@@ -46,45 +48,55 @@ class Ledger:
         self._judged_from = min(JUDGED_FROM, epoch)
         self._position = position
         self._captions = Counter[str](state.get("captions", {}))
+        # by data set, shard and reason
         self._bad = Counter[_Where](
             {(data, shard, reason): n for data, shard, reason, n in state.get("unusable", [])}
         )
-        self._named: set[_Where] = set()
+        self._named: set[_Where] = set()  # data set, shard and key
         self._new_captions = Counter[str]()
         self._new_unusable: list[Unusable] = []
-        if distributed.is_main():
-            self._forget_later_ones()
+        if distributed.is_main() and (entries := read_records(self._path)):
+            # Samples after the position where the stream continues will be met again.
+            kept = [entry for entry in entries if entry["position"] < position]
+            self._named = {(entry["data"], entry["shard"], entry["key"]) for entry in kept}
+            write_atomic(self._path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
     def count(self, batch: Batch) -> None:
-        """Note this rank's part of a batch."""
+        """Add this rank's part of a batch."""
         self._position = batch.state.position
         self._new_captions.update(batch.language_N)
         self._new_unusable += batch.unusable
 
     def flush(self) -> None:
-        """Put together what all ranks noted."""
+        """Add up what all ranks counted since the last call."""
         parts = distributed.gather_objects((self._new_captions, self._new_unusable))
         self._new_captions, self._new_unusable = Counter(), []
-        for captions, unusable in parts:
+        found = [one for _, unusable in parts for one in unusable]
+        for captions, _ in parts:
             self._captions.update(captions)
-            # A position counts once, however many substitutes it took.
-            planned = (one for one in unusable if one.attempt == 0)
-            self._bad.update((one.data, one.shard, one.reason) for one in planned)
+        # A position counts once, however many substitutes it took.
+        self._bad.update((one.data, one.shard, one.reason) for one in found if one.attempt == 0)
         if distributed.is_main():
-            self._write_down([one for _, unusable in parts for one in unusable])
+            self._write_down(found)
 
     def judge(self) -> None:
-        """Look at what was settled.
+        """Check the counts of the last `flush`.
 
         Raises:
             UserError: more than `limit` of the positions had a sample that could not be used.
         """
-        if self._position >= self._judged_from and self.share > self._limit:
-            raise UserError(self._verdict())
+        if self._position < self._judged_from or self.share <= self._limit:
+            return
+        (data, shard, reason), most = self._bad.most_common(1)[0]
+        raise UserError(
+            f"data.max_bad_fraction: {self.share:.2%} of {self._position:,} samples could not be used, over "
+            f"{self._limit:.2%}; {most} of these {self._bad.total()} are in {data}/{shard} ({reason}), "
+            f"{self._path} names them: fix the shards (`mmalign data verify`) or raise the limit"
+        )
 
     @property
     def share(self) -> float:
-        """Of the positions so far, how many had a sample that could not be used."""
+        """Share of the positions so far whose sample could not be used."""
         return self._bad.total() / max(self._position, 1)
 
     def metrics(self) -> dict[str, float]:
@@ -97,43 +109,21 @@ class Ledger:
         return {"data/unusable": self.share, **parts, **drawn}
 
     def to_json(self) -> dict[str, Any]:
-        """All that a checkpoint keeps of it."""
+        """What a checkpoint stores of it."""
         return {
             "captions": dict(sorted(self._captions.items())),
             "unusable": [[*where, count] for where, count in sorted(self._bad.items())],
         }
 
-    def _verdict(self) -> str:
-        (data, shard, reason), most = self._bad.most_common(1)[0]
-        return (
-            f"data.max_bad_fraction: {self.share:.2%} of {self._position:,} samples could not be used, over "
-            f"{self._limit:.2%}; {most} of these {self._bad.total()} are in {data}/{shard} ({reason}), "
-            f"{self._path} names them: mend the shards (`mmalign data verify`) or raise the limit"
-        )
-
-    def _write_down(self, unusable: Sequence[Unusable]) -> None:
+    def _write_down(self, unusable: list[Unusable]) -> None:
         lines = []
         for one in sorted(unusable, key=lambda one: (one.position, one.attempt)):
             name = (one.data, one.shard, one.key)
-            if name in self._named or len(self._named) >= MOST_NAMED:
-                continue
-            self._named.add(name)
-            entry = {
-                "position": one.position,
-                "data": one.data,
-                "shard": one.shard,
-                "key": one.key,
-                "reason": one.reason,
-            }
-            lines.append(json.dumps(entry) + "\n")
+            if name not in self._named and len(self._named) < MOST_NAMED:
+                self._named.add(name)
+                entry = asdict(one)
+                del entry["attempt"]
+                lines.append(json.dumps(entry) + "\n")
         if lines:
             with self._path.open("a", encoding="utf-8") as file:
                 file.writelines(lines)
-
-    def _forget_later_ones(self) -> None:
-        """Drop what stands behind the place where the stream goes on: it will be met again."""
-        entries = read_records(self._path)
-        kept = [entry for entry in entries if entry["position"] < self._position]
-        self._named = {(entry["data"], entry["shard"], entry["key"]) for entry in kept}
-        if entries:
-            write_atomic(self._path, "".join(json.dumps(entry) + "\n" for entry in kept))

@@ -1,17 +1,13 @@
-"""The stream: from shards to batches, in a global order that nothing but the configuration decides.
+"""The stream: from shards to batches, in a global order that only the configuration decides.
 
-    1. position  p -> (epoch, place in it) -> sample       plan.py; images are counted from the run's first
-    2. sample    read, choose captions, decode, augment    random draws from (seed, epoch, place) alone
+    1. position  p -> (epoch, position in it) -> sample    order.py; images are counted from the run's first
+    2. sample    read, choose captions, decode, augment    random draws from (seed, epoch, position) alone
                  drop and mask tokens
-                 one that cannot be used -> a substitute   from (seed, epoch, place, attempt) alone
+                 one that cannot be used -> a substitute   from (seed, epoch, position, attempt) alone
     3. batch     step s holds the positions [s * G, (s+1) * G); rank r of W takes the r-th part of them
 
-Because step s is a pure function of the configuration, workers may prefetch in any number, ranks may
+Step s is a pure function of the configuration. So any number of workers may prefetch, the number of ranks may
 change between two runs, and the state to save is one number: the position after the batch.
-
-A sample's picture and its captions draw from generators of their own: a run that looks at no picture
-(masked language modelling) has the same captions as one that does. Where a picture does not decode, the
-first reads its captions and the second a substitute's.
 """
 
 import os
@@ -27,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmalign.core.batch import Batch, Caption, StreamState, Unusable
 from mmalign.core.errors import UserError
-from mmalign.core.workers import leave_signals_to_the_parent
+from mmalign.core.workers import leave_signals_to_the_parent, start_workers
 from mmalign.data.preprocess import Preprocess, UndecodableImage, stack_pictures
 from mmalign.data.shards.reader import UnusableSample, picture_id
 from mmalign.data.stream.config import DataConfig
@@ -52,47 +48,38 @@ class _Sample:
     feature: Tensor | None
 
 
+@dataclass(eq=False)
 class BatchLoader(Dataset[Any]):
     """Batch of one rank by step number. Indexing is pure: the same number gives the same batch.
 
-    With `features`, one for each set of the plan, these are read; else with `preprocess` pictures are
-    decoded. With a `masker` batches have labels.
+    With `features`, one for each set of the order, these are read; else with `preprocess` images are decoded.
+    With a `masker` batches have labels.
     """
 
-    def __init__(
-        self,
-        plan: GlobalOrder,
-        config: DataConfig,
-        tokenizer: Tokenizer,
-        max_length: int,
-        preprocess: Preprocess | None,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        masker: "TokenMasker | None" = None,
-        features: Sequence[FeatureSet] | None = None,
-    ) -> None:
-        if batch_size < world_size:
+    plan: GlobalOrder
+    config: DataConfig
+    tokenizer: Tokenizer
+    max_length: int
+    preprocess: Preprocess | None
+    batch_size: int
+    rank: int
+    world_size: int
+    masker: TokenMasker | None = None
+    features: Sequence[FeatureSet] | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < self.world_size:
             raise UserError(
-                f"batch_size is {batch_size}, smaller than the number of ranks ({world_size}); give every "
-                "rank at least one image"
+                f"batch_size is {self.batch_size}, smaller than the number of ranks ({self.world_size}); "
+                "give every rank at least one image"
             )
-        if batch_size % world_size:
-            raise UserError(f"batch_size {batch_size} does not divide by the {world_size} ranks")
-        self.plan = plan
-        self.captions_per_image = config.captions_per_image
-        self.token_dropout = config.token_dropout
-        self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.preprocess = preprocess
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.masker = masker
-        self.features = features
+        if self.batch_size % self.world_size:
+            raise UserError(
+                f"batch_size {self.batch_size} does not divide by the {self.world_size} ranks; change one"
+            )
 
     def __getitem__(self, step: int) -> "Batch | UserError":
-        # Returned and not raised: a loader wraps what a worker raises into a traceback.
+        # Returned and not raised: a DataLoader turns what a worker raises into a traceback.
         try:
             return self.make(step)
         except UserError as error:
@@ -107,13 +94,20 @@ class BatchLoader(Dataset[Any]):
         share = self.batch_size // self.world_size
         first = step * self.batch_size + self.rank * share
         unusable: list[Unusable] = []
+        # The ranks' parts follow each other, so together they are the global batch in its order.
         samples = [self._sample(p, unusable) for p in range(first, first + share)]
         captions = [(row, c, s.caption_rng) for row, s in enumerate(samples) for c in s.captions]
-        token_NL, mask_NL, label_NL = self._tokens(
-            [caption.text for _, caption, _ in captions], [rng for _, _, rng in captions]
-        )
+        rngs = [rng for _, _, rng in captions]
+        token_NL, mask_NL = self.tokenizer([c.text for _, c, _ in captions], self.max_length)
+        label_NL = None
+        if dropout := self.config.token_dropout:
+            padding_id = self.tokenizer.padding_id
+            token_NL, mask_NL = drop_tokens(token_NL, mask_NL, padding_id, dropout, rngs)
+        if self.masker is not None:  # drawn last, so that it changes no other draw
+            token_NL, label_NL = self.masker(token_NL, mask_NL, rngs)
         images = [sample.image for sample in samples if sample.image is not None]
         features = [sample.feature for sample in samples if sample.feature is not None]
+        count_L = torch.arange(1, mask_NL.shape[1] + 1)
         return Batch(
             image_BCHW=stack_pictures(images) if images else None,
             token_NL=token_NL,
@@ -124,7 +118,8 @@ class BatchLoader(Dataset[Any]):
             key_B=tuple(sample.key for sample in samples),
             state=StreamState(self.plan.seed, (step + 1) * self.batch_size),
             label_NL=label_NL,
-            length_N=_lengths(mask_NL),
+            # Up to the last token, and not the sum of the mask: padding may be on the left.
+            length_N=tuple((mask_NL * count_L).amax(1).tolist()),
             feature_BF=torch.stack(features) if features else None,
             unusable=tuple(unusable),
         )
@@ -132,7 +127,7 @@ class BatchLoader(Dataset[Any]):
     def _sample(self, position: int, unusable: list[Unusable]) -> _Sample:
         """The sample at a position, or its first substitute that can be used.
 
-        What cannot be used is added to `unusable`.
+        Samples that cannot be used are added to `unusable`.
         """
         for attempt in range(1 + ATTEMPTS):
             number, index = self.plan.locate(self.plan.sample_at(position, attempt))
@@ -140,16 +135,19 @@ class BatchLoader(Dataset[Any]):
                 return self._read(position, number, index)
             except UnusableSample as error:
                 shard_set = self.plan.sets[number]
-                place = (str(shard_set.folder), shard_set.shard_of(index), error.key)
-                unusable.append(Unusable(position, attempt, *place, error.reason))
+                shard = shard_set.manifest.shards[shard_set.locate(index)[0]].file
+                bad = Unusable(
+                    position, attempt, str(shard_set.folder), shard, error.key, error.reason
+                )
+                unusable.append(bad)
         raise UserError(
-            f"data.train: neither the sample at position {position} nor {ATTEMPTS} others in its place "
-            f"can be used, the last one is `{place[2]}` in {place[0]}/{place[1]} ({unusable[-1].reason}); "
-            "`mmalign data verify` names what is damaged"
+            f"data.train: neither the sample at position {position} nor {ATTEMPTS} others in its place can "
+            f"be used, the last one is `{bad.key}` in {bad.data}/{bad.shard} ({bad.reason}); `mmalign data "
+            "verify` names what is damaged"
         )
 
     def _read(self, position: int, number: int, index: int) -> _Sample:
-        """Sample `index` of a set as it looks at a position.
+        """Sample `index` of a set, with the random draws of a position.
 
         Raises:
             UnusableSample: it cannot be read or decoded, or has no caption in a wanted language.
@@ -170,50 +168,26 @@ class BatchLoader(Dataset[Any]):
         chosen = self._choose(captions, caption_rng)
         return _Sample(pair.key, picture_id(pair.picture), chosen, caption_rng, image, feature)
 
-    def _tokens(
-        self, texts: list[str], rngs: list[np.random.Generator]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Tokens, mask and labels of the captions; what is masked is drawn last, so that it changes nothing
-        about the rest."""
-        token_NL, mask_NL = self.tokenizer(texts, self.max_length)
-        if self.token_dropout:
-            token_NL, mask_NL = drop_tokens(
-                token_NL, mask_NL, self.tokenizer.padding_id, self.token_dropout, rngs
-            )
-        if self.masker is None:
-            return token_NL, mask_NL, None
-        token_NL, label_NL = self.masker(token_NL, mask_NL, rngs)
-        return token_NL, mask_NL, label_NL
-
     def _choose(self, captions: list[Caption], rng: np.random.Generator) -> list[Caption]:
-        """Captions of one image, without replacement, by the weights of their languages.
-
-        The smallest of exponential draws with rate w is each caption with probability w / sum(w), and so
-        on among the rest (Efraimidis and Spirakis 2006). A second caption in a language that is already
-        there waits until every language had its turn.
-        """
+        """Captions of one image, without replacement, by the weights of their languages."""
+        # The smallest of exponential draws with rates w is each caption with probability w / sum(w), and so
+        # on among the rest (Efraimidis and Spirakis 2006).
         weights = self.plan.mixture.weights
         draw = rng.exponential(size=len(captions))
         if weights is not None:
             draw /= [weights[caption.lang] for caption in captions]
+        # The first caption of each language comes before the second of any. The sort is stable.
         turn: Counter[str] = Counter()
-        ranked: list[tuple[int, int, Caption]] = []
-        for place in np.argsort(draw).tolist():
-            caption = captions[place]
-            ranked.append((turn[caption.lang], len(ranked), caption))
+        ranked: list[tuple[int, Caption]] = []
+        for caption in (captions[number] for number in np.argsort(draw).tolist()):
+            ranked.append((turn[caption.lang], caption))
             turn[caption.lang] += 1
-        ranked.sort(key=lambda entry: entry[:2])
-        return [caption for _, _, caption in ranked[: self.captions_per_image]]
-
-
-def _lengths(mask_NL: Tensor) -> tuple[int, ...]:
-    """Places of each row up to its last token, wherever the padding stands."""
-    place_L = torch.arange(1, mask_NL.shape[1] + 1)
-    return tuple((mask_NL * place_L).amax(1).tolist())
+        ranked.sort(key=lambda entry: entry[0])
+        return [caption for _, caption in ranked[: self.config.captions_per_image]]
 
 
 def captions_of(plan: GlobalOrder) -> Iterator[str]:
-    """Every usable caption once, for training a tokenizer; what cannot be read is left out."""
+    """Every usable caption once, for training a tokenizer; samples that cannot be read are left out."""
     for shard_set in plan.sets:
         for index in range(len(shard_set)):
             try:
@@ -229,19 +203,19 @@ def batches(maker: BatchLoader, first_step: int, steps: int, workers: int) -> It
     Raises:
         UserError: as `BatchLoader.make`.
     """
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are parallel already
     loader = DataLoader(
         maker,
         batch_size=None,
         sampler=range(first_step, steps),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        # The loader draws a seed for its workers; from the global generator, a resumed run would then
-        # draw other dropout masks than one that never stopped.
+        # The loader draws a seed for its workers. From the global generator, a resumed run would then draw
+        # other dropout masks than one that never stopped.
         generator=torch.Generator(),
         worker_init_fn=leave_signals_to_the_parent,
     )
-    for batch in loader:
+    for batch in start_workers(loader):
         if isinstance(batch, UserError):
             raise batch
         yield batch

@@ -3,8 +3,8 @@
     captions of each language and set -> weight of a caption: temperature, then floor and cap
                                          -> weight of a sample, of a shard; planned share of each language
 
-A language's share is its part of the draws that choose an image's first caption, which are all draws where
-`data.captions_per_image` is 1; further captions of an image come in its other languages.
+A language's share is its part of the draws that choose an image's first caption. If
+`data.captions_per_image` is 1 these are all draws; further captions of an image are in its other languages.
 """
 
 from collections import Counter
@@ -21,12 +21,12 @@ from mmalign.data.stream.config import DataConfig
 
 @dataclass(frozen=True)
 class Mixture:
-    """What is drawn how often.
+    """How often languages and sets are drawn.
 
     Attributes:
         counts: usable captions per language, over all sets.
         weights: weight of a caption of each language; None: images are drawn alike, whatever their captions.
-        shares: planned share of each language; where images are drawn alike, as if each had one caption.
+        shares: planned share of each language; if images are drawn alike, as if each had one caption.
         set_weights: weight of an image of each set.
     """
 
@@ -44,18 +44,20 @@ class Mixture:
         """Weight of a shard of set `number` that has so many usable samples."""
         if self.weights is None:
             return self.set_weights[number] * usable
+        # From the counts alone: indexes are read only for the window in use.
         drawn = (self.weights.get(lang, 0.0) * n for lang, n in shard.languages.items())
         return self.set_weights[number] * sum(drawn)
 
     def sample_weights(self, languages: Sequence[tuple[str, ...]]) -> np.ndarray:
         """(samples,) float64: weight of images with captions in these languages, within their shard."""
-        weight_of = {langs: self._sample_weight(langs) for langs in set(languages)}
+        # A shard has thousands of samples, but few combinations of languages.
+        weight_of: dict[tuple[str, ...], float] = {}
+        for langs in set(languages):
+            if self.weights is None:
+                weight_of[langs] = float(any(lang in self.counts for lang in langs))
+            else:
+                weight_of[langs] = sum(self.weights.get(lang, 0.0) for lang in langs)
         return np.array([weight_of[langs] for langs in languages])
-
-    def _sample_weight(self, languages: tuple[str, ...]) -> float:
-        if self.weights is None:
-            return float(any(lang in self.counts for lang in languages))
-        return sum(self.weights.get(lang, 0.0) for lang in languages)
 
     def table(self) -> str:
         """The shares before and after, and how often an epoch draws a caption of each language."""
@@ -75,9 +77,21 @@ def mix(manifests: Sequence[Manifest], config: DataConfig) -> Mixture:
     Raises:
         UserError: a wanted language is not there, or no shares lie between floor and cap.
     """
-    counts = _wanted(manifests, config)
+    total = Counter[str]()
+    for manifest in manifests:
+        total.update(manifest.languages)
+    lacking = sorted(set(config.languages or ()) - set(total))
+    if lacking:
+        raise UserError(
+            f"data.languages: `{lacking[0]}` is not in the training data; it has "
+            f"{', '.join(sorted(total))}"
+        )
+    if not total:
+        raise UserError("data.train: no image has a caption, there is nothing to train on")
+    wanted = set(config.languages or total)
+    counts = {lang: n for lang, n in sorted(total.items()) if lang in wanted}
     set_weights = tuple(entry.weight for entry in config.train)
-    # What counts is how often a caption would be drawn, so a set of weight 2 counts twice.
+    # Temperature and bounds apply to what is drawn, so the captions of a set of weight 2 count twice.
     drawn = {
         lang: sum(w * m.languages.get(lang, 0) for w, m in zip(set_weights, manifests, strict=True))
         for lang in counts
@@ -91,23 +105,6 @@ def mix(manifests: Sequence[Manifest], config: DataConfig) -> Mixture:
         weights = {lang: w * bounded[lang] / shares[lang] for lang, w in weights.items()}
         shares = bounded
     return Mixture(counts, weights, shares, set_weights)
-
-
-def _wanted(manifests: Sequence[Manifest], config: DataConfig) -> dict[str, int]:
-    """Captions of the languages that are trained on."""
-    total = Counter[str]()
-    for manifest in manifests:
-        total.update(manifest.languages)
-    lacking = sorted(set(config.languages or ()) - set(total))
-    if lacking:
-        raise UserError(
-            f"data.languages: `{lacking[0]}` is not in the training data; it has "
-            f"{', '.join(sorted(total))}"
-        )
-    wanted = set(config.languages or total)
-    if not total:
-        raise UserError("data.train: no image has a caption, there is nothing to train on")
-    return {lang: n for lang, n in sorted(total.items()) if lang in wanted}
 
 
 def _as_shares(drawn: dict[str, float]) -> dict[str, float]:

@@ -1,17 +1,17 @@
-"""The plan: which sample stands at which position of a run, a pure function of (data, weights, seed, epoch).
+"""The global order: which sample is at which position; a pure function of (data, weights, seed, epoch).
 
-    manifests -> samples of each shard --- an epoch ---> all sets' shards, dealt out to windows of at most
+    manifests -> samples of each shard --- an epoch ---> all sets' shards, dealt to windows of at most
                                                          `shuffle_shards` -> the samples of a window, permuted
-    position -> epoch, place in it -> window (by counts) -> sample
+    position -> epoch, position in it -> window (by counts) -> sample
 
-What an epoch needs in memory are counts of shards and the order of two windows, however large the data.
-Without weights every usable image occurs once in an epoch. With weights, sample i is expected n_i times;
-systematic sampling (one random offset for the whole epoch, walked through shard by shard) draws it floor(n_i)
-or ceil(n_i) times. The walk's place at the end of each shard follows from the manifests' counts, so that
-dividing it among shards and windows changes no draw but for the rounding of float64.
+An epoch needs in memory the counts of shards and the order of two windows, however large the data. Without
+weights every usable image occurs once in an epoch. With weights, sample i is expected n_i times; systematic
+sampling (one random offset for the complete epoch, walked through shard by shard) draws it floor(n_i) or
+ceil(n_i) times. How far the walk is at the end of each shard follows from the manifests' counts, so
+dividing it into shards and windows changes no draw except by the rounding of float64.
 
-Data that fit into one window are shuffled in full. What windows cost where a set is larger and sorted is
-measured by benchmarks/mixing.py.
+Data that fit into one window are shuffled in full. What windows cost for larger, sorted data is measured by
+benchmarks/mixing.py.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,23 @@ import numpy as np
 
 from mmalign.core import distributed
 from mmalign.core.errors import UserError
-from mmalign.data.shards.open_files import MOST_OPEN
-from mmalign.data.shards.reader import ShardSet
+from mmalign.data.shards.reader import MOST_OPEN, ShardSet
 from mmalign.data.stream.config import DataConfig
 from mmalign.data.stream.mixing import mix
 
-# Separate random streams of one seed.
+ORDER_VERSION = 1
+"""Version of the order that this module computes.
+
+Raise it with every change after which a position means another sample (other random streams, other dealing or
+sampling). A checkpoint stores it with its position, and a run must not resume there under another version. A
+checkpoint without it is of version 1.
+"""
+
+# Separate random streams of one seed. Their numbers are part of the order.
 _ORDER, _PICTURE, _CAPTIONS, _SHARDS, _WINDOW, _SUBSTITUTE = range(6)
 FULL = "full"
 NEAR_ATTEMPTS = 8
-"""Substitutes that are sought in the same window, whose shards are at hand; later ones come from anywhere."""
+"""Substitutes from the same window, whose shards are downloaded already; later ones come from anywhere."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,9 @@ class _Epoch:
 
     Attributes:
         windows: numbers of the shards of each window, in ascending order.
-        ends_W: places of all windows up to and with each one.
-        edges_S: where the walk of systematic sampling stands before each shard, and after the last one; None:
-            no weights.
+        ends_W: positions of all windows up to and with each one.
+        edges_S: value of the walk of systematic sampling before each shard, and after the last one; None: no
+            weights.
     """
 
     windows: list[np.ndarray]
@@ -50,9 +57,10 @@ class _Epoch:
 
 
 class GlobalOrder:
-    """Which sample stands at which position.
+    """Which sample is at which position.
 
-    Samples are numbered through all sets in order, usable or not; `locate` tells the set of a number.
+    Samples are numbered through all sets in order, usable or not; `locate` says to which set a number
+    belongs.
 
     Attributes:
         sets: the data sets, as many as `config.train` names.
@@ -70,18 +78,20 @@ class GlobalOrder:
             for number, shard_set in enumerate(sets)
             for shard in range(len(shard_set.manifest.shards))
         ]
-        samples = [sets[number].manifest.shards[shard].samples for number, shard in self._shards]
-        self._first_S = np.cumsum([0, *samples])
+        entries = [sets[number].manifest.shards[shard] for number, shard in self._shards]
+        self._first_S = np.cumsum([0, *(entry.samples for entry in entries)])
         self._first_of_set = np.cumsum([0, *(len(shard_set) for shard_set in sets)])
-        self._usable_S = np.array([self._count_usable(*place) for place in self._shards])
+        self._usable_S = np.array([self._count_usable(*shard) for shard in self._shards])
         weights = [
-            self.mixture.shard_weight(number, sets[number].manifest.shards[shard], int(usable))
-            for (number, shard), usable in zip(self._shards, self._usable_S, strict=True)
+            self.mixture.shard_weight(number, entry, int(usable))
+            for (number, _), entry, usable in zip(
+                self._shards, entries, self._usable_S, strict=True
+            )
         ]
         self._walk_S = np.cumsum([0.0, *weights])
         self._shuffle_shards = config.shuffle_shards
         for shard_set in sets:  # a batch can reach from one window into the next
-            shard_set.shards_at_hand = max(shard_set.shards_at_hand, 2 * config.shuffle_shards)
+            shard_set.starts.most = max(shard_set.starts.most, 2 * config.shuffle_shards)
             shard_set.files.most = max(2, MOST_OPEN // len(sets))
         self._length = int(self._usable_S.sum())
         self._epochs: dict[int, _Epoch] = {}
@@ -98,12 +108,12 @@ class GlobalOrder:
 
     @property
     def shuffle(self) -> str:
-        """What a checkpoint says of it: a place in the stream means other samples under another one."""
+        """For checkpoints: under another value, a position in the stream means other samples."""
         return FULL if self.is_full_shuffle else f"windows of {self._shuffle_shards} shards"
 
     @property
     def data(self) -> list[str]:
-        """What names the exact bytes of each set: its manifest's sha256."""
+        """The sha256 of each set's manifest, which identifies its exact bytes."""
         return [shard_set.manifest.sha256 for shard_set in self.sets]
 
     def locate(self, sample: int) -> tuple[int, int]:
@@ -113,32 +123,32 @@ class GlobalOrder:
 
     def sample_at(self, position: int, attempt: int = 0) -> int:
         """The sample at a position of the run, or the substitute of this attempt, counted from 1."""
-        epoch, place = divmod(position, len(self))
-        layout = self._layout(epoch)
+        epoch, inner = divmod(position, len(self))
+        ends_W = self._layout(epoch).ends_W
         if attempt:
-            rng = np.random.default_rng((self.seed, _SUBSTITUTE, epoch, place, attempt))
-            start, end = self._around(layout, place) if attempt <= NEAR_ATTEMPTS else (0, len(self))
-            place = int(rng.integers(start, end))
-        window = int(np.searchsorted(layout.ends_W, place, side="right"))
+            rng = np.random.default_rng((self.seed, _SUBSTITUTE, epoch, inner, attempt))
+            window = int(np.searchsorted(ends_W, inner, side="right"))
+            near = (int(ends_W[window - 1]) if window else 0, int(ends_W[window]))
+            inner = int(rng.integers(*(near if attempt <= NEAR_ATTEMPTS else (0, len(self)))))
+        window = int(np.searchsorted(ends_W, inner, side="right"))
         order = self._window(epoch, window)
-        return int(order[place - int(layout.ends_W[window]) + len(order)])
+        return int(order[inner - int(ends_W[window]) + len(order)])
 
     def generators(self, position: int) -> tuple[np.random.Generator, np.random.Generator]:
-        """Fresh generators for the picture and for the captions at a position.
+        """New generators for the image and for the captions at a position.
 
-        They are two, so that a run that looks at no picture (masked language modelling) has the same captions
-        as one that does. Where a picture does not decode, the two differ: the first reads that sample's own
-        captions, for nothing is wrong with them, the second those of a substitute; no other position is
-        touched.
+        There are two, so that a run that uses no images (masked language modelling) has the same captions as
+        one that does. Where an image does not decode the two runs differ: the first reads that sample's own
+        captions, which are valid, and the second those of a substitute; no other position changes.
         """
-        epoch, place = divmod(position, len(self))
+        epoch, inner = divmod(position, len(self))
         return (
-            np.random.default_rng((self.seed, _PICTURE, epoch, place)),
-            np.random.default_rng((self.seed, _CAPTIONS, epoch, place)),
+            np.random.default_rng((self.seed, _PICTURE, epoch, inner)),
+            np.random.default_rng((self.seed, _CAPTIONS, epoch, inner)),
         )
 
     def order(self, epoch: int) -> np.ndarray:
-        """(samples of an epoch,) int64: which sample stands at each of its places; not for large data."""
+        """(samples of an epoch,) int64: which sample is at each of its positions; not for large data."""
         windows = range(len(self._layout(epoch).windows))
         return np.concatenate([self._window(epoch, window) for window in windows])
 
@@ -149,21 +159,16 @@ class GlobalOrder:
         return np.flatnonzero(has_one)
 
     def _count_usable(self, set_number: int, number: int) -> int:
-        """Usable samples of a shard, from the manifest where it tells, else from the shard's index."""
+        """Usable samples of a shard, from the manifest if it says it, else from the shard's index."""
         shard = self.sets[set_number].manifest.shards[number]
         wanted = shard.languages.keys() & self.counts.keys()
         if not wanted:
             return 0
         if shard.captioned is not None and len(wanted) == len(shard.languages):
             return shard.captioned
-        if shard.captioned == shard.captions:  # one each
+        if shard.captioned == shard.captions:  # one caption per sample
             return sum(shard.languages[lang] for lang in wanted)
         return len(self.usable_in(set_number, number))
-
-    def _around(self, layout: _Epoch, place: int) -> tuple[int, int]:
-        """The places of the window that holds `place`: from the first up to the next window's."""
-        window = int(np.searchsorted(layout.ends_W, place, side="right"))
-        return int(layout.ends_W[window - 1]) if window else 0, int(layout.ends_W[window])
 
     def _layout(self, epoch: int) -> _Epoch:
         if epoch not in self._epochs:
@@ -187,7 +192,7 @@ class GlobalOrder:
         """The shards of each window, in ascending order.
 
         Of W windows each gets one of every W neighbouring shards, drawn at random. Sets are often sorted (by
-        source, by language); a window is then made up like the whole, and not as chance would have it.
+        source, by language); each window then has the composition of the complete data, not one by chance.
         """
         count = len(self._shards)
         number = -(-count // self._shuffle_shards)
@@ -196,19 +201,15 @@ class GlobalOrder:
         ends = np.cumsum(np.bincount(window_S, minlength=number))
         return np.split(np.argsort(window_S, kind="stable"), ends[:-1])
 
-    def _announce(self, epoch: int, window: int) -> None:
-        """Tell the sets which shards come next: those of this window, then those of the next one."""
-        windows = self._layout(epoch).windows[window : window + 2]
-        for place in (place for shards in windows for place in shards.tolist()):
-            set_number, shard = self._shards[place]
-            self.sets[set_number].prefetch([shard])
-
     def _window(self, epoch: int, window: int) -> np.ndarray:
-        """(places of a window,) int64: which sample stands at each."""
+        """(positions of a window,) int64: which sample is at each."""
         if (epoch, window) not in self._windows:
             self._windows = dict(list(self._windows.items())[-1:])
-            # First: with weights, making the window reads every shard's index.
-            self._announce(epoch, window)
+            # Announce the shards of this window, then those of the next. Before the window is made, because
+            # with weights that reads every shard's index.
+            for shards in self._layout(epoch).windows[window : window + 2]:
+                for set_number, shard in (self._shards[number] for number in shards.tolist()):
+                    self.sets[set_number].prefetch([shard])
             self._windows[epoch, window] = self._make_window(epoch, window)
         return self._windows[epoch, window]
 
@@ -218,9 +219,10 @@ class GlobalOrder:
         if not self.is_full_shuffle:
             rng = np.random.default_rng((self.seed, _WINDOW, epoch, window))
         else:
+            # As in versions without windows, where one generator drew the offset and the permutation.
             rng = np.random.default_rng((self.seed, _ORDER, epoch))
             if layout.edges_S is not None:
-                rng.uniform()  # it was the offset
+                rng.uniform()
         return rng.permutation(np.concatenate(drawn))
 
     def _draws_of(self, shard: int, edges_S: np.ndarray | None) -> np.ndarray:
@@ -234,9 +236,8 @@ class GlobalOrder:
         weight_R = self.mixture.sample_weights(self.sets[set_number].languages_in(number))
         start, end = edges_S[shard], edges_S[shard + 1]
         walk_R = start + np.cumsum(weight_R) / max(weight_R.sum(), 1e-300) * (end - start)
-        walk_R[-1:] = (
-            end  # exactly, whatever the sum was rounded to; a damaged shard may hold no sample
-        )
+        # Exactly, whatever the sum was rounded to. A slice, because a damaged shard may have no sample.
+        walk_R[-1:] = end
         repeats_R = np.diff(np.floor(np.concatenate([[start], walk_R]))).astype(np.int64)
         return first + np.repeat(np.arange(len(weight_R)), repeats_R)
 
@@ -248,7 +249,7 @@ def open_sets(config: DataConfig) -> list[ShardSet]:
         UserError: one is no finished data set, is empty, or is not the same on all ranks.
     """
     sets = [ShardSet(entry.path, config.remote) for entry in config.train]
-    # Each rank fetched the manifests itself, and somebody may have uploaded others meanwhile.
+    # Each rank read the manifests itself, and the data may have been uploaded again meanwhile.
     found = distributed.gather_objects([shard_set.manifest.sha256 for shard_set in sets])
     if any(hashes != found[0] for hashes in found):
         raise UserError(

@@ -1,9 +1,9 @@
-"""What happens to the tokens of captions before a tower sees them: some are left out, some are hidden.
+"""Noise on the tokens of captions in training: some are left out, some are masked.
 
     token_NL, mask_NL -> drop_tokens (word dropout) -> TokenMasker (masked language modelling) -> label_NL
 
-Every caption draws from a generator of its own: what happens to it depends neither on its neighbours nor on
-the number of ranks.
+Every caption draws from a generator of its own, so its noise depends neither on its neighbours in the batch
+nor on the number of ranks.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def drop_tokens(
 
     Args:
         token_NL, mask_NL: (N, L) int64, padded on the right.
-        rngs: a generator for each caption, so that a caption's draws do not depend on its neighbours.
+        rngs: one generator per caption.
 
     Returns:
         Both (N, L') with L' the longest caption that is left.
@@ -37,7 +37,7 @@ def drop_tokens(
     for row, (length, rng) in enumerate(zip(mask_NL.sum(1).tolist(), rngs, strict=True)):
         inner = torch.from_numpy(rng.random(max(0, length - 2)) >= share)
         kept_NL[row, 1 : length - 1] = inner
-    # Kept tokens first, each in its old order; padding ids behind them.
+    # Kept tokens first, in their old order, then padding.
     order_NL = torch.argsort(kept_NL.logical_not().to(torch.int8), dim=1, stable=True)
     longest = int(kept_NL.sum(1).max())
     mask_left_NL = torch.gather(kept_NL, 1, order_NL)[:, :longest]
@@ -48,8 +48,8 @@ def drop_tokens(
 class TokenMasker:
     """Chooses the tokens that masked language modelling predicts (BERT, arXiv 1810.04805, section 3.1).
 
-    Each token is chosen with probability `share`, special tokens never. Of the chosen ones 80 % become the
-    mask token, 10 % a random token that is not special, and 10 % stay.
+    Each token is chosen with probability `share`, but never a special token. Of the chosen ones 80 % become
+    the mask token, 10 % a random token that is not special, and 10 % stay.
 
     Raises:
         UserError: the tokenizer has no mask token.
@@ -70,16 +70,16 @@ class TokenMasker:
     def __call__(
         self, token_NL: Tensor, mask_NL: Tensor, rngs: Sequence[np.random.Generator]
     ) -> tuple[Tensor, Tensor]:
-        """The captions with tokens hidden, and what was hidden.
+        """The captions with tokens masked, and the tokens that were there.
 
         Args:
             token_NL, mask_NL: (N, L) int64.
-            rngs: a generator for each caption, so that a caption's draws do not depend on its neighbours.
+            rngs: one generator per caption.
 
         Returns:
-            token_NL as the model sees it and label_NL, the token that stood there or NOT_PREDICTED.
+            token_NL as the model sees it, and label_NL: the original token, or NOT_PREDICTED.
         """
-        # Three draws a token: whether it is chosen, what becomes of it, and which one takes its place.
+        # Three draws per token: whether it is chosen, what becomes of it, and by which token it is replaced.
         draw_3NL = torch.zeros(3, *token_NL.shape, dtype=torch.float64)
         for row, (is_token_L, rng) in enumerate(zip(mask_NL.bool(), rngs, strict=True)):
             draw_3NL[:, row, is_token_L] = torch.from_numpy(rng.random((3, int(is_token_L.sum()))))

@@ -1,5 +1,9 @@
-"""A data set at a URL is read like the folder that it was copied from, also while the server fails."""
+"""A data set at a URL is read like the folder that it was copied from, while the server fails; open files."""
 
+import json
+import os
+import pickle
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,19 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 from flaky_server import Answer, FlakyServer
-from shard_sets import make_set
+from shard_sets import make_set, open_descriptors
 from tiny import tiny_tokenizer
 
 from mmalign.core.batch import Batch
+from mmalign.core.commit import flush
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.data.preprocess import Preprocess
+from mmalign.data.shards.folder import LocalFolder, Recent, RemoteFolder, read_file
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.storage import remote
+from mmalign.data.storage.cache import ShardCache
 from mmalign.data.storage.remote import RemoteConfig
 from mmalign.data.stream.config import DataConfig
 from mmalign.data.stream.loader import BatchLoader, batches
 from mmalign.data.stream.order import GlobalOrder, open_sets
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="flock")
 
 SAMPLES = 24
 STEPS = 9
@@ -30,9 +39,9 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return make_set(tmp_path / "train", SAMPLES)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_set(tmp_path_factory.mktemp("set") / "train", SAMPLES)
 
 
 @pytest.fixture
@@ -53,26 +62,23 @@ def stream(name: str, cache: Path, workers: int = 0, **fields: Any) -> list[Batc
     return list(batches(maker, 0, STEPS, workers))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("shuffle_shards", [2, 64])
+@pytest.mark.parametrize(("workers", "shuffle_shards"), [(0, 64), (2, 2)])
 def test_a_set_at_a_url_gives_the_same_stream(
     server: FlakyServer, folder: Path, tmp_path: Path, workers: int, shuffle_shards: int
 ) -> None:
     server.answers["/set/00001.tar"] = [Answer(status=503), Answer(cut=700)]
     server.answers["/set/00002.index.jsonl"] = [Answer(body=b"wrong")]
     here = stream(str(folder), tmp_path, shuffle_shards=shuffle_shards)
-    there = stream(f"{server.url}/set", tmp_path / "cache", workers, shuffle_shards=shuffle_shards)
+    url, cache = f"{server.url}/set", tmp_path / "cache"
+    there = stream(url, cache, workers, shuffle_shards=shuffle_shards)
     for one, other in zip(here, there, strict=True):
         assert one.key_B == other.key_B and one.unusable == other.unusable == ()
         assert one.image_BCHW is not None and other.image_BCHW is not None
         assert np.array_equal(one.image_BCHW, other.image_BCHW)
         assert np.array_equal(one.token_NL, other.token_NL)
-
-
-def test_a_second_run_fetches_the_manifest_alone(server: FlakyServer, tmp_path: Path) -> None:
-    stream(f"{server.url}/set", tmp_path)
+    # A second run fetches only the manifest.
     before = len(server.log)
-    stream(f"{server.url}/set", tmp_path)
+    stream(url, cache)
     assert {path for _, path, _ in server.log[before:]} == {"/set/manifest.json"}
 
 
@@ -84,6 +90,76 @@ def test_what_is_missing_is_one_sentence(server: FlakyServer, tmp_path: Path) ->
     shard_set = ShardSet(f"{server.url}/set", config)
     with pytest.raises(UserError, match=r"/set/00001\.tar: no such file there"):
         shard_set.read(5)
-    server.files["/set/manifest.json"] = b"[]"
-    with pytest.raises(UserError, match=r"manifest\.json: not a manifest"):
-        ShardSet(f"{server.url}/set", config)
+
+
+def cache_in(folder: Path) -> ShardCache:
+    return ShardCache(RemoteConfig(cache=str(folder / "cache"), timeout=10))
+
+
+def manifest(**files: object) -> bytes:
+    return json.dumps({"name": "set", "files": files}).encode()
+
+
+def test_a_folder_at_a_url_and_one_in_it(tmp_path: Path) -> None:
+    outer, below = tmp_path / "set", tmp_path / "set" / "below" / "it"
+    below.mkdir(parents=True)
+    for path, index in ((outer, "manifest.json"), (below, "list.json")):
+        (path / "0.tar").write_bytes(b"first" * 100)
+        (path / index).write_bytes(manifest(**{"0.tar": flush(path / "0.tar")}))
+    remote_folder = RemoteFolder(f"file://{outer}", cache_in(tmp_path))
+    inner = remote_folder.inner("below/it", "list.json")
+    assert str(inner) == f"file://{below}"
+    for found, name in ((remote_folder, "set/manifest.json"), (inner, "below/it/list.json")):
+        assert found.manifest == (tmp_path / "set" / name.removeprefix("set/")).read_bytes()
+        found.prefetch(["0.tar"])
+        assert read_file(found, "0.tar") == b"first" * 100
+        with pytest.raises(UserError, match=rf"{name}: does not list `x\.tar`"):
+            found.open("x.tar")
+
+
+@pytest.mark.parametrize(
+    "served, complaint",
+    [
+        (b"no JSON", "not a manifest"),
+        (b"[]", "not a manifest"),
+        (b'{"files": {"0.tar": 7}}', "not a manifest"),
+        (b"\xff", "not a manifest"),
+        (manifest(**{"../x": {"size": 1, "sha256": "0" * 64}}), "is not in the data set"),
+        (manifest(**{"x": {"size": 1, "sha256": "../x"}}), "no valid size and sha256"),
+    ],
+)
+def test_an_invalid_manifest_is_refused(tmp_path: Path, served: bytes, complaint: str) -> None:
+    (tmp_path / "manifest.json").write_bytes(served)
+    with pytest.raises(UserError, match=complaint):
+        RemoteFolder(f"file://{tmp_path}", cache_in(tmp_path))
+
+
+@pytest.fixture
+def letters(tmp_path: Path) -> LocalFolder:
+    for name in "abc":
+        (tmp_path / name).write_text(name * 3)
+    return LocalFolder(tmp_path)
+
+
+def test_the_file_that_was_used_longest_ago_is_closed(letters: LocalFolder) -> None:
+    before = open_descriptors()
+    files: Recent[str, int] = Recent(letters.open, 2, os.close)
+    a, b = files["a"], files["b"]
+    assert files["a"] == a  # used again, so that `b` goes first
+    assert os.pread(files["c"], 3, 0) == b"ccc"
+    assert len(open_descriptors() - before) == 2
+    assert os.pread(a, 3, 0) == b"aaa"
+    assert os.pread(files["b"], 3, 0) == b"bbb" and b is not None
+    del files  # with their owner
+    assert open_descriptors() <= before
+
+
+def test_another_process_opens_its_own(letters: LocalFolder) -> None:
+    files: Recent[str, int] = Recent(letters.open, 2, os.close)
+    assert os.pread(files["a"], 3, 0) == b"aaa"
+    before = open_descriptors()
+    copy = pickle.loads(pickle.dumps(files))
+    assert copy.most == 2 and open_descriptors() <= before
+    assert os.pread(copy["a"], 3, 0) == b"aaa"
+    copy.close()
+    assert os.pread(files["a"], 3, 0) == b"aaa"

@@ -12,11 +12,11 @@ from shard_sets import make_set, open_descriptors
 
 from mmalign.core.commit import sha256_of
 from mmalign.core.errors import UserError
+from mmalign.data.reasons import REASONS
 from mmalign.data.shards import reader
 from mmalign.data.shards.index import index
 from mmalign.data.shards.manifest import MANIFEST
 from mmalign.data.shards.reader import (
-    REASONS,
     ShardSet,
     UnusableSample,
     captions_in,
@@ -30,7 +30,7 @@ def reason_of(shards: ShardSet, number: int = 0) -> str:
     with pytest.raises(UnusableSample) as caught:
         shards.read(number)
     assert caught.value.key == shards.keys[number]
-    assert caught.value.shard.endswith(shards.shard_of(number))
+    assert caught.value.shard.endswith(shards.manifest.shards[shards.locate(number)[0]].file)
     assert f"sample `{shards.keys[number]}`" in str(caught.value)
     return caught.value.reason
 
@@ -172,7 +172,7 @@ def test_a_refusal_travels_between_processes() -> None:
 
 def test_a_process_keeps_few_files_open_and_reads_on(tmp_path: Path) -> None:
     shards = ShardSet(make_set(tmp_path / "set", 40))
-    shards.shards_at_hand, shards.files.most = 2, 3
+    shards.starts.most, shards.files.most = 2, 3
     before = open_descriptors()
     for number in (*range(40), 0, 39, 5):
         assert shards.read(number).key == f"k{number:03d}"

@@ -1,12 +1,12 @@
 """The shared folder of fetched shards: processes, kills, eviction, damage."""
 
 import contextlib
-import fcntl
 import hashlib
 import multiprocessing
 import os
 import pickle
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -18,6 +18,7 @@ import pytest
 from flaky_server import Answer, FlakyServer
 
 from mmalign.core.errors import UserError
+from mmalign.data.storage import cache as module
 from mmalign.data.storage.cache import ShardCache, cache_folder, usable_folder
 from mmalign.data.storage.remote import RemoteConfig, RemoteFile
 
@@ -63,6 +64,11 @@ def read(cache: ShardCache, file: RemoteFile) -> bytes:
         return shard.read()
 
 
+def names_in(folder: Path) -> set[str]:
+    """The files of a cache, without its locks."""
+    return {path.name for path in folder.iterdir() if not path.name.startswith("lock-")}
+
+
 def held_bytes(folder: Path) -> int:
     total = 0
     for path in (folder / "cache").iterdir():
@@ -89,32 +95,31 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_file_is_fetched_once(server: FlakyServer, tmp_path: Path) -> None:
-    cache = ShardCache(config_of(tmp_path))
-    files = listed(server.url)
-    assert [read(cache, files[0]) for _ in range(3)] == [DATA[0]] * 3
-    assert read(ShardCache(config_of(tmp_path)), files[0]) == DATA[0]  # as another process would
+@pytest.fixture
+def cache(tmp_path: Path) -> ShardCache:
+    return ShardCache(config_of(tmp_path))
+
+
+def test_a_file_is_fetched_once(server: FlakyServer, cache: ShardCache, tmp_path: Path) -> None:
+    file = listed(server.url)[0]
+    assert [read(cache, file) for _ in range(3)] == [DATA[0]] * 3
+    assert read(ShardCache(config_of(tmp_path)), file) == DATA[0]  # as another process would
+    # Equal content at another URL is the same file.
+    assert read(cache, RemoteFile("file:///nowhere/0.tar", SIZE, file.sha256)) == DATA[0]
     assert len(server.log) == 1
-    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+    assert cache.folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_equal_content_at_another_url_is_not_fetched(
-    shards: list[RemoteFile], tmp_path: Path
-) -> None:
-    cache = ShardCache(config_of(tmp_path))
-    read(cache, shards[0])
-    elsewhere = RemoteFile("file:///nowhere/0.tar", SIZE, shards[0].sha256)
-    assert read(cache, elsewhere) == DATA[0]
-
-
-def test_the_longest_unused_goes_first(shards: list[RemoteFile], tmp_path: Path) -> None:
-    cache = ShardCache(config_of(tmp_path))
-    (tmp_path / "cache" / "notes.txt").write_text("somebody's")
+def test_the_longest_unused_goes_first(shards: list[RemoteFile], cache: ShardCache) -> None:
+    (cache.folder / "notes.txt").write_text("of another program")
+    left = cache.folder / f"{shards[9].sha256}.{SIZE}.part"  # of a download that nobody continued
+    left.write_bytes(DATA[9][:1000])
+    os.utime(left, (0, 0))
     for number in (0, 1, 2, 3, 4, 0, 5, 6):  # 0 is used again: 1 and 2 go
         read(cache, shards[number])
         time.sleep(0.01)
-    names = {path.name for path in (tmp_path / "cache").iterdir()}
-    assert names == {"notes.txt", *(str(shards[n].sha256) for n in (0, 3, 4, 5, 6))}
+    kept = {str(shards[n].sha256) for n in (0, 3, 4, 5, 6)}
+    assert names_in(cache.folder) == {"notes.txt", *kept}
 
 
 def test_what_is_open_stays(shards: list[RemoteFile], tmp_path: Path) -> None:
@@ -128,68 +133,37 @@ def test_what_is_open_stays(shards: list[RemoteFile], tmp_path: Path) -> None:
     read(cache, shards[1])
     read(cache, shards[2])
     assert not cache._path(shards[0]).exists()
-
-
-def test_a_reader_of_a_removed_file_reads_on(shards: list[RemoteFile], tmp_path: Path) -> None:
-    cache = ShardCache(config_of(tmp_path))
-    descriptor = cache.open(shards[0])
-    cache._path(shards[0]).unlink()
-    assert os.pread(descriptor, SIZE, 0) == DATA[0]
-    os.close(descriptor)
-    assert read(cache, shards[0]) == DATA[0]
-
-
-def test_more_files_open_than_there_is_room_for(shards: list[RemoteFile], tmp_path: Path) -> None:
-    cache = ShardCache(config_of(tmp_path, shards=2))
+    # More files are open than there is space for, and one is removed by somebody else.
     descriptors = [cache.open(shard) for shard in shards]
+    cache._path(shards[0]).unlink()
     assert [os.pread(descriptor, SIZE, 0) for descriptor in descriptors] == DATA
     for descriptor in descriptors:
         os.close(descriptor)
-    read(ShardCache(config_of(tmp_path, shards=2)), RemoteFile(shards[0].url, 0, _sha256(b"")))
+    read(cache, RemoteFile(shards[0].url, 0, hashlib.sha256(b"").hexdigest()))
     assert held_bytes(tmp_path) <= 2 * SIZE
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def test_a_shard_over_the_bound_is_refused(shards: list[RemoteFile], tmp_path: Path) -> None:
-    cache = ShardCache(config_of(tmp_path, shards=0.5))
+    small = ShardCache(config_of(tmp_path, shards=0.5))
     with pytest.raises(UserError, match="more than the whole cache; raise `cache_gib`"):
-        cache.open(shards[0])
+        small.open(shards[0])
 
 
-@pytest.mark.parametrize("damage", [DATA[0][:-1], b"", DATA[0] + b"x", b"x" + DATA[0][1:]])
-def test_a_damaged_file_is_fetched_again(
-    shards: list[RemoteFile], tmp_path: Path, damage: bytes
+def test_a_damaged_file_is_fetched_again(shards: list[RemoteFile], tmp_path: Path) -> None:
+    for damage in (b"", DATA[0][:-1], DATA[0] + b"x", b"x" + DATA[0][1:]):
+        cache = ShardCache(config_of(tmp_path))  # of another process: content is checked once
+        cache._path(shards[0]).write_bytes(damage)
+        assert read(cache, shards[0]) == DATA[0]
+
+
+def test_what_a_kill_left_is_continued_or_replaced(
+    shards: list[RemoteFile], cache: ShardCache
 ) -> None:
-    read(ShardCache(config_of(tmp_path)), shards[0])
-    (tmp_path / "cache" / str(shards[0].sha256)).write_bytes(damage)
-    assert read(ShardCache(config_of(tmp_path)), shards[0]) == DATA[0]
+    for left in (b"", DATA[0][:1000], b"x" * 1000, DATA[0], DATA[0] + b"x"):
+        cache._path(shards[0]).unlink(missing_ok=True)
+        (cache.folder / f"{shards[0].sha256}.{SIZE}.part").write_bytes(left)
+        assert read(cache, shards[0]) == DATA[0]
+        assert names_in(cache.folder) == {shards[0].sha256}
 
 
-@pytest.mark.parametrize("left", [b"", DATA[0][:1000], b"x" * 1000, DATA[0], DATA[0] + b"x"])
-def test_what_a_kill_left_is_gone_on_with_or_replaced(
-    shards: list[RemoteFile], tmp_path: Path, left: bytes
-) -> None:
-    cache = ShardCache(config_of(tmp_path))
-    (tmp_path / "cache" / f"{shards[0].sha256}.{SIZE}.part").write_bytes(left)
-    assert read(cache, shards[0]) == DATA[0]
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [shards[0].sha256]
-
-
-def test_what_nobody_finishes_goes_too(shards: list[RemoteFile], tmp_path: Path) -> None:
-    cache = ShardCache(config_of(tmp_path))
-    left = tmp_path / "cache" / f"{shards[9].sha256}.{SIZE}.part"
-    left.write_bytes(DATA[9][:1000])
-    os.utime(left, (0, 0))
-    for shard in shards[:5]:
-        read(cache, shard)
-    assert not left.exists()
-
-
-def test_prefetched_files_are_there_without_waiting(server: FlakyServer, tmp_path: Path) -> None:
-    cache = ShardCache(config_of(tmp_path))
+def test_prefetched_files_are_there_without_waiting(server: FlakyServer, cache: ShardCache) -> None:
     files = listed(server.url)
     server.answers["/0.tar"] = [Answer(status=404)]  # nobody hears of it before the file is opened
     for _ in range(3):
@@ -201,8 +175,7 @@ def test_prefetched_files_are_there_without_waiting(server: FlakyServer, tmp_pat
     assert read(cache, files[0]) == DATA[0]
 
 
-def test_forked_and_spawned_processes_go_on(server: FlakyServer, tmp_path: Path) -> None:
-    cache = ShardCache(config_of(tmp_path))
+def test_forked_and_spawned_processes_go_on(server: FlakyServer, cache: ShardCache) -> None:
     files = listed(server.url)
     cache.prefetch(files[:1])
     assert read(cache, files[1]) == DATA[1]
@@ -248,67 +221,34 @@ def test_processes_share_a_small_cache_and_one_is_killed(
     assert held_bytes(tmp_path) <= 5 * SIZE
 
 
-def test_who_waits_for_a_fetch_does_not_wait_for_its_readers(
-    shards: list[RemoteFile], tmp_path: Path
+def test_a_part_that_is_removed_before_it_is_held_is_made_again(
+    shards: list[RemoteFile], cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The finished file takes the fetcher's lock along, and readers hold it for as long as they live."""
-    cache = ShardCache(config_of(tmp_path))
-    path = cache._path(shards[0])
-    part = path.with_name(f"{path.name}.{SIZE}.part")
-    with part.open("a+b", buffering=0) as fetched:
-        fcntl.flock(fetched, fcntl.LOCK_EX)
-
-        def work() -> None:
-            fetched.close()  # a child's copy would hold the lock too
-            assert read(ShardCache(config_of(tmp_path)), shards[0]) == DATA[0]
-
-        waiting = [in_a_child(work) for _ in range(2)]
-        time.sleep(0.5)  # they wait for the lock by now
-        fetched.write(DATA[0])
-        part.rename(path)
-        fcntl.flock(fetched, fcntl.LOCK_SH)
-        assert all([ended_well(child) for child in waiting])
-        assert [found.name for found in path.parent.iterdir()] == [path.name]
-
-
-def test_a_fetch_that_is_given_up_is_the_next_ones(
-    shards: list[RemoteFile], tmp_path: Path
-) -> None:
-    """Its `.part` keeps its name: whoever waited goes on with it, one after the other."""
-    cache = ShardCache(config_of(tmp_path))
-    part = tmp_path / "cache" / f"{shards[0].sha256}.{SIZE}.part"
-    with part.open("a+b", buffering=0) as fetched:
-        fcntl.flock(fetched, fcntl.LOCK_EX)
-        fetched.write(DATA[0][:1000])
-
-        def work() -> None:
-            fetched.close()
-            assert read(cache, shards[0]) == DATA[0]
-
-        waiting = [in_a_child(work) for _ in range(3)]
-        time.sleep(0.5)
-        fcntl.flock(fetched, fcntl.LOCK_UN)
-        assert all([ended_well(child) for child in waiting])
-    assert [found.name for found in part.parent.iterdir()] == [shards[0].sha256]
-
-
-def test_what_was_fetched_in_place_of_a_damaged_file_stays(
-    shards: list[RemoteFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two processes find the damage; the slower one must not remove what the other put there."""
-    cache = ShardCache(config_of(tmp_path))
-    path = cache._path(shards[0])
-    path.write_bytes(DATA[1])
-
-    def compare_slowly(self: ShardCache, descriptor: int, file: RemoteFile) -> bool:
+    def remove(path: Path, descriptor: int) -> bool:
         monkeypatch.undo()
         path.unlink()
-        assert read(ShardCache(config_of(tmp_path)), shards[0]) == DATA[0]
-        return False
+        return module._is_at(path, descriptor)
 
-    monkeypatch.setattr(ShardCache, "_is_right", compare_slowly)
-    assert cache._cached(shards[0]) is None
-    assert path.read_bytes() == DATA[0]
+    monkeypatch.setattr(module, "_is_at", remove)
+    assert read(cache, shards[0]) == DATA[0]
+    assert names_in(cache.folder) == {shards[0].sha256}
+
+
+def test_a_download_that_is_given_up_is_continued_by_those_that_wait(
+    shards: list[RemoteFile], cache: ShardCache
+) -> None:
+    part = cache.folder / f"{shards[0].sha256}.{SIZE}.part"
+    part.write_bytes(DATA[0][:1000])
+    with cache._locked(str(shards[0].sha256)[:3]):
+        waiting = [in_a_child(lambda: check(cache, shards[0])) for _ in range(3)]
+        time.sleep(0.2)
+        assert all(child.is_alive() for child in waiting)
+    assert all([ended_well(child) for child in waiting])
+    assert names_in(cache.folder) == {shards[0].sha256}
+
+
+def check(cache: ShardCache, file: RemoteFile) -> None:
+    assert read(cache, file) == DATA[0]
 
 
 def test_processes_in_different_orders(server: FlakyServer, tmp_path: Path) -> None:
@@ -320,9 +260,12 @@ def test_processes_in_different_orders(server: FlakyServer, tmp_path: Path) -> N
             assert read(cache, files[number]) == DATA[number]
 
     children = [in_a_child(lambda seed=seed: work(seed)) for seed in range(4)]
-    most = 0
+    most, cache = 0, ShardCache(config_of(tmp_path))
     while any(child.is_alive() for child in children):
-        most = max(most, held_bytes(tmp_path))
+        with cache._locked(
+            "trim"
+        ):  # nothing is removed, and no download begins, while files are counted
+            most = max(most, held_bytes(tmp_path))
         time.sleep(0.005)
     assert all([ended_well(child) for child in children])
     assert most <= 5 * SIZE  # each process holds one: the bound is never passed
@@ -336,7 +279,7 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(
     with pytest.raises(UserError, match=r"cannot be made .*; name a folder of your own"):
         ShardCache(RemoteConfig(cache=str(tmp_path / "file" / "cache")))
     cache = ShardCache(config_of(tmp_path))
-    (tmp_path / "cache").rmdir()
+    shutil.rmtree(tmp_path / "cache")
     with pytest.raises(UserError, match=r"cannot be used \(No such file or directory\)"):
         cache.open(shards[0])
 

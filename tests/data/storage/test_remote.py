@@ -77,37 +77,23 @@ def test_it_goes_on_where_it_broke(server: FlakyServer, tmp_path: Path) -> None:
     assert server.requests(NAME) == [0, 1_000_000, 2_500_000]
 
 
-@pytest.mark.parametrize(
-    "faults",
-    [
-        [Answer(status=503)] * 3,
-        [Answer(status=429), Answer(status=500), Answer(status=408)],
-        [Answer(cut=100_000, stall=2)],
-        [Answer(cut=0, stall=2)],
-        [Answer(cut=900_000), Answer(ranges=False)],
-        [Answer(cut=900_000), Answer(ranges=False, cut=1_900_000), Answer(ranges=False)],
-        [Answer(cut=900_000), Answer(shift=5)],
-        [Answer(body=DATA[::-1])],
-        [Answer(body=DATA[:-1])],
-        [Answer(body=DATA + b"x")],
-        [Answer(cut=900_000), Answer(shift=-5)],
-    ],
-    ids=[
-        "503 three times",
-        "other statuses",
-        "stall",
-        "silence",
-        "no ranges",
-        "no ranges twice",
-        "range too late",
-        "wrong bytes",
-        "too short",
-        "too long",
-        "range too early",
-    ],
-)
-def test_what_passes_is_mended(server: FlakyServer, tmp_path: Path, faults: list[Answer]) -> None:
-    server.answers[NAME] = list(faults)
+FAULTS = {
+    "503 three times": [Answer(status=503)] * 3,
+    "other statuses": [Answer(status=429), Answer(status=500), Answer(status=408)],
+    "stall": [Answer(cut=100_000, stall=2)],
+    "silence": [Answer(cut=0, stall=2)],
+    "no ranges": [Answer(cut=900_000), Answer(ranges=False, cut=1_900_000), Answer(ranges=False)],
+    "range too late": [Answer(cut=900_000), Answer(shift=5)],
+    "range too early": [Answer(cut=900_000), Answer(shift=-5)],
+    "wrong bytes": [Answer(body=DATA[::-1])],
+    "too short": [Answer(body=DATA[:-1])],
+    "too long": [Answer(body=DATA + b"x")],
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_that_pass_are_overcome(server: FlakyServer, tmp_path: Path, fault: str) -> None:
+    server.answers[NAME] = list(FAULTS[fault])
     assert fetched(listed(server.url + NAME), tmp_path) == DATA
     assert server.answers[NAME] == []
 
@@ -132,12 +118,13 @@ def test_redirects_are_followed(server: FlakyServer, tmp_path: Path) -> None:
     assert server.requests(NAME) == [0, 1_000_000]
 
 
-@pytest.mark.parametrize("status", [404, 410, 403, 401, 400])
-def test_a_refusal_is_not_tried_again(server: FlakyServer, tmp_path: Path, status: int) -> None:
-    server.answers[NAME] = [Answer(status=status)]
-    sentence = refusal(listed(server.url + NAME), tmp_path)
-    assert ("no such file" if status in (404, 410) else f"HTTP {status}") in sentence
-    assert server.requests(NAME) == [0]
+def test_a_refusal_is_not_tried_again(server: FlakyServer, tmp_path: Path) -> None:
+    for status in (404, 410, 403, 401, 400):
+        server.log.clear()
+        server.answers[NAME] = [Answer(status=status)]
+        sentence = refusal(listed(server.url + NAME), tmp_path)
+        assert ("no such file" if status in (404, 410) else f"HTTP {status}") in sentence
+        assert server.requests(NAME) == [0]
 
 
 def test_a_server_that_stays_away_ends_in_one_sentence(server: FlakyServer, tmp_path: Path) -> None:
@@ -145,22 +132,19 @@ def test_a_server_that_stays_away_ends_in_one_sentence(server: FlakyServer, tmp_
     sentence = refusal(listed(server.url + NAME), tmp_path)
     assert "4 tries in a row failed (HTTP 503)" in sentence
     assert len(server.requests(NAME)) == 4
-
-
-def test_nobody_there(tmp_path: Path) -> None:
-    pytest.importorskip("aiohttp", reason="https needs the extra `remote`")
     with FlakyServer() as gone:
         url = gone.url + NAME
     assert "4 tries in a row failed" in refusal(listed(url), tmp_path)
 
 
-@pytest.mark.parametrize("served", [DATA[::-1], DATA[:-1], DATA + b"x", b""])
-def test_other_bytes_than_listed_are_refused_after_a_second_look(
-    server: FlakyServer, tmp_path: Path, served: bytes
+def test_other_bytes_than_listed_are_refused_after_a_second_try(
+    server: FlakyServer, tmp_path: Path
 ) -> None:
-    server.files[NAME] = served
-    assert "also when fetched again" in refusal(listed(server.url + NAME), tmp_path)
-    assert server.requests(NAME).count(0) == 2
+    for served in (DATA[::-1], DATA[:-1], DATA + b"x", b""):
+        server.log.clear()
+        server.files[NAME] = served
+        assert "also when fetched again" in refusal(listed(server.url + NAME), tmp_path)
+        assert server.requests(NAME).count(0) == 2
 
 
 def test_no_message_shows_a_secret(server: FlakyServer, tmp_path: Path) -> None:
@@ -177,21 +161,18 @@ def test_no_message_shows_a_secret(server: FlakyServer, tmp_path: Path) -> None:
 
 def test_bytes_that_are_there_are_not_fetched_again(server: FlakyServer, tmp_path: Path) -> None:
     part = tmp_path / "part"
-    for start, first in ((DATA[:2_000_000], 2_000_000), (DATA, None), (b"wrong", 5)):
+    for start, first in (
+        (DATA[:2_000_000], 2_000_000),
+        (DATA, None),
+        (b"wrong", 5),
+        (DATA + b"x", len(DATA) + 1),
+    ):
         server.log.clear()
         part.write_bytes(start)
         with part.open("a+b", buffering=0) as out:
             download(listed(server.url + NAME), out, CONFIG)
         assert part.read_bytes() == DATA
         assert server.requests(NAME)[:1] == ([] if first is None else [first])
-
-
-def test_more_bytes_than_listed_are_thrown_away(server: FlakyServer, tmp_path: Path) -> None:
-    part = tmp_path / "part"
-    part.write_bytes(DATA + b"x")
-    with part.open("a+b", buffering=0) as out:
-        download(listed(server.url + NAME), out, CONFIG)
-    assert part.read_bytes() == DATA
 
 
 def test_a_full_disk_is_one_sentence_and_gives_the_room_back(tmp_path: Path) -> None:
@@ -260,7 +241,7 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("size, sha256", [(-1, None), (1.5, None), (1, "../" * 21 + "x"), (1, 7)])
 def test_listed_facts_must_be_facts(size: int, sha256: str | None) -> None:
-    with pytest.raises(UserError, match="no size and sha256"):
+    with pytest.raises(UserError, match="no valid size and sha256"):
         RemoteFile("https://host/x", size, sha256)
 
 
@@ -273,11 +254,16 @@ def test_urls() -> None:
     assert shown("hf://datasets/a/b@main/x") == "hf://datasets/a/b@main/x"
 
 
-def test_waits_double_differ_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_double_differ_and_end(
+    server: FlakyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.5)
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
     state = random.getstate()
-    for failures, longest in ((1, 0.5), (2, 1), (4, 4), (7, 30), (50, 30)):
-        waits = {remote._wait(failures) for _ in range(50)}
-        assert len(waits) == 50
-        assert longest / 2 <= min(waits) and max(waits) <= longest
+    server.answers[NAME] = [Answer(status=503)] * 9
+    refusal(listed(server.url + NAME), tmp_path, RemoteConfig(retries=8))
+    for wait, longest in zip(waits, (0.5, 1, 2, 4, 8, 16, 30, 30), strict=True):
+        assert longest / 2 <= wait <= longest
+    assert waits[6] != waits[7]
     assert random.getstate() == state  # the run's own draws are not touched

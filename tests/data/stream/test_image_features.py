@@ -75,7 +75,7 @@ def test_few_shards_are_kept_open(
     found = opened(made, tower)
     for _ in range(2):
         assert [found.read(i).tolist() for i in (0, 4, 8, 12)] == [t.tolist() for t in truth]
-        assert len(found._open) == 2
+        assert len(found.rows._values) == 2
 
 
 def test_a_picture_that_could_not_be_used_is_named(made: Path, tower: ImageTower) -> None:
@@ -134,7 +134,7 @@ def test_what_cannot_be_used_has_the_same_substitutes(made: Path, tower: ImageTo
 
 def test_augmentation_and_features_exclude_each_other() -> None:
     tree = {"train": ["x"], "image_features": True, "augmentation": {"flip": True}}
-    with pytest.raises(UserError, match="`image_features` were made of pictures as they are"):
+    with pytest.raises(UserError, match="`image_features` were made of unchanged images"):
         validate(DataConfig, tree, "test")
 
 
@@ -147,7 +147,7 @@ def test_other_towers_and_other_data_are_refused(data: Path, tower: ImageTower) 
         opened(data, larger)
     other = write_set(data / "other", [make_pair(number, ("en",)) for number in range(SAMPLES)])
     shutil.move(data / "features", other)
-    with pytest.raises(UserError, match=r"made of other data.*run `mmalign embed` again"):
+    with pytest.raises(UserError, match=r"made from other data.*run `mmalign embed` again"):
         opened(other, tower)
 
 
@@ -160,7 +160,7 @@ def test_pixels_of_another_decoder_are_refused(
         return lambda picture, rng: real(picture, rng) // 2
 
     monkeypatch.setattr(features, "plain_view", other_view)
-    with pytest.raises(UserError, match="another version of a library decodes or resizes"):
+    with pytest.raises(UserError, match="another version of a library decodes or resizes images"):
         opened(data, tower)
 
 
@@ -233,7 +233,7 @@ def test_what_is_damaged_at_a_url_is_refused(data: Path, tower: ImageTower, tmp_
         found.read(0)
     facts = json.loads((folder / "features.json").read_text())
     for changed, complaint in (
-        ({**facts, "data_sha256": "0" * 64}, "made of other data"),
+        ({**facts, "data_sha256": "0" * 64}, "made from other data"),
         ({"files": facts["files"]}, r"features\.json: damaged"),
         ({}, r"features\.json: not a manifest"),
     ):

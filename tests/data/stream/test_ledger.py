@@ -94,7 +94,7 @@ def test_too_much_is_one_sentence_that_says_where(tmp_path: Path) -> None:
         ledger.judge()
     assert str(caught.value) == (
         "data.max_bad_fraction: 1.25% of 400 samples could not be used, over 1.00%; 4 of these 5 are in "
-        f"data/a/00001.tar (checksum), {tmp_path / UNUSABLE} names them: mend the shards (`mmalign data "
+        f"data/a/00001.tar (checksum), {tmp_path / UNUSABLE} names them: fix the shards (`mmalign data "
         "verify`) or raise the limit"
     )
 

@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from shard_sets import make_image, make_pair, make_set, write_set
@@ -16,7 +15,6 @@ from tiny import tiny_tokenizer
 from mmalign.core.batch import NOT_PREDICTED, Batch
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
-from mmalign.core.languages import caption_weights
 from mmalign.data.preprocess import Preprocess
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.stream.config import DataConfig
@@ -55,16 +53,7 @@ def keys(stream: list[Batch]) -> list[str]:
     return list(chain.from_iterable(batch.key_B for batch in stream))
 
 
-def test_an_epoch_holds_every_image_once_and_epochs_differ(folder: Path) -> None:
-    stream = keys(list(batches(maker(folder, batch_size=2), 0, 3 * SAMPLES // 2, workers=0)))
-    epochs = [stream[i * SAMPLES : (i + 1) * SAMPLES] for i in range(3)]
-    for epoch in epochs:
-        assert Counter(epoch) == Counter({f"k{i:03d}": 1 for i in range(SAMPLES)})
-    assert epochs[0] != epochs[1] != epochs[2]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 2), (2, 1), (4, 0)])
 def test_ranks_and_workers_do_not_change_the_global_stream(
     folder: Path, world_size: int, workers: int
 ) -> None:
@@ -88,10 +77,10 @@ def test_ranks_and_workers_do_not_change_the_global_stream(
 
 def test_a_stop_at_any_step_changes_nothing(folder: Path) -> None:
     whole = list(batches(maker(folder), 0, 12, workers=0))
-    for stop in (1, 5, 6, 11):
+    for stop, workers in ((1, 0), (5, 2), (6, 0), (11, 0)):
         first = whole[stop - 1].state.position // 4
         assert first == stop
-        rest = list(batches(maker(folder), first, 12, workers=2))
+        rest = list(batches(maker(folder), first, 12, workers))
         assert keys(rest) == keys(whole[stop:])
         assert all(a.token_NL.equal(b.token_NL) for a, b in zip(rest, whole[stop:], strict=True))
 
@@ -117,27 +106,11 @@ def test_captions_of_an_image_come_in_different_languages_first(folder: Path) ->
             assert len(set(chosen)) == min(2, len(set(available)))
 
 
-def test_language_temperature_draws_languages_as_stated(tmp_path: Path) -> None:
-    # 40 images in en, 4 in sw, one caption each: T = 2 draws them as sqrt(40) : sqrt(4).
-    folder = make_set(tmp_path / "train", 44, lambda i: ("en",) if i < 40 else ("sw",))
-    plan = maker(folder, language_temperature=2.0).plan
-    drawn: Counter[str] = Counter()
-    for epoch in range(50):
-        order = plan.order(epoch)
-        assert len(order) == 44
-        drawn.update("en" if sample < 40 else "sw" for sample in order.tolist())
-    expected = 40**0.5 / (40**0.5 + 4**0.5)
-    assert drawn["en"] / drawn.total() == pytest.approx(expected, abs=0.01)
-    repeats = np.bincount(plan.order(0), minlength=44)
-    assert repeats[40:].min() >= 2
-    assert repeats[:40].min() == 0
-    assert caption_weights({"en": 40, "sw": 4}, 1.0) == {"en": 1.0, "sw": 1.0}
-
-
 def test_language_temperature_within_an_image(tmp_path: Path) -> None:
     folder = make_set(tmp_path / "train", 20, lambda i: ("en", "sw") if i < 2 else ("en",))
     drawn: Counter[str] = Counter()
-    for batch in batches(maker(folder, language_temperature=1000.0), 0, 500, workers=0):
+    made = maker(folder, masked=True, language_temperature=1000.0)  # decodes nothing
+    for batch in batches(made, 0, 500, workers=0):
         drawn.update(batch.language_N)
     assert drawn["en"] / drawn.total() == pytest.approx(0.5, abs=0.03)
 
@@ -168,10 +141,9 @@ def set_with_a_broken_picture(folder: Path, size: int = 0) -> Path:
     return write_set(folder, [replace(pairs[0], image=image), *pairs[1:]])
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_another_sample_stands_for_one_that_does_not_decode(tmp_path: Path, workers: int) -> None:
+def test_another_sample_replaces_one_that_does_not_decode(tmp_path: Path) -> None:
     folder = set_with_a_broken_picture(tmp_path / "train")
-    stream = list(batches(maker(folder), 0, 4, workers))
+    stream = list(batches(maker(folder), 0, 4, workers=1))
     assert [len(batch.key_B) for batch in stream] == [4] * 4
     assert "k000" not in keys(stream)
     unusable = [one for batch in stream for one in batch.unusable if one.attempt == 0]
@@ -212,7 +184,7 @@ def damaged_set(folder: Path) -> Path:
 
 
 def seen(batch: Batch) -> list[tuple[Any, ...]]:
-    """All that a rank's batch holds, a row an image."""
+    """All that a rank's batch holds, one row per image."""
     assert batch.image_BCHW is not None
     rows = []
     for row, key in enumerate(batch.key_B):
@@ -254,7 +226,7 @@ def assert_one_stream(folder: Path, parts: list[tuple[int, int, int]], steps: in
 
 def test_five_stops_with_other_ranks_and_workers_change_nothing(tmp_path: Path) -> None:
     folder = damaged_set(tmp_path / "train")
-    parts = [(1, 4, 0), (2, 2, 2), (1, 1, 4), (2, 4, 0), (1, 2, 0), (5, 1, 0)]
+    parts = [(1, 4, 0), (2, 2, 1), (1, 1, 3), (2, 4, 0), (1, 2, 0), (5, 1, 0)]
     assert_one_stream(folder, parts, 12)
     unusable = [one for step in range(12) for one in maker(folder, **STREAM).make(step).unusable]
     assert {one.reason for one in unusable} == {"does not decode", "checksum"}
@@ -268,18 +240,6 @@ def test_every_mixture_of_ranks_and_workers_gives_one_stream(tmp_path: Path) -> 
         others = [kinds[(first + k * k + 1) % len(kinds)] for k in range(5)]
         parts = [(1 + k % 3, *kind) for k, kind in enumerate([(ranks, workers), *others])]
         assert_one_stream(folder, [*parts, (30, ranks, workers)], 30)
-
-
-def test_token_dropout_is_the_same_on_any_number_of_ranks(folder: Path) -> None:
-    options: dict[str, Any] = {"captions_per_image": 2, "token_dropout": 0.3}
-    whole = maker(folder, **options).make(1)
-    halves = [maker(folder, rank, 2, **options).make(1) for rank in (0, 1)]
-    rows = [
-        row[m.bool()].tolist() for b in halves for row, m in zip(b.token_NL, b.mask_NL, strict=True)
-    ]
-    assert rows == [
-        r[m.bool()].tolist() for r, m in zip(whole.token_NL, whole.mask_NL, strict=True)
-    ]
 
 
 RICH: dict[str, Any] = {
@@ -307,15 +267,7 @@ def test_masked_language_modelling_sees_the_captions_of_a_run_with_images(folder
     assert predicted > 50
 
 
-def test_pictures_are_not_decoded_where_they_are_not_looked_at(tmp_path: Path) -> None:
-    folder = set_with_a_broken_picture(tmp_path / "train")
-    assert len(list(batches(maker(folder, masked=True), 0, 2, workers=0))) == 2
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_what_is_masked_depends_on_the_caption_and_its_place_alone(
-    folder: Path, world_size: int
-) -> None:
+def test_what_is_masked_depends_on_the_caption_and_its_position_alone(folder: Path) -> None:
     def rows(parts: list[Batch]) -> list[tuple[list[int], list[int]]]:
         found = []
         for part in parts:
@@ -326,13 +278,10 @@ def test_what_is_masked_depends_on_the_caption_and_its_place_alone(
                 found.append((token_L[mask_L].tolist(), label_L[mask_L].tolist()))
         return found
 
-    def parts(step: int, workers: int) -> list[Batch]:
-        makers = [
-            maker(folder, rank, world_size, masked=True, **RICH) for rank in range(world_size)
-        ]
-        return [next(batches(made, step, step + 1, workers)) for made in makers]
-
+    whole = maker(folder, masked=True, **RICH)
+    ranks = [maker(folder, rank, 4, masked=True, **RICH) for rank in range(4)]
     # Steps 1 and 2 of the first epoch, and one of the third.
     for step in (1, 2, 12):
-        assert rows(parts(step, workers=1)) == rows([maker(folder, masked=True, **RICH).make(step)])
-    assert rows(parts(1, workers=0)) != rows(parts(2, workers=0))
+        assert rows([made.make(step) for made in ranks]) == rows([whole.make(step)])
+    assert rows([whole.make(1)]) != rows([whole.make(2)])
+    assert rows(list(batches(whole, 1, 2, workers=1))) == rows([whole.make(1)])

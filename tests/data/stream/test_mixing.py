@@ -82,6 +82,10 @@ def test_shares_are_drawn_as_planned(folder: Path, fields: dict[str, Any]) -> No
     drawn: Counter[str] = Counter()
     for epoch in range(20):
         drawn.update(plan.sets[0].languages[sample][0] for sample in plan.order(epoch))
+    if fields == {"language_temperature": 2.0}:  # n^(1/T)
+        roots = {lang: n**0.5 for lang, n in COUNTS.items()}
+        stated = {lang: root / sum(roots.values()) for lang, root in roots.items()}
+        assert plan.mixture.shares == pytest.approx(stated)
     for lang, share in plan.mixture.shares.items():
         assert drawn[lang] / drawn.total() == pytest.approx(share, abs=0.002)
 

@@ -56,7 +56,11 @@ def fake_set(shards: int, samples: int) -> ShardSet:
         def prefetch(self, numbers: Iterable[int]) -> None:
             pass
 
-    facts = {"manifest": manifest, "shards_at_hand": 128, "files": SimpleNamespace(most=256)}
+    facts = {
+        "manifest": manifest,
+        "starts": SimpleNamespace(most=128),
+        "files": SimpleNamespace(most=256),
+    }
     return cast(ShardSet, Fake(**facts))
 
 

@@ -202,7 +202,7 @@ def test_the_command_line_from_a_run_to_an_export(words: Path, tmp_path: Path) -
         ({"layer": 0}, "`layer"),
         ({"layer": "middle"}, "`layer"),
         ({"loss": {"kind": "triplet"}}, r"`loss.kind` is `triplet`; known here: hinge, infonce"),
-        ({"seeds": [1, 1]}, "a seed stands there twice"),
+        ({"seeds": [1, 1]}, "a seed is listed twice"),
         ({"best": "x"}, "unknown key `best`; did you mean `best_by`"),
     ],
 )
