@@ -149,9 +149,8 @@ def data_stats(
     Example: mmalign data stats data/emoji_scenes/train --against data/emoji_scenes/test --picture stats.png
     """
     from mmalign.core.commit import write_json
-    from mmalign.data.stats.summary import summarise
+    from mmalign.data.stats.summary import lines, summarise
     from mmalign.data.stats.survey import Options, survey
-    from mmalign.data.stats.table import lines
 
     if picture is not None:
         from mmalign.data.stats.chart import check_target, draw

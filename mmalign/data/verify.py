@@ -21,7 +21,7 @@ from mmalign.core.commit import sha256_of
 from mmalign.core.console import track
 from mmalign.core.errors import UserError
 from mmalign.core.workers import map_in_processes
-from mmalign.data.preprocess import UndecodableImage, decode
+from mmalign.data.images import UndecodableImage, decode
 from mmalign.data.reasons import REASONS
 from mmalign.data.shards.folder import LocalFolder
 from mmalign.data.shards.manifest import Manifest, Shard, load_manifest

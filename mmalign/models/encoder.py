@@ -23,7 +23,7 @@ from mmalign.core.batching import batched
 from mmalign.core.commit import newest_folder, verify
 from mmalign.core.config import read_yaml, validate
 from mmalign.core.errors import UserError
-from mmalign.data.preprocess import Preprocess, stack_pictures
+from mmalign.data.preprocess import Preprocess, stack_images
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
 
@@ -80,7 +80,7 @@ class Encoder:
         """Encoded pictures (JPEG, PNG, WebP) -> (n, D) float32 of unit length."""
         rows = [np.zeros((0, self.config.embedding), np.float32)]
         for chunk in batched(images, batch_size):
-            image_BCHW = stack_pictures([self.preprocess(image) for image in chunk])
+            image_BCHW = stack_images([self.preprocess(image) for image in chunk])
             image_BCHW = image_BCHW.to(self.device)
             rows.append(self.model.encode_image(image_BCHW).cpu().numpy())
         return np.concatenate(rows)

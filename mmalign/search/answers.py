@@ -21,7 +21,7 @@ from urllib.parse import parse_qs
 
 from jinja2 import Environment, FileSystemLoader
 
-from mmalign.data.preprocess import MAX_PIXELS, UndecodableImage
+from mmalign.data.images import MAX_PIXELS, UndecodableImage
 from mmalign.search.corpus import SearchIndex
 
 MOST_BYTES = 10_000_000  # of a picture to search with

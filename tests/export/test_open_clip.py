@@ -15,7 +15,7 @@ from PIL import Image
 from tiny import TEXTS
 
 from mmalign.core.errors import UserError
-from mmalign.data.preprocess import decode
+from mmalign.data.images import decode
 from mmalign.data.tokenizer import Tokenizer
 from mmalign.export.open_clip import write_open_clip
 from mmalign.export.sentence_transformers import write_sentence_transformers

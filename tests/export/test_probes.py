@@ -10,7 +10,7 @@ import pytest
 import regex
 from PIL import Image, ImageOps
 
-from mmalign.data.preprocess import decode
+from mmalign.data.images import decode
 from mmalign.export.probes import (
     DIRTY_TEXTS,
     Picture,

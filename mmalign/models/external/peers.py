@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mmalign.core import distributed
 from mmalign.core.batching import batched
 from mmalign.core.errors import UserError
-from mmalign.data.preprocess import decode
+from mmalign.data.images import decode
 from mmalign.data.tokenizer import load_tokenizer
 from mmalign.models.encoder import (
     BATCH_SIZE,

@@ -20,9 +20,8 @@ from mmalign.data.shards.index import index
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.shards.scan import Rules
 from mmalign.data.stats.chart import check_target, draw
-from mmalign.data.stats.summary import quantiles, summarise
+from mmalign.data.stats.summary import lines, quantiles, summarise
 from mmalign.data.stats.survey import Options, survey
-from mmalign.data.stats.table import lines
 
 
 def stats(folder: Path, options: Options | None = None) -> dict[str, Any]:
@@ -85,7 +84,7 @@ def test_some_shards_are_drawn_by_the_seed(tmp_path: Path) -> None:
     assert tree == stats(folder, Options(shards=2, seed=1))
     draws = [survey(folder, Options(shards=2, seed=s)).manifest.shards for s in range(5)]
     assert any(drawn != draws[0] for drawn in draws)
-    assert any("drawn with seed 1" in line for line in lines(tree, folder))
+    assert any("chosen with seed 1" in line for line in lines(tree, folder))
     assert stats(folder, Options(shards=99))["shards"]["seed"] is None
 
 
@@ -184,7 +183,7 @@ def test_the_command_says_draws_and_writes(tmp_path: Path) -> None:
     arguments = ["data", "stats", str(folder), "--tokenizer", str(run), "--json", str(tree)]
     done = CliRunner().invoke(app, [*arguments, "--picture", str(picture)])
     assert done.exit_code == 0, done.output
-    assert "4 samples, 4 pictures, 8 captions in 3 languages" in done.output
+    assert "4 samples, 4 images, 8 captions in 3 languages" in done.output
     assert "cannot be used: 4 samples (read error: 4)" in done.output
     assert f"mmalign data verify {folder}" in done.output
     written = json.loads(tree.read_text())
