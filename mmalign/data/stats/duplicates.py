@@ -72,7 +72,7 @@ def near_pairs(
         limits, distance, position = index.range_search(
             _codes(asked[start : start + _QUERIES]), NEAR + 1
         )
-        query = np.repeat(np.arange(len(limits) - 1), np.diff(np.asarray(limits, np.int64)))
+        query = np.repeat(np.arange(len(limits) - 1), np.diff(limits).astype(np.int64))
         yield start + query, position, distance.astype(np.int64)
 
 

@@ -60,7 +60,7 @@ def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
     (folder / "Flicker8k_Dataset" / "c_3.jpg").unlink()
     listed = folder / "Flickr8k_text" / "Flickr_8k.devImages.txt"
     sentence = refusal(tmp_path / "out", "flickr8k", folder)
-    assert sentence.startswith(f"{listed}, line 1: the picture `c_3.jpg` is neither in {folder} ")
+    assert sentence.startswith(f"{listed}, line 1: the image `c_3.jpg` is neither in {folder} ")
     write_lines(listed, ["none.jpg"])
     assert refusal(tmp_path / "out", "flickr8k", folder) == (
         f"{listed}, line 1: Flickr8k.token.txt has no caption of `none.jpg`"

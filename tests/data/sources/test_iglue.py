@@ -91,7 +91,7 @@ def test_xflickrco_joins_the_languages_of_a_picture(xflickrco: list[Path], tmp_p
     [
         ('{"sentences": "x", "img_path": "8.jpg"}', "`sentences` must be a list of texts"),
         ('{"sentences": ["x"], "img_path": 8}', "`img_path` must be a text"),
-        ('{"sentences": ["x"], "img_path": "88.jpg"}', "the picture `88.jpg` is neither in "),
+        ('{"sentences": ["x"], "img_path": "88.jpg"}', "the image `88.jpg` is neither in "),
         ('{"sentences": ["x"', "not valid JSON ("),
     ],
 )
@@ -123,7 +123,7 @@ def test_wit_is_one_pool_and_one_of_each_language(wit: list[Path], tmp_path: Pat
 def test_a_picture_of_wit_that_is_nowhere_is_named(wit: list[Path], tmp_path: Path) -> None:
     (wit[1] / "image_pixels" / "part-00001.csv.gz").unlink()
     assert refusal(tmp_path / "out", "wit", *wit) == (
-        f"{wit[0]}/annotations/test_ar.jsonl, line 1: the picture {url(0)} is in none of the image_pixels "
+        f"{wit[0]}/annotations/test_ar.jsonl, line 1: the image {url(0)} is in none of the image_pixels "
         "files, nor are 5 others; name the folder of all of them with `--from FOLDER`"
     )
 
@@ -132,10 +132,10 @@ def test_a_picture_of_wit_that_is_no_picture_is_named(wit: list[Path], tmp_path:
     path = wit[1] / "image_pixels" / "part-00000.csv"
     replace_line(path, 3, f"{url(10)}\tno base64!")
     assert refusal(tmp_path / "out", "wit", *wit) == (
-        f"{path}, line 3: must be a URL, a tab and a picture in base64"
+        f"{path}, line 3: must be a URL, a tab and an image in base64"
     )
     replace_line(path, 3, f"{url(10)}\t{base64.b64encode(b'text').decode()}")
     sentence = refusal(tmp_path / "out", "wit", *wit)
     assert sentence.startswith(
-        f"{wit[0]}/annotations/test_tr.jsonl, line 2: the picture `wit-test_10`"
+        f"{wit[0]}/annotations/test_tr.jsonl, line 2: the image `wit-test_10`"
     )

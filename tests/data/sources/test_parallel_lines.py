@@ -95,7 +95,7 @@ def test_as_many_captions_as_names(xtd10: list[Path], tmp_path: Path, change: in
     path = xtd10[0] / "MIC" / "test_1kcaptions_fr.txt"
     write_lines(path, [text("fr", n) for n in range(4 + change)])
     assert refusal(tmp_path / "out", "xtd10", *xtd10) == (
-        f"{path}: has {4 + change} captions, but {xtd10[0]}/XTD10/test_image_names.txt names 4 pictures; "
+        f"{path}: has {4 + change} captions, but {xtd10[0]}/XTD10/test_image_names.txt names 4 images; "
         "get both from one release"
     )
 
@@ -111,7 +111,7 @@ def test_a_blank_line_is_refused_as_lines_are_numbers(xtd10: list[Path], tmp_pat
 def test_what_is_missing_is_named(xtd10: list[Path], multi30k: list[Path], tmp_path: Path) -> None:
     sentence = refusal(tmp_path / "out", "xtd10", xtd10[0])
     names = xtd10[0] / "XTD10" / "test_image_names.txt"
-    assert sentence.startswith(f"{names}, line 1: the picture `{COCO_NAMES[0]}` is neither in ")
+    assert sentence.startswith(f"{names}, line 1: the image `{COCO_NAMES[0]}` is neither in ")
     (xtd10[0] / "XTD10" / "test_1kcaptions_ko.txt").unlink()
     sentence = refusal(tmp_path / "out", "xtd10", *xtd10)
     assert sentence.startswith(f"{xtd10[0]}, {xtd10[1]}: no `XTD10/test_1kcaptions_ko.txt` there")

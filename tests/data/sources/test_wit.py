@@ -14,7 +14,7 @@ from mmalign.core.errors import UserError
 from mmalign.data.recipe import RecipeConfig, build
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.reader import ShardSet
-from mmalign.data.sources.wit import WitTsv, read_drafts
+from mmalign.data.sources.wit import WitTsv, read_wit_tsv
 
 COLUMNS = [
     "language",
@@ -86,7 +86,7 @@ def source(folder: Path, **fields: Any) -> WitTsv:
 
 
 def read(config: WitTsv) -> tuple[list[LazyPair], list[BadRow]]:
-    rows = list(read_drafts(config, seed=0))
+    rows = list(read_wit_tsv(config, seed=0))
     good = [row for row in rows if isinstance(row, LazyPair)]
     return good, [row for row in rows if isinstance(row, BadRow)]
 
@@ -102,7 +102,7 @@ def test_rows_of_one_picture_meet_from_all_tables(folder: Path) -> None:
     assert (first.pair.split, second.pair.split) == ("train", "val")
     assert (first.pair.picture, first.pair.attribution) == (url(0), "http://page/0")
     table = folder / "wit_v1.train.all-00001-of-00010.tsv.gz"
-    told = f"{table}, line 3: the picture {url(3)} is in no image_pixels file"
+    told = f"{table}, line 3: the image {url(3)} is in no image_pixels file"
     assert [(row.reason, str(row)) for row in bad] == [("missing", told)]
 
 
@@ -127,6 +127,6 @@ def test_what_is_broken_is_named(folder: Path, tmp_path: Path) -> None:
     path = folder / "image_pixels" / "train_image_pixels_part-00000.csv"
     write_lines(path, [f"{url(0)}\t???\thttp://page/0"])
     _, bad = read(source(folder, languages=["sw"]))
-    assert str(bad[0]) == f"{path}, line 1: must be a URL, a tab and a picture in base64"
+    assert str(bad[0]) == f"{path}, line 1: must be a URL, a tab and an image in base64"
     with pytest.raises(UserError, match=r"image_pixels: no wit_v1\.train\.\*\.tsv\.gz there"):
         read(source(folder / "image_pixels"))

@@ -64,7 +64,7 @@ def test_pictures_may_lie_in_another_folder(folder: Path, tmp_path: Path) -> Non
 def test_a_missing_picture_is_named(folder: Path, tmp_path: Path) -> None:
     (folder / "images" / "0001abc.jpg").unlink()
     assert refusal(tmp_path / "out", "xm3600", folder) == (
-        f"{folder}/captions.jsonl, line 2: the picture `0001abc.jpg` is neither in {folder} nor in a "
+        f"{folder}/captions.jsonl, line 2: the image `0001abc.jpg` is neither in {folder} nor in a "
         "subfolder images; name its folder with `--from FOLDER`"
     )
 
@@ -78,7 +78,7 @@ def test_a_missing_picture_is_named(folder: Path, tmp_path: Path) -> None:
         ('{"image/key": "0001abc"}', "no field is a language with its captions"),
         ('{"image/key": "0001abc", "en": {"caption": "x"}}', "`en`: `caption` must be a list of"),
         ('{"image/key": "0001abc", "e": {"caption": ["x"]}}', "`e` is no BCP-47 language code"),
-        ('{"image/key": "0000abc", "en": {"caption": ["x"]}}', "the picture `0000abc` stands in"),
+        ('{"image/key": "0000abc", "en": {"caption": ["x"]}}', "the image `0000abc` is in"),
     ],
 )
 def test_a_broken_line_is_named(folder: Path, tmp_path: Path, line: str, reason: str) -> None:
@@ -90,7 +90,7 @@ def test_a_broken_line_is_named(folder: Path, tmp_path: Path, line: str, reason:
 def test_a_picture_that_does_not_decode_is_named(folder: Path, tmp_path: Path) -> None:
     (folder / "images" / "0002abc.jpg").write_bytes(make_image(0, "JPEG")[:200])
     sentence = refusal(tmp_path / "out", "xm3600", folder)
-    assert sentence.startswith(f"{folder}/captions.jsonl, line 3: the picture `0002abc` does not")
+    assert sentence.startswith(f"{folder}/captions.jsonl, line 3: the image `0002abc` does not")
 
 
 def test_folders_must_be_named_and_exist(tmp_path: Path) -> None:
