@@ -1,4 +1,4 @@
-"""Verbs that make, index, verify and count shards of image-caption pairs."""
+"""Commands that make, index, verify and count shards of image-caption pairs."""
 
 from collections import Counter
 from pathlib import Path
@@ -25,7 +25,7 @@ def data_build(
     force: Annotated[bool, typer.Option("--force", help="Build over what is there.")] = False,
     processes: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes that write shards; one a core if not given."),
+        typer.Option(min=1, help="Processes that write shards; one per core if not given."),
     ] = None,
 ) -> None:
     """Run a recipe: write shards of every split, with manifests.
@@ -43,11 +43,11 @@ def data_build(
     for manifest in build(config, out, force, processes):
         captions = sum(manifest.languages.values())
         say(
-            f"{out / manifest.split}: {manifest.samples} pictures, {captions} captions in "
+            f"{out / manifest.split}: {manifest.samples} images, {captions} captions in "
             f"{len(manifest.languages)} languages"
         )
     if (out / REFUSED).is_file():
-        say(f"some rows could not be used; {out / REFUSED} names them")
+        say(f"some rows could not be used; {out / REFUSED} lists them")
 
 
 @data_app.command("index")
@@ -64,7 +64,7 @@ def data_index(
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Shards that are scanned at once.")] = 1,
 ) -> None:
-    """Make tars of others usable: scan them once, write index and manifest. The tars stay as they are.
+    """Make tars of others usable: scan them once, write index and manifest. The tars are not changed.
 
     Example: mmalign data index path/to/img2dataset --captions json:caption --language identify
     """
@@ -76,12 +76,12 @@ def data_index(
     for counts in manifest.refused.values():
         refused.update(counts)
     say(
-        f"{folder}: {manifest.samples} pictures in {len(manifest.shards)} shards, "
+        f"{folder}: {manifest.samples} images in {len(manifest.shards)} shards, "
         f"{sum(manifest.languages.values())} captions in {len(manifest.languages)} languages"
     )
     if refused:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in refused.most_common())
-        say(f"refused {refused.total()} ({reasons}); {folder / REFUSED} names them")
+        say(f"refused {refused.total()} ({reasons}); {folder / REFUSED} lists them")
     if manifest.ignored:
         suffixes = ", ".join(f"{suffix}: {count}" for suffix, count in manifest.ignored.items())
         say(f"never opened: members of other suffixes ({suffixes})")
@@ -91,14 +91,14 @@ def data_index(
 def data_verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with a manifest.json.")],
     decode: Annotated[
-        bool, typer.Option("--decode", help="Decode every picture, not only its header.")
+        bool, typer.Option("--decode", help="Decode every image, not only its header.")
     ] = False,
     processes: Annotated[int, typer.Option(min=1, help="Shards that are read at once.")] = 1,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write what was found there.")
     ] = None,
 ) -> None:
-    """Prove a data set whole against its manifest; exit code 1 and the names of what is damaged otherwise.
+    """Compare a data set with its manifest; exit code 1 and a list of what is damaged if they differ.
 
     Example: mmalign data verify data/emoji_scenes/train
     """
@@ -113,28 +113,28 @@ def data_verify(
     for problem in report.problems[:_SHOWN]:
         say(describe(problem))
     if len(report.problems) > _SHOWN:
-        say(f"... and {len(report.problems) - _SHOWN} more; --json FILE takes them all")
+        say(f"... and {len(report.problems) - _SHOWN} more; --json FILE writes them all")
     if report.problems:
         say(f"{folder}: damaged, {len(report.problems)} problems in {report.shards} shards")
         raise typer.Exit(1)
-    say(f"{folder}: whole, {report.samples} samples in {report.shards} shards")
+    say(f"{folder}: complete and valid, {report.samples} samples in {report.shards} shards")
 
 
 @data_app.command("stats")
 def data_stats(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with a manifest.json.")],
     against: Annotated[
-        Path | None, typer.Option(help="A test set: how many of its pictures are in DIR?")
+        Path | None, typer.Option(help="A test set: how many of its images are in DIR?")
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Count tokens: a run, a folder or a hub name.")
     ] = None,
     shards: Annotated[
-        int | None, typer.Option(min=1, help="Read so many shards of DIR, drawn by the seed.")
+        int | None, typer.Option(min=1, help="Read so many shards of DIR, chosen by the seed.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draw of shards.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the choice of shards.")] = 0,
     near: Annotated[
-        bool, typer.Option(help="Look for pictures that look alike; decodes every picture.")
+        bool, typer.Option(help="Look for similar images; decodes every image.")
     ] = True,
     processes: Annotated[int, typer.Option(min=1, help="Shards that are read at once.")] = 1,
     json_file: Annotated[
@@ -144,7 +144,7 @@ def data_stats(
         Path | None, typer.Option(metavar="FILE", help="Draw them, .png or .svg.")
     ] = None,
 ) -> None:
-    """Count what a data set holds: languages, lengths, sizes, duplicates, and what a test set shares with it.
+    """Count languages, lengths, sizes and duplicates of a data set, and what a test set shares with it.
 
     Example: mmalign data stats data/emoji_scenes/train --against data/emoji_scenes/test --picture stats.png
     """
@@ -159,7 +159,7 @@ def data_stats(
     if tokenizer is not None and is_run(tokenizer):
         tokenizer = str(Path(tokenizer) / "tokenizer")
     found = survey(folder, Options(shards, seed, near, tokenizer, processes))
-    # Of a test set every picture counts.
+    # Every image of a test set counts, so all of its shards are read.
     other = survey(against, Options(near=near, processes=processes)) if against else None
     tree = summarise(found, other)
     if json_file is not None:

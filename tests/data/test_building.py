@@ -203,7 +203,7 @@ def test_too_many_bad_rows_stop_the_build_and_it_says_where(tmp_path: Path) -> N
     told = str(caught.value)
     start = "recipe `stories`: 2 of 25 rows cannot be used (json: 2), over `max_bad_fraction` 0.05;"
     assert told.startswith(f"{start} the first is {source}/pairs.jsonl, line 24: not valid JSON (")
-    assert told.endswith(f"{tmp_path}/out.building/refused.jsonl names them")
+    assert told.endswith(f"{tmp_path}/out.building/refused.jsonl lists them")
     assert len(refusals(tmp_path / "out.building" / "refused.jsonl")) == 2
     assert not (tmp_path / "out").exists()
     build(recipe(source, max_bad_fraction=0.08), tmp_path / "out")
