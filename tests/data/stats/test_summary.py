@@ -70,10 +70,9 @@ def test_quantiles_are_values_that_occur() -> None:
     assert quantiles([3, 9], [98, 2]) == {"p5": 3, "p50": 3, "p95": 3, "max": 9}
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_the_number_of_processes_changes_nothing(tmp_path: Path, processes: int) -> None:
+def test_the_number_of_processes_changes_nothing(tmp_path: Path) -> None:
     folder = make_set(tmp_path / "set", 14)
-    assert stats(folder, Options(processes=processes)) == stats(folder)
+    assert stats(folder, Options(processes=3)) == stats(folder)
 
 
 def test_some_shards_are_drawn_by_the_seed(tmp_path: Path) -> None:
@@ -161,7 +160,7 @@ def test_a_terminal_is_not_steered_by_a_data_set(tmp_path: Path) -> None:
     assert not any("\x1b" in line or "\n" in line for line in text)
 
 
-@pytest.mark.parametrize("languages", [0, 1, 14, 120])
+@pytest.mark.parametrize("languages", [0, 50])  # 50 need two columns
 def test_the_picture_is_drawn_for_any_number_of_languages(tmp_path: Path, languages: int) -> None:
     codes = tuple(f"q{a}{b}" for a in "abcdefghij" for b in "abcdefghijkl")[:languages]
     folder = write_set(tmp_path / "set", [make_pair(0, codes)])
@@ -170,8 +169,7 @@ def test_the_picture_is_drawn_for_any_number_of_languages(tmp_path: Path, langua
     for file in files:
         draw(tree, file)
     assert files[0].read_bytes() == files[1].read_bytes()
-    pixels = np.asarray(Image.open(files[2]))
-    assert pixels.std() > 5
+    assert np.asarray(Image.open(files[2])).std() > 5
 
 
 def test_the_command_says_draws_and_writes(tmp_path: Path) -> None:
