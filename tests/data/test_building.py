@@ -22,7 +22,7 @@ ROWS = 23
 
 
 def write_source(folder: Path, rows: int = ROWS) -> list[dict[str, Any]]:
-    """Pictures in a jsonl folder; every fifth one is of the split `val`."""
+    """Images in a jsonl folder; every fifth one is of the split `val`."""
     folder.mkdir()
     lines = []
     for number in range(rows):
@@ -69,11 +69,11 @@ def test_the_number_of_processes_changes_no_byte(tmp_path: Path) -> None:
     (tmp_path / "source" / "14.png").write_bytes(make_image(14)[:40])
     config = recipe(tmp_path / "source", max_bad_fraction=0.2, withhold={"fraction": 0.3})
     built = []
-    for processes in (1, 2, 3):
+    for processes in (1, 3):
         out = tmp_path / f"by {processes}"
         build(config, out, processes=processes)
         built.append(contents(out))
-    assert built[0] == built[1] == built[2]
+    assert built[0] == built[1]
     expected = {"train/00004.tar", "val/00000.tar", "withheld/00000.tar", "refused.jsonl"}
     assert expected < built[0].keys()
     assert [path.name for path in tmp_path.glob("*.building")] == []
@@ -87,7 +87,7 @@ from mmalign.data import recipe
 from mmalign.data.shards.lazy_pair import File
 read = File.read
 def slowly(self):
-    time.sleep(0.15)
+    time.sleep(0.1)
     return read(self)
 File.read = slowly
 config = load_config(recipe.RecipeConfig, Path(sys.argv[1]))
@@ -106,8 +106,8 @@ def is_running(process: int) -> bool:
     return stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_a_build_that_is_killed_goes_on_at_the_last_whole_shard(tmp_path: Path) -> None:
-    write_source(tmp_path / "source", rows=60)
+def test_a_build_that_is_killed_continues_after_the_last_finished_shard(tmp_path: Path) -> None:
+    write_source(tmp_path / "source", rows=40)
     config = recipe(tmp_path / "source")
     (tmp_path / "recipe.yaml").write_text(config.model_dump_json())
     work = tmp_path / "out.building"
@@ -118,15 +118,17 @@ def test_a_build_that_is_killed_goes_on_at_the_last_whole_shard(tmp_path: Path) 
     workers = workers_of(process.pid)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    time.sleep(0.3)
-    assert not any(is_running(worker) for worker in workers)  # they end with it
+    deadline = time.monotonic() + 10  # on a busy machine the kernel needs a moment
+    while any(is_running(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(is_running(worker) for worker in workers)
     finished = [path.stem for path in (work / ".build").glob("*.json")]
-    assert 3 <= len(finished) < 15
+    assert 3 <= len(finished) < 10
     assert not (tmp_path / "out").exists()
     inodes = {
         name: (work / name.replace("-", "/")).with_suffix(".tar").stat().st_ino for name in finished
     }
-    (work / "train" / "00011.tar").write_text("a part of a shard")
+    (work / "train" / "00007.tar").write_text("a part of a shard")
 
     build(config, tmp_path / "out", processes=3)
     build(config, tmp_path / "in one go", processes=1)
@@ -138,13 +140,13 @@ def test_a_build_that_is_killed_goes_on_at_the_last_whole_shard(tmp_path: Path) 
 
 
 def stop_midway(config: RecipeConfig, out: Path) -> None:
-    """A build that stops at a picture which cannot be used, and the picture is whole again."""
+    """A build that stops at an invalid image, which is then fixed."""
     picture = Path(config.source.folders[0]) / "22.png"  # type: ignore[union-attr]
-    whole, stat = picture.read_bytes(), picture.stat()
-    picture.write_text("no picture")
+    valid, stat = picture.read_bytes(), picture.stat()
+    picture.write_text("no image")
     with pytest.raises(UserError, match=r"22\.png does not decode"):
         build(config.model_copy(update={"max_bad_fraction": 0.0}), out)
-    picture.write_bytes(whole)
+    picture.write_bytes(valid)
     os.utime(picture, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
@@ -159,16 +161,11 @@ def test_what_changed_since_the_stop_is_made_again(tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == contents(tmp_path / "new")
     assert ShardSet(tmp_path / "out" / "train").read(0).image == make_image(77, size=24)
     assert not (tmp_path / "out" / "val").exists()
-
-
-def test_another_recipe_does_not_go_on_with_the_shards_of_this_one(tmp_path: Path) -> None:
-    write_source(tmp_path / "source")
-    config = recipe(tmp_path / "source")
-    stop_midway(config, tmp_path / "out")
-    other = recipe(tmp_path / "source", samples_per_shard=5)
-    build(other, tmp_path / "out")
-    build(other, tmp_path / "new")
-    assert contents(tmp_path / "out") == contents(tmp_path / "new")
+    other = recipe(tmp_path / "source", samples_per_shard=5)  # uses no shard of the first one
+    stop_midway(config, tmp_path / "b")
+    build(other, tmp_path / "b")
+    build(other, tmp_path / "c")
+    assert contents(tmp_path / "b") == contents(tmp_path / "c")
 
 
 def test_bad_rows_are_counted_and_named(tmp_path: Path) -> None:
