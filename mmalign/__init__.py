@@ -17,15 +17,15 @@ def load(name: str) -> "DualModel":
     """Any model: a run, an export in any format, or a model of another library, from a folder or the hub.
 
     Args:
-        name: see `mmalign.models.encoder.load_model`, which lists the forms.
+        name: see `mmalign.models.load.load_model`, which lists the forms.
 
     Returns:
-        What encodes texts and, where the model has an image tower, encoded pictures.
+        A model that encodes texts and, where it has an image tower, encoded images.
 
     Raises:
         UserError: nothing there that can be loaded; the sentence says what was looked for.
     """
     # torch and transformers take seconds to import: the command line must not wait for them.
-    from mmalign.models.encoder import load_model
+    from mmalign.models.load import load_model
 
     return load_model(str(name))

@@ -1,5 +1,6 @@
-"""Tiny dual encoders of every kind that an export has to hold: a second each, no network."""
+"""Tiny dual encoders of every kind that can be exported; each takes a second and no network."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,54 +17,25 @@ SMALL = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 
 NARROW = {"stem_width": 8, "channels": [16, 16, 32, 32]}
 _VIT = {"layers": 1, "width": 64, "patch_size": 32}
 _TEXT = {"layers": 1, "width": 64, "heads": 2}
-_OPEN_CLIP = {"kind": "open_clip", "name": "ViT-B-32", "image_size": 64}
+
+
+def _open_clip(vision: dict[str, Any], name: str = "ViT-B-32", size: int = 64) -> dict[str, Any]:
+    options = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": _TEXT}
+    return {"kind": "open_clip", "name": name, "image_size": size, "options": options}
+
+
+_AROUND = {"timm_model_name": "test_vit", "timm_pool": ""}
 IMAGES: dict[str, dict[str, Any]] = {
     "resnet10t": {"kind": "timm", "name": "resnet10t", "image_size": 32, "options": NARROW},
     "vit": {"kind": "timm", "name": "test_vit", "image_size": 64},
-    "open_clip": {
-        **_OPEN_CLIP,
-        "options": {"embed_dim": 24, "vision_cfg": _VIT, "text_cfg": _TEXT},
-    },
-    "averaged": {
-        **_OPEN_CLIP,
-        "options": {"embed_dim": 24, "vision_cfg": {**_VIT, "pool_type": "avg"}, "text_cfg": _TEXT},
-    },
-    "scaled": {
-        **_OPEN_CLIP,
-        "options": {
-            "embed_dim": 24,
-            "vision_cfg": {**_VIT, "ls_init_value": 0.1},
-            "text_cfg": _TEXT,
-        },
-    },
-    "attention": {
-        **_OPEN_CLIP,
-        "name": "RN50",
-        "options": {
-            "embed_dim": 24,
-            "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8},
-            "text_cfg": _TEXT,
-        },
-    },
-    "perceptron": {
-        **_OPEN_CLIP,
-        "image_size": 160,
-        "options": {
-            "embed_dim": 24,
-            "vision_cfg": {"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "mlp"},
-            "text_cfg": _TEXT,
-        },
-    },
-    "around_timm": {
-        **_OPEN_CLIP,
-        "image_size": 160,
-        "options": {
-            "embed_dim": 24,
-            "vision_cfg": {"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear"},
-            "text_cfg": _TEXT,
-        },
-    },
+    "open_clip": _open_clip(_VIT),
+    "averaged": _open_clip({**_VIT, "pool_type": "avg"}),
+    "scaled": _open_clip({**_VIT, "ls_init_value": 0.1}),
+    "attention": _open_clip({"layers": [1, 1, 1, 1], "width": 8}, "RN50"),
+    "perceptron": _open_clip({**_AROUND, "timm_proj": "mlp"}, size=160),
+    "around_timm": _open_clip({**_AROUND, "timm_proj": "linear"}, size=160),
 }
+_M2M = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
 TRUNKS: dict[str, dict[str, Any]] = {
     "bert": {"model_type": "bert", "hidden_size": 32, **SMALL},
     "xlm-roberta": {"model_type": "xlm-roberta", "hidden_size": 32, **SMALL},
@@ -75,13 +47,14 @@ TRUNKS: dict[str, dict[str, Any]] = {
         "n_layers": 1,
     },
     "mt5": {
-        **{"model_type": "mt5", "d_model": 32, "d_ff": 48, "d_kv": 16},
-        **{"num_layers": 1, "num_heads": 2},
+        "model_type": "mt5",
+        "d_model": 32,
+        "d_ff": 48,
+        "d_kv": 16,
+        "num_layers": 1,
+        "num_heads": 2,
     },
-    "m2m_100": {
-        **{"model_type": "m2m_100", "d_model": 32, "encoder_layers": 1, "decoder_layers": 1},
-        **{"encoder_attention_heads": 2, "encoder_ffn_dim": 48},
-    },
+    "m2m_100": {"model_type": "m2m_100", "d_model": 32, "encoder_ffn_dim": 48, **_M2M},
     "modernbert": {"model_type": "modernbert", "hidden_size": 32, **SMALL},
 }
 
@@ -100,7 +73,7 @@ def build_encoder(
     tokenizer = tokenizer or tiny_tokenizer()
     torch.manual_seed(5)
     model = build_dual_encoder(config, tokenizer.vocabulary, tokenizer.padding_id)
-    for module in model.modules():  # a fresh batch norm would change nothing
+    for module in model.modules():  # at initialization batch norm is nearly the identity
         if isinstance(module, torch.nn.BatchNorm2d):
             assert module.running_mean is not None and module.running_var is not None
             module.running_mean.uniform_(-0.1, 0.1)
@@ -109,5 +82,11 @@ def build_encoder(
 
 
 def source_of(encoder: Encoder) -> Source:
-    """The encoder on its way out."""
+    """The encoder as input of an export."""
     return Source(tower=text_side(encoder), encoder=encoder)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file, by its path inside the folder."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
-    """What `function(*args)` returns on each of `world_size` gloo ranks, in rank order.
+    """The results of `function(*args)` on each of `world_size` gloo ranks, in rank order.
 
     Args:
         function: of a module that the ranks can import (not a lambda, not a closure).
@@ -50,7 +50,7 @@ def _run_rank(
         raise
     finally:
         dist.destroy_process_group()
-    # All that a test looks at is written. Without this the interpreter is taken down while threads of the
-    # libraries still stand, which aborts a process once in some thousand ("terminate called ...").
+    # The results are written. A normal exit would end the interpreter while threads of libraries
+    # still run, which aborts about one process in some thousand ("terminate called ...").
     sys.stdout.flush()
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Verbs that measure models and show what came out."""
+"""Verbs that measure models and show the results."""
 
 import os
 from pathlib import Path
@@ -31,7 +31,7 @@ def evaluate(
         Path | None, typer.Option(help="Result folder; RUN/eval/<suite> if not given.")
     ] = None,
 ) -> None:
-    """Measure a model with a suite: of pictures and texts, of text tasks (`groups`), or of FAISS (`indexes`).
+    """Measure a model with a suite: of images and texts, of text tasks (`groups`), or of FAISS (`indexes`).
 
     Example: mmalign eval eval/emoji_scenes.yaml --model runs/demo --untrained
 
@@ -67,7 +67,7 @@ def compare(
         str | None, typer.Option(help="Of run folders that were measured with several suites.")
     ] = None,
     languages: Annotated[
-        bool, typer.Option("--languages", help="Every language, and not the means alone.")
+        bool, typer.Option("--languages", help="Every language, not only the means.")
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Also write the table: .json, .csv or .md.")
@@ -121,12 +121,12 @@ def search(
         "data/embeddings"
     ),
 ) -> None:
-    """Serve a page: type in any language and see pictures, drop a picture and see captions.
+    """Serve a page: type in any language and see images, drop an image and see captions.
 
     Example: mmalign search --model runs/demo --data data/emoji_scenes/test
     """
     from mmalign.core import distributed
-    from mmalign.models.encoder import load_model
+    from mmalign.models.load import load_model
     from mmalign.search.corpus import build_index
     from mmalign.search.server import serve
 
@@ -142,7 +142,8 @@ def _measure_images(
     from mmalign.core import distributed
     from mmalign.core.config import load_config
     from mmalign.evaluation.suite import SuiteConfig, means_of, run_suite
-    from mmalign.models.encoder import DualModel, load_encoder, load_model, run_of
+    from mmalign.models.encoder import DualModel, load_encoder, run_of
+    from mmalign.models.load import load_model
 
     config = load_config(SuiteConfig, suite, overrides)
     out = _result_folder(model, config.name, out)
@@ -154,8 +155,8 @@ def _measure_images(
         baselines["untrained"] = load_encoder(Path(model), untrained=True)
     results = run_suite(config, load_model(model), out, baselines)
     for name, value in means_of(results).items():
-        luck = f", chance {results.chance[name]:.4f}" if name in results.chance else ""
-        say(f"{name}  {value:.4f}  (n = {results.counts[name]}{luck})")
+        chance = f", chance {results.chance[name]:.4f}" if name in results.chance else ""
+        say(f"{name}  {value:.4f}  (n = {results.counts[name]}{chance})")
     return out
 
 
@@ -166,7 +167,7 @@ def _measure_indexes(
     from mmalign.core.config import load_config
     from mmalign.evaluation.ann.benchmark import run_faiss
     from mmalign.evaluation.ann.config import FaissConfig
-    from mmalign.models.encoder import load_model
+    from mmalign.models.load import load_model
     from mmalign.report.pareto import write_pareto
 
     config = load_config(FaissConfig, suite, overrides)

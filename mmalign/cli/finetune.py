@@ -1,4 +1,4 @@
-"""Verbs that fine-tune text encoders: once, or as a study over many cells."""
+"""Commands that fine-tune text encoders: once, or as a study over many cells."""
 
 import os
 from pathlib import Path
@@ -26,7 +26,7 @@ def finetune(
 
     Example: mmalign finetune train/finetune/emoji_category.yaml --model runs/demo 'seeds=[0, 1, 2]'
 
-    A file with `lexicon` in place of `task` draws words to their translations instead.
+    A file with `lexicon` in place of `task` moves words to their translations instead.
 
     Example: mmalign finetune train/finetune/lexical_injection.yaml --model runs/storybooks
     """
@@ -38,8 +38,8 @@ def finetune(
     out = out or Path(model) / "finetune" / name_of(job)
     results = run_job(job, model, out)
     for name in headlines(job, results):
-        luck = f", chance {results.chance[name]:.4f}" if name in results.chance else ""
-        say(f"{name}  {results.metrics[name]:.4f}  (n = {results.counts[name]}{luck})")
+        chance = f", chance {results.chance[name]:.4f}" if name in results.chance else ""
+        say(f"{name}  {results.metrics[name]:.4f}  (n = {results.counts[name]}{chance})")
     say(f"{out / 'results.json'}")
     if is_run(model):
         note_command(Path(model))
@@ -58,7 +58,7 @@ def study(
 
     Example: mmalign study eval/study_demo.yaml --out runs/study_demo
 
-    It may be stopped at any time: the same command goes on.
+    It may be stopped at any time: the same command resumes it.
     """
     from mmalign.core.config import load_config
     from mmalign.study.config import StudyConfig

@@ -8,3 +8,8 @@ command line prints that sentence and exits with 1; any other exception is a bug
 
 class UserError(ValueError):
     """A mistake in the input: one sentence for the person who can fix it."""
+
+
+def one_line(error: BaseException, longest: int = 200) -> str:
+    """The message of another library's error, on one line and cut, for the sentence of a `UserError`."""
+    return " ".join(str(error).split())[:longest]

@@ -1,7 +1,7 @@
-"""Pictures with a class each, from a folder or from shards, and the names of the classes.
+"""Images with one class each, from a folder or from shards, and the names of the classes.
 
-<folder>/<class>/<picture>      + names from class_names.py -+-> Pictures: bytes by number, classes, names
-shards, captions = class names                               -+
+<folder>/<class>/<image>   + names from class_names.py -+-> LabelledImages: bytes by number, classes, names
+shards, captions = class names                          -+
 """
 
 import hashlib
@@ -21,15 +21,15 @@ from mmalign.models.encoder import DualModel
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """The pictures of a set and the names of their classes.
+class LabelledImages:
+    """The images of a set and the names of their classes.
 
     Attributes:
-        where: one entry a picture: which one it is, in words.
-        classes: the class of each picture.
+        where: one entry per image: its file or sample, for messages.
+        classes: the class of each image.
         names: language -> class -> name.
-        sha256: of what the set holds: the manifest, or names and sizes of the files and names of the classes.
-        read: number of a picture -> its bytes.
+        sha256: of the set: the manifest, or names and sizes of the files and names of the classes.
+        read: number of an image -> its bytes.
     """
 
     where: list[str]
@@ -39,19 +39,20 @@ class Pictures:
     read: Callable[[int], bytes]
 
 
-def pictures_of_folder(folder: Path, class_names: str) -> Pictures:
-    """All pictures right below the subfolders, in alphabetical order: ImageNet's layout.
+def images_of_folder(folder: Path, class_names: str) -> LabelledImages:
+    """All images right below the subfolders, in alphabetical order: ImageNet's layout.
 
     Args:
         class_names: `source` of `class_names.read_names`.
 
     Raises:
-        UserError: no such folder, no pictures in it, or names that cannot be read.
+        UserError: no such folder, no images in it, or names that cannot be read.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; it must hold a subfolder of pictures a class")
-    subfolders = sorted(path for path in folder.iterdir() if path.is_dir())
-    below = [file for one in subfolders for file in sorted(one.iterdir())]
+        raise UserError(f"{folder}: no such folder; it must hold one subfolder of images per class")
+    below = [
+        file for one in sorted(folder.iterdir()) if one.is_dir() for file in sorted(one.iterdir())
+    ]
     files = [file for file in below if file.suffix.lower().removeprefix(".") in READ_SUFFIXES]
     if not files:
         raise UserError(
@@ -60,13 +61,16 @@ def pictures_of_folder(folder: Path, class_names: str) -> Pictures:
         )
     classes = [file.parent.name for file in files]
     names = read_names(class_names, list(dict.fromkeys(classes)))
+    # Sizes instead of contents: ImageNet's 50,000 files would take minutes to read twice.
     listing = [[file.relative_to(folder).as_posix(), file.stat().st_size] for file in files]
     sha256 = hashlib.sha256(json.dumps([listing, names]).encode()).hexdigest()
-    return Pictures(list(map(str, files)), classes, names, sha256, lambda i: files[i].read_bytes())
+    return LabelledImages(
+        list(map(str, files)), classes, names, sha256, lambda i: files[i].read_bytes()
+    )
 
 
-def pictures_of_shards(folder: Path) -> Pictures:
-    """A class is what has the same captions in all languages; the first one in each is its name there.
+def images_of_shards(folder: Path) -> LabelledImages:
+    """A class: all samples with the same captions. Its name in a language is the first caption there.
 
     Raises:
         UserError: no data set there, or a damaged one.
@@ -81,27 +85,22 @@ def pictures_of_shards(folder: Path) -> Pictures:
         for lang, name in called.items():
             names.setdefault(lang, {})[classes[-1]] = name
     where = [f"{folder}, sample `{key}`" for key in shard_set.keys]
-    return Pictures(
-        where, classes, names, shard_set.manifest.sha256, lambda i: shard_set.read(i).image
-    )
+    sha256 = shard_set.manifest.sha256
+    return LabelledImages(where, classes, names, sha256, lambda i: shard_set.read(i).image)
 
 
-def encode_pictures(model: DualModel, pictures: Pictures, numbers: Sequence[int]) -> np.ndarray:
+def encode_images(model: DualModel, images: LabelledImages, numbers: Sequence[int]) -> np.ndarray:
     """(n, D) float32 of unit length.
 
     Raises:
-        UserError: a picture that cannot be decoded, by its name.
+        UserError: an image that cannot be decoded, by its name.
     """
     try:
-        return model.encode_images(pictures.read(i) for i in numbers)
-    except UndecodableImage as error:
-        broken = next(i for i in numbers if not _decodes(pictures.read(i)))
-        raise UserError(f"{pictures.where[broken]}: {error}; mend it or take it away") from None
-
-
-def _decodes(data: bytes) -> bool:
-    try:
-        decode(data)
+        return model.encode_images(images.read(i) for i in numbers)
     except UndecodableImage:
-        return False
-    return True
+        for i in numbers:  # the model does not say which one it is
+            try:
+                decode(images.read(i))
+            except UndecodableImage as error:
+                raise UserError(f"{images.where[i]}: {error}; fix it or remove it") from None
+        raise

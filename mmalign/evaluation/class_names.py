@@ -3,12 +3,12 @@
     open_clip's names, Babel-ImageNet's file, a folder of <lang>.json -> read_names -> {lang: {class: name}}
     `label`, `openai`, a folder of <lang>.json                    -> read_templates -> {lang: templates}
 
-A class is known by the name of its folder. In ImageNet that is a WordNet id (`n01440764`), and class
+A class is identified by the name of its folder. In ImageNet that is a WordNet id (`n01440764`), and class
 number i of ImageNet-1k is the i-th of the 1,000 ids in alphabetical order: timm lists them, and torchvision,
 open_clip's names and Babel-ImageNet count in the same way.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +37,7 @@ class Prompts(Section):
 
     lang: str
     templates: tuple[str, ...] = pydantic.Field(min_length=1)
-    """Sentences with `{}` where the name of the class stands."""
+    """Sentences with `{}` in place of the name of the class."""
     source: str
     """Who wrote them."""
 
@@ -47,7 +47,7 @@ class Prompts(Section):
         if any(template.count(_SLOT) != 1 for template in templates):
             raise ValueError("each template must hold `{}` once")
         if len(set(templates)) < len(templates):
-            raise ValueError("a template stands there twice")
+            raise ValueError("a template is there twice")
         return templates
 
     @property
@@ -67,42 +67,32 @@ def read_names(source: str, classes: Sequence[str]) -> Names:
 
             - `openai`: English names of ImageNet-1k, as open_clip holds them.
             - a file in Babel-ImageNet's layout, {language: [[class numbers], [names]]}
-              (gregor-ge/Babel-ImageNet@317c498, `data/babel_imagenet-298.json`). Its codes are taken in lower
-              case, with hyphens. English is taken from open_clip, as its own evaluation does.
+              (gregor-ge/Babel-ImageNet@317c498, `data/babel_imagenet-298.json`). Its codes become lower
+              case, with hyphens. English comes from open_clip, as in its own evaluation.
             - a folder of `<lang>.json`, {class: name}.
 
-        classes: names of the folders of pictures; for ImageNet any of the 1,000 WordNet ids.
+        classes: names of the folders of images; for ImageNet any of the 1,000 WordNet ids.
 
     Raises:
-        UserError: no such file, another layout, or folders that are no classes of ImageNet-1k.
+        UserError: no such file, another layout, or folders that are not classes of ImageNet-1k.
     """
     if Path(source).is_dir():
         files = sorted(Path(source).glob("*.json"))
         names: Names = {file.stem: _read(file, _NAMES, "{class: name}") for file in files}
     else:
-        names = {} if source == OPENAI else _read_babel(Path(source))
-        names["en"] = _openai_names()
-        _must_be_imagenet(classes)
+        ids = _wordnet_ids()
+        names = {} if source == OPENAI else _read_babel(Path(source), ids)
+        names["en"] = _openai_names(ids)
+        if unknown := sorted(set(classes) - set(ids)):
+            raise UserError(
+                f"`images` has a subfolder `{unknown[0]}`, which is no class of ImageNet-1k (WordNet ids "
+                "such as n01440764); for other classes give `class_names` a folder of <lang>.json"
+            )
     wanted = set(classes)
-    return {lang: _only(of_lang, wanted) for lang, of_lang in names.items()}
-
-
-def _read_babel(path: Path) -> Names:
-    tree = _read(path, _BABEL, "{language: [[class numbers below 1000], [names]]}")
-    ids = _wordnet_ids()
-    names: Names = {}
-    for code, (numbers, words) in tree.items():
-        if len(numbers) != len(words) or len(set(numbers)) < len(numbers):
-            raise UserError(f"{path}: `{code}` must have one name for each class number")
-        of_lang = {ids[number]: word for number, word in zip(numbers, words, strict=True)}
-        names[code.lower().replace("_", "-")] = of_lang
-    return names
-
-
-def _openai_names() -> dict[str, str]:
-    from open_clip import IMAGENET_CLASSNAMES
-
-    return dict(zip(_wordnet_ids(), IMAGENET_CLASSNAMES, strict=True))
+    return {
+        lang: {one: name for one, name in of_lang.items() if one in wanted}
+        for lang, of_lang in names.items()
+    }
 
 
 def _wordnet_ids() -> list[str]:
@@ -113,17 +103,22 @@ def _wordnet_ids() -> list[str]:
     return ids
 
 
-def _must_be_imagenet(classes: Iterable[str]) -> None:
-    strange = sorted(set(classes) - set(_wordnet_ids()))
-    if strange:
-        raise UserError(
-            f"`images` has a subfolder `{strange[0]}`, which is no class of ImageNet-1k (WordNet ids such as "
-            "n01440764); for other classes give `class_names` a folder of <lang>.json"
-        )
+def _read_babel(path: Path, ids: Sequence[str]) -> Names:
+    names: Names = {}
+    layout = "{language: [[class numbers below 1000], [names]]}"
+    for code, (numbers, words) in _read(path, _BABEL, layout).items():
+        if len(numbers) != len(words) or len(set(numbers)) < len(numbers):
+            raise UserError(f"{path}: `{code}` must have one name for each class number")
+        of_lang = {ids[number]: word for number, word in zip(numbers, words, strict=True)}
+        # Babel-ImageNet writes codes as `ZH_YUE`; metric names use BCP-47's hyphens.
+        names[code.lower().replace("_", "-")] = of_lang
+    return names
 
 
-def _only(names: dict[str, str], classes: set[str]) -> dict[str, str]:
-    return {one: name for one, name in names.items() if one in classes}
+def _openai_names(ids: Sequence[str]) -> dict[str, str]:
+    from open_clip import IMAGENET_CLASSNAMES
+
+    return dict(zip(ids, IMAGENET_CLASSNAMES, strict=True))
 
 
 def read_templates(prompts: str, languages: Sequence[str]) -> dict[str, Prompts]:

@@ -1,20 +1,19 @@
 """Embeddings of a shard set, computed once and kept on disk in clip-retrieval's layout.
 
     model's sha256 + data's sha256 -> <cache>/<both, cut short>/     there: verified and read; else: computed
-        img_emb/img_emb_0.npy        float32, unit length; row i is the picture that caption i describes
+        img_emb/img_emb_0.npy        float32, unit length; row i is the image that caption i describes
         text_emb/text_emb_0.npy      float32, unit length; row i is caption i
         metadata/metadata_0.jsonl    image_path (the sample's key), caption, lang, sample, picture_id
         metadata/metadata_0.parquet  the same for clip-retrieval, where pyarrow is installed
         MANIFEST.json                written last: model, data, normalisation, sha256 of each file
 
-clip-retrieval (rom1504/clip-retrieval, `clip_inference/writer.py`) pairs one picture with one caption a row
-and mostly writes float16. So a picture with several captions stands there several times, and a picture
-without any once, with an empty caption whose vector is zero. Rows are float32, so that cached and fresh
-embeddings give equal numbers.
+clip-retrieval (rom1504/clip-retrieval, `clip_inference/writer.py`) pairs one image with one caption per row
+and mostly writes float16. So an image with several captions has several rows, and an image without any has
+one, with an empty caption whose vector is zero. Rows are float32, so that cached and fresh embeddings give
+equal numbers.
 """
 
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,11 +35,11 @@ ROWS_PER_FILE = 1_000_000
 
 @dataclass(frozen=True)
 class CachedSet:
-    """A whole shard set as vectors, from disk.
+    """A complete shard set as vectors, from disk.
 
     Attributes:
-        embedded: all pictures and all captions; the captions are sorted by picture.
-        picture_id_P: int64, equal where pictures are equal, in every data set.
+        embedded: all images and all captions; the captions are sorted by image.
+        picture_id_P: int64, equal where images are equal, in every data set.
         folder: where it is kept.
         data_sha256: of the data set's manifest.
         sha256: file name -> hexadecimal sha256 of its bytes, of the files with vectors.
@@ -86,20 +85,25 @@ def write_embeddings(
     facts: dict[str, Any],
     rows_per_file: int = ROWS_PER_FILE,
 ) -> None:
-    """Write the embeddings of a set, whole or not at all.
+    """Write the embeddings of a set, completely or not at all.
 
     Args:
-        facts: what the manifest says beside the layout; what `read_embeddings` will ask for at least.
+        facts: what the manifest states besides the layout; at least the `key` of `read_embeddings`.
     """
-    picture_R, caption_R = _rows(embedded)
-    starts = range(0, len(picture_R), rows_per_file)
-    digits = len(str(len(starts) - 1))
+    # Of each row the image and the caption, -1 where the image has none.
+    bare = np.setdiff1d(np.arange(len(embedded.image_PD)), embedded.picture_M)
+    image_R = np.concatenate([embedded.picture_M, bare])
+    caption_R = np.concatenate([np.arange(len(embedded.texts)), np.full(len(bare), -1)])
+    order = np.argsort(image_R, kind="stable")  # captions of an image keep their order
+    image_R, caption_R = image_R[order], caption_R[order]
+    starts = range(0, len(image_R), rows_per_file)
+    digits = len(str(len(starts) - 1))  # clip-retrieval reads the files in the order of their names
     info = {
         **facts,
         "layout": "clip-retrieval",
         "dtype": "float32",
         "normalised": True,
-        "rows": len(picture_R),
+        "rows": len(image_R),
         "pictures": len(embedded.image_PD),
         "captions": len(embedded.texts),
         "dimension": embedded.image_PD.shape[1],
@@ -109,9 +113,8 @@ def write_embeddings(
             (new / kind).mkdir()
         for number, start in enumerate(starts):
             part = slice(start, start + rows_per_file)
-            _write_part(
-                new, f"{number:0{digits}d}", embedded, shard_set, picture_R[part], caption_R[part]
-            )
+            name = f"{number:0{digits}d}"
+            _write_part(new, name, embedded, shard_set, image_R[part], caption_R[part])
 
 
 def read_embeddings(folder: Path, key: dict[str, str], name: str) -> CachedSet:
@@ -135,6 +138,7 @@ def read_embeddings(folder: Path, key: dict[str, str], name: str) -> CachedSet:
             )
     rows = [row for path in sorted(folder.glob("metadata/*.jsonl")) for row in _lines(path)]
     picture_id_R = np.array([row["picture_id"] for row in rows], np.int64)
+    # Rows are sorted by image: where the id changes, the next image begins.
     first_P = np.flatnonzero(np.r_[True, picture_id_R[1:] != picture_id_R[:-1]])
     described = [number for number, row in enumerate(rows) if row["caption"] is not None]
     embedded = EmbeddedSet(
@@ -150,27 +154,29 @@ def read_embeddings(folder: Path, key: dict[str, str], name: str) -> CachedSet:
     return CachedSet(embedded, picture_id_R[first_P], folder, info["data_sha256"], sha256)
 
 
-def _rows(embedded: EmbeddedSet) -> tuple[np.ndarray, np.ndarray]:
-    """For each row of the layout its picture and its caption, -1 where the picture has none."""
-    bare = np.setdiff1d(np.arange(len(embedded.image_PD)), embedded.picture_M)
-    picture_R = np.concatenate([embedded.picture_M, bare])
-    caption_R = np.concatenate([np.arange(len(embedded.texts)), np.full(len(bare), -1)])
-    order = np.argsort(picture_R, kind="stable")
-    return picture_R[order], caption_R[order]
-
-
 def _write_part(
     folder: Path,
     number: str,
     embedded: EmbeddedSet,
     shard_set: ShardSet,
-    picture_R: np.ndarray,
+    image_R: np.ndarray,
     caption_R: np.ndarray,
 ) -> None:
     text_RD = np.where(caption_R[:, None] >= 0, embedded.text_MD[caption_R], np.float32(0))
-    np.save(folder / f"img_emb/img_emb_{number}.npy", embedded.image_PD[picture_R])
+    np.save(folder / f"img_emb/img_emb_{number}.npy", embedded.image_PD[image_R])
     np.save(folder / f"text_emb/text_emb_{number}.npy", text_RD)
-    rows = list(_metadata(embedded, shard_set, picture_R, caption_R))
+    rows = [
+        {
+            "image_path": shard_set.keys[sample],
+            "caption": embedded.texts[caption] if caption >= 0 else None,
+            "lang": str(embedded.language_M[caption]) if caption >= 0 else None,
+            "sample": sample,
+            "picture_id": int(shard_set.picture_ids[sample]),
+        }
+        for sample, caption in zip(
+            (embedded.sample_P[i] for i in image_R), caption_R.tolist(), strict=True
+        )
+    ]
     with (folder / f"metadata/metadata_{number}.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if find_spec("pyarrow"):
@@ -181,21 +187,7 @@ def _write_part(
         pyarrow.parquet.write_table(table, folder / f"metadata/metadata_{number}.parquet")
 
 
-def _metadata(
-    embedded: EmbeddedSet, shard_set: ShardSet, picture_R: np.ndarray, caption_R: np.ndarray
-) -> Iterator[dict[str, Any]]:
-    for picture, caption in zip(picture_R.tolist(), caption_R.tolist(), strict=True):
-        sample = embedded.sample_P[picture]
-        yield {
-            "image_path": shard_set.keys[sample],
-            "caption": embedded.texts[caption] if caption >= 0 else None,
-            "lang": str(embedded.language_M[caption]) if caption >= 0 else None,
-            "sample": sample,
-            "picture_id": int(shard_set.picture_ids[sample]),
-        }
-
-
-def _lines(path: Path) -> Sequence[dict[str, Any]]:
+def _lines(path: Path) -> list[dict[str, Any]]:
     with path.open("rb") as lines:  # bytes: a caption may hold what text mode takes for a line end
         return [json.loads(line) for line in lines]
 

@@ -1,12 +1,12 @@
 """Writing the features of a frozen image tower beside the shards (stream/image_features.py has the layout).
 
-    shard -> pictures as training sees them, in loader workers -> tower, float32 -> rows, float16 -> 00000.npy
-          -> crc32 of each row, pictures that cannot be used   -> 00000.json, which makes the shard count
-    all shards -> features.json, which makes the folder count
+    shard -> images as training sees them, in loader workers -> tower, float32 -> rows, float16 -> 00000.npy
+          -> crc32 of each row, images that cannot be used   -> 00000.json; without it the shard is not done
+    all shards -> features.json; without it the folder is not done
 
-Shards are dealt out over the ranks, and one that is there already is not made again: a run that was stopped
-goes on with the next shard, and a data set that grew costs its new shards. A shard is cut into batches
-in one way, so that ranks and stops change nothing in its rows.
+The ranks share the shards, and one that is done already is not made again: a run that was stopped goes on
+with the next shard, and a data set that grew costs its new shards. A shard is cut into batches in one way, so
+that its rows do not depend on ranks and stops.
 """
 
 import json
@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from mmalign.core import distributed
 from mmalign.core.commit import flush, write_atomic, write_manifest
@@ -49,26 +50,26 @@ from mmalign.data.stream.image_features import (
 from mmalign.models.encoder import weights_sha256
 from mmalign.models.image_tower import ImageTower
 
-BATCH_SIZE = 64  # pictures that the tower sees at a time
-Job = tuple[int, int, int]
-"""Number of a shard, and the first and the last sample but one of a batch, counted in the whole set."""
+BATCH_SIZE = 64  # images that the tower sees at a time
+Job = tuple[int, range]
+"""Number of a shard, and the samples of a batch, counted in the complete set."""
 
 
 def describe_tower(tower: ImageTower) -> TowerIdentity:
-    """What features of this tower must have been made with."""
+    """The identity that features of this tower must have been made with."""
     preprocessing = describe_preprocessing(tower.size, tower.mean, tower.std)
     return TowerIdentity(weights_sha256(tower), preprocessing, tower.width)
 
 
 def write_features(tower: ImageTower, data: Path, workers: int) -> dict[str, Any]:
-    """Make the features of a data set, or what of them is missing; returns what `features.json` says.
+    """Make the features of a data set that are missing; returns the content of `features.json`.
 
     A collective: every rank calls it with the same weights, each on its own device.
 
     Args:
         tower: in evaluation mode, float32.
         data: folder of the data set.
-        workers: processes of each rank that decode pictures; 0: the rank itself.
+        workers: processes of each rank that decode images; 0: the rank itself.
 
     Raises:
         UserError: no data set there, a feature that float16 cannot hold, or a folder that cannot be written.
@@ -95,21 +96,21 @@ def write_features(tower: ImageTower, data: Path, workers: int) -> dict[str, Any
 
 @contextmanager
 def _on_all_ranks(folder: Path) -> Iterator[None]:
-    """What goes wrong in the block on one rank goes wrong on all, so that none waits for it in vain."""
+    """An error on one rank in the block is raised on all, so that none waits for the others for ever."""
     problem = None
     try:
         yield
     except UserError as error:
         problem = str(error)
     except OSError as error:
-        problem = f"{folder}: cannot be written ({error.strerror}); mend that and run it again"
+        problem = f"{folder}: cannot be written ({error.strerror}); fix that and run it again"
     problems = [found for found in distributed.gather_objects(problem) if found is not None]
     if problems:
         raise UserError(problems[0])
 
 
 def _shards_to_do(folder: Path, manifest: Manifest) -> list[int] | None:
-    """Numbers of the shards that lack features; None: all are there and the folder counts."""
+    """Numbers of the shards that lack features; None: none does and the folder is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     todo = [
         number
@@ -119,7 +120,7 @@ def _shards_to_do(folder: Path, manifest: Manifest) -> list[int] | None:
     facts = read_facts(folder)
     if facts is not None and facts["data_sha256"] == manifest.sha256 and not todo:
         return None
-    (folder / INDEX).unlink(missing_ok=True)  # while it is being changed it does not count
+    (folder / INDEX).unlink(missing_ok=True)  # while the folder is being changed it is not complete
     return todo
 
 
@@ -142,92 +143,68 @@ def _source(manifest: Manifest, shard: Shard) -> dict[str, Any]:
 def _write_shards(
     tower: ImageTower, shard_set: ShardSet, numbers: Sequence[int], folder: Path, workers: int
 ) -> None:
-    jobs = _jobs(shard_set, numbers)
-    loader = DataLoader(
-        _Pictures(shard_set, plain_view(tower.size)),
+    first = shard_set.first.tolist()
+    jobs: list[Job] = [
+        (number, range(first[number + 1])[start : start + BATCH_SIZE])
+        for number in numbers
+        for start in range(first[number], first[number + 1], BATCH_SIZE)
+    ]
+    loader: DataLoader[Any] = DataLoader(
+        jobs,  # type: ignore[arg-type]  # a list is a data set: it has a length and items
         batch_size=None,
-        sampler=jobs,
+        collate_fn=partial(_load, shard_set, plain_view(tower.size)),  # runs in the workers
         num_workers=workers,
         worker_init_fn=leave_signals_to_the_parent,
     )
-    seen = zip(jobs, track(start_workers(loader), "batches of pictures", len(jobs)), strict=True)
-    for number, of_shard in groupby(seen, key=lambda pair: pair[0][0]):
+    loaded = zip(jobs, track(start_workers(loader), "batches of images", len(jobs)), strict=True)
+    for number, of_shard in groupby(loaded, key=lambda pair: pair[0][0]):
         rows: list[np.ndarray] = []
         unusable: dict[str, dict[str, str]] = {}
         shard = shard_set.manifest.shards[number]
-        for (_, first, _), views in of_shard:
-            if isinstance(views, UserError):
-                raise views
-            start = first - int(shard_set.first[number])
-            rows.append(_features(tower, views, f"{shard.file}, sample {start}"))
-            unusable.update({str(start + row): why for row, why in views.unusable.items()})
+        for (_, samples), batch in of_shard:
+            if isinstance(batch, UserError):
+                raise batch
+            start = samples[0] - first[number]
+            rows.append(_features(tower, batch, f"{shard.file}, sample {start}"))
+            unusable.update({str(start + row): why for row, why in batch.unusable.items()})
         record = {"of": _source(shard_set.manifest, shard), "unusable": unusable}
         _write_shard(folder, shard, np.concatenate(rows), record)
 
 
-def _jobs(shard_set: ShardSet, numbers: Sequence[int]) -> list[Job]:
-    """The batches of some shards, in order."""
-    first = shard_set.first.tolist()
-    return [
-        (number, start, min(start + BATCH_SIZE, first[number + 1]))
-        for number in numbers
-        for start in range(first[number], first[number + 1], BATCH_SIZE)
-    ]
-
-
 @dataclass(frozen=True)
-class _Views:
-    """Pixels of a batch, and by row what could not be used; its pixels are black."""
+class _Batch:
+    """Pixels of a batch, and by row why an image cannot be used; its pixels are black."""
 
     image_BCHW: Tensor
     unusable: dict[int, dict[str, str]]
 
 
-class _Pictures(Dataset[Any]):
-    """The pictures of a batch, by the place that `_jobs` gives it.
-
-    An error is returned and not raised: a loader wraps what a worker raises into a traceback.
-    """
-
-    def __init__(self, shard_set: ShardSet, view: Preprocess) -> None:
-        self.shard_set = shard_set
-        self.view = view
-
-    def __getitem__(self, job: Job) -> "_Views | UserError":
-        _, first, last = job
-        black = torch.zeros(self.view.size, self.view.size, 3, dtype=torch.uint8)
-        pixels, unusable = [black] * (last - first), {}
+def _load(shard_set: ShardSet, view: Preprocess, job: Job) -> _Batch | UserError:
+    """The images of a batch. An error is returned: a loader wraps what a worker raises into a traceback."""
+    _, samples = job
+    pixels = [torch.zeros(view.size, view.size, 3, dtype=torch.uint8)] * len(samples)
+    unusable = {}
+    for row, sample in enumerate(samples):
         try:
-            for row, index in enumerate(range(first, last)):
-                seen = self._look(index)
-                if isinstance(seen, Tensor):
-                    pixels[row] = seen
-                else:
-                    unusable[row] = seen
+            pair = shard_set.read(sample)
+            # A generator as in training; without augmentation it decides nothing.
+            pixels[row] = view(pair.image, np.random.default_rng(0))
+        except UnusableSample as error:
+            unusable[row] = no_feature(error.key, error.reason, error.detail)
+        except UndecodableImage as error:
+            unusable[row] = no_feature(pair.key, error.reason, str(error))
         except UserError as error:
             return error
-        return _Views(stack_images(pixels), unusable)
-
-    def _look(self, index: int) -> Tensor | dict[str, str]:
-        """The pixels of a sample's picture, or why there are none."""
-        try:
-            pair = self.shard_set.read(index)
-        except UnusableSample as error:
-            return no_feature(error.key, error.reason, error.detail)
-        try:
-            # A generator as in training; without augmentation it decides nothing.
-            return self.view(pair.image, np.random.default_rng(0))
-        except UndecodableImage as error:
-            return no_feature(pair.key, error.reason, str(error))
+    return _Batch(stack_images(pixels), unusable)
 
 
 @torch.no_grad()
-def _features(tower: ImageTower, views: _Views, where: str) -> np.ndarray:
-    """(B, F) float16; rows without a picture are zero. `where` is the place of the first one."""
+def _features(tower: ImageTower, batch: _Batch, where: str) -> np.ndarray:
+    """(B, F) float16; rows without an image are zero. `where` is the position of the first one."""
     device = next(tower.parameters()).device
-    image_BCHW = views.image_BCHW.to(device).contiguous(memory_format=torch.channels_last)
+    image_BCHW = batch.image_BCHW.to(device).contiguous(memory_format=torch.channels_last)
     feature_BF = tower(image_BCHW).half().cpu()
-    feature_BF[list(views.unusable)] = 0
+    feature_BF[list(batch.unusable)] = 0  # black pixels have a feature too
     if not feature_BF.isfinite().all():
         raise UserError(
             f"{where} or one behind it: its feature is not finite in float16; train from pixels, or take "
@@ -239,16 +216,18 @@ def _features(tower: ImageTower, views: _Views, where: str) -> np.ndarray:
 
 def _write_shard(folder: Path, shard: Shard, row_SF: np.ndarray, record: dict[str, Any]) -> None:
     path = folder / rows_file(shard)
+    # A unique name: a killed run may have left a file, and another run may write the same folder.
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
     with temporary.open("wb") as file:
         np.save(file, row_SF)
     record = {**record, **flush(temporary), "crc32": [zlib.crc32(row) for row in row_SF]}
     temporary.replace(path)
+    # Last: rows without a record are not done.
     write_atomic(folder / record_file(shard), json.dumps(record) + "\n")
 
 
 def _finish(folder: Path, manifest: Manifest, identity: TowerIdentity) -> None:
-    """Write `features.json`, and take away what no shard of the data set has any more."""
+    """Write `features.json`, and remove the files of shards that the data set no longer has."""
     files: dict[str, dict[str, Any]] = {}
     reasons: Counter[str] = Counter()
     for shard in (shard for shard in manifest.shards if shard.samples):

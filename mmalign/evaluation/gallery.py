@@ -1,6 +1,6 @@
-"""A gallery: a few captions in different scripts and the pictures that the model finds for them.
+"""A gallery: a few captions in different scripts and the images that the model finds for them.
 
-EmbeddedSet -> one query per language -> first five pictures -> gallery.json for the report
+EmbeddedSet -> one query per language -> first five images -> gallery.json for the report
 """
 
 import base64
@@ -15,37 +15,31 @@ from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.evaluation.nearest import search
 
-_PICTURES_PER_QUERY = 5
+_IMAGES_PER_QUERY = 5
 _THUMBNAIL = 128  # longest side in pixels
 
 
 def make_gallery(
     embedded: EmbeddedSet, shard_set: ShardSet, languages: Sequence[str], seed: int = 0
 ) -> dict[str, Any]:
-    """One caption drawn at random per language, with its best pictures.
-
-    Drawn, not chosen: a gallery of successes would say nothing.
-    """
+    """One caption drawn at random per language, with its best images."""
     rng = np.random.default_rng(seed)
     queries = []
-    for lang in languages:
-        places = np.flatnonzero(embedded.language_M == lang)
-        if len(places) == 0:
-            continue
-        place = int(rng.choice(places))
-        scores, found = search(
-            embedded.text_MD[place : place + 1], embedded.image_PD, _PICTURES_PER_QUERY
-        )
+    for lang in (lang for lang in languages if lang in embedded.languages):
+        # Drawn, not chosen: a gallery of successes would show nothing.
+        caption = int(rng.choice(np.flatnonzero(embedded.language_M == lang)))
+        text_1D = embedded.text_MD[caption : caption + 1]
+        scores, found = search(text_1D, embedded.image_PD, _IMAGES_PER_QUERY)
         images = [
             {
-                "picture": shard_set.keys[embedded.sample_P[picture]],
-                "jpeg": _thumbnail(shard_set.read(embedded.sample_P[picture]).image),
+                "picture": shard_set.keys[embedded.sample_P[image]],
+                "jpeg": _thumbnail(shard_set.read(embedded.sample_P[image]).image),
                 "score": round(score, 4),
-                "hit": picture == int(embedded.picture_M[place]),
+                "hit": image == int(embedded.picture_M[caption]),
             }
-            for score, picture in zip(scores[0].tolist(), found[0].tolist(), strict=True)
+            for score, image in zip(scores[0].tolist(), found[0].tolist(), strict=True)
         ]
-        queries.append({"lang": lang, "text": embedded.texts[place], "images": images})
+        queries.append({"lang": lang, "text": embedded.texts[caption], "images": images})
     return {"set": embedded.name, "queries": queries}
 
 

@@ -1,24 +1,28 @@
-"""The shape of the space: how captions of a language spread, and how they lie to their pictures.
+"""The shape of the space: how captions of a language spread, and where they are relative to their images.
 
 geometry/<set>/<lang> or mean/isotropy       1: captions spread alike in all D directions; 0: along one line
-geometry/<set>/<lang> or mean/modality_gap   distance of the mean picture from the mean caption, 0 to 2
-geometry/<set>/<lang> or mean/alignment      mean squared distance of a caption to its picture; less is better
+geometry/<set>/<lang> or mean/modality_gap   distance of the mean image from the mean caption, 0 to 2
+geometry/<set>/<lang> or mean/alignment      mean squared distance of a caption to its image; less is better
 geometry/<set>/<lang> or mean/uniformity     of captions on the sphere, 0: one point; less is better
 
-    EmbeddedSet -> languages dealt out over the ranks -> captions of one, each with its picture -> Results
+    EmbeddedSet -> languages shared by the ranks -> captions of one, each with its image -> Results
 
-None of them has a chance level, and none says by itself that a model is good: a collapsed model is perfectly
+None of them has a chance level, and none shows by itself that a model is good: a collapsed model is perfectly
 aligned, and a random one is uniform.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmalign.core import distributed
 from mmalign.evaluation.alignment import centre
+from mmalign.evaluation.bitext import on_device
 from mmalign.evaluation.embed import EmbeddedSet
-from mmalign.evaluation.retrieval import for_each_language
+from mmalign.evaluation.over_ranks import map_over_ranks
+from mmalign.results.aggregates import add_mean
+from mmalign.results.metric_names import MEAN, MetricName
 from mmalign.results.results import Results
 
 METRICS = ("isotropy", "modality_gap", "alignment", "uniformity")
@@ -29,6 +33,7 @@ _SEED = 0
 _BLOCK = 2**22  # inner products at a time: 16 MiB
 _ONE_POINT = 1e-8  # variance of vectors of unit length that differ by rounding only
 
+# Recorded in results and compared between them: another wording makes older results incomparable.
 PROTOCOL = (
     f"all captions of a language, each with its picture; languages with fewer than {FEWEST} are left out. "
     "isotropy: IsoScore (arXiv 2108.07344) of the captions, with the squared covariance estimated "
@@ -45,59 +50,42 @@ def measure_geometry(embedded: EmbeddedSet, results: Results) -> None:
 
     A collective: every rank calls it with the same set and has the same results afterwards.
     """
-    prefix = f"geometry/{embedded.name}"
-    results.protocol[prefix] = PROTOCOL
-    parts = for_each_language(embedded, lambda lang: _measure_language(embedded, lang))
-    measured = [part for part in parts if part.metrics]
-    for part in measured:
-        results.merge(part)
+    name = MetricName("geometry", embedded.name, MEAN, (), "")
+    results.protocol[name.prefix] = PROTOCOL
+    parts = map_over_ranks(embedded.captions, lambda lang: _measure_language(embedded, lang))
+    measured = [lang for lang, part in parts.items() if part.metrics]
+    for lang in measured:
+        results.merge(parts[lang])
     for metric in METRICS if measured else ():
-        values = [
-            value
-            for part in measured
-            for n, value in part.metrics.items()
-            if n.endswith(f"/{metric}")
-        ]
-        counts = [
-            count
-            for part in measured
-            for n, count in part.counts.items()
-            if n.endswith(f"/{metric}")
-        ]
-        results.add(f"{prefix}/mean/{metric}", float(np.mean(values)), count=sum(counts))
+        add_mean(results, replace(name, metric=metric), measured)
 
 
 def _measure_language(embedded: EmbeddedSet, lang: str) -> Results:
+    """The measures of a language; none if it has too few captions."""
     results = Results(suite="", model={})
     mine = embedded.language_M == lang
     if mine.sum() < FEWEST:
         return results
-    prefix = f"geometry/{embedded.name}/{lang}"
-    text_ND = _rows(embedded.text_MD[mine])
-    image_ND = _rows(embedded.image_PD[embedded.picture_M[mine]])
-    distance_N = (text_ND - image_ND).square().sum(1)
-    gap = text_ND.mean(0, dtype=torch.float64) - image_ND.mean(0, dtype=torch.float64)
-    results.add(f"{prefix}/isotropy", isotropy(text_ND), count=len(text_ND))
-    results.add(f"{prefix}/modality_gap", float(gap.norm()), count=len(text_ND))
-    distances = distance_N.double().cpu().numpy()
-    results.add(f"{prefix}/alignment", distances, ids=embedded.picture_M[mine])
+    text_ND = on_device(embedded.text_MD[mine])
+    image_ND = on_device(embedded.image_PD[embedded.picture_M[mine]])
     some_ND = _sample(text_ND)
-    results.add(f"{prefix}/uniformity", uniformity(some_ND), count=len(some_ND))
+    gap_D = text_ND.mean(0, dtype=torch.float64) - image_ND.mean(0, dtype=torch.float64)
+    distance_N = (text_ND - image_ND).square().sum(1).double().cpu().numpy()
+    isotropy_name, gap_name, alignment_name, uniformity_name = (
+        MetricName("geometry", embedded.name, lang, (), metric) for metric in METRICS
+    )
+    results.add(isotropy_name, isotropy(text_ND), count=len(text_ND))
+    results.add(gap_name, float(gap_D.norm()), count=len(text_ND))
+    results.add(alignment_name, distance_N, ids=embedded.picture_M[mine])
+    results.add(uniformity_name, uniformity(some_ND), count=len(some_ND))
     return results
-
-
-def _rows(rows_ND: np.ndarray) -> Tensor:
-    """On this rank's device; vectors that are not numbers become zero."""
-    return torch.from_numpy(rows_ND).to(distributed.device()).nan_to_num(0.0, 0.0, 0.0)
 
 
 def isotropy(text_ND: Tensor) -> float:
     """IsoScore of N > 3 rows: 1 if they vary alike in all D directions, 0 if in one only or not at all.
 
-    IsoScore (Rudman et al. 2022, arXiv 2108.07344) rotates to principal components and rescales, which comes
-    down to (p - 1) / (D - 1) with p = tr(C)^2 / tr(C^2) of the covariance C, the number of directions in use.
-    The plain estimate of tr(C^2) grows as N shrinks, which would let languages with few captions look flat;
-    this one has no bias (Song et al. 2012, JMLR 13, HSIC_1 of a linear kernel with itself).
+    IsoScore (Rudman et al. 2022, arXiv 2108.07344) rotates to principal components and rescales, which equals
+    (p - 1) / (D - 1) with p = tr(C)^2 / tr(C^2) of the covariance C, the number of directions in use.
     """
     n, d = text_ND.shape
     row_ND = centre(text_ND.double())
@@ -105,7 +93,11 @@ def isotropy(text_ND: Tensor) -> float:
     total, squares = float(length_N.sum()), float(length_N.square().sum())
     if total <= n * _ONE_POINT:
         return 0.0
-    gram = row_ND.T @ row_ND if d < n else row_ND @ row_ND.T
+    gram = (
+        row_ND.T @ row_ND if d < n else row_ND @ row_ND.T
+    )  # the smaller one; their norms are equal
+    # The plain estimate of tr(C^2) grows as N shrinks, which would let languages with few captions look flat;
+    # this one has no bias (Song et al. 2012, JMLR 13, HSIC_1 of a linear kernel with itself).
     off_diagonal = float(gram.square().sum()) - squares * n / (n - 2)
     squared_covariance = (off_diagonal + total**2 / ((n - 1) * (n - 2))) / (n * (n - 3))
     # The estimate scatters around its true value, below what D directions allow too.

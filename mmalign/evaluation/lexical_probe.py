@@ -4,18 +4,18 @@
 
     similarity           cosine of an English word and its translations
     similarity_random    cosine of an English word and all other words of the language
-    similarity_gain      the first less the second: 0 where all words look alike, however near they are
+    similarity_gain      the first minus the second: 0 where all words look alike, however near they are
     precision@1          a word finds a translation first, from English and to English together
     csls@1               the same by CSLS, which discounts hubs
-    <metric>_centred     the same after each language's mean is taken away, which needs no training
+    <metric>_centred     the same after each language's mean is subtracted, which needs no training
 
-    Lexicon -> words of both languages -> unit vectors of every layer -> a value a word -> Results
+    Lexicon -> words of both languages -> unit vectors of every layer -> one value per word -> Results
 
 Means for the centring are those of the *trained* words, so that held-out words stay unseen.
 Shapes: E English and V foreign words, R entries, F width of a vector.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,12 +23,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmalign.core import distributed
-from mmalign.evaluation.alignment import NEIGHBOURS, Relevance, Scores, hits_at_1, mean_of_nearest
+from mmalign.evaluation.alignment import AT_THE_MEAN
+from mmalign.evaluation.bitext import NEIGHBOURS, Relevance, both_directions
 from mmalign.evaluation.lexicon import Lexicon, LexiconConfig, WordList
 from mmalign.evaluation.nearest import chance_at
+from mmalign.evaluation.over_ranks import map_over_ranks
 from mmalign.models.hidden_states import WordPooling, encode_words
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.results.metric_names import MEAN
+from mmalign.results.aggregates import add_mean
+from mmalign.results.metric_names import MEAN, MetricName
 from mmalign.results.results import Results
 
 MEASURE = "lexical"
@@ -36,11 +39,11 @@ TRAINED, HELD_OUT = "trained", "held_out"
 CENTRED = "_centred"
 SIMILARITY, GAIN, PRECISION = "similarity", "similarity_gain", "precision@1"
 
-_AT_THE_MEAN = 1e-4  # vectors that differ from their mean by less differ by rounding
 _POOLED = {
     "content": "the mean over a word's tokens, special ones left out",
     "all": "the mean over a word's tokens, special ones included",
 }
+# Recorded in results and compared between them: another wording makes older results incomparable.
 PROTOCOL = (
     "hidden states of each layer, 0 being the embeddings and the highest number the last layer, {pooling}; "
     "`feature`: the tower's own output. Single words of dictionaries from English, at most {words} English "
@@ -61,39 +64,18 @@ class ProbeConfig(LexiconConfig):
 
 
 @dataclass(frozen=True)
-class _Words:
-    """The words of one language and their places in the two matrices of vectors.
+class _Side:
+    """The distinct words of one language, E of them.
 
     Attributes:
-        english, foreign: distinct words.
-        english_R, foreign_R: int64, the places of both words of every entry.
-        asked_E, asked_V: split -> (E,) and (V,) bool, the words that ask in it.
+        words: in the order of their vectors.
+        number_R: int64, the word of every entry of the list.
+        asks_E: split -> (E,) bool, the words that ask in it.
     """
 
-    english: list[str]
-    foreign: list[str]
-    english_R: np.ndarray
-    foreign_R: np.ndarray
-    asked_E: dict[str, np.ndarray]
-    asked_V: dict[str, np.ndarray]
-
-    @classmethod
-    def of(cls, words: WordList) -> "_Words":
-        english, foreign = (list(dict.fromkeys(side)) for side in zip(*words.entries, strict=True))
-        place_E = {word: i for i, word in enumerate(english)}
-        place_V = {word: i for i, word in enumerate(foreign)}
-        splits = {TRAINED: words.trained, HELD_OUT: words.held_out}
-        asked = {
-            split: [set(side) for side in zip(*of, strict=True)] for split, of in splits.items()
-        }
-        return cls(
-            english,
-            foreign,
-            np.array([place_E[word] for word, _ in words.entries], np.int64),
-            np.array([place_V[word] for _, word in words.entries], np.int64),
-            {split: np.array([one in of[0] for one in english]) for split, of in asked.items()},
-            {split: np.array([one in of[1] for one in foreign]) for split, of in asked.items()},
-        )
+    words: list[str]
+    number_R: np.ndarray
+    asks_E: dict[str, np.ndarray]
 
 
 def probe(
@@ -112,112 +94,108 @@ def probe(
     Args:
         measure, name: the first two parts of the metrics' names; by default `lexical` and the lexicon's own.
     """
-    prefix = f"{measure}/{name or lexicon.name}"
+    first = MetricName(measure, name or lexicon.name, MEAN, (), "")
     fields = lexicon.config.model_dump(include={"words", "seed", "held_out"})
-    results.protocol[prefix] = PROTOCOL.format(pooling=_POOLED[pooling], **fields)
+    results.protocol[first.prefix] = PROTOCOL.format(pooling=_POOLED[pooling], **fields)
     results.data[lexicon.name] = lexicon.sha256
-    english = lexicon.english
-    states = encode_words(tower, english, pooling)
-    place = {word: i for i, word in enumerate(english)}
-    mine = {}
-    for lang in list(lexicon.lists)[distributed.rank() :: distributed.world_size()]:
-        words = _Words.of(lexicon.lists[lang])
-        rows = [place[word] for word in words.english]
-        ours = {layer: state[rows] for layer, state in states.items()}
-        theirs = encode_words(tower, words.foreign, pooling)
-        mine[lang] = _measure_language(words, ours, theirs, f"{prefix}/{lang}")
-    measured = {n: one for part in distributed.gather_objects(mine) for n, one in part.items()}
-    for lang in lexicon.lists:
-        results.merge(measured[lang])
-    _add_means(results, prefix, list(lexicon.lists))
+    states = encode_words(tower, lexicon.english, pooling)
+    number = {word: i for i, word in enumerate(lexicon.english)}
+
+    def of_language(lang: str) -> Results:
+        english, foreign = _sides(lexicon.lists[lang])
+        rows = [number[word] for word in english.words]
+        part = Results(suite="", model={})
+        for layer, state_VF in encode_words(tower, foreign.words, pooling).items():
+            a_EF, b_VF = (
+                torch.from_numpy(one).to(distributed.device())
+                for one in (states[layer][rows], state_VF)
+            )
+            at = replace(first, language=lang, setting=(layer,))
+            _add(part, english, foreign, a_EF, b_VF, at)
+            a_EF, b_VF = (
+                centred(a_EF, english.asks_E[TRAINED]),
+                centred(b_VF, foreign.asks_E[TRAINED]),
+            )
+            _add(part, english, foreign, a_EF, b_VF, replace(at, metric=CENTRED))
+        return part
+
+    costs = {lang: len(one.entries) for lang, one in lexicon.lists.items()}
+    parts = map_over_ranks(costs, of_language)
+    for part in parts.values():
+        results.merge(part)
+    for metric in map(MetricName.parse, next(iter(parts.values())).metrics):
+        add_mean(results, metric, list(parts))
 
 
-def _measure_language(
-    words: _Words, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], prefix: str
-) -> Results:
-    """Every layer of one language, as it is and centred."""
-    results = Results(suite="", model={})
-    for layer in ours:
-        a_EF, b_VF = (
-            torch.from_numpy(one[layer]).to(distributed.device()) for one in (ours, theirs)
-        )
-        _add(results, words, a_EF, b_VF, f"{prefix}/{layer}", "")
-        a_EF = centred(a_EF, words.asked_E[TRAINED])
-        b_VF = centred(b_VF, words.asked_V[TRAINED])
-        _add(results, words, a_EF, b_VF, f"{prefix}/{layer}", CENTRED)
-    return results
+def _sides(words: WordList) -> tuple[_Side, _Side]:
+    """English and the other language."""
+    splits = {TRAINED: words.trained, HELD_OUT: words.held_out}
+    sides = []
+    for side in (0, 1):
+        distinct = list(dict.fromkeys(entry[side] for entry in words.entries))
+        number = {word: i for i, word in enumerate(distinct)}
+        asking = {split: {entry[side] for entry in of} for split, of in splits.items()}
+        asks = {split: np.array([one in of for one in distinct]) for split, of in asking.items()}
+        number_R = np.array([number[entry[side]] for entry in words.entries], np.int64)
+        sides.append(_Side(distinct, number_R, asks))
+    return sides[0], sides[1]
 
 
 def centred(row_NF: Tensor, is_trained_N: np.ndarray) -> Tensor:
-    """The rows less the mean of the trained ones, at length 1; a row that lies at that mean becomes short."""
+    """The rows minus the mean of the trained ones, at length 1; a row at that mean becomes short."""
     mean_F = row_NF[torch.from_numpy(is_trained_N)].mean(0, dtype=torch.float64)
-    return F.normalize((row_NF.double() - mean_F).to(row_NF.dtype), dim=-1, eps=_AT_THE_MEAN)
+    return F.normalize((row_NF.double() - mean_F).to(row_NF.dtype), dim=-1, eps=AT_THE_MEAN)
 
 
 def _add(
-    results: Results, words: _Words, a_EF: Tensor, b_VF: Tensor, prefix: str, suffix: str
+    results: Results, english: _Side, foreign: _Side, a_EF: Tensor, b_VF: Tensor, name: MetricName
 ) -> None:
-    """The five metrics of one pair of matrices, of both splits."""
-    same_E, other_E = _similarities(a_EF, b_VF, words)
-    hits = _hits(a_EF, b_VF, words)
-    for split, asked_E in words.asked_E.items():
-        head = f"{prefix}/{split}"
-        same, random = (float(one[asked_E].mean()) for one in (same_E, other_E))
-        results.add(f"{head}/{SIMILARITY}{suffix}", same, int(asked_E.sum()), chance=random)
-        results.add(f"{head}/{SIMILARITY}_random{suffix}", random, int(asked_E.sum()))
-        # Were words paired at random, translations would be as near as the others.
-        results.add(f"{head}/{GAIN}{suffix}", (same_E - other_E)[asked_E], chance=0.0)
-        asked = (asked_E, words.asked_V[split])
-        chance = _chance(words, asked)
-        for metric, both in hits.items():
-            found = np.concatenate([hit[one] for hit, one in zip(both, asked, strict=True)])
-            results.add(f"{head}/{metric}{suffix}", found, chance=chance)
+    """The five metrics of one pair of matrices, of both splits.
 
-
-def _similarities(a_EF: Tensor, b_VF: Tensor, words: _Words) -> tuple[np.ndarray, np.ndarray]:
-    """(E,) float64 each: mean cosine of an English word with its translations, and with all other words.
-
-    Exact without the E x V products: those of all pairs add up to the product with the sum of the rows.
+    Args:
+        name: its metric is what is put behind the names of all five.
     """
-    place_E, place_V = torch.from_numpy(words.english_R), torch.from_numpy(words.foreign_R)
-    product_R = (a_EF[place_E] * b_VF[place_V]).sum(1, dtype=torch.float64).cpu().numpy()
-    every_E = (a_EF.double() @ b_VF.sum(0, dtype=torch.float64)).cpu().numpy()
-    count_E = np.bincount(words.english_R)
-    sum_E = np.bincount(words.english_R, weights=product_R)
-    return sum_E / count_E, (every_E - sum_E) / np.maximum(len(b_VF) - count_E, 1)
-
-
-def _hits(a_EF: Tensor, b_VF: Tensor, words: _Words) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Metric -> whether each English word, and each foreign one, finds a translation first."""
-    there = Scores.between(a_EF, b_VF)
-    back = there.transposed()
-    right_E = Relevance.of_pairs(words.english_R, words.foreign_R)
-    right_V = Relevance.of_pairs(words.foreign_R, words.english_R)
-    # CSLS is 2 cos(x, y) - r(x) - r(y); what is the same for all items of a query decides nothing.
-    hub_E, hub_V = mean_of_nearest(there) / 2, mean_of_nearest(back) / 2
-    return {
-        PRECISION: (hits_at_1(there, right_E), hits_at_1(back, right_V)),
-        "csls@1": (hits_at_1(there, right_E, hub_V), hits_at_1(back, right_V, hub_E)),
+    same_E, other_E = _similarities(a_EF, b_VF, english.number_R, foreign.number_R)
+    there, back = both_directions(
+        a_EF,
+        b_VF,
+        Relevance.of_pairs(english.number_R, foreign.number_R),
+        Relevance.of_pairs(foreign.number_R, english.number_R),
+    )
+    hits = {
+        PRECISION: (there.hits(), back.hits()),
+        "csls@1": (there.csls_hits(back), back.csls_hits(there)),
     }
+    for split, asks_E in english.asks_E.items():
+
+        def named(metric: str, split: str = split) -> MetricName:
+            return replace(name, setting=(*name.setting, split), metric=metric + name.metric)
+
+        same, random = (float(one[asks_E].mean()) for one in (same_E, other_E))
+        results.add(named(SIMILARITY), same, int(asks_E.sum()), chance=random)
+        results.add(named(f"{SIMILARITY}_random"), random, int(asks_E.sum()))
+        # Were words paired at random, translations would be as near as the others.
+        results.add(named(GAIN), (same_E - other_E)[asks_E], chance=0.0)
+        asks = (asks_E, foreign.asks_E[split])
+        # Of a random order, over the words that ask in both directions.
+        chances = [
+            chance_at(direction.right.count_Q[one], len(direction.pool_MD), 1)
+            for direction, one in zip((there, back), asks, strict=True)
+        ]
+        chance = float(np.average(chances, weights=[one.sum() for one in asks]))
+        for metric, both in hits.items():
+            found = np.concatenate([hit[one] for hit, one in zip(both, asks, strict=True)])
+            results.add(named(metric), found, chance=chance)
 
 
-def _chance(words: _Words, asked: tuple[np.ndarray, np.ndarray]) -> float:
-    """The share of first places that luck would get right, over the words that ask in both directions."""
-    sides = ((words.english_R, words.foreign), (words.foreign_R, words.english))
-    counts = [np.bincount(query_R)[one] for (query_R, _), one in zip(sides, asked, strict=True)]
-    luck = [chance_at(count, len(pool), 1) for count, (_, pool) in zip(counts, sides, strict=True)]
-    return float(np.average(luck, weights=[len(count) for count in counts]))
-
-
-def _add_means(results: Results, prefix: str, languages: list[str]) -> None:
-    """Every metric's plain mean over the languages, with the number of all words that asked."""
-    first = f"{prefix}/{languages[0]}/"
-    for tail in [name.removeprefix(first) for name in results.metrics if name.startswith(first)]:
-        names = [f"{prefix}/{lang}/{tail}" for lang in languages]
-        chances = [results.chance[name] for name in names if name in results.chance]
-        results.add(
-            f"{prefix}/{MEAN}/{tail}",
-            float(np.mean([results.metrics[name] for name in names])),
-            count=sum(results.counts[name] for name in names),
-            chance=float(np.mean(chances)) if chances else None,
-        )
+def _similarities(
+    a_EF: Tensor, b_VF: Tensor, english_R: np.ndarray, foreign_R: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(E,) float64 each: mean cosine of an English word with its translations, and with all other words."""
+    row_E, row_V = torch.from_numpy(english_R), torch.from_numpy(foreign_R)
+    product_R = (a_EF[row_E] * b_VF[row_V]).sum(1, dtype=torch.float64).cpu().numpy()
+    # Exact without the E x V products: those of all pairs add up to the product with the sum of the rows.
+    every_E = (a_EF.double() @ b_VF.sum(0, dtype=torch.float64)).cpu().numpy()
+    count_E = np.bincount(english_R)
+    sum_E = np.bincount(english_R, weights=product_R)
+    return sum_E / count_E, (every_E - sum_E) / np.maximum(len(b_VF) - count_E, 1)

@@ -3,10 +3,10 @@
     folder of dictionaries -> single words -> English words drawn -> entries of each language
         -> trained  |  held out: no word of theirs occurs in a trained entry of any language  |  neither
 
-Left out are what `perturbations/dictionaries.py` leaves out (English entries of several words, words that
-both languages write alike), foreign entries of several words, and entries with a note in brackets.
-Which English words are drawn, and which are kept from training, follows from a hash of the seed and the word
-alone: it is the same for every model and in every language.
+Left out are what `data/dictionaries/read.py` leaves out (English entries of several words, words that both
+languages write alike), foreign entries of several words, and entries with a note in brackets. Which English
+words are drawn, and which are kept from training, depends only on a hash of the seed and the word: it is the
+same for every model and in every language.
 """
 
 import hashlib
@@ -48,9 +48,9 @@ class WordList:
     """The words of one language.
 
     Attributes:
-        entries: all that were drawn, sorted; whoever finds one of them is right.
+        entries: all that were drawn, sorted; any of them is a right answer.
         trained: those that may be trained on.
-        held_out: all translations of English words of which nothing is in a trained entry. An entry that
+        held_out: all translations of English words that share nothing with a trained entry. An entry that
             is neither shares a word with training.
     """
 
@@ -61,7 +61,7 @@ class WordList:
 
 @dataclass(frozen=True)
 class Lexicon:
-    """Word lists by language, sorted; `config` tells where they are from."""
+    """Word lists by language, sorted; `config` states their source."""
 
     config: LexiconConfig
     lists: Mapping[str, WordList]
@@ -107,25 +107,25 @@ def read_lexicon(config: LexiconConfig) -> Lexicon:
 def _drawn(dictionary: Mapping[str, tuple[str, ...]], config: LexiconConfig) -> tuple[Entry, ...]:
     """The entries of the English words that come first in the order of their hashes."""
     single = {
-        english: [one for one in foreign if not _PHRASE_OR_NOTE.search(one)]
+        english: kept
         for english, foreign in dictionary.items()
+        if (kept := [one for one in foreign if not _PHRASE_OR_NOTE.search(one)])
     }
-    words = [english for english, foreign in single.items() if foreign]
-    words.sort(key=lambda one: _hash(config.seed, "draw", one))
+    words = sorted(single, key=lambda one: _hash(config.seed, "draw", one))
     chosen = sorted(words[: config.words])
     return tuple((english, one) for english in chosen for one in dict.fromkeys(single[english]))
 
 
 def _split(drawn: Mapping[str, tuple[Entry, ...]], config: LexiconConfig) -> dict[str, WordList]:
-    """Every language's entries, with those that are trained and held out.
-
-    Bantu languages share words, and a foreign word has several English ones: an English word that is drawn
-    to be held out counts as such only where neither it nor a translation is a trained word of any language.
-    """
+    """Every language's entries, with those that are trained and held out."""
     trained = {
-        lang: tuple(one for one in entries if not _is_held_out(one[0], config))
+        lang: tuple(
+            one for one in entries if _hash(config.seed, "split", one[0]) >= config.held_out
+        )
         for lang, entries in drawn.items()
     }
+    # Bantu languages share words, and a foreign word has several English ones: an English word that is drawn
+    # to be held out is only held out where neither it nor a translation is a trained word of any language.
     known = {word.casefold() for each in trained.values() for entry in each for word in entry}
     lists = {}
     for lang, entries in drawn.items():
@@ -133,10 +133,6 @@ def _split(drawn: Mapping[str, tuple[Entry, ...]], config: LexiconConfig) -> dic
         held_out = tuple(one for one in entries if one[0] not in met)
         lists[lang] = WordList(entries, trained[lang], held_out)
     return lists
-
-
-def _is_held_out(english: str, config: LexiconConfig) -> bool:
-    return _hash(config.seed, "split", english) < config.held_out
 
 
 def _hash(seed: int, what: str, word: str) -> float:

@@ -2,19 +2,19 @@
 
     query_QD, pool_MD -> inner products -> the first K of the pool for each query -> hits at each k
 
-    sharded pool: rank's slice of the pool -> its first K -> gathered, merged -> first K of the whole pool
+    sharded pool: rank's slice of the pool -> its first K -> gathered, merged -> first K of the complete pool
 
 Ties are counted against the model: an item that scores as high as the right one, to the rounding of
-float32, stands before it. So a model that maps everything to one point scores zero, whatever the
+float32, ranks before it. So a model that maps everything to one point scores zero, whatever the
 order of the pool, and so does one whose vectors are not numbers.
 
-Memory above the vectors: FAISS multiplies blocks of 4,096 queries by 1,024 items (16 MiB), the pool is never
-copied, and `hits_at` holds one chunk of at most 16,384 queries and its lists of at most 2 million entries (26
-bytes each; some 30 more for every rank of a sharded pool). At D = 512 that is below 0.2 GB for a pool of any
-size. What grows with the queries is 16 bytes each, and 8 for each k.
+Memory above the vectors is below 0.2 GB at D = 512, for a pool of any size: FAISS multiplies blocks of 4,096
+queries by 1,024 items (16 MiB), the pool is never copied, and `hits_at` holds one chunk of queries. What
+grows with the queries is 16 bytes each, and 8 for each k.
 """
 
 from collections.abc import Sequence
+from math import ceil
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from mmalign.core import distributed
 
 TIE = 1e-6  # two equal vectors of unit length may score 1e-7 apart, by their place in the pool
 _CHUNK = 16_384  # queries that are searched at a time: four of FAISS's blocks
-_ENTRIES = 2_000_000  # of the lists of one chunk
+_ENTRIES = 2_000_000  # of the lists of one chunk, 26 bytes each; 30 more per rank of a sharded pool
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -35,7 +35,7 @@ def search(query_QD: np.ndarray, pool_MD: np.ndarray, depth: int) -> tuple[np.nd
 
     Returns:
         Scores (Q, K) float32, descending, and indices (Q, K) int64, with K = min(depth, M). Where
-        scores are not numbers, -1 stands for an index.
+        scores are not numbers, the index is -1.
     """
     import faiss
 
@@ -56,7 +56,7 @@ def search_shards(
     depth = min(depth, sum(sizes))
     scores_QS, indices_QS = search(query_QD, shard_SD, depth)
     indices_QS[indices_QS >= 0] += sum(sizes[: distributed.rank()])
-    missing = ((0, 0), (0, depth - scores_QS.shape[1]))
+    missing = ((0, 0), (0, depth - scores_QS.shape[1]))  # ranks gather lists of one length
     scores_QW = _beside(np.pad(scores_QS, missing, constant_values=-np.inf))
     indices_QW = _beside(np.pad(indices_QS, missing, constant_values=-1))
     order_QK = np.argsort(-scores_QW, axis=1, kind="stable")[:, :depth]
@@ -73,13 +73,10 @@ def hits_at(
 ) -> dict[int, np.ndarray]:
     """For each k, whether an item with the query's label is among the first k: the field's recall@k.
 
-    Lists one item longer than the largest k decide nearly every query. Where several right items tie at the
-    end of a list, that query alone is searched again, twice as deep.
-
     Args:
         query_label_Q, pool_label_M: int64; an item answers a query if the labels are equal.
         sharded: `pool_MD` is this rank's slice of a pool that lies on all ranks (`search_shards`), and
-            `pool_label_M` has the labels of the whole. Then this is a collective.
+            `pool_label_M` has the labels of the complete pool. Then this is a collective.
 
     Returns:
         k -> (Q,) float64 of 0 and 1.
@@ -87,26 +84,27 @@ def hits_at(
     pool_MD = np.ascontiguousarray(pool_MD, np.float32)
     find = search_shards if sharded else search
     wrong_Q = np.full(len(query_QD), _NEVER)
+    # A list one longer than the largest k decides nearly every query. Where several right items tie at the
+    # end of a list, that query alone is searched again, twice as deep.
     unclear, depth = np.arange(len(query_QD)), max(ks) + 1
     while len(unclear):
-        chunk = max(1, min(_CHUNK, _ENTRIES // depth))
-        still = [unclear[:0]]
-        for start in range(0, len(unclear), chunk):
-            asked = unclear[start : start + chunk]
-            scores, indices = find(
-                np.ascontiguousarray(query_QD[asked], np.float32), pool_MD, depth
-            )
-            right_QK = (pool_label_M[indices] == query_label_Q[asked, None]) & (indices >= 0)
-            wrong_Q[asked], last_tied = _wrong_before(scores, right_QK)
+        still = []
+        for chunk in np.array_split(
+            unclear, ceil(len(unclear) / max(1, min(_CHUNK, _ENTRIES // depth)))
+        ):
+            query = np.ascontiguousarray(query_QD[chunk], np.float32)
+            scores, indices = find(query, pool_MD, depth)
+            right_QK = (pool_label_M[indices] == query_label_Q[chunk, None]) & (indices >= 0)
+            wrong_Q[chunk], last_tied = wrong_before(scores, right_QK)
             seen_all = depth >= len(pool_label_M)
-            still.append(asked[last_tied & (wrong_Q[asked] < max(ks)) & (not seen_all)])
+            still.append(chunk[last_tied & (wrong_Q[chunk] < max(ks)) & (not seen_all)])
         unclear, depth = np.concatenate(still), 2 * depth
     return {k: (wrong_Q < k).astype(np.float64) for k in ks}
 
 
-def _wrong_before(scores_QK: np.ndarray, right_QK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many wrong items of a list stand before its best right one (`_NEVER`: it has no right one), and
-    whether the last of the list ties with that one, so that more may follow."""
+def wrong_before(scores_QK: np.ndarray, right_QK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many wrong items of a list rank before its best right one, ties included; if it has no right one,
+    more than any list holds. And whether the last of the list ties with that one, so that more may follow."""
     best_Q1 = np.where(right_QK, scores_QK, -np.inf).max(1, keepdims=True)
     before_QK = scores_QK >= best_Q1 - TIE
     wrong_Q = np.where(right_QK.any(1), (~right_QK & before_QK).sum(1), _NEVER)

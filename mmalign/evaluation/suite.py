@@ -1,13 +1,12 @@
-"""A suite: one YAML file names sets and measures, one `results.json` holds what came out.
+"""A suite: one YAML file names sets and measures, one `results.json` holds what was measured.
 
     sets       shards + model -> embedded once -> retrieval, alignment, geometry -+
     layers     captions of these sets + text tower -> every layer's alignment    +-> results.json, queries.npz
     words      bilingual dictionaries + model -> translation                     |   gallery.json
     lexical    dictionaries + text tower -> every layer's alignment of words     |
-    zero_shot  labelled pictures + class names + model -> accuracy              -+
+    zero_shot  labelled images + class names + model -> accuracy                -+
 
-On several ranks each does its share (`embed.py`, `retrieval.py`), all have the same results, and rank 0
-writes them.
+Several ranks share the work (`over_ranks.py`), all have the same results, and rank 0 writes them.
 """
 
 from pathlib import Path
@@ -19,7 +18,6 @@ from mmalign.core import distributed
 from mmalign.core.commit import write_json
 from mmalign.core.config import Section
 from mmalign.core.console import say
-from mmalign.core.errors import UserError
 from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.alignment import measure_alignment
 from mmalign.evaluation.embed import EmbeddedSet, embed_set
@@ -28,12 +26,13 @@ from mmalign.evaluation.geometry import measure_geometry
 from mmalign.evaluation.layers import LayersConfig, probe_layers
 from mmalign.evaluation.lexical_probe import HELD_OUT, MEASURE, PRECISION, ProbeConfig, probe
 from mmalign.evaluation.lexicon import read_lexicon
+from mmalign.evaluation.over_ranks import must_agree
 from mmalign.evaluation.retrieval import Protocol, measure_retrieval
 from mmalign.evaluation.words import WordsConfig, measure_words
 from mmalign.evaluation.zero_shot import ZeroShotConfig, measure_zero_shot
 from mmalign.models.encoder import DualModel
-from mmalign.models.text_encoder import text_encoder_of
-from mmalign.results.metric_names import ALL, MEAN, WORST5
+from mmalign.models.load import text_encoder_of
+from mmalign.results.metric_names import ALL, MEAN, WORST5, MetricName
 from mmalign.results.results import Results, environment
 
 Measure = Literal["retrieval", "alignment", "geometry"]
@@ -48,20 +47,15 @@ class SetConfig(Section):
     """Captions in these languages only; none: all."""
     measures: tuple[Measure, ...] = ("retrieval", "alignment")
     protocols: tuple[Protocol, ...] = pydantic.Field(default=("all-captions",), min_length=1)
-    """Of retrieval: every caption counts, or the first one of a picture in each language."""
+    """Of retrieval: every caption counts, or the first one of an image in each language."""
     sharded: bool = False
-    """For sets whose pictures one process should not hold: each rank keeps and searches its share."""
+    """For sets whose images one process should not hold: each rank keeps and searches its share."""
 
     @pydantic.model_validator(mode="after")
-    def _geometry_needs_all_pictures(self) -> "SetConfig":
+    def _geometry_needs_all_images(self) -> "SetConfig":
         if self.sharded and "geometry" in self.measures:
-            raise ValueError("`geometry` needs all pictures on one rank; take `sharded` out")
+            raise ValueError("`geometry` needs all images on one rank; take `sharded` out")
         return self
-
-    @property
-    def looks_at_pictures(self) -> bool:
-        """Whether a measure does; else a text encoder alone can be measured."""
-        return set(self.measures) != {"alignment"}
 
 
 class SuiteConfig(Section):
@@ -76,18 +70,18 @@ class SuiteConfig(Section):
     """Languages of the queries shown in the report, from the first set."""
 
     @pydantic.model_validator(mode="after")
-    def _holds_together(self) -> "SuiteConfig":
+    def _is_consistent(self) -> "SuiteConfig":
         if not (self.sets or self.words or self.lexical or self.zero_shot):
             raise ValueError("name what to measure: `sets`, `words`, `lexical` or `zero_shot`")
         for entries in (self.sets, self.words, self.lexical, self.zero_shot):
             names = [entry.name for entry in entries]
             if len(set(names)) < len(names):
                 raise ValueError("two sets have the same name")
-        strange = set(self.layers.sets if self.layers else ()) - {one.name for one in self.sets}
-        if strange:
-            raise ValueError(f"`layers.sets` names `{min(strange)}`, which is no set of this suite")
+        unknown = set(self.layers.sets if self.layers else ()) - {one.name for one in self.sets}
+        if unknown:
+            raise ValueError(f"`layers.sets` names `{min(unknown)}`, which is no set of this suite")
         if self.gallery and (not self.sets or self.sets[0].sharded):
-            raise ValueError("`gallery` needs a first set whose pictures are all on one rank")
+            raise ValueError("`gallery` needs a first set whose images are all on one rank")
         return self
 
 
@@ -104,13 +98,17 @@ def measure(config: SuiteConfig, model: DualModel) -> Results:
 
 
 def means_of(results: Results) -> dict[str, float]:
-    """The metrics that sum up languages, families left out; of words one a layer."""
-    return {
-        name: value
-        for name, value in results.metrics.items()
-        if name.split("/")[2] in (MEAN, WORST5, ALL)
-        and (not name.startswith(f"{MEASURE}/") or name.endswith(f"/{HELD_OUT}/{PRECISION}"))
-    }
+    """The metrics that sum up languages, families left out; of words one per layer."""
+    means = {}
+    for name, value in results.metrics.items():
+        one = MetricName.parse(name)
+        is_headline = one.measure != MEASURE or (one.setting[1:], one.metric) == (
+            (HELD_OUT,),
+            PRECISION,
+        )
+        if one.language in (MEAN, WORST5, ALL) and is_headline:
+            means[name] = value
+    return means
 
 
 def run_suite(
@@ -140,8 +138,8 @@ def run_suite(
 def _measure_and_keep(config: SuiteConfig, model: DualModel) -> tuple[Results, EmbeddedSet | None]:
     """The results, and the first set's embeddings for the gallery."""
     results = Results(suite=config.name, model=model.facts, environment=environment())
-    _must_agree(model.facts.get("sha256"), f"{model.facts.get('path')}: its weights")
-    kept = None
+    must_agree(model.facts.get("sha256"), f"{model.facts.get('path')}: its weights")
+    kept = None  # of the first set only: embeddings are large
     for entry in config.sets:
         embedded = _measure_set(config, entry, model, results)
         kept = kept or embedded
@@ -159,9 +157,10 @@ def _measure_set(
 ) -> EmbeddedSet:
     shard_set = ShardSet(Path(entry.shards))
     results.data[entry.name] = shard_set.manifest.sha256
-    _must_agree(shard_set.manifest.sha256, f"set `{entry.name}`: the data in {entry.shards}")
-    pictures = entry.looks_at_pictures or bool(config.gallery)
-    embedded = embed_set(model, shard_set, entry.name, entry.languages, entry.sharded, pictures)
+    must_agree(shard_set.manifest.sha256, f"set `{entry.name}`: the data in {entry.shards}")
+    # Alignment alone needs no images, so that a text encoder can be measured.
+    images = set(entry.measures) != {"alignment"} or bool(config.gallery)
+    embedded = embed_set(model, shard_set, entry.name, entry.languages, entry.sharded, images)
     shard_set.close()
     if "retrieval" in entry.measures:
         measure_retrieval(embedded, config.recall_at, results, entry.protocols)
@@ -169,17 +168,6 @@ def _measure_set(
         measure_alignment(embedded, results)
     if "geometry" in entry.measures:
         measure_geometry(embedded, results)
-    layers = config.layers
-    if layers is not None and entry.name in layers.sets:
-        probe_layers(
-            text_encoder_of(model), embedded, results, layers.poolings, layers.pictures, layers.seed
-        )
+    if config.layers and entry.name in config.layers.sets:
+        probe_layers(text_encoder_of(model), embedded, results, config.layers)
     return embedded
-
-
-def _must_agree(fingerprint: str | None, what: str) -> None:
-    """Hosts with files of their own, or a checkpoint written meanwhile, would mix two models or two sets."""
-    if len(set(distributed.gather_objects(fingerprint))) > 1:
-        raise UserError(
-            f"{what} differ between the ranks; give every host the same files and repeat"
-        )

@@ -1,37 +1,32 @@
-"""Do single words find their translations? A bilingual dictionary asks.
+"""Do single words find their translations? A bilingual dictionary as the question.
 
 words/<dictionary>/<a>-<b> or mean/translation@1     word of language a, pool of words of b; a or b is English
 
     folder of dictionaries -> English words drawn -> words of both languages encoded -> both directions
 
-A word with several translations is right with any of them. The layouts are those of
-`perturbations/dictionaries.py`, MUSE's among them; like there, words that both languages write alike and
-English entries of several words are left out.
+Any of a word's translations is right. The layouts are those of `data/dictionaries/read.py`, MUSE's among
+them; words that both languages write alike and English entries of several words are left out.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pydantic
-import torch
 
-from mmalign.core import distributed
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.data.dictionaries.read import (
-    ENGLISH,
-    Dictionary,
-    choose_dictionaries,
-)
-from mmalign.evaluation.alignment import Relevance, Scores, hits_at_1
-from mmalign.evaluation.nearest import chance_at
-from mmalign.evaluation.retrieval import add_mean
+from mmalign.data.dictionaries.read import ENGLISH, Dictionary, choose_dictionaries
+from mmalign.evaluation.bitext import Relevance, both_directions, on_device
+from mmalign.evaluation.over_ranks import map_over_ranks
+from mmalign.results.aggregates import add_mean
+from mmalign.results.metric_names import MEAN, MetricName
 from mmalign.results.results import Results
 
 EncodeTexts = Callable[[Sequence[str]], np.ndarray]
 """Texts -> (n, D) float32 of unit length."""
 
+# Recorded in results and compared between them: another wording makes older results incomparable.
 PROTOCOL = (
     "translation@1: a word searches all distinct words of the other language by cosine; any of its "
     "translations must come first; equal scores of other words count against the model. At most {words} "
@@ -62,37 +57,26 @@ def measure_words(encode_texts: EncodeTexts, config: WordsConfig, results: Resul
     Raises:
         UserError: no such folder, no dictionary in it, a broken line, or a language without a dictionary.
     """
-    dictionaries = _chosen(config)
-    prefix = f"words/{config.name}"
-    results.protocol[prefix] = PROTOCOL.format(words=config.words, seed=config.seed)
-    share = list(dictionaries)[distributed.rank() :: distributed.world_size()]
-    mine = {
-        lang: _measure_language(encode_texts, _drawn(dictionaries[lang], config), prefix, lang)
-        for lang in share
-    }
-    measured = {n: one for part in distributed.gather_objects(mine) for n, one in part.items()}
-    for lang in dictionaries:
-        results.merge(measured[lang])
-    pairs = [pair for lang in dictionaries for pair in (f"{ENGLISH}-{lang}", f"{lang}-{ENGLISH}")]
-    add_mean(results, prefix, "translation@1", pairs)
-
-
-def _chosen(config: WordsConfig) -> dict[str, Dictionary]:
-    """Language -> dictionary from English, the wanted ones, sorted by language."""
     asker = f"words `{config.name}`"
-    chosen = choose_dictionaries(Path(config.folder), config.languages, asker)
-    empty = [lang for lang, one in chosen.items() if len(one) < 2]
-    if empty:
+    dictionaries = choose_dictionaries(Path(config.folder), config.languages, asker)
+    if short := [lang for lang, one in dictionaries.items() if len(one) < 2]:
         raise UserError(
-            f"{asker}: the dictionary to `{empty[0]}` in {config.folder} has fewer than two "
+            f"{asker}: the dictionary to `{short[0]}` in {config.folder} has fewer than two "
             "single words that are not written alike; name the others in `languages`"
         )
-    return chosen
+    name = MetricName("words", config.name, MEAN, (), "translation@1")
+    results.protocol[name.prefix] = PROTOCOL.format(words=config.words, seed=config.seed)
+
+    def measure(lang: str) -> Results:
+        return _measure_language(encode_texts, _draw(dictionaries[lang], config), name, lang)
+
+    for part in map_over_ranks(dict.fromkeys(dictionaries, config.words), measure).values():
+        results.merge(part)
+    pairs = [pair for lang in dictionaries for pair in (f"{ENGLISH}-{lang}", f"{lang}-{ENGLISH}")]
+    add_mean(results, name, pairs)
 
 
-def _drawn(
-    dictionary: Mapping[str, tuple[str, ...]], config: WordsConfig
-) -> dict[str, tuple[str, ...]]:
+def _draw(dictionary: Dictionary, config: WordsConfig) -> dict[str, tuple[str, ...]]:
     """Some of the English words, in sorted order, with all their translations."""
     words = sorted(dictionary)
     if len(words) > config.words:
@@ -102,29 +86,21 @@ def _drawn(
 
 
 def _measure_language(
-    encode_texts: EncodeTexts, dictionary: Mapping[str, tuple[str, ...]], prefix: str, lang: str
+    encode_texts: EncodeTexts, dictionary: Dictionary, name: MetricName, lang: str
 ) -> Results:
     """Both directions of one dictionary."""
     results = Results(suite="", model={})
     english = list(dictionary)
     foreign = list(dict.fromkeys(word for words in dictionary.values() for word in words))
-    place = {word: i for i, word in enumerate(foreign)}
-    # Every entry of the dictionary as (English word, foreign word), by their places.
-    entries = [(i, place[one]) for i, word in enumerate(english) for one in dictionary[word]]
-    english_R, foreign_R = (np.array(side, np.int64) for side in zip(*entries, strict=True))
-    there = Scores.between(_rows(encode_texts, english), _rows(encode_texts, foreign))
-    for pair, scores, query_R, item_R in (
-        (f"{ENGLISH}-{lang}", there, english_R, foreign_R),
-        (f"{lang}-{ENGLISH}", there.transposed(), foreign_R, english_R),
-    ):
-        right = Relevance.of_pairs(query_R, item_R)
-        chance = chance_at(right.count_Q, len(scores.pool_MD), 1)
-        hits = hits_at_1(scores, right)
-        results.add(f"{prefix}/{pair}/translation@1", hits, chance=chance)
+    number = {word: i for i, word in enumerate(foreign)}
+    entries = [(i, number[one]) for i, word in enumerate(english) for one in dictionary[word]]
+    english_R, foreign_R = np.array(entries, np.int64).T
+    there, back = both_directions(
+        on_device(encode_texts(english)),
+        on_device(encode_texts(foreign)),
+        Relevance.of_pairs(english_R, foreign_R),
+        Relevance.of_pairs(foreign_R, english_R),
+    )
+    for pair, direction in ((f"{ENGLISH}-{lang}", there), (f"{lang}-{ENGLISH}", back)):
+        results.add(name.of(pair), direction.hits(), chance=direction.chance)
     return results
-
-
-def _rows(encode_texts: EncodeTexts, words: list[str]) -> torch.Tensor:
-    """(n, D) on this rank's device; vectors that are not numbers become zero, which ties with everything."""
-    row_ND = torch.from_numpy(encode_texts(words)).to(distributed.device())
-    return row_ND.nan_to_num(0.0, 0.0, 0.0)

@@ -1,12 +1,12 @@
-"""Zero-shot classification in many languages: which class name is nearest to a picture?
+"""Zero-shot classification in many languages: which class name is nearest to an image?
 
-    Pictures -+-> encoded once, dealt out over the ranks ----------------> image_ND -+-> Answers -> Results
-              +-> names of one language -> in templates -> mean vectors -> class_CD -+
+    LabelledImages -+-> encoded once, by all ranks ----------------------> image_ND -+-> Answers -> Results
+                    +-> names of a language -> in templates -> mean vectors -> class_CD -+
 
 zero_shot/<set>/<lang>/accuracy@<k>     lang: a code, `mean` of the languages or `worst5`, the five lowest
 
-Only vectors are kept. A language is measured on the pictures whose class has a name in it (Babel-ImageNet,
-arXiv 2306.08658), so languages differ in their chance level, which stands beside every number.
+Only vectors are kept. A language is measured on the images whose class has a name in it (Babel-ImageNet,
+arXiv 2306.08658), so languages differ in their chance level, which is recorded with every number.
 """
 
 from collections.abc import Sequence
@@ -15,23 +15,29 @@ from pathlib import Path
 import numpy as np
 import pydantic
 
-from mmalign.core import distributed
+from mmalign.core.batching import batched
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.evaluation.class_images import (
-    Pictures,
-    encode_pictures,
-    pictures_of_folder,
-    pictures_of_shards,
+    LabelledImages,
+    encode_images,
+    images_of_folder,
+    images_of_shards,
 )
 from mmalign.evaluation.class_names import LABEL, Names, Prompts, read_templates
-from mmalign.evaluation.embed import encode_dealt
 from mmalign.evaluation.nearest import hits_at
-from mmalign.evaluation.retrieval import Answers, add_mean, add_worst5, draw_sums
-from mmalign.models.encoder import DualModel
-from mmalign.results.metric_names import MEAN
+from mmalign.evaluation.over_ranks import (
+    encode_over_ranks,
+    encode_texts_over_ranks,
+    map_over_ranks,
+    must_agree,
+)
+from mmalign.evaluation.retrieval import Answers, add_answers
+from mmalign.models.encoder import BATCH_SIZE, DualModel
+from mmalign.results.metric_names import MEAN, MetricName
 from mmalign.results.results import Results
 
+# Recorded in results and compared between them: another wording makes older results incomparable.
 PROTOCOL = (
     "zero-shot classification: {pictures}; a language is measured on those whose class has a name in it, "
     "against these names; a class is the mean of the unit vectors of its sentences, made unit length; "
@@ -45,19 +51,19 @@ class ZeroShotConfig(Section):
     name: str = pydantic.Field(pattern=r"^[\w-]+$")
     """Name of the set in metric names."""
     images: str | None = None
-    """Folder of pictures in ImageNet's layout: a subfolder a class."""
+    """Folder of images in ImageNet's layout: one subfolder per class."""
     class_names: str | None = None
     """Names of the classes of `images`: `openai` (ImageNet, English), a file in Babel-ImageNet's layout, or a
     folder of `<lang>.json`, {subfolder: name}."""
     shards: str | None = None
-    """Folder of shards instead of `images`: a picture's first caption in a language names its class there."""
+    """Folder of shards instead of `images`: an image's first caption in a language names its class there."""
     languages: tuple[str, ...] | None = pydantic.Field(default=None, min_length=1)
     """In these languages only; none: all that name at least two classes."""
     prompts: str = LABEL
     """`label`: names alone; `openai`: 80 English templates; or a folder of `<lang>.json`."""
     accuracy_at: tuple[pydantic.PositiveInt, ...] = pydantic.Field(default=(1, 5), min_length=1)
     pictures_per_class: pydantic.PositiveInt | None = None
-    """At most so many pictures of a class, drawn with `seed`; none: all."""
+    """At most so many images of a class, drawn with `seed`; none: all."""
     seed: int = pydantic.Field(default=0, ge=0)
 
     @pydantic.model_validator(mode="after")
@@ -77,26 +83,31 @@ def measure_zero_shot(model: DualModel, config: ZeroShotConfig, results: Results
     Raises:
         UserError: files that are missing or broken, a language without names, or ranks that differ in files.
     """
-    pictures = _open(config)
-    names = _usable(pictures.names, config)
+    images = _open(config)
+    names = _usable(images.names, config)
     prompts = read_templates(config.prompts, list(names))
-    kept = np.array(_draw(pictures.classes, names, config))
-    image_ND = encode_dealt(
-        lambda batch: encode_pictures(model, pictures, kept[batch].tolist()), range(len(kept))
+    kept = np.array(_draw(images.classes, names, config))
+    image_ND = encode_over_ranks(
+        lambda batch: encode_images(model, images, kept[batch].tolist()),
+        list(batched(range(len(kept)), BATCH_SIZE)),
     )
+    # Names that are equal are one class: no model can tell them apart, and ties count against it.
     words = {lang: list(dict.fromkeys(names[lang].values())) for lang in names}
     vectors = {lang: embed_names(model, words[lang], prompts[lang]) for lang in names}
-    found = {
-        lang: _answers(
-            image_ND, kept, _labels(pictures, kept, names[lang], words[lang]), vectors[lang], config
-        )
-        for lang in list(names)[distributed.rank() :: distributed.world_size()]
-    }
-    parts = distributed.gather_objects(found)
-    answers = {lang: parts[i % len(parts)][lang] for i, lang in enumerate(names)}
-    results.protocol[f"zero_shot/{config.name}"] = _protocol(config, len(kept), words, prompts)
-    results.data[config.name] = pictures.sha256
-    _add(results, config, answers)
+
+    def measure(lang: str) -> Answers:
+        number = {word: i for i, word in enumerate(words[lang])}
+        called = [names[lang].get(images.classes[i]) for i in kept.tolist()]
+        label_N = np.array([-1 if one is None else number[one] for one in called], np.int64)
+        named_N, pool, ks = label_N >= 0, np.arange(len(number)), config.accuracy_at
+        hits = hits_at(image_ND[named_N], vectors[lang], label_N[named_N], pool, ks)
+        return Answers(kept[named_N], hits, {k: min(1.0, k / len(pool)) for k in ks})
+
+    answers = map_over_ranks(dict.fromkeys(names, 1), measure)
+    name = MetricName("zero_shot", config.name, MEAN, (), "accuracy")
+    results.protocol[name.prefix] = _protocol(config, len(kept), words, prompts)
+    results.data[config.name] = images.sha256
+    add_answers(results, name, answers, config.accuracy_at, pooled=False)
 
 
 def embed_names(model: DualModel, words: Sequence[str], prompts: Prompts) -> np.ndarray:
@@ -104,28 +115,24 @@ def embed_names(model: DualModel, words: Sequence[str], prompts: Prompts) -> np.
 
     Prompt ensembling in the space of embeddings (CLIP, arXiv 2103.00020, section 3.1.4). A collective.
     """
-    texts = [text for word in words for text in prompts.fill(word)]
-    # Texts of like length share a batch: little padding.
-    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    text_MD = encode_dealt(lambda batch: model.encode_texts([texts[i] for i in batch]), by_length)
+    text_MD = encode_texts_over_ranks(
+        model, [text for word in words for text in prompts.fill(word)]
+    )
     class_CD = text_MD.reshape(len(words), len(prompts.templates), -1).mean(1)
+    # Sentences that point in opposite directions may cancel out.
     length_C1 = np.linalg.norm(class_CD, axis=1, keepdims=True)
     return (class_CD / np.maximum(length_C1, 1e-12)).astype(np.float32)
 
 
-def _open(config: ZeroShotConfig) -> Pictures:
-    """The pictures, equal on all ranks: others would mix two sets, or wait for each other for ever."""
+def _open(config: ZeroShotConfig) -> LabelledImages:
+    """The images, equal on all ranks."""
     if config.shards is not None:
-        pictures = pictures_of_shards(Path(config.shards))
+        images = images_of_shards(Path(config.shards))
     else:
         assert config.images is not None and config.class_names is not None
-        pictures = pictures_of_folder(Path(config.images), config.class_names)
-    if len(set(distributed.gather_objects(pictures.sha256))) > 1:
-        raise UserError(
-            f"zero-shot set `{config.name}`: pictures or names differ between the ranks; give every host "
-            "the same files and repeat"
-        )
-    return pictures
+        images = images_of_folder(Path(config.images), config.class_names)
+    must_agree(images.sha256, f"zero-shot set `{config.name}`: images or names")
+    return images
 
 
 def _usable(names: Names, config: ZeroShotConfig) -> Names:
@@ -142,72 +149,25 @@ def _usable(names: Names, config: ZeroShotConfig) -> Names:
 
 
 def _draw(classes: Sequence[str], names: Names, config: ZeroShotConfig) -> list[int]:
-    """The pictures to encode: of classes that have a name, at most `pictures_per_class` of each."""
-    named = {one for of_lang in names.values() for one in of_lang}
+    """The images to encode: of classes that have a name, at most `pictures_per_class` of each."""
+    named = set().union(*names.values())
     of_class: dict[str, list[int]] = {}
-    for picture, one in enumerate(classes):
+    for image, one in enumerate(classes):
         if one in named:
-            of_class.setdefault(one, []).append(picture)
+            of_class.setdefault(one, []).append(image)
     rng = np.random.default_rng(config.seed)
     drawn = [rng.permutation(members)[: config.pictures_per_class] for members in of_class.values()]
-    return sorted(np.concatenate(drawn).tolist())
-
-
-def _labels(
-    pictures: Pictures, kept: np.ndarray, names: dict[str, str], words: Sequence[str]
-) -> np.ndarray:
-    """(N,) int64, the place in `words` of what each kept picture is called; -1 without a name.
-
-    Names that are equal have one place: no model can tell them apart, and ties count against it.
-    """
-    place = {word: i for i, word in enumerate(words)}
-    called = (names.get(pictures.classes[i]) for i in kept.tolist())
-    return np.array([-1 if name is None else place[name] for name in called], np.int64)
-
-
-def _answers(
-    image_ND: np.ndarray,
-    kept: np.ndarray,
-    label_N: np.ndarray,
-    class_CD: np.ndarray,
-    config: ZeroShotConfig,
-) -> Answers:
-    """What the pictures that have a name in one language found among its names."""
-    named_N, pool = label_N >= 0, np.arange(len(class_CD))
-    hits = hits_at(image_ND[named_N], class_CD, label_N[named_N], pool, config.accuracy_at)
-    chance = {k: min(1.0, k / len(pool)) for k in config.accuracy_at}
-    return Answers(picture_Q=kept[named_N], hits=hits, chance=chance)
-
-
-def _add(results: Results, config: ZeroShotConfig, answers: dict[str, Answers]) -> None:
-    """Every language and the aggregates; the mean's interval is a bootstrap over pictures.
-
-    A picture that is hard in one language is hard in the others too: drawn apart they would make the
-    interval of the mean too narrow.
-    """
-    prefix = f"zero_shot/{config.name}"
-    hits_KLT, asked_LT = draw_sums(list(answers.values()), config.accuracy_at)
-    with np.errstate(invalid="ignore"):
-        mean_KT = np.nanmean(hits_KLT / asked_LT, axis=1)  # a draw that misses a language
-    for k, mean_T in zip(config.accuracy_at, mean_KT, strict=True):
-        metric = f"accuracy@{k}"
-        for lang, one in answers.items():
-            name = f"{prefix}/{lang}/{metric}"
-            results.add(name, one.hits[k], chance=one.chance[k], ids=one.picture_Q)
-        add_mean(results, prefix, metric, list(answers))
-        add_worst5(results, prefix, metric, list(answers))
-        low, high = np.percentile(mean_T, (2.5, 97.5)).tolist()
-        results.ci95[f"{prefix}/{MEAN}/{metric}"] = (low, high)
+    return sorted(np.concatenate(drawn).tolist())  # in the order of the set: shards are read once
 
 
 def _protocol(
-    config: ZeroShotConfig, pictures: int, words: dict[str, list[str]], prompts: dict[str, Prompts]
+    config: ZeroShotConfig, images: int, words: dict[str, list[str]], prompts: dict[str, Prompts]
 ) -> str:
     drawn = f" (at most {config.pictures_per_class} of a class, drawn with seed {config.seed})"
     alone = [lang for lang, one in prompts.items() if one.are_names_alone]
     wanting = f" (names alone, for want of templates, in {', '.join(alone)})"
     return PROTOCOL.format(
-        pictures=f"{pictures} pictures" + (drawn if config.pictures_per_class else ""),
+        pictures=f"{images} pictures" + (drawn if config.pictures_per_class else ""),
         prompts=config.prompts + (wanting if config.prompts != LABEL and alone else ""),
         names=", ".join(f"{lang} {len(of_lang)}" for lang, of_lang in words.items()),
     )

@@ -1,9 +1,9 @@
-"""One folder that several libraries load: written format by format, put together, verified, committed.
+"""One folder that several libraries load: written format by format, merged, verified, committed.
 
-    model -> Source -> a folder a format -> merged -> lineage.json, results.json, .eval_results/, README.md
+    model -> Source -> one folder per format -> merged -> lineage, results, .eval_results/, README.md
            -> loaded by each library in a clean process (verify.py) -> MANIFEST.json, renamed into place
 
-Formats share a folder where no file of theirs contradicts another: the text tower of sentence-transformers
+Formats share a folder where their files do not contradict each other: the text tower of sentence-transformers
 and the ONNX graphs beside both towers of open_clip, with one tokenizer and one config.json for all.
 """
 
@@ -17,23 +17,15 @@ from typing import Any
 from mmalign.core.commit import MANIFEST, committed_folder, write_json
 from mmalign.core.errors import UserError
 from mmalign.export.card import write_card
-from mmalign.export.eval_results import write_eval_results
-from mmalign.export.lineage import without_paths
+from mmalign.export.measurements import write_eval_results
 from mmalign.export.onnx import write_onnx
 from mmalign.export.open_clip import write_open_clip
-from mmalign.export.router import write_router
-from mmalign.export.sentence_transformers import write_sentence_transformers
-from mmalign.export.source import Source, read_source
+from mmalign.export.sentence_transformers import write_router, write_sentence_transformers
+from mmalign.export.source import Source, read_source, without_paths
 from mmalign.export.transformers import write_transformers
-from mmalign.export.verify import verify_export
+from mmalign.export.verify import LOADERS, verify_export
 
-FORMATS = (
-    "sentence-transformers",
-    "sentence-transformers-router",
-    "transformers",
-    "open_clip",
-    "onnx",
-)
+FORMATS = tuple(LOADERS)
 
 
 def export(
@@ -44,15 +36,15 @@ def export(
     repo_id: str | None = None,
     data: Path | None = None,
 ) -> dict[str, float]:
-    """Write a model to the folder `out`, whole and verified or not at all.
+    """Write a model to the folder `out`. If a check fails, `out` stays as it was.
 
     Args:
         model: a run, a checkpoint, a fine-tuning or a LoRA adapter (see `source.py`).
         formats: names in `FORMATS`, each once.
-        license: identifier for the card (`apache-2.0`); none: the card names no licence.
+        license: identifier for the card (`apache-2.0`); none: the card names none.
         repo_id: name on the hub (`someone/model`) that the folder will be published under; none: an
-            open_clip folder loads by its name only from the place where it was written.
-        data: a test set on which the loss of the 8-bit text tower of `onnx` is measured.
+            open_clip folder loads by its name only from where it was written.
+        data: a test set on which the loss by the 8-bit text tower of `onnx` is measured.
 
     Returns:
         The largest difference of a component to our own vectors, for each library that loaded it.
@@ -61,7 +53,13 @@ def export(
         UserError: no model, a format cannot hold it, two cannot share a folder, or a library computes
             something else from it.
     """
-    _check(out, formats)
+    for name in formats:
+        if name not in FORMATS:
+            raise UserError(f"--format {name}: known are {', '.join(FORMATS)}")
+    if out.exists() and not _is_export(out):
+        raise UserError(
+            f"{out}: holds something that is not an export and would be replaced; give another --out"
+        )
     source = read_source(model)
     facts = source.tower.facts
     info = {"formats": list(formats), "model_sha256": facts["sha256"], "step": facts["step"]}
@@ -76,21 +74,10 @@ def export(
         return verify_export(source, folder, formats)
 
 
-def _check(out: Path, formats: Sequence[str]) -> None:
-    """Stop before anything is written, or anything of somebody's is replaced."""
-    for name in formats:
-        if name not in FORMATS:
-            raise UserError(f"--format {name}: known are {', '.join(FORMATS)}")
-    if out.exists() and not _is_export(out):
-        raise UserError(
-            f"{out}: holds something that is no export and would be replaced; give another --out"
-        )
-
-
 def _is_export(folder: Path) -> bool:
-    """Whether there is nothing in it, or what an earlier export left."""
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return folder.is_dir()
+    """Whether the folder is empty, or holds what an earlier export wrote."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        return True
     try:
         facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -104,7 +91,7 @@ def write_files(
     """Write the files of each format to `folder`.
 
     Args:
-        home: the name that an open_clip folder finds its towers by: its place, or its name on the hub.
+        home: where an open_clip folder looks for its towers: its path, or its name on the hub.
         data: see `export`.
 
     Raises:
@@ -128,26 +115,19 @@ def write_files(
 
 
 def _move(path: Path, target: Path, format_name: str) -> None:
-    """Put a file in its place, where another format may have put one already."""
+    """Move a file to `target`, or merge it with the one that another format has put there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists():
         path.rename(target)
     elif target.read_bytes() != path.read_bytes():
-        merged = _union(target, path)
-        if merged is None:
+        trees: list[Any] = [{}, None]  # different files without fields contradict each other
+        if target.suffix == ".json":
+            trees = [json.loads(one.read_text(encoding="utf-8")) for one in (target, path)]
+        ours, theirs = trees
+        are_objects = isinstance(ours, dict) and isinstance(theirs, dict)
+        if not are_objects or any(ours[name] != theirs[name] for name in ours.keys() & theirs):
             raise UserError(
                 f"--format {format_name}: its {target.name} and that of another format contradict each "
                 "other, so they cannot share a folder; export them one by one, each with its own --out"
             )
-        write_json(target, merged)
-
-
-def _union(first: Path, second: Path) -> dict[str, Any] | None:
-    """Two JSON objects in one, where they agree on what both of them say."""
-    if first.suffix != ".json":
-        return None
-    one, other = (json.loads(path.read_text(encoding="utf-8")) for path in (first, second))
-    if not (isinstance(one, dict) and isinstance(other, dict)):
-        return None
-    all_reduce_flags = all(one[name] == other[name] for name in one.keys() & other.keys())
-    return {**one, **other} if all_reduce_flags else None
+        write_json(target, {**ours, **theirs})

@@ -1,10 +1,7 @@
 """The model card: README.md with front matter for the hub, from measured and recorded facts only.
 
-    Source -> front matter                      languages, licence, base model, model-index (eval_results.py)
-           -> use and limits                    sentences made from the measurements (card_limits.py)
-           -> how to load it, format by format  templates/load-<format>.md.j2
-           -> results, training                 tables (card_results.py, card_training.py)
-           -> templates/card.md.j2 -> README.md
+    Source -> facts, in one dictionary -> templates/card.md.j2, which holds all sentences -> README.md
+           -> ModelCardData            -> the front matter: languages, licence, model-index
 
 What was not measured or not recorded does not appear. Nothing depends on where the folder lies, so the same
 source gives the same card.
@@ -12,48 +9,39 @@ source gives the same card.
 
 import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChainableUndefined, Environment, PackageLoader
 from torch import nn
 
 from mmalign.core.commit import write_atomic
 from mmalign.core.config import write_yaml
+from mmalign.core.languages import labelled
 from mmalign.core.redact import redact
-from mmalign.export.card_limits import use_and_limits
-from mmalign.export.card_results import known_languages, language_tables, summary
-from mmalign.export.card_training import (
-    base_model,
-    caption_table,
-    data_table,
-    fine_tuned_on,
-    how_trained,
-    is_masked,
-    trained_languages,
-)
-from mmalign.export.eval_results import eval_results
-from mmalign.export.lineage import without_folders
 from mmalign.export.markdown import code_block, listed, one_line, percents_apart, plain, prose
+from mmalign.export.measurements import Measurement, eval_results, measurements
 from mmalign.export.sentence_transformers import auto_class, dense_layers
-from mmalign.export.source import Source
-from mmalign.models.encoder import Encoder
+from mmalign.export.source import Source, without_folders
 from mmalign.models.image_tower import TimmTower
-from mmalign.models.text_encoder import TextEncoder
-from mmalign.results.results import Results
+from mmalign.models.pooling import POOLINGS
+from mmalign.results.formatting import percent
+from mmalign.results.metric_names import ALL, MEAN, WORST5, is_aggregate, known_languages
 
 TEXTS_ONLY = "sentence-transformers"
-# Where the snippets look for a folder that has no name on the hub.
-PLACE = "path/to/this/folder"
-# The hub's name of the library, and further tags.
+PLACE = "path/to/this/folder"  # what the snippets load where the folder has no name on the hub
+# Format -> the hub's name of the library, and further tags.
 _LIBRARIES = {
-    TEXTS_ONLY: ("sentence-transformers", ("feature-extraction", "transformers")),
-    "sentence-transformers-router": ("sentence-transformers", ("feature-extraction",)),
-    "transformers": ("transformers", ("vision-text-dual-encoder",)),
-    "open_clip": ("open_clip", ("clip",)),
-    "onnx": ("onnx", ()),
+    TEXTS_ONLY: ("sentence-transformers", "feature-extraction", "transformers"),
+    "sentence-transformers-router": ("sentence-transformers", "feature-extraction"),
+    "transformers": ("transformers", "vision-text-dual-encoder"),
+    "open_clip": ("open_clip", "clip"),
+    "onnx": ("onnx",),
 }
 _PIPELINES = {"open_clip": "zero-shot-image-classification", "transformers": "feature-extraction"}
 _HUB_METRICS = {"recall": "recall", "accuracy": "accuracy", "bitext": "accuracy", "f1": "f1"}
@@ -70,229 +58,149 @@ def write_card(
     """Write `folder/README.md`.
 
     Args:
+        folder: holds the exported files; the loss of 8-bit weights is read from there.
         formats: what the folder holds; the first one names the library in the front matter.
         title: name of the model, the card's heading.
         license: identifier of the licence; none: the card names none.
         repo_id: name on the hub that the folder was written for; none: the snippets load a folder.
     """
-    title = one_line(title)
-    metadata = _metadata(source, formats, title, license).to_yaml()
-    body = _environment().get_template("card.md.j2")
-    text = body.render(
-        title=plain(title),
-        formats=formats,
-        **_identity(source, formats, license),
-        **_loading(source, formats, repo_id),
-        int8=_int8_loss(folder),
-        **_results(source.results),
-        **_training(source),
-    )
-    write_atomic(folder / "README.md", f"---\n{metadata}\n---\n{_single_gaps(text)}")
+    facts = _facts(source, formats, folder)
+    facts |= {"title": title, "license": license, "repo_id": repo_id, "name": repo_id or PLACE}
+    body = _environment().get_template("card.md.j2").render(**facts)
+    # The parts of the template that were left out leave empty lines behind.
+    body = re.sub(r"\n{3,}", "\n\n", body)
+    front = _metadata(source, formats, one_line(title), license).to_yaml()
+    write_atomic(folder / "README.md", f"---\n{front}\n---\n{body}")
 
 
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("mmalign.export"),
-        undefined=StrictUndefined,
+        # Every part of a configuration or a lineage may be absent, at any depth.
+        undefined=ChainableUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        # Markdown, not HTML: what strangers wrote goes through `plain` or `e`, one by one.
-        autoescape=False,
+        # No autoescape: this is Markdown. Untrusted text goes through `md`, `prose` or `e`, one by one.
     )
-    environment.filters["md"] = plain
-    environment.filters["prose"] = prose
-    environment.filters["quoted"] = _quoted
+    quoted = partial(json.dumps, ensure_ascii=False)  # as Python writes a string
+    filters = {"md": plain, "comma": "{:,}".format, "apart": percents_apart, "quoted": quoted}
+    own = {one.__name__: one for one in (prose, listed, labelled, percent)}
+    environment.filters |= {**filters, **own}
     return environment
-
-
-def _quoted(text: str) -> str:
-    """The text as Python writes it."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _single_gaps(text: str) -> str:
-    """Never two empty lines in a row, whatever was left out."""
-    return re.sub(r"\n{3,}", "\n\n", text)
 
 
 def _metadata(
     source: Source, formats: Sequence[str], title: str, license: str | None
 ) -> ModelCardData:
-    codes = _languages(source)
-    library, _ = _LIBRARIES[formats[0]]
-    found = [] if source.results is None else eval_results(source.results)
+    trained = trained_languages(source.lineage)
+    codes = sorted(trained or (known_languages(source.results.metrics) if source.results else ()))
+    # The hub takes ISO 639 codes of two or three letters here, without scripts and regions.
+    bare = sorted({code.split("-")[0].lower() for code in codes})
+    tags = [tag for name in formats for tag in _LIBRARIES[name]]
+    tags += ["multilingual", "mmalign"] if len(codes) > 1 else ["mmalign"]
+    found = eval_results(source.results) if source.results else []
     metrics = {_HUB_METRICS.get(one.metric_type.partition("_")[0]) for one in found}
-    regions: dict[str, Any] = {"language_bcp47": codes} if _any_regions(codes) else {}
+    has_regions = any("-" in code for code in codes)
     return ModelCardData(
-        language=_iso_codes(codes) or None,
+        language=[code for code in bare if re.fullmatch(r"[a-z]{2,3}", code)] or None,
         license=license,
-        library_name=library,
+        library_name=_LIBRARIES[formats[0]][0],
         pipeline_tag=_PIPELINES.get(formats[0], "sentence-similarity"),
-        tags=_tags(formats, codes),
-        base_model=base_model(source),
+        tags=list(dict.fromkeys(tags)),
+        base_model=base_model(source.lineage),
         metrics=sorted(metric for metric in metrics if metric) or None,
         model_name=title if found else None,
         eval_results=found or None,
-        **regions,
+        **({"language_bcp47": codes} if has_regions else {}),  # type: ignore[arg-type]
     )
 
 
-def _languages(source: Source) -> list[str]:
-    """Those of the training data; where these are not known, those that were measured."""
+def _facts(source: Source, formats: Sequence[str], folder: Path) -> dict[str, Any]:
+    """What the template writes about: the towers, what was measured, how they were trained."""
+    tower, results, ancestors = source.tower, source.results, list(generations(source.lineage))
+    encoder = source.encoder if set(formats) != {TEXTS_ONLY} else None
+    config = without_folders(redact(source.config))
+    int8 = folder / "onnx" / "config.json"
+    found = measurements(results) if results else []
     trained = trained_languages(source.lineage)
-    measured = known_languages(source.results) if source.results else ()
-    return sorted(trained or measured)
-
-
-def _any_regions(codes: Sequence[str]) -> bool:
-    """Whether a code says more than a language: a script, a region, a variant."""
-    return any("-" in code for code in codes)
-
-
-def _iso_codes(codes: Sequence[str]) -> list[str]:
-    """ISO 639-1 or 639-3, without scripts and regions: the hub takes two or three letters."""
-    bare = {code.split("-")[0].lower() for code in codes}
-    return sorted(code for code in bare if re.fullmatch(r"[a-z]{2,3}", code))
-
-
-def _tags(formats: Sequence[str], codes: Sequence[str]) -> list[str]:
-    tags = [tag for name in formats for tag in (_LIBRARIES[name][0], *_LIBRARIES[name][1])]
-    if len(codes) > 1:
-        tags.append("multilingual")
-    return list(dict.fromkeys([*tags, "mmalign"]))
-
-
-def _identity(source: Source, formats: Sequence[str], license: str | None) -> dict[str, Any]:
-    """What it is, in a sentence and a few lines; and what it is for."""
-    tower, encoder = source.tower, _encoder_inside(source, formats)
-    lines = [f"Text tower: {_describe(tower)}."]
-    if encoder is not None:
-        image, size = encoder.config.image, encoder.model.image_tower.size
-        lines.append(
-            f"Image tower: {plain(image.name)} ({image.kind}), pictures of {size} x {size} pixels."
-        )
-    lines.append(f"In this folder: {listed(list(formats))}.")
-    facts = tower.facts
-    if facts.get("sha256"):
-        step = f", step {facts['step']}" if facts.get("step") else ""
-        lines.append(f"Weights: sha256 `{facts['sha256']}`{step}.")
-    if license:
-        lines.append(f"Licence: {plain(license)}.")
-    return {
-        "about": _about(source, encoder),
-        "facts": lines,
-        "limits": use_and_limits(source, pictures=encoder is not None),
-    }
-
-
-def _encoder_inside(source: Source, formats: Sequence[str]) -> Encoder | None:
-    """Both towers, where one of the formats holds both."""
-    return source.encoder if any(name != TEXTS_ONLY for name in formats) else None
-
-
-def _about(source: Source, encoder: Encoder | None) -> str:
-    width = source.tower.feature_width
-    if encoder is not None:
-        return (
-            f"A text tower and an image tower that share one space of {width} dimensions, trained by mmalign "
-            "with pictures as the pivot: captions were taught to meet the pictures that they describe, and "
-            "through the pictures each other."
-        )
-    if source.encoder is not None:
-        return (
-            f"A text encoder whose languages share one space of {width} dimensions: the text tower of a "
-            "model that mmalign trained with pictures as the pivot. Captions were taught to meet the "
-            "pictures that they describe, and through the pictures each other."
-        )
-    if is_masked(source.config):
-        return f"A text encoder of {width} dimensions, trained by mmalign to predict hidden words."
-    is_same = source.config.get("trainable") == "head"
-    task = None if is_same else fine_tuned_on(source.config)
-    return (
-        f"A text encoder of {width} dimensions{f', fine-tuned on {plain(task)}' if task else ''}."
+    known = known_languages(results.metrics) if results else set()
+    by_set = groupby(
+        (m for m in found if not m.of_pairs), lambda m: (m.name.measure, m.name.subject)
     )
-
-
-def _describe(tower: TextEncoder) -> str:
-    layers = dense_layers(tower.projection)
-    projection = {0: "no projection", 1: "a linear projection"}.get(
-        len(layers), "an MLP projection"
-    )
-    length = "unit length" if tower.unit_length else "lengths as they come"
-    kind = plain(tower.trunk.config.model_type)
-    return f"{kind}, {tower.pooling} pooling, {projection}, {length}; at most {tower.max_length} tokens"
-
-
-def _loading(source: Source, formats: Sequence[str], repo_id: str | None) -> dict[str, Any]:
-    """What the snippets name."""
-    tower, encoder = source.tower, _encoder_inside(source, formats)
-    name = repo_id or PLACE
     return {
-        "name": name,
-        "repo_id": repo_id,
+        "formats": formats,
+        "tower": tower,
+        "pooling_code": POOLINGS[tower.pooling].code,
+        "encoder": encoder,
+        "image": encoder and encoder.model.image_tower,
+        "has_pivot": source.encoder is not None,
+        "by_timm": encoder is not None and isinstance(encoder.config.image, TimmTower),
         "loader": auto_class(tower.trunk).__name__ if TEXTS_ONLY in formats else None,
-        "pooling": tower.pooling,
         "dense": [
             (f"{number}_Dense", "gelu" if isinstance(activation, nn.GELU) else None)
             for number, (_, activation) in enumerate(dense_layers(tower.projection), start=2)
         ],
-        "unit_length": tower.unit_length,
-        "max_length": tower.max_length,
-        "pad_id": tower.tokenizer.padding_id,
-        "pad_token": tower.tokenizer.inner.pad_token,
-        "image": encoder and encoder.model.image_tower,
-        "by_timm": encoder is not None and isinstance(encoder.config.image, TimmTower),
+        # What the 8-bit text tower costs, as `onnx_graphs.py` measured it.
+        "int8": json.loads(int8.read_text(encoding="utf-8"))["int8"] if int8.is_file() else {},
+        "results": results if found else None,
+        "measured": found,
+        "tables": [_language_table(list(group)) for _, group in by_set],
+        "never_measured": sorted(trained.keys() - known) if known else [],
+        "not_trained": sorted(known - trained.keys()) if trained else [],
+        "config": config,
+        "config_block": code_block(write_yaml(config), "yaml") if config else "",
+        "generations": ancestors,
+        "base_model": base_model(source.lineage),
+        "data": data_sets(source.lineage),
+        "captions": trained,
     }
 
 
-def _int8_loss(folder: Path) -> str:
-    """What the 8-bit text tower costs, as `onnx.py` measured it; empty: there is none."""
-    path = folder / "onnx" / "config.json"
-    if not path.is_file():
-        return ""
-    loss = json.loads(path.read_text(encoding="utf-8"))["int8"]
-    cosine, recall = loss["cosine"], loss.get("recall@1")
-    vectors = (
-        f"Its vectors have a cosine of {cosine['mean']} to the exact ones in the mean and {cosine['worst']} "
-        f"at worst ({plain(cosine['measured_on'])})."
-    )
-    return vectors if recall is None else f"{vectors} {_int8_recall(recall)}"
+def _language_table(group: list[Measurement]) -> dict[str, Any]:
+    """One row per aggregate and language, one column per measurement of the same set."""
+    numbers = {part: one for m in group for part, one in m.numbers.items()}
+    single = sorted(part for part in numbers if not is_aggregate(part))
+    rows = []
+    for part in (*(part for part in (MEAN, WORST5, ALL) if part in numbers), *single):
+        cells = [m.numbers.get(part) for m in group]
+        counts = dict.fromkeys(str(cell.count) for cell in cells if cell)
+        shares = [cell.share if cell else None for cell in cells]
+        rows.append({"label": numbers[part].label, "shares": shares, "n": "/".join(counts)})
+    return {"columns": group, "name": group[0].name, "languages": len(single), "rows": rows}
 
 
-def _int8_recall(recall: dict[str, Any]) -> str:
-    """Recall@1 with either text tower, and whether the interval of the difference leaves out zero."""
-    int8, fp32 = percents_apart(recall["int8"], recall["fp32"])
-    low, high = recall["difference_ci95"]
-    difference, lowest, highest = percents_apart(recall["difference"], low, high)
-    found = "" if low > 0 or high < 0 else ": no difference is shown"
-    return (
-        f"Recall@1 of {recall['captions']} captions in {recall['languages']} languages among "
-        f"{recall['pictures']} pictures is {int8} % with 8-bit weights and {fp32} % without (difference "
-        f"{difference} points, 95 % interval {lowest} to {highest}{found})."
-    )
+def generations(lineage: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The model's own lineage, then its parent's, and so on."""
+    now: Any = lineage
+    while isinstance(now, dict) and now:
+        yield now
+        now = now.get("parent")
 
 
-def _results(results: Results | None) -> dict[str, Any]:
-    if results is None or not results.metrics:
-        return {"summary": "", "tables": [], "protocol": {}}
-    return {
-        "summary": summary(results),
-        "tables": language_tables(results),
-        "protocol": {**results.protocol, **_versions(results)},
-    }
+def data_sets(lineage: dict[str, Any]) -> list[dict[str, Any]]:
+    """The training sets of all generations; one that was used twice (the same manifest) once."""
+    sets: dict[str, dict[str, Any]] = {}
+    for one in generations(lineage):
+        for data in one.get("data") or ():
+            if "manifest_sha256" in data:  # not the files of a text task
+                sets.setdefault(data["manifest_sha256"], data)
+    return list(sets.values())
 
 
-def _versions(results: Results) -> dict[str, str]:
-    versions = ", ".join(f"{name} {value}" for name, value in results.environment.items())
-    return {"environment": versions} if versions else {}
+def trained_languages(lineage: dict[str, Any]) -> dict[str, int]:
+    """Captions per language over all training sets, of the model and of those it came from."""
+    total: Counter[str] = Counter()
+    for one in data_sets(lineage):
+        total.update(one.get("languages") or {})
+    return dict(sorted(total.items()))
 
 
-def _training(source: Source) -> dict[str, Any]:
-    config = without_folders(redact(source.config))
-    return {
-        "training": how_trained(source),
-        "data": data_table(source.lineage),
-        "captions": caption_table(source.lineage),
-        "config": code_block(write_yaml(config), "yaml") if config else "",
-    }
+def base_model(lineage: dict[str, Any]) -> str | None:
+    """The hub's name of the text tower that training started from, unless it is a folder here."""
+    for one in generations(lineage):
+        name = (one.get("base_models") or {}).get("text")
+        is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name or ""))
+        if is_name and not Path(str(name)).exists():
+            return str(name)
+    return None

@@ -1,28 +1,30 @@
-"""Words, names and tables in Markdown, where some of the words were written by strangers.
+"""Untrusted text in Markdown: names of sets, licences, configurations.
 
-    names of sets, languages, licences -> escaped -> a line or a table that stays what it is
+    text -> escaped -> a line or a table cell, which stays one
 
 GitHub's flavour (https://github.github.com/gfm/), which the hub shows: a bar ends a cell, a newline ends a
-table, `<` begins HTML, and three backticks end a block of code.
+table, `<` begins HTML, and three backticks end a code block.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+# An underscore inside a word marks nothing and is left alone.
 _SPECIAL = re.compile(r"[\\`*<>|~\[\]]|(?<![^\W_])_|_(?![^\W_])")
+_ESCAPE = r"\\\g<0>"
 _NAMED = re.compile(r"(`[\w.@/ -]+`)")
-_BACKTICKS = re.compile(r"`+")
+_MOST_LISTED = 30
 
 
 def plain(text: object) -> str:
-    """The text on one line, with nothing in it that Markdown or HTML would take for a sign of its own."""
-    return _escaped(one_line(text))
+    """The text on one line, with everything escaped that Markdown or HTML would interpret."""
+    return _SPECIAL.sub(_ESCAPE, one_line(text))
 
 
 def prose(text: str) -> str:
     """Sentences as `plain`, but names in backticks stay code where nothing else is in them."""
     parts = _NAMED.split(one_line(text))
-    return "".join(part if i % 2 else _escaped(part) for i, part in enumerate(parts))
+    return "".join(part if i % 2 else _SPECIAL.sub(_ESCAPE, part) for i, part in enumerate(parts))
 
 
 def one_line(text: object) -> str:
@@ -30,36 +32,22 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-def code_block(text: str, language: str = "") -> str:
-    """A block of code whose fence is longer than any that the text holds."""
-    longest = max((len(run) for run in _BACKTICKS.findall(text)), default=0)
+def code_block(text: str, language: str) -> str:
+    """A code block whose fence is longer than any run of backticks in the text."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of plain texts; columns whose cells are all empty are left out."""
-    used = [i for i in range(len(columns)) if any(row[i] != "" for row in rows)]
-    lines = [[columns[i] for i in used], *([row[i] for i in used] for row in rows)]
-    written = [f"| {' | '.join(plain(cell) for cell in line)} |" for line in lines]
-    return "\n".join([written[0], "|" + "---|" * len(used), *written[1:]])
+def listed(words: Iterable[object]) -> str:
+    """`a`, `a and b`, `a, b and c`, escaped; of many the first 30 and how many more there are."""
+    *first, last = [plain(word) for word in words]
+    if len(first) >= _MOST_LISTED:
+        first, last = first[:_MOST_LISTED], f"{len(first) + 1 - _MOST_LISTED} more"
+    return f"{', '.join(first)} and {last}" if first else last
 
 
-def _escaped(text: str) -> str:
-    return _SPECIAL.sub(r"\\\g<0>", text)
-
-
-def listed(words: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def percent(share: float) -> str:
-    """A share in percent with the digits that it needs, without the sign."""
-    return f"{100 * share:.1f}" if abs(share) >= 0.01 or share == 0 else f"{100 * share:.2g}"
-
-
-def percents_apart(*shares: float) -> list[str]:
-    """Shares in percent, with as many digits behind the point (1 to 3) as different ones need to differ."""
+def percents_apart(shares: Sequence[float]) -> list[str]:
+    """Shares in percent, with the 1 to 3 decimals that different ones need to differ."""
     ways = [[f"{100 * share:z.{digits}f}" for share in shares] for digits in (1, 2, 3)]
     return next((way for way in ways if len(set(way)) == len(set(shares))), ways[-1])

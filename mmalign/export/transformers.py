@@ -2,34 +2,34 @@
 
     Source -> config.json, model.safetensors             both towers, projections, temperature
            -> preprocessor_config.json, tokenizer files  what AutoProcessor reads
-           -> loaded by transformers and compared        the folder is kept only if they agree
 
-Its text path is `pooler_output -> Linear without bias`, and the pooler of BERT's kin is tanh(W x + b) of the
-first state. With W = s I, b = 0 and a small s this is the first state itself, scaled:
+Its text path is `pooler_output -> Linear without bias`, and the pooler of BERT and its variants is
+tanh(W x + b) of the first state. With W = s I, b = 0 and a small s this is the first state itself, scaled:
 
     tanh(s x) / s = x (1 - (s x)^2 / 3 + ...)
 
-so `cls` pooling can be held: s is written into the pooler, and 1 / s into the projection. For s = 2^-20 both
-factors are exact in binary, and while |x| <= 256 the relative error is at most 2^-24 / 3 = 2e-8, below the
-rounding of float32 (6e-8). No component of a normalised state exceeds the root of its width (64 for a width
-of 4,096) times the norm's gain. The price: such weights are for float32 and bfloat16, not for float16. No
-choice of W makes a mean or a last state out of the first one.
+So `cls` pooling can be expressed: s is written into the pooler, and 1 / s into the projection. For s = 2^-20
+both factors are exact in binary, and while |x| <= 256 the relative error is at most 2^-24 / 3 = 2e-8, below
+the rounding of float32 (6e-8). No component of a normalised state exceeds the root of its width (64 for a
+width of 4,096) times the norm's gain. The price: such weights are for float32 and bfloat16, not for float16.
+No choice of W makes a mean or a last state out of the first one.
 """
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmalign.core.commit import write_json
 from mmalign.core.errors import UserError
-from mmalign.export.agreement import must_agree
-from mmalign.export.sentence_transformers import auto_class
+from mmalign.export.sentence_transformers import auto_class, write_tokenizer
 from mmalign.export.source import Source
-from mmalign.export.tokenizer import write_tokenizer
 from mmalign.export.vision import preprocessor_config, vision_model
+from mmalign.models.encoder import on_host
+from mmalign.models.external.onnx import PREPROCESSOR
 from mmalign.models.text_encoder import TextEncoder
+from mmalign.models.text_tower import save_pretrained
 
 FORMAT = "transformers"
 POOLER_SCALE = 2.0**-20
@@ -39,15 +39,14 @@ _ELSEWHERE = "export to sentence-transformers-router, open_clip or onnx instead"
 def write_transformers(source: Source, folder: Path) -> None:
     """Write both towers to `folder`, for AutoModel and AutoProcessor.
 
-    The temperature comes along; for the constant that a sigmoid loss adds to every score there is no place,
-    so `logits_per_image` lacks it. Cosines are not touched by either.
+    The temperature is included. The model has no parameter for the constant that a sigmoid loss adds to every
+    score, so `logits_per_image` lacks it. Cosines depend on neither.
 
     Raises:
-        UserError: this is a text tower alone, its pooling or projection has no place there, or transformers
-            has no twin of the image tower.
+        UserError: this is a text tower alone, its pooling or projection cannot be expressed, or transformers
+            has no network that computes the same as the image tower.
     """
     from transformers import VisionTextDualEncoderConfig, VisionTextDualEncoderModel
-    from transformers.utils import logging
 
     encoder, tower = source.both_towers(FORMAT), source.tower
     text = _text_model(tower)
@@ -57,17 +56,19 @@ def write_transformers(source: Source, folder: Path) -> None:
     )
     model = VisionTextDualEncoderModel(config, vision_model=vision, text_model=text)
     tensors = {
-        **_prefixed("vision_model.", vision.state_dict()),
-        **_prefixed("text_model.", _text_tensors(tower, text)),
+        **{f"vision_model.{name}": tensor for name, tensor in vision.state_dict().items()},
+        **{f"text_model.{name}": tensor for name, tensor in tower.trunk.state_dict().items()},
+        # The pooler that passes on the first state (see above).
+        "text_model.pooler.dense.weight": POOLER_SCALE * torch.eye(tower.state_width),
+        "text_model.pooler.dense.bias": torch.zeros(tower.state_width),
         "visual_projection.weight": visual_projection.weight,
-        "text_projection.weight": _text_projection(tower),
+        "text_projection.weight": tower.projection.weight / POOLER_SCALE,  # type: ignore[union-attr,operator]
         "logit_scale": encoder.model.logit_scale.reshape(()),
     }
-    logging.disable_progress_bar()
-    model.save_pretrained(str(folder), state_dict=_on_host(tensors))
-    write_json(folder / "preprocessor_config.json", preprocessor_config(encoder.model.image_tower))
+    assert tensors.keys() == model.state_dict().keys(), tensors.keys() ^ model.state_dict().keys()
+    save_pretrained(model, folder, state_dict=on_host(tensors))
+    write_json(folder / PREPROCESSOR, preprocessor_config(encoder.model.image_tower))
     write_tokenizer(tower.tokenizer, tower.max_length, folder)
-    must_agree(encoder, folder, "transformers", FORMAT)
 
 
 def _text_model(tower: TextEncoder) -> Any:
@@ -80,8 +81,8 @@ def _text_model(tower: TextEncoder) -> Any:
 
     if not isinstance(tower.projection, nn.Linear):
         raise UserError(
-            "model.text_projection: VisionTextDualEncoderModel projects texts by one linear map and has no "
-            f"place for another projection; {_ELSEWHERE}"
+            "model.text_projection: VisionTextDualEncoderModel projects texts by one linear map and holds "
+            f"no other projection; {_ELSEWHERE}"
         )
     if tower.pooling != "cls":
         raise UserError(
@@ -98,28 +99,3 @@ def _text_model(tower: TextEncoder) -> Any:
             f"could take a text's feature from; {_ELSEWHERE}"
         )
     return model
-
-
-def _text_tensors(tower: TextEncoder, text: Any) -> dict[str, Tensor]:
-    """The trunk's weights, and the pooler that hands on the first state (see above)."""
-    width = tower.state_width
-    pooler = {
-        "pooler.dense.weight": POOLER_SCALE * torch.eye(width),
-        "pooler.dense.bias": torch.zeros(width),
-    }
-    tensors = {**tower.trunk.state_dict(), **pooler}
-    assert tensors.keys() == text.state_dict().keys(), tensors.keys() ^ text.state_dict().keys()
-    return tensors
-
-
-def _text_projection(tower: TextEncoder) -> Tensor:
-    assert isinstance(tower.projection, nn.Linear)
-    return tower.projection.weight.detach() / POOLER_SCALE
-
-
-def _prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {prefix + name: tensor for name, tensor in state.items()}
-
-
-def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: one.detach().cpu().clone().contiguous() for name, one in tensors.items()}

@@ -1,79 +1,74 @@
-"""An exported folder, loaded as its readers will: each library in a clean process, compared with ours.
+"""Checks of an exported folder: what its files hold, and the vectors that each library computes from it.
 
-    Source -> our vectors of the probes -----------------------------------------+
-    folder -> loaders/<library>.py in a process of its own -> the library's ones -+-> largest difference
+    folder -> check_files: nothing that runs code, leads out of the folder, or names this machine
+    Source -> our vectors of the probes -------------------------------------------+
+    folder -> loaders.py in a clean process, per library -> vectors ---------------+-> largest difference
 
-A clean process: another working folder, an empty home and cache, the hub switched off, no variable that could
-name a folder of ours or hold a token, none of mmalign imported. Texts and pictures are those of `probes.py`;
-pictures that are transparent are left out (libraries lay them on other backgrounds), and so are dirty texts
-for open_clip, which mends them.
+A clean process: another working folder, an empty home and cache, the hub switched off, no environment
+variable that could name a folder of ours or hold a token, mmalign not imported.
 """
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from mmalign.core.errors import UserError
 from mmalign.core.redact import redact_text
-from mmalign.export.file_checks import check_files
-from mmalign.export.probes import probe_pictures, probe_texts, read_texts, write_probes
+from mmalign.export.probes import TEXTS, probe_images, write_probes
 from mmalign.export.source import Source
+from mmalign.models.text_encoder import TextEncoder
 
-TOLERANCE = 1e-6  # of one component, where the longest vector has length 1
+PROGRAM = Path(__file__).with_name("loaders.py")
 SECONDS = 1800  # for one library, loading included
-# What a process needs to find its libraries and to use the machine as this one does.
-KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# Variables that a process needs to find its libraries and to use the machine as this one does.
+_KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".py", ".so")
+_TEXT_SUFFIXES = (".json", ".jsonl", ".md", ".yaml", ".yml", ".txt", ".jinja")
+# Vocabularies hold pieces of all kinds of texts: what looks like a path there is none of this machine.
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
+_NAMES_ITSELF = "open_clip_config.json"  # names its own folder, unless it was written for the hub
+# Fields of open_clip (`hf_tokenizer_name`) begin as the hub's tokens do, which have capitals and digits.
+_FIELD_NAMES = re.compile(r"\bhf_[a-z_]+\b")
+_MACHINE_FOLDERS = r"/(?:home|Users|root|tmp|mnt|scratch|var)/[\w.-]+|~/[\w.-]+"
 
 
-@dataclass(frozen=True)
-class Loader:
-    """A program of `loaders/` and what it is held to.
+class Loader(NamedTuple):
+    """A function of `loaders.py` and the largest difference that it may show.
 
     Attributes:
-        program: name of its file, without the suffix.
-        library: the library's name for people.
-        package: what it imports; not there: the library is not installed.
-        has_images: whether its format holds the image tower, where there is one.
-        mends_texts: it changes dirty texts before it encodes them.
+        package: what it imports, and its name.
+        library: the library's name for users.
+        outputs: what it computes, of which a text tower alone has no `images`.
+        tolerance: of one component, where the longest vector has length 1.
     """
 
-    program: str
-    library: str
     package: str
-    has_images: bool = True
-    mends_texts: bool = False
-    tolerance: float = TOLERANCE
+    library: str
+    outputs: tuple[str, ...] = ("texts", "images")
+    tolerance: float = 1e-6
 
 
 LOADERS: dict[str, tuple[Loader, ...]] = {
     "sentence-transformers": (
-        Loader(
-            "sentence_transformers_texts",
-            "sentence-transformers",
-            "sentence_transformers",
-            has_images=False,
-        ),
-        Loader("transformers_trunk", "transformers (AutoModel)", "transformers", has_images=False),
+        Loader("sentence_transformers", "sentence-transformers", ("texts",)),
+        Loader("transformers", "transformers (AutoModel)", ("states",)),
     ),
     "sentence-transformers-router": (
-        Loader(
-            "sentence_transformers_router",
-            "sentence-transformers (Router)",
-            "sentence_transformers",
-        ),
+        Loader("sentence_transformers", "sentence-transformers (Router)"),
     ),
-    "transformers": (
-        Loader("transformers_dual", "transformers (VisionTextDualEncoder)", "transformers"),
-    ),
-    "open_clip": (Loader("open_clip_folder", "open_clip", "open_clip", mends_texts=True),),
-    "onnx": (Loader("onnx_runtime", "ONNX Runtime", "onnxruntime", tolerance=1e-5),),
+    "transformers": (Loader("transformers", "transformers (VisionTextDualEncoder)"),),
+    "open_clip": (Loader("open_clip", "open_clip"),),
+    # ONNX Runtime fuses operations, so that sums are rounded in another order.
+    "onnx": (Loader("onnxruntime", "ONNX Runtime", tolerance=1e-5),),
 }
 
 
@@ -81,7 +76,7 @@ def verify_export(source: Source, folder: Path, formats: Sequence[str]) -> dict[
     """Load the folder in each library that serves one of its formats, and compare the vectors.
 
     Args:
-        folder: from where it stands; it needs no manifest yet.
+        folder: in the state before its manifest is written, or after.
 
     Returns:
         The largest difference of a component, for each library.
@@ -91,16 +86,19 @@ def verify_export(source: Source, folder: Path, formats: Sequence[str]) -> dict[
             or the folder holds what must not be published.
     """
     check_files(folder, is_published=False)
-    with tempfile.TemporaryDirectory(prefix="mmalign-verify-") as scratch:
-        probes = Path(scratch) / "probes"
-        probes.mkdir()
-        write_probes(probes)
-        ours = our_vectors(source, probes)
-        return {
-            loader.library: checked_difference(loader, ours, run_loader(loader, folder, probes))
-            for name in formats
-            for loader in LOADERS[name]
-        }
+    tower = source.tower
+    trunk = TextEncoder(tower.trunk, tower.tokenizer, "mean", max_length=tower.max_length)
+    ours = {"texts": tower.encode(TEXTS), "states": trunk.encode(TEXTS)}
+    if source.encoder is not None:
+        ours["images"] = source.encoder.encode_images(probe_images())
+    differences = {}
+    with tempfile.TemporaryDirectory(prefix="mmalign-verify-") as probes:
+        write_probes(Path(probes))
+        for format_name in formats:
+            for loader in LOADERS[format_name]:
+                theirs = run_loader(loader, folder, Path(probes))
+                differences[loader.library] = checked_difference(loader, ours, theirs)
+    return differences
 
 
 def run_loader(
@@ -119,15 +117,26 @@ def run_loader(
             f"{loader.library} is not installed, so the export cannot be verified in it: "
             "pip install 'mmalign[export]'"
         )
-    program = Path(__file__).parent / "loaders" / f"{loader.program}.py"
     with tempfile.TemporaryDirectory(prefix="mmalign-loader-") as home:
         out = Path(home) / "out.npz"
-        command = [python, "-I", str(program), str(folder.resolve()), str(probes), str(out)]
+        # -I: neither the working folder nor PYTHONPATH is searched for modules.
+        paths = (str(path) for path in (folder.resolve(), probes, out))
+        command = [python, "-I", str(PROGRAM), loader.package, *paths]
+        environment = {
+            **{name: os.environ[name] for name in _KEPT if name in os.environ},
+            "HOME": home,
+            "HF_HOME": str(Path(home) / "cache"),
+            "HF_HUB_OFFLINE": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "CUDA_VISIBLE_DEVICES": "",  # float32 on the CPU, as ours
+            "PYTHONUTF8": "1",
+        }
         try:
             result = subprocess.run(
                 command,
                 cwd=home,
-                env=_clean_environment(home),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=SECONDS,
@@ -137,69 +146,34 @@ def run_loader(
             reason = f"did not finish within {SECONDS} seconds"
             raise UserError(f"{loader.library}: {reason}; the export is not verified") from None
         if result.returncode != 0:
-            raise UserError(
-                f"{loader.library}: cannot load the export ({_last_line(result.stderr, home)})"
-            )
+            lines = result.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
+            reason = redact_text(lines[-1].strip().replace(home, "..."))[:300]
+            raise UserError(f"{loader.library}: cannot load the export ({reason})")
         with np.load(out) as vectors:
             return {name: vectors[name] for name in vectors.files}
-
-
-def _clean_environment(home: str) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-    return {
-        **kept,
-        "HOME": home,
-        "HF_HOME": str(Path(home) / "cache"),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONUTF8": "1",
-    }
-
-
-def _last_line(stderr: bytes, home: str) -> str:
-    lines = stderr.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
-    return redact_text(lines[-1].strip().replace(home, "..."))[:300]
-
-
-def our_vectors(source: Source, probes: Path) -> dict[str, np.ndarray]:
-    texts = read_texts(probes)
-    if source.encoder is None:
-        return {"texts": source.tower.encode(texts)}
-    opaque = [picture.data for picture in probe_pictures() if not picture.is_transparent]
-    return {
-        "texts": source.encoder.encode_texts(texts),
-        "images": source.encoder.encode_images(opaque),
-    }
 
 
 def checked_difference(
     loader: Loader, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]
 ) -> float:
-    """The largest difference of a component, which is small enough."""
-    compared = dict(_pairs(loader, ours, theirs))
-    for name, difference in compared.items():
+    """The largest difference of a component.
+
+    Raises:
+        UserError: it is beyond the loader's tolerance, or a tower is missing.
+    """
+    largest = 0.0
+    for name in (name for name in loader.outputs if name in ours):
+        if name not in theirs:
+            raise UserError(f"{loader.library}: finds no tower for {name} in the export")
+        difference = largest_difference(ours[name], theirs[name])
         if not difference <= loader.tolerance:  # also where it is not a number
             raise UserError(
                 f"{loader.library}: computes other vectors from the export ({name} are off by "
-                f"{difference:.1g}, {loader.tolerance:g} is allowed), so it is not the same model there"
+                f"{difference:.1g}, {loader.tolerance:g} is allowed), so it drops an option of the model; "
+                "export to another format"
             )
-    return max(compared.values())
-
-
-def _pairs(
-    loader: Loader, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]
-) -> Iterator[tuple[str, float]]:
-    """How far the texts and, where the format holds them, the pictures are off."""
-    clean = len(probe_texts())
-    rows = slice(clean) if loader.mends_texts else slice(None)
-    names = ["texts", "images"] if loader.has_images and "images" in ours else ["texts"]
-    for name in names:
-        if name not in theirs:
-            raise UserError(f"{loader.library}: finds no tower for {name} in the export")
-        chosen = rows if name == "texts" else slice(None)
-        yield name, largest_difference(ours[name][chosen], theirs[name][chosen])
+        largest = max(largest, difference)
+    return largest
 
 
 def largest_difference(ours_ND: np.ndarray, theirs_ND: np.ndarray) -> float:
@@ -208,3 +182,54 @@ def largest_difference(ours_ND: np.ndarray, theirs_ND: np.ndarray) -> float:
         return float("inf")
     length = max(1.0, float(np.linalg.norm(ours_ND, axis=1).max()))
     return float(np.abs(ours_ND - theirs_ND).max()) / length
+
+
+def check_files(folder: Path, is_published: bool) -> None:
+    """Stop where a file could run code, leads out of the folder, or contains a secret or a path.
+
+    Args:
+        is_published: also refuse the one path that a folder for this machine may hold, its own.
+
+    Raises:
+        UserError: a pickle or a program, a symbolic link, a damaged safetensors file, a token, or a path
+            of this machine.
+    """
+    # Where this process, its user, its libraries and the folder are; `/` or `/usr` would be found everywhere.
+    places = (Path.home(), Path.cwd(), Path(sys.prefix), folder.resolve().parent)
+    known = "|".join(re.escape(str(path)) for path in places if len(path.parts) > 2) or "(?!)"
+    in_graph = re.compile(known.encode())
+    in_text = re.compile(rf"(?<![\w.:/-])(?:{_MACHINE_FOLDERS}|(?:{known})(?![\w.-]))")
+    for path in sorted(folder.rglob("*")):
+        name, found = path.relative_to(folder).as_posix(), None
+        if path.is_symlink():
+            raise UserError(f"{name}: a symbolic link, which breaks elsewhere; copy the file")
+        if path.suffix in _UNSAFE_SUFFIXES:
+            raise UserError(f"{name}: can run code when it is loaded; take it out of the export")
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, "np") as file:
+                    file.keys()
+            except (SafetensorError, OSError):
+                raise UserError(f"{name}: not a complete safetensors file; export again") from None
+        elif path.suffix == ".onnx":
+            # Exporters note for each node the line of the source file that it came from.
+            match = in_graph.search(path.read_bytes())
+            found = match and match.group().decode()
+        elif path.suffix in _TEXT_SUFFIXES and path.name not in _VOCABULARIES:
+            text = path.read_text(encoding="utf-8", errors="replace")
+            bare = _FIELD_NAMES.sub("", text)
+            if redact_text(bare) != bare:
+                raise UserError(
+                    f"{name}: holds what looks like a token or a password; take it out of the run's "
+                    "configuration and export again"
+                )
+            if name != _NAMES_ITSELF or is_published:
+                in_file = in_text.search(text)
+                found = in_file and in_file.group()
+        if found:
+            fix = "take it out and export again"
+            if name == _NAMES_ITSELF:
+                fix = "export it with --push OWNER/NAME"
+            raise UserError(
+                f"{name}: names a folder of this machine (`{found}`), which no other machine has; {fix}"
+            )

@@ -3,26 +3,21 @@
     Encoder -> a network of timm             -> TimmWrapperModel  -+
             -> open_clip's around one        -> TimmWrapperModel  -+-> pooler_output -> Linear -> shared space
             -> open_clip's VisionTransformer -> CLIPVisionModel   -+
-            -> preprocessor_config.json: RGB, squeezed to the square by Pillow, normalised
+            -> preprocessor_config.json: RGB, resized to the square by Pillow, normalised
 
 transformers 5 resizes by torchvision where it finds it, and such pixels differ from Pillow's by 1 of 255
-here and there. The file therefore names the class that computes with Pillow; but transformers 5.23 takes the
-name of either class for the name of both, so whoever loads it says `backend="pil"`.
+here and there. The file therefore names the class that computes with Pillow. But transformers 5.23 takes the
+name of either class for the name of both, so `backend="pil"` must be given when it is loaded.
 """
 
-from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmalign.core.commit import write_json
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, one_line
 from mmalign.models.encoder import Encoder
-from mmalign.models.image_tower import ImageTower, TimmTower, takes_image_size
+from mmalign.models.image_tower import ImageTower, TimmTower
 
-TOLERANCE = 1e-6  # of one component of a vector of unit length
 # Our names of the parts of open_clip's VisionTransformer, and what CLIPVisionModel calls them.
 _CLIP_NAMES = (
     ("conv1.", "embeddings.patch_embedding."),
@@ -51,25 +46,18 @@ def vision_model(encoder: Encoder) -> tuple[Any, nn.Linear]:
     Raises:
         UserError: transformers has no network that computes the same.
     """
-    tower = encoder.model.image_tower
+    trunk = encoder.model.image_tower.trunk
     try:
-        model, weight_DF = _twin(encoder, encoder.model.image_projection.weight.detach())
+        model, weight_DF = _equal(encoder, encoder.model.image_projection.weight.detach())
     except (RuntimeError, TypeError, ValueError) as error:  # other weights, or no such option
-        raise _refusal(tower, str(error)) from None
+        raise UserError(
+            "model.image: transformers has no network that computes the same as this "
+            f"{type(trunk).__name__} ({one_line(error, 150)}); export to open_clip or onnx "
+            "instead"
+        ) from None
     projection = nn.Linear(weight_DF.shape[1], weight_DF.shape[0], bias=False)
     projection.weight = nn.Parameter(weight_DF, requires_grad=False)
-    model, projection = model.to(encoder.device).eval(), projection.to(encoder.device)
-    _must_agree(encoder, model, projection)
-    return model, projection
-
-
-def write_vision(model: Any, tower: ImageTower, folder: Path) -> None:
-    """Write a model that `vision_model` made, and its preprocessing, for AutoModel and AutoImageProcessor."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    model.save_pretrained(str(folder))
-    write_json(folder / "preprocessor_config.json", preprocessor_config(tower))
+    return model.to(encoder.device).eval(), projection.to(encoder.device)
 
 
 def preprocessor_config(tower: ImageTower) -> dict[str, Any]:
@@ -89,20 +77,28 @@ def preprocessor_config(tower: ImageTower) -> dict[str, Any]:
     }
 
 
-def _twin(encoder: Encoder, weight_DF: Tensor) -> tuple[Any, Tensor]:
+def _equal(encoder: Encoder, weight_DF: Tensor) -> tuple[Any, Tensor]:
     """The same network as a model of transformers, and the projection behind it."""
     image, tower = encoder.config.image, encoder.model.image_tower
     trunk: Any = tower.trunk
     if isinstance(image, TimmTower):
-        size = {"img_size": image.image_size} if takes_image_size(image.name) else {}
-        return _timm_wrapper(trunk, {**size, **image.options}, tower.width), weight_DF
+        return _timm_wrapper(trunk, image.arguments, tower.width), weight_DF
     kind = type(trunk).__name__
     if kind == "TimmModel":
-        weight_DF = _through_head(trunk.head, weight_DF)
+        parts = {name: one for name, one in trunk.head.named_children() if name != "drop"}
+        last: Any = parts.pop("proj", None)
+        if parts or (last is not None and last.bias is not None):
+            raise ValueError("its head is not one linear map without bias")
+        weight_DF = weight_DF if last is None else _product(weight_DF, last.weight.detach())
         return _timm_wrapper(trunk.trunk, {}, weight_DF.shape[1]), weight_DF
     if kind == "VisionTransformer":
         return _clip_vision(trunk), _product(weight_DF, trunk.proj.detach().T)
-    raise _refusal(tower, f"it is a {kind}")
+    raise ValueError(f"it is a {kind}")
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    # In float64, so that the product of the two maps is rounded once.
+    return (left.double() @ right.double()).float()
 
 
 def _timm_wrapper(trunk: Any, arguments: dict[str, Any], width: int) -> Any:
@@ -121,19 +117,6 @@ def _timm_wrapper(trunk: Any, arguments: dict[str, Any], width: int) -> Any:
     return model
 
 
-def _through_head(head: nn.Sequential, weight_DE: Tensor) -> Tensor:
-    """(D, F): what open_clip puts behind a network of timm, and our projection, as one map."""
-    parts = {name: part for name, part in head.named_children() if name != "drop"}
-    last: Any = parts.pop("proj", None)
-    if parts or (last is not None and last.bias is not None):
-        raise ValueError("its head is not one linear map without bias")
-    return weight_DE if last is None else _product(weight_DE, last.weight.detach())
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    return (left.double() @ right.double()).float()
-
-
 def _clip_vision(trunk: Any) -> Any:
     """open_clip's own vision transformer, where it is built as CLIP's (arXiv 2103.00020)."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -141,6 +124,8 @@ def _clip_vision(trunk: Any) -> Any:
     block = trunk.transformer.resblocks[0]
     if type(block).__name__ != "ResidualAttentionBlock":
         raise ValueError("its blocks are not those of CLIP")
+    if trunk.pool_type != "tok":  # no weights show it, and CLIPVisionModel pools the class token
+        raise ValueError(f"its pooling is `{trunk.pool_type}`")
     quick = type(block.mlp.gelu).__name__ == "QuickGELU"
     config = CLIPVisionConfig(
         hidden_size=trunk.class_embedding.shape[0],
@@ -172,24 +157,3 @@ def _clip_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             tensors[name] = tensor
     return tensors
-
-
-@torch.no_grad()
-def _must_agree(encoder: Encoder, model: Any, projection: nn.Linear) -> None:
-    """Stop where the weights fit and yet something else is computed: another pooling, another activation."""
-    tower = encoder.model.image_tower
-    noise = torch.randn((2, 3, tower.size, tower.size), generator=torch.Generator().manual_seed(0))
-    pixel_BCHW = noise.to(encoder.device)
-    ours_BD = encoder.model.encode_image(pixel_BCHW)
-    theirs_BD = F.normalize(projection(model(pixel_values=pixel_BCHW).pooler_output), dim=-1)
-    difference = (theirs_BD - ours_BD).abs().max().item()
-    if not difference <= TOLERANCE:
-        raise _refusal(tower, f"vectors differ by {difference:.1g}")
-
-
-def _refusal(tower: ImageTower, reason: str) -> UserError:
-    kind = type(tower.trunk).__name__
-    return UserError(
-        f"model.image: transformers has no network that computes the same as this {kind} "
-        f"({' '.join(reason.split())[:150]}); export to open_clip or onnx instead"
-    )

@@ -1,10 +1,9 @@
-"""LoRA adapters of peft, folded into the model that they were trained on: an ordinary tower again.
+"""LoRA adapters of peft, merged into the model that they were trained on: an ordinary text encoder again.
 
-    adapter_config.json -> base model (folder or hub name) -> load_tower -> trunk in float32 -+
-    adapter_model.safetensors -> A, B of each adapted layer ----------------------------------+-> Tower
+    adapter_config.json -> base model (folder or hub name), loaded by the caller -+-> merge_adapter
+    adapter_model.safetensors -> A, B of each adapted layer ----------------------+   -> the trunk, float32
 
-A layer's weight W becomes W + (alpha / rank) B A (LoRA, Hu et al. 2021, arXiv 2106.09685). Every tensor of
-the file must find its place and every place its tensor: peft itself would go on with random ones.
+A layer's weight W becomes W + (alpha / rank) B A (LoRA, Hu et al. 2021, arXiv 2106.09685).
 """
 
 import json
@@ -15,9 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmalign.core.errors import UserError
-from mmalign.models.encoder import weights_sha256
-from mmalign.models.text_encoder import TextEncoder, load_text_encoder
+from mmalign.core.errors import UserError, one_line
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -53,22 +50,15 @@ def base_of(folder: Path) -> str:
     return str(base)
 
 
-def merge_adapter(folder: Path) -> TextEncoder:
-    """The tower of the base model with the adapter folded in, in float32.
+def merge_adapter(trunk: Any, folder: Path) -> Any:
+    """The trunk with the adapter of a folder merged in, in float32.
 
-    How texts are pooled and projected is the base's own. The head of a task that was saved with the adapter
-    is no part of a text encoder and is left out.
+    Args:
+        trunk: of the base model; it is changed.
 
     Raises:
-        UserError: peft is not there, the base cannot be loaded, or the adapter does not fit it.
+        UserError: peft is not installed, or the adapter does not fit the trunk.
     """
-    tower = load_text_encoder(base_of(folder))
-    tower.trunk = _merged(tower.trunk.float(), folder)
-    tower.facts = {"path": str(folder), "sha256": weights_sha256(tower), "step": 0}
-    return tower
-
-
-def _merged(trunk: Any, folder: Path) -> Any:
     try:
         import peft
     except ImportError:
@@ -79,23 +69,28 @@ def _merged(trunk: Any, folder: Path) -> Any:
         settings = peft.PeftConfig.from_pretrained(str(folder))
         heads = _leave_out_heads(settings, trunk)
         tensors = _tensors(folder / WEIGHTS, heads, trunk.base_model_prefix)
-        model = peft.PeftModel(trunk, settings)
-        _check_names(peft.get_peft_model_state_dict(model, save_embedding_layers=False), tensors)
+        model = peft.PeftModel(trunk.float(), settings)
+        wanted = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+        # peft itself would only warn, and leave what it did not find at random.
+        if differing := sorted(wanted.keys() ^ tensors.keys()):
+            raise ValueError(f"`{differing[0]}` and {len(differing) - 1} more names differ")
         peft.set_peft_model_state_dict(model, tensors)
         return model.merge_and_unload(safe_merge=True).eval()
     except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{folder}: the adapter does not fit {base_of(folder)} ({reason})"
+            f"{folder}: the adapter does not fit {base_of(folder)} ({one_line(error)})"
         ) from None
 
 
 def _leave_out_heads(settings: Any, trunk: Any) -> tuple[str, ...]:
-    """The parts of a task's head that were saved whole beside the adapter; the settings forget them."""
+    """The parts of a task's head that were saved with the adapter; they are dropped from the settings.
+
+    A head is no part of a text encoder, and peft looks for the module in the trunk.
+    """
     saved = tuple(settings.modules_to_save or ())
     known = {name.rpartition(".")[2] for name, _ in trunk.named_modules()}
     settings.modules_to_save = [name for name in saved if name in known] or None
-    settings.task_type = None
+    settings.task_type = None  # it would ask for a model with the task's head
     return tuple(name for name in saved if name not in known)
 
 
@@ -108,9 +103,3 @@ def _tensors(path: Path, heads: tuple[str, ...], model_prefix: str) -> dict[str,
         for name, one in load_file(path).items()
         if not name.startswith(dropped)
     }
-
-
-def _check_names(wanted: dict[str, Tensor], held: dict[str, Tensor]) -> None:
-    differing = sorted(wanted.keys() ^ held.keys())
-    if differing:
-        raise ValueError(f"`{differing[0]}` and {len(differing) - 1} more names differ")

@@ -3,8 +3,8 @@
     image_BCHW         -> image tower -> feature_BF -> projection -> unit length -> image_BD
     token_NL, mask_NL  -> text tower                -> projection -> unit length -> text_ND
 
-A frozen image tower gives a picture the same feature every time, so features may also be given as they are.
-Nothing is shared between the two sides and nothing here knows of ranks, files or losses.
+A frozen image tower gives an image the same feature every time, so cached image features may be given
+instead. The two sides share nothing. Ranks, files and losses are handled elsewhere.
 """
 
 import math
@@ -28,7 +28,7 @@ class ModelConfig(Section):
     embedding: int = pydantic.Field(default=512, ge=2)
     """D, the width of the shared space."""
     text_projection: Literal["linear", "mlp"] = "linear"
-    """What leads from the text tower into the shared space. mlp: two layers with a GELU between them, as
+    """The map from the text tower into the shared space. mlp: two layers with a GELU between them, as
     open_clip's XLM-R models have it (its `hf_proj_type`)."""
     temperature: float = pydantic.Field(default=0.07, gt=0)
     """Temperature at the start; it is learned."""
@@ -51,23 +51,16 @@ class DualEncoder(nn.Module):
         logit_bias: (1,) float32, or None.
     """
 
-    def __init__(
-        self,
-        image_tower: ImageTower,
-        text_tower: TextTower,
-        embedding: int,
-        temperature: float,
-        logit_bias: float | None = None,
-        text_projection: Literal["linear", "mlp"] = "linear",
-    ) -> None:
+    def __init__(self, image_tower: ImageTower, text_tower: TextTower, config: ModelConfig) -> None:
         super().__init__()
         self.image_tower = image_tower
         self.text_tower = text_tower
-        self.image_projection = _projection(image_tower.width, embedding)
-        text_side = _perceptron if text_projection == "mlp" else _projection
-        self.text_projection: nn.Module = text_side(text_tower.width, embedding)
-        self.logit_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))
-        self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor([logit_bias]))
+        self.image_projection = _linear(image_tower.width, config.embedding)
+        make = _perceptron if config.text_projection == "mlp" else _linear
+        self.text_projection: nn.Module = make(text_tower.width, config.embedding)
+        self.logit_scale = nn.Parameter(torch.tensor([-math.log(config.temperature)]))
+        bias = config.logit_bias
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor([bias]))
 
     def train(self, mode: bool = True) -> "DualEncoder":
         """Frozen towers stay in evaluation mode: no dropout, no moving batch statistics."""
@@ -82,7 +75,7 @@ class DualEncoder(nn.Module):
         return _unit_length(self.image_projection(self.image_tower(image_BCHW)))
 
     def encode_feature(self, feature_BF: Tensor) -> Tensor:
-        """(B, F) of a floating dtype, what the image tower made of pictures -> (B, D) of unit length."""
+        """(B, F) of a floating dtype, features of the image tower -> (B, D) of unit length."""
         dtype = self.image_projection.weight.dtype
         return _unit_length(self.image_projection(feature_BF.to(dtype)))
 
@@ -110,7 +103,7 @@ class DualEncoder(nn.Module):
             image_BD=image_BD,
             text_ND=self.encode_text(token_NL, mask_NL, length_N),
             logit_scale=self.logit_scale.exp(),
-            # A view, so that a caller's gradient never reaches the parameter but through its graph.
+            # A view: `exp` gives the scale a graph of its own, and the bias needs one as well.
             logit_bias=None if self.logit_bias is None else self.logit_bias.view(1),
         )
 
@@ -119,29 +112,21 @@ def build_dual_encoder(config: ModelConfig, vocabulary: int, padding_id: int) ->
     """The model that the configuration describes, with weights drawn from torch's global generator.
 
     Args:
-        vocabulary, padding_id: what the tokenizer says (see `build_text_tower`).
+        vocabulary, padding_id: of the tokenizer (see `build_text_tower`).
     """
-    image_tower = build_image_tower(config.image)
-    text_tower = build_text_tower(config.text, vocabulary, padding_id)
-    return DualEncoder(
-        image_tower,
-        text_tower,
-        config.embedding,
-        config.temperature,
-        config.logit_bias,
-        config.text_projection,
-    )
+    image_tower = build_image_tower(config.image)  # first: both draw from the generator
+    return DualEncoder(image_tower, build_text_tower(config.text, vocabulary, padding_id), config)
 
 
-def _projection(width: int, embedding: int) -> nn.Linear:
+def _linear(width: int, embedding: int) -> nn.Linear:
     projection = nn.Linear(width, embedding, bias=False)
-    nn.init.normal_(projection.weight, std=width**-0.5)
+    nn.init.normal_(projection.weight, std=width**-0.5)  # as CLIP does
     return projection
 
 
 def _perceptron(width: int, embedding: int) -> nn.Sequential:
     hidden = (width + embedding) // 2
-    return nn.Sequential(_projection(width, hidden), nn.GELU(), _projection(hidden, embedding))
+    return nn.Sequential(_linear(width, hidden), nn.GELU(), _linear(hidden, embedding))
 
 
 def _unit_length(rows: Tensor) -> Tensor:

@@ -1,127 +1,156 @@
-"""A model as evaluation sees it: pictures and texts in, unit-length vectors out.
+"""A model as evaluation sees it: encoded images and texts in, vectors of unit length out.
 
-    run folder (config.yaml, tokenizer/, checkpoints/) -> Encoder -+-> DualModel: encode_images, encode_texts
-    a model of another library (peers.py)              -> Peer    -+
+    run folder (config.yaml, tokenizer/, checkpoints/) -> load_encoder -> Encoder, a DualModel
 
-A run's newest checkpoint whose files verify is taken. Nothing here asks other ranks: `embed.py` deals out
-the work. Gradients are off by `no_grad` and not by `inference_mode`: under ZeRO 3 a call gathers weights, and
-training could not go on with tensors that were made in inference mode.
+    encoded images -> decoded here -> another library's own transform and tower -+-> ExternalModel
+    texts          ->                 its own tokenizer and tower               -+
+
+`external/` makes these; `load.py` finds out which kind a name means. A run's newest
+checkpoint whose files verify is taken. Nothing here talks to other ranks.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from mmalign.core import distributed
-from mmalign.core.batching import batched
+from mmalign.core.batching import batched, encode_sorted
 from mmalign.core.commit import newest_folder, verify
 from mmalign.core.config import read_yaml, validate
 from mmalign.core.errors import UserError
+from mmalign.data.images import decode
 from mmalign.data.preprocess import Preprocess, stack_images
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
 
-T = TypeVar("T")
-BATCH_SIZE = 256  # pictures or texts that a tower sees at a time
+BATCH_SIZE = 256  # images or texts that a tower sees at a time
 
 
-class DualModel(Protocol):
-    """Whatever can be measured. The vectors of one model lie in one space of D dimensions.
+class DualModel:
+    """Whatever can be measured. The vectors of one model lie in one space.
 
-    Attributes:
-        facts: `path`, `sha256` of the weights, `step`, and whatever else tells which model it was.
-    """
-
-    facts: dict[str, Any]
-
-    def encode_images(self, images: Iterable[bytes], batch_size: int = BATCH_SIZE) -> np.ndarray:
-        """Encoded pictures (JPEG, PNG, WebP) -> (n, D) float32 of unit length.
-
-        Raises:
-            UserError: a picture that cannot be decoded, or a model that has no image tower.
-        """
-        ...
-
-    def encode_texts(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
-        """Texts -> (n, D) float32 of unit length, in the order given."""
-        ...
-
-
-class Encoder:
-    """A dual encoder with its tokenizer and its preprocessing.
+    A subclass encodes one batch (`_encode_images`, `_encode_texts`).
 
     Attributes:
-        model: in evaluation mode, float32, on this rank's device.
-        facts: `path`, `sha256` of the weights, `step`: what results say about the model.
+        facts: `path`, `sha256` of the weights, `step`, and whatever else says which model it was.
+        width: D, the width of the space.
+        takes_images: whether there is an image tower.
     """
 
-    def __init__(
-        self,
-        model: DualEncoder,
-        config: ModelConfig,
-        tokenizer: Tokenizer,
-        facts: dict[str, Any],
-    ) -> None:
-        self.device = distributed.device()
-        self.model = model.to(self.device).eval()
-        self.config = config
-        self.tokenizer = tokenizer
-        self.preprocess = Preprocess(size=model.image_tower.size)
+    takes_images = True
+
+    def __init__(self, facts: dict[str, Any], width: int) -> None:
         self.facts = facts
+        self.width = width
 
+    # Not `inference_mode`: under ZeRO 3 a call gathers weights, and training could not go on with tensors
+    # that were made in inference mode.
     @torch.no_grad()
     def encode_images(self, images: Iterable[bytes], batch_size: int = BATCH_SIZE) -> np.ndarray:
-        """Encoded pictures (JPEG, PNG, WebP) -> (n, D) float32 of unit length."""
-        rows = [np.zeros((0, self.config.embedding), np.float32)]
-        for chunk in batched(images, batch_size):
-            image_BCHW = stack_images([self.preprocess(image) for image in chunk])
-            image_BCHW = image_BCHW.to(self.device)
-            rows.append(self.model.encode_image(image_BCHW).cpu().numpy())
+        """Encoded images (JPEG, PNG, WebP) -> (n, D) float32 of unit length.
+
+        Raises:
+            UserError: an image that cannot be decoded, or a model that has no image tower.
+        """
+        if not self.takes_images:
+            raise UserError(
+                f"{self.facts['path']}: a text encoder without an image tower; measure it with "
+                "`measures: [alignment]`, or give a model that takes images"
+            )
+        rows = [np.zeros((0, self.width), np.float32)]
+        rows += [self._encode_images(chunk) for chunk in batched(images, batch_size)]
         return np.concatenate(rows)
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Texts -> (n, D) float32 of unit length, in the order given."""
-        embedding = np.zeros((len(texts), self.config.embedding), np.float32)
-        # Texts of like length share a batch: little padding, and the order is put back.
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        for chunk in batched(order, batch_size):
-            token_NL, mask_NL = self.tokenizer(
-                [texts[i] for i in chunk], self.config.text.max_length
-            )
-            rows_ND = self.model.encode_text(token_NL.to(self.device), mask_NL.to(self.device))
-            embedding[list(chunk)] = rows_ND.cpu().numpy()
-        return embedding
+        return encode_sorted(self._encode_texts, texts, batch_size, self.width)
+
+    def _encode_images(self, images: list[bytes]) -> np.ndarray:
+        raise NotImplementedError
+
+    def _encode_texts(self, texts: list[str]) -> np.ndarray:
+        raise NotImplementedError
 
 
-def load_model(name: str) -> DualModel:
-    """Any model that can be measured.
+class Encoder(DualModel):
+    """A dual encoder with its tokenizer and its preprocessing.
 
-    Args:
-        name: one of
-
-            runs/demo, runs/demo/checkpoints/best       a run, or one of its checkpoints
-            runs/demo/export                            a folder of any library that is named below
-            open_clip:ViT-B-32/laion2b_s34b_b79k        open_clip: architecture / weights (a tag or a file)
-            local-dir:FOLDER, hf-hub:OWNER/NAME         open_clip's own names
-            sentence-transformers:NAME                  sentence-transformers, by folder or hub name
-            transformers:NAME                           transformers, where a folder serves several libraries
-            onnx:NAME, onnx-int8:NAME                   the ONNX graphs of an export, in float32 or int8
-            OWNER/NAME                                  the hub, whichever library its files are for
-
-    Raises:
-        UserError: nothing there that can be loaded; the sentence says what was looked for.
+    Attributes:
+        model: in evaluation mode, float32, on this rank's device.
     """
-    from mmalign.models.external import peers  # which needs this module
 
-    kind = peers.kind_of(name)
-    return load_encoder(Path(name)) if kind == "run" else peers.load_peer(name, kind)
+    def __init__(
+        self, model: DualEncoder, config: ModelConfig, tokenizer: Tokenizer, facts: dict[str, Any]
+    ) -> None:
+        super().__init__(facts, config.embedding)
+        self.device = distributed.device()
+        self.model = model.to(self.device).eval()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.preprocess = Preprocess(size=model.image_tower.size)
+
+    def _encode_images(self, images: list[bytes]) -> np.ndarray:
+        image_BCHW = stack_images([self.preprocess(image) for image in images])
+        return self.model.encode_image(image_BCHW.to(self.device)).cpu().numpy()
+
+    def _encode_texts(self, texts: list[str]) -> np.ndarray:
+        token_NL, mask_NL = self.tokenizer(texts, self.config.text.max_length)
+        rows_ND = self.model.encode_text(token_NL.to(self.device), mask_NL.to(self.device))
+        return rows_ND.cpu().numpy()
+
+
+class ExternalModel(DualModel):
+    """A model of another library, measured by the same code; its facts also have `kind`, the library.
+
+    Images are decoded under the same limits as in training. From there on everything is the library's own:
+    the transform, the tokenizer, where long texts are cut.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        model: nn.Module,
+        texts: Callable[[list[str]], Tensor],
+        images: Callable[[list[Image.Image]], Tensor] | None = None,
+    ) -> None:
+        """Put the interface around a model.
+
+        Args:
+            model: in evaluation mode, float32.
+            texts: n texts -> (n, D).
+            images: n RGB images -> (n, D); None: the model has no image tower.
+        """
+        with torch.no_grad():  # measured: each library names it in another way
+            width = texts(["a"]).shape[1]
+        facts = {"path": name, "kind": kind, "sha256": weights_sha256(model), "step": 0}
+        super().__init__(facts, width)
+        self.takes_images = images is not None
+        self._texts, self._images = texts, images
+
+    def _encode_images(self, images: list[bytes]) -> np.ndarray:
+        assert self._images is not None
+        opened = [decode(image) for image in images]
+        for one in opened:
+            # `decode` laid a transparent colour on white; other libraries would do it a second time.
+            one.info.pop("transparency", None)
+        return _unit_rows(self._images(opened))
+
+    def _encode_texts(self, texts: list[str]) -> np.ndarray:
+        return _unit_rows(self._texts(texts))
+
+
+def _unit_rows(row_ND: Tensor) -> np.ndarray:
+    return F.normalize(row_ND.float(), dim=-1).cpu().numpy()
 
 
 def load_encoder(path: Path, untrained: bool = False) -> Encoder:
@@ -130,7 +159,7 @@ def load_encoder(path: Path, untrained: bool = False) -> Encoder:
     Args:
         path: the folder, or one of its checkpoints (`RUN/checkpoints/best`).
         untrained: the run's model as it was before its first step (same seed, same tokenizer): the
-            baseline that tells what training did.
+            baseline that shows what training did.
 
     Raises:
         UserError: no run there, no checkpoint that verifies, or weights of another model.
@@ -142,12 +171,12 @@ def load_encoder(path: Path, untrained: bool = False) -> Encoder:
     tree = read_yaml(config_path)
     config = validate(ModelConfig, tree.get("model"), f"{config_path}, section `model`")
     tokenizer = load_tokenizer(run / "tokenizer")
-    torch.manual_seed(int(tree["seed"]))
+    torch.manual_seed(int(tree["seed"]))  # as training does before it builds the model
     model = build_dual_encoder(config, tokenizer.vocabulary, tokenizer.padding_id)
     facts: dict[str, Any] = {"path": str(path), "step": 0}
     if not untrained:
         folder, info = newest_folder(path / "checkpoints") if path == run else (path, verify(path))
-        load_weights(model, folder / "model.safetensors")
+        _load_weights(model, folder / "model.safetensors")
         facts["step"] = info["step"]
     facts["sha256"] = weights_sha256(model)
     return Encoder(model, config, tokenizer, facts)
@@ -158,25 +187,17 @@ def run_of(path: Path) -> Path:
     return path.parent.parent if path.parent.name == "checkpoints" else path
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Copy the tensors of a safetensors file into the model.
-
-    Raises:
-        UserError: the file belongs to another model.
-    """
-    tensors = load_file(path)
-    wanted = model.state_dict()
-    differing = sorted(
-        name
-        for name in wanted.keys() | tensors.keys()
-        if name not in wanted or name not in tensors or wanted[name].shape != tensors[name].shape
-    )
+def _load_weights(model: nn.Module, path: Path) -> None:
+    """Copy the tensors of a safetensors file into the model."""
+    found, wanted = load_file(path), model.state_dict()
+    theirs, ours = ({(n, t.shape) for n, t in tensors.items()} for tensors in (found, wanted))
+    differing = sorted({name for name, _ in theirs ^ ours})
     if differing:
         raise UserError(
             f"{path}: a checkpoint of another model: `{differing[0]}` differs (and "
             f"{len(differing) - 1} more); use the configuration that it was trained with"
         )
-    model.load_state_dict(tensors)
+    model.load_state_dict(found)
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -188,19 +209,18 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def has_file(name: str, file: str) -> bool:
-    """Whether the file is in the folder or the hub's repository of that name."""
-    if Path(name).is_dir():
-        return (Path(name) / file).is_file()
+def on_host(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """The tensors on the CPU, each in memory of its own: safetensors refuses tensors that share memory."""
+    return {prefix + name: t.detach().cpu().clone().contiguous() for name, t in state.items()}
+
+
+def find_file(name: str, file: str) -> Path | None:
+    """A file of the folder or the hub's repository of that name (in its cache); None: it is not there."""
     from transformers.utils import cached_file
 
+    quiet = ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors")
     try:
-        found = cached_file(
-            name,
-            file,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        found = cached_file(name, file, **dict.fromkeys(quiet, False))
     except (OSError, ValueError):  # no such repository, or nothing that could be a name of one
-        return False
-    return found is not None
+        return None
+    return None if found is None else Path(found)

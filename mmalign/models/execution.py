@@ -10,7 +10,7 @@ None changes what the model computes, but for rounding, nor the names of its wei
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.module_tracker import ModuleTracker
 
@@ -22,17 +22,17 @@ def checkpoint_activations(model: DualEncoder) -> None:
     """Keep only the inputs of the blocks of each trunk that trains, in place (arXiv 1604.06174).
 
     Gradients stay what they were: dropout draws the same masks in both passes, and running batch statistics
-    move once. Frozen trunks keep no activations anyway and are left alone.
+    move once.
 
     Raises:
         UserError: a trunk that has no blocks to run again.
     """
-    for side, tower in _towers(model).items():
-        trunk = tower.trunk
-        if not _trains(trunk):
-            continue
-        reached = (_checkpoint_images if side == "image" else _checkpoint_texts)(trunk)
-        if not reached:
+    checkpoints = {"image": _checkpoint_images, "text": _checkpoint_texts}
+    for side, checkpoint in checkpoints.items():
+        trunk: Any = getattr(model, f"{side}_tower").trunk
+        if not any(parameter.requires_grad for parameter in trunk.parameters()):
+            continue  # frozen trunks keep no activations anyway
+        if not checkpoint(trunk):
             raise UserError(
                 f"engine.checkpoint_activations: the {side} tower, a `{type(trunk).__name__}`, cannot "
                 "compute its activations again; leave the field out or take another tower"
@@ -43,35 +43,25 @@ def checkpoint_activations(model: DualEncoder) -> None:
 
 
 def compile_towers(model: DualEncoder) -> None:
-    """Compile the forward pass of each trunk, in place; the first calls pay for it.
+    """Compile the forward pass of each trunk, in place; the first calls are slow.
 
-    Captions differ in length from batch to batch, so the text trunk is compiled for any shape. Names in the
-    state dict stay.
+    Names in the state dict stay.
     """
-    for side, tower in _towers(model).items():
-        tower.trunk.compile(dynamic=True if side == "text" else None)
+    model.image_tower.trunk.compile()
+    # Captions differ in length from batch to batch.
+    model.text_tower.trunk.compile(dynamic=True)
 
 
 def unfuse_attention(model: DualEncoder) -> None:
-    """Let the text trunk's attention be plain matrix products, in place, where transformers can choose.
-
-    For CPUs in bfloat16, where torch's fused attention is the slower one on captions of few tokens.
-    """
+    """Let the text trunk's attention be plain matrix products, in place, where transformers can choose."""
+    # On CPUs in bfloat16 torch's fused attention is slower on captions of few tokens.
     trunk: Any = model.text_tower.trunk
     if getattr(trunk.config, "_attn_implementation", None) == "sdpa":
         trunk.set_attn_implementation("eager")
 
 
-def _towers(model: DualEncoder) -> dict[str, Any]:
-    return {"image": model.image_tower, "text": model.text_tower}
-
-
-def _trains(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
-
-
 def _checkpoint_images(trunk: Any) -> bool:
-    """Whether the networks of timm and open_clip did what they were asked for: not all of them say."""
+    """Whether a network of timm or open_clip checkpoints now; not all of them report a refusal."""
     network = getattr(trunk, "trunk", trunk)  # open_clip's adapter of timm hides a refusal
     try:
         network.set_grad_checkpointing(True)
@@ -92,9 +82,7 @@ def _checkpoint_texts(trunk: Any) -> bool:
     return True
 
 
-def _move_statistics_once(
-    momentum: float | None,
-) -> Callable[[_BatchNorm, tuple[Tensor, ...]], None]:
+def _move_statistics_once(momentum: float | None) -> Callable[..., None]:
     """A hook that keeps a batch normalisation's running statistics as they are while backward recomputes.
 
     They would move twice in a step otherwise. The batch's own statistics, with which it normalises, are

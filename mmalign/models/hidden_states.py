@@ -1,12 +1,13 @@
-"""Words -> one unit vector a layer: what the probe measures and what the injection trains.
+"""Words -> one unit vector per layer: what the probe measures and what the injection trains.
 
     words -> tokens (padded on the right) -> hidden states of every layer -> mean over the tokens -> length 1
                                           -> the tower's own feature --------------------------------^
 
-`0` names the embeddings of the tokens, `n` the last layer, `feature` what the tower itself gives, pooled in
-its own way. A decoder sees only what stands before a token, so its start token has the same state in every
-word; where that state is long, a mean that includes it hardly differs from word to word. `content` leaves
-special tokens out, `all` is the pooling of targeted lexical injection as published (arXiv 2506.15415).
+`0` names the embeddings of the tokens, `n` the last layer, `feature` the encoder's own feature.
+
+`content` leaves special tokens out, `all` is the pooling of targeted lexical injection as published
+(arXiv 2506.15415). A decoder's start token has the same state in every word, as the token sees nothing before
+it; where that state is long, a mean that includes it hardly differs from word to word.
 
 Shapes: B words, L tokens of the longest, F width of a state, D width of the feature.
 """
@@ -19,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmalign.core.batching import length_sorted_batches
+from mmalign.models.pooling import pool
 from mmalign.models.text_encoder import TextEncoder, Tokens
-from mmalign.models.text_tower import pool
 
 FEATURE = "feature"
 BATCH_SIZE = 128  # words at a time: the states of all layers are alive at once
@@ -34,10 +36,7 @@ def word_states(
     """Layer -> (B, F) float32 of unit length, `feature` -> (B, D); gradients flow where they are on."""
     # Padding stands on the right: positions of models that count them from the left stay what they are.
     tokens = tower.tokenize(words, return_special_tokens_mask=True, padding_side="right")
-    types = {} if tokens.type_NL is None else {"token_type_ids": tokens.type_NL}
-    output = tower.trunk(
-        input_ids=tokens.token_NL, attention_mask=tokens.mask_NL, output_hidden_states=True, **types
-    )
+    output = tower.trunk(**tokens.inputs, output_hidden_states=True)
     mask_BL = tokens.mask_NL if pooling == "all" else content_mask(tokens)
     rows = {
         str(layer): pool(state_BLF.float(), mask_BL, "mean")
@@ -60,17 +59,15 @@ def encode_words(
 ) -> dict[str, np.ndarray]:
     """Layer -> (n, F) float32 of unit length on the host, `feature` -> (n, D); without dropout.
 
-    Words are put into batches by length, which changes nothing but rounding; vectors that are not numbers
-    become zero, which ties with everything.
+    Batches are sorted by length, which changes nothing but rounding.
     """
     mode = tower.training
     tower.eval()
-    order = sorted(range(len(words)), key=lambda i: len(words[i]))
     states: dict[str, np.ndarray] = {}
-    for start in range(0, len(order), BATCH_SIZE):
-        chunk = order[start : start + BATCH_SIZE]
+    for chunk in length_sorted_batches(map(len, words), BATCH_SIZE):
         for layer, row_BF in word_states(tower, [words[i] for i in chunk], pooling).items():
             kept = states.setdefault(layer, np.empty((len(words), row_BF.shape[1]), np.float32))
+            # A vector that is not numbers becomes zero, which ties with everything.
             kept[chunk] = row_BF.nan_to_num(0.0, 0.0, 0.0).cpu().numpy()
     tower.train(mode)
     return states

@@ -1,8 +1,8 @@
-"""Image towers: a timm or an open_clip network that turns pictures into one feature each.
+"""Image towers: a timm or an open_clip network that turns images into one feature each.
 
     image_BCHW, uint8 -> normalised -> trunk -> feature_BF      F: the width that the trunk gives
 
-The tower also says how large its pictures must be (`size`) and how it normalises them (`mean`, `std`).
+The tower also says how large its images must be (`size`) and how it normalises them (`mean`, `std`).
 """
 
 import difflib
@@ -31,6 +31,15 @@ class TimmTower(Section):
     frozen: bool = False
     """Leave the trunk as it is (LiT, arXiv 2111.07991); its projection still trains."""
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of timm's constructor: the options, and the size of images where it takes one."""
+        import timm
+
+        # Transformers are built for one input size, convolutional networks take any and refuse the argument.
+        takes_size = getattr(timm.get_pretrained_cfg(self.name), "fixed_input_size", False)
+        return {**({"img_size": self.image_size} if takes_size else {}), **self.options}
+
 
 class OpenClipTower(Section):
     """The image tower of an open_clip model."""
@@ -52,7 +61,7 @@ ImageTowerConfig = Annotated[TimmTower | OpenClipTower, pydantic.Field(discrimin
 
 
 class ImageTower(nn.Module):
-    """A trunk with the facts its users need.
+    """A trunk, and how its input is prepared.
 
     Attributes:
         width: F, the size of a feature.
@@ -71,10 +80,16 @@ class ImageTower(nn.Module):
         self.size = size
         self.mean = mean
         self.std = std
-        # Not persistent: they are facts of the architecture, no weights.
-        for name, shares in (("_mean_C11", mean), ("_std_C11", std)):
-            self.register_buffer(name, torch.tensor(shares).view(-1, 1, 1), persistent=False)
-        self.width = _output_width(trunk, size)
+        # Not persistent: they belong to the architecture and are no weights.
+        for name, values in (("_mean_C11", mean), ("_std_C11", std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+        # F is measured: libraries name it in too many ways. A batch of one would move batch statistics.
+        was_training = trunk.training
+        with torch.no_grad():
+            feature: Tensor = trunk.eval()(torch.zeros(1, 3, size, size))
+        trunk.train(was_training)
+        assert feature.ndim == 2, feature.shape
+        self.width = feature.shape[1]
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """(B, 3, H, W) pixels -> (B, F) features.
@@ -84,10 +99,9 @@ class ImageTower(nn.Module):
         """
         if image_BCHW.dtype == torch.uint8:
             # In this order, as every other library does it: the same rounding in deep networks too.
-            share_BCHW = image_BCHW.to(self._mean_C11.dtype) / 255
-            image_BCHW = (share_BCHW - self._mean_C11) / self._std_C11
-        feature_BF: Tensor = self.trunk(image_BCHW)
-        return feature_BF
+            scaled_BCHW = image_BCHW.to(self._mean_C11.dtype) / 255
+            image_BCHW = (scaled_BCHW - self._mean_C11) / self._std_C11
+        return self.trunk(image_BCHW)
 
     def layer_depths(self) -> dict[str, int] | None:
         """How many layers below the tower's output each parameter lies, by its name in the trunk.
@@ -96,15 +110,14 @@ class ImageTower(nn.Module):
         patch and position embeddings lie deepest. None: the network does not say what its layers are.
         """
         layers = _layer_numbers(self.trunk)
-        above = max(layers.values()) + 1 if layers else 0
-        return {name: above - layer for name, layer in layers.items()} if layers else None
+        above = max(layers.values(), default=0) + 1
+        return {name: above - layer for name, layer in layers.items()} or None
 
     def undecayed(self) -> set[str]:
         """Names in the trunk, or patterns of `fnmatch`, that the network's authors spare weight decay."""
         inner = getattr(self.trunk, "trunk", None)  # open_clip's adapter of timm
         trunk, prefix = (self.trunk, "") if inner is None else (inner, "trunk.")
-        ask: Any = getattr(trunk, "no_weight_decay", set)
-        return {prefix + name for name in ask()}
+        return {prefix + name for name in getattr(trunk, "no_weight_decay", set)()}
 
 
 def build_image_tower(config: TimmTower | OpenClipTower) -> ImageTower:
@@ -114,24 +127,20 @@ def build_image_tower(config: TimmTower | OpenClipTower) -> ImageTower:
         UserError: the library does not know the name or an option.
     """
     tower = _build_timm(config) if isinstance(config, TimmTower) else _build_open_clip(config)
-    tower.requires_grad_(not config.frozen)
-    return tower
+    return tower.requires_grad_(not config.frozen)
 
 
 def _build_timm(config: TimmTower) -> ImageTower:
     import timm
 
     if not timm.is_model(config.name):
-        near = difflib.get_close_matches(config.name, timm.list_models(), n=3)
-        hint = f"; near: {', '.join(near)}" if near else ""
-        raise UserError(f"model.image.name: timm has no network `{config.name}`{hint}")
-    options = dict(config.options)
-    # Transformers are built for one input size, convolutional networks take any and refuse the option.
-    if takes_image_size(config.name):
-        options.setdefault("img_size", config.image_size)
+        near = ", ".join(difflib.get_close_matches(config.name, timm.list_models(), n=3))
+        raise UserError(
+            f"model.image.name: timm has no network `{config.name}`; near: {near or 'none'}"
+        )
     try:
         trunk = timm.create_model(
-            config.name, pretrained=config.pretrained, num_classes=0, **options
+            config.name, pretrained=config.pretrained, num_classes=0, **config.arguments
         )
     except TypeError as error:
         raise UserError(f"model.image.options: timm's `{config.name}` says: {error}") from None
@@ -166,21 +175,14 @@ def _layer_numbers(trunk: Any) -> dict[str, int]:
     return dict(group_parameters(trunk, matcher, reverse=True)) if matcher else {}
 
 
-def takes_image_size(name: str) -> bool:
-    import timm
-
-    default: Any = timm.get_pretrained_cfg(name)
-    return bool(default is not None and default.fixed_input_size)
-
-
 def _build_open_clip(config: OpenClipTower) -> ImageTower:
     import open_clip
     from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-    known = config.name in open_clip.list_models() or ":" in config.name
-    if not known:
+    if config.name not in open_clip.list_models() and ":" not in config.name:
         raise UserError(f"model.image.name: open_clip has no model `{config.name}`")
     options = dict(config.options)
+    # open_clip replaces sections of the configuration completely, so its own fields are merged here.
     vision = dict(options.pop("vision_cfg", {}))
     base = open_clip.get_model_config(config.name) or {}
     vision = {**base.get("vision_cfg", {}), "image_size": config.image_size, **vision}
@@ -193,17 +195,6 @@ def _build_open_clip(config: OpenClipTower) -> ImageTower:
         **options,
     )
     visual: Any = model.visual
-    mean = tuple(getattr(visual, "image_mean", None) or OPENAI_DATASET_MEAN)
-    std = tuple(getattr(visual, "image_std", None) or OPENAI_DATASET_STD)
-    return ImageTower(visual, config.image_size, mean, std)
-
-
-@torch.no_grad()
-def _output_width(trunk: nn.Module, size: int) -> int:
-    """F, measured: libraries name it in too many ways."""
-    was_training = trunk.training
-    trunk.eval()
-    feature: Tensor = trunk(torch.zeros(1, 3, size, size))
-    trunk.train(was_training)
-    assert feature.ndim == 2, feature.shape
-    return feature.shape[1]
+    mean = getattr(visual, "image_mean", None) or OPENAI_DATASET_MEAN
+    std = getattr(visual, "image_std", None) or OPENAI_DATASET_STD
+    return ImageTower(visual, config.image_size, tuple(mean), tuple(std))

@@ -1,10 +1,9 @@
-"""Masked language modelling on a dual encoder's text tower: the text-only control of a run with pictures.
+"""Masked language modelling on a dual encoder's text tower: the text-only control of a run with images.
 
-    token_NL, mask_NL -> text tower's trunk -> state_NLF -> the places to predict -> state_PF
+    token_NL, mask_NL -> text tower's trunk -> state_NLF -> the positions to predict -> state_PF
         -> dense -> GELU -> LayerNorm -> decoder (the input embeddings, transposed) + bias -> logits_PV
 
-P: tokens to predict in this rank's batch, V: rows of the trunk's embedding. Only these places pass through
-the decoder, which is the dearest part: V is large and P a sixth of the tokens.
+P: tokens to predict in this rank's batch, V: rows of the trunk's embedding.
 """
 
 from torch import Tensor, nn
@@ -19,8 +18,8 @@ class MaskedLanguageModel(nn.Module):
     with the input embeddings.
 
     Attributes:
-        dual_encoder: whole, so that a run of either kind starts from and leaves the same weights; all but
-            its text tower is frozen here and takes no part.
+        dual_encoder: complete, so that a run of either kind starts from and leaves the same weights; all
+            but its text tower is frozen here and unused.
     """
 
     def __init__(self, dual_encoder: DualEncoder) -> None:
@@ -41,18 +40,20 @@ class MaskedLanguageModel(nn.Module):
         nn.init.zeros_(self.decoder.bias)
 
     def forward(self, token_NL: Tensor, mask_NL: Tensor, predicted_NL: Tensor) -> Tensor:
-        """Scores of all tokens at the places to predict.
+        """Scores of all tokens at the positions to predict.
 
         Args:
             token_NL, mask_NL: (N, L) int64, token ids with tokens hidden, and their mask.
-            predicted_NL: (N, L) bool, true at the P places to predict.
+            predicted_NL: (N, L) bool, true at the P positions to predict.
 
         Returns:
             (P, V) logits, row by row in the order of the captions; float32 or wider.
         """
         trunk = self.dual_encoder.text_tower.trunk
         state_NLF = trunk(input_ids=token_NL, attention_mask=mask_NL).last_hidden_state
+        # Only these positions pass through the decoder, the most expensive part: V is large, and P is about a
+        # sixth of the tokens.
         state_PF = nn.functional.gelu(self.dense(state_NLF[predicted_NL]))
-        logits_PV: Tensor = self.decoder(self.norm(state_PF))
-        # A softmax over thousands of tokens is not for 16-bit arithmetic.
+        logits_PV = self.decoder(self.norm(state_PF))
+        # A softmax over thousands of tokens is too inexact in 16-bit arithmetic.
         return logits_PV if logits_PV.element_size() > 2 else logits_PV.float()

@@ -1,13 +1,11 @@
-"""Any text encoder, as the text tasks see it.
+"""A text encoder as the text tasks see it.
 
-    run folder                    -+
-    fine-tuned tower              -+
-    LoRA adapter (adapters.py)    -+-> Tower: texts -> Tokens -> states of the tokens -> features
-    sentence-transformers folder  -+
-    model of transformers         -+
+    texts -> tokenize -> Tokens -> states of the tokens -> pooling -> projection -> feature
+    TextEncoder.save -> folder with tower.json -> read_saved -> TextEncoder
 
 A feature is what the encoder's own training made comparable: the shared space of a dual encoder, the output
-of a sentence-transformers model, and the pooled states of anything that was never trained to compare texts.
+of a sentence-transformers model, or the pooled states of a model that was never trained to compare texts.
+`load.load_text_encoder` makes one from any kind of model.
 
 Shapes: N sequences, L tokens of the longest, F width of a state, D width of a feature.
 """
@@ -21,32 +19,22 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmalign.core import distributed
+from mmalign.core.batching import encode_sorted
 from mmalign.core.commit import write_json
 from mmalign.core.config import read_yaml
 from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
-from mmalign.models.encoder import (
-    DualModel,
-    Encoder,
-    has_file,
-    load_encoder,
-    run_of,
-    weights_sha256,
-)
-from mmalign.models.projection import (
-    out_features,
-    projection_of,
-    read_projection,
-    write_projection,
-)
-from mmalign.models.text_tower import Pooling, load_trunk, pool
+from mmalign.models.encoder import BATCH_SIZE, Encoder, on_host, run_of
+from mmalign.models.pooling import Pooling, pool
+from mmalign.models.text_tower import load_trunk, save_pretrained
 
-_FILE = "tower.json"
+FILE = "tower.json"
 _PROJECTION = "projection.safetensors"
-_DEFAULT_LENGTH = 128
+DEFAULT_LENGTH = 128  # tokens, of models that do not say what they were trained with
 
 
 @dataclass(frozen=True)
@@ -64,14 +52,20 @@ class Tokens:
     type_NL: Tensor | None
     encoding: Any
 
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """The arguments of a trunk's forward pass."""
+        types = {} if self.type_NL is None else {"token_type_ids": self.type_NL}
+        return {"input_ids": self.token_NL, "attention_mask": self.mask_NL, **types}
+
 
 class TextEncoder(nn.Module):
     """A trunk of transformers, its tokenizer, and how its states become a feature.
 
     Attributes:
         trunk: returns `last_hidden_state`.
-        projection: from pooled states to the feature (see `projection.py`); None: the pooled states are the
-            feature.
+        projection: from pooled states to the feature, `Linear` or `Sequential(Linear, GELU, Linear)`, which
+            open_clip calls `hf_proj_type: mlp`; None: the pooled states are the feature.
         unit_length: whether features are scaled to length 1.
         max_length: sequences are cut there, in tokens.
         facts: `path`, `sha256` of the weights, `step`: what results say about the model.
@@ -84,7 +78,7 @@ class TextEncoder(nn.Module):
         pooling: Pooling = "mean",
         projection: nn.Module | None = None,
         unit_length: bool = False,
-        max_length: int = _DEFAULT_LENGTH,
+        max_length: int = DEFAULT_LENGTH,
         facts: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -109,12 +103,14 @@ class TextEncoder(nn.Module):
     @property
     def feature_width(self) -> int:
         """D."""
-        return self.state_width if self.projection is None else out_features(self.projection)
+        modules = [] if self.projection is None else self.projection.modules()
+        linear = [one for one in modules if isinstance(one, nn.Linear)]
+        return linear[-1].out_features if linear else self.state_width
 
     def tokenize(
         self, first: Sequence[Any], second: Sequence[str] | None = None, **options: Any
     ) -> Tokens:
-        """Texts, or texts joined to pairs, as tokens on the tower's device.
+        """Texts, or texts joined to pairs, as tokens on the encoder's device.
 
         Args:
             first: texts; with `is_split_into_words=True` lists of words.
@@ -125,6 +121,7 @@ class TextEncoder(nn.Module):
         texts = [list(first)] if second is None else [list(first), list(second)]
         encoding = self.tokenizer.inner(*texts, padding=True, return_tensors="pt", **settings)
         types = encoding.get("token_type_ids")
+        # XLM-R's embedding has one type: the tokenizer's 1 for a second text would be out of its range.
         knows_types = getattr(self.trunk.config, "type_vocab_size", 0) > 1
         return Tokens(
             encoding["input_ids"].to(self.device),
@@ -135,117 +132,80 @@ class TextEncoder(nn.Module):
 
     def states(self, tokens: Tokens) -> Tensor:
         """(N, L, F), the last hidden states."""
-        types = {} if tokens.type_NL is None else {"token_type_ids": tokens.type_NL}
-        output = self.trunk(input_ids=tokens.token_NL, attention_mask=tokens.mask_NL, **types)
-        state_NLF: Tensor = output.last_hidden_state
-        return state_NLF
+        return self.trunk(**tokens.inputs).last_hidden_state
 
     def feature(self, state_NLF: Tensor, mask_NL: Tensor) -> Tensor:
         """(N, D) from the states of the tokens."""
         feature_ND = pool(state_NLF, mask_NL, self.pooling)
         if self.projection is not None:
             feature_ND = self.projection(feature_ND)
+        # Pooled states that were never trained to compare texts keep their length: a head may use it.
         return F.normalize(feature_ND, dim=-1) if self.unit_length else feature_ND
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
+    def encode(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Texts -> (n, D) float32 features in the order given; without dropout, without gradients."""
-        mode = self.training
+
+        def encode_batch(batch: list[str]) -> np.ndarray:
+            tokens = self.tokenize(batch)
+            return self.feature(self.states(tokens), tokens.mask_NL).float().cpu().numpy()
+
+        mode = self.training  # fine-tuning encodes between its steps
         self.eval()
-        features = np.zeros((len(texts), self.feature_width), np.float32)
-        # Texts of like length share a batch: little padding, and the order is put back.
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        for start in range(0, len(order), batch_size):
-            chunk = order[start : start + batch_size]
-            tokens = self.tokenize([texts[i] for i in chunk])
-            features[chunk] = (
-                self.feature(self.states(tokens), tokens.mask_NL).float().cpu().numpy()
-            )
+        features = encode_sorted(encode_batch, texts, batch_size, self.feature_width)
         self.train(mode)
         return features
 
     def save(self, folder: Path) -> None:
-        """Write the tower as a model of transformers, with what `load_text_encoder` needs beside it."""
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        self.trunk.save_pretrained(str(folder))
+        """Write the encoder as a model of transformers, with what `read_saved` needs beside it."""
+        save_pretrained(self.trunk, folder)
         self.tokenizer.save(folder)
         if self.projection is not None:
-            write_projection(self.projection, folder / _PROJECTION)
-        write_json(
-            folder / _FILE,
-            {
-                "pooling": self.pooling,
-                "unit_length": self.unit_length,
-                "max_length": self.max_length,
-            },
-        )
+            save_file(on_host(self.projection.state_dict()), folder / _PROJECTION)
+        names = ("pooling", "unit_length", "max_length")
+        write_json(folder / FILE, {name: getattr(self, name) for name in names})
 
 
-def load_text_encoder(path: str, untrained: bool = False) -> TextEncoder:
-    """The text tower in a folder, or that of a model on the hub.
+def read_saved(folder: Path) -> TextEncoder:
+    """What `TextEncoder.save` wrote."""
+    path = folder / _PROJECTION
+    weights = load_file(path) if path.is_file() else {}
+    projection = chain(
+        [
+            nn.Linear(weight.shape[1], weight.shape[0], bias=name[:-6] + "bias" in weights)
+            for name, weight in sorted(weights.items())
+            if name.endswith("weight")
+        ]
+    )
+    if projection is not None:
+        projection.load_state_dict(weights)
+    facts = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    trunk, tokenizer = load_trunk(str(folder)), load_tokenizer(folder)
+    return TextEncoder(trunk, tokenizer, projection=projection, **facts)
 
-    Args:
-        path: a run folder or one of its checkpoints, a fine-tuning's folder or its tower, a
-            sentence-transformers model (folder or name), a folder with a LoRA adapter of peft, or a model of
-            transformers (folder or name), which is then pooled by the mean of its states.
-        untrained: the run's tower before its first step.
 
-    Raises:
-        UserError: nothing there that can be loaded, or a run without a usable checkpoint.
-    """
-    folder = Path(path)
-    saved = saved_text_encoder(folder)
-    if saved is None and (run_of(folder) / "config.yaml").is_file():
-        return _from_run(folder, untrained)
-    if untrained:
-        raise UserError(f"{path}: not a run folder; only a run knows its model before training")
-    if saved is not None:
-        return _with_facts(_from_finetuning(saved), path)
-    if has_file(path, "modules.json"):
-        return _from_sentence_transformers(path)
-    if (folder / "adapter_config.json").is_file():
-        from mmalign.models.adapters import merge_adapter  # which needs this module
-
-        return merge_adapter(folder)
-    return _with_facts(TextEncoder(load_trunk(path), load_tokenizer(path)), path)
+def chain(layers: Sequence[nn.Module]) -> nn.Module | None:
+    """The projection that one linear layer makes, or two of them; None of none."""
+    if len(layers) == 2:
+        return nn.Sequential(layers[0], nn.GELU(), layers[1])
+    return layers[0] if layers else None
 
 
 def saved_text_encoder(path: Path) -> Path | None:
-    """The folder of the tower where `path` is one, or a fine-tuning that left one; None: it is neither.
+    """The folder of a saved encoder: `path` itself, or that of a fine-tuning in `path`; None: neither.
 
     Raises:
-        UserError: a fine-tuning with several seeds, each of which left a tower.
+        UserError: a fine-tuning with several seeds, each of which left an encoder.
     """
     for folder in (path, path / "tower"):
-        if (folder / _FILE).is_file():
+        if (folder / FILE).is_file():
             return folder
-    seeds = sorted(found.parents[1] for found in path.glob(f"seed-*/tower/{_FILE}"))
+    seeds = sorted(found.parents[1] for found in path.glob(f"seed-*/tower/{FILE}"))
     if seeds:
         raise UserError(
-            f"{path}: holds one tower a seed ({len(seeds)}); name one, for example {seeds[0]}"
+            f"{path}: holds one tower per seed ({len(seeds)}); name one, for example {seeds[0]}"
         )
     return None
-
-
-def text_encoder_of(model: DualModel) -> TextEncoder:
-    """The text tower of a model that is there already.
-
-    Raises:
-        UserError: a model of another library whose text tower cannot be read on its own.
-    """
-    if isinstance(model, Encoder):
-        return text_side(model)
-    return load_text_encoder(str(model.facts["path"]))
-
-
-def _from_run(folder: Path, untrained: bool) -> TextEncoder:
-    """The text side of a dual encoder; of a masked language model the trunk alone.
-
-    That one's projection was never trained: a random matrix would only blur its states.
-    """
-    return text_side(load_encoder(folder, untrained), is_contrastive(folder))
 
 
 def is_contrastive(path: Path) -> bool:
@@ -254,94 +214,20 @@ def is_contrastive(path: Path) -> bool:
     return (tree.get("objective") or {}).get("kind") != "masked_language_model"
 
 
-def text_side(encoder: Encoder, compares: bool = True) -> TextEncoder:
-    """The tower of texts; `compares`: whether training made its projections comparable."""
+def text_side(encoder: Encoder, is_comparable: bool = True) -> TextEncoder:
+    """The text side of a dual encoder.
+
+    Args:
+        is_comparable: whether training made its projection comparable. That of a masked language model was
+            never trained: a random matrix would only blur the states, so it is left out.
+    """
     tower = encoder.model.text_tower
     return TextEncoder(
         tower.trunk,
         encoder.tokenizer,
         tower.pooling,
-        encoder.model.text_projection if compares else None,
-        unit_length=compares,
+        encoder.model.text_projection if is_comparable else None,
+        unit_length=is_comparable,
         max_length=encoder.config.text.max_length,
         facts=encoder.facts,
     )
-
-
-def _from_finetuning(folder: Path) -> TextEncoder:
-    facts = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-    return TextEncoder(
-        _saved_trunk(str(folder)),
-        load_tokenizer(folder),
-        facts["pooling"],
-        read_projection(folder / _PROJECTION),
-        facts["unit_length"],
-        facts["max_length"],
-    )
-
-
-def _saved_trunk(folder: str) -> Any:
-    """The trunk that `TextEncoder.save` wrote.
-
-    The half of an encoder-decoder that has no class for itself (NLLB's) was written under its own names.
-    The whole model finds none of its weights among them and would be loaded at random, with a warning.
-    """
-    from transformers import AutoConfig, AutoModel
-
-    settings = AutoConfig.from_pretrained(folder)
-    if not (settings.is_encoder_decoder and settings.architectures[0].endswith("Encoder")):
-        return load_trunk(folder)
-    with torch.device("meta"):
-        half = AutoModel.from_config(settings).get_encoder()
-    return type(half).from_pretrained(folder)
-
-
-def _from_sentence_transformers(path: str) -> TextEncoder:
-    """The modules of a sentence-transformers model, where they are those of a plain text encoder."""
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        raise UserError(
-            f"{path}: a sentence-transformers model; install `mmalign[export]` to read it"
-        ) from None
-    modules = list(SentenceTransformer(path, device="cpu"))
-    kinds = [type(module).__name__ for module in modules]
-    known = ("Transformer", "Pooling", "Dense", "Normalize")
-    in_order = [kind for kind in known for _ in range(kinds.count(kind))]
-    if kinds != in_order or kinds[:2] != ["Transformer", "Pooling"]:
-        raise UserError(
-            f"{path}: its modules are {', '.join(kinds)}; can be read: {', '.join(known)}, in this order"
-        )
-    tower = TextEncoder(
-        _trunk_of(modules[0], path),
-        Tokenizer(modules[0].tokenizer),
-        _pooling_of(modules[1], path),
-        projection_of([m for m in modules if type(m).__name__ == "Dense"], path),
-        "Normalize" in kinds,
-        modules[0].max_seq_length or _DEFAULT_LENGTH,
-    )
-    return _with_facts(tower, path)
-
-
-def _trunk_of(module: Any, path: str) -> Any:
-    """The trunk of a sentence-transformers model; of one that was saved with an adapter, merged."""
-    if not getattr(module.auto_model, "_hf_peft_config_loaded", False):
-        return module.auto_model
-    if not Path(path).is_dir():
-        raise UserError(f"{path}: holds a LoRA adapter; download it and give its folder")
-    from mmalign.models.adapters import merge_adapter  # which needs this module
-
-    return merge_adapter(Path(path)).trunk
-
-
-def _pooling_of(module: Any, path: str) -> Pooling:
-    modes: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
-    mode = module.pooling_mode if isinstance(module.pooling_mode, str) else module.pooling_mode[0]
-    if mode not in modes:
-        raise UserError(f"{path}: pools by `{mode}`; can be read: {', '.join(modes)}")
-    return modes[mode]
-
-
-def _with_facts(tower: TextEncoder, path: str) -> TextEncoder:
-    tower.facts = {"path": path, "sha256": weights_sha256(tower), "step": 0}
-    return tower

@@ -1,4 +1,4 @@
-"""Text towers: any encoder of transformers, pooled to one feature a caption.
+"""Text towers: any encoder of transformers, pooled to one feature per caption.
 
     token_NL, mask_NL -> trunk -> state_NLF -> pooling over the tokens (never the padding) -> feature_NF
 
@@ -8,21 +8,22 @@ encoder-decoder models (mT5, NLLB) are taken alone.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import pydantic
 import torch
 from torch import Tensor, nn
 
 from mmalign.core.config import Section
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, one_line
+from mmalign.models.pooling import Pooling, pool
 
-Pooling = Literal["mean", "cls", "last"]
 _BUCKETS = 3
 
 
 class TextTowerConfig(Section):
-    """`pretrained`, `architecture` or both say what the trunk is."""
+    """The trunk is named by `pretrained`, described by `architecture`, or both."""
 
     pretrained: str | None = None
     """Hub name or folder of a transformers model (XLM-R, mT5, NLLB, ModernBERT, ...)."""
@@ -63,18 +64,18 @@ class TextTower(nn.Module):
         """(N, L) token ids and their mask -> (N, F) features.
 
         Args:
-            length_N: places of each row up to its last token. Where given, captions of like length share
+            length_N: positions of each row up to its last token. Where given, captions of like length share
                 one of three forward passes, each as long as its longest: the same features, up to
                 rounding, without most of the padding.
         """
         if not length_N:
             return self._encode(token_NL, mask_NL)
-        buckets, place_N = _by_length(length_N)
+        buckets, position_N = _by_length(length_N)
         features = []
         for rows in buckets:
             longest = max(length_N[n] for n in rows)
             features.append(self._encode(token_NL[rows, :longest], mask_NL[rows, :longest]))
-        return torch.cat(features)[place_N]
+        return torch.cat(features)[position_N]
 
     def _encode(self, token_NL: Tensor, mask_NL: Tensor) -> Tensor:
         state_NLF = self.trunk(input_ids=token_NL, attention_mask=mask_NL).last_hidden_state
@@ -86,15 +87,21 @@ class TextTower(nn.Module):
         The last layer and the norm after it lie at 1, the embeddings lie deepest. None: the trunk does not
         keep its layers in one list.
         """
-        layers = _layer_list(self.trunk)
-        if layers is None:
+        count = self.trunk.config.num_hidden_layers
+        lists = [
+            f"{name}."
+            for name, module in self.trunk.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) == count
+        ]
+        # A layer may keep its parts in a list of its own, of the same length by chance.
+        outer = [a for a in lists if not any(a != b and a.startswith(b) for b in lists)]
+        if len(outer) != 1:
             return None
-        prefix, count = layers
         deepest = outside = count + 1
         depths: dict[str, int] = {}
         for name, _ in self.trunk.named_parameters():
-            if name.startswith(prefix):
-                depths[name] = count - int(name.removeprefix(prefix).split(".")[0])
+            if name.startswith(outer[0]):
+                depths[name] = count - int(name.removeprefix(outer[0]).split(".")[0])
                 outside = 1  # what comes after the layers is their norm
             else:
                 depths[name] = deepest if "embed" in name else outside
@@ -102,51 +109,15 @@ class TextTower(nn.Module):
 
 
 def _by_length(length_N: Sequence[int]) -> tuple[list[list[int]], list[int]]:
-    """Rows of like length in `_BUCKETS` buckets, and where each row lies in the buckets laid end to end.
-
-    Always as many, with rows twice if there are too few: under ZeRO 3 every rank must call the trunk as often
-    as the others do.
-    """
-    order = sorted(range(len(length_N)), key=lambda n: length_N[n])
-    order = order * -(-_BUCKETS // len(order)) if len(order) < _BUCKETS else order
+    """Rows of like length in `_BUCKETS` buckets, and the position of each row in the concatenated buckets."""
+    order = sorted(range(len(length_N)), key=length_N.__getitem__)
+    # With rows repeated if there are too few for all buckets: under ZeRO 3 every rank must call the trunk as
+    # often as the others do.
+    order *= -(-_BUCKETS // len(order))
     edges = [len(order) * bucket // _BUCKETS for bucket in range(_BUCKETS + 1)]
-    place_of = {n: place for place, n in enumerate(order)}
+    position_of = {n: position for position, n in enumerate(order)}
     buckets = [order[first:last] for first, last in pairwise(edges)]
-    return buckets, [place_of[n] for n in range(len(length_N))]
-
-
-def pool(state_NLF: Tensor, mask_NL: Tensor, pooling: Pooling) -> Tensor:
-    """One feature a caption from the states of its tokens.
-
-    Args:
-        state_NLF: (N, L, F).
-        mask_NL: (N, L), 1 on tokens and 0 on padding; padding may stand on either side.
-
-    Returns:
-        (N, F), in the states' dtype.
-    """
-    if pooling == "mean":
-        weight_NL1 = mask_NL.unsqueeze(-1).to(state_NLF.dtype)
-        return (state_NLF * weight_NL1).sum(1) / weight_NL1.sum(1).clamp(min=1)
-    position_L = torch.arange(mask_NL.shape[1], device=mask_NL.device)
-    if pooling == "cls":
-        index_N = torch.where(mask_NL.bool(), position_L, mask_NL.shape[1] - 1).amin(1)
-    else:
-        index_N = (position_L * mask_NL).amax(1)
-    return state_NLF[torch.arange(len(state_NLF), device=state_NLF.device), index_N]
-
-
-def _layer_list(trunk: Any) -> tuple[str, int] | None:
-    """How the names in the one list of layers begin, and how many layers it holds."""
-    count = trunk.config.num_hidden_layers
-    lists = [
-        f"{name}."
-        for name, module in trunk.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
-    # A layer may keep its parts in a list of its own, of the same length by chance.
-    outer = [a for a in lists if not any(a != b and a.startswith(b) for b in lists)]
-    return (outer[0], count) if len(outer) == 1 else None
+    return buckets, [position_of[n] for n in range(len(length_N))]
 
 
 def build_text_tower(config: TextTowerConfig, vocabulary: int, padding_id: int) -> TextTower:
@@ -162,7 +133,13 @@ def build_text_tower(config: TextTowerConfig, vocabulary: int, padding_id: int) 
     """
     if config.pretrained:
         trunk = load_trunk(config.pretrained)
-        _compare(config.architecture or {}, trunk.config, config.pretrained)
+        # `architecture` is a claim about the model here, by which a run was planned.
+        for field, value in (config.architecture or {}).items():
+            if (found := getattr(trunk.config, field, None)) != value:
+                raise UserError(
+                    f"model.text.architecture.{field}: is {value!r}, but `{config.pretrained}` has "
+                    f"{found!r}; write down what it has"
+                )
     else:
         trunk = _build(config, vocabulary, padding_id)
     rows = trunk.get_input_embeddings().weight.shape[0]
@@ -171,9 +148,7 @@ def build_text_tower(config: TextTowerConfig, vocabulary: int, padding_id: int) 
             f"model.text: the tokenizer has {vocabulary} tokens, the model only {rows}; they do not "
             "belong together"
         )
-    tower = TextTower(trunk, config.pooling)
-    tower.requires_grad_(not config.frozen)
-    return tower
+    return TextTower(trunk, config.pooling).requires_grad_(not config.frozen)
 
 
 def load_trunk(name: str) -> Any:
@@ -185,67 +160,59 @@ def load_trunk(name: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        settings = AutoConfig.from_pretrained(name)
-        model = _model_class(settings).from_pretrained(name, **_without_pooler(settings))
+        return _encoder(AutoConfig.from_pretrained(name), name)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name}: transformers cannot load this text tower ({reason})") from None
-    return _encoder_half(model)
+        raise UserError(
+            f"{name}: transformers cannot load this text tower ({one_line(error)})"
+        ) from None
 
 
-def _compare(architecture: dict[str, Any], settings: Any, name: str) -> None:
-    """Stop where the run file describes another model than the one that was loaded."""
-    for field, value in architecture.items():
-        held = getattr(settings, field, None)
-        if held != value:
-            raise UserError(
-                f"model.text.architecture.{field}: is {value!r}, but `{name}` has {held!r}; write down what "
-                "it has"
-            )
+def save_pretrained(model: Any, folder: Path, **options: Any) -> None:
+    """Write a model of transformers; `options` are those of its own `save_pretrained`."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # it would break the lines of our own output
+    model.save_pretrained(str(folder), **options)
 
 
 def _build(config: TextTowerConfig, vocabulary: int, padding_id: int) -> Any:
+    """The encoder that `architecture` describes, with random weights."""
     from transformers import AutoConfig
 
-    fields = {
-        "vocab_size": vocabulary,
-        "pad_token_id": padding_id,
-        **(config.architecture or {}),
-    }
+    sizes = {"vocab_size": vocabulary, "pad_token_id": padding_id}
+    fields = {**sizes, **(config.architecture or {})}
     model_type = fields.pop("model_type")
     try:
         settings = AutoConfig.for_model(model_type, **fields)
     except (ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"model.text.architecture: `{model_type}`: {reason}") from None
+        raise UserError(f"model.text.architecture: `{model_type}`: {one_line(error)}") from None
+    # transformers keeps fields that it does not know, and ignores them.
     unknown = [name for name in fields if name not in type(settings)().to_dict()]
     if unknown:
         raise UserError(f"model.text.architecture: `{model_type}` has no field `{unknown[0]}`")
-    model = _model_class(settings).from_config(settings, **_without_pooler(settings))
-    return _encoder_half(model)
+    return _encoder(settings)
 
 
-def _model_class(settings: Any) -> Any:
-    """T5's encoder has a class of its own; every other model is what AutoModel says."""
-    from transformers import AutoModel, AutoModelForTextEncoding
-
-    encoder_class = settings.model_type in ("t5", "mt5", "umt5")
-    return AutoModelForTextEncoding if encoder_class else AutoModel
-
-
-def _without_pooler(settings: Any) -> dict[str, bool]:
-    """BERT's kin add a pooler that we do not use: it would be random, untrained weight in an export."""
+def _encoder(settings: Any, name: str | None = None) -> Any:
+    """The encoder of a configuration, with the weights of a folder or hub name, or with random ones."""
     import inspect
 
-    from transformers import MODEL_MAPPING
+    from transformers import MODEL_MAPPING, AutoModel, AutoModelForTextEncoding
 
-    known = type(settings) in MODEL_MAPPING
-    arguments = (
-        inspect.signature(MODEL_MAPPING[type(settings)].__init__).parameters if known else {}
-    )
-    return {"add_pooling_layer": False} if "add_pooling_layer" in arguments else {}
-
-
-def _encoder_half(model: Any) -> Any:
-    is_whole = model.config.is_encoder_decoder and not type(model).__name__.endswith("EncoderModel")
-    return model.get_encoder() if is_whole else model
+    # T5's encoder has a class of its own; AutoModel would add its decoder.
+    is_t5 = settings.model_type in ("t5", "mt5", "umt5")
+    auto_class = AutoModelForTextEncoding if is_t5 else AutoModel
+    # BERT and its variants add a pooler that we do not use: random, untrained weights in an export.
+    known = MODEL_MAPPING.get(type(settings), None)
+    has_pooler = known and "add_pooling_layer" in inspect.signature(known.__init__).parameters
+    options = {"add_pooling_layer": False} if has_pooler else {}
+    written = (settings.architectures or [""])[0]
+    if name and settings.is_encoder_decoder and written.endswith("Encoder"):
+        # The half of an encoder-decoder that has no class for itself (NLLB's) is saved under its own names.
+        # The complete model would find none of them and start at random, with only a warning.
+        with torch.device("meta"):
+            half = AutoModel.from_config(settings).get_encoder()
+        return type(half).from_pretrained(name)
+    build = auto_class.from_pretrained if name else auto_class.from_config
+    model = build(name or settings, **options)
+    return model.get_encoder() if model.config.is_encoder_decoder and not is_t5 else model

@@ -1,180 +1,219 @@
 """Charts as inline SVG: drawn by matplotlib, with text that stays text in the reader's own font.
 
-    numbers -> Figure -> SVG without prologue, metadata and clashing ids -> Markup for the page
+    measurements -> Figure -> SVG with a title for the chart and for each mark -> Markup for the page
 
-Equal numbers give equal bytes. Colour never carries a meaning alone: lines differ in dashes, marks
-in shape, and cells bear numbers while they are large enough. A mark that stands for a metric holds the
-metric's name and a title, which a browser shows with or without the page's script.
+Equal numbers give equal bytes. Colour never carries a meaning alone: lines differ in dashes and markers, and
+cells hold numbers while they are large enough. A mark that stands for a metric carries the metric's name
+and a `<title>`, which a browser shows as a tooltip.
 """
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from markupsafe import Markup, escape
+from matplotlib import rc_params_from_file
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from mmalign.report.measurement import Mark
+from mmalign.report.measurement import Measurement
 
-INK, MUTED, RULE = "#22272e", "#5d6673", "#dfe3e8"
-BLUE, OCHRE, PLUM, GREEN = "#2b5c8a", "#c77c1e", "#7a4a7d", "#1f7a4d"
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "mmalign",
-    "font.size": 9.5,
-    # Names are strangers' text: a dollar sign in them starts no formula.
-    "text.parse_math": False,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.linewidth": 0.7,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.7,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-}
-_MARK = "mark-"
-_LAYER_STYLES = ((BLUE, "-", "o"), (OCHRE, "--", "s"), (PLUM, "-.", "^"), (GREEN, ":", "v"))
+INK, MUTED, BLUE, OCHRE = "#22272e", "#5d6673", "#2b5c8a", "#c77c1e"
+STYLE = rc_params_from_file(
+    Path(__file__).with_name("templates") / "house.mplstyle", use_default_template=False
+)
+WIDTH = 9.6  # inches; the page scales a wide chart to its own width
+PERCENT = PercentFormatter(1, symbol=" %")
+THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
+# Cells of a larger map would not hold their number.
+_LARGEST_WITH_NUMBERS = 20
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a curve chart; `label` is None where it stands alone."""
+    """One line of a chart; `marks` are measurements, each with its x, that have points with tooltips."""
 
-    steps: Sequence[float]
-    values: Sequence[float]
-    label: str | None = None
-    color: str = BLUE
-    dashed: bool = False
+    label: str | None
+    x: Sequence[float]
+    y: Sequence[float]
+    marks: Sequence[tuple[int, Measurement]] = ()
 
 
-def draw_curve(name: str, title: str, line: Line, from_zero: bool = False) -> Markup:
-    """One quantity over training steps, small.
+class Chart:
+    """A figure under construction, and what its marks say."""
+
+    def __init__(self, name: str, title: str, width: float, height: float) -> None:
+        self.name, self.title = name, title
+        self.figure: Any = Figure(figsize=(width, height), layout="constrained")
+        self._marks: list[tuple[str, str]] = []
+
+    def mark(self, artist: Any, one: Measurement, of: str) -> None:
+        """Give an artist the tooltip of a measurement."""
+        artist.set_gid(f"mark-{len(self._marks)}")
+        artist.set_in_layout(False)  # measuring every mark takes most of the time
+        self._marks.append((one.name, one.described(of)))
+
+    def svg(self) -> Markup:
+        """The figure as an `<svg>` element that can stand beside others in one HTML page."""
+        text = io.StringIO()
+        # A date would change the bytes; the other fields would name web addresses.
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        FigureCanvasSVG(self.figure).print_svg(text, metadata=nothing)
+        svg = text.getvalue().partition("<svg")[2]
+        for number, (metric, words) in enumerate(self._marks):
+            opening = f'<g data-metric="{escape(metric)}"><title data-field="value">{escape(words)}'
+            svg = svg.replace(f'<g id="mark-{number}">', f"{opening}</title>", 1)
+        # Each chart of a page needs ids of its own; HTML needs no namespaces.
+        own = re.sub(r"[^\w-]", "-", self.name)
+        svg = re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{own}-", svg)
+        svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
+        return Markup(f'<svg role="img" aria-label="{escape(self.title)}"{svg}')
+
+
+def draw_bars(
+    name: str, title: str, rows: Mapping[str, Mapping[str, Measurement]], chances: Sequence[float]
+) -> Markup:
+    """Horizontal bars with intervals, the row with the highest values first.
 
     Args:
-        name: distinguishes this chart's ids from those of the page's other charts.
+        rows: row -> series -> measurement; every row has the same series, two at most.
+        chances: each is drawn as a line across all bars.
     """
+    order = sorted(rows, key=lambda row: -sum(one.value for one in rows[row].values()))
+    series = list(rows[order[0]])
+    height = 0.8 / len(series)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.4, 2.4), layout="constrained")
-        axes = _draw_lines(figure, [line])
-        axes.set_title(title, loc="left", fontsize=10, color=INK)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        if from_zero:
-            axes.set_ylim(bottom=0)
-        return to_markup(figure, name, f"{title} over training steps")
+        chart = Chart(name, title, WIDTH, 0.9 + 0.36 * len(rows))
+        axes = chart.figure.add_subplot()
+        strips = []
+        for number, label in enumerate(series):
+            ones = [rows[row][label] for row in order]
+            y_N = np.arange(len(ones)) - 0.4 + height * (number + 0.5)
+            value_N = np.array([one.value for one in ones])
+            low_N, high_N = np.array([one.interval or (math.nan, math.nan) for one in ones]).T
+            error_2N = np.maximum(0, [value_N - low_N, high_N - value_N])
+            whiskers = {"ecolor": INK, "elinewidth": 0.9, "capsize": 1.8}
+            look = {"color": (BLUE, OCHRE)[number], "alpha": 0.88, "label": label}
+            axes.barh(y_N, value_N, 0.88 * height, xerr=error_2N, error_kw=whiskers, **look)
+            untrained = [math.nan if one.untrained is None else one.untrained for one in ones]
+            axes.plot(untrained, y_N, "D", mfc="white", mec=INK, ms=3.6, clip_on=False)
+            strips += [(y, f"{row}, {label}", one) for y, row, one in zip(y_N, order, ones)]  # noqa: B905
+        end = min(1.0, axes.get_xlim()[1])
+        for y, words, one in strips:
+            # An empty strip as long as the axis takes the pointer: bars may be too short for it.
+            (strip,) = axes.barh(y, end, height, color="none", edgecolor="none", zorder=9)
+            chart.mark(strip, one, words)
+        for chance in chances:
+            axes.axvline(chance, color=INK, linestyle=":")
+        axes.set(xlim=(0, end), ylim=(len(rows) - 0.4, -0.6))
+        axes.set_yticks(range(len(rows)), order)
+        axes.xaxis.set_major_formatter(PERCENT)
+        axes.tick_params(labeltop=len(rows) > 25)  # a tall chart is read from either end
+        axes.grid(visible=False, axis="y")
+        chart.figure.legend(loc="outside upper left", ncols=6)
+        return chart.svg()
 
 
-def draw_shares(name: str, title: str, lines: Sequence[Line]) -> Markup:
-    """Several shares over training steps, in percent from 0 up, with a legend."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 2.8), layout="constrained")
-        axes = _draw_lines(figure, lines)
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-        figure.legend(loc="outside right upper", fontsize=9, labelcolor=INK)
-        return to_markup(figure, name, f"{title} over training steps")
-
-
-def draw_layers(
+def draw_heat_map(
     name: str,
     title: str,
-    layers: Sequence[str],
-    lines: Mapping[str, Mapping[str, tuple[float, Mark]]],
+    rows: Mapping[str, str],
+    columns: Mapping[str, str],
+    cells: Mapping[tuple[str, str], Measurement],
+    from_zero: bool = True,
 ) -> Markup:
-    """A share by layer, a line a pooling; what comes after the last layer stands beside the lines.
+    """A map with one cell per row and column; a pair that is not in `cells` stays grey.
 
     Args:
-        layers: the places on the axis: "0", "1", ..., and words such as "feature".
-        lines: pooling -> layer -> (share, what the point says).
+        rows, columns: key -> label, in the order of the chart.
+        from_zero: the colours start at 0, else at the lowest value.
     """
-    marks: list[Mark] = []
+    height, width = len(rows), len(columns)
+    numbered = max(height, width) <= _LARGEST_WITH_NUMBERS
+    side = 0.52 if numbered else 0.24
+    values = [one.value for one in cells.values()]
+    low = min(0.0, *values) if from_zero else min(values)
+    # Equal values are no contrast: the scale spans one point at least.
+    colors: Any = ScalarMappable(Normalize(low, max(*values, low + 0.01)), "Blues")
+    x_of, y_of = ({key: at for at, key in enumerate(keys)} for keys in (columns, rows))
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        chart = Chart(name, title, side * width + 3.2, side * height + 0.8)
+        axes = chart.figure.add_subplot()
+        axes.set_facecolor("#eceef1")
+        for (row, column), one in cells.items():
+            x, y, color = x_of[column], y_of[row], colors.to_rgba(one.value)
+            cell = Rectangle((x, y), 1, 1, facecolor=color, edgecolor="white", linewidth=0.8)
+            chart.mark(axes.add_patch(cell), one, f"{rows[row]} → {columns[column]}")
+            if numbered:
+                text = f"{100 * one.value:z.{0 if max(values) > 0.2 else 1}f}"
+                # Relative luminance of WCAG 2: ink or white, whichever stands out more.
+                luminance = np.dot(np.power(color[:3], 2.2), (0.2126, 0.7152, 0.0722))
+                ink = INK if luminance > 0.22 else "white"
+                number = axes.text(x + 0.5, y + 0.5, text, color=ink, ha="center", va="center")
+                number.set_in_layout(False)
+        # Long codes such as `lgg-x-official` would run into each other.
+        rotation = 0 if numbered and max(map(len, columns.values())) <= 5 else 90
+        axes.set_xticks(np.arange(width) + 0.5, columns.values(), rotation=rotation)
+        axes.set_yticks(np.arange(height) + 0.5, rows.values())
+        axes.tick_params(labeltop=True, labelbottom=False, labelsize=9.5 if numbered else 8)
+        axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
+        axes.spines[:].set_visible(False)
+        scale = chart.figure.colorbar(colors, ax=axes, shrink=0.5, aspect=24, format=PERCENT)
+        scale.outline.set_visible(False)
+        scale.solids.set(rasterized=False, edgecolor="face")  # else it is an embedded bitmap
+        return chart.svg()
+
+
+def draw_lines(
+    name: str,
+    title: str,
+    panels: Mapping[str, Sequence[Line]],
+    width: float = WIDTH,
+    height: float = 2.8,
+    ticks: Sequence[str] | None = None,
+    from_zero: bool = True,
+) -> Markup:
+    """Lines in panels side by side over training steps or layers, with a legend where they have labels.
+
+    Args:
+        panels: title -> lines; labelled lines are shares unless their marks say otherwise.
+        ticks: names of layers 0, 1, ...; without them x is the training step.
+        from_zero: the axis of y starts at 0; an axis cut to the noise looks like trouble.
+    """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 3.4), layout="constrained")
-        axes = figure.add_subplot()
-        for place, (pooling, points) in enumerate(lines.items()):
-            color, dashes, marker = _LAYER_STYLES[place % len(_LAYER_STYLES)]
-            inner = [(layers.index(at), y) for at, (y, _) in points.items() if at.isdigit()]
-            if inner:
-                axes.plot(*zip(*inner, strict=True), color=color, linestyle=dashes, linewidth=1.3)
-            for at, (y, words) in points.items():
-                label = pooling if at == next(iter(points)) else None
-                style: dict[str, Any] = {"color": color, "linestyle": dashes, "label": label}
-                shape = marker if at.isdigit() else "D"
-                (point,) = axes.plot([layers.index(at)], [y], marker=shape, markersize=6, **style)
-                point.set_gid(note(marks, words))
-        axes.set_xticks(range(len(layers)), layers)
-        axes.set_xlim(-0.5, len(layers) - 0.5)
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("layer of the text tower (0: the embeddings of the tokens)")
-        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-        figure.legend(loc="outside right upper", fontsize=9, labelcolor=INK)
-        return to_markup(figure, name, title, marks)
-
-
-def note(marks: list[Mark], one: Mark) -> str:
-    """Keep a mark, and the id by which `to_markup` finds its shape (`artist.set_gid`)."""
-    marks.append(one)
-    return f"{_MARK}{len(marks) - 1}"
-
-
-def to_markup(figure: Figure, name: str, label: str, marks: Sequence[Mark] = ()) -> Markup:
-    """The figure as an `<svg>` element that can stand beside others in one HTML page.
-
-    Args:
-        marks: by the number in the ids of `note`; they become `data-metric` and `<title>`.
-    """
-    text = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # The page's own style and fonts hold in here as well.
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"|font-family: [^;"]*;? ?', "", svg).replace(
-        "xlink:href", "href"
-    )
-    svg = re.sub(rf'<g id="{_MARK}(\d+)">', lambda m: _open_mark(marks[int(m[1])]), svg)
-    # Only ids that something points to are needed, and each chart needs its own.
-    used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', svg))
-    own = re.sub(r"[^\w-]", "-", name)
-    svg = re.sub(r' id="([^"]*)"', lambda m: f' id="{own}-{m[1]}"' if m[1] in used else "", svg)
-    svg = re.sub(r'(url\(|href=")#', rf"\g<1>#{own}-", svg)
-    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
-
-
-def _open_mark(one: Mark) -> str:
-    title = f'<title data-field="value">{escape(one.words)}</title>'
-    return f'<g data-metric="{escape(one.metric)}">{title}'
-
-
-def _draw_lines(figure: Figure, lines: Sequence[Line]) -> Any:
-    axes = figure.add_subplot()
-    for line in lines:
-        axes.plot(
-            line.steps,
-            line.values,
-            color=line.color,
-            linewidth=1.5,
-            linestyle="--" if line.dashed else "-",
-            # Few points are measurements far apart: show where they are.
-            marker="o" if len(line.steps) <= 25 else None,
-            markersize=3,
-            label=line.label,
-        )
-    axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
-    return axes
+        chart = Chart(name, title, width, height)
+        grid = chart.figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (heading, lines) in zip(grid, panels.items(), strict=True):
+            for line in lines:
+                # Few points are measurements far apart: show where they are.
+                marker = {"marker": ""} if len(line.x) > 25 else {}
+                (drawn,) = axes.plot(line.x, line.y, label=line.label, **marker)
+                # All properties of the cycle are given: a point must not take those of the next line.
+                look = {"marker": drawn.get_marker(), "color": drawn.get_color(), "ls": "none"}
+                for x, one in line.marks:
+                    (point,) = axes.plot(x, one.value, ms=6, **look)
+                    chart.mark(point, one, f"{ticks[x] if ticks else x}, {line.label}")
+            axes.set_title(heading)
+            axes.set_xlabel("layer (0: the embeddings of the tokens)" if ticks else "step")
+            axes.xaxis.set_major_locator(MaxNLocator(4 if width < WIDTH else 8, integer=True))
+            axes.xaxis.set_major_formatter(THOUSANDS)
+            if ticks:
+                axes.set_xticks(range(len(ticks)), ticks)
+            if from_zero:
+                axes.set_ylim(bottom=min(0, *(y for line in lines for y in line.y)))
+            if lines[0].label and all(one.is_share for line in lines for _, one in line.marks):
+                axes.yaxis.set_major_formatter(PERCENT)
+        handles, labels = grid[0].get_legend_handles_labels()
+        if labels:
+            chart.figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        return chart.svg()

@@ -1,17 +1,19 @@
-"""The report: one HTML file about one run, complete in itself.
+"""The report: one self-contained HTML file about one run.
 
     RUN/config.yaml, {metrics, unusable}.jsonl, commands.txt, eval/*/{gallery, faiss}.json, collect(RUN)
-        -> a section a measure: tables and charts -> templates/report.html.j2 -> one page
+        -> declared sections: tables and charts -> templates/report.html.j2 -> one page
 
-Nothing comes from outside, so that it reads the same from a disk, a mail and an archive. Every number
+Nothing is loaded from outside: the page reads the same from a disk, a mail and an archive. Every number
 that was measured carries the name of its metric in `results.json` (`data-metric`, `data-field`), what
-comes from elsewhere the name of that file (`data-source`). Captions are strangers' text: the template
-escapes everything but the charts, and secrets are taken out of the configuration and the commands.
+comes from elsewhere the name of that file (`data-source`). Captions are untrusted text: the template
+escapes everything but the charts, and secrets are removed from the configuration and the commands.
 The same run folder gives the same bytes.
 """
 
+import base64
 import json
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +23,19 @@ from mmalign.core.errors import UserError
 from mmalign.core.record import read_records
 from mmalign.core.redact import redact, redact_text
 from mmalign.data.stream.ledger import UNUSABLE
-from mmalign.report.faiss_section import faiss_sections, faiss_tables
-from mmalign.report.headline import headline
-from mmalign.report.language_sections import alignments, dictionaries, geometries, layer_plots
-from mmalign.report.lexical_section import lexical_plots
-from mmalign.report.measurement import UNTRAINED, Measurement, look_up
-from mmalign.report.picture_sections import classifications, retrievals
+from mmalign.report.measurement import UNTRAINED, Measurement, measurements
 from mmalign.report.rendering import render
-from mmalign.report.training_section import (
+from mmalign.report.sections import measured_sections
+from mmalign.report.tables import Table, pivot
+from mmalign.report.training import (
     captions_seen,
     draw_progress,
     draw_training,
     training_facts,
     unusable_samples,
 )
-from mmalign.report.transfer_section import transfers
 from mmalign.results.collect import collect
+from mmalign.results.metric_names import MetricName
 from mmalign.results.results import Results
 
 
@@ -51,59 +50,60 @@ def write_report(run: Path, out: Path) -> None:
     config = redact(read_yaml(run / "config.yaml"))
     records = read_records(run / "metrics.jsonl")
     results = collect(run)
+    seen = captions_seen(records)
+    sections = measured_sections(results, seen)
     page = render(
         "report.html.j2",
+        kind="run report",
         config=config,
         config_text=write_yaml(config),
         commands=_read_commands(run / "commands.txt"),
-        facts=training_facts(config, records),
+        seen=seen,
+        facts=training_facts(records),
         curves=draw_training(records),
         unusable=unusable_samples(records, read_records(run / UNUSABLE)),
         progress=draw_progress(records),
         results=results,
         has_untrained=UNTRAINED in results.baselines,
-        tiles=headline(results),
-        retrievals=retrievals(results, captions_seen(records)),
-        classifications=classifications(results),
-        alignments=alignments(results),
-        geometries=geometries(results),
-        layer_plots=layer_plots(results),
-        dictionaries=dictionaries(results),
-        lexical_plots=lexical_plots(results),
-        galleries=_read_galleries(run),
-        transfers=transfers(results),
-        faiss=faiss_sections(run),
-        faiss_tables=faiss_tables(results),
+        tiles=[tile for tables in sections.values() for one in tables for tile in one["tiles"]],
+        sections=sections,
+        galleries=_read_all(run, "gallery.json", "queries"),
+        faiss=_read_all(run, "faiss.json", "recommendations"),
         groups=_grouped(results),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, page)
 
 
-def _grouped(results: Results) -> list[tuple[str, list[Measurement]]]:
-    """All metrics, by measure and subject."""
-    groups: dict[str, list[Measurement]] = defaultdict(list)
-    for name in sorted(results.metrics):
-        measured = look_up(results, name)
-        assert measured is not None
-        groups["/".join(name.split("/")[:2])].append(measured)
-    return list(groups.items())
+def _grouped(results: Results) -> dict[str, Table]:
+    """All metrics, one table for each measure and subject."""
+    groups: dict[str, dict[MetricName, Measurement]] = defaultdict(dict)
+    for name, one in measurements(results, MetricName.parse).items():
+        groups[f"{name.measure}/{name.subject}"][name] = one
+    places = partial(pivot, place=lambda name: (str(name), "", "value"), noun="metric")
+    return {group: places(of) for group, of in sorted(groups.items())}
 
 
-def _read_galleries(run: Path) -> list[dict[str, Any]]:
-    """The galleries of all suites, each with its place in the run folder.
+def _read_all(run: Path, name: str, part: str) -> list[dict[str, Any]]:
+    """The files of this name of all suites, each with its suite, its path in the run folder and its plot.
 
     Raises:
-        UserError: a file that is no gallery.
+        UserError: a file that `mmalign eval` did not write.
     """
-    galleries = []
-    for path in sorted(run.glob("eval/*/gallery.json")):
+    found = []
+    for path in sorted(run.glob(f"eval/*/{name}")):
         try:
-            gallery = json.loads(path.read_text(encoding="utf-8"))
+            tree = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            raise UserError(f"{path}: not JSON; `mmalign eval` writes it anew") from None
-        galleries.append({**gallery, "source": path.relative_to(run).as_posix()})
-    return galleries
+            raise UserError(f"{path}: not JSON; run `mmalign eval` again to write it") from None
+        if not isinstance(tree, dict) or part not in tree:
+            raise UserError(f"{path}: has no `{part}`; run `mmalign eval` again to write it")
+        # In base64 and shown as an image: nothing in it can run.
+        plot = path.with_name("pareto.svg")
+        tree["plot"] = base64.b64encode(plot.read_bytes()).decode() if plot.is_file() else None
+        tree["source"], tree["suite"] = path.relative_to(run).as_posix(), path.parent.name
+        found.append(tree)
+    return found
 
 
 def _read_commands(path: Path) -> list[str]:

@@ -1,10 +1,10 @@
-"""The Pareto plot of a FAISS benchmark: recall against throughput, a line an index, a panel a direction.
+"""The Pareto plot of a FAISS benchmark: recall against throughput, a line per index, a panel per direction.
 
-    rows of faiss.json -> Figure -> <svg> for the page, or pareto.svg and pareto.png
+    rows of faiss.json -> Figure -> pareto.svg and pareto.png
 
-Up and to the right is better. The grey step is the Pareto front: what lies on it is beaten in both at once by
-nothing that was measured. Indexes differ in the shape of their marks, not in colour alone, and the legend
-says what a vector costs in bytes. Timings are those on the fewest threads.
+Up and to the right is better. The grey step is the Pareto front: no other measured setting is better than its
+points in both. Indexes differ in their markers, not in colour alone, and the legend says how many bytes a
+vector takes. Timings are those on the fewest threads.
 """
 
 from collections.abc import Sequence
@@ -13,41 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from markupsafe import Markup
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from mmalign.evaluation.ann.results import Row
-from mmalign.report.charts import BLUE, INK, MUTED, OCHRE, PLUM, RULE, STYLE, to_markup
+from mmalign.report.charts import STYLE, THOUSANDS, WIDTH
 
-_MARKS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*", "p", "h")
-_COLORS = (BLUE, OCHRE, PLUM, INK, MUTED)
-_TITLES = {"text_to_image": "Texts search pictures", "image_to_text": "Pictures search texts"}
-_DOTS_PER_INCH = 150
-
-
-def draw_pareto(name: str, rows: Sequence[Row], k: int) -> Markup:
-    """The plot as an `<svg>` element for a page.
-
-    Args:
-        name: distinguishes this chart's ids from those of the page's other charts.
-        k: length of the lists that were timed.
-    """
-    with matplotlib.rc_context(STYLE):
-        label = f"recall@{k} and queries a second of FAISS indexes"
-        return to_markup(_draw(rows, k), name, label)
+_TITLES = {"text_to_image": "Texts search images", "image_to_text": "Images search texts"}
 
 
 def write_pareto(rows: Sequence[Row], k: int, folder: Path) -> None:
-    """Write `pareto.svg` and `pareto.png` into the folder; equal rows give equal bytes."""
+    """Write `pareto.svg` and `pareto.png` into the folder; equal rows give equal bytes.
+
+    Args:
+        k: length of the lists that were timed.
+    """
     with matplotlib.rc_context({**STYLE, "figure.facecolor": "white"}):
         figure = _draw(rows, k)
         figure.savefig(folder / "pareto.svg", metadata={"Date": None, "Creator": None})
-        figure.savefig(folder / "pareto.png", dpi=_DOTS_PER_INCH)
+        figure.savefig(folder / "pareto.png", dpi=150)
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points (recall, throughput) that no other one equals or beats in both, by falling recall."""
+    """The points (recall, throughput) that no other one equals or exceeds in both, by falling recall."""
     best: list[tuple[float, float]] = []
     for recall, speed in sorted(points, reverse=True):
         if not best or speed > best[-1][1]:
@@ -60,43 +47,27 @@ def _draw(rows: Sequence[Row], k: int) -> Figure:
     fewest = min(row["threads"] for row in measured)
     measured = [row for row in measured if row["threads"] == fewest]
     directions = [name for name in _TITLES if any(row["direction"] == name for row in measured)]
-    indexes = list(dict.fromkeys(row["index"] for row in measured))
-    looks = dict(zip(indexes, zip(cycle(_MARKS), cycle(_COLORS), strict=False), strict=False))
-    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
+    sizes = {row["index"]: row["bytes_per_vector"] for row in measured}
+    figure: Any = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     panels = figure.subplots(1, len(directions), squeeze=False, sharey=True)[0]
     for axes, direction in zip(panels, directions, strict=True):
         mine = [row for row in measured if row["direction"] == direction]
-        _draw_direction(axes, mine, looks, k)
-        axes.set_title(_TITLES[direction], loc="left", fontsize=10, color=INK)
-    threads = "1 thread" if fewest == 1 else f"{fewest} threads"
-    panels[0].set_ylabel(f"queries a second, {threads}")
+        edge = front([(row[f"recall@{k}"], row["queries_per_second"]) for row in mine])
+        axes.step(
+            *zip(*edge, strict=True), where="post", color="#dfe3e8", lw=5, marker="", zorder=0
+        )
+        # An index has the same marker in both panels, measured there or not.
+        for (index, size), marker in zip(sizes.items(), cycle("osD^vPX<>*ph"), strict=False):
+            points = sorted(
+                (row[f"recall@{k}"], row["queries_per_second"])
+                for row in mine
+                if row["index"] == index
+            )
+            x, y = zip(*points, strict=True) if points else ((), ())
+            axes.plot(x, y, marker=marker, lw=1, ls="-", label=f"{index} ({size:,.0f} bytes)")
+        axes.set(title=_TITLES[direction], yscale="log", xlabel=f"recall@{k} against exact search")
+        axes.yaxis.set_major_formatter(THOUSANDS)
+    panels[0].set_ylabel(f"queries per second, {fewest} thread{'s' if fewest > 1 else ''}")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=3, fontsize=8.5, labelcolor=INK
-    )
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
-
-
-def _draw_direction(
-    axes: Any, rows: Sequence[Row], looks: dict[str, tuple[str, str]], k: int
-) -> None:
-    edge = front([(row[f"recall@{k}"], row["queries_per_second"]) for row in rows])
-    axes.step(*zip(*edge, strict=True), where="post", color=RULE, linewidth=5, zorder=0)
-    for index, (mark, color) in looks.items():
-        mine = sorted(
-            (row for row in rows if row["index"] == index), key=lambda row: row[f"recall@{k}"]
-        )
-        if not mine:
-            continue
-        axes.plot(
-            [row[f"recall@{k}"] for row in mine],
-            [row["queries_per_second"] for row in mine],
-            color=color,
-            marker=mark,
-            markersize=5.5,
-            linewidth=1,
-            label=f"{index} ({mine[0]['bytes_per_vector']:,.0f} bytes)",
-        )
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.set_xlabel(f"recall@{k} against exact search")

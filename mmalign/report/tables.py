@@ -1,67 +1,48 @@
-"""Tables of measurements: a row a language (or a pair, or an index), a column a metric or a field of one.
+"""The one table of the pages: rows and columns are parts of the metrics' names, cells are measurements.
 
-    Results, columns -> Table -> templates/macros.html.j2
+    parsed name -> measurement, place(name) -> row and column -> Table -> templates/macros.html.j2
 
-Everything here is looked up, nothing is estimated anew. Means over languages stand in a group of their
-own above the languages, so that sorting the languages leaves them where they are.
+Everything here is looked up, nothing is computed. Rows that sum up languages stand in a group of their own
+above the others, so that sorting the languages leaves them where they are.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from mmalign.core.languages import language_name, own_name
-from mmalign.report.measurement import (
-    UNTRAINED,
-    Measurement,
-    look_up,
-    row_name,
-    shown,
+from mmalign.report.measurement import AGGREGATES, Measurement, N, row_name
+from mmalign.results.metric_names import is_aggregate, split_pair
+
+_WIDE = 5  # more columns leave no space for intervals below the values
+# These come first, in this order; other rows and columns follow by name.
+_FIRST = (
+    *(*AGGREGATES, "text to image", "image to text", "accuracy", "clean", "bitext@1"),
+    *("as it is, trained", "as it is, held out", "injected, trained", "injected, held out"),
 )
-from mmalign.results.metric_names import (
-    ALL,
-    MEAN,
-    WORST5,
-    is_aggregate,
-    languages,
-    split_pair,
-    subjects,
-)
-from mmalign.results.results import Results
 
-# A longer table is folded and gets a box that filters it.
-LONG = 30
-_MEANS = (MEAN, WORST5, ALL)
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column.
-
-    Attributes:
-        paths: what stands before and after the row's part in the names of the metrics; a cell holds all
-            of them that differ in what is shown, which is how counts of two directions share a column.
-        field: which field of the measurements is shown.
-        group: the words above several neighbouring columns.
-        has_intervals: the cell shows the 95 % interval below the value.
-    """
-
-    heading: str
-    paths: tuple[tuple[str, str], ...]
-    field: str = "value"
-    group: str = ""
-    has_intervals: bool = False
+Place = tuple[str, str, str]
+"""Row, group of columns, heading."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its part of the metrics' names, its name in words, and the measurements of each cell."""
+    """One row.
+
+    Attributes:
+        part: of the metrics' names; `name` says it in words.
+        code: stands beside the name; `own` is a language's name in itself.
+        pair: the two languages of a row about a pair.
+    """
 
     part: str
     name: str
-    cells: list[list[Measurement]]
+    cells: list[Measurement | None]
     code: str | None = None
     own: str | None = None
+    pair: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,96 +50,85 @@ class Table:
     """A table as the template draws it.
 
     Attributes:
-        first: heading of the first column.
-        means: rows that stand above the others and are never sorted.
+        noun: what a row is: `language`, `pair`, `layer`, `index`.
+        columns: (words above several neighbouring columns, heading).
+        means: rows that sum up others; they are never sorted.
         seen: captions in training by language; empty where the table does not show them.
     """
 
-    first: str
-    columns: list[Column]
+    noun: str
+    columns: list[tuple[str, str]]
     means: list[Row]
     rows: list[Row]
     seen: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def groups(self) -> list[tuple[str, list[Column]]]:
-        """The columns, neighbours with the same words above them together."""
-        return [(name, list(of)) for name, of in groupby(self.columns, key=lambda one: one.group)]
+    def groups(self) -> dict[str, int]:
+        """The words above the columns, and over how many columns they stand."""
+        return dict(Counter(group for group, _ in self.columns))
 
     @property
-    def is_long(self) -> bool:
-        """Whether the table is folded and can be filtered."""
-        return len(self.rows) > LONG
+    def has_room(self) -> bool:
+        """Whether intervals stand below the values; they are in the tooltips in any case."""
+        return len(self.columns) <= _WIDE
+
+    @property
+    def last(self) -> list[str]:
+        """The fields that have columns of their own, which describe the first metric of a row."""
+        cells = [cell for row in (*self.means, *self.rows) for cell in row.cells if cell]
+        fields = ("untrained", "chance")
+        found = [one for one in fields if any(cell.field(one) is not None for cell in cells)]
+        return [*found, "count"]
 
 
-def language_rows(results: Results, columns: Sequence[Column], parts: Sequence[str]) -> list[Row]:
-    """A row for each language or aggregate that was measured, in the order given."""
-    rows = [_row(results, columns, part) for part in parts]
-    return [row for row in rows if any(row.cells)]
-
-
-def language_table(
-    results: Results,
-    columns: Sequence[Column],
-    parts: Sequence[str],
-    seen: Mapping[str, int] | None = None,
+def pivot(
+    measured: Mapping[N, Measurement],
+    place: Callable[[N], Place | None],
+    noun: str,
+    known: Iterable[str] = (),
+    notes: Mapping[str, str | None] | None = None,
 ) -> Table:
-    """The means, then the languages by name."""
-    means = language_rows(results, columns, [part for part in _MEANS if part in parts])
-    spoken = sorted((one for one in parts if not is_aggregate(one)), key=row_name)
-    return Table(
-        "language", list(columns), means, language_rows(results, columns, spoken), seen or {}
-    )
+    """The table of some metrics.
 
-
-def pair_table(results: Results, columns: Sequence[Column], pairs: Sequence[str]) -> Table:
-    """The mean, then pairs of languages, `<a>-<b>`, as "Swahili → French"."""
-    known = known_languages(results)
+    Args:
+        place: where a name stands; None for names that the table leaves out.
+        known: languages, by which pairs such as `pt-BR-sw` are split.
+        notes: row -> words beside its name; rows then keep the order of the names.
+    """
+    cells: dict[str, dict[tuple[str, str], Measurement]] = defaultdict(dict)
+    for name, one in measured.items():
+        at = place(name)
+        if at:
+            cells[at[0]][at[1:]] = one
+    columns = sorted({column for row in cells.values() for column in row}, key=_order)
     rows = []
-    for pair in (one for one in pairs if one != MEAN):
-        a, b = split_pair(pair, known)
-        cells = _row(results, columns, pair).cells
-        rows.append(Row(pair, f"{language_name(a)} → {language_name(b)}", cells, pair))
-    means = language_rows(results, columns, [MEAN])
-    return Table("languages", list(columns), means, sorted(rows, key=lambda row: row.name))
+    for part, of_row in cells.items():
+        row = _named(part, noun, known, [of_row.get(column) for column in columns])
+        rows.append(replace(row, code=notes.get(part)) if notes else row)
+    sums = sorted((one for one in rows if is_aggregate(one.part)), key=lambda row: _order(row.part))
+    others = [one for one in rows if not is_aggregate(one.part)]
+    if notes is None:  # else the order is the author's
+        others.sort(key=lambda row: _order(row.name))
+    return Table(noun, columns, sums, others)
 
 
-def count_column(paths: Sequence[tuple[str, str]]) -> Column:
-    """The column of the counts, which closes a table."""
-    return Column("n", tuple(paths), "count")
-
-
-def untrained_columns(results: Results, columns: Sequence[Column]) -> list[Column]:
-    """The same metrics of the untrained model, if it was measured."""
-    if UNTRAINED not in results.baselines:
-        return []
-    return [Column(one.heading, one.paths, UNTRAINED, "untrained") for one in columns]
-
-
-def third_parts(results: Results, measure: str, subject: str) -> list[str]:
-    """What stands in the third place of a subject's metrics: languages, pairs, aggregates, indexes."""
-    prefix = f"{measure}/{subject}/"
-    return sorted({name.split("/")[2] for name in results.metrics if name.startswith(prefix)})
-
-
-def known_languages(results: Results) -> set[str]:
-    """The languages of all measures that name one language at a time."""
-    return {
-        lang
-        for measure in ("retrieval", "text", "zero_shot", "geometry")
-        for one in subjects(results.metrics, measure)
-        for lang in languages(results.metrics, measure, one)
-    }
-
-
-def _row(results: Results, columns: Sequence[Column], part: str) -> Row:
-    cells = []
-    for column in columns:
-        found = [look_up(results, f"{head}/{part}/{tail}") for head, tail in column.paths]
-        ones = [one for one in found if one and one.field(column.field) is not None]
-        differing = {shown(one, column.field): one for one in reversed(ones)}
-        cells.append([one for one in ones if one in differing.values()])
+def _named(part: str, noun: str, known: Iterable[str], cells: list[Measurement | None]) -> Row:
     if is_aggregate(part):
         return Row(part, row_name(part), cells)
+    if noun == "pair":
+        first, second = pair = split_pair(part, known)
+        return Row(
+            part, f"{language_name(first)} → {language_name(second)}", cells, part, pair=pair
+        )
+    if noun != "language":
+        return Row(part, part, cells)
     name = language_name(part)
     return Row(part, name, cells, None if name == part else part, own_name(part))
+
+
+def _order(words: str | tuple[str, ...]) -> list[Any]:
+    """A key that sorts `layer 10` after `layer 9`, and `_FIRST` before everything else."""
+    if not isinstance(words, str):
+        return [_order(part) for part in words]
+    rank = _FIRST.index(words) if words in _FIRST else len(_FIRST)
+    return [rank, *(int(one) if one.isdigit() else one for one in re.split(r"(\d+)", words))]

@@ -6,21 +6,25 @@ Several fine-tunings may test the same task; each then keeps its numbers under `
 """
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mmalign.core.errors import UserError
-from mmalign.results.metric_names import subjects
+from mmalign.results.metric_names import mark_subjects, subjects
 from mmalign.results.results import Results, read_results
+
+_BY_NAME = ("metrics", "counts", "ci95", "chance", "protocol")
 
 
 def result_files(run: Path) -> list[Path]:
-    """The files of what was measured on a run, of whichever of its checkpoints."""
+    """The files of everything that was measured on a run, whichever checkpoint it was."""
     return sorted((*run.glob("eval/*/results.json"), *run.glob("finetune/*/results.json")))
 
 
 def measured_on(run: Path, sha256: str) -> dict[Path, Results]:
-    """What was measured on the weights of this sha256, by the file that holds it."""
+    """The results of the weights with this sha256, by the file that holds them."""
     found = {path: read_results(path) for path in result_files(run)}
     return {path: results for path, results in found.items() if results.model["sha256"] == sha256}
 
@@ -36,7 +40,13 @@ def collect(run: Path) -> Results:
         raise UserError(
             f"{run}: nothing was measured on this run yet; use `mmalign eval SUITE --model {run}`"
         )
-    _check_same_weights(found)
+    first = next(iter(found))
+    for path, results in found.items():
+        if results.model["sha256"] != found[first].model["sha256"]:
+            raise UserError(
+                f"{path}: measured on other weights than {first}; measure the older one again or "
+                "remove it"
+            )
     return merged(found)
 
 
@@ -44,39 +54,20 @@ def merged(found: dict[Path, Results]) -> Results:
     """Results of the same weights as one; at least one file."""
     tested = Counter(task for one in found.values() for task in subjects(one.metrics, "text"))
     repeated = {task for task, times in tested.items() if times > 1}
-    whole = Results(suite="report", model=next(iter(found.values())).model)
+    everything = Results(suite="report", model=next(iter(found.values())).model)
     for path, results in found.items():
-        whole.environment.update(results.environment)
-        whole.merge(_tell_apart(results, repeated, path.parent.name))
-    return whole
+        everything.environment.update(results.environment)
+        everything.merge(_marked(results, repeated, f"@{path.parent.name}"))
+    return everything
 
 
-def _check_same_weights(found: dict[Path, Results]) -> None:
-    first, *others = found
-    for path in others:
-        if found[path].model["sha256"] != found[first].model["sha256"]:
-            raise UserError(
-                f"{path}: measured on other weights than {first}; measure the older one again or "
-                "remove it"
-            )
-
-
-def _tell_apart(results: Results, tasks: set[str], folder: str) -> Results:
-    """The same results with `@<folder>` behind the names of these tasks."""
-
-    def named(name: str) -> str:
-        measure, subject, *rest = name.split("/")
-        told = measure == "text" and subject in tasks
-        return "/".join((measure, f"{subject}@{folder}" if told else subject, *rest))
-
-    return replace(
-        results,
-        metrics={named(name): value for name, value in results.metrics.items()},
-        counts={named(name): value for name, value in results.counts.items()},
-        ci95={named(name): value for name, value in results.ci95.items()},
-        chance={named(name): value for name, value in results.chance.items()},
-        protocol={named(name): value for name, value in results.protocol.items()},
-        baselines={
-            name: _tell_apart(inner, tasks, folder) for name, inner in results.baselines.items()
-        },
-    )
+def _marked(results: Results, tasks: Collection[str], mark: str) -> Results:
+    """The same results with a mark behind the names of these tasks."""
+    fields: dict[str, Any] = {
+        field: {
+            mark_subjects(n, "text", tasks, mark): v for n, v in getattr(results, field).items()
+        }
+        for field in _BY_NAME
+    }
+    baselines = {name: _marked(inner, tasks, mark) for name, inner in results.baselines.items()}
+    return replace(results, **fields, baselines=baselines)

@@ -1,4 +1,4 @@
-"""Metric names taken apart: which sets, tasks and languages a `results.json` speaks of.
+"""Metric names as a value: which set, task and language a number of `results.json` belongs to.
 
     retrieval/<set>/<language or aggregate>/<direction>/recall@<k>     mean, worst5, all, family:<Name>
     retrieval/<set>@first-caption/...                                  the same by that protocol
@@ -13,11 +13,12 @@
     text/<task>/<language or mean>/<perturbation or clean>/accuracy
     text/<task>/<language>-<language> or mean/generalised/accuracy
 
-`MetricName.parse` takes a name apart and `str` writes it again; no other code splits names.
+`MetricName.parse` reads a name and `str` writes it; no other module splits names.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 MEAN = "mean"  # of the languages
 WORST5 = "worst5"  # the mean of the five languages where a metric is lowest
@@ -28,11 +29,17 @@ GENERALISED = "generalised"
 PUBLISHED = "published"
 # Which part names the language, counted from 0; None: no part does. The third part in all other measures.
 _LANGUAGE_PART = {"layers": None, "faiss": 3}
+_ONE_LANGUAGE = (
+    "retrieval",
+    "zero_shot",
+    "text",
+    "geometry",
+)  # measures without pairs of languages
 
 
 @dataclass(frozen=True)
 class MetricName:
-    """A metric's name, taken apart.
+    """A parsed metric name.
 
     Attributes:
         measure: `retrieval`, `alignment`, `text`, ...
@@ -51,22 +58,26 @@ class MetricName:
     metric: str
 
     @classmethod
+    @lru_cache(maxsize=2**16)  # a report asks for the same few thousand names again and again
     def parse(cls, name: str) -> "MetricName":
-        """The parts of a name that `str` wrote."""
+        """The value of a name that `str` wrote."""
         measure, subject, *rest, metric = name.split("/")
-        place = _LANGUAGE_PART.get(measure, 2)
-        if place is None:
-            return cls(measure, subject, None, tuple(rest), metric)
-        language = rest.pop(place - 2)
+        position = _LANGUAGE_PART.get(measure, 2)
+        language = None if position is None else rest.pop(position - 2)
         return cls(measure, subject, language, tuple(rest), metric)
 
     def __str__(self) -> str:
-        parts = [self.measure, self.subject, *self.setting]
-        place = _LANGUAGE_PART.get(self.measure, 2)
-        if place is not None:
+        parts = [self.prefix, *self.setting]
+        position = _LANGUAGE_PART.get(self.measure, 2)
+        if position is not None:
             assert self.language is not None, self
-            parts.insert(place, self.language)
+            parts.insert(position - 1, self.language)  # the prefix is two parts in one
         return "/".join([*parts, self.metric])
+
+    @property
+    def prefix(self) -> str:
+        """`<measure>/<subject>`, under which `results.json` keeps the protocol."""
+        return f"{self.measure}/{self.subject}"
 
     @property
     def group(self) -> str:
@@ -74,33 +85,64 @@ class MetricName:
         return str(self).rpartition("/")[0]
 
     @property
+    def data(self) -> str:
+        """The name of the data set: the subject without the protocol or the folder behind `@`."""
+        return self.subject.partition("@")[0]
+
+    @property
     def is_aggregate(self) -> bool:
         """Whether the number sums up languages, or is a published one."""
         return self.language is not None and is_aggregate(self.language)
 
+    @property
+    def has_one_language(self) -> bool:
+        """Whether it is of a language, neither of an aggregate nor of a pair of the generalised setting."""
+        return bool(self.language) and not self.is_aggregate and GENERALISED not in self.setting
+
+    def of(self, language: str) -> "MetricName":
+        """The same metric of another language or aggregate."""
+        return replace(self, language=language)
+
+
+def _parsed(names: Iterable[str], measure: str, subject: str | None = None) -> Iterator[MetricName]:
+    for one in map(MetricName.parse, names):
+        if one.measure == measure and subject in (None, one.subject):
+            yield one
+
 
 def subjects(names: Iterable[str], measure: str) -> list[str]:
     """The sets or tasks that a measure was taken on, sorted."""
-    return sorted({name.split("/")[1] for name in names if name.startswith(f"{measure}/")})
+    return sorted({one.subject for one in _parsed(names, measure)})
 
 
 def languages(names: Iterable[str], measure: str, subject: str) -> list[str]:
-    """The languages of the metrics of one set or task, sorted; neither aggregates (`mean`, `worst5`, `all`,
-    families) nor the pairs of the generalised setting."""
-    prefix = f"{measure}/{subject}/"
-    parts = [n.split("/") for n in names if n.startswith(prefix)]
-    return sorted({p[2] for p in parts if p[3] != GENERALISED and not is_aggregate(p[2])})
+    """The languages of the metrics of one set or task, sorted; without aggregates and generalised pairs."""
+    found = _parsed(names, measure, subject)
+    return sorted({str(one.language) for one in found if one.has_one_language})
+
+
+def known_languages(names: Iterable[str]) -> set[str]:
+    """The languages of all measures that name one language at a time."""
+    found = (one for one in map(MetricName.parse, names) if one.measure in _ONE_LANGUAGE)
+    return {str(one.language) for one in found if one.has_one_language}
 
 
 def layers_of(names: Iterable[str], measure: str, subject: str) -> list[str]:
     """The layers of `lexical` or `injected` metrics of a lexicon: by number, then `feature`."""
-    head = f"{measure}/{subject}/{MEAN}/"
-    found = {name.split("/")[3] for name in names if name.startswith(head)}
+    means = (one for one in _parsed(names, measure, subject) if one.language == MEAN)
+    found = {one.setting[0] for one in means}
     return sorted(found, key=lambda one: (not one.isdigit(), int(one) if one.isdigit() else 0))
 
 
+def mark_subjects(name: str, measure: str, subjects: Iterable[str], mark: str) -> str:
+    """The name of a metric or a protocol, with a mark behind its subject if that is one of `subjects`."""
+    head, subject, *rest = name.split("/")
+    marked = subject + mark if head == measure and subject in subjects else subject
+    return "/".join((head, marked, *rest))
+
+
 def is_aggregate(part: str) -> bool:
-    """Whether the third part of a metric's name sums up languages, or is no measurement of ours at all."""
+    """Whether the part in place of a language sums up languages, or names a published number."""
     return part in (MEAN, WORST5, ALL, PUBLISHED) or part.startswith(FAMILY)
 
 
@@ -108,8 +150,7 @@ def split_pair(pair: str, known: Iterable[str]) -> tuple[str, str]:
     """The two languages of `<language>-<language>`, although codes such as `pt-BR` hold a hyphen.
 
     The split with more halves that are known languages wins; among equals, the first whose second
-    half could be a code on its own (subtags such as `BR` and `Hant` start with a capital, languages
-    do not).
+    half could be a code by itself.
 
     Args:
         known: language codes from elsewhere, for example from the retrieval metrics.
@@ -120,6 +161,7 @@ def split_pair(pair: str, known: Iterable[str]) -> tuple[str, str]:
     assert splits, f"`{pair}` is not a pair of languages"
 
     def likeliness(split: tuple[str, str]) -> tuple[int, bool]:
+        # Subtags such as `BR` and `Hant` start with a capital, languages do not.
         return (split[0] in codes) + (split[1] in codes), split[1][:1].islower()
 
     return max(splits, key=likeliness)

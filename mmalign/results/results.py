@@ -4,12 +4,9 @@
      "chance": {name: value}, "protocol": {measure: words}, "data": {set: sha256}, "environment",
      "baselines": {name: Results}}
 
-Beside it stands `queries.npz` with the value of every single query where there are such: two models are
-compared query by query (`comparison/`). Metrics that differ in their last part only have the same queries.
-
-Metric names are flat: `retrieval/<set>/<lang>/text_to_image/recall@1`,
-`alignment/<set>/<lang>-<lang>/bitext@1`, `text/<task>/<lang>/<perturbation or clean>/accuracy`; `mean` in
-the place of a language is the mean over the languages. Every metric has a count.
+Beside it is `queries.npz` with the value of every single query, for metrics that have one per query: two
+models are compared query by query (`comparison/`). Names are those of `metric_names.py`. Every metric has a
+count.
 """
 
 import importlib.metadata
@@ -26,10 +23,11 @@ import numpy as np
 from mmalign.core.code_version import VERSION
 from mmalign.core.commit import write_json
 from mmalign.core.errors import UserError
+from mmalign.results.metric_names import MetricName
 from mmalign.results.statistics import bootstrap_interval, seed_interval
 
 QUERIES = "queries.npz"
-_IDS = "/ids"  # behind what a group of metrics has in common: the ids of its queries
+_IDS = "/ids"  # behind the name of a group of metrics: the ids of its queries
 
 
 @dataclass
@@ -37,12 +35,11 @@ class Results:
     """The outcome of one suite on one model.
 
     Attributes:
-        model: `path`, `sha256` of the weights and whatever else tells which model it was.
+        model: `path`, `sha256` of the weights and whatever else identifies the model.
         counts: for each metric, how many queries or examples it was measured on.
         data: for each set, the sha256 of its manifest.
         values: for metrics of single queries their values, uint8 if all are 0 or 1, else float32.
-        ids: for metrics without their last part, int32, what each query is about: a picture in several
-            languages has one id.
+        ids: by `MetricName.group`, int32, what each query is about: an image has one id in all languages.
     """
 
     suite: str
@@ -57,13 +54,13 @@ class Results:
     baselines: dict[str, "Results"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # No fields: they are no part of the JSON, and a copy with other metrics must not keep them.
+        # Not fields: they are not part of the JSON, and a copy with other metrics must not keep them.
         self.values: dict[str, np.ndarray] = {}
         self.ids: dict[str, np.ndarray] = {}
 
     def add(
         self,
-        name: str,
+        metric: MetricName | str,
         hits: np.ndarray | float,
         count: int | None = None,
         chance: float | None = None,
@@ -72,17 +69,21 @@ class Results:
         """Record a metric.
 
         Args:
-            hits: one value (0/1) a query, from which mean, count and interval follow, or the value.
+            hits: one value (0/1) per query, from which mean, count and interval follow, or the value.
             count: needed where `hits` is the value itself.
-            ids: (n,) whole numbers below 2^31, what each query is about; equal ids are one thing (a
-                picture), in every language of the set.
+            ids: (n,) whole numbers below 2^31, what each query is about; equal ids are one thing (an
+                image), in every language of the set.
         """
+        name = str(metric)
         if isinstance(hits, np.ndarray):
             self.metrics[name], self.counts[name] = float(hits.mean()), len(hits)
             self.ci95[name] = bootstrap_interval(hits)
-            self.values[name] = _small(hits)
+            is_binary = np.isin(
+                hits, (0, 1)
+            ).all()  # as most are: they need no more than a byte each
+            self.values[name] = hits.astype(np.uint8 if is_binary else np.float32)
             if ids is not None:
-                self.ids[group_of(name)] = ids.astype(np.int32)
+                self.ids[MetricName.parse(name).group] = ids.astype(np.int32)
         else:
             assert count is not None, name
             self.metrics[name], self.counts[name] = float(hits), count
@@ -100,11 +101,11 @@ class Results:
                 self.baselines[name] = baseline
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all, and the values of its queries beside it."""
+        """Write the file, completely or not at all, and the values of its queries beside it."""
         missing = [name for name in self.metrics if name not in self.counts]
         assert not missing, f"metrics without a count: {missing}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The values of other results must not stand beside these, not even for a moment.
+        # First of all: the values of other results must never be found beside these.
         queries = path.with_name(QUERIES)
         queries.unlink(missing_ok=True)
         write_json(path, asdict(self))
@@ -117,13 +118,8 @@ class Results:
             temporary.replace(queries)
 
 
-def group_of(name: str) -> str:
-    """What the metrics of the same queries have in common: the name without its last part."""
-    return name.rpartition("/")[0]
-
-
 def read_results(path: Path) -> Results:
-    """The results in a file, with the values of their queries if these stand beside it.
+    """The results in a file, with the values of their queries if these are beside it.
 
     Raises:
         UserError: no such file, not results, or values that belong to other results.
@@ -134,8 +130,7 @@ def read_results(path: Path) -> Results:
         results = _from_tree(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, AttributeError):
         raise UserError(f"{path}: not a results file of mmalign") from None
-    queries = path.with_name(QUERIES)
-    if queries.is_file():
+    if (queries := path.with_name(QUERIES)).is_file():
         _read_queries(queries, results)
     return results
 
@@ -160,11 +155,6 @@ def _read_queries(path: Path, results: Results) -> None:
             results.values[name] = array
 
 
-def _small(values: np.ndarray) -> np.ndarray:
-    """The values in as few bytes as they need here."""
-    return values.astype(np.uint8 if np.isin(values, (0, 1)).all() else np.float32)
-
-
 def _from_tree(tree: dict[str, Any]) -> Results:
     baselines = {name: _from_tree(inner) for name, inner in tree.pop("baselines", {}).items()}
     ci95 = {name: (low, high) for name, (low, high) in tree.pop("ci95", {}).items()}
@@ -172,26 +162,22 @@ def _from_tree(tree: dict[str, Any]) -> Results:
 
 
 def mean_over_seeds(runs: Sequence[Results]) -> Results:
-    """The mean of each metric over runs that differ in nothing but their seed.
+    """The mean of each metric over runs that differ only in their seed; a single run stays as it is.
 
-    With two runs or more the interval is Student's t over the seeds (95 %); it says how much the seed
-    matters, and nothing about other texts. A single run stays as it is.
+    With two runs or more the interval is Student's t over the seeds (95 %): it covers the choice of the seed,
+    not that of the texts.
     """
     if len(runs) == 1:
         return runs[0]
     first = runs[0]
     values = {name: [run.metrics[name] for run in runs] for name in first.metrics}
-    protocol = {
-        name: f"Mean of {len(runs)} seeds; the interval covers these seeds only. {words}"
-        for name, words in first.protocol.items()
-    }
-    seeds = [run.model.get("seed") for run in runs]
+    about = f"Mean of {len(runs)} seeds; the interval covers these seeds only."
     return replace(
         first,
-        model={**first.model, "seeds": seeds},
-        metrics={name: float(np.mean(drawn)) for name, drawn in values.items()},
-        ci95={name: seed_interval(drawn) for name, drawn in values.items()},
-        protocol=protocol,
+        model={**first.model, "seeds": [run.model.get("seed") for run in runs]},
+        metrics={name: float(np.mean(of_seeds)) for name, of_seeds in values.items()},
+        ci95={name: seed_interval(of_seeds) for name, of_seeds in values.items()},
+        protocol={name: f"{about} {words}" for name, words in first.protocol.items()},
         baselines={},
     )
 

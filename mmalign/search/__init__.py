@@ -1,1 +1,1 @@
-"""A page that searches a shard set: words in any language -> pictures, a picture -> captions."""
+"""A page that searches a shard set: words in any language -> images, an image -> captions."""

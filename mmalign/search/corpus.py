@@ -1,16 +1,16 @@
-"""Exact search over a shard set, from words to pictures and from a picture to captions.
+"""Exact search over a shard set, from words to images and from an image to captions.
 
     shards   -> cached_set  -> EmbeddedSet            once; the next start finds it on the disk
-    text     -> text tower  -> the nearest pictures, each with its captions
-    picture  -> image tower -> the nearest captions of each language
+    text     -> text tower  -> the nearest images, each with its captions
+    image    -> image tower -> the nearest captions of each language
 
 A score is the cosine of two vectors, from -1 to 1. It ranks the answers to one question; what is a high
-cosine differs from model to model.
+cosine differs from model to model. What is found is JSON: lists of objects.
 """
 
 import threading
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -20,38 +20,11 @@ from mmalign.evaluation.embedding_cache import cached_set
 from mmalign.evaluation.nearest import search
 from mmalign.models.encoder import DualModel
 
-
-class CaptionOf(TypedDict):
-    """A caption of a picture that was found."""
-
-    lang: str
-    text: str
-
-
-class FoundPicture(TypedDict):
-    """A picture that answers a text; `picture` is its number, see `SearchIndex.read_picture`."""
-
-    picture: int
-    score: float
-    captions: list[CaptionOf]
-
-
-class ScoredCaption(TypedDict):
-    """A caption that answers a picture."""
-
-    text: str
-    score: float
-
-
-class FoundCaptions(TypedDict):
-    """The captions of one language that answer a picture, the best first."""
-
-    lang: str
-    captions: list[ScoredCaption]
+Objects = list[dict[str, Any]]
 
 
 class SearchIndex:
-    """A model and a set of P pictures that it has seen once. Any number of threads may ask.
+    """A model and a set of P images that it has encoded once. Any number of threads may ask.
 
     Attributes:
         embedded: the set as vectors.
@@ -68,7 +41,10 @@ class SearchIndex:
         self._model = model
         self._shard_set = shard_set
         self._lock = threading.Lock()  # one question at a time: a second one would share the cores
-        self._captions_P = _captions_of_pictures(embedded)
+        self._captions_P: list[Objects] = [[] for _ in embedded.sample_P]
+        described = zip(embedded.picture_M, embedded.language_M, embedded.texts, strict=True)
+        for image, lang, text in described:
+            self._captions_P[image].append({"lang": str(lang), "text": text})
         self._rows = {lang: _distinct_texts(embedded, lang) for lang in self.languages}
         # Gathered once: a copy of the captions' vectors at every question would take most of its time.
         self._pools = {lang: embedded.text_MD[rows_N] for lang, rows_N in self._rows.items()}
@@ -76,8 +52,12 @@ class SearchIndex:
     def __len__(self) -> int:
         return len(self.embedded.sample_P)
 
-    def by_text(self, text: str, k: int) -> list[FoundPicture]:
-        """The `k` pictures that are nearest to a text, the best first; fewer if the set holds fewer."""
+    def by_text(self, text: str, k: int) -> Objects:
+        """The `k` images that are nearest to a text, the best first; fewer if the set holds fewer.
+
+        Returns:
+            For each `picture` (its number, see `read_image`), `score`, `captions` (each `lang`, `text`).
+        """
         with self._lock:
             query_1D = self._model.encode_texts([text])
         found = _nearest(query_1D, self.embedded.image_PD, k)
@@ -86,43 +66,41 @@ class SearchIndex:
             for number, score in found
         ]
 
-    def by_picture(self, picture: bytes, k: int) -> list[FoundCaptions]:
-        """The `k` captions of each language that are nearest to an encoded picture; languages by code.
+    def by_image(self, image: bytes, k: int) -> Objects:
+        """The `k` captions of each language that are nearest to an encoded image; languages by code.
 
-        Equal captions of several pictures are one.
+        Equal captions of several images are one.
+
+        Returns:
+            For each language `lang` and `captions` (each `text`, `score`), the best first.
 
         Raises:
-            UndecodableImage: not a JPEG, PNG or WebP picture, or too large.
+            UndecodableImage: not a JPEG, PNG or WebP image, or too large.
         """
         with self._lock:
-            query_1D = self._model.encode_images([picture])
-        return [
-            {"lang": lang, "captions": self._nearest_captions(query_1D, lang, k)}
-            for lang in self.languages
-        ]
+            query_1D = self._model.encode_images([image])
+        texts, answers = self.embedded.texts, []
+        for lang, rows_N in self._rows.items():
+            found = _nearest(query_1D, self._pools[lang], k)
+            captions = [
+                {"text": texts[rows_N[position]], "score": score} for position, score in found
+            ]
+            answers.append({"lang": lang, "captions": captions})
+        return answers
 
-    def read_picture(self, number: int) -> bytes:
-        """Picture `number` as it is stored, 0 <= number < P."""
+    def read_image(self, number: int) -> bytes:
+        """Image `number` as it is stored, 0 <= number < P."""
         return self._shard_set.read(self.embedded.sample_P[number]).image
 
-    def examples(self, most: int) -> list[CaptionOf]:
-        """Captions to try, each of another language and picture, spread over the set; always the same."""
+    def examples(self, most: int) -> Objects:
+        """Captions to try, each of another language, spread over the set; always the same."""
         chosen = self.languages[:: -(-len(self.languages) // most)]
-        rows = [
-            self._rows[lang][len(self._rows[lang]) * place // len(chosen)]
-            for place, lang in enumerate(chosen)
-        ]
-        return [
-            {"lang": lang, "text": self.embedded.texts[row]}
-            for lang, row in zip(chosen, rows, strict=True)
-        ]
-
-    def _nearest_captions(self, query_1D: np.ndarray, lang: str, k: int) -> list[ScoredCaption]:
-        rows_N = self._rows[lang]
-        found = _nearest(query_1D, self._pools[lang], k)
-        return [
-            {"text": self.embedded.texts[rows_N[place]], "score": score} for place, score in found
-        ]
+        examples: Objects = []
+        for number, lang in enumerate(chosen):
+            rows_N = self._rows[lang]
+            row = rows_N[len(rows_N) * number // len(chosen)]  # from other parts of the set
+            examples.append({"lang": lang, "text": self.embedded.texts[row]})
+        return examples
 
 
 def build_index(model: DualModel, shards: Path, cache: Path) -> SearchIndex:
@@ -137,25 +115,18 @@ def build_index(model: DualModel, shards: Path, cache: Path) -> SearchIndex:
     """
     embedded = cached_set(model, shards, shards.resolve().name, cache).embedded
     index = SearchIndex(model, ShardSet(shards), embedded)
-    # The first question of each kind takes longer: nobody shall wait for it.
+    # The first question of each kind takes longer, so it is asked before the page opens.
     index.by_text(embedded.texts[0], 1)
-    index.by_picture(index.read_picture(0), 1)
+    index.by_image(index.read_image(0), 1)
     return index
 
 
 def _nearest(query_1D: np.ndarray, pool_MD: np.ndarray, k: int) -> list[tuple[int, float]]:
-    """Places in the pool and scores, the best first; none for a vector that is not numbers."""
-    scores, places = search(query_1D, pool_MD, k)
-    pairs = zip(places[0].tolist(), scores[0].tolist(), strict=True)
-    return [(place, score) for place, score in pairs if place >= 0]
-
-
-def _captions_of_pictures(embedded: EmbeddedSet) -> list[list[CaptionOf]]:
-    captions: list[list[CaptionOf]] = [[] for _ in embedded.sample_P]
-    described = zip(embedded.picture_M, embedded.language_M, embedded.texts, strict=True)
-    for picture, lang, text in described:
-        captions[picture].append({"lang": str(lang), "text": text})
-    return captions
+    """Positions in the pool and scores, the best first."""
+    scores, positions = search(query_1D, pool_MD, k)
+    pairs = zip(positions[0].tolist(), scores[0].tolist(), strict=True)
+    # A vector that is not numbers finds nothing: -1 stands for each position.
+    return [(position, score) for position, score in pairs if position >= 0]
 
 
 def _distinct_texts(embedded: EmbeddedSet, lang: str) -> np.ndarray:

@@ -1,44 +1,67 @@
 """The search page's server, for one person on one machine.
 
     GET  /                    the page; its style and script are files of their own
-    GET  /picture/<n>         picture n as it is stored
-    GET  /search?q=...&k=...  a text    -> {"milliseconds", "pictures": [{"picture", "score", "captions"}]}
-    POST /search?k=...        a picture -> {"milliseconds", "languages": [{"lang", "captions"}]}
+    GET  /picture/<n>         image n as it is stored
+    GET  /search?q=...&k=...  a text   -> {"milliseconds", "pictures": [{"picture", "score", "captions"}]}
+    POST /search?k=...        an image -> {"milliseconds", "languages": [{"lang", "captions"}]}
 
-    request -> host checked -> answers.py -> Reply -> headers and body
+    request -> host and origin checked -> SearchIndex -> JSON, or {"error": one sentence}
 
-A mistake is answered with {"error": one sentence}. Bound to this machine, the server answers only to this
-machine's own names: a page on the web could else point a name of its own here and read the pictures
-through the person's browser (DNS rebinding).
+Nothing that a client sends becomes a path on the disk: images have numbers, and the page's files are fixed.
 """
 
+import hashlib
 import ipaddress
+import re
 import socket
-import sys
-import traceback
+import time
 from collections.abc import Callable
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from jinja2 import Environment, FileSystemLoader
 
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
-from mmalign.search.answers import (
-    Refusal,
-    Reply,
-    check_upload,
-    error,
-    get,
-    page_files,
-    search_by_picture,
-)
+from mmalign.core.languages import language_name
+from mmalign.data.image_formats import image_suffix
+from mmalign.data.images import MAX_PIXELS, UndecodableImage
 from mmalign.search.corpus import SearchIndex
 
-_HEADERS = {
+# Checked when this module is imported: before the shards are encoded, which may take long.
+try:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.datastructures import Headers
+    from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.requests import Request
+    from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+    from starlette.routing import Route
+except ModuleNotFoundError as missing:
+    raise UserError(
+        f"search: the page needs the package {missing.name}; run pip install 'mmalign[search]'"
+    ) from None
+
+MOST_BYTES = 10_000_000  # of an image to search with
+MOST_LETTERS = 1000  # of a text to search with
+MOST_RESULTS = 100
+IMAGES, CAPTIONS = 24, 3  # results of a text, and of an image in each language
+_UNDECODABLE = (
+    "the file cannot be read as an image; send a JPEG, PNG or WebP file of at most "
+    f"{MAX_PIXELS:,} pixels"
+)
+_TEMPLATES = Path(__file__).parent / "templates"
+_FRESH = {"Cache-Control": "no-store"}
+_POLICY = {
+    # The captions of a data set are somebody else's words: no script but ours runs, whatever they hold.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",  # no other site may show our images
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
@@ -48,55 +71,151 @@ def serve(index: SearchIndex, host: str, port: int, on_ready: Callable[[str], No
     """Serve the page until Ctrl-C.
 
     Args:
-        host: 127.0.0.1 for this machine only; 0.0.0.0 for everybody who reaches it, which is said in a line.
+        host: 127.0.0.1 for this machine only; 0.0.0.0 for everybody who reaches it, with a warning.
         port: 0 for any free one.
         on_ready: called with the page's URL when it can be opened.
 
     Raises:
         UserError: the address cannot be listened on.
     """
-    with SearchServer(index, host, port) as server:
-        if not _is_loopback(host):
-            say(f"warning: everybody who reaches {host} can search and see these pictures")
-        on_ready(server.url)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            say("")  # the terminal shows ^C without a line end
+    server = SearchServer(index, host, port)
+    if not _is_loopback(host):
+        say(f"warning: everybody who reaches {host} can search and see these images")
+    on_ready(server.url)
+    try:
+        server.run(sockets=[server.listener])
+    except KeyboardInterrupt:
+        say("")  # the terminal shows ^C without a line end
 
 
-class SearchServer(ThreadingHTTPServer):
-    """Listens from the moment it is made; `serve_forever` answers, a thread a connection.
+class SearchServer(uvicorn.Server):
+    """Listens from the moment it is made; `run(sockets=[listener])` answers until `should_exit` is set.
 
     Attributes:
+        listener: the socket.
         url: where the page is.
-        own_names: what a request may call this server; None: anything.
     """
 
-    daemon_threads = True
-
     def __init__(self, index: SearchIndex, host: str, port: int) -> None:
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.index = index
-        self.files = page_files(index)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            super().__init__((host, port), _Handler)
+            self.listener = socket.create_server((host, port), family=family)
         except (OSError, OverflowError) as failure:
             raise UserError(
                 f"cannot listen on {host}, port {port} ({failure}); "
                 "choose another with --host or --port"
             ) from None
-        port = self.server_address[1]
-        suffix = "" if port == 80 else f":{port}"  # browsers leave the usual port out
         name = f"[{host}]" if ":" in host else host
-        self.url = f"http://{name}{suffix}/"
-        own_names = {f"{own}{suffix}" for own in ("localhost", "127.0.0.1", "[::1]", name)}
-        self.own_names = own_names if _is_loopback(host) else None
+        self.url = f"http://{name}:{self.listener.getsockname()[1]}/"
+        # Bound to this machine, it answers to this machine's names only. Otherwise a page on the web could
+        # point a name of its own at this address and read the images (DNS rebinding).
+        names = ["localhost", "127.0.0.1", "[::1]", name] if _is_loopback(host) else ["*"]
+        config = uvicorn.Config(
+            make_app(index, names),
+            log_config=None,  # failures still reach the terminal
+            access_log=False,  # what somebody searches for is written down nowhere
+            server_header=False,
+            headers=list(_POLICY.items()),
+            timeout_graceful_shutdown=1,
+        )
+        super().__init__(config)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Keep quiet about a browser that hangs up early."""
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)
+
+def make_app(index: SearchIndex, host_names: list[str]) -> Starlette:
+    """The page's application; `host_names`: what a request may call this server, "*" for anything."""
+    page = _Page(index)
+    return Starlette(
+        routes=[
+            *(Route(path, page.file) for path in ("/", "/search.css", "/search.js")),
+            Route("/picture/{number}", page.image),
+            Route("/search", page.by_text),
+            Route("/search", page.by_image, methods=["POST"]),
+        ],
+        middleware=[
+            Middleware(TrustedHostMiddleware, allowed_hosts=host_names, www_redirect=False),
+            Middleware(_own_origin),
+        ],
+        # Starlette raises a failure again after the answer, and uvicorn prints it.
+        exception_handlers={
+            HTTPException: lambda request, refusal: _error(refusal.status_code, refusal.detail),
+            Exception: lambda request, failure: _error(500, "the search failed; see the terminal"),
+        },
+    )
+
+
+class _Page:
+    """The endpoints. Those that are no coroutines run in threads of Starlette's pool."""
+
+    def __init__(self, index: SearchIndex) -> None:
+        environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True)
+        environment.filters["language"] = language_name
+        self._index = index
+        self._html = environment.get_template("search.html.j2").render(
+            index=index,
+            examples=index.examples(8),
+            languages=sorted((language_name(lang), lang) for lang in index.languages),
+            most_bytes=MOST_BYTES,
+            most_letters=MOST_LETTERS,
+        )
+
+    def file(self, request: Request) -> Response:
+        name = request.url.path[1:]  # one of the routes, so nothing else of the folder is reached
+        if name:
+            return FileResponse(_TEMPLATES / name, headers=_FRESH)
+        return HTMLResponse(self._html, headers=_FRESH)
+
+    def image(self, request: Request) -> Response:
+        number, last = request.path_params["number"], len(self._index) - 1
+        if not re.fullmatch("[0-9]{1,12}", number) or int(number) > last:
+            raise HTTPException(404, f"there is no image {number}; the last one is {last}")
+        data = self._index.read_image(int(number))
+        tag = f'"{hashlib.blake2b(data, digest_size=16).hexdigest()}"'
+        # Tomorrow another set may be served here: a browser keeps the image, but asks whether it is current.
+        headers = {"Cache-Control": "private, no-cache", "ETag": tag}
+        if request.headers.get("If-None-Match") == tag:
+            return Response(status_code=304, headers=headers)
+        kind = f"image/{image_suffix(data).replace('jpg', 'jpeg')}"
+        return Response(data, media_type=kind, headers=headers)
+
+    def by_text(self, request: Request) -> Response:
+        text = request.query_params.get("q", "").strip()
+        if not text:
+            raise HTTPException(400, "`q` is empty; send some words to search for")
+        if len(text) > MOST_LETTERS:
+            sentence = f"the text has {len(text):,} letters; send at most {MOST_LETTERS:,}"
+            raise HTTPException(400, sentence)
+        k = _wished_results(request, IMAGES)
+        return _timed("pictures", lambda: self._index.by_text(text, k))
+
+    async def by_image(self, request: Request) -> Response:
+        k, headers = _wished_results(request, CAPTIONS), request.headers
+        # A body in chunks has no length that could be checked before it is read.
+        if "Content-Length" not in headers or "Transfer-Encoding" in headers:
+            raise HTTPException(411, "the length is missing; send Content-Length")
+        length = int(headers["Content-Length"])
+        if length > MOST_BYTES:
+            sentence = f"the image has {length:,} bytes; send at most {MOST_BYTES:,}"
+            raise HTTPException(413, sentence)
+        try:
+            data = await request.body()
+            return await run_in_threadpool(
+                _timed, "languages", lambda: self._index.by_image(data, k)
+            )
+        except UndecodableImage:
+            raise HTTPException(422, _UNDECODABLE) from None
+
+
+def _own_origin(app: Any) -> Any:
+    """Refuses what a page of another site sends; a browser names that site in `Origin`."""
+
+    async def respond(scope: Any, receive: Any, send: Any) -> None:
+        headers = Headers(scope=scope)
+        origin = headers.get("Origin")
+        is_own = origin is None or urlsplit(origin).netloc == headers.get("Host")
+        answer = app if is_own else _error(403, "this page answers no other site")
+        await answer(scope, receive, send)
+
+    return respond
 
 
 def _is_loopback(host: str) -> bool:
@@ -107,67 +226,20 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: SearchServer
-    protocol_version = "HTTP/1.1"
-    server_version, sys_version = "mmalign", ""
-    timeout = 30  # seconds for a client that falls silent
-    disable_nagle_algorithm = True  # headers and body are two writes: the second must not wait
+def _wished_results(request: Request, default: int) -> int:
+    wish = request.query_params.get("k", str(default))
+    if re.fullmatch("[0-9]{1,3}", wish) is None or not 1 <= int(wish) <= MOST_RESULTS:
+        raise HTTPException(400, f"`k` must be a whole number from 1 to {MOST_RESULTS}")
+    return int(wish)
 
-    def do_GET(self) -> None:
-        self._answer(lambda: get(self.server.index, self.server.files, self.path))
 
-    do_HEAD = do_GET
+def _timed(name: str, find: Callable[[], Any]) -> Response:
+    """What `find` returns as JSON under `name`, with the time that it took."""
+    started = time.perf_counter()
+    found = find()
+    milliseconds = round((time.perf_counter() - started) * 1000, 1)
+    return JSONResponse({"milliseconds": milliseconds, name: found}, headers=_FRESH)
 
-    def do_POST(self) -> None:
-        self._answer(self._search_by_upload)
 
-    def _search_by_upload(self) -> Reply:
-        k, length = check_upload(self.path, self.headers.get("Content-Length"))
-        return search_by_picture(self.server.index, self.rfile.read(length), k)
-
-    def _answer(self, respond: Callable[[], Reply]) -> None:
-        try:
-            self._check_host()
-            reply = respond()
-        except Refusal as refusal:
-            reply = error(refusal.status, str(refusal))
-        except TimeoutError:
-            reply = error(HTTPStatus.REQUEST_TIMEOUT, "the request came too slowly; send it again")
-        except ConnectionError:
-            raise
-        except Exception:
-            sys.stderr.write(traceback.format_exc())
-            sentence = "the search failed; the terminal where it was started says why"
-            reply = error(HTTPStatus.INTERNAL_SERVER_ERROR, sentence)
-        if reply.headers.get("ETag", "") == self.headers.get("If-None-Match"):
-            reply = Reply(HTTPStatus.NOT_MODIFIED, reply.kind, b"", reply.headers)
-        self._send(reply)
-
-    def _check_host(self) -> None:
-        own_names = self.server.own_names
-        if own_names is not None and self.headers.get("Host", "").lower() not in own_names:
-            sentence = f"this page does not answer to that name; open {self.server.url}"
-            raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, sentence)
-
-    def _send(self, reply: Reply) -> None:
-        self.send_response(reply.status)
-        for name, value in {**_HEADERS, **reply.headers}.items():
-            self.send_header(name, value)
-        if reply.status != HTTPStatus.NOT_MODIFIED:  # a length of 0 would be the kept picture's
-            self.send_header("Content-Type", reply.kind)
-            self.send_header("Content-Length", str(len(reply.body)))
-        if reply.status >= HTTPStatus.BAD_REQUEST:
-            # Part of the request may be unread: what follows would be taken for another request.
-            self.send_header("Connection", "close")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(reply.body)
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Tell as JSON, too, what the standard library refuses: a method, a broken first line."""
-        status = HTTPStatus(code)
-        self._send(error(status, f"the server does not take this request: {status.phrase}"))
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Write nothing down: what somebody searches for is their business."""
+def _error(status: int, sentence: str) -> Response:
+    return JSONResponse({"error": sentence}, status, headers=_FRESH)

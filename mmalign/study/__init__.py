@@ -1,1 +1,1 @@
-"""A study: a grid of towers, fine-tuning methods, tasks and seeds, and the table that answers a question."""
+"""A study: a grid of towers, fine-tuning methods, tasks and seeds, and the comparisons of them."""

@@ -1,26 +1,29 @@
-"""From the cells of a study to its table, its comparisons and its answer in words.
+"""From the cells of a study to its means, its comparisons and its verdicts.
 
     cells -> values by (tower, pretraining seed, task, method) -> means over seeds   -+-> StudyResults
                                                                -> paired differences -+
 
 An interval covers the seeds that it was computed over and says which: fine-tuning seeds on one
-pretrained tower tell nothing about another pretraining. Only the headline is repeated over those.
+pretrained tower say nothing about another pretraining. Only the headline is repeated over pretraining seeds.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from mmalign.results.formatting import points
+from mmalign.results.metric_names import GENERALISED
 from mmalign.results.results import Results
-from mmalign.results.statistics import holm, seed_interval
+from mmalign.results.statistics import holm, seed_interval, verdict
 from mmalign.study.cells import Cell
 from mmalign.study.config import StudyConfig
 
-_LEVEL = 0.05
+_ONE_PRETRAINING = "which leaves open what another pretraining seed would give"
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,6 @@ class Comparison:
     pairs: int
     seeds: str
 
-    @property
-    def is_shown(self) -> bool:
-        """Whether these seeds show a difference at 5 % after the correction."""
-        return self.p_holm < _LEVEL
-
 
 @dataclass
 class StudyResults(Results):
@@ -62,7 +60,7 @@ class StudyResults(Results):
     Attributes:
         seeds: metric -> which seeds its interval covers, in words.
         comparisons: paired differences.
-        answer: the answer to the question, one sentence a task, made from the comparisons.
+        answer: the verdicts, one line each, made from the comparisons.
         question, towers: for the reader.
     """
 
@@ -87,7 +85,10 @@ def collect_values(cells: Iterable[tuple[Cell, Results]]) -> Values:
 
 
 def add_means(study: StudyConfig, values: Values, results: StudyResults) -> None:
-    """Mean and interval of every metric over the fine-tuning seeds of the first pretraining seed."""
+    """Mean and interval of every metric over the fine-tuning seeds of the first pretraining seed.
+
+    The protocol says what each method changes in the fine-tuning of a task.
+    """
     for (tower, pretraining, _, method), runs in values.items():
         if pretraining not in (None, study.pretraining_seeds[0]):
             continue
@@ -99,7 +100,7 @@ def add_means(study: StudyConfig, values: Values, results: StudyResults) -> None
             results.counts[key] = first.counts[name]
             if len(drawn) > 1:
                 results.ci95[key] = seed_interval(drawn)
-            results.seeds[key] = _seed_words(len(drawn), "fine-tuning", pretraining)
+            results.seeds[key] = _seed_words(len(drawn), pretraining)
             if name in first.chance:
                 results.chance[key] = first.chance[name]
         if (tower, method) == (study.headline.tower, study.headline.method):
@@ -107,183 +108,131 @@ def add_means(study: StudyConfig, values: Values, results: StudyResults) -> None
                 name: f"In the cell of {tower}, {method}, seed {study.seeds[0]}: {words}"
                 for name, words in first.protocol.items()
             }
-
-
-def add_methods(study: StudyConfig, results: StudyResults) -> None:
-    """What each method changes in the fine-tuning of a task, as part of the protocol."""
     for method, changes in study.methods.items():
         words = json.dumps(changes, ensure_ascii=False) if changes else "nothing"
         results.protocol[f"method {method}"] = f"Changes in the task's file: {words}."
 
 
+Side = tuple[str, str]
+"""A tower and a method."""
+
+
 def add_comparisons(study: StudyConfig, values: Values, results: StudyResults) -> None:
     """Headline over pretraining seeds, methods and towers over fine-tuning seeds; Holm within each family."""
-    families = [
-        *_headline_families(study, values),
-        *_method_families(study, values),
-        *_tower_families(study, values),
-    ]
-    for family in families:
-        results.comparisons += _with_holm(family)
-
-
-def _headline_families(study: StudyConfig, values: Values) -> list[list[Comparison]]:
-    """For each task and metric: the tower of interest against the others, a pair a pretraining seed.
-
-    With one pretraining seed a pair is a fine-tuning seed, and the words say what that leaves open.
-    """
-    head = study.headline
-    families = []
-    many = len(study.pretraining_seeds) > 1
-    over = _over_pretraining if many else _over_first_pretraining
-    for task, metric in _measures(values, head.method):
-        family = []
-        for other in head.against:
-            left, right = (
-                over(study, values, tower, task, head.method, metric)
-                for tower in (head.tower, other)
-            )
-            words = (
-                f"{len(left)} pretraining seeds, each the mean of {len(study.seeds)} fine-tuning seeds"
-                if many
-                else f"{len(left)} fine-tuning seeds of one pretraining, which leaves open what another "
-                "pretraining seed would give"
-            )
-            names = (head.tower, head.method), (other, head.method)
-            family += _compare("headline", task, metric, *names, left, right, words)
-        families.append(family)
-    return families
-
-
-def _method_families(study: StudyConfig, values: Values) -> list[list[Comparison]]:
-    """For each tower, task and metric: every method against the one that it is to be compared with."""
-    first = study.pretraining_seeds[0]
-    families = []
-    for tower in study.towers:
-        seed = None if study.towers[tower].path else first
-        for task, metric in _measures(values, study.headline.method):
-            family = []
-            for method in study.methods:
-                other = study.compare_with.get(method, study.headline.method)
-                left = _over_fine_tuning(values, tower, seed, task, method, metric)
-                right = _over_fine_tuning(values, tower, seed, task, other, metric)
-                if method != other and left and right:
-                    words = _seed_words(len(left), "fine-tuning", seed)
-                    names = (tower, method), (tower, other)
-                    family += _compare("method", task, metric, *names, left, right, words)
-            families.append(family)
-    return families
-
-
-def _tower_families(study: StudyConfig, values: Values) -> list[list[Comparison]]:
-    """For each method, task and metric: the tower of interest against every other one."""
-    first = study.pretraining_seeds[0]
-    head = study.headline
-    families = []
-    for method in study.methods:
+    for kind, method, sides in _families(study):
         for task, metric in _measures(values, method):
-            family = []
-            for other in (name for name in study.towers if name != head.tower):
-                left, right = (
-                    _over_fine_tuning(
-                        values,
-                        tower,
-                        None if study.towers[tower].path else first,
-                        task,
-                        method,
-                        metric,
-                    )
-                    for tower in (head.tower, other)
-                )
-                is_ours = not (study.towers[other].path or study.towers[head.tower].path)
-                words = _seed_words(len(left), "fine-tuning", first if is_ours else None)
-                names = (head.tower, method), (other, method)
-                family += _compare("tower", task, metric, *names, left, right, words)
-            families.append(family)
-    return families
+            compared = (_compare(study, values, kind, task, metric, *two) for two in sides)
+            found = [one for one in compared if one]
+            adjusted = holm([one.p for one in found])
+            both = zip(found, adjusted, strict=True)
+            results.comparisons += [replace(one, p_holm=p) for one, p in both]
+
+
+def answer(study: StudyConfig, results: StudyResults) -> list[str]:
+    """One verdict for each comparison of the headline and of the methods on the tower of interest.
+
+    Only primary metrics. Clean texts and pairs of languages have a line per comparison; perturbations have
+    a line per pair of sides, with their number for each verdict.
+    """
+    lines, perturbed = [], defaultdict[tuple[str, str], Counter[str]](Counter)
+    for one in results.comparisons:
+        variant, _, metric = one.metric.partition("/")
+        primary = f"{study.headline.tower}/{one.left[1]}/{one.task}/mean/clean/{metric}"
+        if (
+            one.kind == "tower"
+            or one.left[0] != study.headline.tower
+            or primary not in results.chance
+        ):
+            continue
+        sides = f"{', '.join(one.left)} against {', '.join(one.right)}"
+        word = verdict(one.difference, one.p_holm)
+        if variant in ("clean", GENERALISED):
+            low, high = one.ci95
+            lines.append(
+                f"{word}: {one.task}, {variant}, {metric}: {sides}: {points(one.difference)} points, "
+                f"95 % interval {points(low)} to {points(high)}, p {one.p_holm:.2g} (Holm), {one.seeds}"
+            )
+        else:
+            perturbed[one.task, sides][word] += 1
+    for (task, sides), counts in perturbed.items():
+        words = ", ".join(f"{word} {counts[word]}" for word in ("shown", "worse", "not shown"))
+        lines.append(f"perturbed: {task}: {sides}: {words} (of {counts.total()})")
+    return lines
+
+
+def _families(study: StudyConfig) -> Iterator[tuple[str, str, list[tuple[Side, Side]]]]:
+    """(kind, method whose metrics are compared, left and right sides) of what Holm corrects together."""
+    head = study.headline
+    own = head.tower, head.method
+    yield "headline", head.method, [(own, (other, head.method)) for other in head.against]
+    for tower in study.towers:
+        others = {m: study.compare_with.get(m, head.method) for m in study.methods}
+        sides = [((tower, m), (tower, other)) for m, other in others.items() if m != other]
+        yield "method", head.method, sides
+    for method in study.methods:
+        against = [tower for tower in study.towers if tower != head.tower]
+        yield "tower", method, [((head.tower, method), (other, method)) for other in against]
 
 
 def _measures(values: Values, method: str) -> list[tuple[str, str]]:
     """(task, metric) of the means over the languages that a method has, without the task's name in front."""
-    found: dict[tuple[str, str], None] = {}
-    for (_, _, task, used), runs in values.items():
-        if used == method:
-            for name in next(iter(runs.values())).metrics:
-                prefix = f"text/{task}/mean/"
-                if name.startswith(prefix):
-                    found[task, name.removeprefix(prefix)] = None
-    return list(found)
+    found = [
+        (task, name.removeprefix(prefix))
+        for (_, _, task, used), runs in values.items()
+        for name in next(iter(runs.values())).metrics
+        if used == method and name.startswith(prefix := f"text/{task}/mean/")
+    ]
+    return list(dict.fromkeys(found))
 
 
-def _over_fine_tuning(
-    values: Values, tower: str, seed: int | None, task: str, method: str, metric: str
+def _drawn(
+    study: StudyConfig, values: Values, side: Side, task: str, metric: str, over_pretraining: bool
 ) -> dict[int, float]:
-    """Fine-tuning seed -> value, on one pretrained tower."""
-    runs = values.get((tower, seed, task, method), {})
+    """Seed -> value: of fine-tuning on the first pretraining, or of pretraining and the mean of its cells."""
+    tower, method = side
     name = f"text/{task}/mean/{metric}"
-    return {s: run.metrics[name] for s, run in runs.items() if name in run.metrics}
-
-
-def _over_pretraining(
-    study: StudyConfig, values: Values, tower: str, task: str, method: str, metric: str
-) -> dict[int, float]:
-    """Pretraining seed -> mean over its fine-tuning seeds."""
-    found = {}
+    found: dict[int, dict[int, float]] = {}
     for seed in study.pretraining_seeds:
         place = None if study.towers[tower].path else seed
-        runs = _over_fine_tuning(values, tower, place, task, method, metric)
-        if runs:
-            found[seed] = float(np.mean(list(runs.values())))
-    return found
-
-
-def _over_first_pretraining(
-    study: StudyConfig, values: Values, tower: str, task: str, method: str, metric: str
-) -> dict[int, float]:
-    """Fine-tuning seed -> value, on the tower of the first pretraining seed."""
-    place = None if study.towers[tower].path else study.pretraining_seeds[0]
-    return _over_fine_tuning(values, tower, place, task, method, metric)
+        runs = values.get((tower, place, task, method), {})
+        found[seed] = {s: run.metrics[name] for s, run in runs.items() if name in run.metrics}
+    if over_pretraining:
+        return {seed: float(np.mean(list(runs.values()))) for seed, runs in found.items() if runs}
+    return found[study.pretraining_seeds[0]]
 
 
 def _compare(
-    kind: str,
-    task: str,
-    metric: str,
-    left_name: tuple[str, str],
-    right_name: tuple[str, str],
-    left: Mapping[int, float],
-    right: Mapping[int, float],
-    seeds: str,
-) -> list[Comparison]:
-    """The comparison, or none where fewer than two seeds are on both sides."""
-    shared = [seed for seed in left if seed in right]
+    study: StudyConfig, values: Values, kind: str, task: str, metric: str, left: Side, right: Side
+) -> Comparison | None:
+    """The comparison, None where fewer than two seeds are on both sides."""
+    many = kind == "headline" and len(study.pretraining_seeds) > 1
+    ours, theirs = (_drawn(study, values, one, task, metric, many) for one in (left, right))
+    shared = [seed for seed in ours if seed in theirs]
     if len(shared) < 2:
-        return []
-    differences = np.array([left[seed] - right[seed] for seed in shared])
-    # Equal in every seed: no difference at all, where a t-test would divide zero by zero.
-    p = 1.0 if np.ptp(differences) == 0 and differences[0] == 0 else _paired_p(differences)
-    return [
-        Comparison(
-            kind, task, metric, left_name, right_name, float(differences.mean()),
-            seed_interval(differences.tolist()), p, p, len(shared), seeds,
-        )
-    ]  # fmt: skip
+        return None
+    differences = np.array([ours[seed] - theirs[seed] for seed in shared])
+    n, first = len(ours), study.pretraining_seeds[0]
+    if many:
+        words = f"{n} pretraining seeds, each the mean of {len(study.seeds)} fine-tuning seeds"
+    elif kind == "headline":
+        words = f"{n} fine-tuning seeds of one pretraining, {_ONE_PRETRAINING}"
+    else:
+        is_given = any(study.towers[tower].path for tower, _ in (left, right))
+        words = _seed_words(n, None if is_given else first)
+    interval, p = seed_interval(differences.tolist()), _paired_p(differences)
+    mean = float(differences.mean())
+    return Comparison(kind, task, metric, left, right, mean, interval, p, p, len(shared), words)
 
 
 def _paired_p(differences: np.ndarray) -> float:
     """Two-sided p of the paired t-test (a one-sample test of the differences)."""
     error = differences.std(ddof=1) / np.sqrt(len(differences))
     if error == 0:
-        return 0.0
+        # Equal in every seed: no difference at all, where a t-test would divide zero by zero.
+        return 0.0 if differences[0] else 1.0
     return float(2 * stats.t.sf(abs(differences.mean()) / error, len(differences) - 1))
 
 
-def _with_holm(family: Sequence[Comparison]) -> list[Comparison]:
-    """The family with `p_holm`."""
-    adjusted = holm([one.p for one in family])
-    return [replace(one, p_holm=p) for one, p in zip(family, adjusted, strict=True)]
-
-
-def _seed_words(count: int, of: str, pretraining: int | None) -> str:
+def _seed_words(count: int, pretraining: int | None) -> str:
     on = "" if pretraining is None else f" on the tower of pretraining seed {pretraining}"
-    return f"{count} {of} seed{'s' if count > 1 else ''}{on}"
+    return f"{count} fine-tuning seed{'s' if count > 1 else ''}{on}"

@@ -2,9 +2,9 @@
 
     StudyConfig + towers -> Cell (tower, task, method, seed) -> key -> cells/<key>/results.json
 
-A cell that is there is not computed again. Its key holds the sha256 of the tower's weights, the whole
-resolved fine-tuning with its seed, and the sha256 of every file that the fine-tuning reads, so a tower of one
-seed never stands in for another and a changed data set starts anew.
+A cell that exists is not computed again. Its key holds the sha256 of the tower's weights, the complete
+resolved fine-tuning with its seed, and the sha256 of every file that the fine-tuning reads. So a tower of one
+seed is never used for another, and cells of a changed data set are computed again.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from typing import Any
 from mmalign.core.code_version import VERSION
 from mmalign.core.config import apply_override_value, read_yaml
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import load_text_encoder
+from mmalign.models.load import load_text_encoder
 from mmalign.results.results import Results, read_results
 from mmalign.study.config import StudyConfig
 from mmalign.study.towers import TrainedTower
@@ -82,12 +82,7 @@ def fine_tunings(study: StudyConfig) -> dict[tuple[str, str], Job]:
 
 
 def _cell(
-    tower: TrainedTower,
-    task: str,
-    method: str,
-    config: Job,
-    seed: int,
-    hashes: dict[Path, str],
+    tower: TrainedTower, task: str, method: str, config: Job, seed: int, hashes: dict[Path, str]
 ) -> Cell:
     config = config.model_copy(update={"seeds": (seed,)})
     parts = {
@@ -103,17 +98,15 @@ def _cell(
 def _read_by(config: Job) -> Iterator[Path]:
     """The files and folders that a fine-tuning reads, by the names of the fields that name them."""
 
-    def walk(tree: Any) -> Iterator[Path]:
+    trees: list[Any] = [config.model_dump(mode="json")]
+    for tree in trees:  # grows while it is read
         if isinstance(tree, Mapping):
-            for name, value in tree.items():
-                if name in ("folder", "dictionaries", "neighbours") and isinstance(value, str):
-                    yield Path(value)
-                yield from walk(value)
+            for name in ("folder", "dictionaries", "neighbours"):
+                if isinstance(tree.get(name), str):
+                    yield Path(tree[name])
+            trees += tree.values()
         elif isinstance(tree, list):
-            for value in tree:
-                yield from walk(value)
-
-    return walk(config.model_dump(mode="json"))
+            trees += tree
 
 
 def _hash_of(path: Path, known: dict[Path, str]) -> str:

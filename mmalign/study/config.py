@@ -8,7 +8,7 @@ from mmalign.core.config import Section, Seeds
 
 
 class TowerConfig(Section):
-    """A text tower of the grid: trained by the study from a run file, or there already."""
+    """A text tower of the grid: trained by the study from a run file, or an existing model."""
 
     run: str | None = None
     """Run YAML; the study trains it, once for each pretraining seed, unless that was done before."""
@@ -17,16 +17,14 @@ class TowerConfig(Section):
     untrained: bool = False
     """The run's tower as it was before its first step."""
     supervision: str
-    """What this tower has seen, in words: stands beside its numbers."""
+    """What this tower has seen, in words: shown beside its numbers."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "TowerConfig":
         if (self.run is None) == (self.path is None):
             raise ValueError("give exactly one of `run` and `path`")
         if self.untrained and self.run is None:
-            raise ValueError(
-                "`untrained` needs a `run`; only a run knows its model before training"
-            )
+            raise ValueError("`untrained` needs a `run`, which knows its model before training")
         return self
 
 
@@ -43,16 +41,16 @@ class HeadlineConfig(Section):
 class StudyConfig(Section):
     name: str
     question: str
-    """What the study asks, as a sentence; the report opens with it."""
+    """What the study asks, as a sentence; the first line of the report."""
     towers: dict[str, TowerConfig] = Field(min_length=1)
     tasks: tuple[str, ...] = Field(min_length=1)
     """Fine-tuning YAMLs, of a task or of a lexicon; each with its plain way of training."""
     methods: dict[str, dict[str, Any]] = Field(min_length=1)
     """Name -> fields of the fine-tuning that it changes, dotted: `{repeats: 4}`, `{method.kind: pgd}`."""
     only: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Method -> tasks (by name) that it is used with; a method that is not here is used with all."""
+    """Method -> tasks (by name) that it is used with; a method that is not listed is used with all."""
     compare_with: dict[str, str] = Field(default_factory=dict)
-    """Method -> the method that it is compared with; `plain` where nothing is said."""
+    """Method -> the method that it is compared with; the headline's where it is not listed."""
     seeds: Seeds
     """Fine-tuning seeds of every cell."""
     pretraining_seeds: Seeds = (0,)

@@ -3,7 +3,7 @@
     StudyConfig -> towers (trained where missing) -> cells (computed where missing) -> analysis
                 -> results.json, report.html
 
-It can be stopped at any time: the same command goes on where it was.
+It can be stopped at any time: the same command continues where it stopped.
 """
 
 import multiprocessing
@@ -11,27 +11,20 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 
 from mmalign.core.commit import write_atomic
 from mmalign.core.config import write_yaml
-from mmalign.core.console import say
+from mmalign.core.console import say, track
 from mmalign.report.study_page import write_study_page
 from mmalign.results.results import Results, environment
-from mmalign.study.analysis import (
-    StudyResults,
-    add_comparisons,
-    add_means,
-    add_methods,
-    collect_values,
-)
-from mmalign.study.answer import answer
+from mmalign.study import analysis
+from mmalign.study.analysis import StudyResults
 from mmalign.study.cells import Cell, cells_of, run_cell
 from mmalign.study.config import StudyConfig
-from mmalign.study.progress import ProgressTable
 from mmalign.study.towers import TrainedTower, prepare_towers
 
 
@@ -51,10 +44,9 @@ def run_study(study: StudyConfig, out: Path, workers: int) -> StudyResults:
     started = time.monotonic()
     computed = {cell.key: results for cell, results in _compute(cells, out / "cells", workers)}
     done = [(cell, computed[cell.key]) for cell in cells]  # in the grid's order
-    seconds = time.monotonic() - started
+    seconds = round(time.monotonic() - started, 1)
     results = analyse(study, towers, done)
-    results.environment["cells_seconds"] = round(seconds, 1)
-    results.environment["workers"] = workers
+    results.environment |= {"cells_seconds": seconds, "workers": workers}
     write_atomic(out / "study.yaml", write_yaml(study.model_dump(mode="json")))
     results.write(out / "results.json")
     write_study_page(asdict(results), out / "report.html")
@@ -64,7 +56,7 @@ def run_study(study: StudyConfig, out: Path, workers: int) -> StudyResults:
 def analyse(
     study: StudyConfig, towers: Sequence[TrainedTower], done: Sequence[tuple[Cell, Results]]
 ) -> StudyResults:
-    """Means, comparisons and the answer."""
+    """Means, comparisons and verdicts."""
     results = StudyResults(
         suite=study.name,
         model={str(tower): tower.sha256 for tower in towers},
@@ -79,32 +71,40 @@ def analyse(
             for tower in towers
         },
     )
-    values = collect_values(done)
-    add_means(study, values, results)
-    add_methods(study, results)
-    add_comparisons(study, values, results)
-    results.answer = answer(study, results)
+    values = analysis.collect_values(done)
+    analysis.add_means(study, values, results)
+    analysis.add_comparisons(study, values, results)
+    results.answer = analysis.answer(study, results)
     return results
 
 
 def _compute(cells: Sequence[Cell], folder: Path, workers: int) -> Iterator[tuple[Cell, Results]]:
-    """Every cell with its results, as they come; a table of the grid shows how far it is."""
+    """Every cell with its results as soon as they are there; a line for each, on a terminal also a bar."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Not forked: the parent has used torch, whose threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with (
-        ProgressTable(cells) as table,
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool,
-    ):
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
         waiting = {pool.submit(_timed, cell, folder): cell for cell in cells}
+        finished: Iterable[Future[tuple[Results, float]]] = as_completed(waiting)
+        if sys.stdout.isatty():
+            finished = track(finished, "cells", len(cells))
         try:
-            for future in as_completed(waiting):
+            for number, future in enumerate(finished, start=1):
                 cell = waiting[future]
                 results, seconds = future.result()
-                table.finished(cell, results, seconds)
+                words = f"{cell}: {_clean_mean(cell, results)}  ({seconds:.1f} s)"
+                say(f"{number} of {len(cells)}  {words}")
                 yield cell, results
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _clean_mean(cell: Cell, results: Results) -> str:
+    """The clean primary metric, a mean over languages."""
+    prefix = f"text/{cell.task}/mean/clean/"
+    primary = (name for name in results.chance if name.startswith(prefix))
+    return next((f"{n.removeprefix(prefix)} {results.metrics[n]:.3f}" for n in primary), "done")
 
 
 def _timed(cell: Cell, folder: Path) -> tuple[Results, float]:
@@ -113,7 +113,7 @@ def _timed(cell: Cell, folder: Path) -> tuple[Results, float]:
 
 
 def _prepare_worker() -> None:
-    """One thread a worker; what it would say is said by the parent's table; it never outlives the parent."""
+    """One thread per worker, and no output: the parent reports. A worker never outlives the parent."""
     import torch
 
     torch.set_num_threads(1)
@@ -122,7 +122,7 @@ def _prepare_worker() -> None:
 
 
 def _leave_with_parent() -> None:
-    """A parent that is killed cannot tell its workers; they would wait for the next cell for ever."""
+    """A parent that is killed cannot stop its workers; they would wait for the next cell for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

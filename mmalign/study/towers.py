@@ -1,4 +1,4 @@
-"""The towers of a study: trained where they are missing, one run folder a seed.
+"""The towers of a study: trained where they are missing, one run folder per seed.
 
 run YAML + seed -> towers/<name>-seed<seed>-<hash of configuration and data> -> weights -> sha256
 """
@@ -13,7 +13,7 @@ from mmalign.core.commit import write_json
 from mmalign.core.config import load_config
 from mmalign.core.console import run_verb, say
 from mmalign.data.shards.folder import open_folder
-from mmalign.models.text_encoder import load_text_encoder
+from mmalign.models.load import load_text_encoder
 from mmalign.study.config import StudyConfig, TowerConfig
 from mmalign.training.run_config import RunConfig
 
@@ -28,7 +28,7 @@ class TrainedTower:
         seed: of its pretraining; None for a tower that the study did not train.
         path: what `load_text_encoder` takes.
         sha256: of its weights.
-        seconds: that its training took here; None where it was not trained here or goes on from a stop.
+        seconds: that its training took here; None where it was not trained here or was continued.
     """
 
     name: str
@@ -61,7 +61,7 @@ def prepare_towers(study: StudyConfig, folder: Path) -> list[TrainedTower]:
 
 
 def _train(name: str, config: TowerConfig, seed: int, folder: Path) -> TrainedTower:
-    """Train the run with this seed, unless it is there; an untrained tower shares its run's folder."""
+    """Train the run with this seed, unless that was done; an untrained tower shares its run's folder."""
     assert config.run is not None
     run = load_config(RunConfig, Path(config.run), [f"seed={seed}"])
     data = [open_folder(one.path, run.data.remote)[1].sha256 for one in run.data.train]
@@ -72,11 +72,10 @@ def _train(name: str, config: TowerConfig, seed: int, folder: Path) -> TrainedTo
         is_new = not out.exists()
         started = time.monotonic()
         run_verb(["train", config.run, f"seed={seed}", "--out", str(out)])
-        seconds = time.monotonic() - started
-        # A training that goes on after a stop does not know how long the first part took.
-        write_json(out / _TIME, {"seconds": seconds if is_new else None})
+        took = time.monotonic() - started
+        # A training that continues after a stop does not know how long the first part took.
+        write_json(out / _TIME, {"seconds": took if is_new else None})
     seconds = json.loads((out / _TIME).read_text(encoding="utf-8"))["seconds"]
     sha256 = load_text_encoder(str(out), config.untrained).facts["sha256"]
-    return TrainedTower(
-        name, seed, str(out), config.untrained, sha256, None if config.untrained else seconds
-    )
+    seconds = None if config.untrained else seconds
+    return TrainedTower(name, seed, str(out), config.untrained, sha256, seconds)

@@ -20,12 +20,19 @@ from pydantic import Field, model_validator
 from mmalign.core import console
 from mmalign.core.config import Section, Seeds
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import TextEncoder, load_text_encoder
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.metric_names import PUBLISHED
 from mmalign.results.results import Results, environment, mean_over_seeds
-from mmalign.text.benchmark_tasks import Group, GroupConfig, TextTestConfig, deviations, read_group
+from mmalign.text.benchmark_tasks import (
+    Group,
+    GroupConfig,
+    TextTestConfig,
+    deviations,
+    read_group,
+)
+from mmalign.text.finetune import FinetuneConfig, protocol
 from mmalign.text.fit import FitConfig, Fitted, fit
-from mmalign.text.loop import FinetuneConfig, protocol
 from mmalign.text.ranking import rank
 from mmalign.text.scores import Prediction
 from mmalign.text.tasks.read import TaskConfig

@@ -1,4 +1,4 @@
-"""One fine-tuning: a tower, a head and a method on the training examples of one language.
+"""Train a tower, a head and a robust method on the training examples of one language.
 
     Tower (a copy where it changes) + head -> steps of the method -> checks on dev -> best weights kept
 
@@ -17,35 +17,34 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmalign.core import console
+from mmalign.core.batching import batched
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.causality.config import CausalityConfig
-from mmalign.text.heads.base import TaskBatch, TaskModel
+from mmalign.text.heads.base import TaskModel
 from mmalign.text.heads.build import build_model
 from mmalign.text.heads.causality import CausalityModel
 from mmalign.text.heads.features import Pairs
 from mmalign.text.lora import LoraConfig, add_lora, merge_lora
-from mmalign.text.robust.augment import AugmentConfig, build_augmentation
-from mmalign.text.robust.method import MethodConfig, PlainConfig, backward
+from mmalign.text.robust.method import AugmentConfig, MethodConfig, PlainConfig, build_augmentation
 from mmalign.text.scores import PRIMARY
 from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.task import Task
 from mmalign.text.transfer import Outcome, outcome_of
 
 _MAX_GRADIENT_NORM = 1.0
-_BEFORE_ANY_CHECK = (-float("inf"), -float("inf"))
 
 
 class FitConfig(Section):
     """What is trained, and how."""
 
     trainable: Literal["head", "lora", "all"] = "head"
-    """head: on a fixed tower; lora: low-rank adapters in the trunk as well; all: the whole tower as well."""
+    """head: on a fixed tower; lora: low-rank adapters in the trunk as well; all: the entire tower as well."""
     lora: LoraConfig = LoraConfig()
     """Only with `trainable: lora`."""
-    pairs: Literal["joint", "separate"] = "joint"
-    """How the head sees two texts: read as one sequence, or each on its own in the tower's space."""
+    pairs: Pairs = "joint"
+    """How the head sees two texts: read as one sequence, or each alone in the tower's space."""
     hidden: int | None = Field(default=None, ge=1)
     """Units of the head's hidden layer; none: a linear head."""
     epochs: int = Field(ge=1)
@@ -61,9 +60,9 @@ class FitConfig(Section):
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises; it then falls linearly to zero."""
     checks: int = Field(default=1, ge=1)
-    """Checks on dev in an epoch; the weights kept are those of the best one, without dev the last."""
+    """Checks on dev per epoch; the weights kept are those of the best one, without dev the last."""
     oracle: bool = False
-    """Also tell, for each language, what the best check of its own dev examples would have given."""
+    """Also report, for each language, the outcome at the best check of its own dev examples."""
     augment: AugmentConfig | None = None
     """What is done to the training texts; none: nothing."""
     method: MethodConfig = PlainConfig(kind="plain")
@@ -74,11 +73,11 @@ class FitConfig(Section):
 
 @dataclass
 class Fitted:
-    """A trained model and how it came about.
+    """A trained model and its training history.
 
     Attributes:
         history: `steps`, `kept_step`, `train_loss` (mean since the check before) and, with dev examples,
-            `dev` (the primary metric), a value a check.
+            `dev` (the primary metric), one value per check.
         oracle: by language: the outcome on its tests at its own best check; with `oracle` only.
     """
 
@@ -87,7 +86,7 @@ class Fitted:
     oracle: dict[str, Outcome] = field(default_factory=dict)
 
     def kept(self) -> dict[str, Any]:
-        """What the history says of the weights that were kept."""
+        """The part of the history that describes the weights that were kept."""
         facts = {name: self.history[name] for name in ("steps", "kept_step")}
         if "dev" in self.history:
             facts["dev"] = max(self.history["dev"])
@@ -99,12 +98,12 @@ class Fitted:
 def fit(
     tower: TextEncoder, task: Task, config: FitConfig, seed: int, label: str | None = None
 ) -> Fitted:
-    """Train a model of the task; `tower` itself stays as it is.
+    """Train a model of the task; `tower` itself does not change.
 
-    Without training examples (retrieval) the model is the tower as it is.
+    Without training examples (retrieval) the model is the unchanged tower.
 
     Args:
-        label: what the progress bar says, if not the task's name.
+        label: of the progress bar, if not the task's name.
 
     Raises:
         UserError: training diverges, or method and task do not go together.
@@ -122,23 +121,36 @@ def fit(
     every = max(1, steps_an_epoch // config.checks)
     optimizer, schedule = _build_optimizer(model, steps, config)
     checks = _Checks(model, task, config.oracle)
+    # Three sources of random numbers (torch's global one draws dropout), so that none moves another.
     noise = torch.Generator(model.tower.device).manual_seed(seed)
     texts = np.random.default_rng((seed, 1))
 
-    _set_training(model, config)
-    stream = _shuffled(len(train), config.batch_size, config.epochs, seed)
+    def set_training() -> None:
+        model.train()
+        model.tower.train(config.trainable != "head")  # a fixed tower has no dropout either
+
+    set_training()
+    stream = shuffled_batches(len(train), config.batch_size, config.epochs, seed)
     losses: list[float] = []
     for step, rows in enumerate(console.track(stream, label or task.name, steps), start=1):
         batch = model.collate(augment([train[row] for row in rows], texts))
-        losses.append(_backward(model, batch, config, noise, texts))
+        if isinstance(model, CausalityModel) and model.config.contrast is not None:
+            loss = model.loss_with_view(batch, texts)
+            loss.backward()
+            losses.append(loss.item())
+        else:
+            losses.append(config.method.backward(model, batch, noise))
         nn.utils.clip_grad_norm_(model.parameters(), _MAX_GRADIENT_NORM)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         if step == steps or step % every == 0:
-            checks.check(step, _finite_mean(losses, step))
+            mean = float(np.mean(losses))
+            if not np.isfinite(mean):
+                raise UserError(f"the loss is {mean} before step {step}; lower `lr` or `head_lr`")
+            checks.check(step, mean)
             losses.clear()
-            _set_training(model, config)
+            set_training()
     fitted = checks.finish(steps)
     if config.trainable == "lora":
         merge_lora(model.tower)
@@ -146,16 +158,16 @@ def fit(
 
 
 class _Checks:
-    """Looks at dev now and then and remembers the best weights."""
+    """Measures dev now and then and remembers the best weights."""
 
     def __init__(self, model: TaskModel, task: Task, oracle: bool) -> None:
         self._model = model
         self._task = task
         self._source_dev = task.dev.get(task.source, [])
-        oracles = [lang for lang in task.targets if task.dev.get(lang) and task.tests[lang]]
-        oracles = oracles if oracle else []
-        self._best = dict.fromkeys([*oracles, task.source], _BEFORE_ANY_CHECK)
-        self._oracles = oracles
+        self._oracles = [
+            lang for lang in task.targets if oracle and task.dev.get(lang) and task.tests[lang]
+        ]
+        self._best: dict[str, tuple[float, float]] = {}
         self._kept: dict[str, Tensor] = {}
         self._history: dict[str, Any] = {"train_loss": []}
         self._outcomes: dict[str, Outcome] = {}
@@ -163,57 +175,67 @@ class _Checks:
     def check(self, step: int, train_loss: float) -> None:
         self._history["train_loss"].append(train_loss)
         if self._source_dev:
-            value, is_best = self._improves(self._task.source, self._source_dev)
+            value, is_best = self._measure(self._task.source, self._source_dev)
             self._history.setdefault("dev", []).append(value)
             if is_best:
                 self._history["kept_step"] = step
-                self._kept = {n: p.detach().clone() for n, p in self._trained()}
+                self._kept = {
+                    name: parameter.detach().clone()
+                    for name, parameter in self._model.named_parameters()
+                    if parameter.requires_grad
+                }
         for lang in self._oracles:
-            if self._improves(lang, self._task.dev[lang])[1]:
+            if self._measure(lang, self._task.dev[lang])[1]:
                 tests = self._task.tests[lang]
                 self._outcomes[lang] = outcome_of(self._task, tests, self._model.predict(tests))
 
     def finish(self, steps: int) -> Fitted:
         """The model with the best weights; without dev, the last ones."""
+        parameters = dict(self._model.named_parameters())
         with torch.no_grad():
-            for name, parameter in self._trained():
-                if name in self._kept:
-                    parameter.copy_(self._kept[name])
+            for name, kept in self._kept.items():
+                parameters[name].copy_(kept)
         self._model.eval()
         history = {"steps": steps, "kept_step": steps, **self._history}
         return Fitted(self._model, history, self._outcomes)
 
-    def _improves(self, lang: str, examples: Sequence[Example]) -> tuple[float, bool]:
-        """The primary metric on the examples, and whether it is the language's best so far.
-
-        Small dev sets tie often: of equal checks the one that is surer of the right answers is better.
-        """
+    def _measure(self, lang: str, examples: Sequence[Example]) -> tuple[float, bool]:
+        """The primary metric on the examples, and whether it is the language's best so far."""
         predictions, loss = self._model.predict_with_loss(examples)
         outcome = outcome_of(self._task, examples, predictions)
         value = float(np.mean(outcome.values[PRIMARY[self._task.kind]]))
-        is_best = (value, -loss) > self._best[lang]
+        # Small dev sets tie often: of equal checks the one with the lower loss is better.
+        is_best = (value, -loss) > self._best.get(lang, (-np.inf, -np.inf))
         if is_best:
             self._best[lang] = (value, -loss)
         return value, is_best
 
-    def _trained(self) -> list[tuple[str, nn.Parameter]]:
-        return [(n, p) for n, p in self._model.named_parameters() if p.requires_grad]
+
+def copy_of(tower: TextEncoder) -> TextEncoder:
+    """A tower that can be trained while the given one stays the same."""
+    # The tokenizer does not change: both share it (a memo entry says "copied already").
+    return copy.deepcopy(tower, {id(tower.tokenizer): tower.tokenizer})
+
+
+def shuffled_batches(rows: int, batch_size: int, epochs: int, seed: int) -> Iterator[list[int]]:
+    """Numbers of the rows of each batch, in another order in every epoch."""
+    order = np.random.default_rng(seed)
+    for _ in range(epochs):
+        yield from batched(order.permutation(rows).tolist(), batch_size)
 
 
 def _new_model(tower: TextEncoder, task: Task, config: FitConfig) -> TaskModel:
-    """A fresh head on the tower, or on a copy of it where the tower will change."""
+    """A new head on the tower, or on a copy of it where the tower will change."""
     if config.trainable != "head":
-        # The tokenizer does not change: both share it (a memo entry says "copied already").
-        tower = copy.deepcopy(tower, {id(tower.tokenizer): tower.tokenizer})
+        tower = copy_of(tower)
     tower.requires_grad_(config.trainable == "all")
     if config.trainable == "lora":
         add_lora(tower, config.lora)
-    pairs: Pairs = config.pairs
-    return build_model(tower, task, pairs, config.hidden, config.causality)
+    return build_model(tower, task, config.pairs, config.hidden, config.causality)
 
 
 def _check_causality(task: Task, config: FitConfig) -> None:
-    """Whether what is set fits event causality, and what fits it alone is set for nothing else."""
+    """Settings that event causality excludes, or that no other kind of task has, are errors."""
     name = f"task `{task.name}`"
     if task.kind != "event_causality":
         if config.causality is not None:
@@ -231,38 +253,15 @@ def _check_causality(task: Task, config: FitConfig) -> None:
         )
 
 
-def _backward(
-    model: TaskModel,
-    batch: TaskBatch,
-    config: FitConfig,
-    noise: torch.Generator,
-    texts: np.random.Generator,
-) -> float:
-    """Add the gradients of a batch; its mean loss."""
-    if not isinstance(model, CausalityModel) or model.config.contrast is None:
-        return backward(model, batch, config.method, noise)
-    loss = model.loss_with_view(batch, texts)
-    loss.backward()
-    return loss.item()
-
-
-def _set_training(model: TaskModel, config: FitConfig) -> None:
-    """Training mode; a tower that stays as it is has no dropout either."""
-    model.train()
-    if config.trainable == "head":
-        model.tower.eval()
-
-
 def _build_optimizer(
     model: TaskModel, steps: int, config: FitConfig
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """AdamW with the head's own learning rate; warm-up, then a straight line to zero."""
+    """AdamW with the head's own learning rate; it rises, then falls linearly to zero."""
     groups = []
     for module, lr in ((model.head, config.head_lr), (model.tower, config.lr)):
+        trained = [one for one in module.parameters() if one.requires_grad]
         for is_matrix in (True, False):
-            parameters = [
-                p for p in module.parameters() if p.requires_grad and (p.ndim >= 2) == is_matrix
-            ]
+            parameters = [one for one in trained if (one.ndim >= 2) == is_matrix]
             decay = config.weight_decay if is_matrix else 0.0
             groups.append({"params": parameters, "lr": lr, "weight_decay": decay})
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
@@ -272,19 +271,3 @@ def _build_optimizer(
         return (step + 1) / warm if step < warm else (steps - step) / (steps - warm)
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def _shuffled(rows: int, batch_size: int, epochs: int, seed: int) -> Iterator[list[int]]:
-    """Numbers of the rows of each batch, in an order of its own every epoch."""
-    order = np.random.default_rng(seed)
-    for _ in range(epochs):
-        shuffled = order.permutation(rows).tolist()
-        for start in range(0, rows, batch_size):
-            yield shuffled[start : start + batch_size]
-
-
-def _finite_mean(losses: Sequence[float], step: int) -> float:
-    mean = float(np.mean(losses))
-    if not np.isfinite(mean):
-        raise UserError(f"the loss is {mean} before step {step}; lower `lr` or `head_lr`")
-    return mean

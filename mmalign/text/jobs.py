@@ -1,7 +1,7 @@
-"""The two things that a fine-tuning YAML can ask for, told apart by what it names.
+"""The two things that a fine-tuning YAML can ask for, distinguished by its first section.
 
     YAML with `task:`     -> FinetuneConfig          labels of one language, measured in the others
-    YAML with `lexicon:`  -> LexicalInjectionConfig  words drawn to their translations at one layer
+    YAML with `lexicon:`  -> LexicalInjectionConfig  words moved to their translations at one layer
 
 `mmalign finetune` runs them, `mmalign study` takes either as a task of its grid.
 """
@@ -14,12 +14,12 @@ from typing import Any
 from mmalign.core.config import apply_override, read_yaml, validate
 from mmalign.evaluation.lexical_probe import HELD_OUT, PRECISION
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.results.metric_names import MEAN
+from mmalign.results.metric_names import MEAN, MetricName
 from mmalign.results.results import Results
-from mmalign.text import loop
+from mmalign.text import finetune
+from mmalign.text.finetune import FinetuneConfig
 from mmalign.text.lexical import inject
 from mmalign.text.lexical.config import LexicalInjectionConfig
-from mmalign.text.loop import FinetuneConfig
 from mmalign.text.scores import PRIMARY
 from mmalign.text.tasks.read import read_task
 
@@ -51,45 +51,44 @@ def name_of(job: Job) -> str:
 
 
 def run_job(job: Job, model: str, out: Path) -> Results:
-    """Fine-tune `model` with every seed and write what comes out to `out`."""
+    """Fine-tune `model` with every seed and write towers and results to `out`."""
     if isinstance(job, LexicalInjectionConfig):
         return inject.inject(job, model, out)
-    return loop.finetune(job, model, out)
+    return finetune.finetune(job, model, out)
 
 
 def headlines(job: Job, results: Results) -> list[str]:
-    """The names of the metrics that a person wants to see first."""
+    """The names of the metrics that the command line prints: means over the languages."""
+    names = {text: MetricName.parse(text) for text in results.metrics}
+    means = {text: name for text, name in names.items() if name.language == MEAN}
     if isinstance(job, LexicalInjectionConfig):
-        tail = f"/{HELD_OUT}/{PRECISION}"
-        return [name for name in results.metrics if f"/{MEAN}/" in name and name.endswith(tail)]
-    primary = set(PRIMARY.values())
-    return [
-        name
-        for name in results.metrics
-        if f"/{MEAN}/" in name and name.rpartition("/")[2] in primary
-    ]
+        # Not the trained words, which training moves together in any case.
+        wanted = (HELD_OUT, PRECISION)
+        return [text for text, name in means.items() if (name.setting[-1], name.metric) == wanted]
+    return [text for text, name in means.items() if name.metric in PRIMARY.values()]
 
 
 def run_cell(job: Job, tower: TextEncoder, seed: int) -> Results:
     """One seed, as a study reads it: metrics `text/<task>/<language or mean>/<variant>/<metric>`."""
     if isinstance(job, LexicalInjectionConfig):
         return as_task(inject.run_seed(tower, job, seed)[0], job)
-    return loop.run_seed(tower, read_task(job.task), job, seed)[0]
+    return finetune.run_seed(tower, read_task(job.task), job, seed)[0]
 
 
 def as_task(results: Results, job: LexicalInjectionConfig) -> Results:
-    """Precision@1 of the held-out words at the trained layer, in the place of a task's accuracy."""
+    """Precision@1 of the held-out words at the trained layer, in place of a task's accuracy."""
     subject, layer = job.lexicon.name, str(results.model["layer"])
-    head = f"{inject.INJECTED}/{subject}"
-    told = replace(
-        results, metrics={}, counts={}, ci95={}, chance={}, protocol={}, suite=f"text/{subject}"
+    task = f"text/{subject}"
+    found = replace(results, metrics={}, counts={}, ci95={}, chance={}, protocol={}, suite=task)
+    for text in results.metrics:
+        name = MetricName.parse(text)
+        wanted = (inject.INJECTED, subject, (layer, HELD_OUT), PRECISION)
+        if (name.measure, name.subject, name.setting, name.metric) == wanted:
+            hits = results.values.get(text, results.metrics[text])
+            own = f"{task}/{name.language}/clean/{PRECISION}"
+            found.add(own, hits, results.counts[text], results.chance[text])
+    found.protocol[task] = (
+        f"Precision@1 of held-out words at layer {layer}. "
+        f"{results.protocol[f'{inject.INJECTED}/{subject}']}"
     )
-    for name in results.metrics:
-        if name.startswith(f"{head}/") and name.split("/")[3:] == [layer, HELD_OUT, PRECISION]:
-            own = f"text/{subject}/{name.split('/')[2]}/clean/{PRECISION}"
-            hits = results.values.get(name, results.metrics[name])
-            told.add(own, hits, results.counts[name], results.chance[name])
-    told.protocol[f"text/{subject}"] = (
-        f"Precision@1 of held-out words at layer {layer}. {results.protocol[head]}"
-    )
-    return told
+    return found

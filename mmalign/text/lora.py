@@ -1,9 +1,9 @@
-"""Low-rank adaptation of a tower: train small matrices beside its linear layers, then fold them in.
+"""Low-rank adaptation of a tower: train small matrices beside its linear layers, then merge them.
 
     tower -> add_lora -> the same outputs, only adapters train -> training -> merge_lora -> an ordinary tower
 
 A layer's weight W becomes W + (alpha / rank) B A, with A random, B zero at first, and W fixed (LoRA, Hu et
-al. 2021, arXiv 2106.09685). The library peft does the work.
+al. 2021, arXiv 2106.09685), by the library peft.
 """
 
 from typing import Literal
@@ -16,15 +16,15 @@ from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.models.text_tower import TextTower
 
-# What models call the maps of attention that make queries and values.
+# How models name the linear layers of attention that make queries and values.
 _QUERY_VALUE = (("query", "value"), ("q_proj", "v_proj"), ("q_lin", "v_lin"), ("q", "v"))
 
 
 class LoraConfig(Section):
     rank: int = pydantic.Field(default=8, ge=1)
-    """Rows of A; the more, the more can be learnt and the more must be trained."""
+    """Rows of A; more of them can learn more and cost more."""
     alpha: float = pydantic.Field(default=16.0, gt=0)
-    """What is learnt counts alpha / rank times."""
+    """The product of the adapters is scaled by alpha / rank."""
     dropout: float = pydantic.Field(default=0.0, ge=0, lt=1)
     """Of the inputs of the adapters, in training."""
     targets: tuple[str, ...] | Literal["query_value"] | None = None
@@ -33,17 +33,17 @@ class LoraConfig(Section):
 
 
 def add_lora(tower: TextEncoder, config: LoraConfig, blocks: int | None = None) -> None:
-    """Put adapters on the tower's trunk, in place; whatever else the tower has is frozen.
+    """Put adapters on the tower's trunk, in place; everything else in the tower is frozen.
 
-    The outputs stay what they were until the first step. A is drawn from torch's global generator.
+    The outputs do not change until the first step. A is drawn from torch's global generator.
 
     Args:
         blocks: adapters in the first so many blocks only, which is all that changes the states after them;
             None: in all.
 
     Raises:
-        UserError: peft is not there, the trunk has no linear layer of a name in `targets`, or `blocks` is
-            given and it does not keep its blocks in one list.
+        UserError: peft is not installed, the trunk has no linear layer of a name in `targets`, or `blocks`
+            is given and it does not keep its blocks in one list.
     """
     try:
         import peft
@@ -60,11 +60,11 @@ def add_lora(tower: TextEncoder, config: LoraConfig, blocks: int | None = None) 
     mode = tower.training
     tower.requires_grad_(False)
     tower.trunk = peft.get_peft_model(tower.trunk, settings)
-    tower.train(mode)
+    tower.train(mode)  # peft sets the trunk to training
 
 
 def merge_lora(tower: TextEncoder) -> None:
-    """Fold the adapters into the weights, in place: the trunk is a plain model of transformers again.
+    """Add the adapters to the weights, in place: the trunk is a plain model of transformers again.
 
     All of the tower can then be trained, like one that was just loaded.
     """
@@ -75,49 +75,46 @@ def merge_lora(tower: TextEncoder) -> None:
 
 
 def _modules(tower: TextEncoder, config: LoraConfig, blocks: int | None) -> str | list[str]:
-    """What peft shall adapt: its own word for all linear layers, ends of names, or whole names."""
+    """The layers that get an adapter, as peft names them: `all-linear`, ends of names, or full names."""
     linear = [name for name, one in tower.trunk.named_modules() if isinstance(one, nn.Linear)]
     targets = _targets(linear, config)
     if blocks is None:
         return "all-linear" if targets is None else list(targets)
-    below = _below(tower, linear, blocks)
-    return [name for name in below if targets is None or any(_ends(name, one) for one in targets)]
-
-
-def _targets(linear: list[str], config: LoraConfig) -> tuple[str, ...] | None:
-    """`targets` as ends of names, each of which some linear layer has."""
-    known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-    if config.targets == "query_value":
-        pairs = (
-            pair
-            for pair in _QUERY_VALUE
-            if all(any(_ends(name, end) for name in linear) for end in pair)
-        )
-        found = next(pairs, None)
-        if found is None:
-            raise UserError(
-                "lora.targets: the model has no linear layers for queries and values by a name that is "
-                f"known here; name some of {known}"
-            )
-        return found
-    for target in config.targets or ():
-        if not any(_ends(name, target) for name in linear):
-            raise UserError(
-                f"lora.targets: the model has no linear layer `{target}`; it has {known}"
-            )
-    return config.targets
-
-
-def _below(tower: TextEncoder, linear: list[str], blocks: int) -> list[str]:
-    """The linear layers that lie in the first `blocks` blocks, or before them."""
     depths = TextTower(tower.trunk, tower.pooling).layer_depths()
     if depths is None:
         raise UserError(
             "lora: the model does not keep its blocks in one list, so adapters cannot stop at one of them; "
             "put them in all (`adapters: all`)"
         )
+    # Depths count from the top: the last block has depth 1.
     above = tower.trunk.config.num_hidden_layers - blocks
-    return [name for name in linear if depths[f"{name}.weight"] > above]
+    return [
+        name
+        for name in linear
+        if depths[f"{name}.weight"] > above
+        and (targets is None or any(_ends(name, one) for one in targets))
+    ]
+
+
+def _targets(linear: list[str], config: LoraConfig) -> tuple[str, ...] | None:
+    """`targets` as ends of names, each of which some linear layer has."""
+
+    def has(end: str) -> bool:
+        return any(_ends(name, end) for name in linear)
+
+    known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+    if config.targets == "query_value":
+        found = next((pair for pair in _QUERY_VALUE if all(map(has, pair))), None)
+        if found is None:
+            raise UserError(
+                "lora.targets: the model has no linear layers for queries and values by a name that is "
+                f"known here; name some of {known}"
+            )
+        return found
+    absent = next((one for one in config.targets or () if not has(one)), None)
+    if absent is not None:
+        raise UserError(f"lora.targets: the model has no linear layer `{absent}`; it has {known}")
+    return config.targets
 
 
 def _ends(name: str, target: str) -> bool:

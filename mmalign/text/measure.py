@@ -5,8 +5,9 @@
                      -> attacked           -+
                      -> premise in language a, hypothesis in language b, for all ordered pairs (a, b)
 
-The same noisy texts meet every model: they depend on the examples and on the perturbations' own seed, never
-on the training seed. An attack is made against the model itself, so its texts differ between models.
+The perturbed texts depend on the examples and on the perturbations' own seed, never on the training seed, so
+they are the same for every model. An attack is made against the model itself, so its texts differ between
+models.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,16 +21,13 @@ from mmalign.core import console
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
+from mmalign.results.metric_names import GENERALISED, MEAN
 from mmalign.results.results import Results
 from mmalign.text.fit import Fitted
 from mmalign.text.heads.base import TaskModel
 from mmalign.text.heads.features import ClassificationModel
 from mmalign.text.perturbations.attack import AttackConfig, Similar, attack, candidates_for
-from mmalign.text.perturbations.perturb import (
-    PerturbationConfig,
-    changed_share,
-    perturb,
-)
+from mmalign.text.perturbations.perturb import PerturbationConfig, changed_share, perturb
 from mmalign.text.scores import PRIMARY, chance, hits
 from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.task import CLEAN, Task, sample
@@ -37,11 +35,11 @@ from mmalign.text.transfer import Outcome, add_clean, add_perturbed, outcome_of
 
 
 class TestConfig(Section):
-    """What a fine-tuned model is tested on beside the clean tests."""
+    """Tests of a fine-tuned model beside the clean ones."""
 
     perturbations: tuple[PerturbationConfig, ...] = ()
     draws: int = Field(default=1, ge=1)
-    """Times that each perturbation is drawn anew."""
+    """Times that each perturbation is drawn."""
     perturbed: int | None = Field(default=None, ge=1)
     """Test examples of a language that are perturbed, a sample with the same ids in all; by default all."""
     perturbation_seed: int = Field(default=0, ge=0)
@@ -62,7 +60,7 @@ class TestConfig(Section):
 
 
 def check_tests(task: Task, config: TestConfig) -> None:
-    """Look, before anything is trained, whether the task has what the configuration asks for.
+    """Check, before anything is trained, whether the task has what the configuration asks for.
 
     Raises:
         UserError: attacks without labels, noise that would move events, or language pairs without
@@ -101,33 +99,44 @@ def measure(
         add_generalised(results, model, task)
 
 
+def _outcome(model: TaskModel, task: Task, examples: Sequence[Example]) -> Outcome:
+    return outcome_of(task, examples, model.predict(examples))
+
+
+def _add_oracle(results: Results, task: Task, oracle: Mapping[str, Outcome]) -> None:
+    """The outcome at the best check of each language's own dev examples: no zero-shot number."""
+    metric = PRIMARY[task.kind]
+    name = f"text/{task.name}/{{}}/{CLEAN}/{metric}_oracle"
+    for lang, outcome in oracle.items():
+        value = outcome.values[metric]
+        count = None if isinstance(value, np.ndarray) else len(outcome.examples)
+        results.add(name.format(lang), value, count)
+    if oracle:
+        mean = float(np.mean([np.mean(one.values[metric]) for one in oracle.values()]))
+        results.add(name.format(MEAN), mean, sum(len(one.examples) for one in oracle.values()))
+
+
 def _add_perturbations(results: Results, model: TaskModel, task: Task, config: TestConfig) -> None:
-    """Every draw of every perturbation, beside the same examples as they are."""
+    """Every draw of every perturbation, beside the same examples without it."""
     if not config.perturbations:
         return
-    tests = {
-        lang: sample(examples, config.perturbed, config.perturbation_seed)
-        for lang, examples in task.tests.items()
-    }
+    seed = config.perturbation_seed
+    tests = {lang: sample(rows, config.perturbed, seed) for lang, rows in task.tests.items()}
     clean = {lang: _outcome(model, task, examples) for lang, examples in tests.items()}
-    for perturbation in config.perturbations:
+    for one in config.perturbations:
         draws: list[dict[str, Outcome]] = []
         for draw in range(config.draws):
             noisy = {
-                lang: perturb(examples, task.kind, perturbation, config.perturbation_seed, draw)
+                lang: perturb(examples, task.kind, one, seed, draw)
                 for lang, examples in tests.items()
             }
             # A language where the perturbation does not exist is left out of its numbers.
-            there = {lang: one for lang, one in noisy.items() if one}
-            draws.append({lang: _outcome(model, task, one) for lang, one in there.items()})
-        add_perturbed(results, task, perturbation.name, clean, draws)
+            there = {lang: examples for lang, examples in noisy.items() if examples}
+            draws.append({lang: _outcome(model, task, rows) for lang, rows in there.items()})
+        add_perturbed(results, task, one.name, clean, draws)
         for lang, examples in there.items():  # dictionaries and lists do not know every word
-            name = f"text/{task.name}/{lang}/{perturbation.name}/changed_share"
+            name = f"text/{task.name}/{lang}/{one.name}/changed_share"
             results.add(name, changed_share(tests[lang], examples), count=len(examples))
-
-
-def _outcome(model: TaskModel, task: Task, examples: Sequence[Example]) -> Outcome:
-    return outcome_of(task, examples, model.predict(examples))
 
 
 def _add_attack(
@@ -138,7 +147,7 @@ def _add_attack(
     tests: TestConfig,
     reference: TextEncoder,
 ) -> None:
-    """Accuracy on the first examples of each language, before and after the attack, and its queries."""
+    """Accuracy on a sample of each language, before and after the attack, and its queries."""
     assert isinstance(model, ClassificationModel), task.kind
     clean, attacked = {}, {}
     for lang in console.track(task.tests, f"{task.name}, {config.name}", len(task.tests)):
@@ -153,7 +162,7 @@ def _add_attack(
             candidates,
             config,
             tests.perturbation_seed,
-            _similarity(reference) if config.min_similarity is not None else None,
+            similarity_by(reference) if config.min_similarity is not None else None,
         )
         clean[lang] = _outcome(model, task, examples)
         attacked[lang] = _outcome(model, task, [one.example for one in found])
@@ -162,7 +171,7 @@ def _add_attack(
     add_perturbed(results, task, config.name, clean, [attacked])
 
 
-def _similarity(reference: TextEncoder) -> Similar:
+def similarity_by(reference: TextEncoder) -> Similar:
     """Cosines of the features that a tower gives to texts and to changed texts."""
 
     def cosine(texts: list[str], changed: list[str]) -> np.ndarray:
@@ -171,22 +180,6 @@ def _similarity(reference: TextEncoder) -> Similar:
         return (first * second).sum(1) / lengths.clip(min=1e-12)
 
     return cosine
-
-
-def _add_oracle(results: Results, task: Task, oracle: Mapping[str, Outcome]) -> None:
-    """What the best check of each language's own dev examples gives: no zero-shot number."""
-    metric = PRIMARY[task.kind]
-    for lang, outcome in oracle.items():
-        results.add(
-            f"text/{task.name}/{lang}/{CLEAN}/{metric}_oracle",
-            outcome.values[metric],
-            None if isinstance(outcome.values[metric], np.ndarray) else len(outcome.examples),
-        )
-    if oracle:
-        values = [float(np.mean(one.values[metric])) for one in oracle.values()]
-        count = sum(len(one.examples) for one in oracle.values())
-        name = f"text/{task.name}/mean/{CLEAN}/{metric}_oracle"
-        results.add(name, float(np.mean(values)), count=count)
 
 
 def add_generalised(results: Results, model: TaskModel, task: Task) -> None:
@@ -199,31 +192,31 @@ def add_generalised(results: Results, model: TaskModel, task: Task) -> None:
         UserError: no pairs of texts with labels, or tests that are not row-aligned.
     """
     metric = PRIMARY[task.kind]
-    name = f"text/{task.name}"
     mixed = {pair: mixed_pairs(task, *pair) for pair in product(task.tests, repeat=2)}
     # In one call: a text that is read apart is read once for all the pairs that it occurs in.
     predictions = iter(model.predict([one for examples in mixed.values() for one in examples]))
-    outcomes: dict[tuple[str, str], np.ndarray] = {}
+    right: dict[tuple[str, str], np.ndarray] = {}
     for (first, second), examples in mixed.items():
         given = [str(next(predictions)) for _ in examples]
-        right = hits(
-            [str(one.target) for one in examples], [task.merge.get(one, one) for one in given]
-        )
-        outcomes[first, second] = right
-        results.add(f"{name}/{first}-{second}/generalised/{metric}", right)
-    for suffix, wanted in (("", False), ("_same_language", True)):
-        chosen = [pair for pair in outcomes if (pair[0] == pair[1]) == wanted]
+        merged = [task.merge.get(one, one) for one in given]
+        right[first, second] = hits([str(one.target) for one in examples], merged)
+        name = f"text/{task.name}/{first}-{second}/{GENERALISED}/{metric}"
+        results.add(name, right[first, second])
+    for suffix, is_same in (("", False), ("_same_language", True)):
+        chosen = [pair for pair in right if (pair[0] == pair[1]) == is_same]
         if chosen:
-            mean = float(np.mean([outcomes[pair].mean() for pair in chosen]))
-            luck = float(np.mean([chance(task.kind, mixed[pair]) for pair in chosen]))
-            count = sum(len(outcomes[pair]) for pair in chosen)
-            results.add(f"{name}/mean/generalised/{metric}{suffix}", mean, count, luck)
+            results.add(
+                f"text/{task.name}/{MEAN}/{GENERALISED}/{metric}{suffix}",
+                float(np.mean([right[pair].mean() for pair in chosen])),
+                sum(len(right[pair]) for pair in chosen),
+                float(np.mean([chance(task.kind, mixed[pair]) for pair in chosen])),
+            )
 
 
 def mixed_pairs(task: Task, first: str, second: str) -> list[Example]:
     """The tests with the first text in one language and the second in another.
 
-    Rows meet by id; the label is that of the first text's row. Rows whose labels differ between the
+    Rows are matched by id; the label is that of the first text's row. Rows whose labels differ between the
     languages are left out (PAWS-X has a few).
 
     Raises:

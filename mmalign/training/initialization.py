@@ -35,12 +35,12 @@ from mmalign.core.errors import UserError
 from mmalign.data.stream.order import GlobalOrder
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
 from mmalign.models.dual_encoder import DualEncoder
-from mmalign.models.encoder import has_file, run_of
-from mmalign.models.external.dual_weights import is_dual, read_dual_encoder, read_router
-from mmalign.models.external.open_clip_folder import read_open_clip
-from mmalign.models.external.open_clip_weights import from_open_clip
-from mmalign.models.external.peers import kind_of
-from mmalign.models.text_encoder import load_text_encoder
+from mmalign.models.encoder import find_file, run_of
+from mmalign.models.external.open_clip import from_open_clip, read_open_clip
+from mmalign.models.external.sentence_transformers import read_router
+from mmalign.models.external.transformers import has_both_towers, read_dual_encoder
+from mmalign.models.load import detect_format, load_text_encoder
+from mmalign.models.pooling import pooling_of_open_clip
 from mmalign.training.checkpoint import TrainState, has_checkpoints, load_newest
 from mmalign.training.engine import Engine
 from mmalign.training.run_config import RunConfig
@@ -49,7 +49,6 @@ TEXT_TOWER = ("text_tower.",)
 TEXT_SIDE = ("text_tower.", "text_projection.")
 TOWERS = (*TEXT_SIDE, "image_tower.", "image_projection.")
 EVERYTHING = ("",)
-_POOLINGS = {"mean_pooler": "mean", "cls_last_hidden_state_pooler": "cls"}
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def _what(found: InitialWeights) -> str:
 
 
 def _read(name: str, model: DualEncoder) -> InitialWeights:
-    kind = "open_clip" if Path(name).is_file() else kind_of(name)
+    kind = "open_clip" if Path(name).is_file() else detect_format(name)
     if kind == "run":
         return _from_run(Path(name))
     if kind == "open_clip":
@@ -111,10 +110,10 @@ def _read(name: str, model: DualEncoder) -> InitialWeights:
             "export to sentence-transformers or open_clip"
         )
     place = name.removeprefix("sentence-transformers:").removeprefix("transformers:")
-    if kind == "sentence-transformers" and has_file(place, "router_config.json"):
+    if kind == "sentence-transformers" and find_file(place, "router_config.json"):
         state, pooling, tokenizer = read_router(place)
         return InitialWeights(from_open_clip(state, model), TOWERS, tokenizer, pooling)
-    if kind == "transformers" and is_dual(place):
+    if kind == "transformers" and has_both_towers(place):
         state, pooling = read_dual_encoder(place)
         return InitialWeights(
             from_open_clip(state, model), EVERYTHING, _tokenizer_at(place), pooling
@@ -145,7 +144,7 @@ def _from_open_clip(name: str, model: DualEncoder) -> InitialWeights:
         from_open_clip(found.state, model),
         EVERYTHING,
         _tokenizer_at(found.folder),
-        _POOLINGS.get(found.model.get("text_cfg", {}).get("hf_pooler_type", "")),
+        pooling_of_open_clip(found.model.get("text_cfg", {}).get("hf_pooler_type", "")),
         None if mean is None else tuple(mean),
     )
 
@@ -196,7 +195,7 @@ def _check_inputs(
 
 def _tokenizer_at(place: str | None) -> Tokenizer | None:
     """The tokenizer in a folder or on the hub, if there is one."""
-    if place is None or not has_file(place, "tokenizer_config.json"):
+    if place is None or not find_file(place, "tokenizer_config.json"):
         return None
     return load_tokenizer(place)
 

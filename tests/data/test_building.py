@@ -118,10 +118,11 @@ def test_a_build_that_is_killed_continues_after_the_last_finished_shard(tmp_path
     workers = workers_of(process.pid)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    deadline = time.monotonic() + 10  # on a busy machine the kernel needs a moment
-    while any(is_running(worker) for worker in workers) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not any(is_running(worker) for worker in workers)
+    # The workers end with it. A loaded machine may need seconds for that.
+    deadline = time.monotonic() + 60
+    while any(is_running(worker) for worker in workers):
+        assert time.monotonic() < deadline, "the workers outlive the build"
+        time.sleep(0.01)
     finished = [path.stem for path in (work / ".build").glob("*.json")]
     assert 3 <= len(finished) < 10
     assert not (tmp_path / "out").exists()

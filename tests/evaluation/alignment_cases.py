@@ -11,9 +11,10 @@ from tiny import tiny_model, tiny_tokenizer
 from mmalign.evaluation.alignment import measure_alignment
 from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.evaluation.geometry import measure_geometry
-from mmalign.evaluation.layers import probe_layers
+from mmalign.evaluation.layers import LayersConfig, probe_layers
 from mmalign.evaluation.words import WordsConfig, measure_words
-from mmalign.models.text_encoder import TextEncoder, load_text_encoder
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results
 
 
@@ -23,7 +24,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def make_embedded(spaces: dict[str, np.ndarray], image_PD: np.ndarray | None = None) -> EmbeddedSet:
-    """A set whose captions are `<language> <picture>` with the given vectors, row i of picture i."""
+    """A set whose captions are `<language> <image>` with the given vectors, row i of image i."""
     most = max(len(rows) for rows in spaces.values())
     return EmbeddedSet(
         name="s",
@@ -37,7 +38,7 @@ def make_embedded(spaces: dict[str, np.ndarray], image_PD: np.ndarray | None = N
 
 
 def random_spaces(count: int = 5, pictures: int = 30, width: int = 8) -> dict[str, np.ndarray]:
-    """Languages that see the same pictures through noise; the last ones know fewer of them."""
+    """Languages that describe the same images with noise; the last ones describe fewer of them."""
     rng = np.random.default_rng(0)
     seen = rng.normal(size=(pictures, width))
     noisy = (seen + 0.7 * rng.normal(size=seen.shape) for _ in range(count))
@@ -45,7 +46,7 @@ def random_spaces(count: int = 5, pictures: int = 30, width: int = 8) -> dict[st
 
 
 def encode_letters(texts: Sequence[str]) -> np.ndarray:
-    """A text is how often it has each letter of the alphabet."""
+    """The vector of a text is how often it has each letter of the alphabet."""
     counts = [[text.count(chr(97 + i)) for i in range(26)] for text in texts]
     return unit(np.array(counts) + 1e-3)
 
@@ -76,5 +77,6 @@ def everything(dictionaries: Path) -> str:
 def probed(run: Path) -> dict[str, float]:
     """Layers of the tower of a run, which holds its tokenizer."""
     results = Results(suite="x", model={})
-    probe_layers(load_text_encoder(str(run)), make_embedded(random_spaces(pictures=40)), results)
+    embedded = make_embedded(random_spaces(pictures=40))
+    probe_layers(load_text_encoder(str(run)), embedded, results, LayersConfig(sets=("s",)))
     return results.metrics

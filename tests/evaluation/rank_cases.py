@@ -17,7 +17,7 @@ from mmalign.core import distributed
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.data.shards.reader import ShardSet
-from mmalign.evaluation import embed
+from mmalign.evaluation import embed, over_ranks
 from mmalign.evaluation.nearest import hits_at, search_shards
 from mmalign.evaluation.retrieval import Protocol, measure_retrieval
 from mmalign.evaluation.suite import SuiteConfig, measure, run_suite
@@ -51,6 +51,7 @@ def make_suite(sets: dict[str, Path]) -> SuiteConfig:
 
 
 @patch.object(embed, "BATCH_SIZE", BATCH_SIZE)  # small sets make many batches
+@patch.object(over_ranks, "BATCH_SIZE", BATCH_SIZE)
 def everything(run: Path, sets: dict[str, Path], other: Path, out: Path) -> dict[str, Any]:
     """Results, embeddings and refusals on this rank.
 

@@ -11,7 +11,7 @@ import torch
 from evaluation.alignment_cases import everything, make_embedded, random_spaces, unit
 from ranks import run_ranks
 
-from mmalign.evaluation import alignment
+from mmalign.evaluation import bitext
 from mmalign.evaluation.alignment import linear_cka, measure_alignment
 from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.results.results import Results
@@ -19,18 +19,24 @@ from mmalign.results.results import Results
 AXES = np.eye(4, dtype=np.float32)
 
 
-def measured(captions: list[tuple[int, str, str, np.ndarray]]) -> Results:
-    """Alignment of captions (picture, language, text, vector)."""
-    embedded = EmbeddedSet(
-        name="s",
-        image_PD=np.zeros((9, 4), np.float32),
-        text_MD=np.stack([vector for *_, vector in captions]).astype(np.float32),
-        sample_P=list(range(9)),
-        picture_M=np.array([picture for picture, *_ in captions], np.int64),
-        language_M=np.array([lang for _, lang, *_ in captions]),
-        texts=[text for _, _, text, _ in captions],
+Caption = tuple[int, str, str, np.ndarray]
+EN: list[Caption] = [(i, "en", text, AXES[i]) for i, text in enumerate("abc")]
+
+
+def measured(captions: list[Caption]) -> Results:
+    """Alignment of captions (image, language, text, vector)."""
+    images, langs, texts, vectors = zip(*captions, strict=True)
+    return of_set(
+        EmbeddedSet(
+            name="s",
+            image_PD=np.zeros((9, 4), np.float32),
+            text_MD=np.stack(vectors).astype(np.float32),
+            sample_P=list(range(9)),
+            picture_M=np.array(images, np.int64),
+            language_M=np.array(langs),
+            texts=list(texts),
+        )
     )
-    return of_set(embedded)
 
 
 def of_set(embedded: EmbeddedSet) -> Results:
@@ -47,29 +53,20 @@ def values(results: Results, metric: str = "bitext@1") -> dict[str, float]:
 
 def test_directions_differ_and_are_averaged() -> None:
     # sw 2 lies where sw 1 does: en 1 ties, en 2 finds nothing of its own; both sw find en 1.
-    results = measured(
-        [
-            (0, "en", "a", AXES[0]),
-            (1, "en", "b", AXES[1]),
-            (2, "en", "c", AXES[2]),
-            (0, "sw", "x", AXES[0]),
-            (1, "sw", "y", AXES[1]),
-            (2, "sw", "z", AXES[1]),
-        ]
-    )
+    sw = [(0, "sw", "x", AXES[0]), (1, "sw", "y", AXES[1]), (2, "sw", "z", AXES[1])]
+    results = measured(EN + sw)
     assert values(results) == pytest.approx({"en-sw": 1 / 3, "sw-en": 2 / 3, "mean": 1 / 2})
     assert set(results.counts.values()) == {3, 6}
     assert results.counts["alignment/s/mean/bitext@1"] == 6
     assert results.chance["alignment/s/en-sw/bitext@1"] == pytest.approx(1 / 3)
 
 
-def test_only_pictures_with_both_languages_and_their_first_captions_take_part() -> None:
+def test_only_images_with_both_languages_and_their_first_captions_are_used() -> None:
     results = measured(
         [
             (0, "en", "a", AXES[0]),
-            (0, "en", "a again", AXES[1]),  # a second caption neither asks nor answers
-            (1, "en", "b", AXES[1]),
-            (2, "en", "c", AXES[2]),  # no Swahili caption
+            (0, "en", "a again", AXES[1]),  # a second caption is neither query nor answer
+            *EN[1:],  # the last has no Swahili caption
             (0, "sw", "x", AXES[0]),
             (1, "sw", "y", AXES[1]),
             (3, "sw", "z", AXES[0]),  # no English caption
@@ -81,39 +78,27 @@ def test_only_pictures_with_both_languages_and_their_first_captions_take_part() 
 
 
 def test_an_equal_text_is_a_right_answer() -> None:
-    # Both Swahili captions are the same words: either one is right, and chance says so.
-    captions = [
-        (0, "en", "a", AXES[0]),
-        (1, "en", "b", AXES[1]),
-        (2, "en", "c", AXES[2]),
-        (0, "sw", "x", AXES[0]),
-        (1, "sw", "x", AXES[0]),
-        (2, "sw", "y", AXES[2]),
-    ]
-    results = measured(captions)
+    # Two Swahili captions are the same words: either one is right, and so is chance.
+    sw = [(0, "sw", "x", AXES[0]), (1, "sw", "x", AXES[0]), (2, "sw", "y", AXES[2])]
+    results = measured(EN + sw)
     # en 1 scores all of them alike: "y" ties with "x".
     assert values(results)["en-sw"] == pytest.approx(2 / 3)
     assert results.chance["alignment/s/en-sw/bitext@1"] == pytest.approx((2 + 2 + 1) / 3 / 3)
-    # Towards English the texts differ: sw 1 says x and finds a.
+    # Towards English the texts differ: sw 1 is x and finds a.
     assert values(results)["sw-en"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("point", [AXES[0], np.full(4, np.nan)], ids=["collapsed", "not numbers"])
-def test_embeddings_that_say_nothing_score_zero(point: np.ndarray) -> None:
+def test_embeddings_without_information_score_zero(point: np.ndarray) -> None:
     captions = [(p, lang, f"{lang} {p}", point) for lang in ("en", "sw") for p in range(4)]
     assert set(measured(captions).metrics.values()) == {0.0}
 
 
-def test_languages_that_share_fewer_than_two_pictures_are_not_measured() -> None:
-    captions = [
-        (0, "en", "a", AXES[0]),
-        (1, "en", "b", AXES[1]),
-        (0, "sw", "x", AXES[0]),
-        (1, "sw", "y", AXES[1]),
-        (1, "ja", "z", AXES[1]),
-    ]
-    assert values(measured(captions)).keys() == {"en-sw", "sw-en", "mean"}
-    assert measured(captions[:2]).metrics == measured(captions[:1]).metrics == {}
+def test_languages_that_share_fewer_than_two_images_are_not_measured() -> None:
+    sw = [(0, "sw", "x", AXES[0]), (1, "sw", "y", AXES[1])]
+    results = measured([*EN[:2], *sw, (1, "ja", "z", AXES[1])])
+    assert values(results).keys() == {"en-sw", "sw-en", "mean"}
+    assert measured(EN[:2]).metrics == measured(EN[:1]).metrics == {}
 
 
 def test_equal_spaces_are_perfectly_aligned() -> None:
@@ -126,7 +111,7 @@ def test_equal_spaces_are_perfectly_aligned() -> None:
     assert values(results, "translation_gap")["mean"] == pytest.approx(1 - others.mean())
 
 
-def test_a_turned_language_has_the_shape_but_not_the_place() -> None:
+def test_a_rotated_language_has_the_same_shape_elsewhere() -> None:
     rows = random_spaces(pictures=40)["l0"]
     turn, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8)))
     results = of_set(make_embedded({"en": rows, "sw": unit(rows @ turn)}))
@@ -179,8 +164,8 @@ def brute_force(a_ND: np.ndarray, b_ND: np.ndarray) -> dict[str, float]:
 
 @pytest.fixture(params=[(2**25, 2**21), (0, 64)], ids=["kept", "in small blocks"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(alignment, "_KEPT", request.param[0])
-    monkeypatch.setattr(alignment, "_BLOCK", request.param[1])
+    monkeypatch.setattr(bitext, "_KEPT", request.param[0])
+    monkeypatch.setattr(bitext, "_BLOCK", request.param[1])
     yield
 
 
@@ -195,9 +180,7 @@ def test_all_measures_are_those_of_their_definitions(blocks: None) -> None:
             assert values(results, metric)[f"{a}-{b}"] == pytest.approx(expected, abs=1e-6), metric
     means = values(results, "bitext_csls@1")
     assert 0 < means["l0-l1"] < 1
-    assert results.ids["alignment/s/l0-l4"].tolist() == list(
-        range(18)
-    )  # the pictures of the queries
+    assert results.ids["alignment/s/l0-l4"].tolist() == list(range(18))  # images of the queries
     assert means["mean"] == pytest.approx(np.mean([means[f"{a}-{b}"] for a, b in pairs]))
 
 

@@ -14,16 +14,11 @@ from mmalign.core.commit import MANIFEST
 from mmalign.core.errors import UserError
 from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.embed import EmbeddedSet, embed_set
-from mmalign.evaluation.embedding_cache import (
-    CachedSet,
-    cached_set,
-    read_embeddings,
-    write_embeddings,
-)
+from mmalign.evaluation.embedding_cache import cached_set, read_embeddings, write_embeddings
 
 
 class Counting:
-    """A model whose vectors follow from the bytes alone, and which counts what it is asked for."""
+    """A model whose vectors depend on the bytes alone, and which counts what it encodes."""
 
     def __init__(self, sha256: str = "a" * 64) -> None:
         self.facts: dict[str, Any] = {"path": "model", "sha256": sha256, "step": 1}
@@ -43,7 +38,7 @@ class Counting:
 
 
 def captions_of(embedded: EmbeddedSet) -> list[tuple[int, str, str, bytes]]:
-    """Each caption with its picture, its language and its vector, sorted."""
+    """Each caption with its image, its language and its vector, sorted."""
     parts = zip(
         embedded.picture_M.tolist(),
         embedded.language_M.tolist(),
@@ -61,7 +56,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Nine pictures, one of which stands there twice."""
+    """Nine images, one of which is there twice."""
     pairs = [make_pair(n, (("en",), ("sw", "en"), ("en", "ja"))[n % 3]) for n in range(9)]
     pairs.append(make_pair(10, ("ja", "en"), picture="k001"))
     return write_set(tmp_path / "set", pairs)
@@ -77,7 +72,7 @@ def test_what_is_cached_is_what_was_computed(shards: Path, tmp_path: Path) -> No
     assert cached.picture_id_P.tolist() == ShardSet(shards).picture_ids[fresh.sample_P].tolist()
 
 
-def test_a_model_is_asked_once_for_a_set(shards: Path, tmp_path: Path) -> None:
+def test_a_set_is_encoded_once_by_each_model(shards: Path, tmp_path: Path) -> None:
     first, again, other = Counting(), Counting(), Counting("b" * 64)
     cached_set(first, shards, "s", tmp_path / "cache")
     cached_set(again, shards, "s", tmp_path / "cache")
@@ -89,7 +84,7 @@ def test_a_model_is_asked_once_for_a_set(shards: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
-def test_the_layout_is_one_picture_and_one_caption_a_row(shards: Path, tmp_path: Path) -> None:
+def test_the_layout_is_one_image_and_one_caption_per_row(shards: Path, tmp_path: Path) -> None:
     folder = cached_set(Counting(), shards, "s", tmp_path / "cache").folder
     images = np.load(folder / "img_emb" / "img_emb_0.npy")
     texts = np.load(folder / "text_emb" / "text_emb_0.npy")
@@ -101,22 +96,18 @@ def test_the_layout_is_one_picture_and_one_caption_a_row(shards: Path, tmp_path:
         assert np.array_equal(model.encode_texts([row["caption"]])[0], text)
         assert row["image_path"] == shard_set.keys[row["sample"]]
         assert np.array_equal(model.encode_images([shard_set.read(row["sample"]).image])[0], image)
+    if find_spec("pyarrow"):  # the parquet file says what the lines say
+        import pyarrow.parquet
+
+        table = pyarrow.parquet.read_table(folder / "metadata" / "metadata_0.parquet")
+        assert table.to_pylist() == rows
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     assert manifest["normalised"] is True
     assert manifest["model_sha256"] == "a" * 64
     assert manifest["data_sha256"] == shard_set.manifest.sha256
 
 
-@pytest.mark.skipif(find_spec("pyarrow") is None, reason="pyarrow is not installed")
-def test_the_parquet_file_says_what_the_lines_say(shards: Path, tmp_path: Path) -> None:
-    import pyarrow.parquet
-
-    folder = cached_set(Counting(), shards, "s", tmp_path / "cache").folder
-    table = pyarrow.parquet.read_table(folder / "metadata" / "metadata_0.parquet")
-    assert table.to_pylist() == lines_of(folder)
-
-
-def test_big_sets_lie_in_several_files(shards: Path, tmp_path: Path) -> None:
+def test_large_sets_are_in_several_files(shards: Path, tmp_path: Path) -> None:
     shard_set = ShardSet(shards)
     embedded = embed_set(Counting(), shard_set, "s")
     key = {"model_sha256": "m", "data_sha256": "d"}
@@ -132,7 +123,7 @@ def test_big_sets_lie_in_several_files(shards: Path, tmp_path: Path) -> None:
         assert one.embedded.texts == read[-1].embedded.texts
 
 
-def test_a_picture_without_captions_stays_a_picture(tmp_path: Path) -> None:
+def test_an_image_without_captions_stays_an_image(tmp_path: Path) -> None:
     pairs = [make_pair(n, ("en",) if n != 2 else ()) for n in range(4)]
     shards = write_set(tmp_path / "set", pairs)
     cached = cached_set(Counting(), shards, "s", tmp_path / "cache")
@@ -142,23 +133,16 @@ def test_a_picture_without_captions_stays_a_picture(tmp_path: Path) -> None:
     assert not np.load(cached.folder / "text_emb" / "text_emb_0.npy")[2].any()
 
 
-def cached_again(shards: Path, tmp_path: Path) -> CachedSet:
-    return cached_set(Counting(), shards, "s", tmp_path / "cache")
-
-
-def test_damage_is_refused_in_a_sentence(shards: Path, tmp_path: Path) -> None:
-    folder = cached_again(shards, tmp_path).folder
-    path = folder / "img_emb" / "img_emb_0.npy"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(UserError, match=r"img_emb_0\.npy: damaged.*; delete .* and repeat"):
-        cached_again(shards, tmp_path)
-
-
-def test_embeddings_of_another_model_are_refused(shards: Path, tmp_path: Path) -> None:
-    folder = cached_again(shards, tmp_path).folder
-    path = folder / MANIFEST
-    path.write_text(path.read_text().replace("a" * 64, "c" * 64))
+def test_damage_and_embeddings_of_another_model_are_refused(shards: Path, tmp_path: Path) -> None:
+    folder = cached_set(Counting(), shards, "s", tmp_path / "cache").folder
+    manifest, vectors = folder / MANIFEST, folder / "img_emb" / "img_emb_0.npy"
+    valid = manifest.read_text()
+    manifest.write_text(valid.replace("a" * 64, "c" * 64))
     with pytest.raises(UserError, match=r"`model_sha256` is c+, wanted is a+; delete"):
-        cached_again(shards, tmp_path)
+        cached_set(Counting(), shards, "s", tmp_path / "cache")
+    manifest.write_text(valid)
+    data = bytearray(vectors.read_bytes())
+    data[-1] ^= 1
+    vectors.write_bytes(data)
+    with pytest.raises(UserError, match=r"img_emb_0\.npy: damaged.*; delete .* and repeat"):
+        cached_set(Counting(), shards, "s", tmp_path / "cache")

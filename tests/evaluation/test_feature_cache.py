@@ -1,4 +1,4 @@
-"""Writing features: the same whoever makes them and however often it stopped, no row that is no number."""
+"""Writing features: the same from any ranks and after any stops; every row is finite."""
 
 import json
 import shutil
@@ -45,9 +45,9 @@ def test_what_is_written_says_what_it_is(made: Path) -> None:
     assert all(sha256_of(folder / n)[:9] == f["sha256"][:9] for n, f in facts["files"].items())
     rows = [np.load(folder / f"0000{number}.npy") for number in range(4)]
     assert [len(part) for part in rows] == [4, 4, 4, 2]
-    whole = np.concatenate(rows)
-    assert np.isfinite(whole).all()
-    assert np.flatnonzero(~whole.any(1)).tolist() == [BROKEN]
+    every_row = np.concatenate(rows)
+    assert np.isfinite(every_row).all()
+    assert np.flatnonzero(~every_row.any(1)).tolist() == [BROKEN]
 
 
 def test_ranks_and_workers_change_nothing(made: Path, tmp_path: Path) -> None:
@@ -67,9 +67,9 @@ def test_shards_that_are_there_are_not_made_again(
     seen: list[int] = []
     real = feature_cache._features
 
-    def counted(tower: Any, views: Any, where: str) -> np.ndarray:
-        seen.append(len(views.image_BCHW))
-        return real(tower, views, where)
+    def counted(tower: Any, batch: Any, where: str) -> np.ndarray:
+        seen.append(len(batch.image_BCHW))
+        return real(tower, batch, where)
 
     monkeypatch.setattr(feature_cache, "_features", counted)
     write_features(frozen_tower(), data, workers=0)
@@ -87,7 +87,7 @@ def test_shards_that_are_there_are_not_made_again(
     assert (grown / "00000.tar").read_bytes() == (data / "00000.tar").read_bytes()
     shutil.move(data / "features", grown)
     write_features(frozen_tower(), grown, workers=0)
-    assert seen[1:] == [4, 4, 2]  # shard 1, whose broken picture was mended, 3 and 4
+    assert seen[1:] == [4, 4, 2]  # shard 1, whose broken image was fixed, 3 and 4
 
 
 def test_a_feature_that_float16_cannot_hold_is_refused(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ from evaluation.alignment_cases import make_embedded, probed, random_spaces, tin
 from ranks import run_ranks
 from tiny import TEXTS, tiny_run
 
-from mmalign.core.config import validate
 from mmalign.evaluation import layers
 from mmalign.evaluation.alignment import measure_alignment
+from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.evaluation.layers import LayersConfig, probe_layers
+from mmalign.models.pooling import Pooling
 from mmalign.results.results import Results
 
-POOLINGS = ("mean", "last", "cls")
+POOLINGS: tuple[Pooling, ...] = ("mean", "last", "cls")
 
 
 def pooled_by_hand(text: str, layer: int, pooling: str) -> np.ndarray:
@@ -30,38 +31,34 @@ def pooled_by_hand(text: str, layer: int, pooling: str) -> np.ndarray:
     return {"mean": inner.mean(0), "last": inner[-1], "cls": state_LF[0]}[pooling]
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
-def test_special_tokens_and_padding_are_left_out(pooling: str) -> None:
+def test_special_tokens_and_padding_are_left_out() -> None:
     states = layers._encode(tiny_tower(), list(TEXTS), POOLINGS)
-    assert states.keys() == {f"{i}/{one}" for i in (0, 1) for one in POOLINGS} | {"feature/mean"}
-    for layer in (0, 1):
-        expected = unit(np.stack([pooled_by_hand(text, layer, pooling) for text in TEXTS]))
-        np.testing.assert_allclose(states[f"{layer}/{pooling}"], expected, atol=1e-5)
+    settings = {(layer, pooling) for layer in ("0", "1") for pooling in POOLINGS}
+    assert states.keys() == settings | {("feature", "mean")}
+    for layer, pooling in settings:
+        by_hand = [pooled_by_hand(text, int(layer), pooling) for text in TEXTS]
+        np.testing.assert_allclose(states[layer, pooling], unit(np.stack(by_hand)), atol=1e-5)
+    np.testing.assert_allclose(states["feature", "mean"], tiny_tower().encode(TEXTS), atol=1e-5)
+    without_tokens = layers._encode(tiny_tower(), ["", "a dog"], ("mean", "last")).values()
+    assert all(np.linalg.norm(rows, axis=1) == pytest.approx(1) for rows in without_tokens)
 
 
-def test_the_feature_is_the_tower_s_own() -> None:
-    tower = tiny_tower()
-    states = layers._encode(tower, list(TEXTS), ("mean",))
-    np.testing.assert_allclose(states["feature/mean"], tower.encode(TEXTS), atol=1e-5)
-
-
-def test_a_text_without_tokens_has_a_state() -> None:
-    states = layers._encode(tiny_tower(), ["", "a dog"], ("mean", "last"))
-    assert all(np.linalg.norm(rows, axis=1) == pytest.approx(1) for rows in states.values())
-
-
-def test_the_tower_keeps_its_mode_and_knows_no_dropout() -> None:
+def test_the_tower_keeps_its_mode_and_has_no_dropout() -> None:
     tower = tiny_tower().train()
     first, second = (layers._encode(tower, list(TEXTS), ("mean",)) for _ in range(2))
     assert tower.training
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
+def probed_on(embedded: EmbeddedSet, poolings: tuple[Pooling, ...] = ("mean",)) -> Results:
+    results = Results(suite="x", model={})
+    probe_layers(tiny_tower(), embedded, results, LayersConfig(sets=("s",), poolings=poolings))
+    return results
+
+
 def test_the_numbers_are_those_of_alignment_on_the_same_vectors() -> None:
-    tower, embedded = tiny_tower(), make_embedded(random_spaces(3, pictures=20))
-    results, expected = Results(suite="x", model={}), Results(suite="x", model={})
-    probe_layers(tower, embedded, results)
-    vectors = tower.encode(embedded.texts)
+    embedded, expected = make_embedded(random_spaces(3, pictures=20)), Results("x", {})
+    results, vectors = probed_on(embedded), tiny_tower().encode(embedded.texts)
     measure_alignment(replace(embedded, text_MD=vectors), expected)
     name = "layers/s/feature/mean/bitext@1"
     other = "alignment/s/mean/bitext@1"
@@ -75,14 +72,12 @@ def test_the_numbers_are_those_of_alignment_on_the_same_vectors() -> None:
 def test_equal_texts_meet_in_every_layer() -> None:
     embedded = make_embedded(random_spaces(2, pictures=6))
     embedded = replace(embedded, texts=[*TEXTS, *TEXTS[:3]])
-    results = Results(suite="x", model={})
-    probe_layers(tiny_tower(), embedded, results, POOLINGS)
-    for name, value in results.metrics.items():
+    for name, value in probed_on(embedded, POOLINGS).metrics.items():
         # Layer 0 of the last token or the first is the same in many texts.
         assert value == 1.0 or name.split("/")[1:3] == ["s", "0"], name
 
 
-def test_a_sample_of_shared_pictures_is_drawn_by_its_seed() -> None:
+def test_a_sample_of_shared_images_is_drawn_by_its_seed() -> None:
     embedded = make_embedded(random_spaces(2, pictures=30))  # 27 have both languages
     whole = layers._sample(embedded, 100, 0)
     assert sorted(set(whole.picture_M.tolist())) == list(range(27)) and len(whole.texts) == 54
@@ -93,14 +88,7 @@ def test_a_sample_of_shared_pictures_is_drawn_by_its_seed() -> None:
 
 
 def test_one_language_is_not_probed() -> None:
-    results = Results(suite="x", model={})
-    probe_layers(tiny_tower(), make_embedded(random_spaces(1)), results)
-    assert results.metrics == {}
-
-
-def test_the_section_has_defaults() -> None:
-    config = validate(LayersConfig, {"sets": ["s"]}, "x.yaml")
-    assert (config.poolings, config.pictures) == (("mean",), 500)
+    assert probed_on(make_embedded(random_spaces(1))).metrics == {}
 
 
 def test_two_ranks_share_the_batches(tmp_path: Path) -> None:

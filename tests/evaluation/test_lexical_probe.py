@@ -23,7 +23,7 @@ from mmalign.evaluation.lexical_probe import centred, probe
 from mmalign.evaluation.lexicon import Lexicon, LexiconConfig, read_lexicon
 from mmalign.evaluation.suite import SuiteConfig
 from mmalign.models.hidden_states import WordPooling
-from mmalign.models.text_encoder import load_text_encoder
+from mmalign.models.load import load_text_encoder
 from mmalign.results.metric_names import layers_of
 from mmalign.results.results import Results, read_results
 
@@ -41,6 +41,14 @@ def lexicon(tmp_path_factory: pytest.TempPathFactory) -> Lexicon:
 def measured(model: Path, lexicon: Lexicon, pooling: WordPooling = "content") -> Results:
     results = Results(suite="", model={})
     probe(load_text_encoder(str(model)), lexicon, results, pooling)
+    return results
+
+
+def probed_by(encode: object, lexicon: Lexicon, monkeypatch: pytest.MonkeyPatch) -> Results:
+    """All metrics of vectors that are made by hand in place of a model's."""
+    monkeypatch.setattr(module, "encode_words", encode)
+    results = Results(suite="", model={})
+    probe(None, lexicon, results)  # type: ignore[arg-type]
     return results
 
 
@@ -78,9 +86,7 @@ def test_numbers_by_hand(lexicon: Lexicon, tmp_path: Path, monkeypatch: pytest.M
             vectors.setdefault(word, (vector / np.linalg.norm(vector)).astype(np.float32))
         return {"0": np.stack([vectors[word] for word in words])}
 
-    monkeypatch.setattr(module, "encode_words", encode)
-    results = Results(suite="", model={})
-    probe(None, lexicon, results)  # type: ignore[arg-type]
+    results = probed_by(encode, lexicon, monkeypatch)
     entries = lexicon.lists["ee"].entries
     english, foreign = ({*side} for side in zip(*entries, strict=True))
     for split, of in (
@@ -128,9 +134,7 @@ def test_translations_with_equal_vectors_are_found_and_means_are_plain(
         rows = np.stack(rows)
         return {"0": (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)}
 
-    monkeypatch.setattr(module, "encode_words", encode)
-    results = Results(suite="", model={})
-    probe(None, lexicon, results)  # type: ignore[arg-type]
+    results = probed_by(encode, lexicon, monkeypatch)
     held_out = "lexical/toy/sw/0/held_out"
     assert results.metrics[f"{held_out}/similarity"] < 0.3
     assert results.metrics[f"{held_out}/similarity_gain_centred"] > 0.8
@@ -196,14 +200,10 @@ def test_a_suite_probes_any_model(lexicon: Lexicon, tmp_path: Path) -> None:
     assert "similarity" not in done.output
 
 
-def test_a_suite_must_name_something_and_no_name_twice(tmp_path: Path) -> None:
+def test_the_suite_file_is_valid_and_mistakes_are_refused() -> None:
+    assert load_config(SuiteConfig, Path(__file__).parents[2] / "eval" / "lexical.yaml").lexical
     with pytest.raises(UserError, match=r"`sets`, `words`, `lexical` or `zero_shot`"):
         validate(SuiteConfig, {"name": "empty"}, "test")
     entry = {"name": "toy", "folder": "x"}
     with pytest.raises(UserError, match="two sets have the same name"):
         validate(SuiteConfig, {"name": "twice", "lexical": [entry, entry]}, "test")
-
-
-def test_the_suite_file_is_valid() -> None:
-    path = Path(__file__).parents[2] / "eval" / "lexical.yaml"
-    assert load_config(SuiteConfig, path).lexical

@@ -7,7 +7,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from mmalign.evaluation import nearest as index
+from mmalign.evaluation import nearest
 from mmalign.evaluation.nearest import chance_at, hits_at, search, search_shards
 
 
@@ -28,7 +28,7 @@ def brute_hits(
     return hits
 
 
-def test_ties_count_against_the_model_wherever_the_right_item_stands() -> None:
+def test_ties_count_against_the_model_wherever_the_right_item_is() -> None:
     pool = rows((1, 0), (1, 0), (1, 0), (0, 1))
     for right in range(3):
         hits = hits_at(rows((1, 0)), pool, np.array([right]), np.arange(4), (1, 2, 3))
@@ -69,17 +69,32 @@ def test_an_answer_that_the_pool_lacks_is_no_hit() -> None:
     assert (hits[1].tolist(), hits[9].tolist()) == ([0.0], [0.0])
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_hits_equal_the_definition_on_random_data_with_many_ties(seed: int) -> None:
+Ties = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def many_ties(seed: int) -> Ties:
+    """Queries, pool and labels of both in small whole numbers: products are exact and often equal."""
     rng = np.random.default_rng(seed)
-    # Small whole numbers: products are exact and often equal.
     query = rng.integers(-2, 3, size=(60, 3)).astype(np.float32)
     pool = rng.integers(-2, 3, size=(45, 3)).astype(np.float32)
-    query_label, pool_label = rng.integers(0, 14, 60), rng.integers(0, 12, 45)
-    hits = hits_at(query, pool, query_label, pool_label, (1, 3, 10, 44, 100))
+    return query, pool, rng.integers(0, 14, 60), rng.integers(0, 12, 45)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_hits_equal_the_definition_on_random_data_with_many_ties(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ties = many_ties(seed)
+    hits = hits_at(*ties, (1, 3, 10, 44, 100))
     for k, hit in hits.items():
-        assert hit.tolist() == brute_hits(query, pool, query_label, pool_label, k)
+        assert hit.tolist() == brute_hits(*ties, k)
     assert 0 < hits[3].mean() < hits[10].mean() < 1
+    # However the queries are cut into chunks.
+    monkeypatch.setattr(nearest, "_CHUNK", 7)
+    monkeypatch.setattr(nearest, "_ENTRIES", 20)
+    assert {k: h.tolist() for k, h in hits_at(*ties, tuple(hits)).items()} == {
+        k: hit.tolist() for k, hit in hits.items()
+    }
 
 
 def test_search_is_exact_and_descending() -> None:
@@ -109,8 +124,8 @@ def test_chance_is_the_mean_over_queries() -> None:
 def test_a_list_that_ends_in_ties_of_right_items_is_searched_deeper() -> None:
     # Six right items and two wrong ones score alike: the first list of two may hold right items only.
     pool, labels = np.tile(rows((1, 0)), (8, 1)), np.array([0, 0, 0, 0, 0, 0, 1, 2])
-    for transposed in range(8):
-        hits = hits_at(rows((1, 0)), pool, np.array([0]), np.roll(labels, transposed), (1, 2, 3))
+    for turn in range(8):
+        hits = hits_at(rows((1, 0)), pool, np.array([0]), np.roll(labels, turn), (1, 2, 3))
         assert {k: hit.tolist() for k, hit in hits.items()} == {1: [0.0], 2: [0.0], 3: [1.0]}
 
 
@@ -120,7 +135,7 @@ def test_most_queries_are_searched_once_and_no_deeper_than_needed() -> None:
     pool = np.repeat(rng.normal(size=(40, 8)).astype(np.float32), 5, axis=0)  # each item five times
     labels = np.repeat(np.arange(40), 5)
     label = np.argmax(query @ pool.T, axis=1) // 5  # the best items are right: five in a tie
-    with patch.object(index, "search", wraps=search) as searched:
+    with patch.object(nearest, "search", wraps=search) as searched:
         assert hits_at(query, pool, label, labels, (1,))[1].tolist() == [1.0] * 50
         assert [call.args[2] for call in searched.call_args_list] == [2, 4, 8]
         searched.reset_mock()
@@ -128,21 +143,7 @@ def test_most_queries_are_searched_once_and_no_deeper_than_needed() -> None:
         assert [call.args[2] for call in searched.call_args_list] == [2]
 
 
-def test_hits_do_not_depend_on_how_queries_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    query = rng.integers(-2, 3, size=(60, 3)).astype(np.float32)
-    pool = rng.integers(-2, 3, size=(45, 3)).astype(np.float32)
-    query_label, pool_label = rng.integers(0, 14, 60), rng.integers(0, 12, 45)
-    whole = hits_at(query, pool, query_label, pool_label, (1, 3))
-    monkeypatch.setattr(index, "_CHUNK", 7)
-    monkeypatch.setattr(index, "_ENTRIES", 20)
-    parts = hits_at(query, pool, query_label, pool_label, (1, 3))
-    assert {k: hit.tolist() for k, hit in parts.items()} == {
-        k: hit.tolist() for k, hit in whole.items()
-    }
-
-
-def test_some_items_that_are_not_numbers_stand_behind_all_others() -> None:
+def test_items_that_are_not_numbers_rank_behind_all_others() -> None:
     rng = np.random.default_rng(0)
     good = rng.normal(size=(30, 8)).astype(np.float32)
     pool = np.concatenate([good, np.full((30, 8), np.nan, np.float32)])
@@ -151,7 +152,7 @@ def test_some_items_that_are_not_numbers_stand_behind_all_others() -> None:
     assert hits_at(good, pool, np.arange(30, 60), np.arange(60), (1, 40))[40].sum() == 0
 
 
-def test_search_leaves_the_pool_where_it_is(tmp_path: object) -> None:
+def test_search_reads_a_memory_map(tmp_path: object) -> None:
     rng = np.random.default_rng(0)
     pool = np.memmap(f"{tmp_path}/pool", np.float32, "w+", shape=(50, 8))
     pool[:] = rng.normal(size=(50, 8))

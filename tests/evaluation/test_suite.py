@@ -1,4 +1,4 @@
-"""A suite on a tiny run: results by the contract, embeddings on their own, errors in words."""
+"""A suite on a tiny run: results by the contract, embeddings by themselves, errors as sentences."""
 
 import base64
 import io
@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from mmalign.models.encoder import Encoder, load_encoder, weights_sha256
 from mmalign.results.results import Results, read_results
 
 LANGUAGES = ("en", "ja", "sw")
+SMALL: dict[str, Any] = {"recall_at": [1, 3], "gallery": ["en", "ja", "xx"]}
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +47,7 @@ def encoder(run: Path) -> Encoder:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine pictures; picture n has captions in en, sw + en, or en + en + ja + sw."""
+    """Nine images; image n has captions in en, sw + en, or en + en + ja + sw."""
     return make_set(tmp_path_factory.mktemp("set") / "test", 9)
 
 
@@ -63,14 +65,22 @@ def checkpoint(run: Path) -> Path:
     return run / "checkpoints" / "step-000000001"
 
 
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("eval")
+
+
+@pytest.fixture(scope="module")
+def results(run: Path, encoder: Encoder, shards: Path, out: Path) -> Results:
+    """Of one suite with a gallery, written into `out`."""
+    baselines = {"untrained": load_encoder(run, untrained=True)}
+    return run_suite(suite(shards, **SMALL), encoder, out, baselines)
+
+
 def test_a_suite_writes_the_contract(
-    run: Path, encoder: Encoder, shards: Path, tmp_path: Path
+    results: Results, run: Path, encoder: Encoder, shards: Path, out: Path
 ) -> None:
-    config = suite(shards, recall_at=[1, 3], gallery=["en", "ja", "xx"])
-    results = run_suite(
-        config, encoder, tmp_path / "eval", {"untrained": load_encoder(run, untrained=True)}
-    )
-    tree = json.loads((tmp_path / "eval" / "results.json").read_text(encoding="utf-8"))
+    tree = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert tree.keys() >= {"suite", "model", "metrics", "counts", "ci95", "protocol", "environment"}
     assert tree["suite"] == "small"
     assert tree["model"] == {"path": str(run), "step": 1, "sha256": weights_sha256(encoder.model)}
@@ -81,11 +91,7 @@ def test_a_suite_writes_the_contract(
         for k in (1, 3)
     ]
     pairs = [f"{a}-{b}" for a in LANGUAGES for b in LANGUAGES if a != b]
-    bitext = [
-        f"alignment/s/{pair}/{metric}"
-        for pair in (*pairs, "mean")
-        for metric in ("bitext@1", "bitext_csls@1")
-    ]
+    bitext = [f"alignment/s/{p}/bitext{m}@1" for p in (*pairs, "mean") for m in ("", "_csls")]
     assert tree["metrics"].keys() >= {*parts, *bitext}
     assert set(tree["metrics"]) == set(tree["counts"]) == set(tree["chance"])
     assert tree["ci95"].keys() >= {*parts, *(name for name in bitext if "/mean/" not in name)}
@@ -96,29 +102,25 @@ def test_a_suite_writes_the_contract(
     assert set(baseline["metrics"]) == set(tree["metrics"])
     assert baseline["model"]["sha256"] != tree["model"]["sha256"]
     assert baseline["model"]["step"] == 0
-    assert read_results(tmp_path / "eval" / "results.json") == results
+    assert read_results(out / "results.json") == results
 
 
-def test_counts_are_those_of_the_set(encoder: Encoder, shards: Path, tmp_path: Path) -> None:
-    counts = run_suite(suite(shards), encoder, tmp_path, {}).counts
-    # Three pictures of each kind: 3 + 3 + 6 English captions on 9 pictures, 3 Japanese, 6 Swahili.
-    assert [counts[f"retrieval/s/{lang}/text_to_image/recall@5"] for lang in LANGUAGES] == [
-        12,
-        3,
-        6,
-    ]
-    assert [counts[f"retrieval/s/{lang}/image_to_text/recall@5"] for lang in LANGUAGES] == [9, 3, 6]
-    assert counts["retrieval/s/all/text_to_image/recall@1"] == 21
-    assert counts["alignment/s/en-sw/bitext@1"] == 6
-    assert counts["alignment/s/ja-sw/bitext@1"] == 3
-    assert not (tmp_path / "gallery.json").exists()  # none was asked for
+def test_counts_are_those_of_the_set(results: Results) -> None:
+    # Three images of each kind: 3 + 3 + 6 English captions on 9 images, 3 Japanese, 6 Swahili.
+    for direction, counts in (("text_to_image", [12, 3, 6]), ("image_to_text", [9, 3, 6])):
+        names = [f"retrieval/s/{lang}/{direction}/recall@3" for lang in LANGUAGES]
+        assert [results.counts[name] for name in names] == counts
+    assert results.counts["retrieval/s/all/text_to_image/recall@1"] == 21
+    assert results.counts["alignment/s/en-sw/bitext@1"] == 6
+    assert results.counts["alignment/s/ja-sw/bitext@1"] == 3
 
 
 def test_a_suite_gives_the_same_numbers_again(
-    encoder: Encoder, shards: Path, tmp_path: Path
+    results: Results, encoder: Encoder, shards: Path, tmp_path: Path
 ) -> None:
-    first = run_suite(suite(shards), encoder, tmp_path / "a", {})
-    assert run_suite(suite(shards), encoder, tmp_path / "b", {}) == first
+    again = run_suite(suite(shards, recall_at=[1, 3]), encoder, tmp_path, {})
+    assert again == replace(results, baselines={})
+    assert not (tmp_path / "gallery.json").exists()  # none was asked for
 
 
 def test_means_sum_up_languages_whatever_the_names_of_sets() -> None:
@@ -133,16 +135,13 @@ def test_means_sum_up_languages_whatever_the_names_of_sets() -> None:
     assert means_of(results) == {name: results.metrics[name] for name in names[2:]}
 
 
-def test_the_gallery_shows_drawn_queries_with_their_best_pictures(
-    encoder: Encoder, shards: Path, tmp_path: Path
+def test_the_gallery_shows_drawn_queries_with_their_best_images(
+    results: Results, out: Path
 ) -> None:
-    run_suite(suite(shards, gallery=["en", "ja", "xx"]), encoder, tmp_path, {})
-    gallery = json.loads((tmp_path / "gallery.json").read_text(encoding="utf-8"))
+    gallery = json.loads((out / "gallery.json").read_text(encoding="utf-8"))
     assert gallery["set"] == "s"
-    assert [query["lang"] for query in gallery["queries"]] == [
-        "en",
-        "ja",
-    ]  # xx: no captions, no query
+    langs = [query["lang"] for query in gallery["queries"]]
+    assert langs == ["en", "ja"]  # xx has no captions, so no query
     for query in gallery["queries"]:
         assert query["text"].startswith(query["lang"])
         images = query["images"]
@@ -168,7 +167,7 @@ def test_measures_languages_and_sets_are_as_configured(
         *(("retrieval", "b", part) for part in ("ja", "mean", "all", "family:Japonic")),
     }
     assert json.loads((tmp_path / "gallery.json").read_text(encoding="utf-8"))["set"] == "a"
-    # The pool is all pictures of the set, those without Japanese captions too.
+    # The pool is all images of the set, those without Japanese captions too.
     assert results.chance["retrieval/b/ja/text_to_image/recall@1"] == pytest.approx(1 / 9)
 
 
@@ -183,7 +182,7 @@ class TextsOnly:
         raise UserError("a text encoder without an image tower")
 
 
-def test_a_text_encoder_is_measured_where_no_picture_is_needed(
+def test_a_text_encoder_is_measured_where_no_image_is_needed(
     encoder: Encoder, shards: Path, tmp_path: Path
 ) -> None:
     texts = TextsOnly(encoder)
@@ -195,7 +194,7 @@ def test_a_text_encoder_is_measured_where_no_picture_is_needed(
         run_suite(suite(shards), texts, tmp_path, {})
 
 
-def test_every_measure_stands_in_one_file(encoder: Encoder, shards: Path, tmp_path: Path) -> None:
+def test_every_measure_is_in_one_file(encoder: Encoder, shards: Path, tmp_path: Path) -> None:
     dictionary = tmp_path / "words"
     dictionary.mkdir()
     pairs = [("en", "translation"), ("dog", "mbwa"), ("ball", "mpira"), ("chair", "kiti")]
@@ -250,8 +249,8 @@ def test_a_suite_that_cannot_be_measured_is_refused(fields: dict[str, Any], reas
         suite(Path("x"), **fields)
 
 
-def test_samples_of_one_picture_are_one_picture(encoder: Encoder, tmp_path: Path) -> None:
-    # Samples 0 and 3, and 1 and 4, show the same picture.
+def test_samples_of_one_image_are_one_image(encoder: Encoder, tmp_path: Path) -> None:
+    # Samples 0 and 3, and 1 and 4, show the same image.
     pairs = [make_pair(n, ("en", "sw"), f"picture {n % 3}") for n in range(5)]
     embedded = embed_set(encoder, ShardSet(write_set(tmp_path / "set", pairs)), "s", ["en"])
     assert embedded.sample_P == [0, 1, 2]
@@ -338,7 +337,7 @@ def test_a_checkpoint_of_another_model_is_one_sentence(run: Path, tmp_path: Path
 def test_metrics_of_an_untrained_model_are_near_chance(
     run: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
-    # Captions and pictures know nothing of each other: recall is chance.
+    # Captions and images are unrelated: recall is chance.
     shards = make_set(tmp_path_factory.mktemp("many") / "test", 120, lambda _: ("en",))
     results = run_suite(suite(shards), load_encoder(run, untrained=True), tmp_path, {})
     name = "retrieval/s/all/text_to_image/recall@10"

@@ -77,18 +77,12 @@ def test_english_words_are_drawn_by_the_seed(folder: Path) -> None:
     assert draws[0] == draws[1] and len(set(draws)) > 1
 
 
-def test_a_language_without_a_dictionary_is_named(folder: Path) -> None:
-    with pytest.raises(UserError, match="no dictionary to `fr`; it has those to de, sw"):
-        measured(folder, languages=("fr",))
-
-
-def test_a_dictionary_of_one_word_is_no_question(folder: Path) -> None:
+def test_dictionaries_that_cannot_be_used_are_named(folder: Path, tmp_path: Path) -> None:
     (folder / "en-fr.tsv").write_text("en\ttranslation\ndog\tchien\n")
     with pytest.raises(UserError, match=r"the dictionary to `fr` in .* has fewer than two"):
         measured(folder)
     assert values(measured(folder, languages=("de",)))["mean"] == 1
-
-
-def test_a_missing_folder_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no dictionary to `es`; it has those to de, fr, sw"):
+        measured(folder, languages=("es",))
     with pytest.raises(UserError, match="nowhere"):
         measured(tmp_path / "nowhere")

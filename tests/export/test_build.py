@@ -1,16 +1,15 @@
-"""One folder in several formats: whole, verified, replaceable, or not there at all."""
+"""One folder in several formats: complete, verified, replaceable, or not there at all."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from export_cases import build_encoder, source_of
+from export_cases import build_encoder, files_of, source_of
 from tiny import TEXTS, tiny_run
-from typer.testing import CliRunner
 
 import mmalign
-from mmalign import cli
 from mmalign.core.commit import verify, write_json
 from mmalign.core.errors import UserError
 from mmalign.export import build
@@ -25,85 +24,65 @@ SHARED = ("sentence-transformers", "open_clip", "onnx")
 
 @pytest.fixture
 def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the processes of the other libraries; `test_verify.py` and the first test here start them."""
+    """Without the processes of the other libraries, which the fixture `exported` starts."""
     monkeypatch.setattr(build, "verify_export", lambda source, folder, formats: {})
 
 
-def test_a_run_leaves_in_three_formats_and_comes_back_from_each(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path / "run")
-    arguments = [item for name in SHARED for item in ("--format", name)]
-    result = CliRunner().invoke(cli.app, ["export", str(run), *arguments])
-    assert result.exit_code == 0, result.output
-    for library in (
-        "sentence-transformers",
-        "transformers (AutoModel)",
-        "open_clip",
-        "ONNX Runtime",
-    ):
-        assert f"{library} loads it: its vectors differ from ours by at most " in result.output
-    out = run / "export"
-    assert verify(out)["formats"] == list(SHARED)
-    assert not list(out.glob(".*"))
-    expected = load_encoder(run).encode_texts(TEXTS)
+def test_a_run_is_exported_in_three_formats_and_loads_from_each(exported: Any) -> None:
+    for library in (SHARED[0], "transformers (AutoModel)", "open_clip", "ONNX Runtime"):
+        assert f"{library} loads it: its vectors differ from ours by at most " in exported.output
+    assert verify(exported.folder)["formats"] == list(SHARED)
+    assert not list(exported.folder.glob(".*"))
+    expected = load_encoder(exported.run).encode_texts(TEXTS)
     for prefix in ("sentence-transformers:", "open_clip:", "onnx:", ""):
-        theirs = mmalign.load(f"{prefix}{out}").encode_texts(TEXTS)
+        theirs = mmalign.load(f"{prefix}{exported.folder}").encode_texts(TEXTS)
         assert np.abs(theirs - expected).max() <= 1e-5, prefix
-    assert np.abs(mmalign.load(str(run)).encode_texts(TEXTS) - expected).max() == 0
+    assert np.abs(mmalign.load(str(exported.run)).encode_texts(TEXTS) - expected).max() == 0
 
 
 @pytest.mark.usefixtures("unverified")
 def test_the_same_run_gives_the_same_bytes_and_nothing_of_the_machine(tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "run")
-    results = Results(suite="s", model={"path": "/home/someone/run", "sha256": _sha256(run)})
+    sha256 = load_encoder(run).facts["sha256"]
+    results = Results(suite="s", model={"path": "/home/someone/run", "sha256": sha256})
     results.add("retrieval/scenes/pt-BR/text_to_image/recall@1", 0.25, count=40)
     (run / "eval/s").mkdir(parents=True)
     results.write(run / "eval/s/results.json")
     for name in ("first", "again"):
-        export(run, tmp_path / name, SHARED, "apache-2.0", "someone/model")
-    first, again = verify(tmp_path / "first"), verify(tmp_path / "again")
-    assert first == again
-    files = [path for path in (tmp_path / "first").rglob("*") if path.is_file()]
-    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl", ".py")]
-    for path in files:
-        held = path.read_bytes()
+        export(run, tmp_path / name, SHARED[:2], "apache-2.0", "someone/model")
+    first = verify(tmp_path / "first")
+    assert first == verify(tmp_path / "again")
+    assert {"lineage.json", "results.json", "README.md"} <= first["files"].keys()
+    for name, held in files_of(tmp_path / "first").items():
+        assert Path(name).suffix not in (".bin", ".pt", ".pkl", ".py")
         for trace in (str(tmp_path), "/home/someone", "is_local"):
-            assert trace.encode() not in held, (path.name, trace)
-    for name in ("lineage.json", "results.json", "README.md"):
-        assert name in first["files"], name
+            assert trace.encode() not in held, (name, trace)
 
-
-def _sha256(run: Path) -> str:
-    return str(load_encoder(run).facts["sha256"])
-
-
-@pytest.mark.usefixtures("unverified")
-def test_a_new_export_replaces_an_old_one_and_nothing_else(tmp_path: Path) -> None:
-    run, out = tiny_run(tmp_path / "run"), tmp_path / "out"
-    export(run, out, ["sentence-transformers", "onnx"])
-    export(run, out, ["sentence-transformers"])
-    assert not (out / "onnx").exists() and verify(out)["formats"] == ["sentence-transformers"]
+    # A new export replaces an old one and nothing else.
+    export(run, tmp_path / "first", ["sentence-transformers"])
+    assert not (tmp_path / "first/open_clip_config.json").exists()
+    assert verify(tmp_path / "first")["formats"] == ["sentence-transformers"]
     for kept in (tmp_path / "photos", run, run / "checkpoints/step-000000001"):
         kept.mkdir(exist_ok=True)
         (kept / "dear.txt").write_text("dear", encoding="utf-8")
-        with pytest.raises(UserError, match="holds something that is no export"):
+        with pytest.raises(UserError, match="holds something that is not an export"):
             export(run, kept, ["sentence-transformers"])
         assert (kept / "dear.txt").read_text(encoding="utf-8") == "dear"
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_an_export_that_another_library_reads_otherwise_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(source: Source, folder: Path) -> None:
         write_sentence_transformers(source, folder)
         path = folder / "1_Pooling/config.json"
-        modes = json.loads(path.read_text(encoding="utf-8"))
-        write_json(
-            path, {**modes, "pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}
-        )
+        other = {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}
+        write_json(path, {**json.loads(path.read_text(encoding="utf-8")), **other})
 
     run = tiny_run(tmp_path / "run")
     monkeypatch.setattr(build, "write_sentence_transformers", broken)
-    with pytest.raises(UserError, match="sentence-transformers"):
+    with pytest.raises(UserError, match="sentence-transformers: computes other vectors"):
         export(run, tmp_path / "out", ["sentence-transformers"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 

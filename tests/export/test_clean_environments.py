@@ -11,56 +11,44 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 from export_cases import build_encoder, source_of
 
-from mmalign.export.probes import write_probes
-from mmalign.export.verify import LOADERS, checked_difference, our_vectors, run_loader
+from mmalign.export.build import write_files
+from mmalign.export.probes import TEXTS, probe_images, write_probes
+from mmalign.export.verify import LOADERS, checked_difference, run_loader
+from mmalign.models.load import text_encoder_of
+from mmalign.models.text_encoder import TextEncoder
 
 pytestmark = pytest.mark.slow
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 
 
-@dataclass(frozen=True)
-class Case:
-    """What is installed, what must not have come along, and (format, program) of what is loaded there."""
-
-    packages: tuple[str, ...]
-    absent: tuple[str, ...]
-    loads: tuple[tuple[str, str], ...]
-
-
-CASES = {
-    "onnxruntime": Case(
-        ("onnxruntime", "tokenizers", "numpy", "pillow"),
-        ("mmalign", "torch", "transformers"),
-        (("onnx", "onnx_runtime"),),
+# What is installed, what must not have come along, the formats that are loaded there, and the library.
+CASES = (
+    ("onnxruntime tokenizers numpy pillow", "mmalign torch transformers", "onnx", "onnxruntime"),
+    (
+        "sentence-transformers",
+        "mmalign open_clip timm",
+        "sentence-transformers",
+        "sentence_transformers",
     ),
-    "sentence-transformers": Case(
-        ("sentence-transformers",),
-        ("mmalign", "open_clip", "timm"),
-        (("sentence-transformers", "sentence_transformers_texts"),),
+    (
+        "sentence-transformers pillow torchvision timm",
+        "mmalign open_clip",
+        "sentence-transformers-router",
+        "sentence_transformers",
     ),
-    "sentence-transformers with pictures": Case(
-        ("sentence-transformers", "pillow", "torchvision", "timm"),
-        ("mmalign", "open_clip"),
-        (("sentence-transformers-router", "sentence_transformers_router"),),
+    (
+        "transformers torch pillow torchvision timm",
+        "mmalign open_clip sentence_transformers",
+        "sentence-transformers transformers",
+        "transformers",
     ),
-    "transformers": Case(
-        ("transformers", "torch", "pillow", "torchvision", "timm"),
-        ("mmalign", "open_clip", "sentence_transformers"),
-        (("sentence-transformers", "transformers_trunk"), ("transformers", "transformers_dual")),
-    ),
-    "open_clip": Case(
-        ("open_clip_torch", "transformers"),
-        ("mmalign", "sentence_transformers"),
-        (("open_clip", "open_clip_folder"),),
-    ),
-}
+    ("open_clip_torch transformers", "mmalign sentence_transformers", "open_clip", "open_clip"),
+)
 
 
 def pip(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -87,25 +75,27 @@ def is_importable(python: Path, package: str) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_the_export_loads_without_us(case: Case, environment: Path, tmp_path: Path) -> None:
-    from mmalign.export.build import write_files
-
-    installed = pip(environment, "install", "-q", "-c", str(CONSTRAINTS), *case.packages)
+@pytest.mark.parametrize(("packages", "absent", "formats", "library"), CASES)
+def test_the_export_loads_without_us(
+    packages: str, absent: str, formats: str, library: str, environment: Path, tmp_path: Path
+) -> None:
+    installed = pip(environment, "install", "-q", "-c", str(CONSTRAINTS), *packages.split())
     assert installed.returncode == 0, installed.stderr[-2000:]
-    assert [name for name in case.absent if is_importable(environment, name)] == []
+    assert [name for name in absent.split() if is_importable(environment, name)] == []
 
     probes = tmp_path / "probes"
     probes.mkdir()
     write_probes(probes)
-    for format_name, program in case.loads:
+    for format_name in formats.split():
         # transformers cannot pool by the mean.
-        pooling = "cls" if format_name == "transformers" else "mean"
-        source = source_of(build_encoder(pooling=pooling))
+        encoder = build_encoder(pooling="cls" if format_name == "transformers" else "mean")
         folder = tmp_path / format_name
         folder.mkdir()
-        write_files(source, folder, [format_name], home=str(folder))
-        loader = next(one for one in LOADERS[format_name] if one.program == program)
+        write_files(source_of(encoder), folder, [format_name], home=str(folder))
+        loader = next(one for one in LOADERS[format_name] if one.package == library)
+        tower = text_encoder_of(encoder)
+        trunk = TextEncoder(tower.trunk, tower.tokenizer, max_length=tower.max_length)
+        ours = {"texts": tower.encode(TEXTS), "states": trunk.encode(TEXTS)}
+        ours["images"] = encoder.encode_images(probe_images())
         vectors = run_loader(loader, folder, probes, str(environment))
-        assert checked_difference(loader, our_vectors(source, probes), vectors) <= loader.tolerance
-        assert all(np.isfinite(rows).all() for rows in vectors.values())
+        assert checked_difference(loader, ours, vectors) <= loader.tolerance

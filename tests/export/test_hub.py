@@ -1,4 +1,4 @@
-"""A push sends one commit, checks it, says what went wrong in one sentence, and never shows the token."""
+"""A push sends one commit, checks it, reports a failure in one sentence, and never shows the token."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ import huggingface_hub.constants
 import huggingface_hub.utils._http
 import numpy as np
 import pytest
-from export_cases import build_encoder, source_of
+from export_cases import build_encoder, files_of, source_of
 from hub_server import CUT, OWNER, TOKEN, Failure, Hub, Repo, running_hub
 from huggingface_hub import hf_hub_download
 from PIL import Image
@@ -32,13 +32,13 @@ import io, json, sys
 import numpy as np, open_clip, torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
-from mmalign.models.encoder import load_model
+from mmalign.models.load import load_model
 
-texts, picture, out = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
-data = open(picture, "rb").read()
+texts, path, out = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
+data = open(path, "rb").read()
 model, preprocess = open_clip.create_model_from_pretrained("hf-hub:someone/dual")
 tokens = open_clip.get_tokenizer("hf-hub:someone/dual")(texts)
-pixels = preprocess(Image.open(picture)).unsqueeze(0)
+pixels = preprocess(Image.open(path)).unsqueeze(0)
 ours = load_model("someone/dual")
 with torch.inference_mode():
     np.savez(
@@ -77,11 +77,6 @@ def make_export(folder: Path, value: float = 1.0, **files: str) -> Path:
     return folder
 
 
-def bytes_of(folder: Path) -> dict[str, bytes]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-
-
 def test_one_commit_holds_the_folder_and_reads_back(hub: Hub, tmp_path: Path) -> None:
     folder = make_export(tmp_path / "out", **{"2_Dense/config.json": '{"bias": false}'})
     url = push(folder, NAME, private=True, dry_run=False)
@@ -90,7 +85,7 @@ def test_one_commit_holds_the_folder_and_reads_back(hub: Hub, tmp_path: Path) ->
     assert repo.private
     assert len(repo.commits) == 2  # the first is the hub's own
     assert url == f"{hub.endpoint}/{NAME}/commit/{repo.commits[-1][0]}"
-    assert {k: v for k, v in repo.files.items() if k != ".gitattributes"} == bytes_of(folder)
+    assert {k: v for k, v in repo.files.items() if k != ".gitattributes"} == files_of(folder)
     assert f"{1:064}" in repo.messages[-1]
 
     options = {"cache_dir": tmp_path / "cache", "endpoint": hub.endpoint, "token": TOKEN}
@@ -99,25 +94,21 @@ def test_one_commit_holds_the_folder_and_reads_back(hub: Hub, tmp_path: Path) ->
         assert Path(path).read_bytes() == (folder / name).read_bytes()
 
 
-def test_public_is_what_the_caller_says(hub: Hub, tmp_path: Path) -> None:
-    push(make_export(tmp_path / "out"), NAME, private=False, dry_run=False)
-    assert not hub.repos[NAME].private
-
-
 def test_the_next_export_replaces_the_last_in_one_commit(hub: Hub, tmp_path: Path) -> None:
-    push(make_export(tmp_path / "a", **{"old.json": "{}"}), NAME, True, False)
+    push(make_export(tmp_path / "a", **{"old.json": "{}"}), NAME, False, False)
+    assert not hub.repos[NAME].private
     by_hand = {**hub.repos[NAME].files, "LICENSE": b"MIT", "figure.png": b"png"}
     hub.repos[NAME].commit(by_hand, "by hand")
-    push(make_export(tmp_path / "b", 2.0), NAME, True, False)
+    push(make_export(tmp_path / "b", 2.0), NAME, False, False)
 
     repo = hub.repos[NAME]
     assert len(repo.commits) == 4
     assert "old.json" not in repo.files
     kept = {".gitattributes", "LICENSE", "figure.png"}
-    assert repo.files.keys() == {*bytes_of(tmp_path / "b"), *kept}
-    assert repo.files["model.safetensors"] == bytes_of(tmp_path / "b")["model.safetensors"]
+    assert repo.files.keys() == {*files_of(tmp_path / "b"), *kept}
+    assert repo.files["model.safetensors"] == files_of(tmp_path / "b")["model.safetensors"]
 
-    push(tmp_path / "b", NAME, True, False)  # nothing new: no commit, and no error
+    push(tmp_path / "b", NAME, False, False)  # nothing new: no commit, and no error
     assert len(repo.commits) == 4
 
 
@@ -129,8 +120,8 @@ def test_a_dry_run_says_the_files_and_contacts_nobody(
     assert push(folder, NAME, private=True, dry_run=True) is None
     assert hub.requests == []
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(bytes_of(folder)) + 1
-    for name, data in bytes_of(folder).items():
+    assert len(lines) == len(files_of(folder)) + 1
+    for name, data in files_of(folder).items():
         line = next(line for line in lines if line.endswith(f" {name}"))
         assert line.split()[:2] == [sha256_of(folder / name), f"{len(data):,}"]
     assert "private" in lines[-1]
@@ -160,9 +151,9 @@ def test_the_token_is_in_no_address_no_output_and_no_log(
     assert all("authorization" not in request.headers for request in large)
 
 
-@pytest.mark.parametrize(
-    ("failure", "sentence"),
-    [
+def test_what_the_hub_refuses_is_one_sentence(hub: Hub, tmp_path: Path) -> None:
+    folder = make_export(tmp_path / "out")
+    for failure, sentence in (
         (Failure("GET", "whoami", 401), "does not accept the token"),
         (Failure("POST", "/commit/", 403), "may not write there"),
         (Failure("POST", "preupload", 404), "knows no such owner"),
@@ -170,30 +161,27 @@ def test_the_token_is_in_no_address_no_output_and_no_log(
         (Failure("POST", "/commit/", 503), "answers 503"),
         (Failure("PUT", "/storage/", 500, 99), "answers 500"),
         (Failure("PUT", "/storage/", CUT, 99), "the connection to http://localhost"),
-    ],
-)
-def test_what_the_hub_refuses_is_one_sentence(
-    failure: Failure, sentence: str, hub: Hub, tmp_path: Path
-) -> None:
-    hub.failures = [failure]
-    with pytest.raises(UserError, match=sentence) as error:
-        push(make_export(tmp_path / "out"), NAME, True, False)
-    assert "\n" not in str(error.value) and TOKEN not in str(error.value)
-    assert NAME not in hub.repos or len(hub.repos[NAME].commits) == 1
+    ):
+        hub.failures = [failure]
+        hub.store.clear()
+        with pytest.raises(UserError, match=sentence) as error:
+            push(folder, NAME, True, False)
+        assert "\n" not in str(error.value) and TOKEN not in str(error.value)
+        assert NAME not in hub.repos or len(hub.repos[NAME].commits) == 1
 
 
-@pytest.mark.parametrize("status", [503, CUT])
-def test_a_moment_of_trouble_is_waited_out(status: int, hub: Hub, tmp_path: Path) -> None:
-    hub.failures = [Failure("PUT", "/storage/", status, 2), Failure("POST", "preupload", 503, 2)]
+def test_a_temporary_failure_is_waited_out(hub: Hub, tmp_path: Path) -> None:
+    hub.failures = [Failure("PUT", "/storage/", status) for status in (503, CUT)]
+    hub.failures.append(Failure("POST", "preupload", 503, 2))
     assert push(make_export(tmp_path / "out"), NAME, True, False)
-    assert hub.repos[NAME].files.keys() > bytes_of(tmp_path / "out").keys()
+    assert hub.repos[NAME].files.keys() > files_of(tmp_path / "out").keys()
 
 
 def test_no_network_no_token_and_no_name(
     tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_export(tmp_path / "out")
-    monkeypatch.setenv("HF_ENDPOINT", "http://localhost:9")  # where nobody listens
+    monkeypatch.setenv("HF_ENDPOINT", "http://localhost:9")  # where no server listens
     with pytest.raises(UserError, match="the connection to http://localhost:9 failed"):
         push(folder, NAME, True, False)
     monkeypatch.delenv("HF_TOKEN")
@@ -221,11 +209,11 @@ def test_what_is_there_already_is_not_published_over(hub: Hub, tmp_path: Path) -
 def test_what_arrived_otherwise_is_found(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Repo.commit
+    commit = Repo.commit
 
     def damaged(self: Repo, files: dict[str, bytes], message: str) -> str:
-        """The server takes the commit and keeps other bytes."""
-        return whole(self, {**files, "model.safetensors": b"other"}, message)
+        """The server accepts the commit and stores other bytes."""
+        return commit(self, {**files, "model.safetensors": b"other"}, message)
 
     hub.create(NAME, private=True)
     monkeypatch.setattr(Repo, "commit", damaged)
@@ -233,7 +221,7 @@ def test_what_arrived_otherwise_is_found(
         push(make_export(tmp_path / "out"), NAME, True, False)
 
 
-def test_only_a_whole_and_clean_folder_is_sent(hub: Hub, tmp_path: Path) -> None:
+def test_only_a_complete_and_clean_folder_is_sent(hub: Hub, tmp_path: Path) -> None:
     folder = make_export(tmp_path / "out")
     (folder / "config.json").write_text('{"a": 1}', encoding="utf-8")
     with pytest.raises(UserError, match="damaged"):
@@ -263,7 +251,7 @@ def test_each_library_loads_what_was_pushed(hub: Hub, tmp_path: Path) -> None:
         push(tmp_path / name, f"{OWNER}/{name}", private=True, dry_run=False)
 
     pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    Image.fromarray(pixels).save(tmp_path / "image.png")
     environment = {
         **os.environ,
         "HF_HOME": str(tmp_path / "home"),
@@ -271,14 +259,14 @@ def test_each_library_loads_what_was_pushed(hub: Hub, tmp_path: Path) -> None:
         "HF_HUB_OFFLINE": "0",
         "PYTHONPATH": str(Path(mmalign.__file__).parents[1]),
     }
-    arguments = [json.dumps(TEXTS), str(tmp_path / "picture.png"), str(tmp_path / "out.npz")]
+    arguments = [json.dumps(TEXTS), str(tmp_path / "image.png"), str(tmp_path / "out.npz")]
     command = [sys.executable, "-c", LOAD, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert TOKEN not in done.stdout + done.stderr
     expected = {
         "texts": encoder.encode_texts(TEXTS),
-        "images": encoder.encode_images([(tmp_path / "picture.png").read_bytes()]),
+        "images": encoder.encode_images([(tmp_path / "image.png").read_bytes()]),
     }
     with np.load(tmp_path / "out.npz") as vectors:
         for name in vectors.files:

@@ -15,12 +15,11 @@ from mmalign import __version__
 from mmalign.core.commit import committed_folder, sha256_of, write_json
 from mmalign.core.config import read_yaml, write_yaml
 from mmalign.data.shards.manifest import MANIFEST
-from mmalign.export import lineage as module
-from mmalign.export.lineage import without_folders
+from mmalign.export import source as module
 from mmalign.export.sentence_transformers import write_sentence_transformers
-from mmalign.export.source import read_source
+from mmalign.export.source import read_source, without_folders
 from mmalign.models.encoder import load_encoder
-from mmalign.models.text_encoder import load_text_encoder
+from mmalign.models.load import load_text_encoder
 from mmalign.results.results import Results
 
 RUN = {
@@ -44,13 +43,12 @@ def train(folder: Path, out: str, *changes: str) -> Path:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, a run on them, a run from its weights, and one that goes on with its state."""
+    """Data, a run on them, and a run from its weights."""
     home = tmp_path_factory.mktemp("home")
     data = {"train": [str(make_set(home / "data", 10))], "workers": 0}
     (home / "run.yaml").write_text(write_yaml({**RUN, "data": data}))
     first = train(home, "first")
     train(home, "second", f"init_from={first}")
-    train(home, "third", f"resume_from={first}", "steps=2")
     return home
 
 
@@ -91,28 +89,21 @@ def test_a_run_leads_back_to_its_shards(home: Path) -> None:
     assert "parent" not in lineage and "base_models" not in lineage
 
 
-@pytest.mark.parametrize(
-    ("name", "how", "step"), [("second", "init_from", 1), ("third", "resume_from", 2)]
-)
-def test_a_run_that_went_on_names_its_parent_and_that_one_its_shards(
-    home: Path, name: str, how: str, step: int
-) -> None:
-    lineage = read_source(home / name).lineage
+def test_a_run_that_went_on_names_its_parent_and_that_one_its_shards(home: Path) -> None:
+    run = home / "second"
+    lineage = read_source(run).lineage
     parent = lineage["parent"]
-    assert lineage["model"]["step"] == step
-    assert (parent["how"], parent["found"]) == (how, True)
+    assert (parent["how"], parent["found"]) == ("init_from", True)
     first = load_encoder(home / "first").facts["sha256"]
     assert parent["model"]["sha256"] == first != lineage["model"]["sha256"]
     check_data(home / "first", parent, home)
-
-
-def test_nothing_tells_where_things_lie_and_the_same_source_gives_the_same_lineage(
-    home: Path,
-) -> None:
-    lineage = read_source(home / "second").lineage
     assert str(home) not in json.dumps(lineage)
-    assert lineage == read_source(home / "second").lineage
+    assert lineage == read_source(run).lineage
     assert lineage["config"]["data"]["train"] == [".../data"]
+    # A run that resumes records its parent in the same way.
+    state = json.loads((run / "checkpoints/step-000000001/state.json").read_text())
+    resumed = module.parent_of_run({}, {**state["parent"], "how": "resume_from"})
+    assert resumed == {**parent, "how": "resume_from"}
 
 
 def test_other_data_or_another_parent_in_the_same_place_are_not_mistaken(home: Path) -> None:
@@ -131,28 +122,21 @@ def test_other_data_or_another_parent_in_the_same_place_are_not_mistaken(home: P
         assert len(part["manifest_sha256"]) == 64
 
 
-def test_very_many_shards_are_a_number_and_a_hash(
+def test_very_many_shards_are_a_number_and_a_hash_and_results_are_named(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shards = read_source(home / "first").lineage["data"][0]["shards"]
-    monkeypatch.setattr(module, "MOST_SHARDS", 2)
-    (data,) = read_source(home / "first").lineage["data"]
-    assert data["shards"] == {"count": 3, "sha256": module._sha256_of_tree(shards)}
-
-
-def test_what_was_measured_is_named_with_its_hash(home: Path) -> None:
     run = home / "first"
-    facts = load_encoder(run).facts
-    results = Results(suite="s", model=facts, data={"flickr": "a" * 64})
+    shards = read_source(run).lineage["data"][0]["shards"]
+    monkeypatch.setattr(module, "MOST_SHARDS", 2)
+    results = Results(suite="s", model=load_encoder(run).facts, data={"flickr": "a" * 64})
     results.add("retrieval/flickr/en/text_to_image/recall@1", 0.5, count=4)
     path = run / "eval" / "s" / "results.json"
     results.write(path)
-    try:
-        (entry,) = read_source(run).lineage["evaluation"]
-    finally:
-        path.unlink()
-    assert entry["file"] == "eval/s/results.json" and entry["data"] == {"flickr": "a" * 64}
-    assert (entry["suite"], len(entry["sha256"])) == ("s", 64)
+    lineage, sha256 = read_source(run).lineage, sha256_of(path)
+    path.unlink()
+    assert lineage["data"][0]["shards"] == {"count": 3, "sha256": module.sha256_of_tree(shards)}
+    facts = {"file": "eval/s/results.json", "sha256": sha256, "suite": "s"}
+    assert lineage["evaluation"] == [{**facts, "data": {"flickr": "a" * 64}}]
 
 
 def test_a_fine_tuning_in_a_run_that_was_moved_still_finds_it(tmp_path: Path) -> None:
@@ -185,27 +169,19 @@ def test_a_fine_tuning_of_an_export_takes_over_its_lineage(tmp_path: Path) -> No
     assert parent["config"] == source.lineage["config"]
 
 
-def test_a_fine_tuning_of_a_model_of_the_hub_names_it(tmp_path: Path) -> None:
-    tower = load_text_encoder(str(tiny_run(tmp_path / "run")))
+def test_a_parent_that_is_not_here_is_named(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run")
+    tower = load_text_encoder(str(run))
     model = {"path": "somebody/some-model", "sha256": "d" * 64, "step": 0}
     facts = {"task": "toy", "model": model, "base_model": "somebody/some-model"}
     with committed_folder(tmp_path / "tower", facts) as place:
         tower.save(place)
     lineage = read_source(tmp_path / "tower").lineage
     assert lineage["base_models"] == {"text": "somebody/some-model"}
-    assert lineage["parent"]["name"] == "somebody/some-model"
-
-
-def test_a_parent_with_other_weights_is_not_mistaken(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path / "run")
-    found = module._parent(str(run), "c" * 64, 1)
-    assert found == {
-        "name": ".../run",
-        "found": False,
-        "model": {"sha256": "c" * 64},
-    }
-    hub = module._parent("somebody/some-model", "c" * 64)
-    assert hub["name"] == "somebody/some-model" and not hub["found"]
+    absent = {"found": False, "model": {"sha256": "d" * 64}}
+    assert lineage["parent"] == {"name": "somebody/some-model", **absent}
+    # Other weights in the same folder are not mistaken for it.
+    assert module.parent_of(str(run), "d" * 64, 1) == {"name": ".../run", **absent}
 
 
 @pytest.mark.parametrize(

@@ -1,25 +1,16 @@
-"""The probes are as many and as odd as they say, and the same every time."""
+"""The probes of an export are what open_clip and every decoder leave alone; those of the tests are odd."""
 
 import io
 import unicodedata
-from pathlib import Path
 
 import ftfy
 import numpy as np
-import pytest
 import regex
-from PIL import Image, ImageOps
+from PIL import Image
+from probe_cases import DIRTY_TEXTS, clean_texts, image_cases, upright
 
 from mmalign.data.images import decode
-from mmalign.export.probes import (
-    DIRTY_TEXTS,
-    Picture,
-    probe_images,
-    probe_pictures,
-    probe_texts,
-    read_texts,
-    write_probes,
-)
+from mmalign.export.probes import TEXTS, probe_images
 
 # Scripts of living use in Unicode; `regex` knows which one a letter belongs to.
 SCRIPTS = """
@@ -29,66 +20,49 @@ SCRIPTS = """
 """
 
 
-def test_there_are_200_clean_texts_in_30_scripts() -> None:
-    texts = probe_texts()
-    assert len(texts) == len(set(texts)) == 200
-    assert texts == probe_texts()
+def scripts_in(texts: list[str]) -> int:
     everything = " ".join(texts)
-    found = [script for script in SCRIPTS.split() if regex.search(rf"\p{{{script}}}", everything)]
-    assert len(found) >= 30, sorted(set(SCRIPTS.split()) - set(found))
+    return sum(bool(regex.search(rf"\p{{{script}}}", everything)) for script in SCRIPTS.split())
 
 
-def test_texts_are_empty_short_and_far_too_long() -> None:
-    lengths = [len(text) for text in probe_texts()]
-    assert min(lengths) == 0 and lengths.count(1) >= 3
-    assert sum(length > 3000 for length in lengths) >= 8
-    assert sum(length < 200 for length in lengths) > 150
+def test_texts_are_of_many_scripts_and_of_all_lengths() -> None:
+    assert scripts_in(list(TEXTS)) >= 15 and scripts_in(clean_texts()) >= 30
+    for texts in (list(TEXTS), clean_texts()):
+        lengths = [len(text) for text in texts]
+        assert len(set(texts)) == len(texts)
+        assert min(lengths) == 0 and 1 in lengths and sum(length > 3000 for length in lengths) >= 2
 
 
 def test_clean_texts_are_what_open_clip_leaves_alone() -> None:
-    for text in probe_texts():
+    for text in [*TEXTS, *clean_texts()]:
         assert unicodedata.is_normalized("NFC", text)
-        assert text == " ".join(text.split())
-        assert ftfy.fix_text(text) == text
-    mended = [" ".join(ftfy.fix_text(text).split()) for text in DIRTY_TEXTS]
-    assert sum(a != b for a, b in zip(DIRTY_TEXTS, mended, strict=True)) > len(DIRTY_TEXTS) / 2
+        assert text == " ".join(text.split()) == ftfy.fix_text(text)
+    fixed = [" ".join(ftfy.fix_text(text).split()) for text in DIRTY_TEXTS]
+    assert sum(a != b for a, b in zip(DIRTY_TEXTS, fixed, strict=True)) > len(DIRTY_TEXTS) / 2
 
 
-def test_there_are_50_pictures_of_every_mode() -> None:
-    pictures = probe_pictures()
-    assert len(pictures) == 50
-    assert len({picture.name for picture in pictures}) == 50
-    assert probe_images() == [picture.data for picture in pictures]
-    opened = [Image.open(io.BytesIO(picture.data)) for picture in pictures]
-    modes = {image.mode for image in opened}
-    assert modes >= {"RGB", "L", "LA", "P", "1", "I;16", "CMYK", "RGBA"}
-    assert {image.getexif().get(0x0112) for image in opened} >= set(range(1, 9))
-    assert {image.size for image in opened} >= {(1, 1), (3000, 20), (20, 3000)}
-    assert {image.format for image in opened} == {"PNG", "JPEG", "WEBP"}
+def test_images_are_of_every_mode_orientation_and_format() -> None:
+    for images, modes, turns in (
+        (probe_images(), {"RGB", "L", "P"}, {6}),
+        (
+            [case.data for case in image_cases()],
+            {"RGB", "L", "LA", "P", "1", "I;16", "CMYK", "RGBA"},
+            set(range(1, 9)),
+        ),
+    ):
+        opened = [Image.open(io.BytesIO(data)) for data in images]
+        assert modes <= {image.mode for image in opened}
+        assert turns <= {image.getexif().get(0x0112) for image in opened}
+        assert {image.format for image in opened} == {"PNG", "JPEG", "WEBP"}
+    assert probe_images() == probe_images()
 
 
-def upright(data: bytes) -> np.ndarray:
-    """As a user of another library opens a picture."""
-    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+def test_only_transparent_images_have_other_pixels_elsewhere() -> None:
+    def differs(data: bytes) -> bool:
+        (theirs,) = upright([data])
+        return not np.array_equal(np.asarray(decode(data)), np.asarray(theirs.convert("RGB")))
 
-
-@pytest.mark.parametrize("picture", probe_pictures(), ids=lambda picture: picture.name)
-def test_opaque_pictures_have_the_same_pixels_everywhere(picture: Picture) -> None:
-    if not picture.is_transparent:
-        assert np.array_equal(np.asarray(decode(picture.data)), upright(picture.data))
-
-
-def test_transparent_pictures_show_their_background() -> None:
-    transparent = [picture for picture in probe_pictures() if picture.is_transparent]
-    differ = [
-        not np.array_equal(np.asarray(decode(picture.data)), upright(picture.data))
-        for picture in transparent
-    ]
-    assert sum(differ) >= 4
-
-
-def test_written_probes_are_the_texts_and_the_opaque_pictures(tmp_path: Path) -> None:
-    write_probes(tmp_path)
-    assert read_texts(tmp_path) == [*probe_texts(), *DIRTY_TEXTS]
-    written = [path.read_bytes() for path in sorted(tmp_path.glob("[0-9]*"))]
-    assert written == [one.data for one in probe_pictures() if not one.is_transparent]
+    cases = image_cases()
+    assert not any(map(differs, probe_images()))
+    assert [case.name for case in cases if not case.is_transparent and differs(case.data)] == []
+    assert sum(case.is_transparent and differs(case.data) for case in cases) >= 4

@@ -14,7 +14,7 @@ from mmalign.core.config import read_yaml, write_yaml
 from mmalign.core.errors import UserError
 from mmalign.export.source import read_source
 from mmalign.models.encoder import load_encoder
-from mmalign.models.text_encoder import load_text_encoder
+from mmalign.models.load import load_text_encoder
 from mmalign.results.results import Results
 
 METRIC = "retrieval/s/en/text_to_image/recall@1"
@@ -80,12 +80,11 @@ def test_a_masked_language_model_is_a_text_tower_without_projection(run: Path) -
         source.both_towers("open_clip")
 
 
-@pytest.mark.parametrize("inner", ["", "tower"])
-@pytest.mark.parametrize("place", ["run/finetune/toy", "elsewhere"])
-def test_a_fine_tuning_is_its_tower(run: Path, tmp_path: Path, inner: str, place: str) -> None:
-    folder = finetuned(run, tmp_path / place)
+@pytest.mark.parametrize(("folder", "inner"), [("run/finetune/toy", ""), ("elsewhere", "tower")])
+def test_a_fine_tuning_is_its_tower(run: Path, tmp_path: Path, inner: str, folder: str) -> None:
+    path = finetuned(run, tmp_path / folder)
     before = load_text_encoder(str(run))
-    source = read_source(folder / inner)
+    source = read_source(path / inner)
     assert source.encoder is None
     assert np.abs(source.tower.encode(TEXTS) - before.encode(TEXTS)).max() > 0.01
     assert source.config["task"]["name"] == "toy"
@@ -124,11 +123,10 @@ def test_an_adapter_on_a_fine_tuned_tower_is_merged(run: Path, tmp_path: Path) -
     assert str(tmp_path) not in json.dumps(lineage)
 
 
-@pytest.mark.parametrize("content", ["nothing", "a configuration", "no folder"])
-def test_anything_else_is_one_sentence(tmp_path: Path, content: str) -> None:
-    if content == "a configuration":
-        (tmp_path / "config.yaml").write_text("task: {name: toy}\n")
-    path = tmp_path / "absent" if content == "no folder" else tmp_path
-    with pytest.raises(UserError, match="nothing that can be exported") as caught:
-        read_source(path)
-    assert "\n" not in str(caught.value)
+def test_anything_else_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task/config.yaml").write_text("task: {name: toy}\n")
+    for path in (tmp_path, tmp_path / "task", tmp_path / "absent"):
+        with pytest.raises(UserError, match="nothing that can be exported") as caught:
+            read_source(path)
+        assert "\n" not in str(caught.value)

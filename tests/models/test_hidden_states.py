@@ -15,7 +15,8 @@ from lexical_cases import (
 )
 
 from mmalign.models.hidden_states import WordPooling, encode_words, word_states
-from mmalign.models.text_encoder import TextEncoder, load_text_encoder
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder
 
 WORDS = [*ENGLISH[:5], "badekilomunapeba", "ki"]
 NAMES = [*(str(layer) for layer in range(LAYERS + 1)), "feature"]

@@ -15,12 +15,8 @@ from mmalign.core.errors import UserError
 from mmalign.export.sentence_transformers import write_sentence_transformers
 from mmalign.export.source import Source
 from mmalign.models.encoder import load_encoder, weights_sha256
-from mmalign.models.text_encoder import (
-    TextEncoder,
-    load_text_encoder,
-    saved_text_encoder,
-    text_side,
-)
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder, saved_text_encoder, text_side
 from mmalign.models.text_tower import TextTowerConfig, build_text_tower
 
 LONG = (*TEXTS, " ".join(TEXTS), "")  # one is cut, one is empty
@@ -32,11 +28,6 @@ SMALL = {
     "max_position_embeddings": 64,
     "vocab_size": 160,
 }
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_run(tmp_path_factory.mktemp("run"))
 
 
 def write_objective(run: Path, kind: str) -> None:
@@ -74,8 +65,7 @@ def test_a_masked_language_model_is_its_trunk_alone(tmp_path: Path) -> None:
     torch.testing.assert_close(state_NLF, contrastive.states(tokens), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
-@pytest.mark.parametrize("projected", [True, False])
+@pytest.mark.parametrize(("pooling", "projected"), [("mean", True), ("cls", True), ("last", False)])
 def test_a_saved_tower_comes_back(tmp_path: Path, pooling: str, projected: bool) -> None:
     model = tiny_model()
     projection = torch.nn.Linear(32, 8) if projected else None
@@ -97,14 +87,7 @@ def test_a_saved_tower_comes_back(tmp_path: Path, pooling: str, projected: bool)
 @pytest.mark.parametrize(
     "architecture",
     [
-        {
-            "model_type": "mt5",
-            "d_model": 32,
-            "d_ff": 48,
-            "d_kv": 16,
-            "num_layers": 1,
-            "num_heads": 2,
-        },
+        {"model_type": "mt5", "d_model": 32, "d_ff": 48, "num_layers": 1, "num_heads": 2},
         {"model_type": "xlm-roberta", **{k: v for k, v in SMALL.items() if k != "vocab_size"}},
         {"model_type": "m2m_100", "d_model": 32, "encoder_layers": 1, "decoder_layers": 1},
     ],
@@ -164,7 +147,7 @@ def test_a_fine_tuning_is_its_tower_and_several_seeds_must_be_told_apart(
     place.mkdir(parents=True)
     load_text_encoder(str(run)).save(place)
     with pytest.raises(
-        UserError, match=r"holds one tower a seed \(1\); name one, for example .*seed-3"
+        UserError, match=r"holds one tower per seed \(1\); name one, for example .*seed-3"
     ):
         load_text_encoder(str(tmp_path))
     tower = load_text_encoder(str(place.parent))
@@ -225,5 +208,6 @@ def test_a_folder_that_holds_no_model_is_one_sentence(tmp_path: Path, content: s
 
 
 def test_untrained_needs_a_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
     with pytest.raises(UserError, match="not a run folder"):
         load_text_encoder(str(tmp_path), untrained=True)

@@ -1,6 +1,7 @@
-"""The page of a study: complete in itself, safe, and bold only where a comparison is shown."""
+"""The page of a study: self-contained, safe, and with a verdict for every comparison."""
 
 import re
+from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from mmalign.core.errors import UserError
 from mmalign.report.study_page import write_study_page
 
 HOSTILE = "<script>alert(1)</script><img src=https://evil.example/x.png onerror=alert(1)>\"'&$x$"
-CHARTS = "_drop$|generalised"  # what the slow charts are drawn from
 TOWERS = {
     "images": "pictures with one caption each; no two languages ever paired",
     "images_mlm": "pictures with one caption each; no two languages ever paired",
@@ -71,17 +71,17 @@ class Invented:
 
     def add_cell(self, tower: str, method: str, task: str) -> None:
         """Clean, perturbed and generalised numbers of one tower and method."""
-        cell, luck = f"{tower}/{method}/{task}", 0.23
-        skill = luck + STRENGTH[tower] * 0.8 + 0.03 * float(self.rng.standard_normal())
+        cell, chance = f"{tower}/{method}/{task}", 0.23
+        skill = chance + STRENGTH[tower] * 0.8 + 0.03 * float(self.rng.standard_normal())
         for lang in (*LANGUAGES, "mean"):
             noise = 0.0 if lang == "mean" else 0.05 * float(self.rng.standard_normal())
-            self.add(f"{cell}/{lang}/clean/accuracy", skill + noise, luck)
+            self.add(f"{cell}/{lang}/clean/accuracy", skill + noise, chance)
             self.add(f"{cell}/{lang}/clean/macro_f1", skill + noise - 0.04)
         for place, variant in enumerate(VARIANTS):
             drop = STRENGTH[tower] * (0.08 + 0.05 * place - 0.03 * METHODS.index(method))
             for lang in (*LANGUAGES[: 6 if variant.startswith("code") else None], "mean"):
                 end = f"{cell}/{lang}/{variant}/accuracy"
-                self.add(end, skill - drop, luck)
+                self.add(end, skill - drop, chance)
                 self.add(f"{end}_drop", drop)
                 self.add(f"{end}_worst", skill - drop - (0.07 if "attack" not in variant else 0))
         if task == "same_thing":
@@ -132,14 +132,23 @@ def invented(seeds: int = 5) -> dict[str, Any]:
         for task in ("category", "same_thing"):
             study.add_comparisons(task)
         study.tree["answer"] = [
-            f"{task}, {variant}, accuracy: images compared with {other}, both fine-tuned by `plain`: "
-            "higher by 12.1 points (95 % interval +9.1 to +15.1 points, p = 0.010 after Holm) "
-            f"(71.0 against 58.9 % on the first pretraining seed; difference over {OVER_PRETRAINING})."
+            f"shown: {task}, {variant}, accuracy: images, plain against {other}, plain: +12.1 points"
             for task, variant, other in product(
                 ("category", "same_thing"), ("clean", "keyboard-2"), HEADLINE
             )
         ]
     return study.tree
+
+
+class Tags(HTMLParser):
+    """Every element of a page: its tag and its attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.all.append((tag, dict(attrs)))
 
 
 def written(tree: dict[str, Any], folder: Path) -> str:
@@ -155,37 +164,22 @@ def without(tree: dict[str, Any], pattern: str) -> dict[str, Any]:
     return tree | cut | {"comparisons": kept}
 
 
-def sections(page: str) -> list[str]:
-    return re.findall(r'<section id="(\w+)"', page)
-
-
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     return written(invented(), tmp_path_factory.mktemp("study"))
 
 
 def test_every_section_is_there_and_every_link_leads_somewhere(page: str) -> None:
-    assert sections(page) == [
-        "headline",
-        "towers",
-        "chart",
-        "scores",
-        "robustness",
-        "generalised",
-        "languages",
-        "comparisons",
-        "protocol",
-    ]
-    for target in re.findall(r'href="#([\w-]+)"', page):
-        assert f'id="{target}"' in page
+    sections = re.findall(r'<section id="([\w-]+)"', page)
+    assert sections == ["headline", "towers", "task-1", "task-2", "comparisons", "protocol"]
     ids = re.findall(r'\sid="([^"]*)"', page)
-    assert len(ids) == len(set(ids))
-    # The headline, two lattices of drops, and a map of the one task that was tested in two languages.
-    assert page.count("<svg") == page.count('role="img"') == 4
+    assert len(ids) == len(set(ids)) and set(re.findall(r'href="#([\w-]+)"', page)) <= set(ids)
+    # Means and drops of two tasks, and a map of the one task that was tested in two languages.
+    assert page.count("<svg") == page.count('role="img"') == 5
 
 
 def test_nothing_comes_from_outside_and_names_are_text(tmp_path: Path) -> None:
-    tree = invented()
+    tree = without(invented(), "code_mix|keyboard|attack")
     tree["question"] = tree["answer"][0] = HOSTILE
     tree["towers"]["masked"]["supervision"] = HOSTILE
     tree["protocol"][HOSTILE] = HOSTILE
@@ -195,123 +189,88 @@ def test_nothing_comes_from_outside_and_names_are_text(tmp_path: Path) -> None:
             tree[part] = {k.replace(f"/{old}/", f"/{new}/"): v for k, v in tree[part].items()}
     page = written(tree, tmp_path)
     assert not re.search(r"https?://", page.replace("src=https://evil.example", ""))
-    assert not re.search(r"<[^>]*\ssrc\s*=", page)
-    assert all(target.startswith("#") for target in re.findall(r'<[^>]*\shref="([^"]*)', page))
-    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
-    assert not re.search(r"<(iframe|object|link|base|i|img)\b|<[^>]*\son\w+=", page)
+    found = Tags()
+    found.feed(page)
+    # Names are values of attributes too, so elements are looked at, not text.
+    assert not {"iframe", "object", "link", "base", "i", "img"} & {tag for tag, _ in found.all}
+    names = {name for _, attributes in found.all for name in attributes}
+    assert "src" not in names and not any(name.startswith("on") for name in names)
+    targets = [str(of["href"]) for _, of in found.all if "href" in of]
+    targets += re.findall(r"url\(([^)]*)\)", page)
+    assert all(target.startswith("#") for target in targets)
     assert page.count("<script") == 1 and "script-src &#39;sha256-" in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
 
-def test_the_seeds_of_every_interval_are_said(tmp_path: Path) -> None:
-    tree = invented()
+def test_seeds_and_pretraining_seeds_are_named(tmp_path: Path) -> None:
+    tree = without(invented(), "generalised")
     for name in tree["seeds"]:
         if name.startswith("translations/"):
             tree["seeds"][name] = "5 fine-tuning seeds"
-    page = written(tree, tmp_path)
-    for words in {*tree["seeds"].values(), *(one["seeds"] for one in tree["comparisons"])}:
-        assert words in page
-    for figure in re.findall(r"<figcaption>.*?</figcaption>", page, re.DOTALL)[:3]:
-        assert "5 fine-tuning seeds (translations)" in figure
-
-
-def bold_cells(page: str, task: int = 0) -> dict[str, list[int]]:
-    """Method of each bold number of a task's table -> its columns."""
-    table = page[page.index('id="scores"') :].split("<tbody>", 1)[1].split('id="robustness"')[0]
-    rows = re.findall(r'class="left">([^<]*)</th>(<td>.*?)</tr>', table.split("<h3>")[task])
-    found: dict[str, list[int]] = {}
-    for method, cells in rows:
-        bold = [i for i, cell in enumerate(cells.split("<td>")[1:]) if "<b>" in cell]
-        found.setdefault(method, []).extend(bold)
-    return {method: places for method, places in found.items() if places}
-
-
-def test_bold_is_what_is_best_and_shown_and_nothing_else(tmp_path: Path) -> None:
-    tree = without(invented(), CHARTS)
-    for tower in TOWERS:
-        for method in METHODS:  # the best: rs_da, shown; and freelb, where rs_da is not the best
-            best = 0.9 if method == "rs_da" else 0.5
-            tree["metrics"][f"{tower}/{method}/category/mean/characters-2/accuracy"] = best
-            best = 0.9 if method == "freelb" else 0.5
-            tree["metrics"][f"{tower}/{method}/category/mean/keyboard-2/accuracy"] = best
-    for one in tree["comparisons"]:
-        one["p_holm"] = 1.0
-        if one["kind"] == "method" and one["left"][1] == "rs_da" and one["left"][0] == "images":
-            one |= {"p_holm": 0.01, "difference": 0.4}
-    bold = bold_cells(written(tree, tmp_path))
-    assert 1 in bold.pop("rs_da") and not bold
-    for one in tree["comparisons"]:
-        one["p_holm"] = 0.05
-    page = written(tree, tmp_path)
-    assert bold_cells(page) == {} and "Nothing is bold" in page
-
-
-def test_a_worse_method_is_never_bold(tmp_path: Path) -> None:
-    tree = without(invented(), CHARTS)
-    for one in tree["comparisons"]:
-        one |= {"p_holm": 0.001, "difference": -0.1}
-    assert set(bold_cells(written(tree, tmp_path))) <= {"plain"}
-
-
-def test_other_supervision_is_marked_wherever_numbers_stand(page: str) -> None:
-    for section in ("towers", "scores", "generalised", "languages"):
-        text = page[page.index(f'<section id="{section}"') :].partition("</section>")[0]
-        assert "other supervision" in text, section
-    scores = page[page.index('id="scores"') :].partition("</section>")[0]
-    heads = re.findall(r'<tr class="tower">(.*?)</tr>', scores)
-    assert [("other supervision" in head) for head in heads] == [False, False, True, True, True] * 2
-    assert all(words in head for words, head in zip(TOWERS.values(), heads, strict=False))
-
-
-def test_the_table_repeats_the_numbers(page: str) -> None:
-    tree = invented()
-    name = "masked/freelb/same_thing/mean/code_mix-2/accuracy"
-    half = 50 * (tree["ci95"][name][1] - tree["ci95"][name][0])
-    value, worst = (100 * tree["metrics"][one] for one in (name, f"{name}_worst"))
-    cell = f'{value:.1f}<span class="pm">±{half:.1f}</span><span class="ci">worst {worst:.1f}<'
-    assert cell in page.replace("<b>", "").replace("</b>", "")
-    assert "<span>6 of 10 lang.</span>" in page  # a perturbation that four languages do not know
-
-
-def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
-    clean = without(without(invented(), "generalised"), "|".join(VARIANTS))
-    page = written(clean, tmp_path)
-    assert not {"robustness", "generalised"} & set(sections(page))
-    assert 'href="#robustness"' not in page and "worst" not in page.partition("<main>")[2].lower()
-    assert page.count("<svg") == 1
-
-
-def test_a_study_of_one_seed_has_no_intervals_and_no_comparisons(tmp_path: Path) -> None:
-    page = written(invented(seeds=1), tmp_path)
-    body = page.partition("<main>")[2]
-    assert 'class="ci">worst' in body and "±" not in body
-    assert "95" + "\N{NO-BREAK SPACE}% interval" not in body and "intervals cover" not in body
-    assert "comparisons" not in sections(page) and bold_cells(page) == {}
-    assert f"{ON_FIRST.format(1)}: no intervals" in body
-
-
-def test_towers_named_with_their_pretraining_seed_are_found(tmp_path: Path) -> None:
-    tree = without(invented(), CHARTS)
     tree["towers"] = {
         f"{name}, pretraining seed {seed}": facts
         for name, facts in tree["towers"].items()
         for seed in (0, 1)
     }
     page = written(tree, tmp_path)
-    assert "not known" not in page and "masked, pretraining seed 1" in page
-    heads = re.findall(r'<tr class="tower"><th[^>]*>(\w+)<', page)
-    assert heads == list(TOWERS) * 2
+    for words in {*tree["seeds"].values(), *(one["seeds"] for one in tree["comparisons"])}:
+        assert words in page
+    for caption in re.findall(r"<caption>.*?</caption>", page, re.DOTALL)[1:5]:
+        assert "5 fine-tuning seeds (translations)" in caption
+    # The metrics name a tower without its seed; it still has its supervision.
+    assert "masked, pretraining seed 1" in page and "images (other supervision)" not in page
+    assert page.count("masked (other supervision)") >= 2
+
+
+def test_every_comparison_has_its_verdict(page: str) -> None:
+    tree = invented()
+    table = page[page.index('<section id="comparisons"') :].partition("</section>")[0]
+    rows = re.findall(r"<tr( class=\"shown\")?>(<td>.*?)</tr>", table)
+    assert len(rows) == len(tree["comparisons"])
+    for (is_marked, cells), one in zip(rows, tree["comparisons"], strict=True):
+        verdict = (
+            "not shown" if one["p_holm"] >= 0.05 else "worse" if one["difference"] < 0 else "shown"
+        )
+        assert cells.endswith(f"<td>{verdict}</td>") and bool(is_marked) == (verdict != "not shown")
+        assert f"<td>{100 * one['difference']:+.1f}</td>".replace("-0.0", "+0.0") in cells
+        assert f"<td>{one['p_holm']:.2g}</td>" in cells and one["seeds"] in cells
+
+
+def test_tables_repeat_the_numbers_and_mark_other_supervision(page: str) -> None:
+    tree = invented()
+    for end in ("accuracy", "accuracy_worst"):
+        name = f"masked/freelb/same_thing/mean/code_mix-2/{end}"
+        low, high = (f"{100 * one:.1f}" for one in tree["ci95"][name])
+        cell = re.search(
+            rf'data-metric="{name}" data-field="value" title="([^"]*)">([\d.]+)<', page
+        )
+        assert cell and cell[2] == f"{100 * tree['metrics'][name]:.1f}"
+        assert f"95 % interval {low} to {high} · n = 2,600" in cell[1]
+    for tower in TOWERS:
+        row = re.search(rf"<th>{tower}, plain.*?</th>", page)
+        assert row and ("other supervision" in row[0]) == (not tower.startswith("images")), tower
+
+
+def test_a_study_of_one_seed_has_no_intervals_and_no_comparisons(tmp_path: Path) -> None:
+    clean = without(without(invented(seeds=1), "generalised"), "|".join(VARIANTS))
+    page = written(clean, tmp_path)
+    body = page.partition("<main>")[2]
+    assert "95 % interval" not in body and "intervals cover" not in body
+    assert 'id="comparisons"' not in body and "no difference was tested" in body
+    assert f"{ON_FIRST.format(1)}: no intervals" in body
+    # What was not measured is left out.
+    assert "Robustness" not in body and "worst" not in body and page.count("<svg") == 2
 
 
 def test_the_same_tree_gives_the_same_bytes(page: str, tmp_path: Path) -> None:
     assert written(invented(), tmp_path) == page
 
 
-def test_what_is_no_study_is_said_in_a_sentence(tmp_path: Path) -> None:
+def test_a_tree_of_something_else_is_refused_in_a_sentence(tmp_path: Path) -> None:
     tree = invented()
     with pytest.raises(UserError, match=r"`comparisons` is missing"):
         written({name: part for name, part in tree.items() if name != "comparisons"}, tmp_path)
-    with pytest.raises(UserError, match=r"`metrics` is empty"):
+    with pytest.raises(UserError, match=r"`metrics` is missing or empty"):
         written(tree | {"metrics": {}}, tmp_path)
     with pytest.raises(UserError, match=r"`text/category/mean/clean/accuracy` is not named"):
         written(tree | {"metrics": {"text/category/mean/clean/accuracy": 0.5}}, tmp_path)

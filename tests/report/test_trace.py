@@ -1,8 +1,7 @@
-"""Every number on the page leads back to a line of results.json, and equals it as far as it is written."""
+"""Every number on the page names its line of results.json, and equals it as far as it is written."""
 
 import json
 import re
-from collections import Counter
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,24 +10,21 @@ from typing import Any
 import pytest
 
 _VOID = {"br", "img", "input", "meta"}
-# Where a number must say where it comes from: cells, tiles, charts' marks and what is set off in a sentence.
-_NUMERIC = {"td", "title", "strong"}
+# Where a number must say where it comes from, beside the tiles: cells and the marks of charts.
+_NUMERIC = {"td", "title"}
 # Written as they are; everything else is a share and written in percent.
-_PLAIN = [
-    "translation_gap",
-    "translation_gap_centred",
-    "cka",
-    "isotropy",
-    "modality_gap",
-    "alignment",
-    "uniformity",
-    "similarity",
-    "similarity_random",
-    "similarity_gain",
-    "similarity_centred",
-    "similarity_random_centred",
-    "similarity_gain_centred",
-]
+_PLAIN = {
+    *("translation_gap", "cka", "isotropy", "modality_gap", "alignment", "uniformity"),
+    *("similarity", "similarity_random", "similarity_gain"),
+}
+_TOOLTIP = {
+    "value": r": (-?[\d.]+)",
+    "low": r"interval (-?[\d.]+) to",
+    "high": r"to (-?[\d.]+)",
+    "count": r"n = ([\d,]+)",
+    "chance": r"chance ([\d.]+)",
+    "untrained": r"untrained (-?[\d.]+)",
+}
 
 
 @dataclass(frozen=True)
@@ -50,10 +46,14 @@ class Reader(HTMLParser):
         super().__init__()
         self.stack: list[tuple[str, dict[str, str | None]]] = []
         self.shown: list[Shown] = []
+        self.tooltips: list[tuple[str, str]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in _VOID:
             self.stack.append((tag, dict(attrs)))
+            words = dict(attrs).get("title")
+            if words:
+                self.tooltips.append((str(self.nearest("data-metric")), words))
 
     def handle_endtag(self, tag: str) -> None:
         if tag not in _VOID:
@@ -64,7 +64,7 @@ class Reader(HTMLParser):
         if not re.search(r"\d", data) or "main" not in tags:
             return
         classes = {one for _, attrs in self.stack for one in (attrs.get("class") or "").split()}
-        of_tile = "tile" in classes and (tags[-1] in ("dd", "span") or "number" in classes)
+        of_tile = "tile" in classes and tags[-1] == "span"
         self.shown.append(
             Shown(
                 text=data.strip(),
@@ -82,7 +82,11 @@ class Reader(HTMLParser):
 
 def expected(tree: dict[str, Any], metric: str, field: str) -> float:
     """What results.json says, in the unit of the page."""
-    scale = 1 if field == "count" or metric.rpartition("/")[2] in _PLAIN else 100
+    scale = (
+        1
+        if field == "count" or metric.rpartition("/")[2].removesuffix("_centred") in _PLAIN
+        else 100
+    )
     if field in ("low", "high"):
         return scale * tree["ci95"][metric][field == "high"]
     if field == "untrained":
@@ -108,14 +112,14 @@ def tree(run: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def shown(page: str) -> list[Shown]:
+def reader(page: str) -> Reader:
     reader = Reader()
     reader.feed(page.partition("<script>")[0])
-    return reader.shown
+    return reader
 
 
-def test_every_shown_field_equals_its_line(shown: list[Shown], tree: dict[str, Any]) -> None:
-    traced = [one for one in shown if one.field and one.tag != "title"]
+def test_every_shown_field_equals_its_line(reader: Reader, tree: dict[str, Any]) -> None:
+    traced = [one for one in reader.shown if one.field and one.tag != "title"]
     wrong = [
         one
         for one in traced
@@ -123,38 +127,33 @@ def test_every_shown_field_equals_its_line(shown: list[Shown], tree: dict[str, A
     ]
     assert wrong == []
     assert {one.field for one in traced} == {"value", "low", "high", "chance", "untrained", "count"}
-    # The list at the end of the page holds every metric once, besides what stands above it.
-    listed = Counter(one.metric for one in traced if one.field == "value")
-    assert set(listed) == set(tree["metrics"])
+    # The list at the end of the page holds every metric once, besides the sections above it.
+    assert {one.metric for one in traced if one.field == "value"} == set(tree["metrics"])
 
 
-def test_no_number_stands_without_its_origin(shown: list[Shown], run: Path) -> None:
-    numeric = [one for one in shown if one.must_be_traced]
+def test_no_number_stands_without_its_origin(reader: Reader, run: Path) -> None:
+    numeric = [one for one in reader.shown if one.must_be_traced]
     assert len(numeric) > 5000
     assert [one for one in numeric if not (one.metric and one.field) and not one.source] == []
-    for source in {one.source for one in shown if one.source}:
+    for source in {one.source for one in reader.shown if one.source}:
         assert (run / source).is_file()
 
 
-def test_marks_of_charts_say_their_numbers(shown: list[Shown], tree: dict[str, Any]) -> None:
-    titles = [one for one in shown if one.tag == "title"]
+def test_tooltips_of_cells_and_charts_say_their_numbers(
+    reader: Reader, tree: dict[str, Any]
+) -> None:
+    titles = [(str(one.metric), one.text) for one in reader.shown if one.tag == "title"]
     # Two directions by two protocols, accuracies, ordered pairs, layers by poolings and the feature.
     assert len(titles) == 14 * 2 * 2 + 14 * 2 + 14 * 13 + 5 * 2 + 1
-    patterns = {
-        "value": r": (-?[\d.]+) %",
-        "low": r"interval ([\d.]+) to",
-        "high": r"to ([\d.]+)",
-        "count": r"n = ([\d,]+)",
-        "chance": r"chance ([\d.]+) %",
-        "untrained": r"untrained ([\d.]+) %",
-    }
-    for one in titles:
-        assert one.metric is not None
-        found = {field: re.search(pattern, one.text) for field, pattern in patterns.items()}
-        assert found["value"] and found["count"] and found["chance"] and found["untrained"]
+    assert len(reader.tooltips) > 1000
+    for metric, text in (*titles, *reader.tooltips):
+        found = {field: re.search(pattern, text) for field, pattern in _TOOLTIP.items()}
+        assert found["count"] and found["untrained"], text
+        assert bool(found["value"]) == ((metric, text) in titles)
+        assert bool(found["low"]) == (metric in tree["ci95"])
         for field, match in found.items():
             if match and (field != "high" or found["low"]):
-                assert agrees(match[1], expected(tree, one.metric, field)), one
+                assert agrees(match[1], expected(tree, metric, field)), text
 
 
 def test_the_check_itself_sees_what_is_wrong() -> None:

@@ -2,7 +2,14 @@
 
 import pytest
 
-from mmalign.results.metric_names import MetricName, languages, split_pair, subjects
+from mmalign.results.metric_names import (
+    MetricName,
+    known_languages,
+    languages,
+    mark_subjects,
+    split_pair,
+    subjects,
+)
 
 NAMES = [
     "retrieval/scenes/pt-BR/text_to_image/recall@1",
@@ -31,12 +38,18 @@ def test_subjects_and_languages() -> None:
     assert languages(NAMES, "zero_shot", "things") == ["de"]
     assert languages(NAMES, "text", "topic") == []
     assert languages(NAMES, "text", "topic_unseen") == ["sw"]
-
-
-def test_language_pairs_of_the_generalised_setting_are_no_languages() -> None:
+    # Pairs of the generalised setting are not languages.
     assert languages(NAMES, "text", "entailment") == ["pt-BR"]
     only_pairs = [name for name in NAMES if "generalised" in name]
     assert languages(only_pairs, "text", "entailment") == []
+    assert known_languages(NAMES) == {"pt-BR", "sw", "de"}
+
+
+def test_a_subject_is_marked() -> None:
+    name = "text/topic/sw/clean/accuracy"
+    assert mark_subjects(name, "text", {"topic"}, "@b") == "text/topic@b/sw/clean/accuracy"
+    assert mark_subjects("text/topic", "text", {"topic"}, "@b") == "text/topic@b"  # of a protocol
+    assert mark_subjects(name, "text", {"other"}, "@b") == name
 
 
 @pytest.mark.parametrize(
@@ -56,11 +69,8 @@ def test_language_pairs_of_the_generalised_setting_are_no_languages() -> None:
 def test_a_pair_is_split_between_its_languages(pair: str, expected: tuple[str, str]) -> None:
     known = ["en", "de", "pt", "pt-BR", "zh-Hant-TW", "es-419", "fr"]
     assert split_pair(pair, known) == expected
-
-
-def test_known_codes_may_be_missing() -> None:
-    assert split_pair("pt-BR-en", []) == ("pt-BR", "en")
-    assert split_pair("en-pt-BR", ["en"]) == ("en", "pt-BR")
+    if pair in ("pt-BR-en", "en-pt-BR"):
+        assert split_pair(pair, []) == expected
 
 
 @pytest.mark.parametrize(

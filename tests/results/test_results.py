@@ -1,35 +1,30 @@
 """Numbers keep their count, interval, chance and protocol, through files and merges."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from mmalign.core.errors import UserError
-from mmalign.results.results import (
-    QUERIES,
-    Results,
-    environment,
-    mean_over_seeds,
-    read_results,
-)
+from mmalign.results.results import QUERIES, Results, environment, mean_over_seeds, read_results
 from mmalign.results.statistics import bootstrap_interval, seed_interval
 
-KEYS = {
-    "suite",
-    "model",
-    "metrics",
-    "counts",
-    "ci95",
-    "chance",
-    "protocol",
-    "data",
-    "environment",
-    "baselines",
-}
+KEYS = set(
+    [
+        "suite",
+        "model",
+        "metrics",
+        "counts",
+        "ci95",
+        "chance",
+        "protocol",
+        "data",
+        "environment",
+        "baselines",
+    ]
+)
 
 
 def make_results(value: float = 0.25, name: str = "retrieval/s/en/x/recall@1") -> Results:
@@ -69,17 +64,14 @@ def test_a_metric_without_a_count_is_not_written(tmp_path: Path) -> None:
     assert not (tmp_path / "results.json").exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"a": 1}', '{"suite": "x"}', '"x"', "null"])
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', '{"suite": "x"}', '"x"', "null"])
 def test_another_file_is_no_results_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "results.json"
+    with pytest.raises(UserError, match="no such file; `mmalign eval`"):
+        read_results(path)
     path.write_text(text)
     with pytest.raises(UserError, match=r"results\.json: not a results file"):
         read_results(path)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file; `mmalign eval`"):
-        read_results(tmp_path / "results.json")
 
 
 def test_a_merge_takes_over_measurements_and_baselines() -> None:
@@ -107,12 +99,6 @@ def test_the_interval_covers_the_truth_in_about_95_of_100_samples(share: float) 
     assert 0.9 < covered < 0.98
     width = np.mean([high - low for low, high in intervals])
     assert width == pytest.approx(2 * 1.96 * (share * (1 - share) / 200) ** 0.5, rel=0.05)
-
-
-def test_the_short_cut_for_hits_is_the_bootstrap() -> None:
-    hits = np.repeat([0.0, 1.0], [60, 40])
-    almost = hits * (1 - 1e-9)  # no longer 0 and 1: drawn row by row
-    assert bootstrap_interval(hits) == pytest.approx(bootstrap_interval(almost), abs=0.02)
 
 
 def test_the_interval_is_a_function_of_the_values() -> None:
@@ -148,31 +134,8 @@ def test_the_mean_over_seeds_has_the_interval_of_the_seeds() -> None:
     assert mean.protocol["text/t"].startswith("Mean of 3 seeds; the interval covers these seeds")
     assert mean.protocol["text/t"].endswith("How it was done.")
     assert not mean.baselines  # they have a mean of their own
-    assert runs[0].metrics[name] == 0.5
-    assert runs[0].baselines
-
-
-def test_a_single_seed_stays_as_it_is() -> None:
-    one = seeded(0, 0.5, 0.5)
-    before = read_back(one)
-    assert mean_over_seeds([one]) is one
-    assert read_back(one) == before
-
-
-def read_back(results: Results) -> str:
-    return json.dumps(asdict(results))
-
-
-@pytest.mark.parametrize("values", [[0.1, 0.4], [0.5, 0.52, 0.49, 0.7, 0.61], [0.3, 0.3, 0.3]])
-def test_the_interval_over_seeds_is_scipys(values: list[float]) -> None:
-    low, high = seed_interval(values)
-    if len(set(values)) == 1:
-        assert (low, high) == pytest.approx((0.3, 0.3))
-    else:
-        expected = stats.t.interval(
-            0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values)
-        )
-        assert (low, high) == pytest.approx(expected)
+    assert runs[0].metrics[name] == 0.5 and runs[0].baselines
+    assert mean_over_seeds(runs[:1]) is runs[0]  # a single run stays as it is
 
 
 def test_the_interval_over_seeds_covers_the_truth() -> None:
@@ -227,7 +190,7 @@ def test_values_of_other_results_are_never_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"no zip", b"PK\x03\x04 cut"])
-def test_damaged_values_are_told(tmp_path: Path, damage: bytes) -> None:
+def test_damaged_values_are_reported(tmp_path: Path, damage: bytes) -> None:
     with_queries().write(tmp_path / "results.json")
     (tmp_path / QUERIES).write_bytes(damage)
     with pytest.raises(UserError, match=r"queries\.npz: damaged; measure again"):

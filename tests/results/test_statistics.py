@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import sparse, stats
 
-from mmalign.results.statistics import drawn_means, holm, interval_and_p
+from mmalign.results import statistics
+from mmalign.results.statistics import drawn_means, holm, interval_and_p, resampled_sums
 
 
 def hits(n: int, share: float, seed: int) -> np.ndarray:
@@ -24,6 +25,20 @@ def test_draws_are_those_of_the_bootstrap() -> None:
     slow_RM = by_hand(values_MN.T.astype(float), 20_000) / 60
     np.testing.assert_allclose(drawn_MR.mean(1), values_MN.mean(1), atol=0.002)
     np.testing.assert_allclose(np.cov(drawn_MR), np.cov(slow_RM.T), rtol=0.05, atol=2e-5)
+
+
+def test_a_sparse_table_is_drawn_from_as_a_dense_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = sparse.random_array((60, 5), density=0.2, rng=np.random.default_rng(0), format="csr")
+    drawn = [
+        resampled_sums(one, 20_000, np.random.default_rng(1)) for one in (table, table.toarray())
+    ]
+    for sum_RK in drawn:
+        np.testing.assert_allclose(sum_RK.mean(0), table.sum(0), rtol=0.02)
+    np.testing.assert_allclose(np.cov(drawn[0].T), np.cov(drawn[1].T), rtol=0.1, atol=0.1)
+    # However many draws are held at a time, they are the same.
+    monkeypatch.setattr(statistics, "_AT_A_TIME", 100)
+    again = resampled_sums(table, 20_000, np.random.default_rng(1))
+    np.testing.assert_allclose(again, drawn[0])
 
 
 def test_any_values_can_be_drawn() -> None:
@@ -52,8 +67,12 @@ def test_pairs_narrow_the_interval() -> None:
     assert p < 0.001 < 0.2 < p_alone
 
 
-def test_pictures_are_drawn_with_all_their_captions() -> None:
+@pytest.mark.parametrize("dense", [0, statistics._DENSE])
+def test_images_are_drawn_with_all_their_captions(
+    dense: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every query twice, in two languages: no more is known than from one of them."""
+    monkeypatch.setattr(statistics, "_DENSE", dense)
     once = np.stack([hits(100, 0.4, 0), hits(100, 0.5, 1)])
     twice = {"en": np.repeat(once, 2, axis=1), "de": once}
     ids = {"en": np.repeat(np.arange(100), 2), "de": np.arange(100)}

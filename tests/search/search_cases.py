@@ -1,4 +1,4 @@
-"""The smallest search page: a tiny model, eight pictures with captions in three languages, a real server."""
+"""The smallest search page: a tiny model, eight images with captions in three languages, a real server."""
 
 import contextlib
 import http.client
@@ -15,13 +15,13 @@ from mmalign.models.encoder import load_encoder
 from mmalign.search.corpus import SearchIndex, build_index
 from mmalign.search.server import SearchServer
 
-PICTURES = 8
+IMAGES = 8
 LANGUAGES = ("en", "ar", "ja")
 
 
 def make_index(folder: Path) -> SearchIndex:
-    """Pictures with one, two or three captions."""
-    make_set(folder / "set", PICTURES, lambda number: LANGUAGES[: 1 + number % 3])
+    """Images with one, two or three captions."""
+    make_set(folder / "set", IMAGES, lambda number: LANGUAGES[: 1 + number % 3])
     model = load_encoder(tiny_run(folder / "run"))
     return build_index(model, folder / "set", folder / "cache")
 
@@ -29,23 +29,24 @@ def make_index(folder: Path) -> SearchIndex:
 @contextlib.contextmanager
 def serving(index: SearchIndex, host: str = "127.0.0.1") -> Iterator[SearchServer]:
     """A server on a free port, answering in a thread of its own."""
-    with SearchServer(index, host, 0) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+    server = SearchServer(index, host, 0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [server.listener]})
+    thread.start()
+    yield server
+    server.should_exit = True
+    thread.join()
 
 
 def request(
     server: SearchServer,
     method: str,
     target: str,
-    body: bytes | None = None,
+    body: Any = None,
     headers: dict[str, str] | None = None,
 ) -> tuple[http.client.HTTPResponse, bytes]:
     """One request on a connection of its own: the response and its body."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=30)
+    port = server.listener.getsockname()[1]
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     with contextlib.closing(connection):
         connection.request(method, target, body, headers or {})
         response = connection.getresponse()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from search.search_cases import LANGUAGES, PICTURES, make_index
+from search.search_cases import IMAGES, LANGUAGES
 from shard_sets import make_image, make_pair, write_set
 from tiny import tiny_run
 
@@ -16,41 +16,31 @@ from mmalign.models.encoder import load_encoder
 from mmalign.search.corpus import SearchIndex, build_index
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("search")
-
-
-@pytest.fixture(scope="module")
-def index(folder: Path) -> SearchIndex:
-    return make_index(folder)
-
-
-def test_a_text_finds_the_pictures_with_the_largest_products(
+def test_a_text_finds_the_images_with_the_largest_products(
     index: SearchIndex, folder: Path
 ) -> None:
     model, shard_set = load_encoder(folder / "run"), ShardSet(folder / "set")
-    image_PD = model.encode_images([shard_set.read(i).image for i in range(PICTURES)])
+    image_PD = model.encode_images([shard_set.read(i).image for i in range(IMAGES)])
     scores = image_PD @ model.encode_texts(["en 3 dog"])[0]
     found = index.by_text("en 3 dog", 5)
     order = np.argsort(-scores)[:5]
-    pictures = [index.read_picture(one["picture"]) for one in found]
-    assert pictures == [shard_set.read(i).image for i in order]
+    images = [index.read_image(one["picture"]) for one in found]
+    assert images == [shard_set.read(i).image for i in order]
     assert [one["score"] for one in found] == pytest.approx(scores[order].tolist(), abs=1e-6)
     for one, sample in zip(found, order, strict=True):
         captions = shard_set.read(int(sample)).captions
         assert one["captions"] == [{"lang": c.lang, "text": c.text} for c in captions]
 
 
-def test_a_picture_finds_the_nearest_captions_of_each_language(
+def test_an_image_finds_the_nearest_captions_of_each_language(
     index: SearchIndex, folder: Path
 ) -> None:
     model, shard_set = load_encoder(folder / "run"), ShardSet(folder / "set")
     asked = make_image(5)
-    found = index.by_picture(asked, 2)
+    found = index.by_image(asked, 2)
     assert [one["lang"] for one in found] == sorted(LANGUAGES)
     for of_language in found:
-        captions = [c for i in range(PICTURES) for c in shard_set.read(i).captions]
+        captions = [c for i in range(IMAGES) for c in shard_set.read(i).captions]
         texts = [c.text for c in captions if c.lang == of_language["lang"]]
         scores = model.encode_texts(texts) @ model.encode_images([asked])[0]
         order = np.argsort(-scores)[:2]
@@ -61,12 +51,12 @@ def test_a_picture_finds_the_nearest_captions_of_each_language(
 
 
 def test_more_results_than_there_are(index: SearchIndex) -> None:
-    assert sorted(one["picture"] for one in index.by_text("dog", 100)) == list(range(PICTURES))
+    assert sorted(one["picture"] for one in index.by_text("dog", 100)) == list(range(IMAGES))
 
 
-def test_what_is_no_picture_is_refused(index: SearchIndex) -> None:
+def test_what_is_no_image_is_refused(index: SearchIndex) -> None:
     with pytest.raises(UndecodableImage):
-        index.by_picture(b"no picture", 3)
+        index.by_image(b"no image", 3)
 
 
 def test_equal_captions_are_one(tmp_path: Path) -> None:
@@ -74,7 +64,7 @@ def test_equal_captions_are_one(tmp_path: Path) -> None:
     same = [replace(pair, captions=(Caption("en", "x"),)) for pair in pairs]
     model = load_encoder(tiny_run(tmp_path / "run"))
     index = build_index(model, write_set(tmp_path / "set", same), tmp_path / "cache")
-    assert [one["text"] for one in index.by_picture(make_image(0), 3)[0]["captions"]] == ["x"]
+    assert [one["text"] for one in index.by_image(make_image(0), 3)[0]["captions"]] == ["x"]
 
 
 def test_examples_are_captions_of_several_languages(index: SearchIndex) -> None:

@@ -1,4 +1,4 @@
-"""The page in a real browser: words, pictures, keyboard, other directions, and what a screen reader needs."""
+"""The page in a real browser: words, images, keyboard, other directions, and what a screen reader needs."""
 
 import base64
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, needs_browser
-from search.search_cases import PICTURES, make_index, serving
+from search.search_cases import IMAGES
 from shard_sets import make_image
 
 from mmalign.search.corpus import SearchIndex
@@ -17,24 +17,13 @@ SHOWN = "document.querySelectorAll('.pictures > li').length"
 GROUPS = "document.querySelectorAll('.language').length"
 STATUS = "document.getElementById('status').textContent"
 FOCUS = "document.activeElement.id || document.activeElement.textContent"
-# A picture as a file that is let fall on the page, or pasted into it.
+# An image as a file that is let fall on the page, or pasted into it.
 GIVE = """(() => {
   const bytes = Uint8Array.from(atob('%s'), (c) => c.charCodeAt(0));
   const data = new DataTransfer();
   data.items.add(new File([bytes], 'mine.png', {type: 'image/png'}));
   document.body.dispatchEvent(new %s('%s', {%s: data, bubbles: true, cancelable: true}));
 })()"""
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> SearchIndex:
-    return make_index(tmp_path_factory.mktemp("search"))
-
-
-@pytest.fixture(scope="module")
-def server(index: SearchIndex) -> Iterator[SearchServer]:
-    with serving(index) as one:
-        yield one
 
 
 @pytest.fixture
@@ -49,24 +38,24 @@ def browser(server: SearchServer) -> Iterator[Browser]:
         assert [url for url in one.requests if not url.startswith(own)] == []
 
 
-def give(picture: bytes, event: str) -> str:
+def give(image: bytes, event: str) -> str:
     kind, field = {
         "drop": ("DragEvent", "dataTransfer"),
         "paste": ("ClipboardEvent", "clipboardData"),
     }[event]
-    return GIVE % (base64.b64encode(picture).decode(), kind, event, field)
+    return GIVE % (base64.b64encode(image).decode(), kind, event, field)
 
 
-def test_words_find_pictures(browser: Browser, index: SearchIndex, tmp_path: Path) -> None:
+def test_words_find_images(browser: Browser, index: SearchIndex, tmp_path: Path) -> None:
     browser.type("#q", "en 4 dog")
     browser.click("button.main")
-    assert browser.wait_for(SHOWN) == PICTURES
-    pictures = [one["picture"] for one in index.by_text("en 4 dog", 24)]
+    assert browser.wait_for(SHOWN) == IMAGES
+    images = [one["picture"] for one in index.by_text("en 4 dog", 24)]
     addresses = browser.evaluate(
         "[...document.querySelectorAll('.pictures img')].map((i) => i.src)"
     )
-    assert [int(url.rpartition("/")[2]) for url in addresses] == pictures
-    assert "8 pictures in" in browser.evaluate(STATUS) and " ms" in browser.evaluate(STATUS)
+    assert [int(url.rpartition("/")[2]) for url in addresses] == images
+    assert "8 images in" in browser.evaluate(STATUS) and " ms" in browser.evaluate(STATUS)
     assert browser.evaluate("location.search") == "?q=en+4+dog"
     assert browser.evaluate("document.querySelector('.track i').style.width").endswith("%")
     browser.screenshot(tmp_path / "words.png")
@@ -82,7 +71,7 @@ def test_an_address_can_be_shared_and_gone_back_to(browser: Browser, server: Sea
     browser.wait_for(GROUPS)
     assert "picture=" in browser.evaluate("location.search")
     browser.evaluate("history.back()")
-    assert browser.wait_for(SHOWN) == PICTURES
+    assert browser.wait_for(SHOWN) == IMAGES
 
 
 def test_the_keyboard_is_enough(browser: Browser) -> None:
@@ -101,7 +90,7 @@ def test_the_keyboard_is_enough(browser: Browser) -> None:
             "document.activeElement.nextElementSibling : document.activeElement).outlineStyle"
         )
         assert browser.evaluate(outline) == "solid"
-    assert order == ["Search", "file", "lang", "Search with this picture"]
+    assert order == ["Search", "file", "lang", "Search with this image"]
     browser.press("Enter")
     browser.wait_for(GROUPS)
     assert (
@@ -114,7 +103,7 @@ def test_the_keyboard_is_enough(browser: Browser) -> None:
 
 
 @pytest.mark.parametrize("event", ["drop", "paste"])
-def test_a_picture_of_ones_own_finds_captions(
+def test_an_image_of_ones_own_finds_captions(
     browser: Browser, index: SearchIndex, event: str
 ) -> None:
     browser.evaluate(give(make_image(5), event))
@@ -122,7 +111,7 @@ def test_a_picture_of_ones_own_finds_captions(
     shown = browser.evaluate(
         "[...document.querySelectorAll('.language a')].map((a) => a.textContent)"
     )
-    by_language = {one["lang"]: one["captions"] for one in index.by_picture(make_image(5), 3)}
+    by_language = {one["lang"]: one["captions"] for one in index.by_image(make_image(5), 3)}
     by_name = [by_language[lang] for lang in ("ar", "en", "ja")]  # Arabic, English, Japanese
     assert shown == [caption["text"] for captions in by_name for caption in captions]
     assert "captions in 3 languages" in browser.evaluate(STATUS)
@@ -156,8 +145,8 @@ def test_what_went_wrong_is_said(browser: Browser) -> None:
     assert browser.evaluate(alert) == "Type some words to search for."
     browser.evaluate("askFile(new File([new Uint8Array(1.1e7)], 'large.png'))")
     assert "choose one of at most 10,000,000" in browser.evaluate(alert)
-    browser.evaluate(give(b"no picture", "drop"))
-    browser.wait_for(f"{alert}.startsWith('The file cannot be read as a picture; send a JPEG')")
+    browser.evaluate(give(b"no image", "drop"))
+    browser.wait_for(f"{alert}.startsWith('The file cannot be read as an image; send a JPEG')")
     # The browser reports any 4xx as an error of its own.
     assert len(browser.console_errors) == 1 and "422" in browser.console_errors.pop()
     browser.type("#q", "dog")

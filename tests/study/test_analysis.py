@@ -1,6 +1,6 @@
-"""Invented cells whose means, intervals, tests and answer are known."""
+"""Invented cells whose means, intervals, tests and verdicts are known."""
 
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,13 +8,14 @@ from scipy import stats
 
 from mmalign.core.config import validate
 from mmalign.results.results import Results
+from mmalign.results.statistics import verdict
 from mmalign.study.analysis import (
     StudyResults,
     add_comparisons,
     add_means,
+    answer,
     collect_values,
 )
-from mmalign.study.answer import answer
 from mmalign.study.cells import Cell
 from mmalign.study.config import StudyConfig
 from mmalign.study.towers import TrainedTower
@@ -56,14 +57,15 @@ def cell(tower: str, pretraining: int, method: str, seed: int) -> tuple[Cell, Re
     return Cell(trained, TASK, method, seed, None, "key"), results  # type: ignore[arg-type]
 
 
-def analysed() -> StudyResults:
-    config = study()
+def analysed(config: StudyConfig | None = None) -> StudyResults:
+    """All towers; every method on the first pretraining seed, the plain one on all of the study's."""
+    config = config or study()
     values = collect_values(
         cell(tower, pretraining, method, seed)
         for tower in TOWERS
-        for pretraining in SEEDS
+        for pretraining in config.pretraining_seeds
         for method in METHODS
-        for seed in SEEDS
+        for seed in config.seeds
         if pretraining == 0 or method == "plain"
     )
     results = StudyResults("toy", {})
@@ -97,20 +99,16 @@ def test_the_headline_is_paired_over_pretraining_seeds() -> None:
     assert one.p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
     assert one.p_holm == pytest.approx(2 * one.p)  # the smaller of two
     assert one.pairs == 3 and one.seeds.startswith("3 pretraining seeds")
-    assert one.is_shown
+    assert verdict(one.difference, one.p_holm) == "shown"
 
 
 def test_with_one_pretraining_seed_the_headline_is_paired_over_fine_tuning_seeds() -> None:
-    config = study(pretraining_seeds=[0])
-    values = collect_values(cell(tower, 0, "plain", seed) for tower in TOWERS for seed in SEEDS)
-    results = StudyResults("toy", {})
-    add_means(config, values, results)
-    add_comparisons(config, values, results)
+    results = analysed(study(pretraining_seeds=[0]))
     one = find(results, "headline", ("aligned", "plain"), ("untrained", "plain"))
     assert one.pairs == 3
     assert one.seeds.startswith("3 fine-tuning seeds of one pretraining, which leaves open")
     assert one.difference == pytest.approx(TOWERS["aligned"][0] - TOWERS["untrained"][0])
-    assert any(one.seeds in sentence for sentence in answer(config, results))
+    assert any(one.seeds in line for line in results.answer)
 
 
 def test_a_method_is_compared_on_the_same_tower_and_seeds() -> None:
@@ -118,15 +116,36 @@ def test_a_method_is_compared_on_the_same_tower_and_seeds() -> None:
     gains = [0.05 * (1 + seed / 10) for seed in SEEDS]
     assert one.difference == pytest.approx(sum(gains) / 3)
     assert one.p == pytest.approx(stats.ttest_1samp(gains, 0).pvalue)
-    assert one.is_shown
+    assert verdict(one.difference, one.p_holm) == "shown"
 
 
-def test_the_answer_says_what_is_shown_and_what_is_not() -> None:
-    first, second, *rest = analysed().answer
-    assert "aligned compared with untrained" in first and "higher by 50.0 points" in first
-    assert "aligned compared with masked" in second
-    assert "no difference that these seeds can show (+0.0" in second
-    assert any("better than its comparison: `noise` against `plain` (+5.5)" in one for one in rest)
+def test_each_verdict_is_one_line() -> None:
+    results = analysed()
+    first, second, third = results.answer
+    assert first.startswith(
+        "shown: toy, clean, accuracy: aligned, plain against untrained, plain: +50.0 points, "
+    )
+    assert second.startswith(
+        "not shown: toy, clean, accuracy: aligned, plain against masked, plain: +0.0 "
+    )
+    assert third.startswith(
+        "shown: toy, clean, accuracy: aligned, noise against aligned, plain: +5.5 "
+    )
+    assert "(Holm), 3 fine-tuning seeds on the tower of pretraining seed 0" in third
+
+
+def test_verdicts_under_perturbations_are_counted() -> None:
+    results = analysed()
+    noisy = [
+        replace(one, metric=f"{variant}/accuracy", difference=sign * one.difference)
+        for variant, sign in (("typos", 1), ("swaps", -1))
+        for one in results.comparisons
+        if one.kind == "method"
+    ]
+    results.comparisons = noisy
+    (line,) = answer(study(), results)
+    sides = "aligned, noise against aligned, plain"
+    assert line == f"perturbed: toy: {sides}: shown 1, worse 1, not shown 0 (of 2)"
 
 
 def test_no_difference_at_all_is_no_difference() -> None:
@@ -140,15 +159,11 @@ def test_no_difference_at_all_is_no_difference() -> None:
     add_comparisons(config, collect_values(runs), results)
     assert results.comparisons
     for one in results.comparisons:
-        assert (one.difference, one.p, one.is_shown) == (0.0, 1.0, False)
+        assert (one.difference, one.p, one.p_holm) == (0.0, 1.0, 1.0)
 
 
-def test_one_seed_has_no_interval_and_no_test(tmp_path: Path) -> None:
-    config = study(seeds=[0], pretraining_seeds=[0])
-    values = collect_values(cell(tower, 0, "plain", 0) for tower in TOWERS)
-    results = StudyResults("toy", {})
-    add_means(config, values, results)
-    add_comparisons(config, values, results)
+def test_one_seed_has_no_interval_and_no_test() -> None:
+    results = analysed(study(seeds=[0], pretraining_seeds=[0]))
     assert results.metrics and not results.ci95 and not results.comparisons
 
 
@@ -164,6 +179,6 @@ def test_one_seed_has_no_interval_and_no_test(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_study_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_an_invalid_study_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(Exception, match=message):
         study(**changes)

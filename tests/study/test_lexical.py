@@ -1,4 +1,4 @@
-"""A study whose task is a lexicon: its table, its comparisons and its answer, as of any other task."""
+"""A study whose task is a lexicon: it has means, comparisons and verdicts as any other task."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def study(folder: Path, **changes: object) -> StudyConfig:
     return validate(StudyConfig, tree, "test")
 
 
-def test_held_out_precision_stands_where_accuracy_does(tmp_path: Path) -> None:
+def test_held_out_precision_is_the_primary_metric(tmp_path: Path) -> None:
     out = tmp_path / "out"
     results = run_study(study(tmp_path), out, workers=1)
     for tower in ("one", "two"):
@@ -51,12 +51,14 @@ def test_held_out_precision_stands_where_accuracy_does(tmp_path: Path) -> None:
             assert 0 <= results.metrics[name] <= 1 and results.chance[name] < 0.1
     kinds = {(one.kind, one.metric) for one in results.comparisons}
     assert kinds >= {(kind, "clean/precision@1") for kind in ("headline", "method", "tower")}
-    assert any("toy, clean, precision@1: one compared with two" in one for one in results.answer)
+    assert any(
+        "toy, clean, precision@1: one, plain against two, plain: " in one for one in results.answer
+    )
     assert json.loads((out / "results.json").read_text())["answer"] == results.answer
     assert "precision@1" in (out / "report.html").read_text()
 
 
-def test_methods_change_an_injection_and_what_it_does_not_have_is_named(tmp_path: Path) -> None:
+def test_methods_change_an_injection_and_unknown_fields_are_named(tmp_path: Path) -> None:
     methods = {"plain": {}, "hinge": {"loss.kind": "hinge"}, "published": {"protocol": "published"}}
     configs = fine_tunings(study(tmp_path, methods=methods))
     assert configs["toy", "hinge"].loss.kind == "hinge"  # type: ignore[union-attr]

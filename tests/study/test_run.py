@@ -1,4 +1,4 @@
-"""A whole study of tiny towers: trained once, cells kept, stopped and gone on with."""
+"""A complete study of tiny towers: trained once, cells kept, resumed."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def test_a_study_gives_results_a_report_and_keeps_its_cells(task: Path, tmp_path
         for lang in ("de", "sw", "mean")
     }
     kept = {path: path.stat().st_mtime_ns for path in (out / "cells").glob("*/results.json")}
-    # Both towers have the same weights: a cell stands for a configuration, so half of the eight are there.
+    # Both towers have the same weights: a cell stands for a configuration, so half of the eight exist.
     assert len(kept) == 4
     tree = json.loads((out / "results.json").read_text())
     assert tree["question"] == config.question and tree["answer"]

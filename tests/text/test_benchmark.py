@@ -10,7 +10,8 @@ from tiny import tiny_run
 
 from mmalign.core.config import load_config, validate
 from mmalign.core.errors import UserError
-from mmalign.models.text_encoder import TextEncoder, load_text_encoder
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results, read_results
 from mmalign.text.benchmark import BenchmarkConfig, run_benchmark
 from mmalign.text.benchmark_tasks import GroupConfig, read_group

@@ -11,7 +11,8 @@ from tiny import tiny_run
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.models.encoder import weights_sha256
-from mmalign.models.text_encoder import TextEncoder, load_text_encoder
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.fit import FitConfig, Fitted, fit
 from mmalign.text.scores import hits
 from mmalign.text.tasks.example import Example
@@ -60,7 +61,8 @@ def accuracy(fitted: Fitted, examples: list[Example]) -> float:
 
 @pytest.mark.parametrize("trainable", HOW)
 def test_it_learns_and_the_tower_given_stays_as_it_is(tower: TextEncoder, trainable: str) -> None:
-    before = weights_sha256(tower)
+    assert tower.projection is not None
+    before, projection = weights_sha256(tower), tower.projection.weight.detach().clone()
     names = list(tower.state_dict())
     fitted = fit(tower, task_of(), config_of(trainable=trainable), seed=0)
     assert accuracy(fitted, rows("en")) == 1.0
@@ -68,20 +70,12 @@ def test_it_learns_and_the_tower_given_stays_as_it_is(tower: TextEncoder, traina
     after = fitted.model.tower
     assert list(after.state_dict()) == names  # no adapters left
     assert (weights_sha256(after) == before) == (trainable == "head")
+    assert after.projection is not None
+    assert torch.equal(after.projection.weight, projection) == (trainable != "all")
     assert not fitted.model.training
 
 
-def test_the_projection_is_trained_with_the_whole_tower_only(tower: TextEncoder) -> None:
-    assert tower.projection is not None
-    before = tower.projection.weight.detach().clone()
-    for trainable in HOW:
-        fitted = fit(tower, task_of(), config_of(trainable=trainable, epochs=2), seed=0)
-        assert fitted.model.tower.projection is not None
-        moved = not torch.equal(fitted.model.tower.projection.weight, before)
-        assert moved == (trainable == "all")
-
-
-@pytest.mark.parametrize("trainable", HOW)
+@pytest.mark.parametrize("trainable", ["lora", "all"])
 def test_a_seed_decides_everything(tower: TextEncoder, trainable: str) -> None:
     def weights(seed: int) -> str:
         torch.rand(3)  # whatever was drawn before
@@ -92,7 +86,7 @@ def test_a_seed_decides_everything(tower: TextEncoder, trainable: str) -> None:
     assert weights(0) == first != weights(1)
 
 
-@pytest.mark.parametrize("trainable", HOW)
+@pytest.mark.parametrize("trainable", ["head", "all"])
 def test_the_check_that_is_best_on_dev_is_kept(tower: TextEncoder, trainable: str) -> None:
     # Dev rows with the wrong labels: the better the training rows are learnt, the worse these are.
     task = task_of(dev={"en": rows("en", right=False)})
@@ -116,7 +110,7 @@ def test_without_dev_the_last_step_is_kept(tower: TextEncoder) -> None:
     assert fitted.kept()["train_loss"] == fitted.history["train_loss"][-1]
 
 
-def test_of_equal_checks_the_one_that_is_surer_is_kept(tower: TextEncoder) -> None:
+def test_of_equal_checks_the_one_with_the_lower_loss_is_kept(tower: TextEncoder) -> None:
     fitted = fit(tower, task_of(dev={"en": rows("en")}), config_of(), seed=0)
     curve = fitted.history["dev"]
     assert curve.count(1.0) > 10
@@ -124,7 +118,7 @@ def test_of_equal_checks_the_one_that_is_surer_is_kept(tower: TextEncoder) -> No
     assert fitted.history["kept_step"] > 2 * (curve.index(1.0) + 10)
 
 
-@pytest.mark.parametrize(("checks", "expected"), [(1, 2), (2, 4), (3, 8), (9, 8)])
+@pytest.mark.parametrize(("checks", "expected"), [(1, 2), (2, 4), (3, 8)])
 def test_checks_within_an_epoch(tower: TextEncoder, checks: int, expected: int) -> None:
     """Two epochs of four steps; three checks would fall between steps, and are one a step."""
     task = task_of(dev={"en": rows("en")})
@@ -133,11 +127,10 @@ def test_checks_within_an_epoch(tower: TextEncoder, checks: int, expected: int) 
     assert len(fitted.history["dev"]) == len(fitted.history["train_loss"]) == expected
 
 
-@pytest.mark.parametrize("checks", [2, 4])
-def test_looking_at_dev_does_not_change_training(tower: TextEncoder, checks: int) -> None:
+def test_looking_at_dev_does_not_change_training(tower: TextEncoder) -> None:
     """Neither the order of the rows nor dropout depend on how often dev is looked at."""
     config = config_of(trainable="all", epochs=2, batch_size=2)
-    often = config.model_copy(update={"checks": checks})
+    often = config.model_copy(update={"checks": 4})
     first, second = (fit(tower, task_of(), one, seed=0) for one in (config, often))
     assert weights_sha256(first.model) == weights_sha256(second.model)
 
@@ -193,8 +186,7 @@ def test_the_learning_rates_are_those_of_head_and_tower(tower: TextEncoder) -> N
     assert 1e-3 < head.abs().max().item() <= 1.6e-2
 
 
-@pytest.mark.parametrize("field", ["head_lr", "lr"])
-def test_training_that_diverges_is_an_error(tower: TextEncoder, field: str) -> None:
-    config = config_of(trainable="all", **{field: 1e38})
+def test_training_that_diverges_is_an_error(tower: TextEncoder) -> None:
+    config = config_of(trainable="all", lr=1e30, epochs=4)
     with pytest.raises(UserError, match="lower `lr` or `head_lr`"):
         fit(tower, task_of(), config, seed=0)

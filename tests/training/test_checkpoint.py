@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +18,11 @@ from safetensors.torch import load_file
 
 from mmalign.core import distributed
 from mmalign.core.batch import StreamState
-from mmalign.core.commit import verify
+from mmalign.core.commit import committed_folder, verify
 from mmalign.core.errors import UserError
+from mmalign.data.stream.order import ORDER_VERSION
 from mmalign.training import checkpoint
-from mmalign.training.checkpoint import CheckpointConfig, Saver, TrainState
+from mmalign.training.checkpoint import CheckpointConfig, Saver, TrainState, load_newest
 
 FACTS: dict[str, Any] = {"config_sha256": "0", "data": []}
 
@@ -89,6 +91,31 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     ].keys()
     written = load_file(folder / "step-000000001" / "model.safetensors")
     assert all(torch.equal(written[name], tensor) for name, tensor in found["wanted"].items())
+
+
+def test_a_checkpoint_under_another_version_of_the_order_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan: Any = SimpleNamespace(data=[], shuffle="full")
+
+    def refusal(facts: dict[str, Any]) -> str:
+        with committed_folder(tmp_path / "step-000000001", FACTS | facts):
+            pass
+        with pytest.raises(UserError) as error:
+            load_newest(tmp_path, None, plan)  # type: ignore[arg-type]
+        return str(error.value)
+
+    refused = "under version {} of the data's order, this mmalign has version {}, so its position"
+    accepted = "holds no optimizer state"  # what is checked after the version
+    assert accepted in refusal({"order_version": ORDER_VERSION})
+    other = refusal({"order_version": ORDER_VERSION + 1})
+    assert refused.format(ORDER_VERSION + 1, ORDER_VERSION) in other
+    assert "start another run from its weights with init_from" in other
+    # mmalign 0.1.0 wrote none, which means 1.
+    monkeypatch.setattr(checkpoint, "ORDER_VERSION", 1)
+    assert accepted in refusal({})
+    monkeypatch.setattr(checkpoint, "ORDER_VERSION", 2)
+    assert refused.format(1, 2) in refusal({})
 
 
 def run_out_of_room(folder: str, asynchronous: bool) -> str:

@@ -18,12 +18,11 @@ from mmalign.core.config import validate, write_yaml
 from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import train_tokenizer
 from mmalign.export.open_clip import write_open_clip
-from mmalign.export.router import write_router
-from mmalign.export.sentence_transformers import write_sentence_transformers
+from mmalign.export.sentence_transformers import write_router, write_sentence_transformers
 from mmalign.export.transformers import write_transformers
 from mmalign.models.dual_encoder import DualEncoder, build_dual_encoder
 from mmalign.models.encoder import Encoder, load_encoder
-from mmalign.models.external.open_clip_weights import to_open_clip
+from mmalign.models.external.open_clip import to_open_clip
 from mmalign.training.dry_run import dry_run
 from mmalign.training.initialization import initialize_weights
 from mmalign.training.run_config import RunConfig

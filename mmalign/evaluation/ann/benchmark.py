@@ -1,30 +1,55 @@
 """The FAISS benchmark: which index finds what exact search finds, how fast, how small, at what cost?
 
-    suite.yaml + model -> cached embeddings -> Search of each direction -> measure_direction -> rows
+    suite.yaml + model -> cached embeddings -> Search of each direction -> Truth
+        -> for each index: worker (a process of its own) -> lists, times -> rows, task recall
         -> results.json   task recall by language, of exact search and of every index and setting
         -> faiss.csv      the rows
         -> faiss.json     the rows, what they were measured on and with, throughput at fixed recall, advice
 
-For one process: it times itself.
+For one process: it times itself. A row is one index with one setting of its search on one number of threads;
+`results.py` lists its columns. What FAISS refuses is one row with the reason.
 """
 
+import json
 import os
 import platform
+import statistics
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mmalign.core import distributed
 from mmalign.core.commit import write_json
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.evaluation.ann.config import FaissConfig
-from mmalign.evaluation.ann.direction import measure_direction
-from mmalign.evaluation.ann.pools import Search, make_searches
-from mmalign.evaluation.ann.results import recommendations, throughput_at, write_csv
-from mmalign.evaluation.embedding_cache import CachedSet, cached_set
+from mmalign.evaluation.ann.results import (
+    Row,
+    label_of,
+    recommendations,
+    throughput_at,
+    write_csv,
+)
+from mmalign.evaluation.ann.searches import (
+    IMAGE_TO_TEXT,
+    Lists,
+    Search,
+    Truth,
+    find_truth,
+    make_searches,
+    near_share,
+)
+from mmalign.evaluation.embedding_cache import cached_set
 from mmalign.models.encoder import DualModel
+from mmalign.results.aggregates import add_mean
+from mmalign.results.metric_names import MEAN, MetricName
 from mmalign.results.results import Results, environment
 
+# Recorded in results and compared between them: another wording makes older results incomparable.
 PROTOCOL = (
     "text to image: {queries} captions, equally many a language, search {images} pictures; image to "
     "text: {shown} pictures search {texts} captions of all languages, and of the {depth} found those in "
@@ -32,36 +57,56 @@ PROTOCOL = (
     "item is among the first k; items that the index scores as high count against it; inner product of "
     "unit-length float32; the share of the true neighbours that an index finds stands in faiss.csv"
 )
+TaskRecall = dict[str, dict[int, float]]  # language -> k -> recall
 
 
 def run_faiss(config: FaissConfig, encoder: DualModel, out: Path) -> dict[str, Any]:
     """Measure every index in both directions; write results.json, faiss.csv and faiss.json into `out`.
 
     Returns:
-        What stands in faiss.json; the Pareto plot is made of its `rows`.
+        The content of faiss.json; the Pareto plot is made of its `rows`.
 
     Raises:
         UserError: a set is missing or lacks a language, the cache is damaged, or there are several ranks.
     """
     if distributed.world_size() > 1:
         raise UserError(f"suite {config.name}: it times one process; leave torchrun out")
-    sets = _embed(config, encoder)
+    named = [(config.set.name, config.set.shards), *((shards, shards) for shards in config.pool)]
+    sets = [cached_set(encoder, Path(path), name, Path(config.cache)) for name, path in named]
     searches = make_searches(sets[0], sets[1:], config.set.languages, config.queries, config.seed)
+    to_image, to_text = searches
     results = Results(suite=config.name, model=encoder.facts, environment=environment())
-    results.protocol[f"faiss/{config.set.name}"] = _protocol(config, searches)
+    results.protocol[f"faiss/{config.set.name}"] = PROTOCOL.format(
+        queries=len(to_image.query_QD),
+        images=len(to_image.pool_MD),
+        shown=len(to_text.query_QD),
+        texts=len(to_text.pool_MD),
+        depth=max(config.recall_at),
+    )
     results.data[config.set.name] = sets[0].data_sha256
-    machine = {**environment(), **_machine()}
-    measured = {one.direction: measure_direction(config, one, results) for one in searches}
+    machine = {**environment(), **_machine()}  # before the measurement: it states the load
+    measured = {one.direction: _measure_direction(config, one, results) for one in searches}
     rows = [row for of_direction, _ in measured.values() for row in of_direction]
+    advice = recommendations(rows, config.timed_at)
     tree = {
         "suite": config.name,
         "model": encoder.facts,
         "environment": machine,
         "config": config.model_dump(mode="json"),
-        "embeddings": [_source(one) for one in sets],
+        "embeddings": [
+            {
+                "set": one.embedded.name,
+                "data_sha256": one.data_sha256,
+                "folder": str(one.folder),
+                "pictures": len(one.embedded.image_PD),
+                "captions": len(one.embedded.texts),
+                "sha256": one.sha256,
+            }
+            for one in sets
+        ],
         "searches": {one.direction: _facts(one) for one in searches},
         "largest_score_difference_to_numpy": {name: gap for name, (_, gap) in measured.items()},
-        "recommendations": recommendations(rows, config.timed_at),
+        "recommendations": advice,
         "throughput_at_recall": throughput_at(rows, config.timed_at),
         "rows": rows,
     }
@@ -69,26 +114,9 @@ def run_faiss(config: FaissConfig, encoder: DualModel, out: Path) -> dict[str, A
     results.write(out / "results.json")
     write_csv(out / "faiss.csv", rows)
     write_json(out / "faiss.json", tree)
-    for sentence in recommendations(rows, config.timed_at):
+    for sentence in advice:
         say(sentence)
     return tree
-
-
-def _embed(config: FaissConfig, encoder: DualModel) -> list[CachedSet]:
-    """The test set, then the pool."""
-    named = [(config.set.name, config.set.shards), *((shards, shards) for shards in config.pool)]
-    return [cached_set(encoder, Path(shards), name, Path(config.cache)) for name, shards in named]
-
-
-def _protocol(config: FaissConfig, searches: list[Search]) -> str:
-    to_image, to_text = searches
-    return PROTOCOL.format(
-        queries=len(to_image.query_QD),
-        images=len(to_image.pool_MD),
-        shown=len(to_text.query_QD),
-        texts=len(to_text.pool_MD),
-        depth=max(config.recall_at),
-    )
 
 
 def _machine() -> dict[str, Any]:
@@ -106,17 +134,6 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _source(one: CachedSet) -> dict[str, Any]:
-    return {
-        "set": one.embedded.name,
-        "data_sha256": one.data_sha256,
-        "folder": str(one.folder),
-        "pictures": len(one.embedded.image_PD),
-        "captions": len(one.embedded.texts),
-        "sha256": one.sha256,
-    }
-
-
 def _facts(one: Search) -> dict[str, Any]:
     return {
         "vectors": len(one.pool_MD),
@@ -128,3 +145,132 @@ def _facts(one: Search) -> dict[str, Any]:
         "query_languages": one.languages,
         "warm_up": "every query is searched once before timing; 20 single queries are not counted",
     }
+
+
+def _measure_direction(
+    config: FaissConfig, search: Search, results: Results
+) -> tuple[list[Row], float]:
+    """Rows of all indexes; task recall is added to `results`.
+
+    Returns:
+        The rows, and how far FAISS's exact scores and numpy's are apart at most.
+    """
+    truth = find_truth(search, config.recall_at, config.checked, config.seed)
+    exact = _add_task_recall(config, search, truth.lists, "exact", results)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="mmalign-faiss-") as name:
+        folder = Path(name)
+        np.save(folder / "pool.npy", search.pool_MD)
+        np.save(folder / "queries.npy", search.query_QD)
+        (folder / "config.json").write_text(config.model_dump_json(), encoding="utf-8")
+        for number, index in enumerate(config.indexes):
+            first: Row = {"direction": search.direction, "index": index.factory}
+            facts, found = _run_worker(config, number, folder)
+            if "refused" in facts:
+                say(f"{search.direction}  {index.factory}: refused: {facts['refused']}")
+                rows.append({**first, **facts})
+                continue
+            size = {
+                f: facts[f] for f in ("train_rows", "train_s", "add_s", "build_peak_bytes", "bytes")
+            }
+            size["bytes_per_vector"] = facts["bytes"] / len(search.pool_MD)
+            for i, setting in enumerate(index.settings):
+                lists = {
+                    k: (found[f"scores_{i}_{k}"], found[f"ids_{i}_{k}"]) for k in config.recall_at
+                }
+                label = label_of(index.factory, setting)
+                task = _add_task_recall(config, search, lists, label, results)
+                judged = {**first, "search": setting, **_neighbours(search, truth, lists)}
+                judged |= _losses(exact, task)
+                for timing in facts["timings"][i]:
+                    rows.append({**judged, **_speed(timing), **size})
+                    say(_line(rows[-1], config.timed_at))
+    return rows, truth.difference
+
+
+def _run_worker(
+    config: FaissConfig, number: int, folder: Path
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Facts and lists of one index, or `{"refused": reason}` without lists.
+
+    Args:
+        folder: holds config.json, pool.npy and queries.npy.
+    """
+    command = [sys.executable, "-m", "mmalign.evaluation.ann.worker", str(folder), str(number)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=config.most_seconds
+        )
+    except subprocess.TimeoutExpired:
+        return {"refused": f"it took longer than {config.most_seconds} s (`most_seconds`)"}, {}
+    if done.returncode < 0:
+        return {"refused": f"FAISS ended its process with signal {-done.returncode}"}, {}
+    # Anything else is an error of ours, not of the index.
+    if done.returncode > 0:
+        raise RuntimeError(f"the worker of {config.indexes[number].factory} failed:\n{done.stderr}")
+    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    with np.load(folder / "found.npz") as found:
+        return facts, dict(found)
+
+
+def _add_task_recall(
+    config: FaissConfig, search: Search, lists: Lists, label: str, results: Results
+) -> TaskRecall:
+    """Add the task recall of one way of searching, by language and as their mean."""
+    # Captions in one language are picked from lists of all languages, so those lists are long.
+    depth = max(config.recall_at) if search.direction == IMAGE_TO_TEXT else config.timed_at
+    setting, ks = (label, search.direction), config.task_recall_at
+    names = {k: MetricName("faiss", config.set.name, MEAN, setting, f"recall@{k}") for k in ks}
+    recall: TaskRecall = {}
+    for lang in search.languages:
+        hits, chance = search.task_hits(*lists[depth], lang, ks), search.chance(lang, ks)
+        asked = search.query_label_Q[search.queries_of(lang)]
+        for k, name in names.items():
+            results.add(name.of(lang), hits[k], chance=chance[k], ids=asked)
+        recall[lang] = {k: float(hits[k].mean()) for k in ks}
+    for name in names.values():
+        add_mean(results, name, search.languages)
+    return recall
+
+
+def _neighbours(search: Search, truth: Truth, lists: Lists) -> Row:
+    """recall@k against the exact search, and how far it is from recall by numpy on the same queries."""
+    query_QD, pool_MD, sample = search.query_QD, search.pool_MD, truth.sample
+    row, gaps = {}, []
+    for k, (_, ids_QK) in lists.items():
+        of_query = near_share(query_QD, pool_MD, ids_QK, truth.threshold[k])
+        by_numpy = near_share(query_QD[sample], pool_MD, ids_QK[sample], truth.brute[k])
+        row[f"recall@{k}"] = float(of_query.mean())
+        gaps.append(abs(float(of_query[sample].mean() - by_numpy.mean())))
+    return {**row, "difference_to_numpy": max(gaps)}
+
+
+def _losses(exact: TaskRecall, task: TaskRecall) -> Row:
+    """Mean task recall of the languages, its loss against exact search, and who loses most."""
+    row: Row = {}
+    for k in next(iter(exact.values())):
+        loss = {lang: exact[lang][k] - task[lang][k] for lang in exact}
+        worst = max(loss, key=lambda lang: loss[lang])
+        row[f"task_recall@{k}"] = float(np.mean([task[lang][k] for lang in task]))
+        row[f"task_loss@{k}"] = float(np.mean(list(loss.values())))
+        row[f"task_loss_worst@{k}"], row[f"task_loss_worst_language@{k}"] = loss[worst], worst
+    return row
+
+
+def _speed(timing: dict[str, Any]) -> Row:
+    queries, seconds = timing["queries"], timing["batch_s"]
+    return {
+        "threads": timing["threads"],
+        "queries_per_second": queries / min(seconds),
+        "queries_per_second_median": queries / statistics.median(seconds),
+        **{f"{name}_ms": 1000 * value for name, value in timing["single_s"].items()},
+    }
+
+
+def _line(row: Row, k: int) -> str:
+    """A row as the console shows it while the benchmark runs."""
+    return (
+        f"{row['direction']}  {label_of(row['index'], row['search'])}, threads {row['threads']}: "
+        f"recall@{k} {row[f'recall@{k}']:.3f}, {row['queries_per_second']:,.0f} queries/s, "
+        f"{row['bytes_per_vector']:,.0f} bytes per vector"
+    )

@@ -16,7 +16,7 @@ class FaissSet(Section):
     name: str = pydantic.Field(pattern=r"^[\w-]+$")
     """Name of the set in metric names."""
     shards: str
-    """Folder of its shards: its captions and pictures are the queries and the right answers."""
+    """Folder of its shards: its captions and images are the queries and the right answers."""
     languages: tuple[str, ...] | None = None
     """Captions in these languages only; none: all."""
 
@@ -41,14 +41,14 @@ class FaissConfig(Section):
     name: str
     set: FaissSet
     pool: tuple[str, ...] = ()
-    """Folders of further shards: their pictures and captions are searched as well, and are never right."""
+    """Folders of further shards: their images and captions are searched as well, and are never right."""
     indexes: tuple[IndexConfig, ...] = pydantic.Field(min_length=1)
     recall_at: tuple[pydantic.PositiveInt, ...] = pydantic.Field(default=(1, 10, 100), min_length=1)
     """Which share of the k true neighbours an index finds, at each of these k."""
     task_recall_at: tuple[pydantic.PositiveInt, ...] = pydantic.Field(
         default=(1, 5, 10), min_length=1
     )
-    """Whether the right picture or caption is among the first k."""
+    """Whether the right image or caption is among the first k."""
     timed_at: pydantic.PositiveInt = 10
     """Length of the lists that are timed; recommendations speak of the recall at this length."""
     queries: pydantic.PositiveInt = 1400
@@ -79,7 +79,7 @@ class FaissConfig(Section):
         if "Flat" not in factories:
             raise ValueError("`indexes` lacks `factory: Flat`, with which the others are compared")
         if len(set(factories)) < len(factories):
-            raise ValueError("an index stands there twice; put its search parameters together")
+            raise ValueError("an index is listed twice; put its search parameters together")
         if self.timed_at not in self.recall_at or max(self.task_recall_at) > self.timed_at:
             raise ValueError("`timed_at` must be one of `recall_at` and reach all `task_recall_at`")
         return self

@@ -32,7 +32,7 @@ def label_of(factory: str, setting: str) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """One line a row; the columns of all rows, empty where a row has none."""
+    """One line per row; the columns of all rows, empty where a row has none."""
     columns = dict.fromkeys(column for row in rows for column in row)
     text = io.StringIO()
     writer = csv.DictWriter(text, [*columns], lineterminator="\n")
@@ -73,6 +73,7 @@ def recommend(
     """
     wish = f"For recall@{k} >= {recall:.2f}, {_WORDS[direction]}"
     mine = [row for row in rows if row["direction"] == direction and "refused" not in row]
+    # One number of threads, so that the rows are comparable.
     fewest = min(row["threads"] for row in mine)
     mine = [row for row in mine if row["threads"] == fewest]
     flat = next(row for row in mine if row["index"] == FLAT)
@@ -81,6 +82,7 @@ def recommend(
         return f"{wish}: nothing but Flat reaches it ({_cost(flat, flat)})."
     quickest = max(able, key=lambda row: row["queries_per_second"])
     reaching = [row for row in mine if row["index"] != FLAT and row[f"recall@{k}"] >= recall]
+    # Settings of one index have one size; among them the quickest.
     smallest = min(reaching, key=lambda row: (row["bytes"], -row["queries_per_second"]))
     if quickest["queries_per_second"] <= flat["queries_per_second"]:
         words = f"{wish}: Flat; nothing that reaches it is quicker ({_cost(flat, flat)})"
@@ -122,6 +124,6 @@ def _cost(row: Row, flat: Row) -> str:
     than_flat = "" if row is flat else f"{times:.1f} times Flat's throughput, "
     return (
         f"{than_flat}{row['queries_per_second']:,.0f} queries/s on {threads}, p99 of one query "
-        f"{row['p99_ms']:.2f} ms, {row['bytes_per_vector']:,.0f} bytes a vector, built in "
+        f"{row['p99_ms']:.2f} ms, {row['bytes_per_vector']:,.0f} bytes per vector, built in "
         f"{row['train_s'] + row['add_s']:.1f} s"
     )

@@ -1,11 +1,11 @@
 """One FAISS index, built, searched and timed in a process of its own.
 
-    <folder>/job.json, queries.npy, pool.npy -> train -> add -> search and time -> facts.json, found.npz
+    <folder>/config.json, queries.npy, pool.npy -> train -> add -> search and time -> facts.json, found.npz
 
-    python -m mmalign.evaluation.ann.worker <folder>
+    python -m mmalign.evaluation.ann.worker <folder> <number of the index>
 
 A process of its own has clean memory and thread counts, and what FAISS does to it (a failed assertion, a
-crash) ends one index and not the benchmark. Nothing heavy is imported: memory is the index's.
+crash) ends one index and not the benchmark. Nothing heavy is imported, so that memory is the index's.
 
 Throughput is that of one call with many queries, latency that of calls with one query, both at `timed_at`
 neighbours, after the same queries were searched once.
@@ -17,97 +17,59 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmalign.core.workers import die_with
+from mmalign.evaluation.ann.config import FaissConfig, IndexConfig
 
 _WARM_UP = 20  # single queries that are not counted
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is to be measured.
-
-    Attributes:
-        factory: FAISS's string for `index_factory`; the metric is the inner product.
-        settings: search parameters, each `name=value,...` as FAISS's `ParameterSpace` reads it; or ``.
-        ks: lengths of the lists that are kept.
-        timed_at: length of the lists that are timed.
-        threads: counts of threads to time with; the largest builds the index.
-        repeats: of the timed batch.
-        batch: at most so many queries, spread over all of them, are timed as one batch.
-        singles: how many single queries are timed.
-        train_rows: at most so many vectors of the pool, drawn at random, train the index.
-    """
-
-    factory: str
-    settings: tuple[str, ...]
-    ks: tuple[int, ...]
-    timed_at: int
-    threads: tuple[int, ...]
-    repeats: int
-    batch: int
-    singles: int
-    train_rows: int
-    seed: int
-
-    def write(self, folder: Path) -> None:
-        (folder / "job.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
-
-
-def run(folder: Path) -> None:
-    """Do the job in `folder`; what FAISS refuses becomes `{"refused": one line}`."""
-    job = Job(**json.loads((folder / "job.json").read_text(encoding="utf-8")))
+def run(folder: Path, number: int) -> None:
+    """Measure one of the configuration's indexes; what FAISS refuses becomes `{"refused": one line}`."""
+    config = FaissConfig.model_validate_json((folder / "config.json").read_bytes())
+    index = config.indexes[number]
     pool_MD, query_QD = np.load(folder / "pool.npy"), np.load(folder / "queries.npy")
     try:
-        facts, found = _measure(job, pool_MD, query_QD)
+        facts, found = _measure(config, index, pool_MD, query_QD)
     except (RuntimeError, AssertionError, MemoryError) as error:
-        facts, found = {"refused": reason_of(error)}, {}
+        # FAISS's message in one line, without its position in FAISS's source.
+        text = re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", " ".join(str(error).split()))
+        facts, found = {"refused": text or type(error).__name__}, {}
     np.savez(folder / "found.npz", **found)
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def reason_of(error: Exception) -> str:
-    """FAISS's message in one line, without its place in FAISS's source."""
-    text = " ".join(str(error).split())
-    return re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", text) or type(error).__name__
-
-
 def _measure(
-    job: Job, pool_MD: np.ndarray, query_QD: np.ndarray
+    config: FaissConfig, wanted: IndexConfig, pool_MD: np.ndarray, query_QD: np.ndarray
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Facts as JSON knows them, and the lists: `ids_<setting>_<k>` and `scores_<setting>_<k>`."""
     import faiss
 
-    faiss.omp_set_num_threads(max(job.threads))
-    index, facts = _build(job, pool_MD)
+    most_threads = max(config.thread_counts)
+    faiss.omp_set_num_threads(most_threads)
+    index = faiss.index_factory(pool_MD.shape[1], wanted.factory, faiss.METRIC_INNER_PRODUCT)
+    facts = _fill(index, wanted.train_rows or config.train_rows, config.seed, pool_MD)
     space: Any = faiss.ParameterSpace()  # its signatures know only one of the overloads
-    facts["bytes"] = len(faiss.serialize_index(index))
     found: dict[str, Any] = {}
     timings = []
-    for number, setting in enumerate(job.settings):
+    for number, setting in enumerate(wanted.settings):
         if setting:
             space.set_index_parameters(index, setting)
-        faiss.omp_set_num_threads(max(job.threads))
-        for k in job.ks:
+        faiss.omp_set_num_threads(most_threads)
+        for k in config.recall_at:
             scores, ids = index.search(query_QD, min(k, len(pool_MD)))
             found[f"scores_{number}_{k}"], found[f"ids_{number}_{k}"] = scores, ids
-        timings.append([_time(index, job, query_QD, threads) for threads in job.threads])
-    return {**facts, "timings": timings}, found
+        timings.append([_time(index, config, query_QD, n) for n in config.thread_counts])
+    return {**facts, "bytes": len(faiss.serialize_index(index)), "timings": timings}, found
 
 
-def _build(job: Job, pool_MD: np.ndarray) -> tuple[Any, dict[str, Any]]:
-    """The index with the whole pool in it, and what that took."""
-    import faiss
-
-    index = faiss.index_factory(pool_MD.shape[1], job.factory, faiss.METRIC_INNER_PRODUCT)
-    rng = np.random.default_rng(job.seed)
-    chosen = np.sort(rng.permutation(len(pool_MD))[: job.train_rows])
+def _fill(index: Any, train_rows: int, seed: int, pool_MD: np.ndarray) -> dict[str, Any]:
+    """Put the complete pool into the index; what that took."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(pool_MD))[:train_rows])
     train_TD = pool_MD if len(chosen) == len(pool_MD) else pool_MD[chosen]
     before = _start_of_peak()
     started = time.perf_counter()
@@ -116,42 +78,37 @@ def _build(job: Job, pool_MD: np.ndarray) -> tuple[Any, dict[str, Any]]:
     index.add(pool_MD)
     added = time.perf_counter()
     peak = _status("VmHWM")
-    facts = {
+    return {
         "train_rows": len(train_TD),
         "train_s": trained - started,
         "add_s": added - trained,
         "build_peak_bytes": None if before is None or peak is None else max(0, peak - before),
     }
-    return index, facts
 
 
-def _time(index: Any, job: Job, query_QD: np.ndarray, threads: int) -> dict[str, Any]:
+def _time(index: Any, config: FaissConfig, query_QD: np.ndarray, threads: int) -> dict[str, Any]:
     """Seconds of each repeat of the batch, and percentiles of single queries, on `threads` threads."""
     import faiss
 
+    def seconds(query: np.ndarray) -> float:
+        started = time.perf_counter()
+        index.search(query, min(config.timed_at, index.ntotal))
+        return time.perf_counter() - started
+
     faiss.omp_set_num_threads(threads)
-    k = min(job.timed_at, index.ntotal)
-    step = math.ceil(len(query_QD) / job.batch)
+    # Spread over all queries: neighbours in the set may be alike.
+    step = math.ceil(len(query_QD) / config.timed_queries)
     batch_BD = np.ascontiguousarray(query_QD[::step])
-    batches = [_seconds(index, batch_BD, k) for _ in range(job.repeats)]
-    singles = [query_QD[i % len(query_QD)][None] for i in range(job.singles + _WARM_UP)]
-    seconds = [_seconds(index, query_1D, k) for query_1D in singles][_WARM_UP:]
+    batches = [seconds(batch_BD) for _ in range(config.repeats)]
+    numbers = [i % len(query_QD) for i in range(config.single_queries + _WARM_UP)]
+    singles = [seconds(query_QD[i : i + 1]) for i in numbers][_WARM_UP:]
+    p50, p95, p99 = np.percentile(singles, (50, 95, 99)).tolist()
     return {
         "threads": threads,
         "queries": len(batch_BD),
         "batch_s": batches,
-        "single_s": _percentiles(seconds),
+        "single_s": {"p50": p50, "p95": p95, "p99": p99},
     }
-
-
-def _seconds(index: Any, query_QD: np.ndarray, k: int) -> float:
-    started = time.perf_counter()
-    index.search(query_QD, k)
-    return time.perf_counter() - started
-
-
-def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    return {f"p{p}": float(np.percentile(seconds, p)) for p in (50, 95, 99)}
 
 
 def _start_of_peak() -> int | None:
@@ -166,12 +123,11 @@ def _start_of_peak() -> int | None:
 def _status(field: str) -> int | None:
     """A size that Linux states of this process, in bytes."""
     path = Path("/proc/self/status")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    sizes = [int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")]
-    return sizes[0] if sizes else None
+    found = re.search(rf"{field}:\s+(\d+) kB", path.read_text()) if path.is_file() else None
+    return int(found[1]) * 1024 if found else None
 
 
 if __name__ == "__main__":
     if sys.platform == "linux":
         die_with(os.getppid())  # a benchmark that is ended must not leave an index behind at work
-    run(Path(sys.argv[1]))
+    run(Path(sys.argv[1]), int(sys.argv[2]))

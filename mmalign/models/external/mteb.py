@@ -1,9 +1,9 @@
-"""A model of ours, or a peer, as a model of mteb: an outside judge runs its own tasks on it.
+"""A model of ours, or of another library, as a model of mteb: an outside judge runs its own tasks on it.
 
-    mteb's loader (batches of texts, pictures or both) -> DualModel -> (n, D) of unit length -> mteb's scores
+    mteb's loader (batches of texts, images or both) -> DualModel -> (n, D) of unit length -> mteb's scores
 
-A row with a text and a picture is the sum of both vectors, scaled back to length 1, which is how mteb's own
-models of this kind fuse them. mteb (2.26) needs packages that nothing else here does, so it is imported
+A row with a text and an image is the sum of both vectors, scaled back to length 1, as mteb's own models
+of this kind do it. mteb (2.26) needs packages that nothing else here does, so it is imported
 only where one of its classes must be made.
 
     mteb.evaluate(MtebModel(load_model("runs/demo")), tasks=mteb.get_tasks(["XM3600T2IRetrieval"]))
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmalign.models.encoder import BATCH_SIZE, DualModel
@@ -63,53 +64,46 @@ class MtebModel:
         """Vectors of all rows of a loader.
 
         Args:
-            inputs: batches, each with a list of texts under `text`, of PIL pictures under `image`, or
-                both; other columns are not looked at.
+            inputs: batches, each with a list of texts under `text`, of PIL images under `image`, or
+                both; other columns are ignored.
             task_metadata, hf_split, hf_subset, prompt_type: what the rows belong to; the model gives a
                 text the same vector in every task.
 
         Returns:
             (n, D) float32 of unit length.
         """
-        batches = iter(inputs)
-        first = next(batches)
-        batches = chain([first], batches)
-        if "image" not in first:
-            return self._encoder.encode_texts([t for b in batches for t in b["text"]], batch_size)
         texts: list[str] = []
-        # One pass: pictures go by, their texts are kept.
-        image_ND = self._encoder.encode_images(_pictures(batches, texts), batch_size)
-        if "text" not in first:
+        # One pass: images are encoded as they come, their texts are kept.
+        images = _encoded(inputs, texts)
+        first = next(images, None)
+        if first is None:  # no images, so that all texts have been read
+            return self._encoder.encode_texts(texts, batch_size)
+        image_ND = self._encoder.encode_images(chain([first], images), batch_size)
+        if not texts:
             return image_ND
-        return _unit(image_ND + self._encoder.encode_texts(texts, batch_size))
+        return _unit(image_ND + self._encoder.encode_texts(texts, batch_size)).numpy()
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         """Cosines of all pairs: (N, D) and (M, D), or (D,) each -> (N, M) float32."""
-        return torch.from_numpy(_unit(_rows(embeddings1)) @ _unit(_rows(embeddings2)).T)
+        return _unit(embeddings1) @ _unit(embeddings2).T
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         """Cosines of the rows that stand beside each other: (N, D) and (N, D) -> (N,) float32."""
-        return torch.from_numpy((_unit(_rows(embeddings1)) * _unit(_rows(embeddings2))).sum(1))
+        return (_unit(embeddings1) * _unit(embeddings2)).sum(1)
 
 
-def _pictures(batches: Iterable[dict[str, Any]], texts: list[str]) -> Iterator[bytes]:
-    """The pictures as files without loss; what is written beside them is added to `texts`."""
+def _encoded(batches: Iterable[dict[str, Any]], texts: list[str]) -> Iterator[bytes]:
+    """The images as files without loss; the texts beside them are added to `texts`."""
     for batch in batches:
         texts += batch.get("text", ())
-        for picture in batch["image"]:
+        for image in batch.get("image", ()):
             file = io.BytesIO()
-            shown = picture if picture.mode in _PNG_MODES else picture.convert("RGB")
-            shown.save(file, "PNG", compress_level=1)
+            readable = image if image.mode in _PNG_MODES else image.convert("RGB")
+            readable.save(file, "PNG", compress_level=1)  # little compression, for speed
             yield file.getvalue()
 
 
-def _rows(embeddings: Any) -> np.ndarray:
-    """(n, D) float32, from an array or a tensor of any device; one vector is one row."""
-    on_host = embeddings.detach().cpu() if hasattr(embeddings, "detach") else embeddings
-    return np.atleast_2d(np.asarray(on_host, np.float32))
-
-
-def _unit(row_ND: np.ndarray) -> np.ndarray:
-    length_N1 = np.linalg.norm(row_ND, axis=1, keepdims=True)
-    unit_ND: np.ndarray = row_ND / np.maximum(length_N1, 1e-12)
-    return unit_ND
+def _unit(embeddings: Any) -> Tensor:
+    """(n, D) float32 of unit length, from an array or a tensor of any device; one vector is one row."""
+    rows = torch.as_tensor(embeddings, dtype=torch.float32, device="cpu").detach()
+    return F.normalize(torch.atleast_2d(rows), dim=1)

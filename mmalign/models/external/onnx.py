@@ -1,30 +1,29 @@
 """An exported ONNX folder behind the interface of our own encoders, computed by ONNX Runtime on the CPU.
 
-    texts    -> tokenizer -> sorted by tokens -> onnx/text_model.onnx  -> unit length
-    pictures -> Preprocess -> normalised      -> onnx/image_model.onnx -> unit length
+    texts  -> tokenizer -> sorted by tokens -> onnx/text_model.onnx  -> unit length
+    images -> Preprocess -> normalised      -> onnx/image_model.onnx -> unit length
 
     onnx/config.json            longest text in tokens, width of the space
-    preprocessor_config.json    size, mean and standard deviation of pictures; where there is an image tower
+    preprocessor_config.json    size, mean and standard deviation of images; where there is an image tower
 
-Pooling, projection and length are inside the graphs. Texts are sorted by their number of tokens and not of
-characters, as a character is half a token in one script and two in another: batches hold little padding.
+Pooling and projection are inside the graphs.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from mmalign.core.batching import batched
+from mmalign.core.batching import length_sorted_batches
 from mmalign.core.commit import sha256_of
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, one_line
 from mmalign.data.preprocess import Preprocess
 from mmalign.data.tokenizer import load_tokenizer
-from mmalign.models.encoder import BATCH_SIZE
+from mmalign.models.encoder import BATCH_SIZE, DualModel
 
 Precision = Literal["fp32", "int8"]
 CONFIG = "onnx/config.json"
@@ -34,7 +33,6 @@ TEXT_MODELS: dict[Precision, str] = {
     "int8": "onnx/text_model_int8.onnx",
 }
 PREPROCESSOR = "preprocessor_config.json"
-_JSON_NAMES = {int: "number", dict: "object", list: "array"}
 # What transformers may need to build a tokenizer, whichever kind it is.
 _TOKENIZER_FILES = (
     *("tokenizer*", "config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -42,33 +40,20 @@ _TOKENIZER_FILES = (
 )
 
 
-class OnnxModel:
+class OnnxModel(DualModel):
     """Both towers, or the text tower alone, in ONNX Runtime.
 
     Attributes:
         facts: `path`, `kind`, `precision` of the text tower, `sha256` over the graphs, `files` with the
             sha256 of each, `step` (0): what results say about the model.
-        width: D.
     """
 
     def __init__(self, name: str, folder: Path, precision: Precision) -> None:
         """Open the graphs; use `load_onnx`, which finds the folder."""
-        settings = _read_json(folder / CONFIG, {"max_length": int, "embedding": int})
-        self.width: int = settings["embedding"]
-        self.tokenizer = load_tokenizer(folder)
-        self._max_length: int = settings["max_length"]
-        self._texts = open_session(folder / TEXT_MODELS[precision])
-        has_images = (folder / IMAGE_MODEL).is_file()
-        self._images = open_session(folder / IMAGE_MODEL) if has_images else None
-        if has_images:
-            fields = {"size": dict, "image_mean": list, "image_std": list}
-            pictures = _read_json(folder / PREPROCESSOR, fields)
-            self.preprocess = Preprocess(size=int(pictures["size"]["height"]))
-            # As ImageTower does: bytes in, the mean and the deviation stretched to them.
-            self._mean_3 = 255 * np.array(pictures["image_mean"], np.float32)
-            self._std_3 = 255 * np.array(pictures["image_std"], np.float32)
-        files = _graph_files(folder, precision)
-        self.facts: dict[str, Any] = {
+        settings = _read_json(folder / CONFIG, "max_length", "embedding")
+        present = (name for name in _graph_files(precision) if (folder / name).is_file())
+        files = {name: sha256_of(folder / name) for name in present}
+        facts = {
             "path": name,
             "kind": "onnx",
             "precision": precision,
@@ -76,51 +61,37 @@ class OnnxModel:
             "files": files,
             "step": 0,
         }
+        super().__init__(facts, settings["embedding"])
+        self.tokenizer = load_tokenizer(folder)
+        self._max_length: int = settings["max_length"]
+        self._text_graph = open_session(folder / TEXT_MODELS[precision])
+        self.takes_images = (folder / IMAGE_MODEL).is_file()
+        if self.takes_images:
+            self._image_graph = open_session(folder / IMAGE_MODEL)
+            pixels = _read_json(folder / PREPROCESSOR, "size", "image_mean", "image_std")
+            self.preprocess = Preprocess(size=int(pixels["size"]["height"]))
+            # Images are bytes from 0 to 255, and the mean and the deviation are for values from 0 to 1.
+            self._mean_3 = 255 * np.array(pixels["image_mean"], np.float32)
+            self._std_3 = 255 * np.array(pixels["image_std"], np.float32)
 
-    def encode_images(self, images: Iterable[bytes], batch_size: int = BATCH_SIZE) -> np.ndarray:
-        """Encoded pictures (JPEG, PNG, WebP) -> (n, D) float32 of unit length.
-
-        Raises:
-            UserError: a picture that cannot be decoded, or a model that has no image tower.
-        """
-        if self._images is None:
-            raise no_image_tower(self.facts["path"])
-        rows = [np.zeros((0, self.width), np.float32)]
-        for chunk in batched(images, batch_size):
-            byte_BHWC = np.stack([self.preprocess(image).numpy() for image in chunk])
-            pixel_BHWC = (byte_BHWC.astype(np.float32) - self._mean_3) / self._std_3
-            pixel_BCHW = np.ascontiguousarray(pixel_BHWC.transpose(0, 3, 1, 2))
-            rows += self._images.run(["image_embeds"], {"pixel_values": pixel_BCHW})
-        return _unit_rows(np.concatenate(rows))
+    def _encode_images(self, images: list[bytes]) -> np.ndarray:
+        byte_BHWC = np.stack([self.preprocess(image).numpy() for image in images])
+        pixel_BHWC = (byte_BHWC.astype(np.float32) - self._mean_3) / self._std_3
+        pixel_BCHW = np.ascontiguousarray(pixel_BHWC.transpose(0, 3, 1, 2))
+        return _unit_rows(self._image_graph.run(["image_embeds"], {"pixel_values": pixel_BCHW})[0])
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Texts -> (n, D) float32 of unit length, in the order given."""
         embedding = np.zeros((len(texts), self.width), np.float32)
-        ids = self._token_ids(texts)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        for chunk in batched(order, batch_size):
-            inputs = self._padded([ids[i] for i in chunk])
-            embedding[chunk] = self._texts.run(["text_embeds"], inputs)[0]
+        cut = {"truncation": True, "max_length": self._max_length}
+        # The tokenizer takes no empty list.
+        ids = self.tokenizer.inner(list(texts), **cut)["input_ids"] if texts else []
+        # By tokens and not by characters: a character is half a token in one script and two in another.
+        for chunk in length_sorted_batches(map(len, ids), batch_size):
+            rows = {"input_ids": [ids[i] for i in chunk]}
+            inputs = self.tokenizer.inner.pad(rows, return_attention_mask=True, return_tensors="np")
+            embedding[chunk] = self._text_graph.run(["text_embeds"], dict(inputs))[0]
         return _unit_rows(embedding)
-
-    def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        encoded = self.tokenizer.inner(list(texts), truncation=True, max_length=self._max_length)
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
-
-    def _padded(self, ids: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-        """Sequences as the graph's inputs, (N, L) int64 each, padded on the tokenizer's side."""
-        longest = max(len(row) for row in ids)
-        token_NL = np.full((len(ids), longest), self.tokenizer.padding_id, np.int64)
-        mask_NL = np.zeros((len(ids), longest), np.int64)
-        at_the_end = self.tokenizer.inner.padding_side == "right"
-        for n, row in enumerate(ids):
-            place = slice(0, len(row)) if at_the_end else slice(longest - len(row), longest)
-            token_NL[n, place] = row
-            mask_NL[n, place] = 1
-        return {"input_ids": token_NL, "attention_mask": mask_NL}
 
 
 def load_onnx(name: str, precision: Precision = "fp32") -> OnnxModel:
@@ -130,23 +101,28 @@ def load_onnx(name: str, precision: Precision = "fp32") -> OnnxModel:
         precision: which text tower: float32 weights, or 8-bit ones; the image tower has one only.
 
     Raises:
-        UserError: no such folder or repository, a file that lacks or is damaged, or no ONNX Runtime.
+        UserError: no such folder or repository, a missing or damaged file, or no ONNX Runtime.
     """
-    folder = Path(name) if Path(name).is_dir() else _from_hub(name, precision)
+    folder = Path(name)
+    if not folder.is_dir():
+        import huggingface_hub
+
+        wanted = [CONFIG, PREPROCESSOR, *_graph_files(precision), *_TOKENIZER_FILES]
+        try:
+            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # no such repository, no connection, or no name of one
+            raise UserError(
+                f"{name}: neither a folder nor a model on the hub ({one_line(error)})"
+            ) from None
     for file in (CONFIG, TEXT_MODELS[precision]):
         if not (folder / file).is_file():
             raise UserError(
-                f"{name}: has no {file}; give what `mmalign export --format onnx` wrote, whole"
+                f"{name}: has no {file}; give the complete folder that `mmalign export --format onnx` wrote"
             )
     return OnnxModel(name, folder, precision)
-
-
-def no_image_tower(name: str) -> UserError:
-    """What a text encoder of whichever library says when it is given pictures."""
-    return UserError(
-        f"{name}: a text encoder without an image tower; measure it with `measures: [alignment]`, or give "
-        "a model that takes pictures"
-    )
 
 
 def open_session(path: Path) -> Any:
@@ -169,48 +145,28 @@ def open_session(path: Path) -> Any:
             path, options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
     except Exception as error:  # the library's errors have no base class of their own
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path}: ONNX Runtime cannot read it ({reason}); export or download it again"
+            f"{path}: ONNX Runtime cannot read it ({one_line(error)}); export or download it again"
         ) from None
 
 
-def _from_hub(name: str, precision: Precision) -> Path:
-    """A local copy of the files that one precision needs."""
-    import huggingface_hub
-
+def _graph_files(precision: Precision) -> list[str]:
+    """The files that the graphs may lie in; those of large graphs have their weights beside them."""
     graphs = (TEXT_MODELS[precision], IMAGE_MODEL)
-    wanted = [CONFIG, PREPROCESSOR, *graphs, *(f"{graph}_data" for graph in graphs)]
+    return [name for graph in graphs for name in (graph, f"{graph}_data")]
+
+
+def _read_json(path: Path, *fields: str) -> dict[str, Any]:
+    """A JSON object that has these fields."""
     try:
-        copy = huggingface_hub.snapshot_download(name, allow_patterns=[*wanted, *_TOKENIZER_FILES])
-    except (OSError, ValueError) as error:  # no such repository, no connection, or no name of one
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name}: neither a folder nor a model on the hub ({reason})") from None
-    return Path(copy)
-
-
-def _graph_files(folder: Path, precision: Precision) -> dict[str, str]:
-    """sha256 of each file that the graphs' weights lie in, by its name."""
-    graphs = (TEXT_MODELS[precision], IMAGE_MODEL)
-    names = (name for graph in graphs for name in (graph, f"{graph}_data"))
-    return {name: sha256_of(folder / name) for name in names if (folder / name).is_file()}
-
-
-def _read_json(path: Path, fields: Mapping[str, type]) -> dict[str, Any]:
-    """A JSON object that has these fields, each of its type."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        tree = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); export or download it again") from None
-    for name, kind in fields.items():
-        if not isinstance(tree, dict) or not isinstance(tree.get(name), kind):
-            raise UserError(
-                f"{path}: `{name}` must be there as a JSON {_JSON_NAMES[kind]}; export or download it again"
-            )
-    return dict(tree)
+    if missing := [name for name in fields if not tree.get(name)]:
+        raise UserError(f"{path}: `{missing[0]}` is missing; export or download it again")
+    return tree
 
 
 def _unit_rows(row_ND: np.ndarray) -> np.ndarray:
     length_N1 = np.linalg.norm(row_ND, axis=1, keepdims=True)
-    unit_ND: np.ndarray = row_ND / np.maximum(length_N1, np.float32(1e-12))
-    return unit_ND
+    return row_ND / np.maximum(length_N1, np.float32(1e-12))

@@ -1,9 +1,9 @@
-"""Models side by side: what each reached, and whether the difference is more than luck with the queries.
+"""Models side by side: what each reached, and whether the difference is more than the chance of the queries.
 
-    results.json + queries.npz of each model -> same data, protocol, counts? -> Comparison: a row a metric
+    results.json + queries.npz of each model -> same data, protocol, counts? -> Comparison: one row per metric
 
-Numbers that were measured in two ways are not put beside each other: that is refused. The first model is
-the one that the others are compared with (`paired.py` says how).
+Numbers that were measured in two ways are refused. The first model is the one that the others are compared
+with (`differences.py` says how).
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmalign.core.errors import UserError
-from mmalign.results.comparison.differences import Row, Rows, make_rows, parts_of
-from mmalign.results.metric_names import FAMILY, is_aggregate
+from mmalign.results.comparison.differences import Row, Rows, make_rows
+from mmalign.results.metric_names import FAMILY, MetricName
 from mmalign.results.results import Results, read_results
 from mmalign.results.statistics import DRAWS, smallest_p
 
@@ -64,8 +64,7 @@ def compare(paths: Sequence[Path], suite: str | None = None, languages: bool = F
     rows = make_rows(_shown(names, languages), names, found)
     models = _model_names(paths, files)
     sha256 = tuple(str(one.model.get("sha256")) for one in found)
-    words = [*_general_words(models[0], rows), *_drawing_words(rows), *_gaps(rows, found[0])]
-    return Comparison(models, sha256, rows.rows, tuple(words))
+    return Comparison(models, sha256, rows.rows, tuple(_words(models[0], rows, found[0])))
 
 
 def find_results(path: Path, suite: str | None) -> Path:
@@ -76,6 +75,7 @@ def find_results(path: Path, suite: str | None) -> Path:
     """
     if path.is_file():
         return path
+    # In a run folder `results.json` is the report's, which has no values of single queries.
     if not (path / "config.yaml").is_file() and (path / _FILE).is_file():
         return path / _FILE
     measured = {file.parent.name: file for file in sorted(path.glob(f"eval/*/{_FILE}"))}
@@ -90,9 +90,11 @@ def find_results(path: Path, suite: str | None) -> Path:
 
 
 def _shown(names: Sequence[str], languages: bool) -> list[str]:
-    """The metrics of the table, aggregates first; unless told otherwise only what sums up all languages."""
-    aggregates = [name for name in names if is_aggregate(parts_of(name)[1])]
-    of_all = [name for name in aggregates if not parts_of(name)[1].startswith(FAMILY)]
+    """The metrics of the table, aggregates first; unless `languages` only what sums up all languages."""
+    aggregates = [name for name in names if MetricName.parse(name).is_aggregate]
+    of_all = [
+        one for one in aggregates if not str(MetricName.parse(one).language).startswith(FAMILY)
+    ]
     if of_all and not languages:
         return of_all
     return [*aggregates, *(name for name in names if name not in set(aggregates))]
@@ -105,20 +107,17 @@ def _model_names(paths: Sequence[Path], files: Sequence[Path]) -> tuple[str, ...
     return tuple(names if len(set(names)) == len(names) else map(str, paths))
 
 
-def _set_of(name: str) -> str:
-    """The name of the set, without the protocol or the folder behind `@`."""
-    return parts_of(name)[0].partition("/")[2].partition("@")[0]
-
-
 def _check_alike(name: str, first: Results, other: Results, what: str, file: Path) -> None:
     """Stop where a metric was not measured in one and the same way."""
-    subject, data = parts_of(name)[0], _set_of(name)
-    if first.data.get(data) != other.data.get(data):
+    parsed = MetricName.parse(name)
+    data, others_data = (str(one.data.get(parsed.data, "not recorded")) for one in (first, other))
+    if data != others_data:
+        short = [sha256 if " " in sha256 else sha256[:12] for sha256 in (others_data, data)]
         raise UserError(
-            f"{what} was measured on other data than in {file} (set `{data}`, manifest "
-            f"{_short(other.data.get(data))}, not {_short(first.data.get(data))}); measure both on one"
+            f"{what} was measured on other data than in {file} (set `{parsed.data}`, manifest "
+            f"{short[0]}, not {short[1]}); measure both on one"
         )
-    if first.protocol.get(subject) != other.protocol.get(subject):
+    if first.protocol.get(parsed.prefix) != other.protocol.get(parsed.prefix):
         raise UserError(
             f"{what} was measured by another protocol than in {file} (see `protocol` in both files); "
             "measure both with one version and one suite"
@@ -130,54 +129,40 @@ def _check_alike(name: str, first: Results, other: Results, what: str, file: Pat
         )
 
 
-def _short(sha256: str | None) -> str:
-    return sha256[:12] if sha256 else "not recorded"
-
-
-def _general_words(first: str, rows: Rows) -> list[str]:
-    tested = sum(one.p is not None for row in rows.rows for one in row.differences)
-    if not tested:
-        return [f"Differences are to {first}."]
-    words = [
-        f"Differences are to {first}, with 95 % intervals of {DRAWS:,} paired bootstrap draws (seed 0) and "
-        f"two-sided p after Holm's correction over the {tested} differences that have one.",
-        "They cover the choice of queries, not what another training seed would give.",
-    ]
+def _words(first: str, rows: Rows, results: Results) -> list[str]:
+    """What the intervals and p mean, how queries were drawn, and what could not be computed or checked."""
+    differences = [one for row in rows.rows for one in row.differences]
+    tested = sum(one.p is not None for one in differences)
+    words = [f"Differences are to {first}."]
+    if tested:
+        words = [
+            f"Differences are to {first}, with 95 % intervals of {DRAWS:,} paired bootstrap draws (seed 0) "
+            f"and two-sided p after Holm's correction over the {tested} differences that have one.",
+            "They cover the choice of queries, not what another training seed would give.",
+        ]
     if smallest_p(DRAWS) * tested > _LEVEL:
         words.append(
             f"With {tested} differences, {DRAWS:,} draws cannot show any of them at 5 %: look at fewer."
         )
-    return words
-
-
-def _drawing_words(rows: Rows) -> list[str]:
-    """How the queries of several languages were drawn."""
-    words = []
     if rows.together:
         words.append(
-            f"In {', '.join(rows.together)} all queries about one picture were drawn together, in every "
+            f"In {', '.join(rows.together)} all queries about one image were drawn together, in every "
             "language."
         )
     if rows.apart:
         words.append(
             f"In {', '.join(rows.apart)} the queries of each language were drawn by themselves, though they "
-            "may be about the same pictures: intervals of means over languages may be too narrow."
+            "may be about the same images: intervals of means over languages may be too narrow."
         )
-    return words
-
-
-def _gaps(rows: Rows, first: Results) -> list[str]:
-    """What could not be computed or checked."""
-    words = []
-    if any(one.ci95 is None for row in rows.rows for one in row.differences):
+    if any(one.ci95 is None for one in differences):
         words.append(
-            "Differences without an interval: no value of single queries was kept, or they sum up others "
-            "than the languages here."
+            "Differences without an interval: no value of single queries was kept, or the number sums up "
+            "other languages than those here."
         )
-    unknown = sorted({_set_of(row.metric) for row in rows.rows} - first.data.keys())
-    if unknown:
+    sets = {MetricName.parse(row.metric).data for row in rows.rows}
+    if unknown := sorted(sets - results.data.keys()):
         words.append(
-            f"No checksum of the data was recorded for {', '.join(unknown)}: that they are the same was "
-            "told by protocol and counts alone."
+            f"No checksum of the data was recorded for {', '.join(unknown)}: that they are the same follows "
+            "from protocol and counts alone."
         )
     return words

@@ -7,7 +7,6 @@ Comparison -> terminal (rich), or Markdown where there is none
 import csv
 import io
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,22 +20,14 @@ SUFFIXES = (".json", ".csv", ".md")
 
 
 def show(comparison: Comparison) -> None:
-    """Print the table and the words about it."""
+    """Print the table and the sentences about it."""
     if not sys.stdout.isatty():
         say(markdown(comparison))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.markdown import Markdown
 
-    table = Table()
-    for place, title in enumerate(_titles(comparison)):
-        table.add_column(title, justify="right" if place else "left")
-    for row in comparison.rows:
-        table.add_row(*_cells(row))
-    console = Console()
-    console.print(table)
-    for sentence in comparison.words:
-        console.print(sentence, style="dim", highlight=False, markup=False)
+    Console().print(Markdown(markdown(comparison)))
 
 
 def check_target(path: Path) -> None:
@@ -64,21 +55,22 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
 
 
 def markdown(comparison: Comparison) -> str:
-    """A Markdown table, and below it the words."""
+    """A Markdown table, and the sentences below it."""
     titles = _titles(comparison)
     rule = ["---", *["---:"] * (len(titles) - 1)]
-    lines = [_line(cells) for cells in (titles, rule, *map(_cells, comparison.rows))]
+    # A bar within a cell would end it.
+    lines = [
+        f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+        for cells in (titles, rule, *map(_cells, comparison.rows))
+    ]
     return "\n".join([*lines, "", *comparison.words, ""])
 
 
 def csv_text(comparison: Comparison) -> str:
-    """One line a metric, numbers in full; what is not known is empty."""
+    """One line per metric, numbers in full; what is not known is empty."""
     first, *others = comparison.models
-    of_others = [
-        f"{other} - {first}{suffix}"
-        for other in others
-        for suffix in ("", ", low", ", high", ", p", ", p (Holm)")
-    ]
+    suffixes = ("", ", low", ", high", ", p", ", p (Holm)")
+    of_others = [f"{other} - {first}{suffix}" for other in others for suffix in suffixes]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["metric", "count", "chance", *comparison.models, *of_others])
@@ -112,7 +104,3 @@ def _words_of(one: Difference) -> str:
     low, high = one.ci95
     p = "p < 0.001" if one.p_holm < 0.001 else f"p = {one.p_holm:.3f}"
     return f"{one.value:+.4f} ({low:+.4f} to {high:+.4f}), {p}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"

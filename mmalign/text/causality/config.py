@@ -1,4 +1,4 @@
-"""What is set of the graph and of the contrast; both can be switched off.
+"""The settings of the graph and of the contrast; both can be switched off.
 
 The method's published form is known by its abstract alone (He et al., LREC-COLING 2024, arXiv 2403.02893):
 its layers, widths, temperature and weights were never published, so every default here is ours.
@@ -15,16 +15,16 @@ ASKED = (
     " A pair has no direction; asked are the pairs that the files list. A document longer than the tower's "
     "sequences is read in windows that overlap, nothing is cut. Intervals of one seed redraw documents."
 )
-"""What the numbers of event causality are about, for the protocol."""
+"""What the numbers of event causality measure, for the protocol."""
 
 
 class ContrastConfig(Section):
-    """Drawing the nodes of a document to those of its code-switched view."""
+    """Pulls the nodes of a document towards those of its code-switched view."""
 
     view: CodeSwitchConfig
     """How words of the view are replaced; `sentence_ratio` is the probability of each sentence."""
     temperature: float = Field(default=0.1, gt=0)
-    """What cosines are divided by."""
+    """Cosines are divided by it."""
     sentence: float = Field(default=0.1, ge=0)
     """Weight of the contrast of sentence nodes, beside the loss on the labels."""
     statement: float = Field(default=0.1, ge=0)
@@ -43,13 +43,13 @@ class CausalityConfig(Section):
     width: int = Field(default=128, ge=1)
     """Of a node's state."""
     layers: int = Field(default=2, ge=2)
-    """Of the graph network; with fewer than two the phrases' and sentences' own edges would reach no pair."""
+    """Of the graph network; with fewer than two, edges into phrases and sentences would affect no pair."""
     heads: int = Field(default=4, ge=1)
     """Attention heads of a layer; they divide `width`."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Of messages and in the classifier."""
     causal_weight: float = Field(default=2.0, gt=0)
-    """What a causal pair counts in the loss; about one pair in ten is causal."""
+    """Weight of a causal pair in the loss; about one pair in ten is causal."""
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:

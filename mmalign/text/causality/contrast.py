@@ -5,10 +5,9 @@
     nodes of the views     -> linear, length 1 -+
 
 InfoNCE (van den Oord et al. 2018, arXiv 1807.03748) at three granularities. A node's positive is itself in
-the view. Its negatives are, of sentences and statements, all other nodes of the type in the batch, those of
-the same document among them; of pairs, those of the opposite label: two causal pairs are not driven apart.
+the view. The negatives of sentences and statements are all other nodes of the type in the batch, those of
+the same document included; those of pairs have the opposite label: two causal pairs are not driven apart.
 Granularities, positives and negatives of the published method are not known beyond its name; these are ours.
-All scores of a type stand in one matrix: 0.8 GB for a batch of eight documents with 60 events, all paired.
 
 Shapes: S nodes of a type, W their width.
 """
@@ -45,13 +44,14 @@ def contrast_loss(
 def info_nce(
     one_SW: Tensor, other_SW: Tensor, temperature: float, negative_SS: Tensor | None = None
 ) -> Tensor:
-    """The mean over both directions of the cross-entropy of finding each row's own partner; 0 of no rows.
+    """The mean over both directions of the cross-entropy of finding each row's own partner; 0 without rows.
 
     Args:
-        negative_SS: bool, symmetric, which others a row is told from; none: from all.
+        negative_SS: bool, symmetric, which others are a row's negatives; None: all.
     """
     if len(one_SW) == 0:
         return one_SW.sum()
+    # One matrix for all scores of a type: 0.8 GB for eight documents with 60 events, all paired.
     cosine_SS = F.normalize(one_SW, dim=-1) @ F.normalize(other_SW, dim=-1).T
     logits_SS = cosine_SS / temperature
     own = torch.arange(len(one_SW), device=one_SW.device)

@@ -1,7 +1,7 @@
 """Documents as one graph: nodes of four types, edges of twelve.
 
-    Outline of each document -> its edges -> numbers shifted behind those of the documents before -> Graph
-    Outline, tokens           -> which tokens each part is made of                                -> Graph
+    Outline of each document -> its edges -> numbers shifted past those of the documents before -> Graph
+    Outline, tokens           -> which tokens each part consists of                             -> Graph
 
     source       edge      target      holds between
     phrase       next      phrase      neighbours in a sentence, both ways
@@ -9,7 +9,7 @@
     phrase       in        sentence    a phrase and its sentence
     sentence     holds     phrase      the reverse
     sentence     with      sentence    any two sentences of the document, both ways
-    phrase       in        statement   a phrase and the events in whose clauses it stands
+    phrase       in        statement   a phrase and the events in whose clauses it is
     statement    holds     phrase      the reverse
     sentence     holds     statement   a sentence and its events
     statement    in        sentence    the reverse
@@ -18,10 +18,9 @@
     pair         shares    pair        pairs with a common event, both ways
 
 Documents share no edge. Edges P-P, S-P and S-E are published by name (see outline.py), the others are ours.
-The pairs of n events that are all asked about have about n^3 `shares` edges: 205,320 for 60 events.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
@@ -35,28 +34,13 @@ from mmalign.text.causality.outline import Outline, Span
 
 Relation = tuple[str, str, str]
 """Type of the source, name, type of the target."""
+Edges = list[tuple[int, int]]
 
 NODES = ("phrase", "sentence", "statement", "pair")
-RELATIONS: tuple[Relation, ...] = (
-    ("phrase", "next", "phrase"),
-    ("phrase", "repeats", "phrase"),
-    ("phrase", "in", "sentence"),
-    ("sentence", "holds", "phrase"),
-    ("sentence", "with", "sentence"),
-    ("phrase", "in", "statement"),
-    ("statement", "holds", "phrase"),
-    ("sentence", "holds", "statement"),
-    ("statement", "in", "sentence"),
-    ("statement", "in", "pair"),
-    ("pair", "holds", "statement"),
-    ("pair", "shares", "pair"),
-)
 PARTS = ("phrase", "sentence", "trigger", "clause")
 """What tokens are pooled to; a statement is a trigger and its clause, a pair two statements."""
 FARTHEST = 3
-"""Sentences between two events, and more."""
-
-Edges = list[tuple[int, int]]
+"""The largest distance in sentences between two events that the network distinguishes."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +50,7 @@ class Graph:
     Shapes: P pairs, M tokens of parts, E edges of a type; all int64.
 
     Attributes:
-        tokens: by part: (2, M), places in the flattened (N, L) tokens, and the number of the part.
+        tokens: by part: (2, M), positions in the flattened (N, L) tokens, and the number of the part.
         counts: by part: how many there are.
         edges: by relation: (2, E), source and target.
         events_2P: numbers of the statements of each pair, the earlier first.
@@ -88,46 +72,46 @@ def build_graph(outlines: Sequence[Outline], encoding: Any, device: torch.device
     A token that two windows share belongs to its parts twice, once with each of its states.
 
     Args:
-        encoding: what the tokenizer made of the outlines' texts, in windows if need be.
+        encoding: the tokenizer's output for the outlines' texts, in windows if need be.
     """
-    counts = [_part_counts(one) for one in outlines]
-    shift = [
-        {name: sum(one[name] for one in counts[:number]) for name in (*PARTS, *NODES)}
-        for number in range(len(outlines))
-    ]
     edges: dict[Relation, Edges] = {relation: [] for relation in RELATIONS}
-    for one, by in zip(outlines, shift, strict=True):
+    events, distances, documents = [], [], []
+    before: Counter[str] = Counter()  # nodes and parts of the documents before
+    shifts = []
+    for number, one in enumerate(outlines):
         for relation, found in edges_of(one).items():
             source, _, target = relation
-            edges[relation] += [(s + by[source], t + by[target]) for s, t in found]
-    pairs = [
-        (first + by["statement"], second + by["statement"])
-        for one, by in zip(outlines, shift, strict=True)
-        for first, second in one.pairs
-    ]
-    documents = [number for number, one in enumerate(outlines) for _ in one.pairs]
+            edges[relation] += [(s + before[source], t + before[target]) for s, t in found]
+        for first, second in one.pairs:
+            events.append((first + before["statement"], second + before["statement"]))
+            apart = abs(one.sentence_of[first] - one.sentence_of[second])
+            distances.append(min(apart, FARTHEST))
+            documents.append(number)
+        shifts.append(before.copy())
+        before.update({part: len(spans) for part, spans in _spans(one).items()})
+        before.update(statement=len(one.triggers), pair=len(one.pairs))
     return Graph(
-        tokens=_tokens(outlines, shift, encoding, device),
-        counts={part: sum(one[part] for one in counts) for part in PARTS},
+        tokens=_tokens(outlines, shifts, encoding, device),
+        counts={part: before[part] for part in PARTS},
         edges={relation: _columns(found, device) for relation, found in edges.items()},
-        events_2P=_columns(pairs, device),
-        distance_P=torch.tensor(_distances(outlines), dtype=torch.long, device=device),
+        events_2P=_columns(events, device),
+        distance_P=torch.tensor(distances, dtype=torch.long, device=device),
         document_P=torch.tensor(documents, dtype=torch.long, device=device),
     )
 
 
 def edges_of(outline: Outline) -> dict[Relation, Edges]:
     """The edges of one document, by the numbers of its own nodes."""
-    phrases, events = outline.phrases, range(len(outline.triggers))
+    phrases = outline.phrases
     next_to = [
         (i, i + 1)
         for i in range(len(phrases) - 1)
         if phrases[i].sentence == phrases[i + 1].sentence
     ]
     in_sentence = [(i, one.sentence) for i, one in enumerate(phrases)]
-    in_statement = [(i, event) for event in events for i in outline.phrases_of[event]]
-    told_in = [(event, outline.sentence_of[event]) for event in events]
-    asked_in = [(event, i) for i, pair in enumerate(outline.pairs) for event in pair]
+    in_statement = [(i, event) for event, own in enumerate(outline.phrases_of) for i in own]
+    event_in_sentence = list(enumerate(outline.sentence_of))
+    in_pair = [(event, i) for i, pair in enumerate(outline.pairs) for event in pair]
     return {
         ("phrase", "next", "phrase"): next_to + _reversed(next_to),
         ("phrase", "repeats", "phrase"): _sharing(one.words for one in phrases),
@@ -136,10 +120,11 @@ def edges_of(outline: Outline) -> dict[Relation, Edges]:
         ("sentence", "with", "sentence"): list(permutations(range(len(outline.sentences)), 2)),
         ("phrase", "in", "statement"): in_statement,
         ("statement", "holds", "phrase"): _reversed(in_statement),
-        ("sentence", "holds", "statement"): _reversed(told_in),
-        ("statement", "in", "sentence"): told_in,
-        ("statement", "in", "pair"): asked_in,
-        ("pair", "holds", "statement"): _reversed(asked_in),
+        ("sentence", "holds", "statement"): _reversed(event_in_sentence),
+        ("statement", "in", "sentence"): event_in_sentence,
+        ("statement", "in", "pair"): in_pair,
+        ("pair", "holds", "statement"): _reversed(in_pair),
+        # About n^3 if a document asks about all pairs of n events: 205,320 for 60 events.
         ("pair", "shares", "pair"): _sharing(outline.pairs),
     }
 
@@ -150,8 +135,8 @@ def _sharing(members: Iterable[Iterable[object]]) -> Edges:
     for number, each in enumerate(members):
         for one in each:
             holders[one].append(number)
-    found = {two for each in holders.values() for two in combinations(each, 2)}
-    one_way = sorted(found)
+    # Sorted: the order of a set of numbers is no promise, and sums depend on the order of the edges.
+    one_way = sorted({two for each in holders.values() for two in combinations(each, 2)})
     return one_way + _reversed(one_way)
 
 
@@ -159,36 +144,25 @@ def _reversed(edges: Edges) -> Edges:
     return [(target, source) for source, target in edges]
 
 
+# The types of edges are those of an empty document, so that they are listed once. The weights of a saved
+# network are in this order.
+RELATIONS: tuple[Relation, ...] = tuple(edges_of(Outline("", [], [], [], [], [], [], [], [])))
+
+
 def _columns(rows: Edges, device: torch.device) -> Tensor:
     """(2, n) int64."""
     return torch.tensor(rows, dtype=torch.long, device=device).reshape(-1, 2).T.contiguous()
 
 
-def _distances(outlines: Sequence[Outline]) -> list[int]:
-    return [
-        min(abs(one.sentence_of[first] - one.sentence_of[second]), FARTHEST)
-        for one in outlines
-        for first, second in one.pairs
-    ]
-
-
 def _spans(outline: Outline) -> dict[str, list[Span]]:
-    return {
-        "phrase": [one.span for one in outline.phrases],
-        "sentence": outline.sentences,
-        "trigger": outline.triggers,
-        "clause": outline.clauses,
-    }
-
-
-def _part_counts(outline: Outline) -> dict[str, int]:
-    parts = {part: len(spans) for part, spans in _spans(outline).items()}
-    return {**parts, "statement": len(outline.triggers), "pair": len(outline.pairs)}
+    phrases = [one.span for one in outline.phrases]
+    parts = (phrases, outline.sentences, outline.triggers, outline.clauses)
+    return dict(zip(PARTS, parts, strict=True))
 
 
 def _tokens(
     outlines: Sequence[Outline],
-    shift: Sequence[dict[str, int]],
+    shifts: Sequence[Counter[str]],
     encoding: Any,
     device: torch.device,
 ) -> dict[str, Tensor]:
@@ -197,11 +171,13 @@ def _tokens(
     spans = [_spans(one) for one in outlines]
     found: dict[str, list[np.ndarray]] = {part: [np.zeros((2, 0), np.int64)] for part in PARTS}
     for window, document in enumerate(encoding["overflow_to_sample_mapping"].tolist()):
-        places, starts, ends = _content(encoding, window)
+        # The text's own tokens: special ones and padding belong to no sequence.
+        own = [i for i, one in enumerate(encoding.sequence_ids(window)) if one == 0]
+        offsets = np.array(encoding.encodings[window].offsets, np.int64).reshape(-1, 2)[own]
+        position = np.array(own, np.int64) + window * length
         for part in PARTS:
-            token, number = _members(spans[document][part], starts, ends)
-            own = places[token] + window * length
-            found[part].append(np.stack([own, number + shift[document][part]]))
+            token, number = _members(spans[document][part], offsets[:, 0], offsets[:, 1])
+            found[part].append(np.stack([position[token], number + shifts[document][part]]))
     return {
         part: torch.from_numpy(np.concatenate(columns, axis=1)).to(device)
         for part, columns in found.items()
@@ -211,21 +187,12 @@ def _tokens(
 def _members(
     spans: Sequence[Span], starts: np.ndarray, ends: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which tokens share a character with which spans: numbers of tokens, numbers of spans, both int64.
-
-    Tokens stand in the order of their characters, so those of a span are neighbours.
-    """
-    first, behind = np.array(spans, np.int64).reshape(-1, 2).T
+    """Which tokens share a character with which spans: numbers of tokens, numbers of spans, both int64."""
+    first, end = np.array(spans, np.int64).reshape(-1, 2).T
+    # Tokens are in the order of their characters, so those of a span are neighbours.
     low = np.searchsorted(ends, first, side="right")
-    high = np.searchsorted(starts, behind, side="left")
+    high = np.searchsorted(starts, end, side="left")
     size = (high - low).clip(min=0)
     number = np.repeat(np.arange(len(spans)), size)
     step = np.arange(len(number)) - np.repeat(size.cumsum() - size, size)
     return np.repeat(low, size) + step, number
-
-
-def _content(encoding: Any, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Places in the window of the text's own tokens, where they start and where they end."""
-    own = [place for place, one in enumerate(encoding.sequence_ids(window)) if one == 0]
-    offsets = np.array(encoding.encodings[window].offsets, np.int64).reshape(-1, 2)[own]
-    return np.array(own, np.int64), offsets[:, 0], offsets[:, 1]

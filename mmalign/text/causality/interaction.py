@@ -10,14 +10,12 @@
 
 Attention is GATv2 (Brody et al., ICLR 2022, arXiv 2105.14491) by torch_geometric; that the published system
 used it is a guess from its references, everything else here is ours. Without the graph the layers of messages
-are left out and nothing else. The last layer has the edges into statements and pairs alone: no pair would see
-what the others bring.
+are left out and nothing else.
 
 Shapes: S nodes of a type, P pairs, F width of a token state, W width of a node.
 """
 
 import warnings
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,20 +33,27 @@ class CausalityHead(nn.Module):
     """Token states and graph -> node states -> logits of pairs.
 
     Attributes:
-        network: None without the graph.
+        network: its `layers` exchange messages; None without the graph.
         into_contrast: by type of node: to the space where nodes are contrasted; empty without contrast.
+
+    Raises:
+        UserError: a graph, and torch_geometric is not installed.
     """
 
     def __init__(self, state_width: int, config: CausalityConfig) -> None:
         super().__init__()
-        width = config.width
+        width, last = config.width, config.layers - 1
         inputs = {"phrase": 1, "sentence": 1, "statement": 2, "pair": 3}
         self.into_node = nn.ModuleDict(
             {node: nn.Linear(inputs[node] * state_width, width) for node in NODES}
         )
         self.norm = nn.ModuleDict({node: nn.LayerNorm(width) for node in NODES})
         self.distance = nn.Embedding(FARTHEST + 1, width)
-        self.network = GraphNetwork(config) if config.graph else None
+        self.network: nn.ModuleDict | None = None
+        if config.graph:
+            layers = [GraphLayer(number == last, config) for number in range(config.layers)]
+            # A dictionary because saved weights are named `network.layers.<number>`.
+            self.network = nn.ModuleDict({"layers": nn.ModuleList(layers)})
         self.classifier = nn.Sequential(
             nn.Linear(3 * width, width), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(width, 2)
         )
@@ -57,16 +62,6 @@ class CausalityHead(nn.Module):
 
     def nodes(self, state_NLF: Tensor, graph: Graph) -> Nodes:
         """The nodes' states after all messages."""
-        nodes = self._first_nodes(state_NLF, graph)
-        return nodes if self.network is None else self.network(nodes, graph.edges)
-
-    def logits(self, nodes: Nodes, graph: Graph) -> Tensor:
-        """(P, 2): not causal, causal."""
-        first, second = nodes["statement"][graph.events_2P]
-        logits_P2: Tensor = self.classifier(torch.cat([nodes["pair"], first, second], dim=-1))
-        return logits_P2
-
-    def _first_nodes(self, state_NLF: Tensor, graph: Graph) -> Nodes:
         part = {
             name: mean_of_tokens(state_NLF, graph.tokens[name], graph.counts[name])
             for name in PARTS
@@ -78,90 +73,72 @@ class CausalityHead(nn.Module):
             "statement": torch.cat([part["trigger"], part["clause"]], dim=-1),
             "pair": torch.cat([first, second, first * second], dim=-1),
         }
-        nodes = {node: self.into_node[node](value) for node, value in inputs.items()}
+        nodes: Nodes = {node: self.into_node[node](value) for node, value in inputs.items()}
         nodes["pair"] = nodes["pair"] + self.distance(graph.distance_P)
-        return {node: self.norm[node](state) for node, state in nodes.items()}
-
-
-class GraphNetwork(nn.Module):
-    """Layers of messages between nodes.
-
-    Raises:
-        UserError: torch_geometric is not installed.
-    """
-
-    def __init__(self, config: CausalityConfig) -> None:
-        super().__init__()
-        last = config.layers - 1
-        self.layers = nn.ModuleList(
-            GraphLayer(relations_of_layer(number, last), config) for number in range(config.layers)
-        )
-
-    def forward(self, nodes: Nodes, edges: dict[Relation, Tensor]) -> Nodes:
-        for layer in self.layers:
-            nodes = layer(nodes, edges)
+        nodes = {node: self.norm[node](state) for node, state in nodes.items()}
+        if self.network is not None:
+            for layer in self.network["layers"].children():
+                nodes = layer(nodes, graph.edges)
         return nodes
+
+    def logits(self, nodes: Nodes, graph: Graph) -> Tensor:
+        """(P, 2): not causal, causal."""
+        first, second = nodes["statement"][graph.events_2P]
+        logits_P2: Tensor = self.classifier(torch.cat([nodes["pair"], first, second], dim=-1))
+        return logits_P2
 
 
 class GraphLayer(nn.Module):
-    """One exchange of messages; types of nodes that no edge of the layer ends in stay as they are."""
+    """One exchange of messages; types of nodes that no edge of the layer ends in are not changed.
 
-    def __init__(self, relations: tuple[Relation, ...], config: CausalityConfig) -> None:
+    Each type of edge has its own attention; a node takes the sum over the types that end in it.
+
+    Attributes:
+        relations: the layer's types of edges. The last layer has those into statements and pairs alone:
+            nothing reads what the others would change.
+    """
+
+    def __init__(self, is_last: bool, config: CausalityConfig) -> None:
         super().__init__()
-        self.relations = relations
-        self.attention = _attention(relations, config)
-        targets = sorted({target for _, _, target in relations})
-        self.norm = nn.ModuleDict({node: nn.LayerNorm(config.width) for node in targets})
+        try:
+            from torch_geometric.nn import GATv2Conv, HeteroConv
+        except ImportError:
+            raise UserError(
+                "causality.graph: needs torch_geometric; install it with `pip install "
+                "'mmalign[finetune]'`, or set causality.graph=false"
+            ) from None
+        read = ("statement", "pair") if is_last else NODES
+        self.relations = tuple(one for one in RELATIONS if one[2] in read)
+        width, each = config.width, config.width // config.heads
+        convs = {
+            one: GATv2Conv((width, width), each, heads=config.heads, add_self_loops=False)
+            for one in self.relations
+        }
+        with warnings.catch_warnings():
+            # In the last layer nothing ends in phrases and sentences, on purpose.
+            warnings.filterwarnings("ignore", message="There exist node types")
+            self.attention = HeteroConv(convs, aggr="sum")
+        targets = sorted({target for _, _, target in self.relations})
+        self.norm = nn.ModuleDict({node: nn.LayerNorm(width) for node in targets})
         self.dropout = config.dropout
 
     def forward(self, nodes: Nodes, edges: dict[Relation, Tensor]) -> Nodes:
         messages = self.attention(nodes, {one: edges[one] for one in self.relations})
-        changed = {
-            node: self.norm[node](nodes[node] + self._mixed(message))
-            for node, message in messages.items()
-        }
+        changed = {}
+        for node, message in messages.items():
+            mixed = F.dropout(F.gelu(message), self.dropout, self.training)
+            changed[node] = self.norm[node](nodes[node] + mixed)
         return {**nodes, **changed}
-
-    def _mixed(self, message: Tensor) -> Tensor:
-        return F.dropout(F.gelu(message), self.dropout, self.training)
-
-
-def relations_of_layer(number: int, last: int) -> tuple[Relation, ...]:
-    """The types of edges of a layer: in the last one those that end in what the logits read."""
-    return tuple(one for one in RELATIONS if number < last or one[2] in ("statement", "pair"))
 
 
 def mean_of_tokens(state_NLF: Tensor, tokens_2M: Tensor, count: int) -> Tensor:
     """(count, F), the mean state of the tokens of each part; zero where a part has no token.
 
     Args:
-        tokens_2M: place in the flattened (N, L) tokens and number of the part.
+        tokens_2M: position in the flattened (N, L) tokens and number of the part.
     """
-    place_M, part_M = tokens_2M
+    position_M, part_M = tokens_2M
     zero = state_NLF.new_zeros((count, state_NLF.shape[-1]))
-    total = zero.index_add(0, part_M, state_NLF.flatten(0, 1)[place_M])
+    total = zero.index_add(0, part_M, state_NLF.flatten(0, 1)[position_M])
     size = zero[:, 0].index_add(0, part_M, torch.ones_like(part_M, dtype=state_NLF.dtype))
     return total / size.clamp(min=1)[:, None]
-
-
-def _attention(relations: tuple[Relation, ...], config: CausalityConfig) -> Any:
-    """Attention of its own for each type of edge; a node takes the sum over the types that end in it."""
-    try:
-        from torch_geometric.nn import GATv2Conv, HeteroConv
-    except ImportError:
-        raise UserError(
-            "causality.graph: needs torch_geometric; install it with `pip install 'mmalign[finetune]'`, "
-            "or set causality.graph=false"
-        ) from None
-    each = config.width // config.heads
-    convs = {
-        relation: GATv2Conv(
-            (config.width, config.width), each, heads=config.heads, add_self_loops=False
-        )
-        for relation in relations
-    }
-    with (
-        warnings.catch_warnings()
-    ):  # that nothing ends in phrases and sentences: of the last layer so meant
-        warnings.filterwarnings("ignore", message="There exist node types")
-        return HeteroConv(convs, aggr="sum")

@@ -1,4 +1,4 @@
-"""Where the parts of a document stand: its sentences, phrases, statements and event pairs.
+"""The parts of a document and their positions: its sentences, phrases, statements and event pairs.
 
     sentences + events -> words and marks -> clauses  -> the clause of a trigger: its statement
                                           -> phrases, by frequent short words
@@ -12,9 +12,9 @@ few languages have. The rules here are ours and need nothing but letters:
     phrase     a longest run of words of a clause without a glue word
     glue word  one of the document's ten most frequent words of at most four characters that occur twice or
                more (articles, prepositions, conjunctions of most languages), unless it is in a trigger
-    statement  an event: its trigger, and the clauses that the trigger stands in
+    statement  an event: its trigger, and the clauses that the trigger is in
 
-So an event is no node beside its statement. A script without spaces has long words: its phrases are clauses.
+So an event has no node beside its statement. A script without spaces has long words: its phrases are clauses.
 """
 
 from collections import Counter
@@ -27,17 +27,18 @@ import regex
 from mmalign.text.tasks.example import Causality, Example
 
 Span = tuple[int, int]
-"""First character and the one behind the last, of the sentences joined by one space."""
+"""First character and the one after the last, of the sentences joined by one space."""
 
-_PART = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['’\-\u200c\u200d][\p{L}\p{M}\p{N}]+)*|[^\s]")
-_WORD = regex.compile(r"[\p{L}\p{M}\p{N}].*", regex.DOTALL)
+# A word (group 1) or one mark. The characters inside a word are apostrophes, the hyphen, and the zero-width
+# joiners that scripts of South Asia write between letters.
+_PART = regex.compile(r"([\p{L}\p{M}\p{N}]+(?:['’\-\u200c\u200d][\p{L}\p{M}\p{N}]+)*)|[^\s]")
 _LONGEST_GLUE = 4
 _MOST_GLUE = 10
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """A run of words; `words` are in small letters, `sentence` and `clause` number what it is in."""
+    """A run of words; `words` are in lower case, `sentence` and `clause` number what it is in."""
 
     span: Span
     sentence: int
@@ -51,7 +52,7 @@ class Outline:
 
     Attributes:
         triggers: of each event.
-        clauses: of each event, the clauses of its trigger: the place of its statement.
+        clauses: of each event, the clauses of its trigger: its statement.
         phrases_of: of each event, the numbers of the phrases in its clauses.
         sentence_of: of each event.
         pairs: numbers of two events, the earlier first.
@@ -80,39 +81,41 @@ class _Part:
 
 def outline(example: Example) -> Outline:
     """The parts of a document; its target is a Causality."""
-    target = example.target
-    assert isinstance(target, Causality), example.id
-    starts = list(accumulate((len(one) + 1 for one in example.texts), initial=0))[:-1]
-    sentences = [
-        (start, start + len(one)) for start, one in zip(starts, example.texts, strict=True)
-    ]
+    target = target_of(example)
+    starts = starts_of(example.texts)
+    located = list(zip(starts, example.texts, strict=True))
     triggers = [
         (starts[one.sentence] + one.start, starts[one.sentence] + one.end) for one in target.events
     ]
-    parts = [_parts(one, start) for start, one in zip(starts, example.texts, strict=True)]
-    glue = _glue_words([part for each in parts for part in each])
-    clauses = [(n, run) for n, each in enumerate(parts) for run in _runs(each)]
-    phrases = list(_phrases(clauses, glue, triggers))
-    own = [
-        [n for n, (_, run) in enumerate(clauses) if overlap(_span_of(run), trigger)]
-        for trigger in triggers
+    parts = [_parts(text, start) for start, text in located]
+    clauses = [
+        (sentence, list(run))
+        for sentence, each in enumerate(parts)
+        for is_word, run in groupby(each, lambda part: part.is_word)
+        if is_word
     ]
+    phrases = list(_phrases(clauses, _glue_words(parts), triggers))
+    spans = [_span_of(run) for _, run in clauses]
+    own = [[n for n, span in enumerate(spans) if overlap(span, one)] for one in triggers]
+    statements = [[one, *(spans[n] for n in each)] for one, each in zip(triggers, own, strict=True)]
     return Outline(
         text=" ".join(example.texts),
-        sentences=sentences,
+        sentences=[(start, start + len(text)) for start, text in located],
         phrases=phrases,
         triggers=triggers,
-        clauses=[
-            _hull([trigger, *(_span_of(clauses[n][1]) for n in numbers)])
-            for trigger, numbers in zip(triggers, own, strict=True)
-        ],
-        phrases_of=[
-            [i for i, one in enumerate(phrases) if one.clause in numbers] for numbers in own
-        ],
+        # A trigger may reach past its clauses, and may consist of marks alone.
+        clauses=[(min(s for s, _ in each), max(e for _, e in each)) for each in statements],
+        phrases_of=[[i for i, one in enumerate(phrases) if one.clause in each] for each in own],
         sentence_of=[one.sentence for one in target.events],
         pairs=[(one.first, one.second) for one in target.pairs],
         causal=[one.causal for one in target.pairs],
     )
+
+
+def target_of(example: Example) -> Causality:
+    """The events and pairs of a document."""
+    assert isinstance(example.target, Causality), example.id
+    return example.target
 
 
 def overlap(one: Span, other: Span) -> bool:
@@ -120,23 +123,21 @@ def overlap(one: Span, other: Span) -> bool:
     return one[0] < other[1] and other[0] < one[1]
 
 
+def starts_of(parts: Sequence[str]) -> list[int]:
+    """Where each part starts in the parts joined by one space."""
+    return list(accumulate((len(one) + 1 for one in parts), initial=0))[:-1]
+
+
 def _parts(sentence: str, start: int) -> list[_Part]:
-    found = []
-    for match in _PART.finditer(sentence):
-        text = match.group()
-        span = (start + match.start(), start + match.end())
-        found.append(_Part(span, text.casefold(), bool(_WORD.fullmatch(text))))
-    return found
+    found = _PART.finditer(sentence)
+    spans = [(one, (start + one.start(), start + one.end())) for one in found]
+    return [_Part(span, one.group().casefold(), one[1] is not None) for one, span in spans]
 
 
-def _glue_words(parts: Sequence[_Part]) -> set[str]:
-    short = Counter(part.text for part in parts if part.is_word and len(part.text) <= _LONGEST_GLUE)
+def _glue_words(sentences: Sequence[Sequence[_Part]]) -> set[str]:
+    words = (part.text for parts in sentences for part in parts if part.is_word)
+    short = Counter(word for word in words if len(word) <= _LONGEST_GLUE)
     return {word for word, count in short.most_common(_MOST_GLUE) if count > 1}
-
-
-def _runs(parts: Sequence[_Part]) -> list[list[_Part]]:
-    """The clauses of a sentence, as words."""
-    return [list(run) for is_word, run in groupby(parts, lambda part: part.is_word) if is_word]
 
 
 def _phrases(
@@ -155,7 +156,3 @@ def _phrases(
 
 def _span_of(words: Sequence[_Part]) -> Span:
     return words[0].span[0], words[-1].span[1]
-
-
-def _hull(spans: Sequence[Span]) -> Span:
-    return min(start for start, _ in spans), max(end for _, end in spans)

@@ -1,20 +1,22 @@
 """Precision, recall and F1 of causal event pairs: all pairs, those within a sentence, those across.
 
-    documents + a bool for each of their pairs -> counts a document -> sums -> metrics
+    documents + a bool for each of their pairs -> counts per document -> sums -> metrics
                                                          |
                                           documents redrawn -> metrics of 1000 sets -> intervals
 
-The metrics pool the pairs of all documents, as the field does; a causal pair is what is looked for. What
-has no pairs to divide by is 0. Documents, not pairs, are redrawn: pairs of one document share events.
+The metrics pool the pairs of all documents, as the field does; the positive class is `causal`. A metric
+without pairs to divide by is 0. Documents, not pairs, are redrawn: pairs of one document share events.
 
-Shapes: B documents, T draws; of the last two axes the first is within and across, the second is found
-rightly, found wrongly and missed.
+Shapes: B documents, T draws; of the last two axes the first is within and across, the second is true
+positives, false positives and false negatives.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from mmalign.results.statistics import INTERVAL_DRAWS, resampled_sums
+from mmalign.text.causality.outline import target_of
 from mmalign.text.tasks.example import Causality, EventPair, Example
 
 
@@ -29,14 +31,16 @@ def pair_scores(examples: Sequence[Example], given: Sequence[Sequence[bool]]) ->
 
 
 def redrawn_pair_scores(
-    examples: Sequence[Example], given: Sequence[Sequence[bool]], draws: int = 1000, seed: int = 0
+    examples: Sequence[Example],
+    given: Sequence[Sequence[bool]],
+    draws: int = INTERVAL_DRAWS,
+    seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """(T,) values of every metric on sets of documents that are drawn with replacement."""
-    counts = _counts(examples, given)
-    documents = len(counts)
-    rng = np.random.default_rng([seed, *examples[0].lang.encode()])  # languages are drawn apart
-    drawn = rng.multinomial(documents, np.full(documents, 1 / documents), size=draws)
-    return _metrics(np.einsum("tb,bpc->tpc", drawn, counts))
+    # The language is part of the seed, so that languages are drawn independently.
+    rng = np.random.default_rng([seed, *examples[0].lang.encode()])
+    table = _counts(examples, given).reshape(len(examples), -1)
+    return _metrics(resampled_sums(table, draws, rng).reshape(draws, 2, 3))
 
 
 def f1_without_reading(examples: Sequence[Example]) -> float:
@@ -44,25 +48,20 @@ def f1_without_reading(examples: Sequence[Example]) -> float:
 
     The first is 2 p / (1 + p), where p is the share of causal pairs; in MECI the second is far above it.
     """
-    both = [[True] * len(_target(one).pairs) for one in examples]
-    within = [
-        [not _is_across(_target(one), pair) for pair in _target(one).pairs] for one in examples
-    ]
+    targets = [target_of(one) for one in examples]
+    both = [[True] * len(one.pairs) for one in targets]
+    within = [[not _is_across(one, pair) for pair in one.pairs] for one in targets]
     return max(pair_scores(examples, given)["f1"] for given in (both, within))
 
 
 def _counts(examples: Sequence[Example], given: Sequence[Sequence[bool]]) -> np.ndarray:
     """(B, 2, 3) int64."""
     counts = np.zeros((len(examples), 2, 3), np.int64)
-    for number, (example, found) in enumerate(zip(examples, given, strict=True)):
-        target = _target(example)
+    for document, (example, found) in enumerate(zip(examples, given, strict=True)):
+        target = target_of(example)
         for pair, said in zip(target.pairs, found, strict=True):
-            across = int(_is_across(target, pair))
-            counts[number, across] += (
-                pair.causal and said,
-                not pair.causal and said,
-                pair.causal and not said,
-            )
+            cell = (pair.causal and said, not pair.causal and said, pair.causal and not said)
+            counts[document, int(_is_across(target, pair))] += cell
     return counts
 
 
@@ -75,13 +74,8 @@ def _metrics(counts: np.ndarray) -> dict[str, np.ndarray]:
     parts = {"": counts.sum(-2), "_within": counts[..., 0, :], "_across": counts[..., 1, :]}
     metrics = {}
     for suffix, part in parts.items():
-        right, wrong, missed = (part[..., i].astype(np.float64) for i in range(3))
+        right, wrong, missed = np.moveaxis(part.astype(np.float64), -1, 0)
         metrics[f"precision{suffix}"] = right / (right + wrong).clip(min=1)
         metrics[f"recall{suffix}"] = right / (right + missed).clip(min=1)
         metrics[f"f1{suffix}"] = 2 * right / (2 * right + wrong + missed).clip(min=1)
     return metrics
-
-
-def _target(example: Example) -> Causality:
-    assert isinstance(example.target, Causality), example.id
-    return example.target

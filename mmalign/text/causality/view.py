@@ -1,21 +1,21 @@
-"""A document with some of its words in other languages, its events where they were.
+"""A document with some of its words in other languages, and the new positions of its events.
 
     sentence -> words at spaces -> some become translations (code_switch.py) -> sentence
-    place of an event, in words -> the same words of the new sentence -> its new characters
+    position of an event, in words -> the same words of the new sentence -> its new characters
 
-Triggers are translated like any word. The event of a view is the whole of the space-separated words that its
+Triggers are translated like any word. The event of a view is all of the space-separated words that its
 trigger touched, with punctuation that is written without a space; MECI writes none.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
 
 import numpy as np
 
 from mmalign.data.dictionaries.read import Dictionary
+from mmalign.text.causality.outline import starts_of, target_of
 from mmalign.text.robust.code_switch import CodeSwitchConfig, switch
-from mmalign.text.tasks.example import Causality, Event, Example
+from mmalign.text.tasks.example import Event, Example
 
 
 def view_of(
@@ -25,8 +25,7 @@ def view_of(
     random: np.random.Generator,
 ) -> Example:
     """The same sentences, events and pairs in the same order; the words are mixed."""
-    target = example.target
-    assert isinstance(target, Causality), example.id
+    target = target_of(example)
     old = [tuple(text.split(" ")) for text in example.texts]
     new = [
         switch(replace(example, texts=words), tables, config, random, words=True).texts
@@ -37,16 +36,12 @@ def view_of(
     return replace(example, texts=texts, target=replace(target, events=events))
 
 
-def _moved(event: Event, old: tuple[str, ...], new: tuple[str, ...]) -> Event:
-    before, after = _starts(old), _starts(new)
+def _moved(event: Event, old: Sequence[str], new: Sequence[str]) -> Event:
+    before, after = starts_of(old), starts_of(new)
     touched = [
         i
-        for i, word in enumerate(old)
-        if before[i] < event.end and event.start < before[i] + len(word)
+        for i, (start, word) in enumerate(zip(before, old, strict=True))
+        if start < event.end and event.start < start + len(word)
     ]
     last = touched[-1]
     return Event(event.sentence, after[touched[0]], after[last] + len(new[last]))
-
-
-def _starts(words: tuple[str, ...]) -> list[int]:
-    return list(accumulate((len(word) + 1 for word in words), initial=0))[:-1]

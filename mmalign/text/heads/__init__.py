@@ -1,1 +1,1 @@
-"""What stands on a text tower when it is fine-tuned: one file a kind of task."""
+"""The heads that are trained on a text tower: one file per kind of task."""

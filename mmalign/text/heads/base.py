@@ -3,7 +3,7 @@
     examples -> collate -> TaskBatch -> tower -> state_NLF -> logits -> losses_B        (training)
                                                                      -> predictions     (tests)
 
-The states stand between tower and head because robust training puts its noise there.
+The states are a step of their own because robust training adds its noise to them.
 
 Shapes: B examples, N sequences (an example has one or several), L tokens, F width of a state, K outputs.
 """
@@ -18,22 +18,25 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mmalign.core.batching import length_sorted_batches
 from mmalign.core.commit import write_json
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder, Tokens
 from mmalign.text.scores import Prediction
 from mmalign.text.tasks.example import Example
 
-EVALUATION_BATCH = 256
+# Large but finite, for logits that must never win: with minus infinity, differences and gradients
+# would not be numbers.
+LOWEST = torch.finfo(torch.float32).min / 4
 
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """Examples as tower and head take them.
+    """Examples in the form that tower and head take.
 
     Attributes:
         example_N: int64, which of the B examples a sequence belongs to.
-        target: what the losses compare with; its shape is the head's own affair.
+        target: what the losses compare with; each head defines its shape.
     """
 
     examples: Sequence[Example]
@@ -42,11 +45,8 @@ class TaskBatch:
     target: Tensor
 
 
-NO_TOKENS = Tokens(torch.empty(0, 0), torch.empty(0, 0), None, None)
-"""Of a batch whose features are known already."""
-
 Evaluated = tuple[list[int], Tensor, TaskBatch]
-"""Numbers of some examples, their logits, and the batch that they made."""
+"""Numbers of some examples, their logits, and their batch."""
 
 
 class TaskModel(nn.Module, ABC):
@@ -55,10 +55,11 @@ class TaskModel(nn.Module, ABC):
     Attributes:
         tower: trained or not, as the fine-tuning says.
         head: always trained.
-        evaluation_batch: examples at once outside of training; fewer where one makes many long sequences.
+        evaluation_batch: examples per batch outside of training; fewer where an example has many long
+            sequences.
     """
 
-    evaluation_batch = EVALUATION_BATCH
+    evaluation_batch = 256
 
     def __init__(self, tower: TextEncoder, head: nn.Module) -> None:
         super().__init__()
@@ -72,9 +73,21 @@ class TaskModel(nn.Module, ABC):
     def collate(self, examples: Sequence[Example]) -> TaskBatch:
         """Examples as tokens and targets."""
 
+    def batch(
+        self,
+        examples: Sequence[Example],
+        tokens: Tokens,
+        example_N: Sequence[int] | Tensor,
+        target: Any,
+    ) -> TaskBatch:
+        """A batch of these parts, on the tower's device."""
+        device = self.tower.device
+        example_N, target = (torch.as_tensor(one).to(device) for one in (example_N, target))
+        return TaskBatch(examples, tokens, example_N, target)
+
     @abstractmethod
     def logits(self, state_NLF: Tensor, batch: TaskBatch) -> Tensor:
-        """What the head says of the states of the tokens."""
+        """The head's outputs for the states of the tokens."""
 
     @abstractmethod
     def losses(self, logits: Tensor, batch: TaskBatch) -> Tensor:
@@ -82,24 +95,23 @@ class TaskModel(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, logits: Tensor, batch: TaskBatch) -> list[Prediction]:
-        """One prediction an example."""
+        """One prediction per example."""
 
-    @abstractmethod
     def description(self) -> dict[str, Any]:
-        """What must be known beside the weights to build the head again."""
+        """What is needed beside the weights and the class's name to build the head again."""
+        return {}
 
     def forward(self, batch: TaskBatch) -> Tensor:
         """The logits of a batch."""
         return self.logits(self.tower.states(batch.tokens), batch)
 
-    @torch.no_grad()
     def predict(self, examples: Sequence[Example]) -> list[Prediction]:
-        """One prediction an example, in their order; without dropout."""
+        """One prediction per example, in their order; without dropout."""
         return self.predict_with_loss(examples)[0]
 
     @torch.no_grad()
     def predict_with_loss(self, examples: Sequence[Example]) -> tuple[list[Prediction], float]:
-        """One prediction an example, and the mean loss; of no examples it is 0."""
+        """One prediction per example, and the mean loss, which is 0 without examples."""
         found: list[Prediction] = [""] * len(examples)
         total = 0.0
         for numbers, logits, batch in self.evaluate(examples):
@@ -110,35 +122,60 @@ class TaskModel(nn.Module, ABC):
 
     @torch.no_grad()
     def probabilities(self, examples: Sequence[Example]) -> Tensor:
-        """(n, K) on the host: the softmax of logits that have one row an example."""
+        """(n, K) on the host: the softmax of logits that have one row per example."""
         parts: dict[int, Tensor] = {}
         for numbers, logits, _ in self.evaluate(examples):
             parts |= dict(zip(numbers, logits.float().softmax(-1).cpu(), strict=True))
         return torch.stack([parts[number] for number in range(len(examples))])
 
+    def batches(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], TaskBatch]]:
+        """The examples in batches of like length, so that little is padded; numbers and batch."""
+        lengths = (sum(map(len, one.texts)) for one in examples)
+        for numbers in length_sorted_batches(lengths, self.evaluation_batch):
+            yield numbers, self.collate([examples[i] for i in numbers])
+
     def evaluate(self, examples: Sequence[Example]) -> Iterator[Evaluated]:
-        """The examples in batches, texts of like length together; without dropout."""
+        """The logits of the examples, batch by batch; without dropout."""
         mode = self.training
         self.eval()
-        order = sorted(range(len(examples)), key=lambda i: sum(map(len, examples[i].texts)))
-        for start in range(0, len(order), self.evaluation_batch):
-            numbers = order[start : start + self.evaluation_batch]
-            batch = self.collate([examples[i] for i in numbers])
+        for numbers, batch in self.batches(examples):
             yield numbers, self(batch), batch
         self.train(mode)
 
     def save(self, folder: Path) -> None:
-        """Write tower, head and what the head is, into an existing folder."""
+        """Write the tower, the head's weights and its description into an existing folder."""
         self.tower.save(folder)
         head = {name: t.detach().cpu().clone() for name, t in self.head.state_dict().items()}
         save_file(head, folder / "head.safetensors")
-        write_json(folder / "head.json", self.description())
+        write_json(folder / "head.json", {"kind": type(self).__name__, **self.description()})
 
 
 def check_alignable(tower: TextEncoder) -> None:
-    """A UserError if the tokenizer cannot tell which word or characters a token comes from."""
+    """A UserError if the tokenizer does not report which word or characters a token comes from."""
     if not tower.tokenizer.inner.is_fast:
         raise UserError(
-            f"{tower.facts.get('path', 'the model')}: its tokenizer does not tell words and characters of a "
-            "token; take a model with a fast tokenizer"
+            f"{tower.facts.get('path', 'the model')}: its tokenizer does not report the words and "
+            "characters of a token; take a model with a fast tokenizer"
         )
+
+
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """An output layer that starts at zero, so that no random start favours a run."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def mean_per_example(
+    loss_N: Tensor, example_N: Tensor, examples: int, size_N: Tensor | None = None
+) -> Tensor:
+    """(B,): the sum of the losses of each example's parts over the number of parts; 0 without parts.
+
+    Args:
+        size_N: how many parts each entry sums; by default one.
+    """
+    size_N = torch.ones_like(loss_N) if size_N is None else size_N
+    zero_B = loss_N.new_zeros(examples)
+    total_B = zero_B.index_add(0, example_N, loss_N)
+    return total_B / zero_B.index_add(0, example_N, size_N).clamp(min=1)

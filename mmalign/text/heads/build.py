@@ -1,4 +1,4 @@
-"""The head that a task needs."""
+"""The head that a task needs: one class per kind of task."""
 
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
@@ -6,6 +6,7 @@ from mmalign.text.causality.config import CausalityConfig
 from mmalign.text.heads.base import TaskModel
 from mmalign.text.heads.causality import CausalityModel
 from mmalign.text.heads.features import (
+    ON_FEATURES,
     ChoiceModel,
     ClassificationModel,
     Pairs,
@@ -24,21 +25,18 @@ def build_model(
     hidden: int | None,
     causality: CausalityConfig | None = None,
 ) -> TaskModel:
-    """A fresh model of the task's kind.
+    """A model of the task's kind with an untrained head.
 
     Args:
         pairs, hidden: of heads on features (see `FeatureHead`).
-        causality: of event causality; its defaults where nothing is said.
+        causality: of event causality; None: its defaults.
 
     Raises:
-        UserError: `hidden` where the head has no hidden layer.
+        UserError: `hidden` where the head has no such layer.
     """
-    if hidden is not None and task.kind in ("tagging", "span_qa", "retrieval"):
-        raise UserError(
-            f"task `{task.name}`: a {task.kind} head has no hidden layer; drop `hidden`"
-        )
-    if hidden is not None and task.kind == "event_causality":
-        raise UserError(f"task `{task.name}`: its layers are `causality.width` wide; drop `hidden`")
+    if hidden is not None and task.kind not in ON_FEATURES:
+        kinds = ", ".join(ON_FEATURES)
+        raise UserError(f"task `{task.name}`: `hidden` is for {kinds}, not {task.kind}; drop it")
     match task.kind:
         case "classification":
             is_pair = len(task.train[0].texts) == 2

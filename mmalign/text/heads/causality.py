@@ -1,6 +1,6 @@
-"""A head that tells which pairs of events in a document are causal.
+"""A head that says which pairs of events in a document are causal.
 
-    document -> outline -> windows of its text that overlap -> states -> nodes of a graph -> logits of pairs
+    document -> outline -> overlapping windows of its text -> states -> nodes of a graph -> logits of pairs
              -> code-switched view -> the same -> nodes -> contrast with the document's (training only)
 
 A document is read as its sentences joined by one space. One that is too long for the tower is read in windows
@@ -8,7 +8,7 @@ that share a quarter of their tokens: nothing is cut, and a token that two windo
 states. A part of the document without any token (a tokenizer may drop a lone character) has the state zero.
 
 The loss of a document is the mean cross-entropy over its pairs, causal ones weighted; of one without pairs it
-is 0. Labels are compared on the documents as they are, never on views, so that a run with contrast differs
+is 0. Labels are compared on the original documents, never on views, so that a run with contrast differs
 from one without by the contrast alone.
 
 Shapes: B documents, N windows, L tokens, F width of a state, P pairs of all documents.
@@ -31,7 +31,7 @@ from mmalign.text.causality.graph import Graph, build_graph
 from mmalign.text.causality.interaction import CausalityHead
 from mmalign.text.causality.outline import outline
 from mmalign.text.causality.view import view_of
-from mmalign.text.heads.base import TaskBatch, TaskModel, check_alignable
+from mmalign.text.heads.base import TaskBatch, TaskModel, check_alignable, mean_per_example
 from mmalign.text.robust import code_switch
 from mmalign.text.scores import Prediction
 from mmalign.text.tasks.example import Example
@@ -49,7 +49,7 @@ class CausalityModel(TaskModel):
 
     Attributes:
         config: of graph and contrast.
-        tables: of the views, by language; empty until `prepare`, and without contrast.
+        tables: dictionaries of the views, by language; empty until `prepare`, and without contrast.
     """
 
     evaluation_batch = 32
@@ -75,13 +75,12 @@ class CausalityModel(TaskModel):
             [one.text for one in outlines], stride=self.stride, return_overflowing_tokens=True
         )
         device = self.tower.device
+        causal = [is_causal for one in outlines for is_causal in one.causal]
         return CausalityBatch(
             examples,
             tokens,
             tokens.encoding["overflow_to_sample_mapping"].to(device),
-            torch.tensor(
-                [c for one in outlines for c in one.causal], dtype=torch.long, device=device
-            ),
+            torch.tensor(causal, dtype=torch.long, device=device),
             build_graph(outlines, tokens.encoding, device),
         )
 
@@ -94,28 +93,22 @@ class CausalityModel(TaskModel):
         """(B,), the weighted mean over a document's pairs."""
         weight = logits.new_tensor([1.0, self.config.causal_weight])
         loss_P = F.cross_entropy(logits, batch.target, weight, reduction="none")
-        document_P = _graph_of(batch).document_P
-        zero_B = loss_P.new_zeros(len(batch.examples))
-        pairs_B = zero_B.index_add(0, document_P, torch.ones_like(loss_P))
-        return zero_B.index_add(0, document_P, loss_P) / pairs_B.clamp(min=1)
+        return mean_per_example(loss_P, _graph_of(batch).document_P, len(batch.examples))
 
     def loss_with_view(self, batch: TaskBatch, random: np.random.Generator) -> Tensor:
         """The mean loss of the batch and its contrast with views that are drawn now, a scalar."""
         contrast = self.config.contrast
         assert contrast is not None
-        views = self.collate(
-            [view_of(one, self.tables, contrast.view, random) for one in batch.examples]
-        )
-        graph = _graph_of(batch)
+        drawn = [view_of(one, self.tables, contrast.view, random) for one in batch.examples]
+        views, graph = self.collate(drawn), _graph_of(batch)
         nodes = self.head.nodes(self.tower.states(batch.tokens), graph)
         of_views = self.head.nodes(self.tower.states(views.tokens), views.graph)
         loss = self.losses(self.head.logits(nodes, graph), batch).mean()
-        return loss + contrast_loss(
-            nodes, of_views, batch.target, self.head.into_contrast, contrast
-        )
+        into_contrast = self.head.into_contrast
+        return loss + contrast_loss(nodes, of_views, batch.target, into_contrast, contrast)
 
     def decode(self, logits: Tensor, batch: TaskBatch) -> list[Prediction]:
-        """For each document a bool a pair."""
+        """For each document one bool per pair."""
         found: list[list[bool]] = [[] for _ in batch.examples]
         causal_P = (logits[:, 1] > logits[:, 0]).tolist()
         for document, causal in zip(_graph_of(batch).document_P.tolist(), causal_P, strict=True):
@@ -123,7 +116,7 @@ class CausalityModel(TaskModel):
         return [tuple(one) for one in found]
 
     def description(self) -> dict[str, Any]:
-        return {"kind": type(self).__name__, "causality": self.config.model_dump(mode="json")}
+        return {"causality": self.config.model_dump(mode="json")}
 
 
 def _graph_of(batch: TaskBatch) -> Graph:

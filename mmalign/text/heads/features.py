@@ -6,9 +6,9 @@
 
 `joint` is the way of BERT (arXiv 1810.04805) and XTREME: the trunk's attention compares the texts.
 `separate` is the way of InferSent (arXiv 1705.02364) and Sentence-BERT (arXiv 1908.10084): each text keeps
-its place in the tower's own space, so whatever aligned the languages there is what the head works with.
+its position in the tower's own space, so the head works with whatever aligned the languages there.
 
-R rows: one an example, but one a choice in multiple choice.
+R rows: one per example; in multiple choice one per choice.
 """
 
 from abc import abstractmethod
@@ -21,41 +21,37 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmalign.models.text_encoder import TextEncoder, Tokens
-from mmalign.text.heads.base import (
-    EVALUATION_BATCH,
-    NO_TOKENS,
-    Evaluated,
-    TaskBatch,
-    TaskModel,
-)
+from mmalign.text.heads.base import LOWEST, Evaluated, TaskBatch, TaskModel, zero_linear
 from mmalign.text.scores import Prediction
 from mmalign.text.tasks.example import Example
 
 Pairs = Literal["joint", "separate"]
+ON_FEATURES = ("classification", "similarity", "multiple_choice")
+"""The kinds of task whose heads see features."""
+Row = tuple[int, tuple[str, ...]]
+"""The number of an example, and one or two of its texts."""
 
-_ROWS_FOR_SCALE = 4096
-_REMEMBERED_TEXTS = 200_000
+_ROWS_FOR_SCALE = 4096  # training examples that shift and factor of the head are computed from
+_REMEMBERED_TEXTS = 200_000  # 0.6 GB of features that are 768 wide
+_NO_TOKENS = Tokens(torch.empty(0, 0), torch.empty(0, 0), None, None)  # the features are known
 
 
 class FeatureHead(nn.Module):
     """A classifier or scorer of features, which it first moves to the origin and scales to size 1.
 
-    Either linear, or with one hidden layer (`hidden` ReLU units), for labels that are no straight cut
-    through the space.
+    Either linear, or with one hidden layer (`hidden` ReLU units), for labels that no linear layer
+    separates.
 
-    Features of a tower share most of their length (measured on an untrained one: the mean of its unit-length
-    embeddings has length 0.99), and what differs between texts is a hundred times smaller than a linear
-    layer likes: it would hardly learn, on an untrained tower least of all, and flatter the trained one. One
-    shift and one factor, fixed from the training texts before the first step, put that right and leave
-    angles and distances between texts as they were, which a factor per entry would not.
-
-    The output layer starts at zero: a linear classifier needs no random start, and so has no lucky one. The
-    hidden layer starts as He et al. 2015 (arXiv 1502.01852) have it, with biases of the same size as its
-    sums, so that its units bend at different places.
+    Features of a tower have most of their length in common (measured on an untrained one: the mean of its
+    unit-length embeddings has length 0.99), and the differences between texts are a hundred times smaller
+    than a linear layer needs to learn. Without correction an untrained tower would suffer most, and the
+    trained one would look better than it is. So one shift and one factor are computed from the training
+    texts before the first step. They leave angles and distances between texts as they were; a factor per
+    entry would not.
 
     Attributes:
         centre_D: the mean training feature.
-        scale_1: the factor; entries of the centred training features come to a mean square of 1.
+        scale_1: the factor; the centred and scaled training features have a mean square of 1.
     """
 
     centre_D: Tensor
@@ -65,10 +61,10 @@ class FeatureHead(nn.Module):
         super().__init__()
         inputs = 4 * width if separate else width
         self.hidden = nn.Linear(inputs, hidden) if hidden else None
-        self.output = nn.Linear(hidden or inputs, outputs)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        self.output = zero_linear(hidden or inputs, outputs)
         if self.hidden is not None:
+            # He et al. 2015 (arXiv 1502.01852). The biases are as large as the units' sums, so that the
+            # units bend at different points.
             nn.init.kaiming_normal_(self.hidden.weight, nonlinearity="relu")
             nn.init.normal_(self.hidden.bias, std=2**0.5)
         self.register_buffer("centre_D", torch.zeros(width))
@@ -79,7 +75,7 @@ class FeatureHead(nn.Module):
         """Take shift and factor from the training features."""
         self.centre_D.copy_(feature_ND.mean(0))
         spread = (feature_ND - self.centre_D).square().mean().sqrt()
-        self.scale_1.copy_(1 / spread.clamp(min=1e-6))
+        self.scale_1.copy_(1 / spread.clamp(min=1e-6))  # all features are equal for a single text
 
     def forward(self, first_RD: Tensor, second_RD: Tensor | None = None) -> Tensor:
         """(R, D), and (R, D) of the second texts where they were read apart -> (R, K)."""
@@ -94,12 +90,12 @@ class FeatureHead(nn.Module):
 
 
 class FeatureModel(TaskModel):
-    """What classification, similarity and multiple choice share."""
+    """What classification, similarity and multiple choice share: features, and one row per example."""
 
     head: FeatureHead
 
     def __init__(
-        self, tower: TextEncoder, outputs: int, pairs: Pairs | None, hidden: int | None
+        self, tower: TextEncoder, pairs: Pairs | None, hidden: int | None = None, outputs: int = 1
     ) -> None:
         self.separate = pairs == "separate"
         super().__init__(tower, FeatureHead(tower.feature_width, outputs, self.separate, hidden))
@@ -110,75 +106,67 @@ class FeatureModel(TaskModel):
     @torch.no_grad()
     def prepare(self, train: Sequence[Example]) -> None:
         """Shift and factor of the head, from at most 4,096 examples spread over the training set."""
-        step = max(1, len(train) // _ROWS_FOR_SCALE)
-        chosen = sorted(train[::step], key=lambda one: sum(map(len, one.texts)))
         mode = self.training
         self.eval()
-        features = []
-        for start in range(0, len(chosen), EVALUATION_BATCH):
-            tokens = self.collate(chosen[start : start + EVALUATION_BATCH]).tokens
-            features.append(self.tower.feature(self.tower.states(tokens), tokens.mask_NL))
+        features = [
+            self.tower.feature(self.tower.states(batch.tokens), batch.tokens.mask_NL)
+            for _, batch in self.batches(train[:: max(1, len(train) // _ROWS_FOR_SCALE)])
+        ]
         self.head.fit_scale(torch.cat(features))
         self.train(mode)
 
-    def tokenize_rows(self, rows: Sequence[tuple[str, ...]]) -> Tokens:
-        """Rows of one or two texts; with `separate`, all first texts and then all second ones."""
-        if self.pairs is None:
-            return self.tower.tokenize([row[0] for row in rows])
-        first, second = zip(*rows, strict=True)
+    def rows(self, examples: Sequence[Example]) -> list[Row]:
+        """The texts that the head sees together."""
+        return [(i, one.texts) for i, one in enumerate(examples)]
+
+    @abstractmethod
+    def target(self, examples: Sequence[Example]) -> Tensor:
+        """What the losses compare with, one entry per example."""
+
+    def collate(self, examples: Sequence[Example]) -> TaskBatch:
+        """With `separate` all first texts come before all second ones."""
+        rows = self.rows(examples)
+        first, *second = zip(*(texts for _, texts in rows), strict=True)
+        example_R = [number for number, _ in rows]
         if self.separate:
-            return self.tower.tokenize([*first, *second])
-        return self.tower.tokenize(first, second)
+            tokens = self.tower.tokenize([*first, *second[0]])
+            return self.batch(examples, tokens, example_R * 2, self.target(examples))
+        return self.batch(
+            examples, self.tower.tokenize(first, *second), example_R, self.target(examples)
+        )
 
     def logits(self, state_NLF: Tensor, batch: TaskBatch) -> Tensor:
         return self.from_features(self.tower.feature(state_NLF, batch.tokens.mask_NL), batch)
 
     def from_features(self, feature_ND: Tensor, batch: TaskBatch) -> Tensor:
         """(R, K) from the feature of each sequence."""
-        outputs_RK: Tensor = (
-            self.head(*feature_ND.chunk(2)) if self.separate else self.head(feature_ND)
-        )
+        features = feature_ND.chunk(2) if self.separate else (feature_ND,)
+        outputs_RK: Tensor = self.head(*features)
         return outputs_RK
 
-    @abstractmethod
-    def rows(self, examples: Sequence[Example]) -> list[tuple[int, tuple[str, ...]]]:
-        """The rows of a batch: number of the example, one or two texts."""
-
-    @abstractmethod
-    def target(self, examples: Sequence[Example]) -> Tensor:
-        """What the losses compare with."""
-
-    def collate(self, examples: Sequence[Example]) -> TaskBatch:
-        rows = self.rows(examples)
-        example_R = [number for number, _ in rows]
-        return TaskBatch(
-            examples,
-            self.tokenize_rows([texts for _, texts in rows]),
-            torch.tensor(example_R * (2 if self.separate else 1), device=self.tower.device),
-            self.target(examples),
-        )
+    def losses(self, logits: Tensor, batch: TaskBatch) -> Tensor:
+        """Cross-entropy, unless a class says otherwise."""
+        return F.cross_entropy(logits, batch.target, reduction="none")
 
     def evaluate(self, examples: Sequence[Example]) -> Iterator[Evaluated]:
         """Texts that are read apart are read once, however many examples they occur in."""
-        if not self.separate:
+        if not self.separate or not examples:
             yield from super().evaluate(examples)
             return
         texts = list(dict.fromkeys(text for one in examples for text in one.texts))
-        place = {text: i for i, text in enumerate(texts)}
+        number_of = {text: i for i, text in enumerate(texts)}
         feature_TD = torch.from_numpy(self._features_of(texts))
-        for start in range(0, len(examples), EVALUATION_BATCH):
-            chunk = examples[start : start + EVALUATION_BATCH]
+        for start in range(0, len(examples), self.evaluation_batch):
+            chunk = examples[start : start + self.evaluation_batch]
             first, second = zip(*(row for _, row in self.rows(chunk)), strict=True)
-            feature_ND = feature_TD[[place[text] for text in (*first, *second)]]
-            batch = TaskBatch(chunk, NO_TOKENS, torch.empty(0), self.target(chunk))
+            feature_ND = feature_TD[[number_of[text] for text in (*first, *second)]]
+            batch = TaskBatch(chunk, _NO_TOKENS, torch.empty(0), self.target(chunk))
             logits = self.from_features(feature_ND.to(self.tower.device), batch)
             yield list(range(start, start + len(chunk))), logits, batch
 
     def _features_of(self, texts: Sequence[str]) -> np.ndarray:
-        """(T, D); the same tests are read clean, in pairs of languages and beside their noisy selves.
-
-        Features are remembered for as long as no weight of the tower changes in place.
-        """
+        """(T, D). The same texts are asked for clean, in pairs of languages and beside perturbed ones."""
+        # torch counts how often a tensor was changed in place: features are valid until a count differs.
         weights = [(id(one), one._version) for one in self.tower.parameters()]
         new = [text for text in texts if text not in self._remembered]
         if weights != self._weights or len(self._remembered) + len(new) > _REMEMBERED_TEXTS:
@@ -188,11 +176,11 @@ class FeatureModel(TaskModel):
 
     def description(self) -> dict[str, Any]:
         hidden = self.head.hidden.out_features if self.head.hidden is not None else None
-        return {"kind": type(self).__name__, "pairs": self.pairs, "hidden": hidden}
+        return {"pairs": self.pairs, "hidden": hidden}
 
 
 class ClassificationModel(FeatureModel):
-    """Labels of texts or of pairs of texts; the loss is cross-entropy.
+    """Labels of texts or of pairs of texts.
 
     Attributes:
         labels: a class is an index into them.
@@ -205,20 +193,14 @@ class ClassificationModel(FeatureModel):
         pairs: Pairs | None,
         hidden: int | None = None,
     ) -> None:
-        super().__init__(tower, len(labels), pairs, hidden)
+        super().__init__(tower, pairs, hidden, len(labels))
         self.labels = tuple(labels)
-
-    def rows(self, examples: Sequence[Example]) -> list[tuple[int, tuple[str, ...]]]:
-        return [(i, one.texts) for i, one in enumerate(examples)]
 
     def target(self, examples: Sequence[Example]) -> Tensor:
         """(B,) int64 classes; -100, which has no loss, for a label that training lacks."""
-        place = {label: i for i, label in enumerate(self.labels)}
-        classes = [place.get(str(one.target), -100) for one in examples]
+        class_of = {label: i for i, label in enumerate(self.labels)}
+        classes = [class_of.get(str(one.target), -100) for one in examples]
         return torch.tensor(classes, device=self.tower.device)
-
-    def losses(self, logits: Tensor, batch: TaskBatch) -> Tensor:
-        return F.cross_entropy(logits, batch.target, reduction="none")
 
     def decode(self, logits: Tensor, batch: TaskBatch) -> list[Prediction]:
         return [self.labels[number] for number in logits.argmax(1).tolist()]
@@ -230,17 +212,12 @@ class ClassificationModel(FeatureModel):
 class SimilarityModel(FeatureModel):
     """Scores of pairs of texts; the loss is the squared error in deviations of the training scores."""
 
-    def __init__(self, tower: TextEncoder, pairs: Pairs, hidden: int | None = None) -> None:
-        super().__init__(tower, 1, pairs, hidden)
-        self.mean, self.deviation = 0.0, 1.0
+    mean, deviation = 0.0, 1.0  # until `prepare`
 
     def prepare(self, train: Sequence[Example]) -> None:
         super().prepare(train)
         scores = torch.tensor([float(one.target) for one in train])  # type: ignore[arg-type]
         self.mean, self.deviation = scores.mean().item(), max(scores.std(correction=0).item(), 1e-6)
-
-    def rows(self, examples: Sequence[Example]) -> list[tuple[int, tuple[str, ...]]]:
-        return [(i, one.texts) for i, one in enumerate(examples)]
 
     def target(self, examples: Sequence[Example]) -> Tensor:
         """(B,) float32, in standard deviations from the mean of the training scores."""
@@ -258,17 +235,12 @@ class SimilarityModel(FeatureModel):
 
 
 class ChoiceModel(FeatureModel):
-    """Which of some texts goes with a context: each (context, choice) has a score, the highest is taken."""
+    """Which of some texts belongs to a context: each (context, choice) has a score, the highest is taken."""
 
-    def __init__(self, tower: TextEncoder, pairs: Pairs, hidden: int | None = None) -> None:
-        super().__init__(tower, 1, pairs, hidden)
-
-    def rows(self, examples: Sequence[Example]) -> list[tuple[int, tuple[str, ...]]]:
-        return [
-            (i, (one.texts[0], choice))
-            for i, one in enumerate(examples)
-            for choice in one.texts[1:]
-        ]
+    def rows(self, examples: Sequence[Example]) -> list[Row]:
+        """One row per choice."""
+        numbered = enumerate(examples)
+        return [(i, (one.texts[0], choice)) for i, one in numbered for choice in one.texts[1:]]
 
     def target(self, examples: Sequence[Example]) -> Tensor:
         """(B,) int64, the number of the right choice."""
@@ -278,12 +250,9 @@ class ChoiceModel(FeatureModel):
         """(B, C) with C the most choices of an example; those that it lacks can never be taken."""
         score_R = super().from_features(feature_ND, batch)[:, 0]
         counts = [len(one.texts) - 1 for one in batch.examples]
-        score_BC = score_R.new_full((len(counts), max(counts)), torch.finfo(score_R.dtype).min / 4)
+        score_BC = score_R.new_full((len(counts), max(counts)), LOWEST)
         there_BC = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
         return score_BC.masked_scatter(there_BC.to(score_R.device), score_R)
-
-    def losses(self, logits: Tensor, batch: TaskBatch) -> Tensor:
-        return F.cross_entropy(logits, batch.target, reduction="none")
 
     def decode(self, logits: Tensor, batch: TaskBatch) -> list[Prediction]:
         return list(logits.argmax(1).tolist())

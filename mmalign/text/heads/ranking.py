@@ -4,10 +4,10 @@
                                  -> softmax over the batch's candidates
 
 The dual encoder of LAReQA (arXiv 2004.05484) and of XTREME-R's LAReQA and Mewsli-X (arXiv 2104.07412): the
-other examples' candidates are a query's negatives, and the factor before the softmax starts at 100 and is
-learnt. Candidates that are the same (equal text, or a right id in common) are not each other's negatives.
+other examples' candidates are a query's negatives, and the factor before the softmax is learnt. Candidates
+that are the same (equal text, or a right id in common) are not each other's negatives.
 
-Nothing is predicted from a batch: dev and tests search the whole pool of their language, see
+A batch is for training only: dev and tests search all candidates of their language, see
 `mmalign.text.ranking`.
 
 Shapes: B examples, 2B sequences (all queries, then all candidates).
@@ -15,19 +15,18 @@ Shapes: B examples, 2B sequences (all queries, then all candidates).
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.text.heads.base import TaskBatch, TaskModel
+from mmalign.text.heads.base import LOWEST, TaskBatch, TaskModel
 from mmalign.text.ranking import rank
 from mmalign.text.scores import Prediction
 from mmalign.text.tasks.example import Example
 
-_SCALE_AT_START = 100.0
+_SCALE_AT_START = 100.0  # LAReQA's
 _LARGEST_SCALE = 1000.0
 
 
@@ -61,22 +60,16 @@ class RetrievalModel(TaskModel):
     def collate(self, examples: Sequence[Example]) -> TaskBatch:
         """The target is (B, B) bool: whether an example's candidate is the same as the other's."""
         queries, candidates = zip(*(one.texts for one in examples), strict=True)
-        numbers = torch.arange(len(examples), device=self.tower.device)
+        tokens = self.tower.tokenize([*queries, *candidates])
         same = [[_same_candidate(one, other) for other in examples] for one in examples]
-        return TaskBatch(
-            examples,
-            self.tower.tokenize([*queries, *candidates]),
-            numbers.repeat(2),
-            torch.tensor(same, device=self.tower.device),
-        )
+        return self.batch(examples, tokens, [*range(len(examples))] * 2, same)
 
     def logits(self, state_NLF: Tensor, batch: TaskBatch) -> Tensor:
-        """(B, B), a row a query; copies of the right candidate never count against it."""
+        """(B, B), one row per query; copies of the right candidate never count against it."""
         feature_ND = self.tower.feature(state_NLF, batch.tokens.mask_NL)
         query_BD, candidate_BD = F.normalize(feature_ND, dim=-1).chunk(2)
         logits_BB: Tensor = self.head(query_BD @ candidate_BD.T)
-        copies_BB = batch.target.clone().fill_diagonal_(False)
-        return logits_BB.masked_fill(copies_BB, torch.finfo(logits_BB.dtype).min / 4)
+        return logits_BB.masked_fill(batch.target.clone().fill_diagonal_(False), LOWEST)
 
     def losses(self, logits: Tensor, batch: TaskBatch) -> Tensor:
         """(B,), the loss of each query; that of a query without negatives is 0."""
@@ -84,18 +77,13 @@ class RetrievalModel(TaskModel):
         return F.cross_entropy(logits, right_B, reduction="none")
 
     def predict_with_loss(self, examples: Sequence[Example]) -> tuple[list[Prediction], float]:
-        """The ids of the nearest candidates of each query, all of one language; a pool has no loss: 0."""
+        """The ids of the nearest candidates of each query, all of one language; the loss is always 0."""
         if not examples:
             return [], 0.0
-        pool = self.candidates.get(examples[0].lang)
-        assert pool is not None, "a batch is no pool to search (mmalign.text.ranking)"
-        return list(rank(self.tower, examples, pool)), 0.0
+        return list(rank(self.tower, examples, self.candidates[examples[0].lang])), 0.0
 
     def decode(self, logits: Tensor, batch: TaskBatch) -> list[Prediction]:
-        raise AssertionError("a batch is no pool to search: use `predict`")
-
-    def description(self) -> dict[str, Any]:
-        return {"kind": type(self).__name__}
+        raise NotImplementedError("a batch does not hold all candidates: use `predict`")
 
 
 def _same_candidate(one: Example, other: Example) -> bool:

@@ -1,14 +1,12 @@
 """A head that answers questions by a piece of the context.
 
-    (question, context) -> windows of the context, each behind the question -> start and end score a token
+    (question, context) -> windows of the context, each after the question -> start and end score per token
                         -> best start and end over the windows -> piece of the context, by character offsets
 
 As in BERT (arXiv 1810.04805, sections 4.2 and 4.3): the loss is the mean cross-entropy of start and end; a
-window that does not hold the whole answer has the first token (`[CLS]`, `<s>`) as both; the answer is the
+window that does not hold the entire answer has the first token (`[CLS]`, `<s>`) as both; the answer is the
 pair of tokens with the highest sum of scores, the end not before the start. Every question is taken to have
 an answer, as in SQuAD 1.1, XQuAD, MLQA and TyDiQA-GoldP: the first token is never a prediction.
-
-Only the first token and those of the context can be start or end; the others get a score that loses always.
 
 Shapes: B examples, N windows, L tokens; the outputs are two, start and end.
 """
@@ -23,7 +21,8 @@ from torch import Tensor, nn
 
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.text.heads.base import TaskBatch, TaskModel, check_alignable
+from mmalign.text.heads import base
+from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.scores import Prediction
 from mmalign.text.tasks.example import Answer, Example
 
@@ -34,11 +33,9 @@ _SHORTEST_WINDOW = 4
 class SpanModel(TaskModel):
     """Answers that are pieces of a context; trained on the first of several right answers.
 
-    The layer starts at zero, as that of the other heads: no random start, and so no lucky one.
-
     Attributes:
-        stride: tokens of the context that two neighbouring windows share, so answers up to that long are
-            whole in one of them. At most half of what a window holds beside the longest question.
+        stride: tokens of the context that two neighbouring windows share, so that one of them holds all of
+            an answer of up to that length. At most half of what a window holds beside the longest question.
         max_answer_tokens: no longer answer is predicted.
     """
 
@@ -46,10 +43,8 @@ class SpanModel(TaskModel):
     head: nn.Linear
 
     def __init__(self, tower: TextEncoder, stride: int = 128, max_answer_tokens: int = 30) -> None:
-        check_alignable(tower)
-        super().__init__(tower, nn.Linear(tower.state_width, 2))
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        base.check_alignable(tower)
+        super().__init__(tower, base.zero_linear(tower.state_width, 2))
         self.question_tokens = min(_LONGEST_QUESTION, tower.max_length // 3)
         special = tower.tokenizer.inner.num_special_tokens_to_add(True)
         room = tower.max_length - self.question_tokens - special
@@ -75,28 +70,23 @@ class SpanModel(TaskModel):
             _answer_tokens(examples[example], tokens.encoding, window)
             for window, example in enumerate(example_N.tolist())
         ]
-        device = self.tower.device
-        return TaskBatch(
-            examples, tokens, example_N.to(device), torch.tensor(target, device=device)
-        )
+        return self.batch(examples, tokens, example_N, target)
 
     def logits(self, state_NLF: Tensor, batch: TaskBatch) -> Tensor:
-        """(N, L, 2), start and end."""
+        """(N, L, 2), start and end; only the first token and those of the context compete."""
         logits_NL2: Tensor = self.head(state_NLF)
         mask_NL = batch.tokens.mask_NL
-        allowed_NL = _context_mask(batch).to(mask_NL.device)
-        allowed_NL = allowed_NL.scatter(1, mask_NL.argmax(1, keepdim=True), True)
-        return logits_NL2.masked_fill(~allowed_NL[..., None], _lowest(logits_NL2))
+        first_N1 = mask_NL.argmax(1, keepdim=True)  # not always 0: a tokenizer may pad on the left
+        allowed_NL = _context_mask(batch).to(mask_NL.device).scatter(1, first_N1, True)
+        return logits_NL2.masked_fill(~allowed_NL[..., None], base.LOWEST)
 
     def losses(self, logits: Tensor, batch: TaskBatch) -> Tensor:
         """(B,), the mean over an example's windows."""
         loss_N = F.cross_entropy(logits, batch.target, reduction="none").mean(1)
-        zero_B = loss_N.new_zeros(len(batch.examples))
-        sum_B = zero_B.index_add(0, batch.example_N, loss_N)
-        return sum_B / zero_B.index_add(0, batch.example_N, torch.ones_like(loss_N))
+        return base.mean_per_example(loss_N, batch.example_N, len(batch.examples))
 
     def decode(self, logits: Tensor, batch: TaskBatch) -> list[Prediction]:
-        """The answer's text, cut from the context as it stands there, without white space around it.
+        """The answer's text, cut from the original context, without white space around it.
 
         Empty only where the context yields no token or the chosen ones are white space.
         """
@@ -106,21 +96,16 @@ class SpanModel(TaskModel):
         answers: list[Prediction] = [""] * len(batch.examples)
         best = [float("-inf")] * len(batch.examples)
         for window, example in enumerate(batch.example_N.tolist()):
-            score = float(score_N[window])
-            if score > best[example]:
+            if score_N[window] > best[example]:
+                best[example] = float(score_N[window])
                 offsets = batch.tokens.encoding.encodings[window].offsets
                 start, end = offsets[int(start_N[window])][0], offsets[int(end_N[window])][1]
                 context = batch.examples[example].texts[1]
                 answers[example] = context[start : _past_marks(context, end)].strip()
-                best[example] = score
         return answers
 
     def description(self) -> dict[str, Any]:
-        return {
-            "kind": type(self).__name__,
-            "stride": self.stride,
-            "max_answer_tokens": self.max_answer_tokens,
-        }
+        return {"stride": self.stride, "max_answer_tokens": self.max_answer_tokens}
 
     def _cut_questions(self, questions: Sequence[str]) -> list[str]:
         """Questions of at most `question_tokens`: a longer one would leave no room for the context."""
@@ -137,12 +122,12 @@ class SpanModel(TaskModel):
 
 
 def _answer_tokens(example: Example, encoding: Any, window: int) -> tuple[int, int]:
-    """First and last token of the first right answer; twice the first token if it is not wholly there."""
+    """First and last token of the first right answer; twice the window's first token if it is not in it."""
     offsets = encoding.encodings[window].offsets
-    mask = encoding.encodings[window].attention_mask
-    nothing = (mask.index(1), mask.index(1))
+    nothing = (encoding.encodings[window].attention_mask.index(1),) * 2
     context = [i for i, sequence in enumerate(encoding.sequence_ids(window)) if sequence == 1]
-    answer = _first_answer(example)
+    answers = example.target if isinstance(example.target, tuple) else ()
+    answer = next((one for one in answers if isinstance(one, Answer)), None)
     if answer is None or not context:
         return nothing
     start, end = answer.start, answer.start + len(answer.text.rstrip())
@@ -154,16 +139,12 @@ def _answer_tokens(example: Example, encoding: Any, window: int) -> tuple[int, i
     return first, max(first, last)
 
 
-def _first_answer(example: Example) -> Answer | None:
-    answers = example.target if isinstance(example.target, tuple) else ()
-    return next((one for one in answers if isinstance(one, Answer)), None)
-
-
 def _past_marks(text: str, end: int) -> int:
-    """The end behind the combining marks that follow, and behind the rest of a Korean syllable in parts.
+    """The end after the combining marks that follow, and after the rest of a Korean syllable in parts.
 
-    A normaliser that composes `e` and an accent reports the place of the `e` alone.
+    A normaliser that composes `e` and an accent reports the position of the `e` alone.
     """
+    # Unicode counts the vowels and final consonants of a Korean syllable in parts among the letters.
     while end < len(text) and (
         unicodedata.category(text[end]).startswith("M") or "\u1160" <= text[end] <= "\u11ff"
     ):
@@ -191,8 +172,3 @@ def _best_spans(
     best_end_NL, step_NL = end_NL.unfold(1, longest, 1).max(2)
     score_N, start_N = (score_NL2[..., 0] + best_end_NL).max(1)
     return score_N, start_N, start_N + step_NL.gather(1, start_N[:, None])[:, 0]
-
-
-def _lowest(logits: Tensor) -> float:
-    """Finite instead of minus infinity: differences and gradients stay numbers."""
-    return torch.finfo(logits.dtype).min / 4

@@ -1,1 +1,1 @@
-"""Targeted lexical injection: words of two languages are drawn together at one layer of a model."""
+"""Targeted lexical injection: training moves words to their translations at one layer of a model."""

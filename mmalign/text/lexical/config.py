@@ -1,4 +1,4 @@
-"""What a lexical injection is: which words, at which layer, by which loss; our protocol or the published."""
+"""The settings of a lexical injection: words, layer, loss, training; our protocol or the published one."""
 
 from typing import Annotated, Any, Literal
 
@@ -36,8 +36,8 @@ class LexicalInjectionConfig(Section):
     pooling: WordPooling = "content"
     """Of the words when the layer is chosen and in the loss; `all` includes special tokens."""
     layer: Annotated[int, pydantic.Field(ge=1)] | Literal["best", "last"] = "best"
-    """Where the loss is: after so many blocks, after the last one, or at the best layer of the probe before,
-    by its trained words. Layer 0, the embeddings, has nothing below it that adapters could change."""
+    """Whose states the loss sees: those after so many blocks, after the last one, or at the best layer of the
+    probe before, by its trained words. Below layer 0, the embeddings, there is nothing to adapt."""
     best_by: Literal["similarity_gain", "similarity"] = "similarity_gain"
     """What `best` means. similarity: as published, with no random pairs and without the last layer (unless
     there is no other)."""
@@ -46,14 +46,14 @@ class LexicalInjectionConfig(Section):
     adapters: Literal["up_to_layer", "all"] = "up_to_layer"
     """In the blocks up to the layer, or in all, of which those above the layer get no gradient."""
     epochs: int = pydantic.Field(default=10, ge=0)
-    """0: nothing is trained; the model as it is, at the same layer."""
+    """0: nothing is trained; the unchanged model, at the same layer."""
     batch_size: int = pydantic.Field(default=64, ge=2)
     lr: float = pydantic.Field(default=1e-3, gt=0)
     """Peak learning rate of the adapters; it falls linearly to zero."""
     weight_decay: float = pydantic.Field(default=0.01, ge=0)
     warmup_steps: int = pydantic.Field(default=50, ge=0)
     seeds: Seeds = (0,)
-    """Inject once for each: start of the adapters, order of the words, dropout. The split stays."""
+    """Inject once for each: start of the adapters, order of the words, dropout. The split is the same."""
 
     @pydantic.model_validator(mode="before")
     @classmethod

@@ -1,30 +1,29 @@
 """A lexical injection from a model to a model: probe, choose the layer, train, probe again.
 
 LexicalInjectionConfig -> Lexicon -+
-any text encoder or decoder       -+-> lexical/<lexicon>/...    the model as it is, and by mean-centring alone
+any text encoder or decoder       -+-> lexical/<lexicon>/...    the given model, and by mean-centring alone
                                    +-> layer -> training -> tower
                                    +-> injected/<lexicon>/...   the same after the training
 
-The published choice of a layer looks at words pooled with their special tokens; what it saw stands under
-`lexical/<lexicon>_all_tokens`, random pairs included.
+The published choice of a layer looks at words pooled with their special tokens; the numbers that it used are
+under `lexical/<lexicon>_all_tokens`, random pairs included.
 """
 
-import copy
 from pathlib import Path
-from typing import Any
 
 from mmalign.core import console
-from mmalign.core.code_version import code_version
-from mmalign.core.commit import committed_folder, sha256_of, write_atomic
-from mmalign.core.config import write_yaml
+from mmalign.core.commit import sha256_of
 from mmalign.core.errors import UserError
 from mmalign.evaluation.lexical_probe import MEASURE, TRAINED, probe
 from mmalign.evaluation.lexicon import Lexicon, read_lexicon
-from mmalign.models.text_encoder import TextEncoder, load_text_encoder
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.metric_names import MEAN, layers_of
 from mmalign.results.results import Results, environment, mean_over_seeds
+from mmalign.text.fit import copy_of
 from mmalign.text.lexical.config import LexicalInjectionConfig
 from mmalign.text.lexical.train import train
+from mmalign.text.seeds import run_seeds
 
 INJECTED = "injected"
 ALL_TOKENS = "_all_tokens"
@@ -33,8 +32,7 @@ ALL_TOKENS = "_all_tokens"
 def inject(config: LexicalInjectionConfig, model: str, out: Path) -> Results:
     """Inject into a model; write `config.yaml`, `tower/` and `results.json` to `out`.
 
-    With several seeds, `tower/` and `results.json` of each are in `out/seed-<seed>/`, and
-    `out/results.json` is their mean.
+    With several seeds, `out/results.json` is their mean (see `run_seeds`).
 
     Args:
         model: what `load_text_encoder` takes.
@@ -45,25 +43,25 @@ def inject(config: LexicalInjectionConfig, model: str, out: Path) -> Results:
     """
     lexicon = read_lexicon(config.lexicon)
     tower = load_text_encoder(model)
-    many = len(config.seeds) > 1
-    origin = {
-        "base_model": None if Path(model).exists() else model,  # no folder: a name on the hub
-        "code": code_version(),
-        "data": _files_of(config),
-    }
+    folder = Path(config.lexicon.folder)
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".tsv", ".txt"))
+    data = [{"folder": str(folder), "files": {path.name: sha256_of(path) for path in files}}]
     before = measure_before(tower, lexicon, config)
-    runs: list[Results] = []
-    for seed in config.seeds:
-        results, trained = _run(tower, lexicon, before, config, seed)
-        if not runs:
-            # Never the results of one injection beside the tower of another.
-            out.mkdir(parents=True, exist_ok=True)
-            (out / "results.json").unlink(missing_ok=True)
-            write_atomic(out / "config.yaml", write_yaml(config.model_dump(mode="json")))
-        place = out / f"seed-{seed}" if many else out
-        _write_seed(place, results, trained, many, {"task": lexicon.name, **origin})
-        runs.append(results)
-    results = _mean(runs, before)
+    runs = run_seeds(
+        config,
+        config.seeds,
+        model,
+        out,
+        lexicon.name,
+        data,
+        lambda seed: _run(tower, lexicon, before, config, seed),
+    )
+    results = mean_over_seeds(runs)
+    if len(runs) > 1:
+        # The measurement before any training is the same for all seeds: it keeps its own intervals.
+        after = {name: ci for name, ci in results.ci95.items() if name not in before.metrics}
+        results.ci95 = after | before.ci95
+        results.protocol |= before.protocol
     results.write(out / "results.json")
     return results
 
@@ -77,7 +75,7 @@ def run_seed(
 
 
 def measure_before(tower: TextEncoder, lexicon: Lexicon, config: LexicalInjectionConfig) -> Results:
-    """The probe of the tower as it is, which no seed changes; twice where the layer is chosen by another."""
+    """The probe of the given tower; twice where the choice of the layer uses another pooling."""
     results = Results(suite=f"{MEASURE}/{lexicon.name}", model=dict(tower.facts))
     console.say(f"{lexicon.name}: probing the model as it is")
     probe(tower, lexicon, results)
@@ -112,8 +110,7 @@ def _run(
     tower: TextEncoder, lexicon: Lexicon, before: Results, config: LexicalInjectionConfig, seed: int
 ) -> tuple[Results, TextEncoder]:
     layer = choose_layer(before, config)
-    # The tokenizer does not change: both share it (a memo entry says "copied already").
-    trained = copy.deepcopy(tower, {id(tower.tokenizer): tower.tokenizer})
+    trained = copy_of(tower)
     history = train(trained, lexicon, layer, config, seed) if config.epochs else {"steps": 0}
     results = Results(
         suite=f"{MEASURE}/{lexicon.name}",
@@ -141,32 +138,3 @@ def _words(config: LexicalInjectionConfig, layer: int) -> str:
         f"loss; adapters ({lora}) in the blocks {'up to it' if config.adapters != 'all' else '(all)'}; "
         f"{config.epochs} epochs of batches of {config.batch_size}, AdamW, rate {config.lr:g}. Measured on:"
     )
-
-
-def _write_seed(
-    folder: Path, results: Results, trained: TextEncoder, with_results: bool, origin: dict[str, Any]
-) -> None:
-    folder.mkdir(exist_ok=True)
-    with committed_folder(folder / "tower", {"model": results.model, **origin}) as place:
-        trained.save(place)
-    if with_results:
-        results.write(folder / "results.json")
-
-
-def _files_of(config: LexicalInjectionConfig) -> list[dict[str, Any]]:
-    """The files of the dictionaries, as fine-tunings list theirs."""
-    folder = Path(config.lexicon.folder)
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".tsv", ".txt"))
-    return [{"folder": str(folder), "files": {path.name: sha256_of(path) for path in files}}]
-
-
-def _mean(runs: list[Results], before: Results) -> Results:
-    """The mean over the seeds; what was measured before any training keeps its own intervals."""
-    results = mean_over_seeds(runs)
-    if len(runs) > 1:
-        results.ci95 = {
-            name: results.ci95[name] for name in results.ci95 if name not in before.metrics
-        }
-        results.ci95 |= before.ci95
-        results.protocol |= before.protocol
-    return results

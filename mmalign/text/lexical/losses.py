@@ -21,51 +21,40 @@ from mmalign.core.config import Section
 class HingeConfig(Section):
     kind: Literal["hinge"]
     margin: float = pydantic.Field(default=0.4, gt=0)
-    """How much nearer a translation shall be than the nearest other word of the batch."""
+    """How much nearer a translation should be than the nearest other word of the batch."""
+
+    def loss(self, anchor_BF: Tensor, positive_BF: Tensor, answers_BB: Tensor) -> Tensor:
+        """Mean of max(0, margin + s(i, hardest j) - s(i, i)): the hardest negative, one direction.
+
+        The loss of targeted lexical injection (arXiv 2506.15415) as its code has it, apart from
+        `answers_BB`. An anchor without any negative has loss 0.
+        """
+        score_BB = anchor_BF @ positive_BF.T
+        right_BB = answers_BB | _own(answers_BB)
+        negative_B = score_BB.masked_fill(right_BB, -torch.inf).amax(1)
+        return F.relu(self.margin + negative_B - score_BB.diagonal()).mean()
 
 
 class InfoNceConfig(Section):
     kind: Literal["infonce"]
     temperature: float = pydantic.Field(default=0.5, gt=0)
-    """What cosines are divided by. Where it is small, drawing all words to one point costs less at first than
-    telling them apart, and training ends there."""
+    """Cosines are divided by it. Where it is small, moving all words to one point lowers the loss faster at
+    first than separating them, and training ends there."""
+
+    def loss(self, anchor_BF: Tensor, positive_BF: Tensor, answers_BB: Tensor) -> Tensor:
+        """Cross-entropy of each word's own translation among those of the batch, mean of both directions.
+
+        InfoNCE (van den Oord et al. 2018, arXiv 1807.03748); other right answers are left out of the sum.
+        """
+        others_BB = answers_BB & ~_own(answers_BB)
+        score_BB = anchor_BF @ positive_BF.T / self.temperature
+        logit_BB = score_BB.masked_fill(others_BB, -torch.inf)
+        there, back = (-one.log_softmax(1).diagonal().mean() for one in (logit_BB, logit_BB.T))
+        return (there + back) / 2
 
 
 LossConfig = Annotated[HingeConfig | InfoNceConfig, pydantic.Field(discriminator="kind")]
 
 
-def word_loss(
-    config: LossConfig, anchor_BF: Tensor, positive_BF: Tensor, answers_BB: Tensor
-) -> Tensor:
-    """The loss that the section names."""
-    if isinstance(config, HingeConfig):
-        return hinge(anchor_BF, positive_BF, answers_BB, config.margin)
-    return infonce(anchor_BF, positive_BF, answers_BB, config.temperature)
-
-
-def hinge(anchor_BF: Tensor, positive_BF: Tensor, answers_BB: Tensor, margin: float) -> Tensor:
-    """Mean of max(0, margin + s(i, hardest j) - s(i, i)): the hardest negative in the batch, one direction.
-
-    The loss of targeted lexical injection (arXiv 2506.15415) as its code has it, apart from `answers_BB`.
-    An anchor without any negative costs nothing.
-    """
-    score_BB = anchor_BF @ positive_BF.T
-    negative_B = score_BB.masked_fill(_with_own(answers_BB), -torch.inf).amax(1)
-    return F.relu(margin + negative_B - score_BB.diagonal()).mean()
-
-
-def infonce(
-    anchor_BF: Tensor, positive_BF: Tensor, answers_BB: Tensor, temperature: float
-) -> Tensor:
-    """Cross entropy of each word's own translation among those of the batch, both directions averaged.
-
-    InfoNCE (van den Oord et al. 2018, arXiv 1807.03748); other right answers are left out of the sum.
-    """
-    others_BB = answers_BB & ~torch.eye(len(answers_BB), dtype=torch.bool, device=answers_BB.device)
-    logit_BB = (anchor_BF @ positive_BF.T / temperature).masked_fill(others_BB, -torch.inf)
-    there, back = (-one.log_softmax(1).diagonal().mean() for one in (logit_BB, logit_BB.T))
-    return (there + back) / 2
-
-
-def _with_own(answers_BB: Tensor) -> Tensor:
-    return answers_BB | torch.eye(len(answers_BB), dtype=torch.bool, device=answers_BB.device)
+def _own(answers_BB: Tensor) -> Tensor:
+    return torch.eye(len(answers_BB), dtype=torch.bool, device=answers_BB.device)

@@ -6,7 +6,7 @@ Anchors are the foreign words, positives the English ones. Plain torch in one pr
 tower and seed give the same numbers on the same machine.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,37 +18,52 @@ from mmalign.core.errors import UserError
 from mmalign.evaluation.lexicon import Entry, Lexicon
 from mmalign.models.hidden_states import word_states
 from mmalign.models.text_encoder import TextEncoder
+from mmalign.text.fit import shuffled_batches
 from mmalign.text.lexical.config import LexicalInjectionConfig
-from mmalign.text.lexical.losses import word_loss
 from mmalign.text.lora import add_lora, merge_lora
 
 
 def train(
     tower: TextEncoder, lexicon: Lexicon, layer: int, config: LexicalInjectionConfig, seed: int
 ) -> dict[str, Any]:
-    """Train adapters on the tower, in place, and fold them into its weights.
+    """Train adapters on the tower, in place, and merge them into its weights.
 
     Args:
-        layer: whose states the loss sees; 1 is what the first block gives.
+        layer: whose states the loss sees; 1 is the output of the first block.
 
     Returns:
         `steps` and `train_loss`, the mean of the last epoch.
 
     Raises:
-        UserError: the loss is no number any more, or the adapters do not fit the model.
+        UserError: training diverges, or the adapters do not fit the model.
     """
     torch.manual_seed(seed)
     entries = [one for each in lexicon.lists.values() for one in each.trained]
     translations = {one for each in lexicon.lists.values() for one in each.entries}
     steps_an_epoch = -(-len(entries) // config.batch_size)
+    steps = config.epochs * steps_an_epoch
     add_lora(tower, config.lora, layer if config.adapters == "up_to_layer" else None)
-    optimizer, schedule = _build_optimizer(tower, config.epochs * steps_an_epoch, config)
+    optimizer = torch.optim.AdamW(
+        [one for one in tower.parameters() if one.requires_grad],
+        config.lr,
+        weight_decay=config.weight_decay,
+    )
+    warm = min(config.warmup_steps, steps // 2)  # the published 50 are more than a small run has
+
+    def factor(step: int) -> float:
+        return (step + 1) / (warm + 1) if step < warm else (steps - step) / max(1, steps - warm)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     tower.train()
     losses: list[float] = []
-    batches = _shuffled(entries, config.batch_size, config.epochs, seed)
-    total = config.epochs * steps_an_epoch
-    for batch in console.track(batches, f"{lexicon.name}, layer {layer}", total):
-        loss = _loss(tower, batch, translations, layer, config)
+    batches = shuffled_batches(len(entries), config.batch_size, config.epochs, seed)
+    for rows in console.track(batches, f"{lexicon.name}, layer {layer}", steps):
+        batch = [entries[row] for row in rows]
+        # Both sides of the batch in one forward pass.
+        words = [foreign for _, foreign in batch] + [english for english, _ in batch]
+        anchor_BF, positive_BF = word_states(tower, words, config.pooling)[str(layer)].chunk(2)
+        answers_BB = right_answers(batch, translations).to(anchor_BF.device)
+        loss = config.loss.loss(anchor_BF, positive_BF, answers_BB)
         loss.backward()
         optimizer.step()
         schedule.step()
@@ -59,20 +74,6 @@ def train(
     merge_lora(tower)
     tower.eval()
     return {"steps": len(losses), "train_loss": float(np.mean(losses[-steps_an_epoch:]))}
-
-
-def _loss(
-    tower: TextEncoder,
-    batch: Sequence[Entry],
-    translations: set[Entry],
-    layer: int,
-    config: LexicalInjectionConfig,
-) -> Tensor:
-    """Both sides of the batch in one forward pass."""
-    words = [foreign for _, foreign in batch] + [english for english, _ in batch]
-    anchor_BF, positive_BF = word_states(tower, words, config.pooling)[str(layer)].chunk(2)
-    answers_BB = right_answers(batch, translations).to(anchor_BF.device)
-    return word_loss(config.loss, anchor_BF, positive_BF, answers_BB)
 
 
 def right_answers(batch: Sequence[Entry], translations: set[Entry]) -> Tensor:
@@ -86,28 +87,3 @@ def right_answers(batch: Sequence[Entry], translations: set[Entry]) -> Tensor:
             ]
         )
     return torch.tensor(rows)
-
-
-def _build_optimizer(
-    tower: TextEncoder, steps: int, config: LexicalInjectionConfig
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """AdamW; warm-up, then a straight line to zero."""
-    parameters = [one for one in tower.parameters() if one.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)
-    warm = min(config.warmup_steps, steps // 2)
-
-    def factor(step: int) -> float:
-        return (step + 1) / (warm + 1) if step < warm else (steps - step) / max(1, steps - warm)
-
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def _shuffled(
-    entries: Sequence[Entry], batch_size: int, epochs: int, seed: int
-) -> Iterator[list[Entry]]:
-    """Batches in an order of its own every epoch."""
-    order = np.random.default_rng(seed)
-    for _ in range(epochs):
-        shuffled = order.permutation(len(entries)).tolist()
-        for start in range(0, len(entries), batch_size):
-            yield [entries[row] for row in shuffled[start : start + batch_size]]

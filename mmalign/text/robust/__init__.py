@@ -1,1 +1,1 @@
-"""Robust training: one file a method, each with its source."""
+"""Robust training: one file per method, each with its paper; `method.py` lists them."""

@@ -1,4 +1,4 @@
-"""Balls that noise stays in, and how to move inside them.
+"""Balls that bound noise, and how to move inside them.
 
     linf          every entry of the noise, at most `radius`
     l2            the length of a token's noise
@@ -6,7 +6,7 @@
 
     draw -> delta_NLF -> + step * direction(gradient) -> project -> delta_NLF, again inside the ball
 
-Noise lies on the tokens of the mask, special tokens among them (a head may read one of those), and never on
+Noise is added to the tokens of the mask, special tokens included (a head may read one of those), and never to
 padding. Shapes: N sequences, L tokens, F entries of a token's vector.
 """
 
@@ -45,7 +45,7 @@ def draw(
 
 
 def direction(gradient_NLF: Tensor, mask_NL: Tensor, norm: Norm) -> Tensor:
-    """The move of size 1 in the norm that raises a linear loss most; zero where the gradient is."""
+    """The step of length 1 in the norm that raises a linear loss most; zero where the gradient is zero."""
     gradient_NLF = gradient_NLF * mask_NL.unsqueeze(-1)
     if norm == "linf":
         return gradient_NLF.sign()

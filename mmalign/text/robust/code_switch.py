@@ -1,17 +1,17 @@
-"""Code-switching of training texts, anew for every batch.
+"""Code-switching of training texts, drawn again for every batch.
 
     batch -> some of its sentences -> some of their words -> word of a random language's dictionary -> batch
 
 CoSDA-ML (Qin et al. 2020, arXiv 2006.06402; kodenii/CoSDA-ML@6778653): a sentence is switched with one
 probability, a word of it with another; the language is drawn evenly for each word, whether it knows the
-word or not, and then one of its translations, evenly. A word that the language does not know stays. The
+word or not, and then one of its translations, evenly. A word that the language does not know is kept. The
 authors advise a grid from 0.1 to 0.9 for both probabilities; the defaults here are ours. Ours too: words are
-matched without the punctuation around them, and words that stay keep their capitals.
+matched without the punctuation around them, and kept words keep their capitals.
 
 A sentence is a text of an example, or all the words of an example whose words are labelled.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +28,7 @@ from mmalign.data.dictionaries.read import Dictionary
 from mmalign.text.perturbations.code_mix import tables_from
 from mmalign.text.tasks.example import Example
 
-# Not `re`: there the vowel signs of Indic scripts are no part of a word.
+# Not `re`: there the vowel signs of Indic scripts are not part of a word.
 _IN_PUNCTUATION = regex.compile(r"(\W*)(.*?)(\W*)", regex.DOTALL)
 
 
@@ -44,6 +44,13 @@ class CodeSwitchConfig(Section):
     """Probability of a sentence to be switched."""
     token_ratio: float = Field(default=0.5, ge=0, le=1)
     """Probability of a word of such a sentence to be replaced, if the language drawn knows it."""
+
+    def rewriter(
+        self, examples: Sequence[Example]
+    ) -> Callable[[Example, np.random.Generator], Example]:
+        """See `method.py`."""
+        known, words = tables(self, examples[0].lang), has_tags(examples)
+        return lambda one, random: switch(one, known, self, random, words)
 
 
 @lru_cache(maxsize=2)
@@ -62,6 +69,13 @@ def tables(config: CodeSwitchConfig, lang: str) -> Mapping[str, Dictionary]:
     return found
 
 
+def has_tags(examples: Sequence[Example]) -> bool:
+    """Whether the targets are one tag per word; retrieval's ids for (query, candidate) are not."""
+    return all(
+        isinstance(one.target, tuple) and len(one.target) == len(one.texts) for one in examples
+    )
+
+
 def switch(
     example: Example,
     tables: Mapping[str, Dictionary],
@@ -69,39 +83,30 @@ def switch(
     random: np.random.Generator,
     words: bool = False,
 ) -> Example:
-    """The example with some of its words translated; id, language and target stay.
+    """The example with some of its words translated; id, language and target are kept.
 
     Args:
-        words: whether the texts are the words of one sentence; each stays one text.
+        words: whether the texts are the words of one sentence; each remains one text.
     """
+
+    def sentence(words: Sequence[str]) -> Sequence[str]:
+        if random.random() >= config.sentence_ratio:
+            return words
+        by_language = tuple(tables.values())
+        # As many numbers whatever is chosen, so that one word's choice does not change the next word's.
+        draws = random.random((len(words), 3))
+        return [
+            _translate(word, by_language[int(which * len(by_language))], example.lang, translation)
+            if chosen < config.token_ratio
+            else word
+            for word, (chosen, which, translation) in zip(words, draws, strict=True)
+        ]
+
     if words:
-        return replace(
-            example, texts=tuple(_sentence(example.texts, tables, config, example.lang, random))
-        )
-    switched = (
-        " ".join(_sentence(text.split(" "), tables, config, example.lang, random))
-        for text in example.texts
+        return replace(example, texts=tuple(sentence(example.texts)))
+    return replace(
+        example, texts=tuple(" ".join(sentence(text.split(" "))) for text in example.texts)
     )
-    return replace(example, texts=tuple(switched))
-
-
-def _sentence(
-    words: Sequence[str],
-    tables: Mapping[str, Dictionary],
-    config: CodeSwitchConfig,
-    lang: str,
-    random: np.random.Generator,
-) -> list[str]:
-    if random.random() >= config.sentence_ratio:
-        return list(words)
-    by_language = tuple(tables.values())
-    draws = random.random((len(words), 3))
-    return [
-        _translate(word, by_language[int(which * len(by_language))], lang, translation)
-        if chosen < config.token_ratio
-        else word
-        for word, (chosen, which, translation) in zip(words, draws, strict=True)
-    ]
 
 
 def _translate(word: str, table: Dictionary, lang: str, draw: float) -> str:

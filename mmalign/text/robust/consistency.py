@@ -6,10 +6,9 @@
 
 The divergence is the symmetric Kullback-Leibler one, KL(p || q) + KL(q || p), averaged over what is
 classified (examples; words in tagging; starts and ends in span_qa), and for scores the mean squared
-difference. This form is ours; relatives are SMART (arXiv 1911.03437: adversarial noise) and xTune (arXiv
-2106.08226: views by noise, code-switching and translation). Labels are compared with the clean predictions
-alone. A view by noise has the same dropout as the clean pass; other texts have other lengths, so theirs is
-drawn anew.
+difference. This form is ours; related methods are SMART (arXiv 1911.03437: adversarial noise) and xTune
+(arXiv 2106.08226: views by noise, code-switching and translation). Labels are compared with the clean
+predictions alone.
 """
 
 from typing import Annotated, Literal
@@ -27,19 +26,18 @@ from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.heads.features import FeatureModel, SimilarityModel
 from mmalign.text.heads.spans import SpanModel
 from mmalign.text.heads.tagging import TaggingModel
-from mmalign.text.robust import ball, noise
-from mmalign.text.robust.augment import rewriter
+from mmalign.text.robust import noise
 from mmalign.text.robust.code_switch import CodeSwitchConfig
 from mmalign.text.robust.noise import Layer
 from mmalign.text.robust.rs_da import RsDaConfig
 
 
 class NoiseView(Section):
-    """Uniform noise, as RS-RP has it."""
+    """Uniform noise, as in RS-RP."""
 
     kind: Literal["uniform"]
     layer: Layer = "last"
-    """Where the noise goes: `embedding`, `last`, or the number of a block from 1."""
+    """Where the noise is added: `embedding`, `last`, or the number of a block from 1."""
     epsilon: float = Field(ge=0)
     """Half the width of the box: each entry's noise is uniform in [-epsilon, epsilon]."""
 
@@ -57,23 +55,20 @@ class ConsistencyConfig(Section):
             raise ValueError("a view is one copy; leave `view.copies` out")
         return self
 
+    def backward(self, model: TaskModel, batch: TaskBatch, generator: torch.Generator) -> float:
+        """Loss plus weighted divergence, the mean of the batch; see `method.py`.
 
-def backward(
-    model: TaskModel, batch: TaskBatch, config: ConsistencyConfig, generator: torch.Generator
-) -> float:
-    """Loss plus weighted divergence, the mean of the batch; gradients are added to the parameters' `.grad`.
-
-    Raises:
-        UserError: other texts as a view of tagging, span question answering or retrieval.
-    """
-    if isinstance(config.view, NoiseView):
-        clean, view = _with_noise(model, batch, config.view, generator)
-    else:
-        clean, view = _with_texts(model, batch, config.view, generator)
-    loss = model.losses(clean, batch).mean()
-    loss = loss + config.weight * divergence(model, clean, view, batch)
-    loss.backward()
-    return loss.item()
+        Raises:
+            UserError: other texts as a view of tagging, span question answering or retrieval.
+        """
+        if isinstance(self.view, NoiseView):
+            clean, view = _with_noise(model, batch, self.view, generator)
+        else:
+            clean, view = _with_texts(model, batch, self.view, generator)
+        loss = model.losses(clean, batch).mean()
+        loss = loss + self.weight * divergence(model, clean, view, batch)
+        loss.backward()
+        return loss.item()
 
 
 def divergence(model: TaskModel, clean: Tensor, view: Tensor, batch: TaskBatch) -> Tensor:
@@ -86,7 +81,7 @@ def divergence(model: TaskModel, clean: Tensor, view: Tensor, batch: TaskBatch) 
 
 
 def _rows(model: TaskModel, logits: Tensor, batch: TaskBatch) -> Tensor:
-    """(R, K), a row for each thing that the model classifies."""
+    """(R, K), one row for each thing that the model classifies."""
     if isinstance(model, SpanModel):  # (N, L, 2): which of L tokens is the start, which the end
         return logits.transpose(1, 2).flatten(0, 1)
     if isinstance(model, TaggingModel):  # (N, L, K), of which only first sub-tokens have a tag
@@ -99,12 +94,11 @@ def _with_noise(
 ) -> tuple[Tensor, Tensor]:
     """Logits without and with noise; the encoder runs twice unless the noise is on its last states."""
     tower, tokens = model.tower, batch.tokens
-    zero_NLF = noise.zeros(tower, tokens, view.layer)
-    delta_NLF = ball.draw(zero_NLF, tokens.mask_NL, "linf", view.epsilon, generator)
+    delta_NLF = noise.uniform(tower, tokens, view.layer, view.epsilon, generator)
     if view.layer == "last":
         state_NLF = tower.states(tokens)
         return model.logits(state_NLF, batch), model.logits(state_NLF + delta_NLF, batch)
-    with noise.replayed(tower):
+    with noise.replayed(tower):  # the view has the dropout of the clean pass
         clean = model(batch)
     return clean, model.logits(noise.states(tower, tokens, view.layer, delta_NLF), batch)
 
@@ -115,12 +109,14 @@ def _with_texts(
     view: RsDaConfig | CodeSwitchConfig,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Logits of the batch and of its rewritten texts."""
+    """Logits of the batch and of its rewritten texts, whose dropout differs as their lengths do."""
     if not isinstance(model, FeatureModel):
         raise UserError(
-            f"method.view.kind: {view.kind} fits tasks with one answer for whole texts; use uniform"
+            f"method.view.kind: {view.kind} needs one label, score or choice per example; use uniform"
         )
-    rewrite = rewriter(view, batch.examples)
+    rewrite = view.rewriter(batch.examples)
+    # Words are drawn by numpy, so the generator only draws a seed.
     seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
-    rewritten = rewrite(batch.examples, np.random.default_rng(int(seed)))
+    random = np.random.default_rng(int(seed))
+    rewritten = [rewrite(one, random) for one in batch.examples]
     return model(batch), model(model.collate(rewritten))

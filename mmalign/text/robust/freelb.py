@@ -5,57 +5,39 @@
       +---------- step, project <- gradient by delta
 
 Zhu et al. 2020 (arXiv 1909.11764), algorithm 1: K passes, each both an ascent step of the noise and a K-th of
-the weights' gradient; the noise lives on the word embedding, in a ball of the whole sequence, and dropout is
-the same in all passes of a batch. Other layers and norms are ours.
+the weights' gradient; the noise is added to the word embedding, in a ball of the entire sequence, and dropout
+is the same in all passes of a batch. Other layers and norms are ours.
 """
 
 from typing import Literal
 
 import torch
-from pydantic import Field
-from torch import Tensor
 
-from mmalign.core.config import Section
 from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.robust import ball, noise
 from mmalign.text.robust.ball import Norm
-from mmalign.text.robust.noise import Layer
+from mmalign.text.robust.noise import AscentConfig
 
 
-class FreeLbConfig(Section):
+class FreeLbConfig(AscentConfig):
+    """A batch costs K plain steps; the noise starts at random inside the ball."""
+
     kind: Literal["freelb"]
-    layer: Layer = "embedding"
-    """Where the noise goes: `embedding`, `last`, or the number of a block from 1."""
     norm: Norm = "l2_sequence"
     """linf: per entry; l2: per token; l2_sequence: all tokens of a sequence together, as published."""
-    radius: float = Field(ge=0)
-    """Of the ball, in the norm; the noise starts at random inside it."""
-    step_size: float = Field(gt=0)
-    """Length of an ascent step, in the norm."""
-    steps: int = Field(default=3, ge=1)
-    """K; a batch costs K plain steps."""
 
-
-def backward(
-    model: TaskModel, batch: TaskBatch, config: FreeLbConfig, generator: torch.Generator
-) -> float:
-    """The mean loss of the batch over the K noises; its gradients are added to the parameters' `.grad`."""
-    mask_NL = batch.tokens.mask_NL
-    zero_NLF = noise.zeros(model.tower, batch.tokens, config.layer)
-    delta_NLF = ball.draw(zero_NLF, mask_NL, config.norm, config.radius, generator)
-    total = 0.0
-    for _ in noise.passes(model.tower, config.steps):
-        delta_NLF.requires_grad_()
-        loss = noise.losses(model, batch, config.layer, delta_NLF).mean() / config.steps
-        loss.backward()
-        total += loss.item()
-        delta_NLF = _moved(delta_NLF, mask_NL, config)
-    return total
-
-
-def _moved(delta_NLF: Tensor, mask_NL: Tensor, config: FreeLbConfig) -> Tensor:
-    """One ascent step along the gradient that the last pass left; none where layer drop took the block."""
-    if delta_NLF.grad is None:
-        return delta_NLF.detach()
-    step_NLF = config.step_size * ball.direction(delta_NLF.grad, mask_NL, config.norm)
-    return ball.project(delta_NLF.detach() + step_NLF, config.norm, config.radius)
+    def backward(self, model: TaskModel, batch: TaskBatch, generator: torch.Generator) -> float:
+        """The mean loss of the batch over the K noises; see `method.py`."""
+        mask_NL = batch.tokens.mask_NL
+        zero_NLF = noise.zeros(model.tower, batch.tokens, self.layer)
+        delta_NLF = ball.draw(zero_NLF, mask_NL, self.norm, self.radius, generator)
+        total = 0.0
+        for _ in noise.passes(model.tower, self.steps):
+            delta_NLF.requires_grad_()
+            loss = noise.losses(model, batch, self.layer, delta_NLF).mean() / self.steps
+            loss.backward()
+            total += loss.item()
+            gradient_NLF, delta_NLF = delta_NLF.grad, delta_NLF.detach()
+            if gradient_NLF is not None:  # layer drop may have skipped the block
+                delta_NLF = self.moved(delta_NLF, gradient_NLF, mask_NL)
+        return total

@@ -1,4 +1,4 @@
-"""Noise inside a text tower: where it is added, and the losses that follow.
+"""Noise inside a text tower: where it is added, the losses that follow, and how an ascent moves it.
 
     tokens -> embedding -> block 1 -> ... -> block k -> ... -> last hidden states -> head -> losses_B
                   |                             |                     |
@@ -19,19 +19,50 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder, Tokens
 from mmalign.text.heads.base import TaskBatch, TaskModel
+from mmalign.text.robust import ball
+from mmalign.text.robust.ball import Norm
 
 Layer = Literal["embedding", "last"] | Annotated[int, Field(ge=1)]
-"""Where noise goes; a number counts the trunk's blocks from 1."""
+"""Where noise is added; a number counts the trunk's blocks from 1."""
+
+
+class AscentConfig(Section):
+    """Noise that is moved along the gradient of the loss, inside a ball."""
+
+    kind: str
+    layer: Layer = "embedding"
+    """Where the noise is added: `embedding`, `last`, or the number of a block from 1."""
+    norm: Norm
+    """linf: per entry; l2: per token; l2_sequence: all tokens of a sequence together."""
+    radius: float = Field(ge=0)
+    """Of the ball, in the norm."""
+    step_size: float = Field(gt=0)
+    """Length of an ascent step, in the norm."""
+    steps: int = Field(default=3, ge=1)
+    """K, the ascent steps."""
+
+    def moved(self, delta_NLF: Tensor, gradient_NLF: Tensor, mask_NL: Tensor) -> Tensor:
+        """The noise after one step along the gradient, projected to the ball."""
+        step_NLF = self.step_size * ball.direction(gradient_NLF, mask_NL, self.norm)
+        return ball.project(delta_NLF + step_NLF, self.norm, self.radius)
 
 
 def zeros(tower: TextEncoder, tokens: Tokens, layer: Layer) -> Tensor:
-    """(N, L, F), no noise, as the layer needs it. Only an embedding may be narrower than the states."""
+    """(N, L, F), no noise, in the layer's shape. Only an embedding may be narrower than the states."""
     weight = tower.trunk.get_input_embeddings().weight
     width = weight.shape[1] if layer == "embedding" else tower.state_width
     return weight.new_zeros((*tokens.token_NL.shape, width), requires_grad=False)
+
+
+def uniform(
+    tower: TextEncoder, tokens: Tokens, layer: Layer, epsilon: float, generator: torch.Generator
+) -> Tensor:
+    """(N, L, F), noise whose entries are uniform in [-epsilon, epsilon]."""
+    return ball.draw(zeros(tower, tokens, layer), tokens.mask_NL, "linf", epsilon, generator)
 
 
 @contextmanager
@@ -50,7 +81,13 @@ def added(tower: TextEncoder, layer: Layer, delta_NLF: Tensor) -> Iterator[None]
             return (output[0] + delta_NLF, *output[1:])
         return output + delta_NLF
 
-    modules = _embeddings(tower) if layer == "embedding" else [_block(tower, layer)]
+    if layer == "embedding":
+        # T5 has two modules with one weight, of which only the inner one runs.
+        weight = tower.trunk.get_input_embeddings().weight
+        tables = (one for one in tower.trunk.modules() if isinstance(one, nn.Embedding))
+        modules: list[nn.Module] = [one for one in tables if one.weight is weight]
+    else:
+        modules = [_block(tower, layer)]
     handles = [module.register_forward_hook(add) for module in modules]
     try:
         yield
@@ -83,14 +120,7 @@ def passes(tower: TextEncoder, count: int) -> Iterator[int]:
     for number in range(count - 1):
         with replayed(tower):
             yield number
-    yield count - 1
-
-
-def _embeddings(tower: TextEncoder) -> list[nn.Module]:
-    """The word embedding; T5 has two modules with one weight, of which only the inner one runs."""
-    weight = tower.trunk.get_input_embeddings().weight
-    tables = [one for one in tower.trunk.modules() if isinstance(one, nn.Embedding)]
-    return [one for one in tables if one.weight is weight]
+    yield count - 1  # not replayed: this pass moves the random numbers on, as plain training does
 
 
 def _block(tower: TextEncoder, layer: int | str) -> nn.Module:

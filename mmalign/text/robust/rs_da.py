@@ -4,14 +4,14 @@
     training examples -> n copies of each, drawn independently -> training, otherwise plain
 
 Huang et al. 2021 (arXiv 2104.08645); the algorithm is that of uclanlp/Robust-XLT@175cddb, perturb.py: 10
-copies for PAWS-X, 3 for XNLI; matched with letter case, punctuation attached; the texts of an example drawn
-each on its own; the original is not written apart and survives only by chance; dev and test files stay as
-they are. The published script has no seed; ours has.
+copies for PAWS-X, 3 for XNLI; matched with letter case, punctuation attached; each text of an example is
+drawn independently; the original is not added and survives only by chance; dev and test files are not
+changed. The published script has no seed; ours has.
 
 An epoch has `copies` times the steps of a plain one: compare with a plain run of as many steps.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.tables import json_tree, rows
 
 Neighbours = Mapping[str, tuple[str, ...]]
-"""Word -> words that may stand in its place."""
+"""Word -> words that may replace it."""
 
 
 class RsDaConfig(Section):
@@ -38,6 +38,18 @@ class RsDaConfig(Section):
     copies: int = Field(default=1, ge=1)
     """Copies of each training example; published: 10 for PAWS-X, 3 for XNLI."""
 
+    def rewriter(
+        self, examples: Sequence[Example]
+    ) -> Callable[[Example, np.random.Generator], Example]:
+        """See `method.py`."""
+        neighbours = read_neighbours(Path(self.neighbours))
+
+        def rewrite(example: Example, random: np.random.Generator) -> Example:
+            texts = tuple(_draw(text, neighbours, random) for text in example.texts)
+            return replace(example, texts=texts)
+
+        return rewrite
+
 
 @lru_cache(maxsize=2)
 def read_neighbours(path: Path) -> Neighbours:
@@ -45,7 +57,7 @@ def read_neighbours(path: Path) -> Neighbours:
 
     Args:
         path: a .json file with a mapping from words to lists of words, as published, or a table with the
-            columns `word` and `neighbours`, the latter parted by spaces.
+            columns `word` and `neighbours`, the latter separated by spaces.
 
     Raises:
         UserError: no such file, or a broken one (file, entry or line).
@@ -57,41 +69,15 @@ def read_neighbours(path: Path) -> Neighbours:
     tree = json_tree(path)
     for word, near in tree.items():
         if not isinstance(near, list) or not all(isinstance(one, str) for one in near):
-            raise UserError(f"{path}: `{word}` must have a list of words; mend that entry")
+            raise UserError(f"{path}: `{word}` must have a list of words; fix that entry")
     return {word: tuple(near) for word, near in tree.items()}
-
-
-def augment(train: Sequence[Example], config: RsDaConfig, seed: int) -> list[Example]:
-    """Each example `copies` times, one after the other, every text drawn anew; the rest as it was.
-
-    Raises:
-        UserError: a file of neighbours that cannot be used.
-    """
-    neighbours = read_neighbours(Path(config.neighbours))
-    random = np.random.default_rng(seed)
-    return [rewrite(one, neighbours, random) for one in train for _ in range(config.copies)]
-
-
-def rewrite(example: Example, neighbours: Neighbours, random: np.random.Generator) -> Example:
-    """The example with every text drawn once."""
-    texts = tuple(_draw(text, neighbours, random) for text in example.texts)
-    return replace(example, texts=texts)
-
-
-def expected_share(texts: Iterable[str], neighbours: Neighbours) -> float:
-    """The share of words that is replaced in the mean: m / (m + 1) for a word with m neighbours."""
-    counts = [len(neighbours.get(word, ())) for text in texts for word in text.split(" ")]
-    return sum(m / (m + 1) for m in counts) / max(1, len(counts))
 
 
 def _draw(text: str, neighbours: Neighbours, random: np.random.Generator) -> str:
     words = text.split(" ")
-    draws = random.random(len(words))  # at once: a call for each word would take most of the time
-    return " ".join(
-        _choose((word, *neighbours.get(word, ())), draw)
-        for word, draw in zip(words, draws, strict=True)
-    )
-
-
-def _choose(words: tuple[str, ...], draw: float) -> str:
-    return words[int(draw * len(words))]
+    drawn = []
+    # All numbers in one call: one call per word would take most of the time.
+    for word, draw in zip(words, random.random(len(words)), strict=True):
+        choices = (word, *neighbours.get(word, ()))
+        drawn.append(choices[int(draw * len(choices))])
+    return " ".join(drawn)

@@ -17,45 +17,37 @@ from pydantic import Field
 
 from mmalign.core.config import Section
 from mmalign.text.heads.base import TaskBatch, TaskModel
-from mmalign.text.robust import ball, noise
+from mmalign.text.robust import noise
 from mmalign.text.robust.noise import Layer
 
 
 class RsRpConfig(Section):
     kind: Literal["rs_rp"]
     layer: Layer = "last"
-    """Where the noise goes: `last` runs the encoder once a batch, `embedding` or a block once a draw."""
+    """Where the noise is added: `last` runs the encoder once per batch, `embedding` or a block once per
+    draw."""
     epsilon: float = Field(ge=0)
     """Half the width of the box: each entry's noise is uniform in [-epsilon, epsilon]."""
     draws: int = Field(default=3, ge=1)
     """Noises of a batch, whose losses are averaged."""
 
-
-def backward(
-    model: TaskModel, batch: TaskBatch, config: RsRpConfig, generator: torch.Generator
-) -> float:
-    """The mean loss of the batch over the draws; its gradients are added to the parameters' `.grad`."""
-    if config.layer == "last":
-        return _on_last_states(model, batch, config, generator)
-    zero_NLF = noise.zeros(model.tower, batch.tokens, config.layer)
-    total = 0.0
-    for _ in noise.passes(model.tower, config.draws):
-        delta_NLF = ball.draw(zero_NLF, batch.tokens.mask_NL, "linf", config.epsilon, generator)
-        loss = noise.losses(model, batch, config.layer, delta_NLF).mean() / config.draws
-        loss.backward()
-        total += loss.item()
-    return total
-
-
-def _on_last_states(
-    model: TaskModel, batch: TaskBatch, config: RsRpConfig, generator: torch.Generator
-) -> float:
-    state_NLF = model.tower.states(batch.tokens)
-    parts = []
-    for _ in range(config.draws):
-        delta_NLF = ball.draw(state_NLF, batch.tokens.mask_NL, "linf", config.epsilon, generator)
-        logits = model.logits(state_NLF + delta_NLF, batch)
-        parts.append(model.losses(logits, batch).mean())
-    loss = torch.stack(parts).mean()
-    loss.backward()
-    return loss.item()
+    def backward(self, model: TaskModel, batch: TaskBatch, generator: torch.Generator) -> float:
+        """The mean loss of the batch over the draws; see `method.py`."""
+        position = (model.tower, batch.tokens, self.layer)
+        if self.layer == "last":  # the noise comes after the encoder, which therefore runs once
+            state_NLF = model.tower.states(batch.tokens)
+            noisy = [
+                model.logits(state_NLF + noise.uniform(*position, self.epsilon, generator), batch)
+                for _ in range(self.draws)
+            ]
+            loss = torch.stack([model.losses(logits, batch).mean() for logits in noisy]).mean()
+            loss.backward()
+            return loss.item()
+        total = 0.0
+        for _ in noise.passes(model.tower, self.draws):
+            delta_NLF = noise.uniform(*position, self.epsilon, generator)
+            # One backward pass per draw: only one graph at a time is in memory.
+            loss = noise.losses(model, batch, self.layer, delta_NLF).mean() / self.draws
+            loss.backward()
+            total += loss.item()
+        return total

@@ -7,17 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import TEXTS, tiny_run
+from tiny import TEXTS
 
-from mmalign.models.encoder import Encoder, load_encoder
+from mmalign.models.encoder import Encoder
 from mmalign.models.external.mteb import MtebModel
 
 CALL: dict[str, Any] = {"task_metadata": None, "hf_split": "test", "hf_subset": "default"}
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    return load_encoder(tiny_run(tmp_path_factory.mktemp("mteb") / "run"))
 
 
 def pictures(count: int) -> list[Image.Image]:

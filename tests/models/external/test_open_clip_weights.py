@@ -8,7 +8,7 @@ from tiny import MODEL, tiny_tokenizer
 
 from mmalign.core.config import validate
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
-from mmalign.models.external.open_clip_weights import from_open_clip, to_open_clip, unfolded
+from mmalign.models.external.open_clip import from_open_clip, to_open_clip, unfolded
 
 OPEN_CLIP = {"kind": "open_clip", "name": "ViT-B-32", "image_size": 32}
 VISIONS: dict[str, dict[str, Any]] = {
@@ -35,7 +35,7 @@ def build(vision: str, embedding: int, seed: int) -> DualEncoder:
     return build_dual_encoder(config, tokenizer.vocabulary, tokenizer.padding_id).eval()
 
 
-@pytest.mark.parametrize("embedding", [16, 24, 40])
+@pytest.mark.parametrize("embedding", [16, 40])  # less and more than the width of 24
 @pytest.mark.parametrize("vision", VISIONS)
 def test_a_model_that_went_out_and_came_back_computes_the_same(vision: str, embedding: int) -> None:
     left, entered = build(vision, embedding, 1), build(vision, embedding, 2)

@@ -39,24 +39,24 @@ def plain_edges(one: Outline) -> dict[Relation, set[tuple[int, int]]]:
         "pair": len(pairs),
     }
 
-    def place(span: tuple[int, int]) -> int:
+    def position(span: tuple[int, int]) -> int:
         return next(i for i, sentence in enumerate(sentences) if overlap(span, sentence))
 
-    def stands(i: int, event: int) -> bool:
+    def is_in(i: int, event: int) -> bool:
         return overlap(phrases[i].span, one.clauses[event])
 
     joined = {
         "phrase next phrase": lambda a, b: (
-            abs(a - b) == 1 and place(phrases[a].span) == place(phrases[b].span)
+            abs(a - b) == 1 and position(phrases[a].span) == position(phrases[b].span)
         ),
         "phrase repeats phrase": lambda a, b: a != b and bool(phrases[a].words & phrases[b].words),
-        "phrase in sentence": lambda a, b: place(phrases[a].span) == b,
-        "sentence holds phrase": lambda a, b: place(phrases[b].span) == a,
+        "phrase in sentence": lambda a, b: position(phrases[a].span) == b,
+        "sentence holds phrase": lambda a, b: position(phrases[b].span) == a,
         "sentence with sentence": lambda a, b: a != b,
-        "phrase in statement": stands,
-        "statement holds phrase": lambda a, b: stands(b, a),
-        "sentence holds statement": lambda a, b: place(events[b]) == a,
-        "statement in sentence": lambda a, b: place(events[a]) == b,
+        "phrase in statement": is_in,
+        "statement holds phrase": lambda a, b: is_in(b, a),
+        "sentence holds statement": lambda a, b: position(events[b]) == a,
+        "statement in sentence": lambda a, b: position(events[a]) == b,
         "statement in pair": lambda a, b: a in pairs[b],
         "pair holds statement": lambda a, b: b in pairs[a],
         "pair shares pair": lambda a, b: a != b and bool({*pairs[a]} & {*pairs[b]}),
@@ -103,11 +103,13 @@ def test_tokens_are_those_whose_characters_a_part_has() -> None:
     shift = len(outlines[0].triggers)
     expected = set()
     for window, encoding in enumerate(tokens.encoding.encodings):
-        for place, (start, end) in enumerate(encoding.offsets):
-            if encoding.special_tokens_mask[place] == 0:
+        for position, (start, end) in enumerate(encoding.offsets):
+            if encoding.special_tokens_mask[position] == 0:
                 for number, span in enumerate(outlines[document[window]].triggers):
                     if overlap(span, (start, end)):
-                        expected.add((window * length + place, number + shift * document[window]))
+                        expected.add(
+                            (window * length + position, number + shift * document[window])
+                        )
     assert set(zip(*graph.tokens["trigger"].tolist(), strict=True)) == expected
     # Every event has tokens, also those that only a later window holds.
     assert set(graph.tokens["trigger"][1].tolist()) == set(range(graph.counts["trigger"]))

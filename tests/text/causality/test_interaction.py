@@ -107,8 +107,8 @@ def test_without_the_graph_a_pair_looks_at_its_own_events_only(tower: TextEncode
     state_NLF, graph = states_and_graph(tower, storm())
     outside = set(range(state_NLF.shape[0] * state_NLF.shape[1]))
     for part in ("trigger", "clause"):
-        place, number = graph.tokens[part]
-        outside -= set(place[(number == 0) | (number == 1)].tolist())
+        position, number = graph.tokens[part]
+        outside -= set(position[(number == 0) | (number == 1)].tolist())
     changed = state_NLF.clone().flatten(0, 1)
     changed[sorted(outside)] += 1
     for is_on in (True, False):

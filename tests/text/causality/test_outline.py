@@ -1,4 +1,4 @@
-"""Phrases, clauses and statements stand where the rules say, in any script."""
+"""Phrases, clauses and statements are where the rules say, in any script."""
 
 from causality_cases import alone, crowded, document, overlapping, storm
 
@@ -17,7 +17,7 @@ def phrases(example: Example) -> list[str]:
 
 def test_marks_and_frequent_short_words_end_a_phrase() -> None:
     assert phrases(storm()) == [
-        "storm caused",  # `the` stands four times
+        "storm caused",  # `the` occurs four times
         "flood",
         "and",  # once only: no glue
         "flood grew",

@@ -61,7 +61,7 @@ def test_the_metrics_are_those_of_the_pooled_pairs(part: str) -> None:
 
 
 def with_labels(examples: list[Example], label: Callable[[bool], bool]) -> list[Example]:
-    """The same pairs, causal by whether their events stand in one sentence."""
+    """The same pairs, causal by whether their events are in one sentence."""
     found = []
     for one in examples:
         target = one.target
@@ -112,12 +112,12 @@ def test_intervals_redraw_documents_and_the_mean_has_one_too() -> None:
 def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
     examples = documents(25)
     given = guesses(examples)
-    drawn = redrawn_pair_scores(examples, given, draws=2000)["f1"]
+    drawn = redrawn_pair_scores(examples, given, draws=1000)["f1"]
     random = np.random.default_rng(5)
     plain = []
-    for _ in range(500):
+    for _ in range(300):
         rows = random.integers(0, 25, 25)
         plain.append(pair_scores([examples[i] for i in rows], [given[i] for i in rows])["f1"])
     np.testing.assert_allclose(
-        np.percentile(drawn, (2.5, 97.5)), np.percentile(plain, (2.5, 97.5)), atol=0.03
+        np.percentile(drawn, (2.5, 97.5)), np.percentile(plain, (2.5, 97.5)), atol=0.04
     )

@@ -15,10 +15,10 @@ from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.models.encoder import weights_sha256
 from mmalign.text.causality.config import CausalityConfig
+from mmalign.text.finetune import FinetuneConfig, protocol
 from mmalign.text.fit import FitConfig, fit
 from mmalign.text.heads.build import build_model
 from mmalign.text.heads.causality import CausalityModel
-from mmalign.text.loop import FinetuneConfig, protocol
 from mmalign.text.measure import TestConfig as MeasureConfig
 from mmalign.text.measure import check_tests
 from mmalign.text.scores import chance, score
@@ -77,29 +77,22 @@ def f1(model: Any, examples: list[Example]) -> float:
 
 
 @pytest.mark.parametrize(("graph", "least"), [(True, 0.9), (False, 0.7)])
-def test_it_learns_a_rule_that_needs_reading(graph: bool, least: float) -> None:
-    config = config_of(causality={**SMALL, "graph": graph}, epochs=20)
-    fitted = fit(tiny_tower(), task_of(), config, seed=0)
-    luck = chance("event_causality", rule(24, "de", 1))
-    assert f1(fitted.model, rule(24, "de", 1)) > least > luck == pytest.approx(2 / 3, abs=0.05)
-
-
-def test_it_learns_with_the_contrast(tmp_path: Path) -> None:
-    config = config_of(causality=contrast(tmp_path))
+def test_it_learns_a_rule_that_needs_reading(tmp_path: Path, graph: bool, least: float) -> None:
+    causality = contrast(tmp_path) if graph else SMALL
+    config = config_of(causality={**causality, "graph": graph}, epochs=8)
     fitted = fit(tiny_tower(), task_of(dev={"en": rule(8, "en", 2)}), config, seed=0)
-    assert f1(fitted.model, rule(24, "de", 1)) > 0.9
-    assert max(fitted.history["dev"]) > 0.9
+    chance_f1 = chance("event_causality", rule(24, "de", 1))
+    assert f1(fitted.model, rule(24, "de", 1)) > least > chance_f1 == pytest.approx(2 / 3, abs=0.05)
+    assert max(fitted.history["dev"]) > least
 
 
-@pytest.mark.parametrize("has_contrast", [True, False])
-def test_a_seed_decides_everything(tmp_path: Path, has_contrast: bool) -> None:
+def test_a_seed_decides_everything(tmp_path: Path) -> None:
     tower = tiny_tower()
-    causality = contrast(tmp_path) if has_contrast else SMALL
-    config = config_of(causality={**causality, "dropout": 0.2}, epochs=2)
+    config = config_of(causality={**contrast(tmp_path), "dropout": 0.2}, epochs=1)
 
     def weights(seed: int) -> str:
         torch.rand(3)  # whatever was drawn before
-        return weights_sha256(fit(tower, task_of(), config, seed).model)
+        return weights_sha256(fit(tower, task_of(train=rule(20)), config, seed).model)
 
     first = weights(0)
     assert weights(0) == first != weights(1)
@@ -113,9 +106,9 @@ def test_the_contrast_moves_what_the_labels_alone_do_not(tmp_path: Path) -> None
     model.prepare(examples)
     batch = model.collate(examples)
     plain = model.losses(model(batch), batch).mean()
-    whole = model.loss_with_view(batch, np.random.default_rng(0))
-    assert whole > plain
-    whole.backward()
+    total = model.loss_with_view(batch, np.random.default_rng(0))
+    assert total > plain
+    total.backward()
     for layer in model.head.into_contrast.values():
         assert layer.weight.grad.abs().sum() > 0
 
@@ -136,22 +129,17 @@ def test_the_loss_of_a_document_is_the_weighted_mean_over_its_pairs() -> None:
     assert model.decode(sure, batch) == [(True, False, False, False), (), (False, True, True)]
 
 
-def test_company_in_a_batch_changes_no_prediction() -> None:
+def test_predictions_do_not_depend_on_the_batch() -> None:
     torch.manual_seed(0)
     model = CausalityModel(tiny_tower(), CausalityConfig(width=16, heads=2))
     examples = [*rule(34), storm(), alone(), crowded(12), overlapping()]  # more than one batch
     together = model.predict(examples)
     assert together == [model.predict([one])[0] for one in examples]
     assert [len(one) for one in together[-4:]] == [4, 0, 66, 3]  # type: ignore[arg-type]
-
-
-def test_sixty_events_and_a_document_longer_than_the_tower() -> None:
-    model = CausalityModel(tiny_tower(), CausalityConfig(width=16, heads=2))
-    batch = model.collate([crowded(60)])
+    batch = model.collate([crowded(60)])  # a document much longer than the tower
     assert len(batch.example_N) > 5
     assert batch.tokens.token_NL.shape[1] <= model.tower.max_length
-    (found,) = model.predict([crowded(60)])
-    assert len(found) == 1770  # type: ignore[arg-type]
+    assert len(batch.target) == 1770
 
 
 def test_it_is_saved_and_built_again(tmp_path: Path) -> None:
@@ -162,7 +150,7 @@ def test_it_is_saved_and_built_again(tmp_path: Path) -> None:
     assert about["kind"] == "CausalityModel"
     again = CausalityModel(tiny_tower(), validate(CausalityConfig, about["causality"], "test"))
     again.head.load_state_dict(load_file(tmp_path / "head.safetensors"))
-    batch = model.collate([storm(), crowded(9)])
+    batch = model.collate([storm(), overlapping()])
     assert torch.equal(model.eval()(batch), again.eval()(batch))
 
 
@@ -186,7 +174,7 @@ def test_the_protocol_says_what_was_trained(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"augment": {"kind": "rs_da", "neighbours": "x"}}, "`augment` moves the events"),
-        ({"hidden": 8}, "its layers are `causality.width` wide; drop `hidden`"),
+        ({"hidden": 8}, "`hidden` is for classification, .*, not event_causality"),
     ],
 )
 def test_what_does_not_fit_is_refused(fields: dict[str, Any], message: str) -> None:
@@ -219,9 +207,6 @@ def test_without_torch_geometric_the_graph_is_refused(monkeypatch: pytest.Monkey
     with pytest.raises(UserError, match=r"causality\.graph: needs torch_geometric; install it"):
         fit(tiny_tower(), task_of(), config_of(), seed=0)
     CausalityModel(tiny_tower(), CausalityConfig(graph=False))
-
-
-def test_the_defaults_are_built_without_a_section() -> None:
+    monkeypatch.undo()
     model = build_model(tiny_tower(), task_of(), "joint", None)
-    assert isinstance(model, CausalityModel)
-    assert model.config == CausalityConfig()
+    assert isinstance(model, CausalityModel) and model.config == CausalityConfig()

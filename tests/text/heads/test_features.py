@@ -109,31 +109,27 @@ def test_classification_is_cross_entropy_and_unknown_labels_do_not_train(
     assert losses[8] == 0
 
 
-@pytest.mark.parametrize("hidden", [None, 16])
-def test_it_learns_labels_of_texts(tower: TextEncoder, hidden: int | None) -> None:
+def test_it_learns_labels_of_texts(tower: TextEncoder) -> None:
     torch.manual_seed(0)
-    model = ClassificationModel(tower, LABELS, None, hidden)
+    model = ClassificationModel(tower, LABELS, None, hidden=16)
     train(model, single())
     assert model.predict(single()) == [one.target for one in single()]
     probability_NK = model.probabilities(single())
     assert probability_NK.shape == (8, 2)
     assert [LABELS[i] for i in probability_NK.argmax(1)] == [one.target for one in single()]
     assert model.predict(single()[::-1]) == model.predict(single())[::-1]
-    assert model.predict([]) == []
 
 
 @pytest.mark.parametrize("how", PAIRS)
-def test_it_learns_labels_of_pairs(tower: TextEncoder, how: Pairs) -> None:
+def test_pairs_are_one_sequence_or_two(tower: TextEncoder, how: Pairs) -> None:
     model = ClassificationModel(tower, LABELS, how)
+    assert model.predict([]) == []
     batch = model.collate(pairs())
     assert len(batch.tokens.token_NL) == len(batch.example_N) == (32 if how == "separate" else 16)
-    train(model, pairs(), steps=120)
-    right = [p == one.target for p, one in zip(model.predict(pairs()), pairs(), strict=True)]
-    assert sum(right) >= 15
 
 
 @pytest.mark.parametrize("how", PAIRS)
-def test_company_in_a_batch_changes_no_choice(tower: TextEncoder, how: Pairs) -> None:
+def test_choices_are_learnt_and_do_not_depend_on_the_batch(tower: TextEncoder, how: Pairs) -> None:
     model = ChoiceModel(tower, how)
     random_weights(model)
     together = model.collate(choices())
@@ -147,21 +143,13 @@ def test_company_in_a_batch_changes_no_choice(tower: TextEncoder, how: Pairs) ->
             losses[i : i + 1], model.losses(model(alone), alone), atol=1e-4, rtol=1e-4
         )
         assert logits[i].softmax(0)[count:].sum() == 0
-
-
-@pytest.mark.parametrize("how", PAIRS)
-def test_it_learns_choices(tower: TextEncoder, how: Pairs) -> None:
-    model = ChoiceModel(tower, how)
     train(model, choices())
     assert model.predict(choices()) == [1, 0, 3]
 
 
-@pytest.mark.parametrize("how", PAIRS)
-def test_similarity_is_learnt_in_deviations_and_said_in_scores(
-    tower: TextEncoder, how: Pairs
-) -> None:
+def test_similarity_is_learnt_in_deviations_and_predicted_in_scores(tower: TextEncoder) -> None:
     examples = [Example(one.id, "en", one.texts, 2.0 + (one.target == "thing")) for one in pairs()]
-    model = SimilarityModel(tower, how)
+    model = SimilarityModel(tower, "separate")
     model.prepare(examples)
     assert model.mean == pytest.approx(2.25) and model.deviation == pytest.approx(0.1875**0.5)
     batch = model.collate(examples)
@@ -173,8 +161,7 @@ def test_similarity_is_learnt_in_deviations_and_said_in_scores(
     found = torch.tensor(model.predict(examples))
     assert found[[0, 5, 10, 15]].mean() > found.mean() + 0.2
 
-
-def test_one_training_score_is_no_division_by_nothing(tower: TextEncoder) -> None:
+    # One training score has no deviation to divide by.
     model = SimilarityModel(tower, "separate")
     model.prepare([Example("0", "en", ("dog", "cat"), 1.5)])
     assert model.predict([Example("1", "en", ("dog", "ball"), 0.0)]) == [1.5]
@@ -186,11 +173,11 @@ def test_texts_read_apart_are_remembered_until_a_weight_changes(tower: TextEncod
     examples = pairs()
 
     def probabilities() -> torch.Tensor:
-        """Found through the memory, and beside it by reading every batch anew."""
+        """Found through the memory, and compared with reading every batch again."""
         found = model.probabilities(examples)
         with torch.no_grad():
-            anew = model(model.collate(examples)).softmax(-1)
-        torch.testing.assert_close(found, anew)
+            again = model(model.collate(examples)).softmax(-1)
+        torch.testing.assert_close(found, again)
         return found
 
     before = probabilities()

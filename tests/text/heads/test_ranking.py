@@ -9,7 +9,6 @@ from tiny import tiny_model, tiny_tokenizer
 
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.ranking import RetrievalModel
-from mmalign.text.ranking import rank
 from mmalign.text.tasks.example import Example
 
 
@@ -80,21 +79,3 @@ def test_the_scale_is_learnt_within_bounds(model: RetrievalModel) -> None:
         assert model.head(torch.ones(1)).item() == pytest.approx(1000, rel=1e-4)
         model.head.log_scale.fill_(-math.inf)
         assert model.head(torch.ones(1)).item() == 1
-
-
-def test_it_learns_to_retrieve(model: RetrievalModel) -> None:
-    queries = [Example(one.id, "en", one.texts[:1], one.target) for one in PAIRS]
-    pool = [Example(str(i + 1), "de", one.texts[1:], ()) for i, one in enumerate(PAIRS)]
-    assert [found[0] for found in rank(model.tower, queries, pool)] != ["1", "2", "3", "4"]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.003)
-    batch = model.collate(PAIRS)
-    for _ in range(60):
-        optimizer.zero_grad()
-        model.losses(model(batch), batch).mean().backward()
-        optimizer.step()
-    assert [found[0] for found in rank(model.tower, queries, pool)] == ["1", "2", "3", "4"]
-
-
-def test_a_batch_is_no_pool(model: RetrievalModel) -> None:
-    with pytest.raises(AssertionError, match="ranking"):
-        model.predict(PAIRS)

@@ -1,4 +1,4 @@
-"""Answers are found in every window and cut from the context as it stands there."""
+"""Answers are found in every window and cut from the original context."""
 
 import itertools
 
@@ -52,8 +52,8 @@ def random_head(model: SpanModel) -> SpanModel:
 
 
 def asked(context: str, answer: str, question: str = QUESTION, start: int | None = None) -> Example:
-    place = context.index(answer) if start is None else start
-    return Example("0", "en", (question, context), (Answer(answer, place), Answer("?", 0)))
+    position = context.index(answer) if start is None else start
+    return Example("0", "en", (question, context), (Answer(answer, position), Answer("?", 0)))
 
 
 def perfect(target_N2: torch.Tensor, length: int) -> torch.Tensor:
@@ -157,20 +157,6 @@ def test_a_context_without_tokens_has_no_answer(model: SpanModel) -> None:
     assert found[1] and found[1] in "the dog"  # type: ignore[operator]
     batch = model.collate(examples)
     assert model.losses(model(batch), batch).isfinite().all()
-
-
-def test_it_learns_to_find_the_animal(tower: TextEncoder) -> None:
-    tower.max_length = 64
-    model = SpanModel(tower)
-    contexts = ("the dog sleeps", "on a green chair the dog", "a dog on the chair", "dog and ball")
-    examples = [asked(context, "dog") for context in contexts]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    batch = model.collate(examples)
-    for _ in range(60):
-        optimizer.zero_grad()
-        model.losses(model(batch), batch).mean().backward()
-        optimizer.step()
-    assert model.predict(examples) == ["dog"] * 4
 
 
 def test_too_short_a_tower_is_one_sentence(tower: TextEncoder) -> None:

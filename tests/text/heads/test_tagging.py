@@ -1,4 +1,4 @@
-"""Every word gets a tag, whatever its script, its length and its place in a long sentence."""
+"""Every word gets a tag, whatever its script, its length and its position in a long sentence."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_the_first_sub_token_of_each_word_carries_its_tag(model: TaggingModel) -
     tagged = (batch.target[0] != -100).nonzero().flatten().tolist()
     assert [tokens[i][0] for i in tagged] == ["▁"] * 4
     assert tuple(LABELS[i] for i in batch.target[0, tagged]) == example.target
-    assert tagged[0] == 1  # behind <s>
+    assert tagged[0] == 1  # after <s>
 
 
 @pytest.mark.parametrize("size", [1, 3, 30, 100])
@@ -60,9 +60,9 @@ def test_no_word_of_a_long_sentence_is_lost(model: TaggingModel, size: int) -> N
     assert (len(batch.example_N) > 2) == (size >= 30)
     # Nor any part of a word: as many tokens as in one endless sequence, the special ones aside.
     inner = model.tower.tokenizer.inner
-    whole = inner(list(examples[1].texts), is_split_into_words=True, add_special_tokens=False)
+    entire = inner(list(examples[1].texts), is_split_into_words=True, add_special_tokens=False)
     own = batch.example_N == 1
-    assert int(batch.tokens.mask_NL[own].sum() - 2 * own.sum()) == len(whole["input_ids"])
+    assert int(batch.tokens.mask_NL[own].sum() - 2 * own.sum()) == len(entire["input_ids"])
 
 
 def test_a_word_longer_than_the_tower_is_cut_and_keeps_its_tag(model: TaggingModel) -> None:
@@ -104,31 +104,14 @@ def test_the_loss_of_a_long_example_is_the_mean_over_its_words(model: TaggingMod
     assert losses.shape == (2,)
 
 
-def test_company_in_a_batch_changes_no_prediction(model: TaggingModel) -> None:
+def test_predictions_do_not_depend_on_the_batch(model: TaggingModel) -> None:
     examples = [sentence(size, str(size)) for size in (50, 1, 7, 0, 23)]
     together = model.predict(examples)
     assert together == [model.predict([one])[0] for one in examples]
     assert [len(one) for one in together] == [50, 1, 7, 0, 23]  # type: ignore[arg-type]
 
 
-def test_it_learns_the_tag_of_a_word() -> None:
-    tag_of = {word: LABELS[i % 3] for i, word in enumerate(WORDS[:6])}
-    words = [*tag_of, *reversed(tag_of)]
-    examples = [
-        Example(str(i), "en", tuple(words[i : i + 4]), tuple(tag_of[w] for w in words[i : i + 4]))
-        for i in range(8)
-    ]
-    model = TaggingModel(tiny_tower(), LABELS)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    batch = model.collate(examples)
-    for _ in range(60):
-        optimizer.zero_grad()
-        model.losses(model(batch), batch).mean().backward()
-        optimizer.step()
-    assert model.predict(examples) == [one.target for one in examples]
-
-
-def test_a_tokenizer_without_places_is_one_sentence() -> None:
+def test_a_tokenizer_without_positions_is_one_sentence() -> None:
     class Slow:
         is_fast = False
 
@@ -136,7 +119,7 @@ def test_a_tokenizer_without_places_is_one_sentence() -> None:
     tower.facts = {"path": "some/model"}
     tower.tokenizer.inner, inner = Slow(), tower.tokenizer.inner
     try:
-        with pytest.raises(UserError, match="some/model: its tokenizer does not tell"):
+        with pytest.raises(UserError, match="some/model: its tokenizer does not report"):
             TaggingModel(tower, LABELS)
     finally:
         tower.tokenizer.inner = inner  # the tests share it

@@ -6,18 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmalign.core.config import Section, validate
-from mmalign.core.errors import UserError
 from mmalign.text.lexical.losses import (
     HingeConfig,
     InfoNceConfig,
     LossConfig,
-    hinge,
-    infonce,
-    word_loss,
 )
 
 MARGIN, TEMPERATURE = 0.4, 0.1
+LOSSES: dict[str, LossConfig] = {
+    "hinge": HingeConfig(kind="hinge", margin=MARGIN),
+    "infonce": InfoNceConfig(kind="infonce", temperature=TEMPERATURE),
+}
 
 
 def batch(rows: int = 6, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,12 +52,10 @@ def slow_infonce(anchor: Tensor, positive: Tensor, answers: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["hinge", "infonce"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_values_and_gradients_are_those_of_a_plain_loop(kind: str, seed: int) -> None:
     anchor, positive, answers = batch(seed=seed)
-    settings = {"margin": MARGIN} if kind == "hinge" else {"temperature": TEMPERATURE}
-    config: LossConfig = (HingeConfig if kind == "hinge" else InfoNceConfig)(kind=kind, **settings)
-    fast = word_loss(config, anchor, positive, answers)
+    fast = LOSSES[kind].loss(anchor, positive, answers)
     slow = (slow_hinge if kind == "hinge" else slow_infonce)(anchor, positive, answers)
     torch.testing.assert_close(fast, slow, atol=1e-12, rtol=0)
     for one, other in zip(
@@ -72,34 +69,17 @@ def test_values_and_gradients_are_those_of_a_plain_loop(kind: str, seed: int) ->
 
 @pytest.mark.parametrize("kind", ["hinge", "infonce"])
 def test_other_right_answers_push_nothing_away(kind: str) -> None:
-    """Where every word of the batch is right for every other, nothing pushes and nothing pulls."""
+    """Where every word of the batch is right for every other, loss and gradients are zero."""
     anchor, positive, answers = batch()
-    answers = torch.ones_like(answers)
-    loss = hinge(anchor, positive, answers, MARGIN)
-    if kind == "infonce":
-        loss = infonce(anchor, positive, answers, TEMPERATURE)
+    loss = LOSSES[kind].loss(anchor, positive, torch.ones_like(answers))
     assert loss == 0
     for gradient in torch.autograd.grad(loss, (anchor, positive)):
         assert gradient.isfinite().all() and gradient.abs().max() == 0
 
 
-def test_all_words_alike_cost_the_margin_and_teach_nothing_about_words() -> None:
-    """The published training on states that a start token dominates: the loss stands at its margin."""
+def test_equal_words_have_the_margin_as_loss() -> None:
+    """The published training on states that a start token dominates: the loss remains at its margin."""
     anchor = torch.ones(4, 3, dtype=torch.float64) / math.sqrt(3)
-    loss = hinge(anchor, anchor, torch.eye(4, dtype=torch.bool), MARGIN)
-    assert float(loss) == pytest.approx(MARGIN)
-    even = infonce(anchor, anchor, torch.eye(4, dtype=torch.bool), TEMPERATURE)
-    assert float(even) == pytest.approx(math.log(4))
-
-
-@pytest.mark.parametrize(
-    ("section", "wrong"),
-    [
-        (HingeConfig, {"kind": "hinge", "margin": 0.0}),
-        (InfoNceConfig, {"kind": "infonce", "temperature": 0.0}),
-        (InfoNceConfig, {"kind": "infonce", "margin": 0.4}),
-    ],
-)
-def test_the_sections_are_strict(section: type[Section], wrong: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="test"):
-        validate(section, wrong, "test")
+    for kind, expected in (("hinge", MARGIN), ("infonce", math.log(4))):
+        loss = LOSSES[kind].loss(anchor, anchor, torch.eye(4, dtype=torch.bool))
+        assert float(loss) == pytest.approx(expected)

@@ -1,17 +1,18 @@
-"""The training draws words to their translations, below the layer and nowhere else."""
+"""Training moves words to their translations, below the layer and nowhere else."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lexical_cases import LAYERS, foreign, write_decoder, write_dictionaries, write_encoder
+from lexical_cases import LAYERS, write_decoder, write_dictionaries, write_encoder
 
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.evaluation.lexical_probe import probe
 from mmalign.evaluation.lexicon import Lexicon, read_lexicon
-from mmalign.models.text_encoder import TextEncoder, load_text_encoder
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results
 from mmalign.text.lexical.config import LexicalInjectionConfig
 from mmalign.text.lexical.train import right_answers, train
@@ -49,16 +50,16 @@ def metric(tower: TextEncoder, lexicon: Lexicon, layer: int, name: str) -> float
 def test_trained_words_come_together_at_the_layer(
     loss: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
-    settings = config(folder, loss=loss, epochs=20)
+    settings = config(folder, loss=loss, epochs=8, lr=1e-2)
     lexicon = read_lexicon(settings.lexicon)
     tower = load_text_encoder(str(write_decoder(tmp_path)))
     names = set(tower.state_dict())
     before = {name: metric(tower, lexicon, 2, name) for name in ("similarity", "similarity_gain")}
     history = train(tower, lexicon, 2, settings, seed=0)
     assert metric(tower, lexicon, 2, "similarity") > before["similarity"] + 0.3
-    if loss["kind"] == "infonce":  # the hardest negative alone draws these few words to one point
+    if loss["kind"] == "infonce":  # the hardest negative alone moves these few words to one point
         assert metric(tower, lexicon, 2, "similarity_gain") > before["similarity_gain"] + 0.2
-    assert history["steps"] == 20 * -(-sum(len(o.trained) for o in lexicon.lists.values()) // 16)
+    assert history["steps"] == 8 * -(-sum(len(o.trained) for o in lexicon.lists.values()) // 16)
     assert set(tower.state_dict()) == names and not tower.training
 
 
@@ -93,9 +94,9 @@ def test_adapters_stand_in_the_first_blocks_only(tmp_path: Path) -> None:
             tower = load_text_encoder(str(write(tmp_path / f"{write.__name__}{targets}{blocks}")))
             add_lora(tower, LoraConfig(rank=2, targets=targets), blocks)
             named = [name for name, one in tower.named_parameters() if one.requires_grad]
-            places = {tuple(name.partition(".lora_")[0].rsplit(".", 3)) for name in named}
-            assert len(places) == blocks * len(ends)
-            assert {place[-1] for place in places} == set(ends)
+            layers = {tuple(name.partition(".lora_")[0].rsplit(".", 3)) for name in named}
+            assert len(layers) == blocks * len(ends)
+            assert {layer[-1] for layer in layers} == set(ends)
             assert all(f".{block}." in " ".join(named) for block in range(blocks))
             assert not any(
                 f"ayer.{blocks}." in name or f"ayers.{blocks}." in name for name in named
@@ -134,19 +135,11 @@ def test_what_else_is_right_in_a_batch() -> None:
         [True, True, True, True, False],  # X: its own, known, the same English, the same foreign
         [False, True, False, False, True],  # Y: its own; an English word that is written alike
         [True, False, True, False, False],  # Z
-        [
-            True,
-            True,
-            False,
-            True,
-            False,
-        ],  # X again: big (0) is the English of an equal foreign word
+        # X again: both big are English of an equal foreign word
+        [True, True, True, True, False],
         [False, False, False, False, True],
     ]
-    found = right_answers(batch, known)
-    assert found.tolist()[1:3] == expected[1:3] and found.tolist()[4] == expected[4]
-    assert found[0].tolist() == expected[0]
-    assert found[3, 0] and found[3, 1] and found[3, 3]
+    assert right_answers(batch, known).tolist() == expected
 
 
 def test_a_loss_that_is_no_number_is_one_sentence(folder: Path, tmp_path: Path) -> None:
@@ -154,7 +147,3 @@ def test_a_loss_that_is_no_number_is_one_sentence(folder: Path, tmp_path: Path) 
     tower = load_text_encoder(str(write_encoder(tmp_path)))
     with pytest.raises(UserError, match=r"the loss is nan at step \d+; lower `lr`"):
         train(tower, read_lexicon(settings.lexicon), 1, settings, seed=0)
-
-
-def test_translations_of_the_helpers_are_no_words_of_english() -> None:
-    assert foreign("bade", "sw") == "debawa"

@@ -8,7 +8,8 @@ import torch
 from tiny import tiny_run
 from torch import Tensor, nn
 
-from mmalign.models.text_encoder import TextEncoder, load_text_encoder
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.heads.features import ClassificationModel, Pairs
 from mmalign.text.robust.ball import Norm

@@ -21,7 +21,7 @@ from mmalign.text.heads.features import (
 from mmalign.text.heads.ranking import RetrievalModel
 from mmalign.text.heads.spans import SpanModel
 from mmalign.text.heads.tagging import TaggingModel
-from mmalign.text.robust.consistency import ConsistencyConfig, backward, divergence
+from mmalign.text.robust.consistency import ConsistencyConfig, divergence
 from mmalign.text.tasks.example import Answer, Example
 
 Build = Callable[[Pairs], ClassificationModel]
@@ -81,15 +81,22 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layer", ["embedding", 1, "last"])
+@pytest.mark.parametrize(
+    ("kind", "layer"),
+    [
+        ("similarity", 1),
+        ("choice", 1),
+        *((kind, "last") for kind in KINDS),
+        ("span_qa", "embedding"),
+    ],
+)
 def test_every_kind_of_head_has_a_divergence(
     tower: TextEncoder, kind: str, layer: str | int
 ) -> None:
     model, examples = models(tower)[kind]
     batch = model.collate(examples)
     plain = model.losses(model(batch), batch).mean().item()
-    loss = backward(model, batch, uniform(layer), seeded())
+    loss = uniform(layer).backward(model, batch, seeded())
     assert plain + 1e-4 < loss < float("inf")
     assert all(one.grad is None or one.grad.isfinite().all() for one in model.parameters())
     assert sum(one.grad.abs().sum() for one in tower.parameters() if one.grad is not None) > 0
@@ -137,17 +144,17 @@ def test_switched_words_are_a_view(
     batch = model.collate(examples)
     plain = model.losses(model(batch), batch).mean().item()
     config = dictionary_view(tmp_path)
-    first, second = (backward(model, batch, config, seeded()) for _ in range(2))
+    first, second = (config.backward(model, batch, seeded()) for _ in range(2))
     assert first == second > plain
 
 
 @pytest.mark.parametrize("kind", ["tagging", "span_qa", "retrieval"])
-def test_other_texts_are_refused_where_predictions_have_places(
+def test_other_texts_are_refused_where_predictions_have_positions(
     tower: TextEncoder, tmp_path: Path, kind: str
 ) -> None:
     model, examples = models(tower)[kind]
     with pytest.raises(UserError, match=r"method\.view\.kind"):
-        backward(model, model.collate(examples), dictionary_view(tmp_path), seeded())
+        dictionary_view(tmp_path).backward(model, model.collate(examples), seeded())
 
 
 def test_a_view_is_one_copy() -> None:

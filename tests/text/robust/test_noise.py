@@ -38,6 +38,9 @@ TRUNKS: dict[str, dict[str, Any]] = {
 }
 
 
+LAYERS: tuple[Layer, ...] = ("embedding", 1, 2, "last")
+
+
 class Place(Section):
     layer: Layer
 
@@ -95,29 +98,19 @@ def test_noise_on_the_embedding_changes_the_word_vectors_by_itself(kind: str) ->
     assert not torch.allclose(noisy, tower.states(tokens))
 
 
-@pytest.mark.parametrize("layer", ["embedding", 1, 2, "last"])
-def test_no_noise_is_the_same_to_the_bit(layer: Layer) -> None:
+def test_noise_of_zero_and_failing_passes_leave_the_tower_as_it_was() -> None:
     tower = build("bert")
     tokens = tower.tokenize(TEXTS)
-    zero = noise.zeros(tower, tokens, layer)
-    assert torch.equal(noise.states(tower, tokens, layer, zero), tower.states(tokens))
-
-
-def test_the_last_states_are_what_the_last_block_of_bert_returns() -> None:
-    tower = build("bert")
-    tokens = tower.tokenize(TEXTS)
+    clean = tower.states(tokens)
+    for layer in LAYERS:
+        zero = noise.zeros(tower, tokens, layer)
+        assert torch.equal(noise.states(tower, tokens, layer, zero), clean)
     delta = delta_for(tower, tokens, "last")
     last, second = (noise.states(tower, tokens, layer, delta) for layer in ("last", 2))
-    torch.testing.assert_close(last, second)
-
-
-def test_a_hook_goes_when_the_pass_fails() -> None:
-    tower = build("bert")
-    tokens = tower.tokenize(TEXTS)
-    before = tower.states(tokens)
+    torch.testing.assert_close(last, second)  # BERT has no norm after its last block
     with pytest.raises(RuntimeError):
         noise.states(tower, tokens, 1, torch.ones(9, 9, 9))
-    assert torch.equal(tower.states(tokens), before)
+    assert torch.equal(tower.states(tokens), clean)
 
 
 @pytest.mark.parametrize(

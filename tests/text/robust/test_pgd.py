@@ -13,11 +13,10 @@ from mmalign.text.heads.features import ChoiceModel, ClassificationModel, Pairs
 from mmalign.text.robust import ball, noise
 from mmalign.text.robust.ball import Norm
 from mmalign.text.robust.noise import Layer
-from mmalign.text.robust.pgd import PgdConfig, backward, perturb
+from mmalign.text.robust.pgd import PgdConfig
 from mmalign.text.tasks.example import Example
 
 LAYERS: tuple[Layer, ...] = ("embedding", 1, "last")
-NORMS: tuple[Norm, ...] = ("linf", "l2", "l2_sequence")
 RADIUS: dict[Norm, float] = {"linf": 0.02, "l2": 0.1, "l2_sequence": 0.3}
 
 Build = Callable[[Pairs], ClassificationModel]
@@ -46,10 +45,16 @@ def train(model: TaskModel, batch: TaskBatch, steps: int = 40) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("pairs", ["joint", "separate"])
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("random_start", [False, True])
+@pytest.mark.parametrize(
+    ("pairs", "layer", "norm", "random_start"),
+    [
+        ("joint", "embedding", "linf", False),
+        ("joint", 1, "l2", True),
+        ("joint", "last", "l2_sequence", False),
+        ("separate", "embedding", "l2_sequence", True),
+        ("separate", "last", "linf", True),
+    ],
+)
 def test_no_example_ends_below_where_it_was(
     model_of: Build,
     norm_of: Callable[[Tensor, Norm], Tensor],
@@ -61,10 +66,10 @@ def test_no_example_ends_below_where_it_was(
 ) -> None:
     model = model_of(pairs)
     batch = model.collate(examples)
-    # Steps far too long for the ball: iterates jump about in it, and some are worse than none.
+    # The second steps are far too long for the ball: some iterates are worse than no noise.
     for step_size in (RADIUS[norm] / 2, 50 * RADIUS[norm]):
         config = config_for(norm, layer, step_size=step_size, random_start=random_start)
-        delta = perturb(model, batch, config, seeded())
+        delta = config.perturb(model, batch, seeded())
         before = losses(model, batch, layer, torch.zeros_like(delta))
         after = losses(model, batch, layer, delta)
         assert (after >= before - 1e-6).all()
@@ -75,14 +80,14 @@ def test_no_example_ends_below_where_it_was(
     assert all(one.grad is None for one in model.parameters())
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["linf", "l2_sequence"])
 def test_it_hurts_a_trained_classifier_more_than_random_noise(
     model_of: Build, examples: list[Example], norm: Norm
 ) -> None:
     model = model_of("joint")
     batch = model.collate(examples)
     train(model, batch)
-    delta = perturb(model, batch, config_for(norm, steps=5), seeded())
+    delta = config_for(norm, steps=5).perturb(model, batch, seeded())
     clean = losses(model, batch, "embedding", torch.zeros_like(delta)).mean()
     zero = torch.zeros_like(delta)
     drawn = ball.draw(zero, batch.tokens.mask_NL, norm, RADIUS[norm], seeded())
@@ -93,16 +98,6 @@ def test_it_hurts_a_trained_classifier_more_than_random_noise(
     assert worst > 1.05 * clean
 
 
-def test_a_larger_ball_hurts_more(model_of: Build, examples: list[Example]) -> None:
-    model = model_of("joint")
-    batch = model.collate(examples)
-    found = [
-        backward(model, batch, config_for("l2", radius=radius, steps=4), seeded())
-        for radius in (0.01, 0.05, 0.2)
-    ]
-    assert found == sorted(found) and found[0] < found[2]
-
-
 @pytest.mark.parametrize("layer", LAYERS)
 def test_the_loss_trained_on_is_never_below_the_plain_one_of_the_same_dropout(
     model_of: Build, examples: list[Example], layer: Layer
@@ -110,11 +105,11 @@ def test_the_loss_trained_on_is_never_below_the_plain_one_of_the_same_dropout(
     model = model_of("joint").train()
     batch = model.collate(examples)
     config = config_for("l2", layer, radius=1e-3, step_size=1e-3, steps=1)
-    for seed in range(10):
+    for seed in range(5):
         torch.manual_seed(seed)
         plain = model.losses(model(batch), batch).mean().item()
         torch.manual_seed(seed)
-        assert backward(model, batch, config, seeded()) >= plain - 1e-6
+        assert config.backward(model, batch, seeded()) >= plain - 1e-6
 
 
 def test_all_sequences_of_an_example_take_the_noise_of_one_iterate(tower: TextEncoder) -> None:
@@ -125,7 +120,7 @@ def test_all_sequences_of_an_example_take_the_noise_of_one_iterate(tower: TextEn
     model = ChoiceModel(tower, "joint")
     torch.nn.init.normal_(model.head.output.weight, generator=torch.Generator().manual_seed(1))
     batch = model.eval().collate(choices)
-    delta = perturb(model, batch, config_for("l2"), seeded())
+    delta = config_for("l2").perturb(model, batch, seeded())
     assert batch.example_N.tolist() == [0, 0, 0, 1]
     assert (delta.flatten(1).abs().amax(1) > 0).tolist() == [True, True, True, False]
 
@@ -150,5 +145,5 @@ def test_the_iterates_are_those_of_a_plain_loop(
     tried.append((losses_under(model, batch, delta).sum().item(), delta))
     expected = max(tried, key=lambda one: one[0])[1]
     torch.testing.assert_close(
-        perturb(model, batch, config, seeded()), expected, rtol=1e-4, atol=1e-6
+        config.perturb(model, batch, seeded()), expected, rtol=1e-4, atol=1e-6
     )

@@ -1,0 +1,85 @@
+"""Work that the ranks share: batches to encode, languages to measure. All ranks have the same outcome.
+
+    batches   -> batch i on rank i % W -> rows, gathered turn by turn and put in order
+    languages -> the most expensive first, each on the rank with the least work -> gathered, in order
+
+Without a process group, everything is done here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from mmalign.core import distributed
+from mmalign.core.batching import length_sorted_batches
+from mmalign.core.errors import UserError
+from mmalign.models.encoder import BATCH_SIZE, DualModel
+
+T = TypeVar("T")
+
+
+def encode_over_ranks(
+    encode: Callable[[list[int]], np.ndarray], batches: Sequence[list[int]]
+) -> np.ndarray:
+    """Row i is what `encode` makes of i; (n, D) float32, the same on all ranks.
+
+    A collective: every rank calls it with the same batches. With equal processors and threads the rows do
+    not depend on the number of ranks; with others they differ by rounding, below 1e-6 in float32.
+
+    Args:
+        encode: the numbers of a batch -> as many rows.
+        batches: lists that hold the numbers from 0 to n - 1 once each, n > 0.
+    """
+    rank, ranks = distributed.rank(), distributed.world_size()
+    kept = np.empty((0, 0), np.float32)
+    for first in range(0, len(batches), ranks):
+        turn = batches[first : first + ranks]
+        # Under ZeRO 3 a call gathers weights from all ranks, so a rank without a batch makes a call too.
+        mine = encode(turn[rank]) if rank < len(turn) else encode(turn[0][:1])[:0]
+        gathered = distributed.gather_rows(torch.from_numpy(mine)).numpy()
+        if not first:
+            kept = np.empty((sum(map(len, batches)), gathered.shape[1]), np.float32)
+        kept[[i for batch in turn for i in batch]] = gathered
+    return kept
+
+
+def encode_texts_over_ranks(model: DualModel, texts: Sequence[str]) -> np.ndarray:
+    """(n, D) float32, the vectors of the texts in their order. A collective."""
+    # Texts of like length share a batch: little padding.
+    batches = list(length_sorted_batches(map(len, texts), BATCH_SIZE))
+    return encode_over_ranks(lambda batch: model.encode_texts([texts[i] for i in batch]), batches)
+
+
+def map_over_ranks(costs: Mapping[str, int], measure: Callable[[str], T]) -> dict[str, T]:
+    """What `measure` returns for each key, in their order, on every rank; each key is measured on one rank.
+
+    A collective. What `measure` returns is pickled.
+
+    Args:
+        costs: key, for example a language -> how much work it is.
+    """
+    load = [0] * distributed.world_size()
+    mine = []
+    for key in sorted(costs, key=lambda key: -costs[key]):
+        idlest = load.index(min(load))
+        load[idlest] += costs[key]
+        if idlest == distributed.rank():
+            mine.append(key)
+    parts = distributed.gather_objects({key: measure(key) for key in mine})
+    measured = {key: outcome for part in parts for key, outcome in part.items()}
+    return {key: measured[key] for key in costs}
+
+
+def must_agree(fingerprint: str | None, what: str) -> None:
+    """Stop if the ranks differ: hosts with files of their own, or a checkpoint that was written meanwhile,
+    would mix two models or two sets. A collective.
+
+    Raises:
+        UserError: on all ranks.
+    """
+    if len(set(distributed.gather_objects(fingerprint))) > 1:
+        raise UserError(
+            f"{what} differ between the ranks; give every host the same files and repeat"
+        )

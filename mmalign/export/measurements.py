@@ -1,0 +1,252 @@
+"""The numbers that a card quotes, in every language and beside chance, and what the hub reads.
+
+    Results -> Measurement, ...     -> tables and sentences (card.py)
+            -> EvalResult, ...      -> `model-index` in the front matter of the card
+            -> EvalResultEntry, ... -> .eval_results/<set>.yaml, which feeds the hub's leaderboards
+
+Every number is looked up by its name in the results; nothing is averaged here. Values are shares, as in
+`results.json`. `model-index` takes any set. It gets one entry per task and set with what a page can show;
+the card's tables and `results.json` have the rest. `.eval_results` takes only a set with a leaderboard on the
+hub, under its name there and with all of its published tests.
+"""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
+from huggingface_hub.utils import yaml_dump
+
+from mmalign.core.commit import write_atomic
+from mmalign.core.languages import labelled
+from mmalign.export.markdown import one_line
+from mmalign.results import metric_names as parts
+from mmalign.results.metric_names import MetricName, is_aggregate, known_languages
+from mmalign.results.results import Results
+from mmalign.text.tasks.task import CLEAN
+
+UNTRAINED = "untrained"
+AGGREGATES = {parts.WORST5: "mean of the five lowest", parts.ALL: "all queries together"}
+# (measure, setting and metric) -> (in words, the hub's name of the task), in the order of the card. A number
+# without a name of the hub stands in the card's tables alone. The hub has no task for the search between
+# images and captions: its `text-to-image` means generating images.
+_QUOTED: dict[tuple[str, str], tuple[str, str | None]] = {
+    ("retrieval", "text_to_image/recall@1"): ("text to image", "text-to-image-retrieval"),
+    ("retrieval", "text_to_image/recall@10"): ("text to image", None),
+    ("retrieval", "image_to_text/recall@1"): ("image to text", "image-to-text-retrieval"),
+    ("retrieval", "image_to_text/recall@10"): ("image to text", None),
+    ("alignment", "bitext@1"): ("a caption finds its translation", "bitext-mining"),
+    ("zero_shot", "accuracy@1"): ("image to class name", "zero-shot-image-classification"),
+    ("words", "translation@1"): ("a word finds its translation", None),
+}
+_MEASURES = ("retrieval", "alignment", "zero_shot", "words", "text")
+_UNPERTURBED = {CLEAN: "text task", parts.GENERALISED: "text task, two languages at once"}
+# A text task's kind shows in a metric that only its kind has: (that metric, the one quoted, the hub's name).
+# The first row that fits counts: `f1` and `accuracy` also occur in the kinds above them.
+_KINDS = (
+    ("macro_f1", "accuracy", "text-classification"),
+    ("exact_match", "f1", "question-answering"),
+    ("map@20", "map@20", "text-ranking"),
+    ("spearman", "spearman", "sentence-similarity"),
+    ("f1", "f1", "token-classification"),
+    ("accuracy", "accuracy", "multiple-choice"),
+)
+
+
+# Text tasks whose authors publish the set on the hub: id there, and number of test examples per language.
+# Each language is a configuration there, named by its code.
+# https://huggingface.co/datasets/facebook/xnli, https://huggingface.co/datasets/cambridgeltl/xcopa
+_HOMES = {"xnli": ("facebook/xnli", 5010), "xcopa": ("cambridgeltl/xcopa", 500)}
+# Languages of a set that are listed one by one; the hub's page shows all of them in one list.
+_MOST_LANGUAGES = 40
+
+
+@dataclass(frozen=True)
+class Number:
+    """One metric in one language, language pair or aggregate.
+
+    Attributes:
+        part: the language, pair or aggregate in the metric's name; label: the same for readers.
+        is_single: of one language or of two different ones, and no aggregate.
+        share: the value, between 0 and 1.
+        interval: 95 %; untrained: the same metric of the model before its training.
+    """
+
+    part: str
+    label: str
+    is_single: bool
+    share: float
+    count: int
+    chance: float | None
+    interval: tuple[float, float] | None
+    untrained: float | None
+
+    @property
+    def is_by_chance(self) -> bool:
+        """Whether the 95 % interval reaches down to chance; False where either is not known."""
+        known = self.interval is not None and self.chance is not None
+        return known and self.interval[0] <= self.chance  # type: ignore[index,operator]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One metric of a set or text task in every language in which it was measured.
+
+    Attributes:
+        name: of the mean over the languages, whether it was recorded or not.
+        words: what is measured, for readers.
+        task: the hub's name of such tasks; None: not among the numbers that the hub gets.
+        numbers: by language, language pair or aggregate, sorted.
+        drop: what the perturbation takes from the mean.
+    """
+
+    name: MetricName
+    words: str
+    task: str | None
+    numbers: dict[str, Number]
+    drop: float | None
+
+    @property
+    def of_pairs(self) -> bool:
+        """Whether the metric is measured between two languages."""
+        two_languages = self.name.setting == (parts.GENERALISED,)
+        return two_languages or self.name.measure in ("alignment", "words")
+
+    @property
+    def single(self) -> list[Number]:
+        """The numbers of languages, or of two different languages, without aggregates."""
+        return [number for number in self.numbers.values() if number.is_single]
+
+    @property
+    def lowest(self) -> list[Number]:
+        """The five languages or pairs with the lowest values, lowest first."""
+        return sorted(self.single, key=lambda one: (one.share, one.part))[:5]
+
+
+def measurements(results: Results) -> list[Measurement]:
+    """The quoted numbers of every set and task that was measured, in the order of the card."""
+    groups: dict[MetricName, list[MetricName]] = defaultdict(list)
+    clean: dict[str, set[str]] = defaultdict(set)
+    for name in map(MetricName.parse, sorted(results.metrics)):
+        if name.language is not None:
+            groups[replace(name, language=parts.MEAN)].append(name)
+        if name.measure == "text" and name.setting == (CLEAN,):
+            clean[name.subject].add(name.metric)
+    known, found = known_languages(results.metrics), []
+    for mean, names in groups.items():
+        if quote := _quote(mean, clean[mean.subject]):
+            order, words, task = quote
+            drop = results.metrics.get(str(replace(mean, metric=f"{mean.metric}_drop")))
+            one = Measurement(mean, words, task, {}, drop)
+            of = known if one.of_pairs else None
+            one.numbers.update({str(n.language): _number(results, n, of) for n in names})
+            found.append((order, one))
+    return [one for _, one in sorted(found, key=lambda pair: pair[0])]
+
+
+def primary_metric(clean: set[str]) -> tuple[str, str] | None:
+    """The metric that is quoted of a text task, and the hub's name of such tasks.
+
+    Args:
+        clean: the metrics that were measured on its unperturbed texts.
+    """
+    return next(((metric, task) for mark, metric, task in _KINDS if mark in clean), None)
+
+
+def _quote(name: MetricName, clean: set[str]) -> tuple[tuple[Any, ...], str, str | None] | None:
+    """(position in the card, words, the hub's task) of a number that is quoted, None of any other."""
+    key = name.measure, "/".join([*name.setting, name.metric])
+    if key in _QUOTED:
+        order = (_MEASURES.index(name.measure), name.subject, list(_QUOTED).index(key))
+        return order, *_QUOTED[key]
+    setting = "/".join(name.setting)
+    metric, task = primary_metric(clean) or (None, None)
+    if name.measure != "text" or name.metric != metric:
+        return None
+    # Clean texts come first, then perturbed ones, then two languages at once.
+    rank = (setting != CLEAN, setting == parts.GENERALISED, setting)
+    words = _UNPERTURBED.get(setting, f"text task, {setting}")
+    position = (_MEASURES.index("text"), name.subject, *rank)
+    return position, words, task if setting == CLEAN else None
+
+
+def _number(results: Results, name: MetricName, known: set[str] | None) -> Number:
+    """The number of a metric; of a pair of languages where the `known` ones are given."""
+    part, key = str(name.language), str(name)
+    codes: tuple[str, ...] = (part,)
+    if known is not None and not is_aggregate(part):
+        codes = parts.split_pair(part, known)
+    untrained = results.baselines.get(UNTRAINED)
+    return Number(
+        part=part,
+        label=" to ".join(AGGREGATES.get(c, c if is_aggregate(c) else labelled(c)) for c in codes),
+        is_single=not is_aggregate(part) and len(set(codes)) == len(codes),
+        share=results.metrics[key],
+        count=results.counts[key],
+        chance=results.chance.get(key),
+        interval=results.ci95.get(key),
+        untrained=untrained.metrics.get(key) if untrained else None,
+    )
+
+
+def eval_results(results: Results) -> list[EvalResult]:
+    """One entry per quoted number that the hub has a task for; values that are not finite are left out.
+
+    The language is part of the metric's name, so that a set is one entry per task. The revision is the
+    sha256 of the set's data where that is known.
+    """
+    homes, found = _entries(results), []
+    for one in measurements(results):
+        subject, metric = one.name.subject, one.name.metric
+        data = results.data
+        revision = data.get(subject, data.get(subject.partition(parts.FIRST_CAPTION)[0]))
+        found += [
+            EvalResult(
+                task_type=one.task,
+                task_name=None if one.name.measure == "text" else one.words,
+                # With the protocol: the hub merges results of the same type, configuration and revision.
+                dataset_type=_HOMES[subject][0] if subject in homes else one_line(subject),
+                dataset_name=one_line(subject),
+                dataset_revision=revision,
+                metric_type=metric.replace("@", "_at_"),
+                metric_name=f"{metric}, {AGGREGATES.get(number.part, number.part)}",
+                metric_value=number.share,
+            )
+            for number in _shown(one)
+            if one.task is not None and math.isfinite(number.share)
+        ]
+    return found
+
+
+def write_eval_results(results: Results, folder: Path) -> None:
+    """Write `folder/.eval_results/<set>.yaml` for each set that has a leaderboard on the hub."""
+    for task, entries in _entries(results).items():
+        target = folder / ".eval_results" / f"{task}.yaml"
+        target.parent.mkdir(exist_ok=True)
+        write_atomic(target, yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False))
+
+
+def _shown(one: Measurement) -> list[Number]:
+    """Aggregates first, then the languages unless these are too many for a page; of pairs the mean."""
+    if one.of_pairs:
+        return [one.numbers[parts.MEAN]] if parts.MEAN in one.numbers else []
+    order = (parts.PUBLISHED, parts.MEAN, parts.WORST5, parts.ALL)
+    aggregates = [one.numbers[part] for part in order if part in one.numbers]
+    is_long = len(one.single) > _MOST_LANGUAGES or parts.FIRST_CAPTION in one.name.subject
+    return aggregates if is_long and aggregates else [*aggregates, *one.single]
+
+
+def _entries(results: Results) -> dict[str, list[EvalResultEntry]]:
+    """For each set with a leaderboard the languages with as many tests as were published."""
+    found: dict[str, list[EvalResultEntry]] = defaultdict(list)
+    for one in measurements(results):
+        if one.name.measure == "text" and one.name.subject in _HOMES and one.task is not None:
+            home, examples = _HOMES[one.name.subject]
+            notes = results.protocol.get(f"text/{one.name.subject}")
+            for number in one.single:
+                if number.count == examples:  # a sample of the published examples is another set
+                    entry = EvalResultEntry(home, number.part, number.share, notes=notes)
+                    found[one.name.subject].append(entry)
+    return found

@@ -1,0 +1,118 @@
+"""Models of sentence-transformers: measured as they are, or taken apart into towers of ours.
+
+    folder or hub name -> SentenceTransformer -+-> load_sentence_transformers -> ExternalModel
+                                               +-> read_text_encoder          -> TextEncoder
+                                               +-> read_router                -> weights of both towers
+
+sentence-transformers is optional (`mmalign[export]`) and is imported when the first model is opened.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmalign.core import distributed
+from mmalign.core.errors import UserError
+from mmalign.data.tokenizer import Tokenizer
+from mmalign.models.encoder import ExternalModel
+from mmalign.models.external.open_clip import State, text_weights, timm_wrapper_weights
+from mmalign.models.pooling import Pooling, pooling_of_sentence_transformers
+from mmalign.models.text_encoder import DEFAULT_LENGTH, TextEncoder, chain
+
+_MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
+
+
+def _open(name: str, device: str = "cpu") -> Any:
+    """The `SentenceTransformer` in a folder or on the hub."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise UserError(
+            f"{name}: a sentence-transformers model; install `mmalign[export]` to read it"
+        ) from None
+    return SentenceTransformer(name, device=device)
+
+
+def load_sentence_transformers(name: str) -> ExternalModel:
+    """A text encoder, or a model whose modules take images as well (CLIP models, Router).
+
+    Raises:
+        UserError: sentence-transformers is not installed.
+    """
+    # Its folders may hold float16; everything is compared in float32.
+    model = _open(name, str(distributed.device())).float().eval()
+
+    def encode(inputs: list[Any]) -> Tensor:
+        options = {"convert_to_tensor": True, "show_progress_bar": False}
+        return model.encode(inputs, batch_size=len(inputs), **options)
+
+    images = encode if model.supports("image") else None
+    return ExternalModel(name, "sentence-transformers", model, encode, images)
+
+
+def read_text_encoder(name: str) -> TextEncoder:
+    """The modules of a model, where they are those of a plain text encoder.
+
+    Raises:
+        UserError: sentence-transformers is missing, or the modules are others.
+    """
+    modules = list(_open(name))  # on the CPU: TextEncoder moves what it takes to this rank's device
+    kinds = [type(module).__name__ for module in modules]
+    in_order = [kind for kind in _MODULES for _ in range(kinds.count(kind))]
+    if kinds != in_order or kinds[:2] != ["Transformer", "Pooling"]:
+        raise UserError(
+            f"{name}: its modules are {', '.join(kinds)}; can be read: {', '.join(_MODULES)}, in this order"
+        )
+    return TextEncoder(
+        modules[0].auto_model,
+        Tokenizer(modules[0].tokenizer),
+        pooling_of_sentence_transformers(modules[1], name),
+        projection_of([m for m in modules if type(m).__name__ == "Dense"], name),
+        "Normalize" in kinds,
+        modules[0].max_seq_length or DEFAULT_LENGTH,
+    )
+
+
+def read_router(name: str) -> tuple[State, Pooling, Tokenizer]:
+    """The weights of a model with a text route and an image route, under open_clip's names, how it pools
+    texts, and its tokenizer.
+
+    Raises:
+        UserError: sentence-transformers is missing, or the routes hold other modules than our exports do.
+    """
+    routes = dict(_open(name)[0].sub_modules.items())
+    # Of each route the modules by the names of their classes.
+    text, image = (
+        {kind: [m for m in routes.get(route, ()) if type(m).__name__ == kind] for kind in _MODULES}
+        for route in ("text", "image")
+    )
+    if not (text["Transformer"] and text["Pooling"] and image["Transformer"] and image["Dense"]):
+        raise UserError(f"init_from: the routes of {name} are not those of an export of mmalign")
+    trunk, network = text["Transformer"][0], image["Transformer"][0].auto_model
+    state = {
+        **text_weights(trunk.auto_model, projection_of(text["Dense"], name)),
+        **timm_wrapper_weights(name, network, image["Dense"][0].linear),
+    }
+    pooling = pooling_of_sentence_transformers(text["Pooling"][0], name)
+    return state, pooling, Tokenizer(trunk.tokenizer)
+
+
+def projection_of(dense: Sequence[Any], path: str) -> nn.Module | None:
+    """The projection that Dense modules are; None where there are none.
+
+    Args:
+        path: of the model, for the message.
+
+    Raises:
+        UserError: they have another form.
+    """
+    activations = [type(one.activation_function) for one in dense]
+    forms: tuple[list[type], ...] = ([], [nn.Identity], [nn.GELU, nn.Identity])
+    if activations not in forms or any(getattr(one, "use_residual", False) for one in dense):
+        names = ", ".join(kind.__name__ for kind in activations)
+        raise UserError(
+            f"{path}: its Dense modules ({names}) cannot be read here; can be read: one that is linear, "
+            "or one with GELU before one that is linear"
+        )
+    return chain([one.linear for one in dense])

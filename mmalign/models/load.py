@@ -1,0 +1,199 @@
+"""The only file that knows all kinds of models: the format of a name, and the two doors that load it.
+
+    name -> detect_format -+-> load_model        -> DualModel     images and texts -> vectors in one space
+                           +-> load_text_encoder -> TextEncoder   texts -> states of tokens, features
+
+The readers of each format are in `encoder.py` (our runs), `text_encoder.py` (fine-tuned text encoders),
+`adapters.py` and `external/`. None of them imports this file.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mmalign.core.errors import UserError, one_line
+from mmalign.data.tokenizer import load_tokenizer
+from mmalign.models import adapters, text_encoder
+from mmalign.models import encoder as encoders
+from mmalign.models.encoder import DualModel, Encoder, ExternalModel, load_encoder, run_of
+from mmalign.models.external import onnx, open_clip, sentence_transformers, transformers
+from mmalign.models.text_encoder import TextEncoder, saved_text_encoder, text_side
+from mmalign.models.text_tower import load_trunk
+
+# "tower" is a text encoder alone: a fine-tuned one, or a LoRA adapter with its base.
+Format = Literal[
+    "run", "open_clip", "sentence-transformers", "transformers", "onnx", "onnx-int8", "tower"
+]
+_PREFIXES: dict[str, Format] = {
+    "open_clip:": "open_clip",
+    "local-dir:": "open_clip",
+    "hf-hub:": "open_clip",
+    "sentence-transformers:": "sentence-transformers",
+    "transformers:": "transformers",
+    "onnx:": "onnx",
+    "onnx-int8:": "onnx-int8",
+}
+# The first file that is there decides: config.json is beside all the others.
+_TEXT_FILES: dict[str, Format] = {
+    "modules.json": "sentence-transformers",
+    adapters.CONFIG: "tower",
+    "config.json": "transformers",
+}
+_FILES: dict[str, Format] = {
+    text_encoder.FILE: "tower",
+    open_clip.CONFIG: "open_clip",
+    **_TEXT_FILES,
+    onnx.TEXT_MODELS["fp32"]: "onnx",
+}
+
+
+def detect_format(name: str, files: Mapping[str, Format] = _FILES) -> Format:
+    """Which library a model is for, by its prefix, or by the files in its folder or on the hub.
+
+        tower/tower.json       tower                   a fine-tuning
+        config.yaml            run                     (of a checkpoint: in its run folder)
+        tower.json             tower                   the text encoder of a fine-tuning
+        open_clip_config.json  open_clip
+        modules.json           sentence-transformers
+        adapter_config.json    tower                   a LoRA adapter of peft, with its base
+        config.json            transformers
+        onnx/text_model.onnx   onnx
+
+    The first that is there counts; where one folder serves several libraries, a prefix chooses:
+    `open_clip:`, `sentence-transformers:`, `transformers:`, `onnx:`, `onnx-int8:`.
+
+    Args:
+        files: those that are looked for, in this order, after a fine-tuning's and a run's.
+
+    Raises:
+        UserError: none of them is there.
+    """
+    for prefix, found in _PREFIXES.items():
+        if name.startswith(prefix):
+            return found
+    if saved_text_encoder(Path(name)) is not None:
+        return "tower"  # before a run: a fine-tuning has a config.yaml as well
+    if (run_of(Path(name)) / "config.yaml").is_file():
+        return "run"
+    for file, found in files.items():
+        if encoders.find_file(name, file):
+            return found
+    where = "in this folder" if Path(name).is_dir() else "in a folder or on the hub of that name"
+    raise UserError(
+        f"{name}: no model {where}: it has none of config.yaml (a run), {', '.join(files)}; give a "
+        "folder, a hub name or a prefix such as `open_clip:`"
+    )
+
+
+def load_model(name: str) -> DualModel:
+    """Any model that can be measured, on this rank's device (ONNX graphs: on CPUs).
+
+    Args:
+        name: one of
+
+            runs/demo, runs/demo/checkpoints/best       a run, or one of its checkpoints
+            runs/demo/export                            a folder of any library that is named below
+            open_clip:ViT-B-32/laion2b_s34b_b79k        open_clip: architecture / weights (a tag or a file)
+            local-dir:FOLDER, hf-hub:OWNER/NAME         open_clip's own names
+            sentence-transformers:NAME                  sentence-transformers, by folder or hub name
+            transformers:NAME                           transformers, where a folder serves several libraries
+            onnx:NAME, onnx-int8:NAME                   the ONNX graphs of an export, in float32 or int8
+            OWNER/NAME                                  the hub, whichever library its files are for
+
+    Raises:
+        UserError: nothing there that can be loaded, or its library is not installed.
+    """
+    model_format = detect_format(name)
+    if model_format == "run":
+        return load_encoder(Path(name))
+    load: dict[Format, Callable[[str], DualModel]] = {
+        "open_clip": open_clip.load_open_clip,
+        "sentence-transformers": sentence_transformers.load_sentence_transformers,
+        "transformers": transformers.load_dual_encoder,
+        "onnx": onnx.load_onnx,
+        "onnx-int8": partial(onnx.load_onnx, precision="int8"),
+    }
+    place = _without_prefix(name, model_format)
+    try:
+        has_images = model_format != "transformers" or transformers.has_both_towers(place)
+        if model_format in load and has_images:
+            model = load[model_format](place)
+        else:
+            encoder = load_text_encoder(name)
+            model = ExternalModel(
+                name, "tower", encoder, lambda texts: torch.from_numpy(encoder.encode(texts))
+            )
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"{name}: {model_format} cannot load it ({one_line(error)})") from None
+    if not model_format.startswith("onnx"):  # `text_encoder_of` reads the weights beside the graphs
+        model.facts["path"] = name
+    return model
+
+
+def load_text_encoder(path: str, untrained: bool = False) -> TextEncoder:
+    """The text encoder in a folder, or that of a model on the hub.
+
+    Args:
+        path: a run folder or one of its checkpoints, a fine-tuning's folder or its tower, a
+            sentence-transformers model (folder or name), a folder with a LoRA adapter of peft, or a model of
+            transformers (folder or name), which is then pooled by the mean of its states.
+        untrained: the run's text encoder before its first step.
+
+    Raises:
+        UserError: nothing there that can be loaded, or a run without a usable checkpoint.
+    """
+    # An export for several libraries is read as sentence-transformers: open_clip and ONNX keep the trunk to
+    # themselves.
+    model_format, folder = detect_format(path, _TEXT_FILES), Path(path)
+    if model_format == "run":
+        return text_side(load_encoder(folder, untrained), text_encoder.is_contrastive(folder))
+    if untrained:
+        raise UserError(f"{path}: not a run folder; only a run knows its model before training")
+    place = _without_prefix(path, model_format)
+    if model_format == "sentence-transformers":
+        encoder = sentence_transformers.read_text_encoder(place)
+        # transformers hangs the adapter that it finds beside a trunk into it, unmerged.
+        if getattr(encoder.trunk, "_hf_peft_config_loaded", False):
+            encoder.trunk = _load_adapted(place).trunk
+    elif model_format == "transformers":
+        encoder = TextEncoder(load_trunk(place), load_tokenizer(place))
+    elif model_format == "tower":
+        saved = saved_text_encoder(folder)
+        encoder = _load_adapted(path) if saved is None else text_encoder.read_saved(saved)
+    else:
+        raise UserError(
+            f"{path}: a text encoder of {model_format} cannot be read on its own; give the run, or its "
+            "export to sentence-transformers"
+        )
+    encoder.facts = {"path": path, "sha256": encoders.weights_sha256(encoder), "step": 0}
+    return encoder
+
+
+def text_encoder_of(model: DualModel) -> TextEncoder:
+    """The text encoder of a model that is loaded already.
+
+    Raises:
+        UserError: a model of another library whose text tower cannot be read on its own.
+    """
+    if isinstance(model, Encoder):
+        return text_side(model)
+    return load_text_encoder(str(model.facts["path"]))
+
+
+def _without_prefix(name: str, model_format: Format) -> str:
+    # open_clip's prefixes also say which of its ways to load is meant; they stay.
+    return name if model_format == "open_clip" else name.removeprefix(f"{model_format}:")
+
+
+def _load_adapted(name: str) -> TextEncoder:
+    """The base model of an adapter with the adapter merged in; pooling and projection are the base's."""
+    if not Path(name).is_dir():
+        raise UserError(f"{name}: holds a LoRA adapter; download it and give its folder")
+    encoder = load_text_encoder(adapters.base_of(Path(name)))
+    encoder.trunk = adapters.merge_adapter(encoder.trunk, Path(name))
+    return encoder

@@ -1,0 +1,216 @@
+"""Fine-tuning on the labels of one language, and zero-shot numbers in every other one.
+
+TaskConfig -> Task  -+
+any text encoder     -+-> for each seed: fit, measure -> results of the seeds -> their mean
+                     +-> the same with items held out          (`folds`)
+                     +-> the same on the untrained tower       (`baselines`)
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from mmalign.core import console
+from mmalign.core.commit import sha256_of
+from mmalign.core.config import Section, Seeds
+from mmalign.core.errors import UserError
+from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder
+from mmalign.results.results import Results, environment, mean_over_seeds
+from mmalign.text.causality.config import ASKED, CausalityConfig
+from mmalign.text.causality.config import describe as describe_causality
+from mmalign.text.fit import FitConfig, Fitted, fit
+from mmalign.text.heads.base import TaskModel
+from mmalign.text.heads.features import ON_FEATURES
+from mmalign.text.measure import TestConfig, check_tests, measure
+from mmalign.text.scores import PRIMARY, Prediction
+from mmalign.text.seeds import run_seeds
+from mmalign.text.tasks.read import TaskConfig, describe, read_task
+from mmalign.text.tasks.task import Task
+from mmalign.text.transfer import add_clean, outcome_of
+
+
+class FinetuneConfig(FitConfig):
+    """One fine-tuning: the task, what is trained and how, and how it is tested."""
+
+    task: TaskConfig
+    seeds: Seeds = (0,)
+    """Fine-tune once for each: order of the rows, start of the head, dropout, noise, folds."""
+    tests: TestConfig = TestConfig()
+    folds: int | None = Field(default=None, ge=2)
+    """Also train once per fold without the fold's items (ids) and test on these: `<task>_unseen`."""
+    baselines: tuple[Literal["untrained"], ...] = ()
+    """untrained: everything again on the same tower as it was before it saw an image."""
+
+
+def finetune(config: FinetuneConfig, model: str, out: Path) -> Results:
+    """Fine-tune a text encoder; write `config.yaml`, `tower/` and `results.json` to `out`.
+
+    With several seeds, `out/results.json` is their mean (see `run_seeds`).
+
+    Args:
+        model: what `load_text_encoder` takes.
+        out: made if needed; what an earlier fine-tuning left there is replaced, results last.
+
+    Raises:
+        UserError: a task or a model that cannot be used, or training that diverges.
+    """
+    task = read_task(config.task)
+    # What cannot be done fails here, not after hours of training.
+    check_tests(task, config.tests)
+    if config.folds:
+        deal_ids(task, config.folds, config.seeds[0])
+    tower = load_text_encoder(model)
+    baselines = {name: load_text_encoder(model, untrained=True) for name in config.baselines}
+    data = files_of(config.task)  # now: files may be replaced while training runs
+    runs = run_seeds(
+        config,
+        config.seeds,
+        model,
+        out,
+        task.name,
+        data,
+        lambda seed: run_seed(tower, task, config, seed),
+    )
+    results = mean_over_seeds(runs)
+    for name, untrained in baselines.items():
+        console.say(f"baseline: the {name} tower")
+        baseline = [run_seed(untrained, task, config, seed)[0] for seed in config.seeds]
+        results.baselines[name] = mean_over_seeds(baseline)
+    results.write(out / "results.json")
+    return results
+
+
+def files_of(task: TaskConfig) -> list[dict[str, Any]]:
+    """The folders that a task reads, each `{"folder", "files": {path below it: sha256}}`."""
+    folders = [task.folder] if task.train is None else [task.folder, task.train.folder]
+    found = []
+    for folder in map(Path, dict.fromkeys(folders)):
+        paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        # Readers skip hidden files.
+        names = sorted(
+            path.as_posix() for path in paths if not any(p.startswith(".") for p in path.parts)
+        )
+        if names:
+            files = {name: sha256_of(folder / name) for name in names}
+            found.append({"folder": str(folder), "files": files})
+    return found
+
+
+def run_seed(
+    tower: TextEncoder, task: Task, config: FinetuneConfig, seed: int
+) -> tuple[Results, TaskModel]:
+    """Fit on the training language and measure everywhere; the model is that of all items."""
+    fitted = fit(tower, task, config, seed)
+    results = Results(
+        suite=f"text/{task.name}",
+        model={**tower.facts, "trainable": config.trainable, "seed": seed, **fitted.kept()},
+        environment=environment(),
+    )
+    measure(fitted, task, config.tests, tower, results)
+    results.protocol[f"text/{task.name}"] = protocol(task, config, fitted)
+    if config.folds:
+        _add_unseen(results, tower, task, config, deal_ids(task, config.folds, seed), seed)
+    return results, fitted.model
+
+
+def _add_unseen(
+    results: Results,
+    tower: TextEncoder,
+    task: Task,
+    config: FinetuneConfig,
+    folds: list[set[str]],
+    seed: int,
+) -> None:
+    """The clean outcome on each fold's items of a model trained without them, put together."""
+    name = f"{task.name}_unseen"
+    found: dict[str, dict[str, Prediction]] = {lang: {} for lang in task.tests}
+    for number, ids in enumerate(folds, start=1):
+        without = task.hold_out(ids)
+        fitted = fit(tower, without, config, seed, f"{task.name}, fold {number} of {len(folds)}")
+        for lang, examples in without.tests.items():
+            predictions = fitted.model.predict(examples)
+            found[lang] |= {one.id: p for one, p in zip(examples, predictions, strict=True)}
+    unseen = task.renamed(name).tested_on(set().union(*folds))
+    outcomes = {
+        lang: outcome_of(unseen, examples, [found[lang][one.id] for one in examples])
+        for lang, examples in unseen.tests.items()
+        if examples
+    }
+    add_clean(results, unseen, outcomes)
+    results.protocol[f"text/{name}"] = (
+        f"As text/{task.name}, but trained {len(folds)} times, each time without a part of the items "
+        "(ids), and tested on these: transfer to new items in new languages."
+    )
+
+
+def deal_ids(task: Task, folds: int, seed: int) -> list[set[str]]:
+    """The ids that training and tests share, dealt into `folds` sets of similar label shares.
+
+    Raises:
+        UserError: fewer such ids than folds.
+    """
+    tested = {one.id for examples in task.tests.values() for one in examples}
+    label_of = {one.id: str(one.target) for one in task.train if one.id in tested}
+    if len(label_of) < folds:
+        raise UserError(
+            f"task `{task.name}`: `folds` is {folds}, but only {len(label_of)} test ids occur in "
+            "training; leave `folds` out, the tested items are new already"
+        )
+    ids: Sequence[str] = np.random.default_rng(seed).permutation(sorted(label_of)).tolist()
+    by_label = sorted(ids, key=lambda one: label_of[one])  # a stable sort: random within a label
+    return [set(by_label[first::folds]) for first in range(folds)]
+
+
+def protocol(task: Task, config: FinetuneConfig, fitted: Fitted) -> str:
+    """How the numbers were obtained, in words."""
+    tests = config.tests
+    noise = attacked = ""
+    if tests.perturbations:
+        sample = f"a sample of {tests.perturbed} rows a language" if tests.perturbed else "all rows"
+        noise = (
+            f" Perturbations, in tests only, of {sample}: {tests.draws} draws each, seed "
+            f"{tests.perturbation_seed}; `drop` is clean minus perturbed on these rows, `worst` takes "
+            "each example's worst draw."
+        )
+    if tests.attacks:
+        attacks = "; ".join(_settings(one) for one in tests.attacks)
+        attacked = f" Attacks on a sample of {tests.attacked} rows a language: {attacks}."
+    training = _training(task, config, fitted) if task.train else "The tower as it is"
+    asked = ASKED if task.kind == "event_causality" else ""
+    return f"{training}. {describe(task)}{asked}{noise}{attacked}"
+
+
+def _training(task: Task, config: FinetuneConfig, fitted: Fitted) -> str:
+    """What was trained, how, and which of its steps was kept."""
+    head = f"a head with {config.hidden} hidden units" if config.hidden else "a linear head"
+    if task.kind == "retrieval":
+        head = "the factor of the cosines"
+    if task.kind == "event_causality":
+        head = describe_causality(config.causality or CausalityConfig())
+    trained = {
+        "head": f"{head} on a fixed tower",
+        "lora": f"{head} and low-rank adapters of the tower",
+        "all": f"the text tower and {head}",
+    }[config.trainable]
+    pairs = ""
+    if task.kind in ON_FEATURES and len(task.train[0].texts) > 1:
+        pairs = f", two texts {'joined' if config.pairs == 'joint' else 'embedded apart'}"
+    history = fitted.history
+    choice = f"best {PRIMARY[task.kind]} on `{task.source}` dev" if "dev" in history else "the last"
+    augmented = f"{_settings(config.augment)} and " if config.augment else ""
+    return (
+        f"Training {trained}{pairs}, method {augmented}{_settings(config.method)}, step "
+        f"{history['kept_step']} of {history['steps']} kept ({choice})"
+    )
+
+
+def _settings(section: Section) -> str:
+    """A kind and its settings: numbers without the norm, radius or share of a method say little."""
+    tree = section.model_dump(mode="json", exclude_none=True)
+    kind = tree.pop("kind")
+    named = ", ".join(f"{name} {value}" for name, value in tree.items())
+    return f"{kind} ({named})" if named else kind

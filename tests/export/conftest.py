@@ -1,0 +1,51 @@
+"""One run and its export to three formats, for all tests that only read them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from export_cases import build_encoder
+from tiny import tiny_run
+from typer.testing import CliRunner
+
+from mmalign.cli import app
+from mmalign.core.config import read_yaml, write_yaml
+from mmalign.export import loaders, verify
+from mmalign.models.encoder import Encoder
+
+SHARED = ("sentence-transformers", "open_clip", "onnx")
+
+
+class Exported(NamedTuple):
+    """A run, its model, its export, and what `mmalign export` wrote to the terminal."""
+
+    run: Path
+    encoder: Encoder
+    folder: Path
+    output: str
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Each library has loaded the folder in a process of its own."""
+    encoder = build_encoder()
+    run = tiny_run(tmp_path_factory.mktemp("exported") / "run", encoder.model)
+    tree = {**read_yaml(run / "config.yaml"), "model": encoder.config.model_dump(mode="json")}
+    (run / "config.yaml").write_text(write_yaml(tree), encoding="utf-8")
+    arguments = [item for name in SHARED for item in ("--format", name)]
+    result = CliRunner().invoke(app, ["export", str(run), *arguments])
+    assert result.exit_code == 0, result.output
+    return Exported(run, encoder, run / "export", result.output)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The libraries load an export here, which saves a start of each; `exported` starts the processes."""
+
+    def run(loader: verify.Loader, folder: Path, probes: Path) -> dict[str, np.ndarray]:
+        texts = loaders.read_json(probes / "texts.json")
+        found = getattr(loaders, loader.package)(folder, texts, probes)
+        return {name: np.asarray(one) for name, one in found.items()}
+
+    monkeypatch.setattr(verify, "run_loader", run)
