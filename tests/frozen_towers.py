@@ -13,7 +13,7 @@ from tiny import MODEL
 
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
-from mmalign.data.preprocess import stack_pictures
+from mmalign.data.preprocess import stack_images
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.stream.image_features import plain_view
 from mmalign.models.dual_encoder import ModelConfig
@@ -47,7 +47,7 @@ def from_pixels(tower: ImageTower, data: Path, index: int) -> np.ndarray:
     view, shard_set = plain_view(tower.size), ShardSet(data)
     pixel_HWC = view(shard_set.read(index).image, np.random.default_rng(0))
     shard_set.close()
-    feature: np.ndarray = tower(stack_pictures([pixel_HWC]))[0].numpy()
+    feature: np.ndarray = tower(stack_images([pixel_HWC]))[0].numpy()
     return feature
 
 

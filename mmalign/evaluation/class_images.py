@@ -14,7 +14,7 @@ import numpy as np
 
 from mmalign.core.errors import UserError
 from mmalign.data.image_formats import READ_SUFFIXES
-from mmalign.data.preprocess import UndecodableImage, decode
+from mmalign.data.images import UndecodableImage, decode
 from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.class_names import Names, read_names
 from mmalign.models.encoder import DualModel

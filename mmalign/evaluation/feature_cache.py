@@ -31,7 +31,8 @@ from mmalign.core.commit import flush, write_atomic, write_manifest
 from mmalign.core.console import track
 from mmalign.core.errors import UserError
 from mmalign.core.workers import leave_signals_to_the_parent, start_workers
-from mmalign.data.preprocess import Preprocess, UndecodableImage, stack_pictures
+from mmalign.data.images import UndecodableImage
+from mmalign.data.preprocess import Preprocess, stack_images
 from mmalign.data.shards.manifest import Manifest, Shard
 from mmalign.data.shards.reader import ShardSet, UnusableSample
 from mmalign.data.stream.image_features import (
@@ -186,7 +187,7 @@ def _load(
             unusable[row] = no_feature(pair.key, error.reason, str(error))
         except UserError as error:
             return error
-    return stack_pictures(pixels), unusable
+    return stack_images(pixels), unusable
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mmalign.data.preprocess import decode
+from mmalign.data.images import decode
 from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.evaluation.nearest import search

@@ -94,8 +94,8 @@ class TextTower(nn.Module):
         deepest = outside = count + 1
         depths: dict[str, int] = {}
         for name, _ in self.trunk.named_parameters():
-            if name.startswith(outer[0]):
-                depths[name] = count - int(name.removeprefix(outer[0]).split(".")[0])
+            if name.startswith(prefix):
+                depths[name] = count - int(name.removeprefix(prefix).split(".")[0])
                 outside = 1  # what comes after the layers is their norm
             else:
                 depths[name] = deepest if "embed" in name else outside
