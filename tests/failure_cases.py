@@ -1,4 +1,4 @@
-"""What the ranks of the tests of failures run: steps and runs in which something goes wrong on one rank."""
+"""Functions that ranks run in the tests of failures: steps and runs in which one rank has bad numbers."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,7 +35,7 @@ def bounded_temperatures() -> dict[Way, list[float]]:
 
 
 def spoiled_steps() -> dict[Way, dict[str, Any]]:
-    """For each way, an engine that meets an image that is no number, then a gradient that is none."""
+    """For each way, an engine that gets an image with a NaN, then an infinite gradient."""
     return {way: _spoiled(make_engine("contrastive", way)) for way in SOME_WAYS}
 
 
@@ -79,10 +79,10 @@ def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def run_with_bad_data(run_file: str, out: str, changes: list[str], bad: list[int]) -> str:
-    """A run in which the last rank's images at the global batches `bad` are no numbers.
+    """A run in which the last rank's images at the global batches `bad` contain a NaN.
 
     Returns:
-        What it ended with: the error's sentence, or nothing.
+        The message of the error that ended it; empty: none.
     """
     real = loop.batches
 

@@ -1,4 +1,4 @@
-"""The command line answers at once, explains itself, and turns a mistake into one line."""
+"""The command line: fast help, an example per verb, and errors in one line."""
 
 import re
 import subprocess
@@ -145,7 +145,7 @@ def test_a_call_that_lacks_something_is_a_usage_error(arguments: list[str]) -> N
         ),
     ],
 )
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_are_reported_in_one_line(
     arguments: list[str],
     line: str,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""A short form of `benchmarks/kill.py`: a run that is killed, asked to stop or damaged ends the same."""
+"""A short form of `benchmarks/kill.py`: a run that is killed, asked to stop or damaged ends with the same weights."""
 
 import random
 import sys
