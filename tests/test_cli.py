@@ -1,4 +1,4 @@
-"""The command line starts fast, has help for every command, and reports an error in one line."""
+"""The command line: fast help, an example per verb, and errors in one line."""
 
 import re
 import subprocess
