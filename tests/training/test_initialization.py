@@ -161,7 +161,7 @@ def test_a_sentence_transformers_export_gives_its_text_side(
     started = start(encoder, str(tmp_path))
     assert_close(texts(started), texts(encoder.model))
     assert (
-        "text tower and its projection; all else starts as `model` says" in capsys.readouterr().out
+        "text tower and its projection; the rest starts as `model` says" in capsys.readouterr().out
     )
     assert (images(started) - images(encoder.model)).abs().max() > 1e-3
 
