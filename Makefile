@@ -1,9 +1,9 @@
-# The two commands that a newcomer needs are `make demo` and `make test`; both make the environment first.
+# Start with `make demo` or `make test`; both create the environment first.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Test processes at a time, each with up to 2 GB; one thread each is the fastest on few cores.
+# Parallel test processes. Each needs up to 2 GB; one thread per process is fastest on few cores.
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
@@ -12,9 +12,9 @@ JOBS ?= 2
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-setup: $(VENV)/.ready  ## make .venv with everything (once)
+setup: $(VENV)/.ready  ## create .venv with all dependencies (once)
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mmalign needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
@@ -35,13 +35,13 @@ check: setup  ## lint, format, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: setup  ## let ruff mend what it can
+format: setup  ## let ruff fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## measure mmalign beside its peers
+bench: setup  ## run two short benchmarks
 	$(BIN)/python benchmarks/gradients.py
 	$(BIN)/python benchmarks/robust.py
 
-clean:  ## remove what the demo made
+clean:  ## remove the files of the demo
 	rm -rf runs/demo data/emoji_scenes

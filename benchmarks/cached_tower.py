@@ -1,14 +1,15 @@
-"""A text tower learns to read a frozen image tower: from pixels, and from features that were made once.
+"""Training a text tower with a frozen image tower: from pixels, and from cached image features.
 
-    drawn pictures, or --data -> run file -> mmalign embed                             -> features
+    drawn images, or --data -> run file -> mmalign embed                             -> features
                                           -> mmalign train data.image_features=false -+
                                           -> mmalign train data.image_features=true  -+-> speeds, losses
 
-Both runs take the same samples in the same order, with the same draws of dropout, so that their losses can be
-compared step by step. Speeds are medians over the steps after the first ones; the ratio is taken within a
-round, and the median over the rounds is told. What it can be is decided by the towers: 1 + (decoding and
-image tower, forward) / (text tower, forward and backward). Weights are random: they change no speed, and
-nothing is downloaded. In bf16 the run from pixels rounds its features to bfloat16, coarser than what is kept.
+Both runs take the same samples in the same order, with the same dropout masks, so that their losses can be
+compared step by step. Speeds are medians over the steps after the first ones. The ratio is taken within a
+round, and the median over the rounds is reported. Its upper limit depends on the towers: 1 + (decoding and
+image tower, forward) / (text tower, forward and backward). Weights are random, which does not change the
+speed; nothing is downloaded. In bf16 the run from pixels rounds its features to bfloat16, coarser than the
+cached ones.
 
 Prints a table and, as the last line, one JSON object. A run of less than a minute:
 --tower vit_tiny_patch16_224 --text-layers 4 --text-width 192 --samples 64 --batch 16 --steps 9 --rounds 1
@@ -46,14 +47,14 @@ THINGS = ("dog", "cat", "house", "tree", "river", "boat", "child", "road")
 
 @dataclass(frozen=True)
 class Trained:
-    """One run: its pairs a second, and its loss after each step."""
+    """One run: its pairs per second, and its loss after each step."""
 
     speed: float
     losses: list[float]
 
 
 def draw_set(folder: Path, count: int, side: int) -> Path:
-    """A data set of JPEGs of `side` pixels, in colours that their captions tell."""
+    """A data set of JPEGs of `side` pixels, in colours that their captions name."""
     pairs = drawn_pairs(count, side)
     parts = iter(lambda: list(islice(pairs, 256)), [])
     reports = [write_pairs(folder / f"{i:05d}.tar", part) for i, part in enumerate(parts)]
@@ -121,7 +122,7 @@ def run_tree(options: argparse.Namespace, data: Path) -> dict[str, Any]:
 
 
 def mmalign(threads: int, *arguments: str) -> float:
-    """Run a verb in a process of its own; returns its seconds."""
+    """Run a command in its own process; returns its seconds."""
     started = time.perf_counter()
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "mmalign", *arguments]
@@ -150,7 +151,7 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[float, float]:
     write(
         f"{options.tower} at {options.image_size}, text {options.text_layers} x {options.text_width}, batch "
         f"{options.batch}, {options.precision}, {options.threads} threads, {options.workers} workers; embed "
-        f"once: {seconds:.0f} s, start of the process included\n\npairs a second\n"
+        f"once: {seconds:.0f} s, including the start of the process\n\npairs per second\n"
         f"{'round':<8}{'pixels':>10}{'features':>12}{'ratio':>8}{'losses differ by':>18}\n"
     )
     ratios, differences = [], []
@@ -170,13 +171,15 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[float, float]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tower", default="vit_base_patch16_224", help="network of timm")
+    parser.add_argument("--tower", default="vit_base_patch16_224", help="a timm model")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--text-layers", type=int, default=12)
     parser.add_argument("--text-width", type=int, default=384)
-    parser.add_argument("--data", type=Path, help="a data set; its folder gets the features")
-    parser.add_argument("--samples", type=int, default=512, help="pictures to draw")
-    parser.add_argument("--side", type=int, default=640, help="pixels of a drawn picture")
+    parser.add_argument(
+        "--data", type=Path, help="a data set; the features are written to its folder"
+    )
+    parser.add_argument("--samples", type=int, default=512, help="number of drawn images")
+    parser.add_argument("--side", type=int, default=640, help="side of a drawn image in pixels")
     parser.add_argument("--lr", type=float, default=5e-4, help="as train/lit_multilingual.yaml")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=21)

@@ -1,22 +1,22 @@
-"""What becomes of a damaged shard? mmalign's reader beside webdataset's own, on the same seeded damage.
+"""Reading of damaged shards: mmalign's reader and webdataset's reader on the same seeded damage.
 
-    shard of 12 samples -> one corruption -> every sample: delivered as it was, refused by name, or neither
+    shard of 12 samples -> one corruption -> every sample: delivered unchanged, refused by name, or neither
 
 Six kinds: truncation, bit flips, zeroed bytes, splices with another shard, duplicated members, random bytes
-over a header. In every second case the shard was indexed while it was whole, and the damage came under a
-reader that had it open; in the others `mmalign data index` meets the damage first. Shards are laid out as
-img2dataset does it (keys begin with the number of the shard) and written by Python's tarfile.
+over a header. In every second case the shard is indexed before the damage, and a reader has it open while it
+is damaged; in the other cases it is damaged before `mmalign data index`. Shards have the layout of
+img2dataset (keys begin with the number of the shard) and are written by Python's tarfile.
 
-    crashes         any exception but a refusal
-    wrong_pairs     a picture and a caption that do not belong together, or bytes that never stood there;
+    crashes         any exception except a refusal
+    wrong_pairs     an image and a caption that do not belong together, or bytes that were never there;
                     after indexing, also any byte that changed
-    unnamed_losses  a sample that was in the shard and is not delivered, whose key stands in no refusal, and
-                    neither its bytes nor the place where they were taken out lie in bytes that are reported
+    unnamed_losses  a sample of the shard that is not delivered, whose key is in no refusal, and of which
+                    neither the bytes nor the position where they were removed are in a reported range
 
-A byte that changed inside a member before anybody took a checksum is beyond any reader; such samples are
-counted as "changed". So is a splice that cuts both shards exactly between two members, which leaves a whole
-tar; it is not drawn. webdataset knows no index; its losses count as silent where its handler heard of nothing
-in the whole shard. Prints a table and, as the last line, one JSON object with mmalign's figures.
+No reader can detect a byte of a member that changed before the first checksum; such samples are counted as
+"changed". A splice that cuts both shards exactly between two members leaves a valid tar and cannot be
+detected either, so it is not drawn. webdataset has no index; its losses count as silent if its handler was
+not called for the shard. Prints a table and, as the last line, one JSON object with mmalign's figures.
 
     python benchmarks/damage.py [--cases 1000] [--seed 0]
 """
@@ -51,7 +51,7 @@ Delivered = dict[str, tuple[bytes, str]]
 
 @dataclass(frozen=True)
 class Member:
-    """A member of a whole shard: its bytes lie at `offset`, its header at `start`."""
+    """A member of an undamaged shard: its bytes are at `offset`, its header is at `start`."""
 
     key: str
     suffix: str
@@ -66,7 +66,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Shard:
-    """A whole shard and what is in it."""
+    """An undamaged shard and its contents."""
 
     data: bytes
     members: list[Member]
@@ -79,7 +79,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Damaged:
-    """A corrupted shard, as pieces: where each lay in the whole shard (None: it is from elsewhere), and its
+    """A corrupted shard in pieces: their positions in the undamaged shard (None: from elsewhere) and their
     bytes."""
 
     pieces: list[tuple[int | None, bytes]]
@@ -89,7 +89,7 @@ class Damaged:
         return b"".join(data for _, data in self.pieces)
 
     def places(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Where bytes of the whole shard lie now, and the places where some of them were taken out."""
+        """Where bytes of the undamaged shard are now, and the positions where bytes were removed."""
         position, kept, behind = 0, 0, 0
         for origin, data in self.pieces:
             if origin is not None:
@@ -106,7 +106,7 @@ class Damaged:
 
 
 def make_shard(number: int, rng: random.Random) -> Shard:
-    """Twelve pictures of noise, so that no two members have the same size or bytes."""
+    """Twelve images of noise, so that no two members have the same size or bytes."""
     tar, pairs = io.BytesIO(), Delivered()
     members = []
     with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as writer:
@@ -147,7 +147,7 @@ def flip_bits(shard: Shard, other: Shard, rng: random.Random) -> Damaged:
 
 
 def zero(shard: Shard, other: Shard, rng: random.Random) -> Damaged:
-    """Up to 64 KiB of zeros; in half of the cases whole blocks."""
+    """Up to 64 KiB of zeros; in half of the cases complete blocks."""
     unit = rng.choice((1, BLOCK))
     start = rng.randrange(shard.members[-1].stop) // unit * unit
     count = min(rng.randint(1, 128 * BLOCK) // unit * unit + unit, len(shard.data) - start)
@@ -155,7 +155,7 @@ def zero(shard: Shard, other: Shard, rng: random.Random) -> Damaged:
 
 
 def splice(shard: Shard, other: Shard, rng: random.Random) -> Damaged:
-    """Go on with another shard, or hold a part of it; in half of the cases cut at whole blocks."""
+    """Continue with another shard, or insert a part of it; in half of the cases cut at block boundaries."""
     unit = rng.choice((1, BLOCK))
     while True:
         cut, entry = (rng.randrange(len(s.data)) // unit * unit for s in (shard, other))
@@ -168,7 +168,7 @@ def splice(shard: Shard, other: Shard, rng: random.Random) -> Damaged:
 
 
 def duplicate(shard: Shard, other: Shard, rng: random.Random) -> Damaged:
-    """One to six members once more, between any two members."""
+    """Repeat one to six members, between any two members."""
     first = rng.randrange(len(shard.members))
     last = min(first + rng.randint(1, 6), len(shard.members)) - 1
     copy = shard.data[shard.members[first].start : shard.members[last].stop]
@@ -194,13 +194,13 @@ KINDS: dict[str, Callable[[Shard, Shard, random.Random], Damaged]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a reader made of one damaged shard.
+    """What a reader returned for one damaged shard.
 
     Attributes:
         delivered: pairs with their keys, in order.
-        keys, ranges: what it reported: keys of samples and bytes of the shard.
+        keys, ranges: reported keys of samples and byte ranges of the shard.
         spoke: whether it reported anything at all.
-        crash: an exception that is no refusal.
+        crash: an exception that is not a refusal.
     """
 
     delivered: list[tuple[str, tuple[bytes, str]]]
@@ -229,7 +229,7 @@ def read_indexed(folder: Path, shard: Shard, damaged: Damaged) -> Outcome:
     path.write_bytes(shard.data)
     index(str(folder), RULES)
     shards = ShardSet(folder)
-    shards.read(0)  # the file is open from here on
+    shards.read(0)  # opens the file
     with path.open("r+b") as file:
         file.truncate(file.write(damaged.data))
     delivered, refused = read_all(shards)
@@ -249,7 +249,7 @@ def read_unindexed(folder: Path, damaged: Damaged) -> Outcome:
     try:
         index(str(folder), RULES)
         delivered, refused = read_all(ShardSet(folder))
-    except UserError:  # not one sample could be used
+    except UserError:  # no sample could be used
         pass
     lines = [json.loads(line) for line in (folder / REFUSED).read_text("utf-8").splitlines()]
     keys = {line["key"] for line in lines if "key" in line} | refused
@@ -260,12 +260,12 @@ def read_unindexed(folder: Path, damaged: Damaged) -> Outcome:
 def read_mmalign(folder: Path, shard: Shard, damaged: Damaged, indexed: bool) -> Outcome:
     try:
         return read_indexed(folder, shard, damaged) if indexed else read_unindexed(folder, damaged)
-    except Exception as error:  # the very thing that is counted
+    except Exception as error:  # crashes are counted
         return Outcome([], set(), [], False, repr(error))
 
 
 def read_webdataset(folder: Path, damaged: Damaged) -> Outcome:
-    """webdataset's reader with a handler that notes every complaint and goes on."""
+    """webdataset's reader with a handler that records every error and continues."""
     path = folder / "peer.tar"
     path.write_bytes(damaged.data)
     complaints: list[BaseException] = []
@@ -287,7 +287,7 @@ def read_webdataset(folder: Path, damaged: Damaged) -> Outcome:
 
 
 def stands_there(shard: Shard, damaged: Damaged, key: str, pair: tuple[bytes, str]) -> bool:
-    """Whether the pair is what lies now where the sample's members lay."""
+    """Whether the pair equals the current bytes at the positions of the sample's members."""
     data = damaged.data
     for suffix, held in (("jpg", pair[0]), ("txt", pair[1].encode())):
         member = next(m for m in shard.members if (m.key, m.suffix) == (key, suffix))
@@ -298,7 +298,7 @@ def stands_there(shard: Shard, damaged: Damaged, key: str, pair: tuple[bytes, st
 
 
 def is_named(shard: Shard, damaged: Damaged, key: str, outcome: Outcome) -> bool:
-    """Whether a lost sample's key, or a place where its bytes lie or lay, is reported."""
+    """Whether the key of a lost sample, or a current or former position of its bytes, is reported."""
     if key in outcome.keys:
         return True
     own = [m for m in shard.members if m.key == key]
@@ -359,7 +359,7 @@ def run(cases: int, seed: int) -> dict[str, dict[str, Counter[str]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="damaged shards, mmalign beside webdataset")
+    parser = argparse.ArgumentParser(description="damaged shards: mmalign and webdataset")
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

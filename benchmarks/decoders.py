@@ -1,24 +1,24 @@
-"""Which decoder? One thread, from JPEG bytes to a 224 px crop, and how far its pixels are from Pillow's.
+"""Speed of JPEG decoders on one thread, from bytes to a 224 px crop, and their pixel difference to Pillow.
 
     JPEG bytes -> decode, in full or scaled -> centre crop (90 % of the area) -> 224 x 224, bicubic, uint8
 
-    pillow                 full decode, boxed resize: what others' transforms come down to, and the reference
+    pillow                 full decode, boxed resize: equal to the usual transforms, and the reference
     pillow draft           JPEG's own scaling by 2, 4 or 8 as far as the crop allows; boxed resize
     pillow draft + torch   the same, cut and resized by torch's uint8 resize
     torchvision            `decode_jpeg` (it does not scale), torch's resize
     simplejpeg + pillow    simplejpeg's scaled decode, boxed resize
-    simplejpeg + torch     the same, torch's resize: what `mmalign.data.decoders` does
+    simplejpeg + torch     the same, torch's resize: as in `mmalign.data.decoders`
     mmalign                `see`, with header and checks
 
-Without simplejpeg its rows are left out. Decoders take turns; a figure is the median over the rounds, in
-seconds of the processor, so that other work on the machine counts less. The difference is the mean absolute
-one, of 255.
+Without simplejpeg its rows are left out. The decoders take turns. A figure is the median over the rounds, in
+processor seconds, so that other work on the machine has less influence. The difference is the mean absolute
+difference, of 255.
 
 Prints a table and, as the last line, one JSON object.
 
     python benchmarks/decoders.py [--pictures 48] [--rounds 5] [--shards DIR] [--large-shards DIR]
 
-Without folders of tars, pictures of noise with the bytes of photographs are made (loader.py).
+Without folders of tars, noise images with the file size of photographs are generated (loader.py).
 """
 
 import argparse
@@ -132,7 +132,7 @@ def works(decoder: Decoder, data: bytes) -> bool:
 
 
 def measure(pictures: list[bytes], rounds: int) -> dict[str, dict[str, float]]:
-    """Pictures a second, and the difference to Pillow, of each decoder that is there."""
+    """Images per second, and the difference to Pillow, of each available decoder."""
     exact = [pillow(data).astype(np.int16) for data in pictures]
     there = {name: decoder for name, decoder in DECODERS.items() if works(decoder, pictures[0])}
     seconds: dict[str, list[float]] = {name: [] for name in there}
@@ -180,7 +180,7 @@ def main() -> None:
         pictures = given[: options.pictures]
         kilobytes = sum(map(len, pictures)) / len(pictures) / 1000
         sys.stdout.write(
-            f"{f'{side} px, {kilobytes:.0f} kB':<24}{'a second':>12}{'difference':>12}\n"
+            f"{f'{side} px, {kilobytes:.0f} kB':<24}{'per second':>12}{'difference':>12}\n"
         )
         found[str(side)] = measure(pictures, options.rounds)
         for name, figures in found[str(side)].items():

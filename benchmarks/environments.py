@@ -1,4 +1,4 @@
-"""Environments of peers, each made once beside the scripts: what they need, mmalign does not."""
+"""Virtual environments of other libraries, whose requirements mmalign does not have; each is created once."""
 
 import subprocess
 import sys
@@ -8,16 +8,16 @@ from pathlib import Path
 
 
 def make_environment(name: str, requirements: Sequence[str], borrow: bool = False) -> Path:
-    """The interpreter of `.venv-<name>` beside this file, which is made if it is not there.
+    """The interpreter of `.venv-<name>` next to this file, which is created if it does not exist.
 
     Args:
-        borrow: what the requirements do not bring is taken from the environment that runs this.
+        borrow: packages that are not installed there are taken from the current environment.
     """
     folder = Path(__file__).parent.absolute() / f".venv-{name}"
     python = folder / "bin" / "python"
     if not (folder / "complete").is_file():
         sys.stderr.write(
-            f"making {folder} with {', '.join(requirements)}: minutes, perhaps some GB\n"
+            f"creating {folder} with {', '.join(requirements)}: takes minutes and up to some GB\n"
         )
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         (folder / ".gitignore").write_text("*\n", encoding="utf-8")
@@ -29,7 +29,7 @@ def make_environment(name: str, requirements: Sequence[str], borrow: bool = Fals
 
 
 def _borrow(folder: Path, python: Path) -> None:
-    """Let the environment find the packages of this one behind its own."""
+    """Add the packages of the current environment after its own."""
     borrowed = {sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]}
     lines = [f"import site; site.addsitedir({path!r})" for path in sorted(borrowed)]
     ask = "import sysconfig; print(sysconfig.get_paths()['purelib'])"

@@ -1,11 +1,11 @@
-"""Is the distributed loss the loss? mmalign and open_clip's ClipLoss on real gloo ranks, against one process.
+"""Correctness of the distributed loss: mmalign and open_clip's ClipLoss on gloo ranks, against one process.
 
-    one process, whole batch      -> loss and gradients, the truth
-    W ranks, their part each      -> the same, gradients averaged as data-parallel training averages them
+    one process, complete batch   -> loss and gradients, the reference
+    W ranks, a part each          -> the same, gradients averaged as in data-parallel training
 
-Everything in float64, so that what differs is the method and not rounding. Prints a table and, as the last
-line, one JSON object: for each method, how far the loss is from the truth and by what factor the gradient
-of the towers is off in length, and its cosine with the true gradient.
+All values are float64, so that differences come from the method and not from rounding. Prints a table and, as
+the last line, one JSON object: for each method the difference of the loss to the reference, the ratio of the
+norm of the towers' gradient to the reference, and the cosine of the two gradients.
 
     python benchmarks/gradients.py [--ranks 2] [--batch 64] [--width 32]
 """
@@ -48,7 +48,7 @@ def towers(width: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def measure(method: str, rank: int, world_size: int, batch: int, width: int) -> dict[str, Any]:
-    """Loss and averaged gradients of one method with the part of the batch that `rank` has."""
+    """Loss and averaged gradients of one method on the part of the batch of `rank`."""
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(2, batch, width, generator=generator, dtype=torch.float64)
     part = slice(rank * batch // world_size, (rank + 1) * batch // world_size)
@@ -96,7 +96,7 @@ def main() -> None:
         "open_clip local_loss=False gather_with_grad=False", 0, 1, options.batch, options.width
     )
     assert torch.allclose(truth["loss"], peer["loss"], atol=1e-12), (
-        "the two disagree in one process"
+        "the two losses differ in one process"
     )
     with tempfile.TemporaryDirectory() as folder:
         arguments = (options.ranks, folder, options.batch, options.width)
@@ -112,8 +112,8 @@ def main() -> None:
             "gradient_cosine": float(F.cosine_similarity(ours, true, dim=0)),
         }
     write = sys.stdout.write
-    write(f"{options.ranks} gloo ranks, batch {options.batch}, float64; truth: one process\n\n")
-    write(f"{'method':<55}{'loss differs by':>18}{'gradient length':>18}{'cosine':>10}\n")
+    write(f"{options.ranks} gloo ranks, batch {options.batch}, float64; reference: one process\n\n")
+    write(f"{'method':<55}{'loss differs by':>18}{'gradient norm':>18}{'cosine':>10}\n")
     for method, row in rows.items():
         write(
             f"{method:<55}{row['loss_difference']:>18.1e}{row['gradient_length']:>18.3f}"

@@ -1,20 +1,21 @@
-"""Two outside judges on one of our models: CLIP_benchmark and mteb, offline, beside our own recall@k.
+"""Recall of one export by mmalign, CLIP_benchmark and mteb, offline.
 
     run -> open_clip export -+-> mmalign's measure_retrieval   -> recall@k
-    shards, a language ------+-> CLIP_benchmark's command line -> recall@k     all three on the same pictures,
+    shards, a language ------+-> CLIP_benchmark's command line -> recall@k     all three on the same images,
                              +-> mteb's retrieval task         -> hit rate@k   captions and weights
     run -> mteb.mock_run -> the mock tasks that a dual encoder can take: how many pass
 
-Both directions, k = 1, 5, 10. mteb's name for the field's recall@k is hit rate; it rounds to five decimals,
-so ours is rounded for that comparison. Equal scores are resolved by the judges in the order of the pool, by
-us against the model: `near ties` counts the queries with a wrong answer within 1e-6 of the best right one.
+Both directions, k = 1, 5, 10. mteb calls recall@k hit rate and rounds it to five decimals, so ours is rounded
+for that comparison. The two libraries resolve ties in the order of the pool, mmalign against the model: `near
+ties` counts the queries with a wrong answer within 1e-6 of the best right one.
 
-Prints a table and, as the last line, one JSON object. To be reached: differences up to 1e-6, no failed task.
+Prints a table and, as the last line, one JSON object. The target is differences up to 1e-6 and no failed
+task.
 
     python benchmarks/judges.py [--model runs/demo] [--data data/emoji_scenes/test] [--languages en de ja]
 
-The judges need packages that mmalign does not: `.venv-judges` is made beside this file, once, with pip, and
-borrows all else from the environment that runs this script (`--python PATH` names one that is there).
+The two libraries need further packages: `.venv-judges` is created next to this file once, with pip, and takes
+all other packages from the environment that runs this script (`--python PATH` names an existing one).
 """
 
 import argparse
@@ -56,12 +57,12 @@ Recalls = dict[str, float]
 
 @dataclass(frozen=True)
 class Language:
-    """One language of a set: pictures with their captions, and their vectors.
+    """One language of a set: images with their captions, and their embeddings.
 
     Attributes:
-        images: P encoded pictures.
-        texts, picture_N: the captions, and which picture each describes; every picture has one at least.
-        image_PD, text_ND: float32, unit length, of the export.
+        images: P encoded images.
+        texts, picture_N: the captions, and which image each describes; every image has at least one.
+        image_PD, text_ND: the export's embeddings, float32, unit length.
     """
 
     code: str
@@ -73,7 +74,7 @@ class Language:
 
 
 def enter_environment(python: Path | None) -> None:
-    """Go on in the judges' environment, made first if need be; returns only where mteb is at hand."""
+    """Restart in the environment with both libraries, which is created if needed, unless it is active."""
     if importlib.util.find_spec("mteb") and importlib.util.find_spec("clip_benchmark"):
         return
     interpreter = str(
@@ -87,10 +88,10 @@ def enter_environment(python: Path | None) -> None:
 def languages_of(
     embedded: EmbeddedSet, shard_set: ShardSet, codes: Sequence[str]
 ) -> list[Language]:
-    """The set cut into its languages.
+    """The set, split into its languages.
 
     Raises:
-        UserError: a language leaves pictures without a caption, which CLIP_benchmark would count as missed.
+        UserError: a language leaves images without a caption, which CLIP_benchmark would count as missed.
     """
     images = [shard_set.read(sample).image for sample in embedded.sample_P]
     found = []
@@ -100,8 +101,8 @@ def languages_of(
         described = len(set(picture_N.tolist()))
         if described < len(images):
             raise UserError(
-                f"--languages {code}: describes {described} of {len(images)} pictures, and CLIP_benchmark "
-                "needs a caption of each; name another language or set"
+                f"--languages {code}: describes {described} of {len(images)} images, but CLIP_benchmark "
+                "needs a caption for each image; choose another language or set"
             )
         texts = [embedded.texts[row] for row in rows]
         vectors = (embedded.image_PD, embedded.text_MD[rows])
@@ -125,7 +126,7 @@ def our_recalls(embedded: EmbeddedSet, codes: Sequence[str]) -> dict[str, Recall
 
 
 def clip_benchmark_recalls(language: Language, export: Path, folder: Path) -> Recalls:
-    """What CLIP_benchmark's command line says of the export.
+    """The recalls that CLIP_benchmark's command line reports for the export.
 
     Raises:
         UserError: it failed; its last lines are in the message.
@@ -151,7 +152,7 @@ def clip_benchmark_recalls(language: Language, export: Path, folder: Path) -> Re
 
 
 def write_webdataset(language: Language, folder: Path) -> None:
-    """The layout of CLIP_benchmark's `wds/` sets: one tar, the captions of a picture line by line."""
+    """The layout of CLIP_benchmark's `wds/` sets: one tar, the captions of an image line by line."""
     (folder / "test").mkdir(parents=True)
     (folder / "dataset_type.txt").write_text("retrieval", encoding="utf-8")
     (folder / "test" / "nshards.txt").write_text("1", encoding="utf-8")
@@ -160,7 +161,7 @@ def write_webdataset(language: Language, folder: Path) -> None:
         lines[picture].append(" ".join(text.split()))
     with tarfile.open(folder / "test" / "0.tar", "w") as tar:
         for number, (image, captions) in enumerate(zip(language.images, lines, strict=True)):
-            # The suffix chooses a decoder, and that one looks at the bytes.
+            # The suffix only selects a decoder, which detects the format from the bytes.
             for suffix, data in (("jpg", image), ("txt", "\n".join(captions).encode())):
                 member = tarfile.TarInfo(f"{number:08d}.{suffix}")
                 member.size = len(data)
@@ -168,12 +169,12 @@ def write_webdataset(language: Language, folder: Path) -> None:
 
 
 def mteb_recalls(language: Language, model: DualModel) -> Recalls:
-    """mteb's hit rates on a task of its own kind, made from the language's pictures and captions."""
+    """mteb's hit rates on a retrieval task built from the images and captions of the language."""
     from datasets import Dataset, Features, Image, Value
 
     image_ids = [f"i{number}" for number in range(len(language.images))]
     text_ids = [f"t{number}" for number in range(len(language.texts))]
-    # As bytes: pictures that were opened would be encoded a second time.
+    # As bytes, because opened images would be encoded again.
     shown = [{"bytes": image, "path": None} for image in language.images]
     columns = Features({"id": Value("string"), "image": Image()})
     images = Dataset.from_dict({"id": image_ids, "image": shown}, features=columns)
@@ -205,13 +206,13 @@ def run_mteb(
         k_values = KS
         metadata = TaskMetadata(
             name=f"{name}-{category}",
-            description="Pictures and captions of a local shard set.",
+            description="Images and captions of a local shard set.",
             dataset={"path": "local", "revision": "local"},
             type="Any2AnyRetrieval",
             category=category,
             modalities=["text", "image"],
             eval_splits=["test"],
-            eval_langs=["eng-Latn"],  # asked for, of no influence
+            eval_langs=["eng-Latn"],  # required, without influence
             main_score="hit_rate_at_1",
         )
 
@@ -230,7 +231,7 @@ def run_mteb(
 
 
 def mock_tasks(model: DualModel) -> tuple[list[str], dict[str, str]]:
-    """The offline tasks of mteb that texts and pictures suffice for: those that pass, and why others fail."""
+    """mteb's offline tasks that need only texts and images: those that pass, and why others fail."""
     import mteb
     from mteb.results.task_result import TaskError
 
@@ -244,7 +245,7 @@ def mock_tasks(model: DualModel) -> tuple[list[str], dict[str, str]]:
 
 
 def near_ties(language: Language) -> int:
-    """Queries of both directions with a wrong answer that scores like the best right one."""
+    """Number of queries of both directions with a wrong answer that scores like the best right one."""
     score_NP = language.text_ND @ language.image_PD.T
     right_NP = np.array(language.picture_N)[:, None] == np.arange(len(language.images))
     count = 0
@@ -255,14 +256,14 @@ def near_ties(language: Language) -> int:
 
 
 def report(code: str, ties: int, ours: Recalls, clip: Recalls, mteb: Recalls) -> None:
-    """One line a direction and k."""
+    """One line per direction and k."""
     for name, value in ours.items():
         cells = f"{value:>12.6f}{clip[name]:>16.6f}{mteb[name]:>12.5f}"
         sys.stdout.write(f"{code:<10}{name:<18}{cells}{ties:>11}\n")
 
 
 def judge(model: Path, data: Path, codes: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Everything that the last line says."""
+    """The content of the last line."""
     encoder = load_encoder(model)
     passed, failed = mock_tasks(encoder)
     for name, reason in failed.items():
@@ -298,7 +299,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("runs/demo"))
     parser.add_argument("--data", type=Path, default=Path("data/emoji_scenes/test"))
     parser.add_argument("--languages", nargs="+", default=["en", "de", "ja"])
-    parser.add_argument("--python", type=Path, help="interpreter with mmalign and both judges")
+    parser.add_argument(
+        "--python", type=Path, help="interpreter with mmalign, CLIP_benchmark and mteb"
+    )
     options = parser.parse_args()
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     enter_environment(options.python)

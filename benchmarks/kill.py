@@ -1,18 +1,18 @@
-"""What a run survives: SIGKILL at any moment, requests to stop, and damaged checkpoints.
+"""Recovery of runs after SIGKILL at any moment, after requests to stop, and from damaged checkpoints.
 
-    run without a stop -> its losses and weights ------------------------------------+
+    uninterrupted run -> its losses and weights -------------------------------------+
     the same run: start, SIGKILL, start, SIGKILL, ... to the end -> losses, weights  +-> equal, bit for bit?
     the same run: start, SIGTERM or SIGUSR1, start, ... to the end -> the same ------+
-    a stopped run, one file of its newest checkpoint damaged -> goes on, or refuses -+
+    a stopped run, one file of its newest checkpoint damaged -> resumes, or refuses -+
 
-Everything is the real command line; half of the killed runs save asynchronously. A kill hits every process of
-the run (ranks, workers, torchrun). It falls while the program starts, at a random moment of the training, or
-while a checkpoint is written; that last kind counts only where an unfinished folder was left behind. A
-start counts as fresh when it begins at step 0 though a checkpoint had been committed.
+All runs use the real command line, and half of the killed runs save asynchronously. A kill ends every process
+of the run (ranks, workers, torchrun). It happens while the program starts, at a random moment of the
+training, or while a checkpoint is written; the last kind counts only if it left an unfinished folder. A start
+is counted in `fresh_starts` if it begins at step 0 although a checkpoint had been committed.
 
-Prints a line a start and, as the last line, one JSON object: `kills`, `exact` (kills in runs whose every
-recorded loss and whose final weights are those of the run without a stop) and `fresh_starts`. Exits with 1
-where anything was not as it should be.
+Prints one line per start and, as the last line, one JSON object: `kills`, `exact` (kills in runs of which all
+recorded losses and the final weights equal those of the uninterrupted run) and `fresh_starts`. Exits with 1
+if any check failed.
 
     python benchmarks/kill.py [--kills 100] [--during-save 30] [--signals 50] [--damage] [--ranks 1 2]
 """
@@ -48,12 +48,12 @@ from lives import (
 from mmalign.training.signals import EXIT_STOPPED
 
 MOST_STOPS_OF_A_RUN = 8
-MOST_COMPLAINTS = 20  # more than these tell nothing new
+MOST_COMPLAINTS = 20  # more messages add no information
 
 
 @dataclass
 class Tally:
-    """What was done to the runs, and every complaint about how they took it."""
+    """Counts of what was done to the runs, and every failed check."""
 
     kills: int = 0
     during_save: int = 0
@@ -68,7 +68,7 @@ class Tally:
 def kill_run(
     case: Case, reference: Reference, name: str, kills: int, saves: int, rng: random.Random
 ) -> Tally:
-    """One run to its end, killed up to `kills` times on its way, of these `saves` in a save if they hit."""
+    """One run to its end, killed up to `kills` times, of these up to `saves` times during a save."""
     tally, run = Tally(), case.folder / name
     asynchronous = f"checkpoint.asynchronous={'true' if rng.random() < 0.5 else 'false'}"
     while True:
@@ -101,7 +101,7 @@ def _moment(rng: random.Random) -> str:
 
 
 def _strike(life: Life, moment: str, reference: Reference, rng: random.Random) -> bool:
-    """Kill the run at a random point of the given kind; False where it ended before."""
+    """Kill the run at a random point of the given kind; False if it ended before."""
     if moment == "start":
         delay = rng.uniform(0, reference.start_seconds)
     elif moment == "steps":
@@ -118,7 +118,7 @@ def _strike(life: Life, moment: str, reference: Reference, rng: random.Random) -
 
 
 def _wait_for_saves(life: Life, wanted: int) -> None:
-    """Until this start has begun so many checkpoints."""
+    """Wait until this start has begun so many checkpoints."""
     begun: set[str] = set()
 
     def are_enough() -> bool:
@@ -129,7 +129,7 @@ def _wait_for_saves(life: Life, wanted: int) -> None:
 
 
 def _check_start(life: Life, tally: Tally) -> None:
-    """A start goes on from the newest checkpoint that was there."""
+    """Check that a start resumes from the newest checkpoint."""
     first = life.first_step
     if first is None or first == life.committed:
         return
@@ -138,7 +138,7 @@ def _check_start(life: Life, tally: Tally) -> None:
 
 
 def _check_losses(life: Life, reference: Reference, tally: Tally) -> None:
-    """Every loss on record is the one of the run without a stop, later dropped or not."""
+    """Check that every recorded loss equals that of the uninterrupted run, also those of discarded steps."""
     for step, values in losses_of(life.run).items():
         if values != reference.losses.get(step):
             told = f"step {step} has {values}, not {reference.losses.get(step)}"
@@ -147,7 +147,7 @@ def _check_losses(life: Life, reference: Reference, tally: Tally) -> None:
 
 
 def _check_end(case: Case, life: Life, reference: Reference, tally: Tally) -> None:
-    """The run has come to its end with every loss and the weights of the one without a stop."""
+    """Check that the run ended with all losses and the weights of the uninterrupted run."""
     tally.runs += 1
     run = life.run
     if life.process.returncode != 0 or newest_step(run) != case.steps:
@@ -155,7 +155,7 @@ def _check_end(case: Case, life: Life, reference: Reference, tally: Tally) -> No
         return
     _check_losses(life, reference, tally)
     if losses_of(run).keys() != reference.losses.keys():
-        tally.wrong.append(f"{run.name}: its record lacks steps")
+        tally.wrong.append(f"{run.name}: its metrics lack steps")
     if weights_of(run) != reference.weights:
         tally.wrong.append(f"{run.name}: its weights differ")
 
@@ -163,7 +163,7 @@ def _check_end(case: Case, life: Life, reference: Reference, tally: Tally) -> No
 def signal_run(
     case: Case, reference: Reference, name: str, signals: int, rng: random.Random
 ) -> Tally:
-    """One run to its end, asked to stop up to `signals` times on its way."""
+    """One run to its end, asked to stop up to `signals` times."""
     tally, run = Tally(), case.folder / name
     while True:
         life = Life(case, run)
@@ -177,7 +177,7 @@ def signal_run(
         life.end()
         _check_start(life, tally)
         if not (run / "stopped.json").is_file() and newest_step(run) == case.steps:
-            # The signal came after the last step, and what it then does to the exit code is no matter.
+            # The signal came after the last step; its effect on the exit code is then irrelevant.
             life = Life(case, run)
             life.end()
             break
@@ -189,7 +189,7 @@ def signal_run(
 
 
 def _send(life: Life, number: signal.Signals, whole_group: bool) -> None:
-    """Signal the process that was started, or its group, workers included."""
+    """Signal the started process, or its group including workers."""
     try:
         if whole_group:
             os.killpg(life.process.pid, number)
@@ -200,13 +200,13 @@ def _send(life: Life, number: signal.Signals, whole_group: bool) -> None:
 
 
 def _check_stop(case: Case, life: Life, number: signal.Signals, tally: Tally) -> None:
-    """Fixed exit code, word of the stop, the last step saved, and nothing left running."""
+    """Check the exit code, `stopped.json`, that the last step is saved, and that no process remains."""
     code, run = life.process.returncode, life.run
     last = max(losses_of(run), default=0)
     path = run / "stopped.json"
     word = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     problems = []
-    # torchrun has a code of its own, so there the file must do.
+    # torchrun has its own exit code, so only the file can be checked.
     if code != EXIT_STOPPED and not (case.ranks > 1 and code):
         problems.append(f"exit code {code}")
     if word != {"step": last, "signal": number.name} or newest_step(run) != last:
@@ -230,7 +230,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 def _flipped(content: bytes) -> bytes:
-    """One bit of it, in the middle, turned over."""
+    """Flip one bit in the middle."""
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
@@ -238,13 +238,13 @@ def _flipped(content: bytes) -> bytes:
 def damage_run(
     case: Case, reference: Reference, every: int, only: Collection[tuple[str, str]] = ()
 ) -> Tally:
-    """Damage the newest of two checkpoints in every way, or `only` in these, each time on a copy of the run.
+    """Damage the newest of two checkpoints in every way, or only in those of `only`, on copies of the run.
 
     Args:
-        only: names of a file and of a way.
+        only: pairs of a file and a way.
 
     Raises:
-        RuntimeError: the run to damage could not be made.
+        RuntimeError: the run to damage failed.
     """
     tally, stopped = Tally(), case.folder / f"stopped-{case.ranks}"
     life = Life(case, stopped, "--stop-after", str((case.steps - 1) // every * every))
@@ -263,7 +263,7 @@ def damage_run(
 
 
 def _judge(case: Case, life: Life, reference: Reference, tally: Tally) -> str:
-    """How a run took the damage: it refused in one line, or it went on from a checkpoint and ended right."""
+    """The reaction to the damage: an error in one line, or the resumed run ended with correct results."""
     code = life.end()
     if code != 0:
         line = re.search(r"^mmalign: .*step-\d+.*", life.text, re.MULTILINE)
@@ -274,7 +274,7 @@ def _judge(case: Case, life: Life, reference: Reference, tally: Tally) -> str:
         tally.wrong.append(f"{life.run.name}: from step {life.first_step}")
         tally.fresh_starts += life.first_step == 0
     _check_end(case, life, reference, tally)
-    return f"went on from step {life.first_step}"
+    return f"resumed from step {life.first_step}"
 
 
 def _add(total: Tally, part: Tally) -> None:
@@ -290,14 +290,14 @@ def _say(text: str) -> None:
 
 
 def run_all(options: argparse.Namespace, folder: Path) -> Tally:
-    """Everything that was asked for, the numbers of ranks taking turns."""
+    """All requested runs; the numbers of ranks take turns."""
     prepare(folder, options.steps, options.every)
     cases = [Case(folder, ranks, options.steps) for ranks in options.ranks]
     pairs = [(case, measure_reference(case)) for case in cases]
     for case, reference in pairs:
         _say(
-            f"{case.ranks} ranks without a stop: {reference.start_seconds:.1f} s to start, "
-            f"{reference.train_seconds:.1f} s to train, {1000 * reference.save_seconds:.0f} ms a save"
+            f"{case.ranks} ranks, uninterrupted: {reference.start_seconds:.1f} s to start, "
+            f"{reference.train_seconds:.1f} s to train, {1000 * reference.save_seconds:.0f} ms per save"
         )
     total, rng = Tally(), random.Random(options.seed)
     _kill(pairs, options.kills, options.during_save, total, rng)
@@ -310,7 +310,7 @@ def run_all(options: argparse.Namespace, folder: Path) -> Tally:
 def _kill(
     pairs: list[tuple[Case, Reference]], kills: int, saves: int, total: Tally, rng: random.Random
 ) -> None:
-    """Runs until there were so many kills, and so many of them in a save."""
+    """Runs until the number of kills, and of kills during a save, is reached."""
     while total.kills < kills or total.during_save < saves:
         if len(total.wrong) > MOST_COMPLAINTS:
             return
@@ -327,7 +327,7 @@ def _kill(
 def _signal(
     pairs: list[tuple[Case, Reference]], signals: int, total: Tally, rng: random.Random
 ) -> None:
-    """Runs until there were so many requests to stop."""
+    """Runs until the number of requests to stop is reached."""
     while total.signals < signals and len(total.wrong) <= MOST_COMPLAINTS:
         case, reference = pairs[total.runs % len(pairs)]
         now = min(MOST_STOPS_OF_A_RUN, signals - total.signals)
@@ -340,19 +340,20 @@ def main() -> None:
     sizes = {"kills": 100, "signals": 50, "steps": 40, "every": 3, "seed": 0}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--during-save", type=int, help="at least; three in ten if not given")
+    parser.add_argument("--during-save", type=int, help="minimum; default: three in ten")
     parser.add_argument("--damage", action="store_true")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--folder", type=Path, help="an empty one; a temporary one if not given")
+    parser.add_argument("--folder", type=Path, help="an empty folder; default: a temporary one")
     options = parser.parse_args()
     if options.during_save is None:
         options.during_save = options.kills * 3 // 10
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends its runs too
+    # An exit in place of the default action, so that the runs are also ended.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as temporary:
         total = run_all(options, (options.folder or Path(temporary)).resolve())
     _say(
         f"{total.during_save} kills in a save, {total.signals} requests to stop, {total.damaged} damages, "
-        f"{len(total.wrong)} complaints"
+        f"{len(total.wrong)} failed checks"
     )
     figures = {"kills": total.kills, "exact": total.exact, "fresh_starts": total.fresh_starts}
     _say(json.dumps(figures))

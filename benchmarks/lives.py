@@ -1,10 +1,10 @@
-"""Starts of a real training run, watched from outside: what `kill.py` kills, asks to stop and compares.
+"""Starts of a real training run, observed from outside, for `kill.py`.
 
     prepare -> data, run.yaml -> Life (one start: process, log, folder) -> losses, weights, checkpoints
-                              -> measure_reference: the run that nobody stops
+                              -> measure_reference: the uninterrupted run
 
-The run is tiny and has every source of chance switched on: dropout in both towers, dropped paths, dropped
-tokens, crops and flips, and a worker of its own for the data.
+The run is tiny and has every source of randomness: dropout in both towers, dropped paths, dropped tokens,
+crops and flips, and a worker process for the data.
 """
 
 import os
@@ -25,8 +25,8 @@ from mmalign.core.record import read_records
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "data_recipes" / "emoji_scenes.yaml"
 MARK = "MMALIGN_SURVIVAL_RUN"
-"""Environment variable by which the processes of a run are known, whatever they fork."""
-PATIENCE = 900.0  # seconds until a start that does nothing counts as broken
+"""Environment variable that identifies the processes of a run, including forked ones."""
+PATIENCE = 900.0  # seconds without progress until a start counts as failed
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the run without a stop recorded, and how long its parts took."""
+    """The record of the uninterrupted run, and the duration of its parts."""
 
     losses: dict[int, tuple[float, float]]
     weights: str
@@ -50,7 +50,7 @@ class Reference:
 
 
 class Life:
-    """One start of a run, until it ends or is ended."""
+    """One start of a run, until it ends or is killed."""
 
     def __init__(self, case: Case, run: Path, *arguments: str) -> None:
         self.run = run
@@ -77,25 +77,25 @@ class Life:
 
     @property
     def text(self) -> str:
-        """What this start has printed."""
+        """The output of this start so far."""
         return self._log.read_bytes()[self._begin :].decode(errors="replace")
 
     @property
     def first_step(self) -> int | None:
-        """The step that it went on from; None as long as it has not said so."""
+        """The step from which it resumed; None until it has printed it."""
         found = re.search(r"; from step (\d+)", self.text)
         return int(found[1]) if found else None
 
     @property
     def saves(self) -> set[str]:
-        """Folders that this start has begun and not finished."""
+        """Checkpoint folders that this start has begun and not finished."""
         return unfinished(self.run) - self._unfinished
 
     def wait_for(self, condition: Callable[[], bool], pause: float = 0.002) -> bool:
         """Whether `condition` came true before the process ended.
 
         Raises:
-            RuntimeError: neither happened.
+            RuntimeError: neither happened in time.
         """
         deadline = time.monotonic() + PATIENCE
         try:
@@ -105,28 +105,28 @@ class Life:
                 if self.process.poll() is not None:
                     return False
                 time.sleep(pause)
-        except BaseException:  # Ctrl-C: the run is in a session of its own and would go on
+        except BaseException:  # Ctrl-C does not reach the run, which is in its own session
             self.kill()
             raise
         self.kill()
         raise RuntimeError(f"{self.run}: nothing for {PATIENCE:.0f} s\n{self.text[-3000:]}")
 
     def wait_for_first_step(self) -> None:
-        """Until it has said where it goes on, or has ended."""
+        """Wait until it has printed its first step, or has ended."""
         self.wait_for(lambda: self.first_step is not None, pause=0.01)
 
     def wait(self, seconds: float) -> None:
-        """So long, or until it has ended."""
+        """Wait for this time, or until it has ended."""
         deadline = time.monotonic() + seconds
         self.wait_for(lambda: time.monotonic() >= deadline, pause=0.0005)
 
     def end(self) -> int:
-        """Wait for its end; its exit code."""
+        """Wait for its end; returns the exit code."""
         self.wait_for(lambda: False, pause=0.02)
         return self.process.wait()
 
     def kill(self) -> None:
-        """SIGKILL to every process of the run, until none is left."""
+        """Send SIGKILL to every process of the run until none is left."""
         while pids := survivors(self.run):
             for pid in pids:
                 try:
@@ -134,7 +134,7 @@ class Life:
                 except ProcessLookupError:
                     continue
             time.sleep(0.002)
-            self.process.poll()  # takes its zombie away
+            self.process.poll()  # reaps the zombie
         self.process.wait()
 
 
@@ -142,20 +142,20 @@ def _launcher(ranks: int) -> list[str]:
     if ranks == 1:
         return [sys.executable, "-m", "mmalign"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    # Without them torchrun dies of SIGUSR1 and leaves its ranks behind, and gives ranks 30 s to save.
+    # Without these options SIGUSR1 kills torchrun but not its ranks, and ranks have only 30 s to save.
     stop = ["--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1", "--shutdown-timeout", "60"]
     return [*torchrun, *stop, "--nproc-per-node", str(ranks), "-m", "mmalign"]
 
 
 def survivors(run: Path) -> list[int]:
-    """Processes of a run that are there, by the environment they were started with; zombies have none."""
+    """Running processes of a run, found by their environment; zombies have none."""
     wanted = f"{MARK}={run}".encode()
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
             if wanted in path.read_bytes().split(b"\0"):
                 found.append(int(path.parent.name))
-        except OSError:  # ended meanwhile, or somebody else's
+        except OSError:  # it ended meanwhile, or belongs to another user
             continue
     return found
 
@@ -182,7 +182,7 @@ def losses_of(run: Path) -> dict[int, tuple[float, float]]:
 
 
 def prepare(folder: Path, steps: int, every: int) -> None:
-    """Draw the data and write `run.yaml` into `folder`."""
+    """Generate the data and write `run.yaml` into `folder`."""
     sizes = {"train_scenes": 200, "test_scenes": 10, "image_size": 32}
     tasks = {"train": 8, "dev": 8, "test": 8}
     overrides = [f"source.{k}={v}" for k, v in sizes.items()]
@@ -198,7 +198,7 @@ def prepare(folder: Path, steps: int, every: int) -> None:
 
 
 def run_config(data: Path, steps: int, every: int) -> dict[str, Any]:
-    """A run of a tiny ViT and a tiny BERT with every source of chance switched on."""
+    """A run of a tiny ViT and a tiny BERT with every source of randomness."""
     vit = {"embed_dim": 48, "depth": 2, "num_heads": 2, "patch_size": 8}
     bert = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     return {
@@ -221,7 +221,7 @@ def run_config(data: Path, steps: int, every: int) -> dict[str, Any]:
             },
             "text": {
                 "architecture": {
-                    "model_type": "bert",  # its own dropout is 0.1
+                    "model_type": "bert",  # its default dropout is 0.1
                     **bert,
                     "intermediate_size": 96,
                     "max_position_embeddings": 64,
@@ -238,7 +238,7 @@ def run_config(data: Path, steps: int, every: int) -> dict[str, Any]:
 
 
 def measure_reference(case: Case) -> Reference:
-    """Run without a stop.
+    """Run without interruption.
 
     Raises:
         RuntimeError: it failed.
@@ -254,7 +254,7 @@ def measure_reference(case: Case) -> Reference:
         life.wait_for(lambda: not life.saves)
         saves.append(time.monotonic() - since)
     if life.end() != 0 or newest_step(run) != case.steps:
-        raise RuntimeError(f"{run}: the run without a stop failed\n{life.text[-3000:]}")
+        raise RuntimeError(f"{run}: the uninterrupted run failed\n{life.text[-3000:]}")
     save_seconds = sorted(saves)[len(saves) // 2] if saves else 0.05
     trained = time.monotonic() - started
     return Reference(losses_of(run), weights_of(run), started - began, trained, save_seconds)

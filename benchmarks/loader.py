@@ -1,31 +1,31 @@
-"""How fast do shards become batches? Ours beside open_clip's pipeline and beside plain webdataset.
+"""Speed of data loading: mmalign, open_clip's pipeline and plain webdataset.
 
-    tars of JPEGs -> index, tokenizer (once) -> fresh process: a loader and its workers -> samples a second
+    tars of JPEGs -> index, tokenizer (once) -> new process: a loader and its workers -> samples per second
 
-    ours         `mmalign.data.stream.loader`; the batch is normalised here, as the image tower does
+    ours         `mmalign.data.stream.loader`; the batch is normalised as by the image tower
     open_clip    `get_wds_dataset` and `image_transform` of open_clip_torch 3.3.0, in its own environment
-    webdataset   webdataset as its manual has it: decode("pil"), torchvision's RandomResizedCrop, ToTensor and
+    webdataset   webdataset as in its manual: decode("pil"), torchvision's RandomResizedCrop, ToTensor and
                  Normalize, in the environment of mmalign
 
-All end at the same tensors: (B, 3, 224, 224) float32, normalised, and token ids of the same tokenizer. Each
+All produce the same tensors: (B, 3, 224, 224) float32, normalised, and token ids of the same tokenizer. Each
 loads from the same tars with the same number of workers; torch has one thread in each process. The first
-batches, while workers start and buffers fill, are not timed. The loaders take turns; ratios are medians over
-the ratios within a round: of samples a second, and of samples a second of the processor, workers and all, on
-which other work on the machine has less influence. The pixel difference is that of the training view of a
-centre crop (90 % of the area) to Pillow's full decode and bicubic resize of the same box: mean absolute, of
-255.
+batches, while workers start and buffers fill, are not timed. The loaders take turns. Ratios are medians over
+the ratios within a round, of samples per second and of samples per processor second including workers; other
+work on the machine has less influence on the latter. The pixel difference is the mean absolute difference, of
+255, between the training view of a centre crop (90 % of the area) and Pillow's full decode and bicubic resize
+of the same box.
 
-Without --shards and --large-shards, pictures of noise with the bytes of photographs are made. Give folders of
-tars with .jpg and .txt (at least as many tars as workers) to measure on others.
+Without --shards and --large-shards, noise images with the file size of photographs are generated. To measure
+on other images, give folders of tars with .jpg and .txt (at least as many tars as workers).
 
-Prints a table and, as the last line, one JSON object. Reads /proc, so it wants Linux.
+Prints a table and, as the last line, one JSON object. Reads /proc, so it needs Linux.
 
     python benchmarks/loader.py [--batches 32] [--rounds 3] [--workers 2] [--batch-size 64]
                                 [--crop-scale 0.9] [--shards DIR] [--large-shards DIR]
                                 [--open-clip-python PATH]
 
 `--batches 10 --rounds 1 --batch-size 32` is the short run, a minute on a quiet machine. Without PATH,
-`.venv-open-clip` is made beside this file, once, with pip.
+`.venv-open-clip` is created next to this file once, with pip.
 """
 
 import argparse
@@ -49,9 +49,9 @@ from environments import make_environment
 from PIL import Image
 
 REQUIREMENT = "open_clip_torch[training]==3.3.0"
-SIDES = (640, 1280)  # pixels of the long side of the pictures that are made
-PICTURES = 48  # different ones; they come round again
-GRAIN = 6.0  # standard deviation of noise, so that a file has about the bytes of a photograph
+SIDES = (640, 1280)  # pixels of the long side of the generated images
+PICTURES = 48  # number of different images; they repeat
+GRAIN = 6.0  # standard deviation of noise, so that a file is about as large as a photograph
 SIZE = 224
 CONTEXT = 64
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -63,13 +63,13 @@ Figures = dict[str, float]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a child process measures.
+    """The measurement of a child process.
 
     Attributes:
         tars: paths.
-        index: folder with our index of them.
+        index: folder with mmalign's index of the tars.
         tokenizer: folder.
-        crop_scale: least share of the area that a crop has.
+        crop_scale: minimum share of the area of a crop.
     """
 
     tars: list[str]
@@ -108,7 +108,7 @@ def ours(job: Job) -> Iterator[torch.Tensor]:
     )
     for batch in batches(maker, 0, ENDLESS, job.workers):
         assert batch.image_BCHW is not None
-        # Into the same memory each time, as a GPU's allocator gives it.
+        # Reuses the same memory each time, as a GPU's allocator does.
         yield normalised_BCHW.copy_(batch.image_BCHW).sub_(mean).div_(std)
 
 
@@ -172,12 +172,12 @@ LOADERS = {"ours": ours, "open_clip": open_clip, "webdataset": webdataset}
 
 
 def measure_here(method: str, job: Job) -> None:
-    """Print the figures of one loader: what a child process does."""
+    """Print the figures of one loader (runs in the child process)."""
     torch.set_num_threads(1)
     warm = WARM * max(1, job.workers)
-    loader = LOADERS[method](job)  # kept, so that its workers are there when the clock stops
+    loader = LOADERS[method](job)  # keeps the workers alive until the timing ends
     clock = processor = 0.0
-    # No loader ends here: one that did would have nothing in the making at that time.
+    # No loader ends here: a loader at its end would have no batches in preparation.
     for number, image_BCHW in enumerate(islice(loader, warm + job.batches)):
         assert image_BCHW.shape == (job.batch_size, 3, SIZE, SIZE), image_BCHW.shape
         assert image_BCHW.dtype == torch.float32, image_BCHW.dtype
@@ -192,7 +192,7 @@ def measure_here(method: str, job: Job) -> None:
 
 
 def processor_seconds() -> float:
-    """What this process and its workers took until now."""
+    """Processor seconds of this process and its workers so far."""
     ticks = os.sysconf("SC_CLK_TCK")
     seconds = time.process_time()
     for child in multiprocessing.active_children():
@@ -219,7 +219,7 @@ def in_fresh_process(python: Path, method: str, job: Job) -> Figures:
 
 
 def compare(job: Job, open_clip_python: Path, rounds: int) -> dict[str, Figures]:
-    """For each peer, medians over the rounds of our figures to its own; writes a line a loader."""
+    """Medians over the rounds of our ratios to each other loader; writes one line per loader."""
     own = Path(sys.executable)
     pythons = {"ours": own, "open_clip": open_clip_python, "webdataset": own}
     found = [
@@ -294,7 +294,7 @@ def make_tars(folder: Path, side: int, samples: int, count: int) -> None:
             Pair(
                 key=f"{number:08d}",
                 image=pictures[number % PICTURES],
-                captions=(Caption("en", f"a picture of noise with the number {number}"),),
+                captions=(Caption("en", f"a noise image with the number {number}"),),
                 picture=f"{number:08d}",
                 split="train",
                 source="noise",
@@ -306,7 +306,7 @@ def make_tars(folder: Path, side: int, samples: int, count: int) -> None:
 
 
 def make_job(shards: Path, work: Path, options: argparse.Namespace) -> tuple[Job, list[bytes]]:
-    """Index the tars and train a tokenizer on their captions; returns some of the pictures, too."""
+    """Index the tars and train a tokenizer on their captions; also returns some of the images."""
     from mmalign.data.shards.index import index
     from mmalign.data.shards.reader import ShardSet
     from mmalign.data.shards.scan import Rules
@@ -331,7 +331,7 @@ def make_job(shards: Path, work: Path, options: argparse.Namespace) -> tuple[Job
 
 def run(options: argparse.Namespace, work: Path) -> Figures:
     python = options.open_clip_python or make_environment("open-clip", [REQUIREMENT])
-    columns = ("a second", "a cpu second", "ours x", "ours x, cpu")
+    columns = ("per second", "per cpu s", "ours x", "ours x, cpu")
     sys.stdout.write(f"{'samples':<14}" + "".join(f"{name:>14}" for name in columns) + "\n")
     ratios, differences = [], []
     for side, given in zip(SIDES, (options.shards, options.large_shards), strict=True):
@@ -358,11 +358,11 @@ def run(options: argparse.Namespace, work: Path) -> Figures:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batches", type=int, default=32, help="of one measurement")
+    parser.add_argument("--batches", type=int, default=32, help="batches of one measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--crop-scale", type=float, default=0.9, help="least area of a crop")
+    parser.add_argument("--crop-scale", type=float, default=0.9, help="minimum area of a crop")
     parser.add_argument("--shards", type=Path, help="folder of tars with JPEGs of 640 px")
     parser.add_argument("--large-shards", type=Path, help="folder of tars with JPEGs of 1,280 px")
     parser.add_argument(

@@ -1,18 +1,18 @@
-"""What does the contrastive loss cost? Ours in tiles beside open_clip's ClipLoss, which holds all scores.
+"""Cost of the contrastive loss: mmalign's tiled loss, and open_clip's ClipLoss, which holds all scores.
 
-    fresh process: random embeddings -> loss, forward and backward -> peak memory, seconds, gradients
+    new process: random embeddings -> loss, forward and backward -> peak memory, seconds, gradients
 
-One process without ranks, float32, one caption a picture, temperature 0.07, as training starts with. Each
-measurement runs in a process of its own, after a small batch that warms up library and allocator. The two
-methods take turns for some rounds; figures are medians over the rounds, ratios medians over the ratios within
-a round. Memory is the highest resident memory that the process ever had, less what it had with the embeddings
-in place and the loss not yet begun; the gradients of the embeddings are counted. Seconds are of the clock;
-those of the processor stand beside them, because on a busy machine the clock runs for others too.
+One process without ranks, float32, one caption per image, temperature 0.07 (the initial value of
+training). Each measurement runs in its own process, after a small batch that warms up library and allocator.
+The two methods take turns. Figures are medians over the rounds, ratios are medians over the ratios within a
+round. Memory is the peak resident memory of the process, minus that with the embeddings before the loss; it
+includes the gradients of the embeddings. Wall-clock and processor seconds are printed, because other work on
+a busy machine affects the former.
 
-Prints a table and, as the last line, one JSON object of the case `--batch`: memory and time of ours to
-open_clip's, and how far our gradients are from open_clip's (norm of the difference to norm, the largest of
-images, captions and temperature). The table also has a small batch, ours alone at a large one, and the
-difference of gradients in float64. Reads /proc, so it wants Linux.
+Prints a table and, as the last line, one JSON object for the batch of `--batch`: ratios of memory and time
+of ours to open_clip's, and the relative difference of the gradients (norm of the difference to norm, the
+largest of images, captions and temperature). The table also has a small batch, ours at a large batch, and the
+difference of gradients in float64. Reads /proc, so it needs Linux.
 
     python benchmarks/loss.py [--batch 16384] [--small 2048] [--large 65536] [--width 512] [--rounds 3]
 """
@@ -45,7 +45,7 @@ Figures = dict[str, float]
 
 
 def embeddings(batch: int, width: int, dtype: torch.dtype = torch.float32) -> Embeddings:
-    """Images and captions that already agree a little, made in place so that nothing else is left behind."""
+    """Embeddings of images and slightly similar captions, created in place to leave no other memory."""
     generator = torch.Generator().manual_seed(0)
     image_BD, text_BD = (
         torch.empty(batch, width, dtype=dtype).normal_(generator=generator) for _ in range(2)
@@ -59,7 +59,7 @@ def embeddings(batch: int, width: int, dtype: torch.dtype = torch.float32) -> Em
 
 
 def gradients(method: str, given: Embeddings) -> Gradients:
-    """Of images, captions and scale, after one forward and backward pass."""
+    """Gradients of images, captions and scale after one forward and backward pass."""
     leaves = given.image_BD, given.text_ND, given.logit_scale
     if method == "mmalign":
         ids = torch.arange(len(given.image_BD))
@@ -70,7 +70,7 @@ def gradients(method: str, given: Embeddings) -> Gradients:
 
 
 def resident_mib(key: str) -> float:
-    """VmRSS: resident memory now. VmHWM: the most that this process ever had."""
+    """VmRSS: resident memory now. VmHWM: its peak in this process."""
     status = Path("/proc/self/status").read_text()
     found = re.search(rf"{key}:\s+(\d+) kB", status)
     assert found, f"no {key} in /proc/self/status"
@@ -101,7 +101,7 @@ def in_fresh_process(method: str, batch: int, width: int, keep: Path | None = No
 
 
 def compare(batch: int, width: int, rounds: int, folder: Path) -> Figures:
-    """Ratios of ours to open_clip's; writes a line for each method, and each method's gradients."""
+    """Ratios of ours to open_clip's, and the gradients of each method; writes one line per method."""
     found: dict[str, list[Figures]] = {method: [] for method in METHODS}
     for _ in range(rounds):
         for method in METHODS:
@@ -141,9 +141,11 @@ def gradient_error(ours: Gradients, theirs: Gradients) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=16_384, help="the case of the last line")
+    parser.add_argument("--batch", type=int, default=16_384, help="batch of the last line")
     parser.add_argument("--small", type=int, default=2_048, help="0: leave out")
-    parser.add_argument("--large", type=int, default=65_536, help="ours alone, once; 0: leave out")
+    parser.add_argument(
+        "--large", type=int, default=65_536, help="ours only, one round; 0: leave out"
+    )
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

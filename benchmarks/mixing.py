@@ -1,22 +1,22 @@
-"""How well do windows of shards mix, beside a full shuffle and beside a shuffle buffer?
+"""Mixing of windows of shards, compared with a full shuffle and with a shuffle buffer.
 
-    invented manifest, shards sorted by source -> an epoch's order -> batches: what they are made of
+    synthetic manifest, shards sorted by source -> order of an epoch -> composition of batches
 
-The worst case for anything but a full shuffle: shards whose samples come from one source (a crawl, a
-language), all shards of a source in a row. Rows of the table:
+The data are the worst case for every method except a full shuffle: each shard holds samples of one source (a
+crawl, a language), and the shards of a source are consecutive. Rows of the table:
 
     full        one permutation of everything
-    windows N   the plan of mmalign with data.shuffle_shards = N
-    buffer N    shards in random order, samples through a buffer of N, as loaders of streams do; one worker
+    windows N   the order of mmalign with data.shuffle_shards = N
+    buffer N    shards in random order, samples through a buffer of N, as in streaming loaders; one worker
 
-and columns, with the value of a perfect shuffle in brackets:
+Columns, with the value of a perfect shuffle in brackets:
 
-    distance    median distance in storage of two samples that follow one another, over the full shuffle's [1]
-    one shard   of all pairs in a batch, those from one shard, over the same of the full shuffle [1]; windows
-                can do no better than their number
-    sources     variance of the batches' composition by source, over that of independent draws: the mean of
-                (count - expected)^2 / expected, a degree of freedom [1]
-    fewest      sources in the poorest batch [all]
+    distance    median distance in storage of two consecutive samples, relative to the full shuffle [1]
+    one shard   share of the pairs in a batch that are from one shard, relative to the full shuffle [1];
+                about (number of shards) / N for windows of N shards
+    sources     variance of the composition of batches by source, relative to independent sampling: the mean
+                of (count - expected)^2 / expected per degree of freedom [1]
+    fewest      smallest number of sources in a batch [all]
 
 It reads no data. Prints a table and, as the last line, one JSON object.
 
@@ -44,7 +44,7 @@ COLUMNS = ("distance", "one shard", "sources", "fewest")
 
 @dataclass
 class SetOnPaper:
-    """A data set that is only its manifest; the order needs no more."""
+    """A data set without files: the order needs only the manifest."""
 
     manifest: Manifest
     starts: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(most=0))
@@ -54,7 +54,7 @@ class SetOnPaper:
         return self.manifest.samples
 
     def prefetch(self, numbers: Iterable[int]) -> None:
-        """Nothing: there are no files."""
+        """Does nothing, because there are no files."""
 
 
 def set_on_paper(shards: int, samples: int) -> SetOnPaper:
@@ -66,14 +66,14 @@ def set_on_paper(shards: int, samples: int) -> SetOnPaper:
 
 
 def windows(shards: int, samples: int, shuffle_shards: int, seed: int) -> np.ndarray:
-    """(samples of an epoch,) in the order of mmalign's plan."""
+    """(samples of an epoch,) in mmalign's order."""
     config = validate(DataConfig, {"train": ["paper"], "shuffle_shards": shuffle_shards}, "options")
     paper = cast(ShardSet, set_on_paper(shards, samples))
     return GlobalOrder([paper], config, seed).order(0)
 
 
 def buffered(shards: int, samples: int, size: int, seed: int) -> np.ndarray:
-    """The same through a shuffle buffer: each sample that comes in takes the place of one drawn at random."""
+    """The same through a shuffle buffer: each new sample replaces a random one, which is returned."""
     rng = np.random.default_rng(seed)
     numbers = np.arange(shards * samples).reshape(shards, samples)[rng.permutation(shards)].ravel()
     buffer, rest = numbers[:size].copy(), numbers[size:]
@@ -119,7 +119,7 @@ def orders(options: argparse.Namespace) -> Iterator[tuple[str, np.ndarray]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="mixing of windows of shards")
     parser.add_argument("--shards", type=int, default=512)
-    parser.add_argument("--samples", type=int, default=1000, help="of a shard")
+    parser.add_argument("--samples", type=int, default=1000, help="samples per shard")
     parser.add_argument("--sources", type=int, default=16)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--windows", type=int, nargs="*", default=[1, 4, 16, 64, 256])

@@ -1,15 +1,15 @@
-"""Text encoding on a CPU: eager PyTorch and ONNX Runtime, side by side.
+"""Speed of text encoding on a CPU: eager PyTorch and ONNX Runtime.
 
-    one text tower -> Tower.encode, as mmalign measures            -+
+    one text tower -> Tower.encode, as in mmalign's evaluation     -+
                    -> exported -> OnnxModel.encode_texts, fp32     -+-> ratios within a round -> medians
                                -> OnnxModel.encode_texts, int8     -+
 
-Both sides begin with texts and end with vectors: tokenizer, sorting and padding are part of it. Eager
-PyTorch sorts texts by characters, ONNX Runtime by tokens; how many places either fills is printed, since a
-part of the ratio of batches of 64 comes from there. Both have `--threads` threads, and rest before the
-other's turn.
+Both start from texts and return embeddings, so tokenizer, sorting and padding are included. For eager PyTorch
+texts are sorted by characters, for ONNX Runtime by tokens. The number of padded tokens of both is printed,
+because it explains a part of the ratio at batches of 64. Both have `--threads` threads, with a pause between
+them.
 
-Without `--model` the tower is an XLM-R of random weights in the shape of a multilingual MiniLM (12 layers,
+Without `--model` the tower is an XLM-R with random weights and the shape of a multilingual MiniLM (12 layers,
 width 384), with a tokenizer trained on the texts: names of emoji (CLDR, 14 languages) and of languages (in
 40 languages), one to four joined to the length of a caption. Prints a table and, as the last line, one JSON
 object: the speed of fp32 ONNX Runtime relative to eager PyTorch, and the largest difference of a component.
@@ -42,23 +42,23 @@ from mmalign.models.external.onnx import load_onnx
 from mmalign.models.load import load_text_encoder
 from mmalign.models.text_encoder import TextEncoder
 
-# This file has the name of a package that the export needs: its folder must not be searched for it.
+# This file has the name of the package onnx, so its folder must not be on the import path.
 sys.path = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve().parent]
 
 BATCH = 64
 VOCABULARY = 8000
 MAX_LENGTH = 64
-# Languages whose names CLDR knows in a script of their own; several languages for the great scripts.
+# Languages whose names CLDR has in their own script; several languages for widespread scripts.
 LANGUAGES = (
     "en de fr vi tr sw el ru uk kk ka hy he yi ar fa ur hi mr ne bn as pa gu or ta te kn ml si th "
     "lo my km bo dz zh ja ko am ti chr ii nqo sat ff-Adlm zgh ccp"
 )
-REST = 0.05  # seconds: torch's threads wait that long for more work before they sleep
+REST = 0.05  # seconds; torch's threads wait about as long for work before they sleep
 Encode = Callable[[Sequence[str]], np.ndarray]
 
 
 def build_texts(number: int) -> list[str]:
-    """Texts of the length of captions in many languages, always the same."""
+    """Texts of the length of captions in many languages; deterministic."""
     from langcodes import Language
 
     emoji.config.load_language()
@@ -75,7 +75,7 @@ def build_texts(number: int) -> list[str]:
 
 
 def build_tower(layers: int, width: int) -> TextEncoder:
-    """An XLM-R of random weights behind a projection, with a trained tokenizer."""
+    """An XLM-R with random weights and a projection, and a trained tokenizer."""
     from transformers import AutoConfig, AutoModel
 
     tokenizer = train_tokenizer(build_texts(8000), VOCABULARY)
@@ -97,7 +97,7 @@ def build_tower(layers: int, width: int) -> TextEncoder:
 
 
 def places(tower: TextEncoder, texts: Sequence[str], by_tokens: bool) -> int:
-    """Token places of the sorted batches, padding included."""
+    """Number of tokens of the sorted batches, including padding."""
     ids = tower.tokenizer.inner(list(texts), truncation=True, max_length=tower.max_length)
     length = [len(row) for row in ids["input_ids"]]
     order = sorted(range(len(texts)), key=lambda i: length[i] if by_tokens else len(texts[i]))
@@ -106,7 +106,7 @@ def places(tower: TextEncoder, texts: Sequence[str], by_tokens: bool) -> int:
 
 
 def seconds(encode: Encode, calls: Sequence[Sequence[str]]) -> tuple[float, np.ndarray]:
-    """The time of all calls, and what they returned."""
+    """The time of all calls, and their results."""
     time.sleep(REST)
     started = time.perf_counter()
     rows = [encode(texts) for texts in calls]
@@ -116,7 +116,7 @@ def seconds(encode: Encode, calls: Sequence[Sequence[str]]) -> tuple[float, np.n
 def measure(
     sides: dict[str, Encode], calls: Sequence[Sequence[str]], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of each side by round, and its largest difference to the first; one round warms up."""
+    """Seconds of each method by round, and its largest difference to the first; one more round warms up."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     vectors: dict[str, np.ndarray] = {}
     for number in range(rounds + 1):
@@ -133,7 +133,7 @@ def show(
 ) -> dict[str, float]:
     """Print one table and return the ratios to its first row."""
     first = next(iter(times.values()))
-    sys.stdout.write(f"{title:<14}{'ms a text':>10}{'ratio':>7}{'rounds':>14}{'difference':>12}\n")
+    sys.stdout.write(f"{title:<14}{'ms/text':>10}{'ratio':>7}{'rounds':>14}{'difference':>12}\n")
     ratios = {}
     for name, taken in times.items():
         by_round = sorted(a / b for a, b in zip(first, taken, strict=True))
@@ -184,7 +184,7 @@ def main() -> None:
     of_one = show("batch 1", one, one_off, len(singles))
     of_many = show(f"batches of {BATCH}", many, many_off, len(texts))
     by_characters, by_tokens = places(tower, texts, False), places(tower, texts, True)
-    sys.stdout.write(f"places in batches: eager {by_characters}, ONNX {by_tokens}\n{sizes}\n")
+    sys.stdout.write(f"tokens in batches: eager {by_characters}, ONNX {by_tokens}\n{sizes}\n")
     figures = {
         "batch_1_ratio": round(of_one["ONNX fp32"], 3),
         "batch_64_ratio": round(of_many["ONNX fp32"], 3),

@@ -1,10 +1,10 @@
-"""open_clip's trainer seen from here: its environment, its files, its flags, its log and its weights.
+"""An adapter to open_clip's trainer: its environment, files, flags, log and weights.
 
-    run file -> Peer: a folder that describes the same two towers in open_clip's words
-    Peer, settings -> open_clip_trainer.py in open_clip's environment -> pairs a second, checkpoint
-    checkpoint -> the same tensors under our names -> DualEncoder, every name and shape matching
+    run file -> Peer: a folder that describes the same two towers in open_clip's format
+    Peer, settings -> open_clip_trainer.py in open_clip's environment -> pairs per second, checkpoint
+    checkpoint -> the same tensors under our names -> DualEncoder; all names and shapes must match
 
-The trainer (part of open_clip_torch 3.3.0) wants webdataset 0.2.86 or older, hence an environment of its own.
+The trainer (part of open_clip_torch 3.3.0) needs webdataset 0.2.86 or older, and thus its own environment.
 """
 
 import itertools
@@ -29,7 +29,7 @@ from mmalign.models.image_tower import TimmTower
 from mmalign.training.run_config import RunConfig
 
 REQUIREMENT = "open_clip_torch[training]==3.3.0"
-NAME = "mmalign_run"  # of the model in open_clip's table
+NAME = "mmalign_run"  # of the model in open_clip's registry
 LOG_EVERY = 10
 _OUR_NAMES = {
     "visual.trunk.": "image_tower.trunk.",
@@ -43,13 +43,13 @@ _LOG_LINE = re.compile(r"Train Epoch: \d+ \[ *(\d+)/\d+ .*? Batch \(t\): ([\d.]+
 
 @dataclass(frozen=True)
 class Peer:
-    """What open_clip's trainer needs to know of a run.
+    """The settings of a run that open_clip's trainer needs.
 
     Attributes:
         python: interpreter of its environment.
         folder: `models/`, `text/` (the text tower's config.json), `tokenizer/` and `network.json`.
-        context: tokens that it pads every caption to.
-        mean, std: what pictures are normalised with.
+        context: length to which it pads every caption, in tokens.
+        mean, std: of the normalisation of images.
     """
 
     python: Path
@@ -64,14 +64,14 @@ class Peer:
 def describe(
     config: RunConfig, folder: Path, python: Path | None, context: int | None = None
 ) -> Peer:
-    """Write the run's towers and tokenizer into `folder`, in open_clip's words.
+    """Write the run's towers and tokenizer into `folder`, in open_clip's format.
 
     Args:
-        context: tokens that open_clip pads every caption to; none: those of the longest caption, which is
-            the least that it can do without cutting one.
+        context: length to which open_clip pads every caption, in tokens; None: that of the longest caption,
+            the minimum without truncation.
 
     Raises:
-        UserError: the run does what open_clip's trainer cannot.
+        UserError: open_clip's trainer does not support a setting of the run.
     """
     _must_be_comparable(config)
     assert isinstance(config.model.image, TimmTower)
@@ -84,14 +84,16 @@ def describe(
     longest = max(map(len, tokenizer.inner(captions)["input_ids"]))
     context = context or min(longest, config.model.text.max_length)
     model = build_dual_encoder(config.model, tokenizer.vocabulary, tokenizer.padding_id)
-    # Apart: beside a config.json, transformers would choose the tokenizer's class by the model's type.
+    # In its own folder: next to a config.json, transformers would choose the tokenizer's class by
+    # the model type.
     tokenizer.save(folder / "tokenizer")
     model.text_tower.trunk.config.save_pretrained(folder / "text")
     (folder / "models").mkdir()
     _write(folder / "models" / f"{NAME}.json", _model_config(config, folder, context))
     _write(folder / "network.json", {"timm_options": config.model.image.options})
     image = model.image_tower
-    # Not resolved: a virtual environment's interpreter is a link, and its place is what counts.
+    # Not resolved: the interpreter of a virtual environment is a link, and the path of the link
+    # selects the environment.
     python = python.absolute() if python else make_environment("open-clip", [REQUIREMENT])
     return Peer(python, folder, config, tokenizer, context, image.mean, image.std)
 
@@ -99,7 +101,7 @@ def describe(
 def train(
     peer: Peer, out: Path, steps: int, threads: int, precision: str, channels_last: bool, lr: float
 ) -> Path:
-    """Train `steps` steps with a cosine that ends there; returns the folder with `out.log`.
+    """Train `steps` steps with a cosine schedule over them; returns the folder with `out.log`.
 
     Raises:
         UserError: the trainer failed; its last lines are in the message.
@@ -112,13 +114,14 @@ def train(
 
 
 def speeds(out: Path, batch_size: int, skip: int) -> list[float]:
-    """Pairs a second of each stretch of LOG_EVERY steps that begins after the first `skip` steps.
+    """Pairs per second of each interval of LOG_EVERY steps after the first `skip` steps.
 
-    The mean over a stretch is taken: the samples a second that the trainer prints are the last step's.
+    This is the mean over an interval; the samples per second that the trainer prints are those of its last
+    step.
     """
     text = (out / "out.log").read_text(encoding="utf-8")
     stretches = [(int(n) // batch_size, float(t)) for n, t in _LOG_LINE.findall(text)]
-    # The first line ends step 1, and each other one a stretch that began at the line before it.
+    # The first line is after step 1; each other line ends an interval that began at the previous line.
     return [
         batch_size / seconds
         for (before, _), (_, seconds) in itertools.pairwise(stretches)
@@ -127,7 +130,7 @@ def speeds(out: Path, batch_size: int, skip: int) -> list[float]:
 
 
 def load_encoder(peer: Peer, out: Path) -> Encoder:
-    """What open_clip trained, as our encoder: the same networks, so every tensor has its place."""
+    """The model trained by open_clip as our encoder; the networks are the same, so all tensors are used."""
     state = torch.load(out / "checkpoints" / "epoch_1.pt", map_location="cpu")["state_dict"]
     model = build_dual_encoder(
         peer.config.model, peer.tokenizer.vocabulary, peer.tokenizer.padding_id
@@ -152,7 +155,7 @@ def run(command: Sequence[str | Path], threads: int) -> None:
 
 
 def _flags(peer: Peer, out: Path, steps: int) -> list[str]:
-    """The run's settings in the words of open_clip's trainer: one long epoch."""
+    """The run's settings as flags of open_clip's trainer: one long epoch."""
     config, optimizer = peer.config, peer.config.optimizer
     augmentation = config.data.augmentation
     ratio = augmentation.crop_ratio if augmentation.crop_scale[0] < 1 else (1.0, 1.0)
@@ -177,8 +180,8 @@ def _flags(peer: Peer, out: Path, steps: int) -> list[str]:
         "log-every-n-steps": LOG_EVERY,
     }
     flags = [str(word) for name, value in named.items() for word in (f"--{name}", value)]
-    # timm's crop keeps to the ratio asked for; open_clip's own always draws one and, for whole pictures,
-    # draws ten times in vain.
+    # timm's crop respects the requested ratio. open_clip's own always samples one and, for complete images,
+    # fails ten times before it falls back.
     crop = f"scale={tuple(augmentation.crop_scale)}".replace(" ", "")
     flags += ["--aug-cfg", "use_timm=True", crop, f"ratio={tuple(ratio)}".replace(" ", "")]
     flags += ["--image-mean", *map(str, peer.mean), "--image-std", *map(str, peer.std)]
@@ -209,7 +212,9 @@ def _must_be_comparable(config: RunConfig) -> None:
     }
     for what, has_file in needed.items():
         if not has_file:
-            raise UserError(f"{config.name}: open_clip's trainer cannot follow; set `{what}`")
+            raise UserError(
+                f"{config.name}: open_clip's trainer does not support this run; set `{what}`"
+            )
 
 
 def _model_config(config: RunConfig, folder: Path, context: int) -> dict[str, object]:

@@ -1,26 +1,27 @@
-"""What does exact retrieval cost? Ours beside FAISS called by hand, and beside CLIP_benchmark's metric.
+"""Cost of exact retrieval: mmalign, FAISS called directly, and CLIP_benchmark's metric.
 
-    fresh process: vectors of texts and pictures in place -> retrieval -> seconds, peak memory, recall
+    new process: embeddings of texts and images -> retrieval -> seconds, peak memory, recall
 
-    time_over_faiss               `hits_at`, texts to pictures, recall at 1, 5 and 10, to FAISS by hand:
-                                  `IndexFlatIP`, add the pictures, search 10 for each text
+    time_over_faiss               `hits_at`, texts to images, recall at 1, 5 and 10, relative to FAISS:
+                                  `IndexFlatIP`, add the images, search 10 for each text
     speed_over_clip_benchmark     `recall_at_k` of CLIP_benchmark 1.6.2 on all scores, both directions, in its
-                                  batches of 64, to `measure_retrieval`: both directions and all intervals
-    memory_over_clip_benchmark    `measure_retrieval` to the same
+                                  batches of 64, relative to `measure_retrieval`: both directions, all
+                                  intervals
+    memory_over_clip_benchmark    `measure_retrieval` relative to the same
 
-Vectors are random, float32, of unit length, one text a picture; a text leans towards its picture so that
-some are found. Each measurement runs in a process of its own, after a small one that warms up the
-libraries. The methods take turns for some rounds; figures are medians over the rounds, ratios medians over
-the ratios within a round. Memory is the highest resident memory that the process ever had, less what it had
-with the vectors in place and retrieval not yet begun. The recalls of all methods stand in the table: they
-must agree, but for queries where a wrong item scores within 1e-6 of the right one, which ours counts as lost.
+Embeddings are random, float32, of unit length, with one text per image. A text is similar to its image, so
+that some are found. Each measurement runs in its own process, after a small one that warms up the libraries.
+The methods take turns. Figures are medians over the rounds, ratios are medians over the ratios within a
+round. Memory is the peak resident memory of the process, minus that with the embeddings before retrieval. The
+table has the recalls of all methods. They must agree, except for queries with a wrong item within 1e-6 of the
+right one, which ours counts as misses.
 
-Prints a table and, as the last line, one JSON object. Reads /proc, so it wants Linux.
+Prints a table and, as the last line, one JSON object. Reads /proc, so it needs Linux.
 
     python benchmarks/retrieval.py [--size 100000] [--peer-size 20000] [--width 512] [--rounds 3]
                                    [--threads N] [--clip-benchmark-python PATH]
 
-Without PATH, `.venv-clip-benchmark` is made beside this file, once, with pip.
+Without PATH, `.venv-clip-benchmark` is created next to this file once, with pip.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from environments import make_environment
 
 REQUIREMENT = "clip_benchmark==1.6.2"
 KS = (1, 5, 10)
-LEANING = 4.0  # of a text towards its picture, in standard deviations of a random score
+LEANING = 4.0  # similarity of a text to its image, in standard deviations of a random score
 WARM_UP = 64
 PEER_BATCH = 64  # CLIP_benchmark's default
 BLOCK = 4096
@@ -48,7 +49,7 @@ Figures = dict[str, float]
 
 
 def vectors(size: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Texts and pictures, made in place block by block so that nothing else is left behind."""
+    """Embeddings of texts and images, created in place in blocks to leave no other memory."""
     rng = np.random.default_rng(0)
     text_ND, image_ND = (np.empty((size, width), np.float32) for _ in range(2))
     for start in range(0, size, BLOCK):
@@ -72,7 +73,7 @@ def faiss_by_hand(text_ND: np.ndarray, image_ND: np.ndarray) -> Figures:
 
 
 def hits(text_ND: np.ndarray, image_ND: np.ndarray) -> Figures:
-    """Ours: what FAISS by hand does, and the ties."""
+    """Ours: the same as FAISS called directly, with ties."""
     from mmalign.evaluation.nearest import hits_at
 
     places = np.arange(len(text_ND))
@@ -81,7 +82,7 @@ def hits(text_ND: np.ndarray, image_ND: np.ndarray) -> Figures:
 
 
 def measured(text_ND: np.ndarray, image_ND: np.ndarray) -> Figures:
-    """Ours: both directions, with intervals and chance, as `mmalign eval` has it."""
+    """Ours: both directions, with intervals and chance, as in `mmalign eval`."""
     from mmalign.evaluation.embed import EmbeddedSet
     from mmalign.evaluation.retrieval import DIRECTIONS, measure_retrieval
     from mmalign.results.results import Results
@@ -106,7 +107,7 @@ def measured(text_ND: np.ndarray, image_ND: np.ndarray) -> Figures:
 
 
 def clip_benchmark(text_ND: np.ndarray, image_ND: np.ndarray) -> Figures:
-    """Its `recall_at_k` through its `batchify`, on the matrices that its `evaluate` makes."""
+    """Its `recall_at_k` through its `batchify`, on the matrices of its `evaluate`."""
     import torch
     from clip_benchmark.metrics.zeroshot_retrieval import batchify, recall_at_k
 
@@ -131,7 +132,7 @@ METHODS = {
 
 
 def resident_mib(key: str) -> float:
-    """VmRSS: resident memory now. VmHWM: the most that this process ever had."""
+    """VmRSS: resident memory now. VmHWM: its peak in this process."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     found = re.search(rf"{key}:\s+(\d+) kB", status)
     assert found, f"no {key} in /proc/self/status"
@@ -139,7 +140,7 @@ def resident_mib(key: str) -> float:
 
 
 def measure_here(method: str, size: int, width: int) -> None:
-    """Print the figures of one method as JSON: what a child process does."""
+    """Print the figures of one method as JSON (runs in the child process)."""
     METHODS[method](*vectors(WARM_UP, width))
     given = vectors(size, width)
     before = resident_mib("VmRSS")
@@ -163,7 +164,7 @@ def in_fresh_process(python: Path, method: str, size: int, width: int, threads: 
 
 
 def compare(ours: str, theirs: str, python: Path, options: argparse.Namespace) -> Figures:
-    """Medians over the rounds of the ratios of ours to theirs; writes a line for each method."""
+    """Medians over the rounds of the ratios of ours to theirs; writes one line per method."""
     size = options.peer_size if theirs == "clip_benchmark" else options.size
     pythons = {ours: Path(sys.executable), theirs: python}
     found: dict[str, list[Figures]] = {method: [] for method in pythons}
@@ -197,13 +198,17 @@ def write_row(name: str, size: int, figures: Figures) -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=100_000, help="texts and pictures beside FAISS")
-    parser.add_argument("--peer-size", type=int, default=20_000, help="beside CLIP_benchmark")
+    parser.add_argument("--size", type=int, default=100_000, help="texts and images, against FAISS")
+    parser.add_argument(
+        "--peer-size", type=int, default=20_000, help="texts and images, against CLIP_benchmark"
+    )
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--clip-benchmark-python", type=Path, help="interpreter of its environment")
-    parser.add_argument("--only", choices=METHODS, help="measure this here, and print its figures")
+    parser.add_argument(
+        "--only", choices=METHODS, help="measure this method in this process and print its figures"
+    )
     return parser.parse_args()
 
 

@@ -1,10 +1,10 @@
-"""What a robust method costs: the time of a batch's gradients beside the plain method's.
+"""Cost of robust methods: the time of the gradients of a batch, relative to plain fine-tuning.
 
     one batch -> plain, then each method, round after round -> ratios to plain -> medians
 
-A BERT of random weights, fine-tuned whole with its dropout on; forward and backward only, since clipping and
-the optimizer's step cost the same whatever the method. Ratios are taken within a round, so that a busy
-machine slows both sides. Prints a table and, as the last line, one JSON object with the ratios.
+All layers of a BERT with random weights are fine-tuned, with dropout. Only forward and backward are timed,
+because clipping and the optimizer's step cost the same for all methods. Ratios are taken within a round, so
+that a busy machine slows both. Prints a table and, as the last line, one JSON object with the ratios.
 
     python benchmarks/robust.py [--rounds 9] [--layers 4] [--width 256] [--batch 32] [--length 64]
 """
@@ -23,7 +23,7 @@ from mmalign.text.heads.base import TaskBatch
 from mmalign.text.heads.features import ClassificationModel
 from mmalign.text.robust.consistency import ConsistencyConfig, NoiseView
 from mmalign.text.robust.freelb import FreeLbConfig
-from mmalign.text.robust.method import MethodConfig, PlainConfig, backward
+from mmalign.text.robust.method import MethodConfig, PlainConfig
 from mmalign.text.robust.pgd import PgdConfig
 from mmalign.text.robust.rs_rp import RsRpConfig
 from mmalign.text.tasks.example import Example
@@ -39,11 +39,11 @@ METHODS: dict[str, MethodConfig] = {
     ),
 }
 BARS = {"rs_rp": 1.3, "pgd_3": 4.4, "freelb_3": 3.3}
-"""The most that a method may cost: K + 1 plain steps for PGD, K for FreeLB, each plus 10 %."""
+"""Upper limits of the ratio: K + 1 plain steps for PGD, K for FreeLB, each plus 10 %."""
 
 
 def build_model(layers: int, width: int) -> ClassificationModel:
-    """A classifier of texts on a BERT with random weights, in training mode."""
+    """A text classifier on a BERT with random weights, in training mode."""
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
@@ -63,7 +63,7 @@ def build_model(layers: int, width: int) -> ClassificationModel:
 
 
 def build_batch(model: ClassificationModel, size: int, length: int) -> TaskBatch:
-    """Random tokens: one sequence of the full length an example."""
+    """Random tokens: one sequence of the full length per example."""
     vocabulary = model.tower.trunk.config.vocab_size
     token_NL = torch.randint(vocabulary, (size, length), device=model.tower.device)
     target = torch.randint(len(LABELS), (size,), device=model.tower.device)
@@ -73,18 +73,18 @@ def build_batch(model: ClassificationModel, size: int, length: int) -> TaskBatch
 
 
 def seconds(model: ClassificationModel, batch: TaskBatch, config: MethodConfig) -> float:
-    """The time of one batch's gradients."""
+    """Seconds for the gradients of one batch."""
     generator = torch.Generator(model.tower.device).manual_seed(0)
     model.zero_grad()
     started = time.perf_counter()
-    backward(model, batch, config, generator)
+    config.backward(model, batch, generator)
     if model.tower.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
 def measure(rounds: int, model: ClassificationModel, batch: TaskBatch) -> dict[str, list[float]]:
-    """Seconds by method, a value a round; one round before them warms up."""
+    """Seconds by method, one value per round, after one round to warm up."""
     times: dict[str, list[float]] = {name: [] for name in METHODS}
     for number in range(rounds + 1):
         for name, config in METHODS.items():
@@ -95,7 +95,9 @@ def measure(rounds: int, model: ClassificationModel, batch: TaskBatch) -> dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="the cost of robust methods beside plain training")
+    parser = argparse.ArgumentParser(
+        description="cost of robust methods relative to plain training"
+    )
     sizes = {"rounds": 9, "layers": 4, "width": 256, "batch": 32, "length": 64}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -108,7 +110,7 @@ def main() -> None:
         for name, taken in times.items()
     }
     write = sys.stdout.write
-    write(f"{'method':<14}{'ms a batch':>12}{'to plain':>10}{'bar':>8}\n")
+    write(f"{'method':<14}{'ms/batch':>12}{'to plain':>10}{'limit':>8}\n")
     for name, ratio in ratios.items():
         milliseconds = 1000 * statistics.median(times[name])
         write(f"{name:<14}{milliseconds:>12.0f}{ratio:>10.2f}{BARS.get(name, ''):>8}\n")

@@ -1,22 +1,22 @@
-"""Training beside open_clip's trainer: pairs a second on the same shards, recall@1 after equal minutes.
+"""Training with mmalign and with open_clip's trainer: speed on the same shards, recall@1 after equal time.
 
     run file -> mmalign train            -> metrics.jsonl -+
-             -> open_clip's trainer      -> out.log        +-> pairs a second; in turn, round after round
-    the fastest setting of each, as many steps as M minutes hold -> checkpoint -> suite -> mean recall@1
+             -> open_clip's trainer      -> out.log        +-> pairs per second; in turn, round after round
+    the fastest setting of each, as many steps as fit in M minutes -> checkpoint -> suite -> mean recall@1
 
-Both trainers get the same towers, tokenizer, pictures, batch, optimizer, schedule, workers and threads; a
-setting is a precision and the memory format of pictures. open_clip's trainer pads every caption to one
-length: here that of the set's longest, the least that cuts none (`--context` asks for another; its default is
-77). Recall is measured by mmalign's suite on either's weights, and open_clip has a choice of learning rates.
-Speeds are medians, ratios are taken within a round, so that a busy machine slows both sides.
+Both trainers get the same towers, tokenizer, images, batch, optimizer, schedule, workers and threads; a
+setting is a precision and the memory format of images. open_clip's trainer pads every caption to one
+length, here that of the longest caption of the set (`--context` sets another; its default is 77). Recall is
+measured by mmalign's suite on the weights of both, and open_clip's best of several learning rates counts.
+Speeds are medians, and ratios are taken within a round, so that a busy machine slows both.
 
 Prints tables and, as the last line, one JSON object; `throughput_ratio` is the lowest at equal precision and
 memory format. A short run: --precisions bf16 --rounds 1 --steps 21 --minutes 0.2 --learning-rates 2e-3
 
     python benchmarks/training.py [--minutes 3] [--rounds 3] [--open-clip-python PATH]
 
-Without PATH, `.venv-open-clip` is made beside this file, once, with pip: open_clip's trainer needs other
-packages than mmalign.
+Without PATH, `.venv-open-clip` is created next to this file once, with pip, because open_clip's trainer needs
+other packages than mmalign.
 """
 
 import argparse
@@ -47,7 +47,7 @@ PRECISIONS = {"fp32": "fp32", "bf16": "amp_bf16"}  # our name -> that of open_cl
 
 @dataclass(frozen=True)
 class Setting:
-    """A trainer, its precision (our name), and whether pictures lie channels last, as ours always do."""
+    """A trainer, its precision (our name), and whether images are channels last, as ours always are."""
 
     trainer: str
     precision: str
@@ -59,7 +59,7 @@ class Setting:
 
 
 Speeds = dict[Setting, list[float]]
-"""A value a round."""
+"""One value per round."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Contest:
 
     Attributes:
         run: the run file.
-        folder: where runs are left.
+        folder: where runs are written.
         threads: of each trainer's main process.
     """
 
@@ -79,7 +79,7 @@ class Contest:
     threads: int
 
     def train(self, setting: Setting, name: str, steps: int, lr: float) -> Path:
-        """Train from scratch with a cosine over `steps` steps; returns the folder with what is left."""
+        """Train from scratch with a cosine over `steps` steps; returns the output folder."""
         say(f"{name}: {setting}, {steps} steps, lr {lr:g}")
         out = self.folder / name
         if setting.trainer == "mmalign":
@@ -94,7 +94,7 @@ class Contest:
         )
 
     def speed(self, setting: Setting, name: str, steps: int, skip: int) -> float:
-        """Pairs a second: the median over the stretches after the first `skip` steps."""
+        """Pairs per second: the median over the intervals after the first `skip` steps."""
         out = self.train(setting, name, steps, self.config.optimizer.lr)
         if setting.trainer == "open_clip":
             return statistics.median(open_clip.speeds(out, self.config.batch_size, skip))
@@ -125,7 +125,7 @@ def say(line: str) -> None:
 def measure_speeds(
     contest: Contest, settings: Sequence[Setting], rounds: int, steps: int, skip: int
 ) -> tuple[Speeds, Speeds]:
-    """Pairs a second of each setting, and the image tower's share of a step: a value a round.
+    """Pairs per second of each setting, and the image tower's share of a step; one value per round.
 
     In a round each setting runs once.
     """
@@ -141,7 +141,7 @@ def measure_speeds(
 
 
 def image_tower_seconds(contest: Contest, setting: Setting) -> float:
-    """Forward and backward of the image tower alone on one batch: what both trainers must pay."""
+    """Forward and backward of the image tower alone on one batch, a cost that both trainers have."""
     torch.set_num_threads(contest.threads)
     device = distributed.device()
     tower = build_image_tower(contest.config.model.image).to(device).train()
@@ -164,7 +164,7 @@ def image_tower_seconds(contest: Contest, setting: Setting) -> float:
 def compare_speeds(contest: Contest, speeds: Speeds, shares: Speeds) -> float:
     """Print the table and the ratios; returns the lowest ratio at equal precision and memory format."""
     write = sys.stdout.write
-    write(f"\n{'setting':<40}{'pairs/s':>9}{'ms a step':>11}{'image tower':>13}\n")
+    write(f"\n{'setting':<40}{'pairs/s':>9}{'ms/step':>11}{'image tower':>13}\n")
     for setting, values in speeds.items():
         speed, share = statistics.median(values), statistics.median(shares[setting])
         milliseconds = 1000 * contest.config.batch_size / speed
@@ -190,7 +190,7 @@ def equal_ratios(speeds: Speeds) -> dict[str, float]:
 
 
 def fastest(speeds: Speeds, trainer: str) -> tuple[Setting, float]:
-    """The trainer's fastest setting and its pairs a second."""
+    """The trainer's fastest setting and its pairs per second."""
     medians = {s: statistics.median(v) for s, v in speeds.items() if s.trainer == trainer}
     best = max(medians, key=medians.__getitem__)
     return best, medians[best]
@@ -235,13 +235,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--open-clip-python", type=Path, help="interpreter of its environment")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=61, help="of a run that is timed")
+    parser.add_argument("--steps", type=int, default=61, help="steps of a timed run")
     parser.add_argument("--skip", type=int, default=10, help="first steps that are not timed")
     parser.add_argument(
-        "--minutes", type=float, default=3.0, help="of steps before recall; 0: none"
+        "--minutes", type=float, default=3.0, help="training time before recall; 0: no recall"
     )
     parser.add_argument("--learning-rates", nargs="+", type=float, default=[5e-4, 1e-3, 2e-3, 4e-3])
-    parser.add_argument("--context", type=int, help="tokens that open_clip pads to")
+    parser.add_argument(
+        "--context", type=int, help="length to which open_clip pads captions, in tokens"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     return parser.parse_args()
 

@@ -1,13 +1,13 @@
-"""A host dies under a run on two hosts, and comes back: does the run go on by itself, with the same numbers?
+"""Failure and restart of one of two hosts: the run must resume by itself with the same results.
 
     run on one host, 2 ranks -> losses, weights ----------------------------------+
     two network namespaces (veth) -> the script of `mmalign launch --on torchrun` +-> equal, bit for bit?
       on both -> SIGKILL to all of the second host -> the script there again -----+
 
-The hosts are network namespaces of one machine: each has an address of its own and reaches the other through
-a virtual cable only. Run as root, with iproute2, and with `torchrun` and `mmalign` on PATH.
+The hosts are network namespaces of one machine. Each has its own address and reaches the other only through a
+virtual cable. Run as root, with iproute2, and with `torchrun` and `mmalign` on PATH.
 
-Prints a line an event and, as the last line, one JSON object: `exact`, `killed_after_step`,
+Prints one line per event and, as the last line, one JSON object: `exact`, `killed_after_step`,
 `went_on_after_step` and `seconds_to_go_on` (from the second host's return to the first step).
 
     python benchmarks/two_hosts.py [--steps 60] [--kill-after 25]
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def measure(folder: Path, steps: int, kill_after: int) -> dict[str, float | bool]:
-    """The run without a death, the run with one, and how they compare."""
+    """The uninterrupted run, the run with a failure, and their comparison."""
     prepare(folder, steps, every=5)
     reference = folder / "reference"
     if code := Life(Case(folder, 2, steps), reference).end():
@@ -59,12 +59,12 @@ def measure(folder: Path, steps: int, kill_after: int) -> dict[str, float | bool
     kill_host(SECOND)
     second.wait()
     killed_after, went_on_after = step_of(run), newest_step(run)
-    say(f"{SECOND} died after step {killed_after}, step {went_on_after} is saved")
+    say(f"{SECOND} was killed after step {killed_after}; step {went_on_after} is saved")
     returned = time.monotonic()
     second = start(SECOND, script)
     wait_until(lambda: "from step" in second_start(folder), second, folder)
     seconds = time.monotonic() - returned
-    say(f"{SECOND} is back, the run went on after {seconds:.0f} s")
+    say(f"{SECOND} was restarted; the run resumed after {seconds:.0f} s")
     codes = [process.wait(PATIENCE) for process in (first, second)]
     say(f"the launchers ended with {codes}")
     exact = losses_of(run) == losses_of(reference) and weights_of(run) == weights_of(reference)
@@ -77,7 +77,7 @@ def measure(folder: Path, steps: int, kill_after: int) -> dict[str, float | bool
 
 
 def launch_script(run_yaml: Path, out: Path) -> str:
-    """What `mmalign launch --on torchrun` renders for the two hosts, one rank each."""
+    """The script of `mmalign launch --on torchrun` for the two hosts, one rank each."""
     options = {"nodes": 2, "gpus_per_node": 0, "ranks_per_node": 1}
     options |= {"host": HOSTS[FIRST], "interface": "eth0"}
     return render("torchrun", run_yaml, (), out, options)
@@ -85,7 +85,7 @@ def launch_script(run_yaml: Path, out: Path) -> str:
 
 @contextmanager
 def two_hosts() -> Iterator[None]:
-    """Two network namespaces with a cable between them; both go, with all their processes, in the end."""
+    """Two network namespaces with a cable between them; removed with all their processes at the end."""
     try:
         for host in HOSTS:
             ip("netns", "add", host)
@@ -108,7 +108,7 @@ def ip(*words: str) -> str:
 
 
 def start(host: str, script: Path) -> "subprocess.Popen[bytes]":
-    """Start the script on a host; what it prints is added to `<host>.log` beside it."""
+    """Start the script on a host; its output is appended to `<host>.log` in the same folder."""
     with script.with_name(f"{host}.log").open("ab") as log:
         command = ["ip", "netns", "exec", host, "bash", str(script)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -116,7 +116,7 @@ def start(host: str, script: Path) -> "subprocess.Popen[bytes]":
 
 
 def kill_host(host: str) -> None:
-    """SIGKILL to every process of a host, until none is left."""
+    """Send SIGKILL to every process of a host until none is left."""
     while pids := ip("netns", "pids", host).split():
         for pid in pids:
             try:
@@ -132,12 +132,12 @@ def step_of(run: Path) -> int:
 
 
 def second_start(folder: Path) -> str:
-    """What the hosts have printed after the first start of the run said where it began."""
+    """The output of the hosts after the first start printed its first step."""
     return "".join(log_of(folder, host).partition("from step 0")[2] for host in HOSTS)
 
 
 def log_of(folder: Path, host: str) -> str:
-    """What a host has printed."""
+    """The output of a host."""
     path = folder / f"{host}.log"
     return path.read_text(errors="replace") if path.exists() else ""
 
@@ -145,16 +145,16 @@ def log_of(folder: Path, host: str) -> str:
 def wait_until(
     condition: Callable[[], bool], process: "subprocess.Popen[bytes]", folder: Path
 ) -> None:
-    """Until it is true.
+    """Wait until it is true.
 
     Raises:
-        RuntimeError: the process ended before, or nothing happened for long.
+        RuntimeError: the process ended before, or the time is over.
     """
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
             ends = "\n".join(f"--- {host}\n{log_of(folder, host)[-8000:]}" for host in HOSTS)
-            raise RuntimeError(f"the run ended, or nothing happened, before it should\n{ends}")
+            raise RuntimeError(f"the run ended too early, or made no progress\n{ends}")
         time.sleep(0.05)
 
 

@@ -1,14 +1,14 @@
-"""A job of two Slurm nodes is signalled: does it save, requeue, go on and end with the numbers of one host?
+"""A signal to a Slurm job on two nodes: it must save, requeue, resume and end with the results of one host.
 
     run on one host, 2 ranks -> losses, weights --------------------------------------+
     `mmalign launch --on slurm --nodes 2` -> sbatch -> SIGUSR1, as before a time limit +-> equal, bit for bit?
       -> stopped.json -> requeued by the script -> the same job again, to its end -----+
 
-Needs a Slurm with two free nodes that see the temporary folder (`--folder` names another), and `torchrun` and
-`mmalign` on PATH; `sbatch` hands PATH on.
+Needs Slurm with two free nodes that can access the temporary folder (`--folder` names another), and
+`torchrun` and `mmalign` on PATH; `sbatch` passes PATH on.
 
-Prints a line an event and, as the last line, one JSON object: `exact`, `stopped_after_step`, `restarts` (of
-the job, as Slurm counts them) and `state` (of the job in the end).
+Prints one line per event and, as the last line, one JSON object: `exact`, `stopped_after_step`, `restarts`
+(of the job, as Slurm counts them) and `state` (of the job at the end).
 
     python benchmarks/two_nodes_slurm.py [--steps 60] [--signal-after 25] [--folder DIR]
 """
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def measure(folder: Path, steps: int, signal_after: int) -> dict[str, str | float | bool]:
-    """The run on one host, the job on two nodes, and how they compare."""
+    """The run on one host, the job on two nodes, and their comparison."""
     prepare(folder, steps, every=5)
     reference = folder / "reference"
     if code := Life(Case(folder, 2, steps), reference).end():
@@ -73,23 +73,23 @@ def measure(folder: Path, steps: int, signal_after: int) -> dict[str, str | floa
 
 
 def submit(folder: Path, out: Path) -> str:
-    """Submit what `mmalign launch --on slurm` renders; the job's number."""
+    """Submit the script of `mmalign launch --on slurm`; returns the job id."""
     options = {"nodes": 2, "gpus_per_node": 0, "ranks_per_node": 1}
     options |= {"cpus_per_node": 1, "time": "01:00:00"}
     script = folder / "run.sbatch"
     script.write_text(render("slurm", folder / "run.yaml", (), out, options))
-    # One thread a rank, as in the run on one host: other numbers of threads sum in another order.
+    # One thread per rank, as in the run on one host: the order of sums depends on the number of threads.
     threads = "--export=ALL,OMP_NUM_THREADS=1"
     return slurm("sbatch", "--parsable", threads, "--chdir", str(folder), str(script)).strip()
 
 
 def slurm(*words: str) -> str:
-    """Call one of Slurm's programs."""
+    """Call a program of Slurm."""
     return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def state_of(job: str) -> dict[str, str]:
-    """What the controller says of a job: `JobState`, `Restarts`, ..."""
+    """The controller's record of a job: `JobState`, `Restarts`, ..."""
     return dict(re.findall(r"(\w+)=(\S*)", slurm("scontrol", "show", "job", job)))
 
 
@@ -99,16 +99,16 @@ def step_of(run: Path) -> int:
 
 
 def wait_until(condition: Callable[[], bool], job: str) -> None:
-    """Until it is true.
+    """Wait until it is true.
 
     Raises:
-        RuntimeError: the job failed, or nothing happened for long.
+        RuntimeError: the job failed, or the time is over.
     """
     deadline = time.monotonic() + PATIENCE
     while not condition():
         failed = state_of(job)["JobState"] in ("FAILED", "NODE_FAIL", "OUT_OF_MEMORY")
         if failed or time.monotonic() > deadline:
-            raise RuntimeError(f"job {job} failed, or nothing happened, before it should")
+            raise RuntimeError(f"job {job} failed, or made no progress")
         time.sleep(0.5)
 
 

@@ -1,11 +1,11 @@
-"""A real browser for tests: headless Chromium, steered over the Chrome DevTools Protocol.
+"""A real browser for tests: headless Chromium, controlled over the Chrome DevTools Protocol.
 
     test -> JSON, ended by NUL, to Chromium's file 3 -> page
     page -> answers and events from Chromium's file 4 -> values, console errors, requests
 
-No package is needed: `--remote-debugging-pipe` speaks the protocol over two pipes
-(https://chromedevtools.github.io/devtools-protocol/). Nothing listens on a port, and the profile is a
-folder of its own that goes away.
+No package is needed: with `--remote-debugging-pipe` Chromium uses the protocol over two pipes
+(https://chromedevtools.github.io/devtools-protocol/). No port is opened, and the profile is a temporary
+folder.
 """
 
 import base64
@@ -44,7 +44,7 @@ _FLAGS = (
     "--no-first-run",
     "--remote-debugging-pipe",
 )
-_TIMEOUT = 60.0  # seconds for an answer; a busy machine starts a browser slowly
+_TIMEOUT = 60.0  # seconds for an answer; the browser starts slowly on a busy machine
 # key -> (virtual key code, the text that it types)
 _KEYS = {
     "Tab": (9, ""),
@@ -64,9 +64,9 @@ class Browser:
     """One page in one browser; use it in a `with` block.
 
     Attributes:
-        requests: URLs that the page asked for, the page itself first; `data:` URLs are left out.
+        requests: URLs that the page requested, the page itself first; `data:` URLs are left out.
         failed_requests: "<url>: <reason>" for those that failed or that a policy blocked.
-        console_errors: errors, uncaught exceptions and policy violations, in words.
+        console_errors: messages of errors, uncaught exceptions and policy violations.
     """
 
     def __init__(self, width: int = 1200, height: int = 900) -> None:
@@ -109,7 +109,7 @@ class Browser:
         self._read_until(lambda: self._loads > loads, f"{url} to load")
 
     def evaluate(self, script: str) -> Any:
-        """The value of an expression in the page; a promise is waited for."""
+        """The value of an expression in the page; promises are awaited."""
         answer = self.command(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
         )
@@ -126,7 +126,7 @@ class Browser:
         return value
 
     def click(self, selector: str) -> None:
-        """Click the middle of the first element that matches, by a real mouse event."""
+        """Click the middle of the first element that matches, with a real mouse event."""
         x, y = self._middle(selector)
         mouse = {"x": x, "y": y, "button": "left", "clickCount": 1}
         self.command("Input.dispatchMouseEvent", type="mousePressed", **mouse)
@@ -138,7 +138,7 @@ class Browser:
         self.command("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def type(self, selector: str, text: str) -> None:
-        """Focus an element and put in text as an input method does."""
+        """Focus an element and insert text like an input method."""
         self.evaluate(f"document.querySelector({json.dumps(selector)}).focus()")
         self.command("Input.insertText", text=text)
 
@@ -152,7 +152,7 @@ class Browser:
         self.command("Input.dispatchKeyEvent", type="keyUp", **event)
 
     def resize(self, width: int, height: int) -> None:
-        """Give the page a window of this many CSS pixels."""
+        """Set the size of the window in CSS pixels."""
         self.command(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -162,17 +162,17 @@ class Browser:
         )
 
     def screenshot(self, path: Path) -> None:
-        """Write the whole page, also what lies below the window, as a PNG."""
+        """Write the complete page, also the part below the window, as a PNG."""
         picture = self.command("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(picture["data"]))
 
     def pdf(self, path: Path) -> None:
-        """Write the page as it prints."""
+        """Write the printed page as a PDF."""
         printed = self.command("Page.printToPDF", printBackground=False, preferCSSPageSize=True)
         path.write_bytes(base64.b64decode(printed["data"]))
 
     def command(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send any command of the protocol and wait for its answer."""
+        """Send a command of the protocol and wait for its answer."""
         self._number += 1
         number = self._number
         message = {"id": number, "method": method, "params": params}
@@ -199,7 +199,7 @@ class Browser:
         assert PROGRAM is not None, "no Chromium on PATH; mark the test with `needs_browser`"
         theirs_in, self._to = os.pipe()
         self._from, theirs_out = os.pipe()
-        # Above 9, so that neither is overwritten while they become files 3 and 4.
+        # Above 9, so that neither is overwritten when they are copied to files 3 and 4.
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (theirs_in, theirs_out)]
 
         def connect() -> None:
@@ -224,7 +224,7 @@ class Browser:
         while not done():
             left = end - time.monotonic()
             ready = left > 0 and select.select([self._from], [], [], left)[0]
-            assert ready, f"the browser said nothing for {_TIMEOUT:.0f} s, waiting for {what}"
+            assert ready, f"no answer of the browser for {_TIMEOUT:.0f} s, waiting for {what}"
             chunk = os.read(self._from, 1 << 20)
             assert chunk, f"the browser ended, waiting for {what}"
             *messages, self._received = (self._received + chunk).split(b"\0")
@@ -235,7 +235,7 @@ class Browser:
                     answers.append(message)
 
     def _note(self, event: str, params: dict[str, Any]) -> None:
-        """Keep what an event says."""
+        """Record an event."""
         if event == "Page.loadEventFired":
             self._loads += 1
         elif event == "Network.requestWillBeSent":
@@ -245,7 +245,7 @@ class Browser:
                 self.requests.append(url)
         elif event == "Network.loadingFailed":
             reason = params.get("blockedReason") or params["errorText"]
-            with contextlib.suppress(KeyError):  # begun before the page was ours
+            with contextlib.suppress(KeyError):  # it began before this page
                 self.failed_requests.append(f"{self._urls[params['requestId']]}: {reason}")
         elif event == "Runtime.exceptionThrown":
             self.console_errors.append(_words(params["exceptionDetails"]))

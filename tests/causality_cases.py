@@ -1,11 +1,11 @@
-"""Documents with events that the tests of event causality share; written for them, no data set's."""
+"""Documents with events for the tests of event causality; written for the tests, not from a data set."""
 
 from tiny import tiny_model, tiny_tokenizer
 
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.tasks.example import Causality, Event, EventPair, Example
 
-LONG = 32  # tokens that the tower takes
+LONG = 32  # maximum number of tokens of the tower
 
 
 def tiny_tower() -> TextEncoder:
@@ -19,7 +19,7 @@ def document(
     pairs: tuple[tuple[int, int, bool], ...],
     lang: str = "en",
 ) -> Example:
-    """Each trigger is the first occurrence of its words in the sentence that has it."""
+    """Each trigger is the first occurrence of its words in its sentence."""
     events = []
     for trigger in triggers:
         number = next(i for i, one in enumerate(sentences) if trigger in one)
@@ -46,7 +46,7 @@ def alone(name: str = "alone") -> Example:
 
 
 def crowded(events: int = 60) -> Example:
-    """A long document that asks about all pairs of its events."""
+    """A long document with all pairs of its events."""
     words = tuple(f"cat{i:02}" for i in range(events))
     sentences = tuple(" ".join(words[i : i + 6]) + " ." for i in range(0, events, 6))
     pairs = tuple((a, b, b == a + 1) for a in range(events) for b in range(a + 1, events))

@@ -1,4 +1,4 @@
-"""Tiny dual encoders of every kind that an export has to hold: a second each, no network."""
+"""Tiny dual encoders of every kind that can be exported; each takes a second and no network."""
 
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def build_encoder(
     tokenizer = tokenizer or tiny_tokenizer()
     torch.manual_seed(5)
     model = build_dual_encoder(config, tokenizer.vocabulary, tokenizer.padding_id)
-    for module in model.modules():  # a fresh batch norm would change nothing
+    for module in model.modules():  # at initialization batch norm is nearly the identity
         if isinstance(module, torch.nn.BatchNorm2d):
             assert module.running_mean is not None and module.running_var is not None
             module.running_mean.uniform_(-0.1, 0.1)
@@ -82,7 +82,7 @@ def build_encoder(
 
 
 def source_of(encoder: Encoder) -> Source:
-    """The encoder as an export takes it."""
+    """The encoder as input of an export."""
     return Source(tower=text_side(encoder), encoder=encoder)
 
 

@@ -1,4 +1,4 @@
-"""What the ranks of the tests of failures run: steps and runs in which something goes wrong on one rank."""
+"""Functions that ranks run in tests of failures: steps and runs with an error on one rank."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,8 +19,8 @@ from mmalign.training.run_config import RunConfig
 
 
 def bounded_temperatures() -> dict[Way, list[float]]:
-    """For each way, the logarithmic scale after each of two steps of an engine that must not go below a
-    temperature of 0.5, and the one that a checkpoint would hold."""
+    """For each way, the logarithmic scale after two steps of an engine with a minimum temperature of 0.5,
+    each, and the scale that a checkpoint would hold."""
     found = {}
     for way in SOME_WAYS:
         engine = make_engine("contrastive", way, min_temperature=0.5)
@@ -35,7 +35,7 @@ def bounded_temperatures() -> dict[Way, list[float]]:
 
 
 def spoiled_steps() -> dict[Way, dict[str, Any]]:
-    """For each way, an engine that meets an image that is no number, then a gradient that is none."""
+    """For each way, an engine that gets an image with NaN, then a gradient with NaN."""
     return {way: _spoiled(make_engine("contrastive", way)) for way in SOME_WAYS}
 
 
@@ -79,10 +79,10 @@ def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def run_with_bad_data(run_file: str, out: str, changes: list[str], bad: list[int]) -> str:
-    """A run in which the last rank's images at the global batches `bad` are no numbers.
+    """A run in which the last rank's images of the global batches `bad` are NaN.
 
     Returns:
-        What it ended with: the error's sentence, or nothing.
+        The message of the error that ended it, or None.
     """
     real = loop.batches
 

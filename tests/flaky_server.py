@@ -1,8 +1,8 @@
-"""An HTTP server on this machine that fails as it is told to: for tests of what fetches files.
+"""An HTTP server on this machine that fails on request, for tests of downloads.
 
-server.files[path] = bytes            what stands there
-server.answers[path] = [Answer, ...]  how the next requests for it go wrong, one each; then all is well
-server.log                            (method, path, first byte asked for) of every request
+server.files[path] = bytes            the content of a file
+server.answers[path] = [Answer, ...]  failures of the next requests for it, one each; later ones succeed
+server.log                            (method, path, first requested byte) of every request
 """
 
 import re
@@ -15,17 +15,17 @@ from types import TracebackType
 
 @dataclass
 class Answer:
-    """How one request is answered; by default as it should be.
+    """How one request is answered; by default correctly.
 
     Attributes:
-        status: instead of 200 or 206, without a file.
-        location: of a redirect.
-        cut: bytes of the body after which the connection breaks.
+        status: sent instead of 200 or 206, without a body.
+        location: target of a redirect.
+        cut: number of bytes of the body after which the connection breaks.
         stall: seconds of silence after `cut` bytes, before the connection breaks.
         pause: seconds before every KiB of the body.
         body: sent instead of the file.
-        ranges: False: the whole file, whatever was asked for.
-        shift: bytes by which the answer misses the range that was asked for.
+        ranges: if False, the complete file is sent, whatever was requested.
+        shift: bytes by which the range sent differs from the requested one.
     """
 
     status: int | None = None
@@ -40,7 +40,7 @@ class Answer:
 
 
 class FlakyServer:
-    """Runs in threads of this process while the `with` block does."""
+    """Runs in threads of this process inside its `with` block."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -51,7 +51,7 @@ class FlakyServer:
         self.url = f"http://localhost:{self._server.server_port}"
 
     def __enter__(self) -> "FlakyServer":
-        # Looks often whether it is to end: tests wait for it.
+        # Checks often whether it should stop, because tests wait for that.
         serve = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         serve.start()
         return self
@@ -80,20 +80,20 @@ def _handler(server: FlakyServer) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
-            asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-            server.log.append((self.command, path, int(asked[1]) if asked else 0))
+            requested = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            server.log.append((self.command, path, int(requested[1]) if requested else 0))
             answer = server.answer(path)
             data = server.files.get(path) if answer.body is None else answer.body
             if answer.status is not None or data is None:
                 self._send(answer.status or 404, b"", {"Location": answer.location or ""})
-            elif asked is None or not answer.ranges:
+            elif requested is None or not answer.ranges:
                 self._send(200, data, {}, answer)
-            elif int(asked[1]) >= len(data):
+            elif int(requested[1]) >= len(data):
                 self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
             else:
-                first, last = int(asked[1]) + answer.shift, int(asked[2] or len(data) - 1)
-                place = f"bytes {first}-{last}/{len(data)}"
-                self._send(206, data[first : last + 1], {"Content-Range": place}, answer)
+                first, last = int(requested[1]) + answer.shift, int(requested[2] or len(data) - 1)
+                sent = f"bytes {first}-{last}/{len(data)}"
+                self._send(206, data[first : last + 1], {"Content-Range": sent}, answer)
 
         do_HEAD = do_GET
 
@@ -118,7 +118,7 @@ def _handler(server: FlakyServer) -> type[BaseHTTPRequestHandler]:
                     self.wfile.write(body[first : first + step])
                 self.wfile.flush()
             except (BrokenPipeError, ConnectionResetError):
-                self.close_connection = True  # the client had enough
+                self.close_connection = True  # the client closed the connection
                 return
             answer.started.set()
             if answer.cut is not None:

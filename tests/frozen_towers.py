@@ -1,4 +1,4 @@
-"""A small frozen image tower, its features, and a data set with a broken picture, for tests."""
+"""A small frozen image tower, its features, and a data set with a broken image, for tests."""
 
 import io
 from dataclasses import replace
@@ -21,7 +21,7 @@ from mmalign.models.image_tower import ImageTower, build_image_tower
 from mmalign.training.run_config import RunConfig
 
 FROZEN: dict[str, Any] = {**MODEL, "image": {**MODEL["image"], "frozen": True}}
-BROKEN = 5  # sample whose picture does not decode
+BROKEN = 5  # sample whose image does not decode
 SAMPLES = 14
 
 
@@ -32,7 +32,7 @@ def frozen_tower(seed: int = 0, image_size: int = 32) -> ImageTower:
 
 
 def make_set_to_embed(folder: Path, count: int = SAMPLES, broken: bool = True) -> Path:
-    """A data set with 4 samples a shard."""
+    """A data set with 4 samples per shard."""
     pairs = [make_pair(number, ("en", "sw")) for number in range(count)]
     if broken:
         encoded = io.BytesIO()
@@ -43,7 +43,7 @@ def make_set_to_embed(folder: Path, count: int = SAMPLES, broken: bool = True) -
 
 @torch.no_grad()
 def from_pixels(tower: ImageTower, data: Path, index: int) -> np.ndarray:
-    """The feature of one picture in float32, without any file of features."""
+    """The feature of one image in float32, computed without cached features."""
     view, shard_set = plain_view(tower.size), ShardSet(data)
     pixel_HWC = view(shard_set.read(index).image, np.random.default_rng(0))
     shard_set.close()
@@ -52,11 +52,11 @@ def from_pixels(tower: ImageTower, data: Path, index: int) -> np.ndarray:
 
 
 def train_each(jobs: dict[str, tuple[RunConfig, int | None]], folder: Path) -> dict[str, str]:
-    """Train one run after the other, on the ranks that call it; what stopped those that an error stopped.
+    """Train one run after the other on the calling ranks; returns the errors of those that failed.
 
     Args:
-        jobs: configuration and last step, by the name of the run below `folder`; what follows a `+` in a
-            name is left out of the folder's.
+        jobs: configuration and last step, by the name of the run below `folder`; the part of a name after
+            `+` is not part of the folder's name.
     """
     from mmalign.training.loop import train
 

@@ -1,4 +1,4 @@
-"""Tars that a stranger may send: made with Python's tarfile, and byte by byte where it would refuse."""
+"""Untrusted tars: written with Python's tarfile, and byte by byte where tarfile would refuse."""
 
 import io
 import json
@@ -36,7 +36,7 @@ def samples(count: int) -> Members:
 
 
 def tar_of(members: Iterable[tuple[str, bytes]], tar_format: int = tarfile.USTAR_FORMAT) -> bytes:
-    """A whole tar of regular files."""
+    """A complete tar of regular files."""
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w", format=tar_format) as writer:
         for name, data in members:
@@ -47,7 +47,7 @@ def tar_of(members: Iterable[tuple[str, bytes]], tar_format: int = tarfile.USTAR
 
 
 def header(name: str | bytes, size: int = 0, kind: bytes = b"0", link: str = "") -> bytes:
-    """One header block with a right checksum, whatever it says."""
+    """One header block with a correct checksum, even if its fields are invalid."""
     raw = name.encode() if isinstance(name, str) else name
     fields = (raw, b"0000644", b"0000000", b"0000000", b"%011o" % size, b"00000000000")
     sizes = (100, 8, 8, 8, 12, 12)
@@ -58,7 +58,7 @@ def header(name: str | bytes, size: int = 0, kind: bytes = b"0", link: str = "")
 
 
 def member(name: str | bytes, data: bytes, kind: bytes = b"0") -> bytes:
-    """One member: its header, its bytes, padded."""
+    """One member: its header and its bytes, padded."""
     return header(name, len(data), kind) + data + bytes(-len(data) % BLOCK)
 
 
@@ -66,7 +66,7 @@ END = bytes(2 * BLOCK)
 
 
 def pixel_bomb(side: int = 13_000) -> bytes:
-    """A PNG of side x side pixels of one bit in about 20 kB."""
+    """A 1-bit PNG of side x side pixels in about 20 kB."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         checksum = zlib.crc32(kind + body)
@@ -78,7 +78,7 @@ def pixel_bomb(side: int = 13_000) -> bytes:
 
 
 class RunsCode:
-    """Unpickling this writes a file."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -88,7 +88,7 @@ class RunsCode:
 
 
 def write_many_members(path: Path, count: int) -> None:
-    """A tar of empty pictures, each under a key of its own."""
+    """A tar of empty images, each with its own key."""
     template = bytearray(header(f"{0:09d}.jpg"))
     plain = sum(template[:148]) + sum(template[156:]) + 8 * 0x20
     digits = sum(b"000000000")

@@ -1,10 +1,10 @@
-"""A hub on this machine: the part of the Hugging Face hub's interface that a push and a load use.
+"""A local hub: the part of the Hugging Face hub's interface that a push and a load use.
 
     with running_hub() as hub:  HF_ENDPOINT=hub.endpoint, HF_TOKEN=TOKEN -> hub.repos, hub.requests
 
-Repositories live in memory as a list of commits, each a mapping from path to bytes. Large files (`LARGE`) go
-the way of LFS: asked for in a batch, sent by PUT, verified, named in the commit by their sha256, and read
-through a redirect. `hub.failures` makes chosen requests fail. The interface was read in the sources of
+Repositories live in memory as a list of commits, each a mapping from path to bytes. Large files (`LARGE`)
+use LFS: requested in a batch, sent by PUT, verified, referenced in the commit by their sha256, and read
+through a redirect. `hub.failures` makes chosen requests fail. The interface follows the sources of
 huggingface_hub 2.4 (hf_api.py, _commit_api.py, lfs.py, file_download.py).
 """
 
@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 TOKEN = "hf_" + "LocalTokenOfNobody"
 OWNER = "someone"
 LARGE = (".safetensors", ".onnx")
-CUT = 0  # instead of a status: the connection is closed in the middle of the body
+CUT = 0  # in place of a status: the connection is closed in the middle of the body
 HOST = "127.0.0.1"
 NAME = r"(?P<name>[\w.-]+/[\w.-]+)"
 
@@ -70,17 +70,17 @@ class Request:
 
 
 class Hub(ThreadingHTTPServer):
-    """The server and its memory."""
+    """The server and its repositories."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__((HOST, 0), Handler)
         self.endpoint = f"http://localhost:{self.server_address[1]}"
-        # Large files come from another host, as on the hub, which must not see the token.
+        # As on the hub, large files come from another host, which must not receive the token.
         self.storage = f"http://{HOST}:{self.server_address[1]}/storage"
         self.repos: dict[str, Repo] = {}
-        self.store: dict[str, bytes] = {}  # what was sent by PUT, by sha256
+        self.store: dict[str, bytes] = {}  # content sent by PUT, by sha256
         self.requests: list[Request] = []
         self.failures: list[Failure] = []
 
@@ -98,7 +98,7 @@ class Hub(ThreadingHTTPServer):
         return None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no news."""
+        """Ignore clients that disconnected."""
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def running_hub() -> Iterator[Hub]:
 
 
 class Answer(Exception):
-    """What a request gets."""
+    """The answer to a request."""
 
     def __init__(self, status: int, body: Any = None, **headers: str) -> None:
         super().__init__(status)
@@ -132,13 +132,13 @@ def git_oid(data: bytes) -> str:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one connection's requests."""
+    """Answers the requests of one connection."""
 
     protocol_version = "HTTP/1.1"
     server: Hub
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing on the tests' stderr."""
+        """Print nothing on the stderr of the tests."""
 
     def _serve(self) -> None:
         failure = self.server.failure(self.command, self.path)

@@ -1,4 +1,5 @@
-"""A run folder with every measure in it, as training and evaluation leave it; the numbers are drawn."""
+"""A synthetic run folder with every measure, as written by training and evaluation; the numbers are
+random."""
 
 import base64
 import io
@@ -179,7 +180,7 @@ def _add_mean(results: Results, head: str, tail: str, parts: list[str], name: st
 
 
 def part(results: Results, is_text: bool) -> Results:
-    """Only the text tasks, or only the rest, as one suite's file holds them."""
+    """Only the text tasks, or only the other metrics, as in the file of one suite."""
 
     def of(tree: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in tree.items() if name.startswith("text/") == is_text}
@@ -226,7 +227,7 @@ def write_records(path: Path, languages: list[str], rng: np.random.Generator) ->
 
 
 def write_gallery(path: Path, rng: np.random.Generator) -> None:
-    """Queries in several scripts, one of them hostile, each with five pictures."""
+    """Queries in several scripts, one of them hostile, each with five images."""
     queries = []
     for lang, text in {**CAPTIONS, "de": HOSTILE}.items():
         right = int(rng.integers(0, 8))
@@ -239,7 +240,7 @@ def write_gallery(path: Path, rng: np.random.Generator) -> None:
 
 
 def write_run(run: Path, languages: list[str], pictures: int = 1000, strength: float = 0.9) -> Path:
-    """A run folder as training, evaluation and fine-tuning leave it."""
+    """A run folder as written by training, evaluation and fine-tuning."""
     rng = np.random.default_rng(5)
     run.mkdir()
     (run / "config.yaml").write_text(write_yaml(CONFIG))

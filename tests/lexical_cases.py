@@ -1,4 +1,4 @@
-"""What the tests of word alignment share: a tiny encoder and decoder on disk, and dictionaries."""
+"""Cases for the tests of word alignment: a tiny encoder and decoder on disk, and dictionaries."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ LANGUAGES = ("ee", "sw")
 
 
 def foreign(english: str, lang: str) -> str:
-    """The invented translation: the syllables turned round, with the language's own end."""
+    """The invented translation: the reversed syllables with a suffix of the language."""
     return english[2:] + english[:2] + {"ee": "gbe", "sw": "wa"}[lang]
 
 
@@ -43,7 +43,7 @@ def write_dictionaries(folder: Path, **more: list[tuple[str, str]]) -> Path:
 
 
 def tokenizer() -> Tokenizer:
-    """Of all the words, with start and end tokens."""
+    """A tokenizer of all the words, with start and end tokens."""
     texts = [*ENGLISH, *(foreign(word, lang) for word in ENGLISH for lang in LANGUAGES)]
     return train_tokenizer(texts, vocabulary=120)
 
@@ -59,7 +59,7 @@ def write_encoder(folder: Path, seed: int = 0) -> Path:
 
 
 def write_decoder(folder: Path, seed: int = 0) -> Path:
-    """A tiny Llama whose tokenizer adds a start token only and knows no padding token."""
+    """A tiny Llama whose tokenizer adds only a start token and has no padding token."""
     torch.manual_seed(seed)
     LlamaModel(LlamaConfig(**SHAPE, num_key_value_heads=2)).save_pretrained(folder)
     inner: Any = tokenizer().inner
@@ -72,7 +72,7 @@ def write_decoder(folder: Path, seed: int = 0) -> Path:
 
 
 def write_decoder_with_long_start(folder: Path) -> Path:
-    """The tiny Llama with a start token whose state is huge, as those of real ones are from layer 2 on."""
+    """The tiny Llama with a start token of large norm, as in real models from layer 2 on."""
     write_decoder(folder)
     model = LlamaModel.from_pretrained(folder)
     with torch.no_grad():
@@ -82,7 +82,7 @@ def write_decoder_with_long_start(folder: Path) -> Path:
 
 
 def probed(model: str, words: str) -> dict[str, float]:
-    """All metrics of the probe; runs on real ranks too."""
+    """All metrics of the probe; can also run on several ranks."""
     results = Results(suite="", model={})
     probe(load_text_encoder(model), read_lexicon(LexiconConfig(name="toy", folder=words)), results)
     return results.metrics

@@ -1,4 +1,4 @@
-"""The losses as their definitions read, pair by pair, and a global batch that any number of ranks shares."""
+"""The losses by definition, pair by pair, and a global batch that can be split over ranks."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +12,7 @@ from mmalign.core.batch import Embeddings
 from mmalign.training.loss import contrastive_loss, sigmoid_loss, text_text_loss
 
 WIDTH = 6
-# Eight images; some are the same picture, on the same rank or not, and bring up to three captions.
+# Eight images. Some are equal, on the same rank or on different ranks. Each has up to three captions.
 PICTURES = (3, 1, 2, 1, 4, 4, 5, 3)
 CAPTIONS = (1, 3, 2, 1, 2, 1, 1, 2)
 
@@ -20,7 +20,7 @@ Found = dict[str, Tensor]
 
 
 def random_embeddings(images: int, texts: int, seed: int = 0, width: int = WIDTH) -> Embeddings:
-    """float64 leaves that want gradients, rows of length 1."""
+    """float64 leaves that require gradients, with rows of length 1."""
     generator = torch.Generator().manual_seed(seed)
 
     def rows(n: int) -> Tensor:
@@ -44,7 +44,7 @@ def leaves(embeddings: Embeddings) -> Found:
 
 
 def with_gradients(loss: Tensor, embeddings: Embeddings) -> Found:
-    """The loss, and its gradient by each leaf that it depends on."""
+    """The loss, and its gradient with respect to each leaf."""
     given = leaves(embeddings)
     gradients = torch.autograd.grad(loss, tuple(given.values()), allow_unused=True)
     named = {n: g for n, g in zip(given, gradients, strict=True) if g is not None}
@@ -98,7 +98,7 @@ def _mean(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def _pair_losses(logits: Tensor, positive: Tensor, label_smoothing: float) -> list[Tensor]:
-    """For each row the losses of its positives, each as a classification among the row's negatives."""
+    """For each row the losses of its positives, each a classification against the row's negatives."""
     first = torch.tensor(0)
     return [
         torch.stack(
@@ -154,7 +154,7 @@ def global_batch() -> tuple[Embeddings, Tensor, Tensor, Tensor]:
 
 
 def on_this_rank() -> dict[str, Found]:
-    """Each loss of the global batch and its gradients: all ranks' sum, own rows for the embeddings."""
+    """Each loss of the global batch and its gradients: summed over ranks; for embeddings the own rows."""
     everything, picture_id_B, picture_id_N, weight_N = global_batch()
     images = len(PICTURES) // distributed.world_size()
     first = distributed.rank() * images

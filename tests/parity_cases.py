@@ -1,4 +1,4 @@
-"""What the ranks of the parity tests run: the same global batch, whatever the number of ranks."""
+"""Functions that ranks run in the parity tests: the same global batch for any number of ranks."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -20,12 +20,12 @@ from mmalign.training.objective import ObjectiveConfig, outcome_of, trained_modu
 from mmalign.training.optimizer import OptimizerConfig
 
 IMAGES = 8
-# Captions of each image: their number differs between the halves and quarters of the batch.
+# Captions per image. Their number differs between the halves and quarters of the batch.
 CAPTIONS = (1, 3, 2, 1, 1, 1, 4, 2)
-# Images 1 and 6 show the same picture: on two ranks they lie on different ranks.
+# Images 1 and 6 are equal. With two ranks they are on different ranks.
 PICTURES = (10, 11, 12, 13, 14, 15, 11, 17)
-# Batch normalisation is the hard case of the method, so float64 proves it there. In float32 it rounds
-# more than the bar allows even on one rank (3e-6); there a transformer shows what the engine does.
+# Batch normalisation is the hard case of the method and is tested in float64. In float32 its rounding exceeds
+# the tolerance even on one rank (3e-6), so there a transformer is tested.
 IMAGE_TOWERS: dict[str, dict[str, Any]] = {
     "resnet10t": {"channels": (8, 8, 16, 16), "stem_width": 8},
     "vit_tiny_patch16_224": {"depth": 1, "embed_dim": 32, "num_heads": 2, "patch_size": 8},
@@ -69,11 +69,11 @@ def build_model(image_tower: str, seed: int = 0) -> DualEncoder:
 def make_batch(step: int, rank: int, world_size: int) -> Batch:
     """This rank's part of a global batch of 8 images and 15 captions.
 
-    Of four ranks, the first has no token to predict and the third no two captions of one picture.
+    Of four ranks, the first has no token to predict, and the third has no two captions of one image.
     """
     generator = torch.Generator().manual_seed(step)
-    # Noise of different colours: of noise alone an untrained tower makes nearly equal embeddings, whose
-    # gradients are small differences that float32 knows to 1e-6 at best.
+    # Noise of different colours. For noise alone an untrained tower has nearly equal embeddings, and their
+    # gradients are small differences with a float32 error of 1e-6 or more.
     colour_BC11 = 3 * torch.randn(IMAGES, 3, 1, 1, generator=generator)
     image_BCHW = colour_BC11 + torch.randn(IMAGES, 3, 32, 32, generator=generator)
     token_NL = torch.randint(5, 40, (sum(CAPTIONS), 12), generator=generator)
@@ -100,7 +100,7 @@ def make_batch(step: int, rank: int, world_size: int) -> Batch:
 
 
 def masked(batch: Batch) -> Batch:
-    """The batch as masked language modelling sees it: without images and with tokens hidden."""
+    """The batch for masked language modelling: without images and with masked tokens."""
     assert batch.label_NL is not None
     hidden_NL = batch.token_NL.where(batch.label_NL == NOT_PREDICTED, MASK_ID)
     return replace(batch, image_BCHW=None, token_NL=hidden_NL)
@@ -134,8 +134,8 @@ class Way:
     """One way to compute the same step.
 
     Attributes:
-        cached: whether the gradients are cached, with parts of 1 image.
-        tiled: whether the loss is cut into tiles of 2 x 2 scores.
+        cached: whether gradients are cached, with micro-batches of 1 image.
+        tiled: whether the loss uses tiles of 2 x 2 scores.
     """
 
     zero_stage: int
@@ -143,7 +143,7 @@ class Way:
     tiled: bool = False
 
 
-# Each stage, with both kinds of gradients and of losses among them; all combinations take minutes.
+# Every stage, both kinds of gradients and both kinds of losses; all combinations would take minutes.
 SOME_WAYS = (Way(0), Way(1, cached=True), Way(2, tiled=True), Way(3, cached=True, tiled=True))
 EVERY_WAY = tuple(
     Way(*way) for way in itertools.product((0, 1, 2, 3), (False, True), (False, True))
@@ -195,7 +195,7 @@ def make_engine(objective: str, way: Way, seed: int = 0, min_temperature: float 
 
 
 def everything(ways: tuple[Way, ...]) -> dict[str, Any]:
-    """One spawn for all cases: starting ranks costs more than running them."""
+    """One spawn for all cases, because starting ranks takes longer than running them."""
     masked_model = "masked_language_model"
     towers = {name: plain_autograd(name) for name in IMAGE_TOWERS}
     others = {name: plain_autograd(ENGINE_TOWER, name) for name in ("text_text", masked_model)}

@@ -1,11 +1,11 @@
-"""Texts and images that show whether two encoders agree: many scripts and lengths, every mode of Pillow.
+"""Texts and images that test whether two encoders agree: many scripts and lengths, every mode of Pillow.
 
     names of languages in many languages (CLDR) -> clean texts -+-> odd_texts
     written by hand                             -> DIRTY_TEXTS -+
     random pixels of a fixed seed               -> 50 images     -> opaque_images, and the transparent ones
 
-Clean texts are NFC without doubled spaces, because open_clip fixes texts (ftfy, white space) before its
-tokenizer sees them. On the dirty ones it may differ, other libraries may not.
+Clean texts are NFC without double spaces, because open_clip normalises texts (ftfy, white space) before its
+tokenizer. On dirty texts open_clip may differ; other libraries must not.
 """
 
 import io
@@ -17,7 +17,7 @@ import numpy as np
 from langcodes import Language
 from PIL import Image, ImageOps
 
-# Languages whose names CLDR knows in a script of their own; several languages for the great scripts.
+# Languages whose names CLDR has in their own script; several languages for widespread scripts.
 LANGUAGES = """
     en de fr vi tr sw el ru uk kk ka hy he yi ar fa ur hi mr ne bn as pa gu or ta te kn ml si th
     lo my km bo dz zh ja ko am ti chr ii nqo sat ff-Adlm zgh ccp
@@ -34,15 +34,15 @@ PLAIN = (
     "A.B-C_D/E",
 )
 DIRTY_TEXTS = (
-    "cafe\u0301 au lait",  # NFD: the accent is a character of its own
+    "cafe\u0301 au lait",  # NFD: the accent is a separate character
     "\u1112\u1161\u11ab\u1100\u1173\u11af",  # NFD: Korean as single letters
     "two  dogs   run",
     " a space before and behind ",
     "a tab\tand a\nnew line",
-    "naÃ¯ve cafÃ©",  # UTF-8 that was read as Latin-1
+    "naÃ¯ve cafÃ©",  # UTF-8 decoded as Latin-1
     "👩\u200d💻 and 👨\u200d👩\u200d👧",  # joined by U+200D
     "می\u200cخواهم",  # U+200C inside a word
-    "\u200fكلب\u200f \u200edog\u200e",  # marks of the direction
+    "\u200fكلب\u200f \u200edog\u200e",  # direction marks
     "bell\x07 and escape\x1b[0m",
     "\ufeffbyte order mark",
     "no\u00a0break, thin\u2009space",
@@ -53,7 +53,7 @@ DIRTY_TEXTS = (
 
 
 class Case(NamedTuple):
-    """An encoded image; libraries lay transparent ones on different backgrounds."""
+    """An encoded image; libraries put transparent ones on different backgrounds."""
 
     name: str
     data: bytes
@@ -62,12 +62,12 @@ class Case(NamedTuple):
 
 @cache
 def clean_texts() -> list[str]:
-    """Texts in more than 30 scripts, from nothing to far beyond 512 tokens; always the same."""
+    """Texts in more than 30 scripts, from empty to far more than 512 tokens; deterministic."""
     texts = list(PLAIN)
     for number, code in enumerate(LANGUAGES.split()):
         language = Language.get(code)
         names = [Language.get(other).display_name(language) for other in NAMED]
-        # Of every sixth language a text that no tower takes in completely.
+        # For every sixth language a text that every tower truncates.
         repeats = 60 if number % 6 == 0 else 1
         texts += [language.autonym(), f"{names[number % 12]}, {names[(number + 1) % 12]}"]
         texts.append(" ".join([*names, language.autonym()] * repeats))
@@ -84,13 +84,13 @@ def opaque_images() -> list[bytes]:
 
 
 def upright(encoded: list[bytes]) -> list[Image.Image]:
-    """As the user of another library opens images: in any mode, turned as their EXIF field says."""
+    """Images as opened by a user of another library: in any mode, rotated by their EXIF orientation."""
     return [ImageOps.exif_transpose(Image.open(io.BytesIO(data))) for data in encoded]
 
 
 @cache
 def image_cases() -> list[Case]:
-    """50 images of every mode, format, orientation and shape; always the same."""
+    """50 images of every mode, format, orientation and shape; deterministic."""
     rng = np.random.default_rng(6)
     image = _drawn(rng, 90, 70)
     grey, clear = image.convert("L"), Image.new("L", image.size, 255)
@@ -145,7 +145,7 @@ def image_cases() -> list[Case]:
 
 
 def _drawn(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Soft shapes and some noise: edges and flat areas, as photographs have them."""
+    """Soft shapes and some noise, with edges and flat areas like photographs."""
     coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
     soft = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
     noise = rng.integers(-24, 25, soft.shape, np.int16)

@@ -1,4 +1,4 @@
-"""Small copies of the layouts in which published sets lie on disk, and what is built from them."""
+"""Small copies of published data sets in their layout on disk, and the data built from them."""
 
 import json
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from mmalign.data.shards.reader import ShardSet
 
 
 def write_pictures(folder: Path, names: Iterable[str]) -> None:
-    """JPEGs of these names, all different."""
+    """JPEGs with these names, all different."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names):
         (folder / name).write_bytes(make_image(number, "JPEG"))
@@ -32,7 +32,7 @@ def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
 
 
 def replace_line(path: Path, number: int, line: str) -> None:
-    """Line `number`, counted from 1, becomes another."""
+    """Replace line `number`, counted from 1."""
     lines = path.read_text(encoding="utf-8").splitlines()
     write_lines(path, [*lines[: number - 1], line, *lines[number:]])
 
@@ -43,7 +43,7 @@ def recipe_of(kind: str, *folders: Path) -> RecipeConfig:
 
 
 def build_and_read(out: Path, kind: str, *folders: Path) -> dict[str, list[Pair]]:
-    """The pairs of each split, through shards and back."""
+    """The pairs of each split, written to shards and read back."""
     build(recipe_of(kind, *folders), out)
     pairs = {}
     for folder in sorted(path for path in out.iterdir() if path.is_dir()):
@@ -62,7 +62,7 @@ def captions_of(pair: Pair) -> dict[str, list[str]]:
 
 
 def refusal(out: Path, kind: str, *folders: Path) -> str:
-    """The sentence with which a build is refused; nothing is left behind."""
+    """The error message of a build that fails; checks that it leaves no files."""
     with pytest.raises(UserError) as caught:
         build(recipe_of(kind, *folders), out)
     assert "\n" not in str(caught.value)

@@ -1,37 +1,67 @@
-"""Real ranks for tests: processes that join one gloo group through a file, so no port is needed."""
+"""Processes for tests: real gloo ranks, and `mmalign` commands.
 
+A server process imports the heavy libraries once per test session. Each rank or command is a fork of it. It
+starts in milliseconds instead of seconds, and contains nothing of another test.
+"""
+
+import multiprocessing as mp
 import os
+import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+
+_PRELOADED = [
+    "mmalign.cli",
+    "mmalign.training.loop",
+    "deepspeed.runtime.zero",
+    "timm",
+    "transformers.models.bert.modeling_bert",
+]
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
-    """What `function(*args)` returns on each of `world_size` gloo ranks, in rank order.
+def _context() -> Any:
+    # A fork cannot use a GPU whose driver its parent has looked at.
+    if torch.cuda.is_available():
+        return mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
 
-    Args:
-        function: of a module that the ranks can import (not a lambda, not a closure).
-        folder: an empty one for the file store and the results.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    context = mp.get_context("spawn")
-    processes = [
-        context.Process(target=_run_rank, args=(rank, world_size, function, folder, args))
-        for rank in range(world_size)
-    ]
+
+def _join(processes: list[Any]) -> list[int]:
+    """Start them together; the exit codes."""
     for process in processes:
         process.start()
     for process in processes:
         process.join()
+    return [process.exitcode for process in processes]
+
+
+def run_ranks(world_size: int, function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
+    """The results of `function(*args)` on each of `world_size` gloo ranks, in rank order.
+
+    Args:
+        function: of a module that the ranks can import (not a lambda, not a closure).
+        folder: an empty one for the file store and the results. The ranks join through a file, so no port is
+            needed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    context = _context()
+    codes = _join(
+        [
+            context.Process(target=_run_rank, args=(rank, world_size, function, folder, args))
+            for rank in range(world_size)
+        ]
+    )
     errors = [path.read_text() for path in sorted(folder.glob("error*.txt"))]
     assert not errors, "\n".join(errors)
-    assert all(process.exitcode == 0 for process in processes)
+    assert not any(codes)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 
@@ -50,7 +80,58 @@ def _run_rank(
         raise
     finally:
         dist.destroy_process_group()
-    # All that a test looks at is written. Without this the interpreter is taken down while threads of the
-    # libraries still stand, which aborts a process once in some thousand ("terminate called ...").
+    # The results are written. A normal exit would end the interpreter while threads of libraries
+    # still run, which aborts about one process in some thousand ("terminate called ...").
     sys.stdout.flush()
     os._exit(0)
+
+
+class Done(NamedTuple):
+    """How a command ended; output of rank 0."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_command(arguments: Sequence[str], folder: Path, ranks: int = 1) -> Done:
+    """`mmalign ARGUMENTS` in `folder`, on ranks that get the environment that torchrun gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
+    outputs = [folder / f".output-{rank}" for rank in range(ranks)]
+    codes = _join(
+        [
+            _context().Process(
+                target=_run_command,
+                args=(
+                    list(arguments),
+                    folder,
+                    outputs[rank],
+                    {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                    if ranks > 1
+                    else {},
+                ),
+            )
+            for rank in range(ranks)
+        ]
+    )
+    texts = [outputs[0].with_suffix(f".{stream}").read_text() for stream in ("out", "err")]
+    return Done(next((code for code in codes if code), 0), *texts)
+
+
+def _run_command(
+    arguments: list[str], folder: Path, output: Path, environment: dict[str, str]
+) -> None:
+    # The descriptors themselves: libraries write to them without Python.
+    for descriptor, stream in ((1, "out"), (2, "err")):
+        with output.with_suffix(f".{stream}").open("w") as file:
+            os.dup2(file.fileno(), descriptor)
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    os.environ.update(environment)
+    sys.argv = ["mmalign", *arguments]
+    from mmalign import cli
+
+    cli.main()

@@ -14,7 +14,7 @@ LANGUAGES = ("en", "sw", "ja")
 
 
 def make_image(number: int, image_format: str = "PNG", size: int = 16) -> bytes:
-    """A picture of two colours that tell its number."""
+    """An image of two colours that depend on its number."""
     image = Image.new("RGB", (size, size), (number * 37 % 256, number * 91 % 256, 128))
     image.paste((number * 53 % 256, 64, number * 17 % 256), (0, 0, size // 2, size // 2))
     encoded = io.BytesIO()
@@ -38,7 +38,7 @@ def make_pair(number: int, languages: tuple[str, ...], picture: str | None = Non
 
 
 def write_set(folder: Path, pairs: list[Pair], samples_per_shard: int = 4) -> Path:
-    """The pairs as a finished data set."""
+    """Write the pairs as a finished data set."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = [pairs[i : i + samples_per_shard] for i in range(0, len(pairs), samples_per_shard)]
     reports = [write_pairs(folder / f"{i:05d}.tar", part) for i, part in enumerate(parts)]
@@ -48,7 +48,7 @@ def write_set(folder: Path, pairs: list[Pair], samples_per_shard: int = 4) -> Pa
 
 
 def finished(rows: Iterable[LazyPair | BadRow]) -> Iterator[Pair]:
-    """The pairs of all rows of a source, one after another; the first bad row is an error."""
+    """The pairs of all rows of a source, in order; raises the first bad row."""
     for row in rows:
         if isinstance(row, BadRow):
             raise row
@@ -58,7 +58,7 @@ def finished(rows: Iterable[LazyPair | BadRow]) -> Iterator[Pair]:
 def make_set(
     folder: Path, count: int, languages: Callable[[int], tuple[str, ...]] | None = None
 ) -> Path:
-    """A data set of `count` pictures; by default with 1, 2 or 3 captions, some languages twice."""
+    """A data set of `count` images; by default with 1, 2 or 4 captions, some languages twice."""
 
     def default(number: int) -> tuple[str, ...]:
         return (("en",), ("sw", "en"), ("en", "en", "ja", "sw"))[number % 3]
@@ -68,5 +68,5 @@ def make_set(
 
 
 def open_descriptors() -> set[Path]:
-    """Of this process."""
+    """The open file descriptors of this process."""
     return set(Path("/proc/self/fd").iterdir())

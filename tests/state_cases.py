@@ -1,4 +1,4 @@
-"""What the ranks of the state tests run: train, capture, restore elsewhere, capture again, train on."""
+"""Functions that ranks run in the state tests: train, capture, restore elsewhere, capture again, train on."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ from mmalign.training.optimizer import OptimizerConfig
 from mmalign.training.state import capture, restore
 
 MASKED = "masked_language_model"
-# Masked language modelling freezes the image tower: here one with batch normalisation's buffers.
+# Masked language modelling freezes the image tower; this one has buffers of batch normalisation.
 TOWERS = {"contrastive": ENGINE_TOWER, MASKED: "resnet10t"}
 STEPS, STEPS_MORE = 3, 2
 Tensors = dict[str, Tensor]
@@ -38,7 +38,7 @@ def train(engine: Engine, objective: str, steps: int) -> list[float]:
 
 
 def write(engine: Engine, stage: int, folder: Path) -> Tensors:
-    """Write what all ranks capture into `folder`; returns all of it."""
+    """Write the captured state of all ranks into `folder`; returns it."""
     moments, weights = capture(engine._deepspeed, engine.module, stage)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(moments, folder / f"optimizer-{distributed.rank()}.safetensors")
@@ -60,7 +60,7 @@ def read(engine: Engine, stage: int, folder: Path, step: int) -> None:
 
 
 def original(objective: str, stage: int, folder: Path) -> dict[str, Any]:
-    """The run that is never interrupted: its state after 3 steps, also in `folder`, and after 5."""
+    """The uninterrupted run: its state after 3 steps, also written to `folder`, and after 5."""
     engine = make_engine(objective, stage, seed=0)
     generator = torch.Generator().manual_seed(0)
     for name, buffer in engine.module.named_buffers():
@@ -73,7 +73,7 @@ def original(objective: str, stage: int, folder: Path) -> dict[str, Any]:
 
 
 def visit(objective: str, stage: int, source: Path, folder: Path) -> dict[str, Any]:
-    """The same from `source` on, in an engine of another seed."""
+    """The same, resumed from `source` in an engine with another seed."""
     engine = make_engine(objective, stage, seed=1)
     read(engine, stage, source, STEPS)
     state = write(engine, stage, folder)
@@ -110,7 +110,7 @@ def go_on(chains: dict[str, tuple[int, ...]], sources: dict[str, Path], folder: 
 def alone(
     chains: dict[str, tuple[int, ...]], sources: dict[str, Path], folder: Path
 ) -> dict[str, Any]:
-    """What one rank does: its part of the chain, and the cases that do not need several."""
+    """The work of one rank: its part of the chain, and the cases that need one rank only."""
     source = sources["contrastive"]
     return {
         **go_on(chains, sources, folder),
@@ -130,7 +130,7 @@ def before_any_step(stage: int, folder: Path) -> dict[str, Any]:
 
 
 def never_updated(stage: int, source: Path, folder: Path) -> Tensors:
-    """The state where the temperature had no gradient yet, as only stage 0 can write it."""
+    """A state in which the temperature had no gradient yet; only stage 0 can write it."""
     damage(source, folder, lambda state, _: state["updates/logit_scale"].zero_())
     engine = make_engine("contrastive", stage, seed=1)
     read(engine, stage, folder, STEPS)
@@ -138,7 +138,7 @@ def never_updated(stage: int, source: Path, folder: Path) -> Tensors:
 
 
 def errors(source: Path, folder: Path) -> dict[str, str]:
-    """What `restore` says to damaged files, and whether it left the engine alone."""
+    """The messages of `restore` for damaged files, and whether it left the engine unchanged."""
     name = "exp_avg/logit_scale"
     damages: dict[str, Callable[[Tensors, Tensors], object]] = {
         "missing": lambda state, _: state.pop(name),
@@ -164,7 +164,7 @@ def errors(source: Path, folder: Path) -> dict[str, str]:
 
 
 def damage(source: Path, folder: Path, harm: Callable[[Tensors, Tensors], object]) -> None:
-    """Copy a state, in one file of moments, and change it on the way."""
+    """Copy a state and change one of its files of moments."""
     state: Tensors = {}
     for file in source.glob("optimizer-*.safetensors"):
         state |= load_file(file)

@@ -1,4 +1,4 @@
-"""The house stays in order: small files and functions, verbs inside the package, nouns outside."""
+"""Limits of the code base: sizes of files and functions, and no Python in the folders of YAML files."""
 
 import ast
 import re
@@ -14,13 +14,13 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 NOUNS = ("train", "eval", "data_recipes", "docker")
 MOST_LINES = 400
 MOST_LINES_OF_A_FUNCTION = 60
-LONGER = {("mmalign/training/loop.py", "train"): 80}  # the story of a run, top to bottom
-# Written in parts, so that this file does not hold what it looks for.
+LONGER = {("mmalign/training/loop.py", "train"): 80}  # the training loop in one piece
+# Written in parts, so that this file does not match its own patterns.
 FOREIGN = re.compile(
     "|".join(
         (
-            r"(?<![\w.])/" + r"(work|tmp|root)/",  # paths of somebody's machine
-            r"index-" + r"url",  # package registries: which one is used is the machine's business
+            r"(?<![\w.])/" + r"(work|tmp|root)/",  # paths of a particular machine
+            r"index-" + r"url",  # package registries: they depend on the machine
             r"trusted-" + r"host",
             r"python" + r"hosted\.org",
             r"arti" + r"factory",
@@ -41,7 +41,7 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 
 def project_files() -> list[Path]:
-    """The files that git knows or would add."""
+    """Tracked files, and untracked files that git does not ignore."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     try:
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -83,7 +83,7 @@ def test_no_file_names_a_machine_or_a_registry() -> None:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError:
-            continue  # a picture or another binary file
+            continue  # an image or another binary file
         places = (f"{relative(path)}:{n}: {line}" for n, line in enumerate(lines, start=1))
         found += [place[:200] for place in places if FOREIGN.search(place)]
     assert found == []

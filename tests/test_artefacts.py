@@ -1,4 +1,4 @@
-"""What mmalign 0.1.0 wrote is read, resumed, measured and exported (see artefacts/README.md)."""
+"""Artefacts of mmalign 0.1.0 can be read, resumed, evaluated and exported (see artefacts/README.md)."""
 
 import shutil
 import subprocess
@@ -31,7 +31,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy to work in: the files name each other relative to it."""
+    """A copy as working directory: the files refer to each other relative to it."""
     copy = shutil.copytree(unpacked, tmp_path / "work")
     monkeypatch.chdir(copy)
     return copy
@@ -66,13 +66,13 @@ def test_a_run_resumes_and_reaches_the_same_weights(folder: Path) -> None:
     expected = load_file(last / "model.safetensors")
     shutil.rmtree(last)
     (folder / "run/checkpoints/LATEST").write_text("step-000000003\n")
-    # A process of its own: training joins a group of ranks for the rest of the process.
+    # In its own process, because training joins a process group until the process ends.
     command = [sys.executable, "-m", "mmalign", "train", "run.yaml", "--out", "run"]
     subprocess.run(command, check=True, timeout=600)
     resumed = load_file(last / "model.safetensors")
     assert resumed.keys() == expected.keys()
     for name, tensor in expected.items():
-        # Not bit-equal: the machine that wrote the artefacts may have had other instructions.
+        # Not bit-equal, because the artefacts may have been written on another type of CPU.
         np.testing.assert_allclose(resumed[name], tensor, atol=1e-5, rtol=1e-4, err_msg=name)
 
 

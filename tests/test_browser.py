@@ -1,4 +1,4 @@
-"""The browser that other tests rely on sees errors and blocked requests, clicks and types."""
+"""The browser of the tests records errors and blocked requests, clicks and types."""
 
 from pathlib import Path
 

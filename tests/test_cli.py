@@ -1,4 +1,4 @@
-"""The command line answers at once, explains itself, and turns a mistake into one line."""
+"""The command line starts fast, has help for every command, and reports an error in one line."""
 
 import re
 import subprocess
@@ -36,7 +36,7 @@ def python(*arguments: str) -> "subprocess.CompletedProcess[str]":
 def mistake(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> str:
-    """The line on stderr with which `mmalign <arguments>` ends; the exit code is 1."""
+    """The last line on stderr of `mmalign <arguments>`, which must exit with code 1."""
     monkeypatch.setattr(sys, "argv", ["mmalign", *arguments])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
@@ -48,7 +48,7 @@ def mistake(
 
 
 def verbs() -> list[list[str]]:
-    """Every command, as the words that call it."""
+    """The words of every command."""
 
     def below(command: typer.core.TyperCommand, words: list[str]) -> list[list[str]]:
         inner = getattr(command, "commands", {})

@@ -1,4 +1,4 @@
-"""The commands of the README and the guides: all of them parse, and those that fit a test run on small data.
+"""The commands of the README and the guides: all parse, and those marked `run` also run on small data.
 
 A block of commands is preceded by `<!-- test: run -->`, `<!-- test: parse -->` or `<!-- test: none, why -->`.
 """
@@ -22,28 +22,26 @@ from mmalign.training.run_config import RunConfig
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- test: (\w+)[^>]*-->\n)?```(?:bash|sh)\n(.*?)```", re.S)
-# What makes a command small, by its verb; `train` in a process of its own, which joins a group of ranks.
+# Overrides for small data, by command. `train` runs in its own process, because it joins a process group.
 SMALL = {
     "data build": "source.train_scenes=64 source.test_scenes=16 source.object_scenes=16",
     "train": "steps=2 batch_size=8 data.workers=0",
     "eval": "layers.pictures=16",
     "finetune": "epochs=1 hidden=8 folds=2",
 }
-# In this order each finds what it needs: data, a run, and what is measured on it.
+# The order provides the inputs of each command: data, a run, its results.
 ORDER = ("pretraining", "evaluation", "text_transfer", "publishing", "data", "large_scale")
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """How each block of commands is tested (`run`, `parse`, `none`), and its commands."""
+    """The test mode (`run`, `parse`, `none`) and the commands of each block."""
     for kind, text in BLOCK.findall(page.read_text(encoding="utf-8")):
-        assert kind in ("run", "parse", "none"), (
-            f"{page.name}: say how this block is tested: {text}"
-        )
+        assert kind in ("run", "parse", "none"), f"{page.name}: this block has no test mode: {text}"
         yield kind, text
 
 
 def commands(text: str) -> list[list[str]]:
-    """The words behind `mmalign` of each line that calls it."""
+    """The arguments of each line that calls `mmalign`."""
     lines = [shlex.split(line, comments=True) for line in text.replace("\\\n", " ").splitlines()]
     return [words[words.index("mmalign") + 1 :] for words in lines if "mmalign" in words]
 
@@ -69,7 +67,7 @@ def test_a_command_parses_and_names_files_that_exist(words: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that looks like a checkout."""
+    """A folder with the files of a checkout."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("train", "eval", "data_recipes"):
         (folder / name).symlink_to(ROOT / name)

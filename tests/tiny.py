@@ -1,4 +1,4 @@
-"""The smallest model, tokenizer and run that the real code accepts: a second, no network."""
+"""The smallest model, tokenizer and run that the code accepts; they take a second and no network."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -42,13 +42,13 @@ def tiny_model_config() -> ModelConfig:
     return validate(ModelConfig, MODEL, "tests/tiny.py")
 
 
-@lru_cache(maxsize=1)  # the library's training differs a little from call to call
+@lru_cache(maxsize=1)  # the training of the tokenizer is not deterministic
 def tiny_tokenizer() -> Tokenizer:
     return train_tokenizer(TEXTS * 4, vocabulary=160)
 
 
 def tiny_model(seed: int = SEED) -> DualEncoder:
-    """An untrained model, the same for a seed."""
+    """An untrained model, determined by the seed."""
     tokenizer = tiny_tokenizer()
     torch.manual_seed(seed)
     return build_dual_encoder(tiny_model_config(), tokenizer.vocabulary, tokenizer.padding_id)
@@ -59,7 +59,7 @@ def tiny_run(folder: Path, trained: DualEncoder | None = None) -> Path:
 
     Args:
         trained: the checkpoint's weights; by default those of another seed than the run's, so that
-            the run's model and its untrained self differ.
+            the trained and the untrained model differ.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = {"seed": SEED, "model": MODEL, "tokenizer": {"kind": "trained", "vocabulary": 160}}

@@ -1,15 +1,15 @@
-"""The command line: one function per verb, in the order of a model's life.
+"""The command line: one function per verb.
 
     app.py       the application and what verbs share
     data.py      data build, index, verify, stats
     train.py     train, launch, embed
-    measure.py   eval, compare, report, search
+    evaluate.py  eval, compare, report, search
     finetune.py  finetune, study
     publish.py   export, demo
 
 Every verb reads one YAML file, takes dotted overrides (`optimizer.lr=5e-4`) and does its work in the
-package; what it wrote into a run folder is noted there in `commands.txt`. Heavy imports (torch, transformers,
-deepspeed, faiss) stay inside the verbs, so that `mmalign --help` answers at once.
+package. A verb that writes into a run folder adds its command line to `commands.txt` there. Heavy imports
+(torch, transformers, deepspeed, faiss) stay inside the verbs, so that `mmalign --help` answers at once.
 """
 
 import os
@@ -25,8 +25,8 @@ from mmalign.cli import data, train, evaluate, finetune, publish  # noqa: F401
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence on stderr and exit code 1."""
-    # oneDNN keeps up to 1,024 prepared operators, one for each shape that it met. Captions make new shapes
-    # every step, and a CPU run would grow by tens of megabytes a step.
+    # oneDNN keeps up to 1,024 prepared operators, one per shape that it has seen. Captions make new shapes
+    # every step, and the memory of a CPU run would grow by tens of megabytes per step.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     try:
         app()

@@ -1,4 +1,4 @@
-"""What all verbs share: the application that they register with, their common arguments, a few words.
+"""What all verbs share: the application that they register with, and common arguments and functions.
 
 Nothing heavy is imported here: `mmalign --help` must answer at once.
 """
@@ -22,6 +22,33 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Replace fields of the file: optimizer.lr=5e-4"),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        from mmalign.core.code_version import VERSION
+
+        say(f"mmalign {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options of `mmalign` itself, before the verb."""
+
+
+def find_yaml(argument: Path, folder: str) -> Path:
+    """The YAML file that an argument means: a path, or the name of one that comes with mmalign."""
+    from mmalign.core import resources
+
+    return resources.find_yaml(argument, folder)
 
 
 def say(text: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mmalign.cli.app import Overrides, app, is_run, say
+from mmalign.cli.app import Overrides, app, find_yaml, is_run, say
 
 data_app = typer.Typer(help="Make and inspect shards of image-caption pairs.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -16,16 +16,20 @@ _SHOWN = 50  # problems of a data set that are printed
 
 @data_app.command("build")
 def data_build(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe YAML.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe YAML, or its name.")],
     overrides: Overrides = None,
     folders: Annotated[
         list[str] | None, typer.Option("--from", help="Folder of the source; repeat it.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to; data/<name> if not given.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Build over what is there.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder; data/<name> if not given.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a data set that is there.")
+    ] = False,
     processes: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes that write shards; one a core if not given."),
+        typer.Option(min=1, help="Processes that write shards; one per core if not given."),
     ] = None,
 ) -> None:
     """Run a recipe: write shards of every split, with manifests.
@@ -37,13 +41,15 @@ def data_build(
 
     changes = list(overrides or ())
     if folders:
-        changes.append(f"source.folders=[{', '.join(_yaml_text(folder) for folder in folders)}]")
-    config = load_config(RecipeConfig, recipe, changes)
+        # Quoted as YAML: a folder's name may contain commas, brackets or quotes.
+        quoted = ("'" + folder.replace("'", "''") + "'" for folder in folders)
+        changes.append(f"source.folders=[{', '.join(quoted)}]")
+    config = load_config(RecipeConfig, find_yaml(recipe, "data_recipes"), changes)
     out = out or Path("data") / config.name
     for manifest in build(config, out, force, processes):
         captions = sum(manifest.languages.values())
         say(
-            f"{out / manifest.split}: {manifest.samples} pictures, {captions} captions in "
+            f"{out / manifest.split}: {manifest.samples} images, {captions} captions in "
             f"{len(manifest.languages)} languages"
         )
     if (out / REFUSED).is_file():
@@ -60,11 +66,12 @@ def data_index(
         str | None, typer.Option(help="A code such as sw, json:FIELD, or identify.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where index and manifest go; beside the tars if not given.")
+        Path | None,
+        typer.Option(help="Folder of index and manifest; beside the tars if not given."),
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Shards that are scanned at once.")] = 1,
 ) -> None:
-    """Make tars of others usable: scan them once, write index and manifest. The tars stay as they are.
+    """Index existing tars: scan them once, write index and manifest. The tars stay as they are.
 
     Example: mmalign data index path/to/img2dataset --captions json:caption --language identify
     """
@@ -72,11 +79,9 @@ def data_index(
     from mmalign.data.shards.scan import Rules
 
     manifest, folder = index(tars, Rules(captions, language), out, processes)
-    refused = Counter[str]()
-    for counts in manifest.refused.values():
-        refused.update(counts)
+    refused = sum(map(Counter, manifest.refused.values()), Counter[str]())
     say(
-        f"{folder}: {manifest.samples} pictures in {len(manifest.shards)} shards, "
+        f"{folder}: {manifest.samples} images in {len(manifest.shards)} shards, "
         f"{sum(manifest.languages.values())} captions in {len(manifest.languages)} languages"
     )
     if refused:
@@ -91,14 +96,14 @@ def data_index(
 def data_verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with a manifest.json.")],
     decode: Annotated[
-        bool, typer.Option("--decode", help="Decode every picture, not only its header.")
+        bool, typer.Option("--decode", help="Decode every image, not only its header.")
     ] = False,
     processes: Annotated[int, typer.Option(min=1, help="Shards that are read at once.")] = 1,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write what was found there.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the report there.")
     ] = None,
 ) -> None:
-    """Prove a data set whole against its manifest; exit code 1 and the names of what is damaged otherwise.
+    """Check a data set against its manifest; exit code 1 and the names of damaged samples if it is damaged.
 
     Example: mmalign data verify data/emoji_scenes/train
     """
@@ -117,34 +122,34 @@ def data_verify(
     if report.problems:
         say(f"{folder}: damaged, {len(report.problems)} problems in {report.shards} shards")
         raise typer.Exit(1)
-    say(f"{folder}: whole, {report.samples} samples in {report.shards} shards")
+    say(f"{folder}: complete, {report.samples} samples in {report.shards} shards")
 
 
 @data_app.command("stats")
 def data_stats(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with a manifest.json.")],
     against: Annotated[
-        Path | None, typer.Option(help="A test set: how many of its pictures are in DIR?")
+        Path | None, typer.Option(help="A test set: how many of its images are in DIR?")
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Count tokens: a run, a folder or a hub name.")
     ] = None,
     shards: Annotated[
-        int | None, typer.Option(min=1, help="Read so many shards of DIR, drawn by the seed.")
+        int | None, typer.Option(min=1, help="Read this many shards of DIR, drawn by the seed.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the draw of shards.")] = 0,
     near: Annotated[
-        bool, typer.Option(help="Look for pictures that look alike; decodes every picture.")
+        bool, typer.Option(help="Look for images that look alike; decodes every image.")
     ] = True,
     processes: Annotated[int, typer.Option(min=1, help="Shards that are read at once.")] = 1,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there.")
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw them, .png or .svg.")
+        Path | None, typer.Option(metavar="FILE", help="Draw a chart, .png or .svg.")
     ] = None,
 ) -> None:
-    """Count what a data set holds: languages, lengths, sizes, duplicates, and what a test set shares with it.
+    """Count languages, lengths, sizes and duplicates of a data set, and its overlap with a test set.
 
     Example: mmalign data stats data/emoji_scenes/train --against data/emoji_scenes/test --picture stats.png
     """
@@ -160,7 +165,7 @@ def data_stats(
     if tokenizer is not None and is_run(tokenizer):
         tokenizer = str(Path(tokenizer) / "tokenizer")
     found = survey(folder, Options(shards, seed, near, tokenizer, processes))
-    # Of a test set every picture counts.
+    # All shards of the test set, whatever part of DIR is read: overlap is a share of its images.
     other = survey(against, Options(near=near, processes=processes)) if against else None
     tree = summarise(found, other)
     if json_file is not None:
@@ -170,7 +175,3 @@ def data_stats(
         draw(tree, picture)
     for line in lines(tree, folder):
         say(line)
-
-
-def _yaml_text(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

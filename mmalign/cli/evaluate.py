@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mmalign.cli.app import Overrides, Run, app, is_run, note_command, say
+from mmalign.cli.app import Overrides, Run, app, find_yaml, is_run, note_command, say
 from mmalign.core.errors import UserError
 
 Model = Annotated[
@@ -21,7 +21,7 @@ Model = Annotated[
 
 @app.command("eval")
 def evaluate(
-    suite: Annotated[Path, typer.Argument(metavar="SUITE", help="Suite YAML.")],
+    suite: Annotated[Path, typer.Argument(metavar="SUITE", help="Suite YAML, or its name.")],
     model: Model,
     overrides: Overrides = None,
     untrained: Annotated[
@@ -44,6 +44,7 @@ def evaluate(
     from mmalign.core import distributed
     from mmalign.core.config import read_yaml
 
+    suite = find_yaml(suite, "eval")
     fields = read_yaml(suite)
     measure = _measure_images
     if "groups" in fields:

@@ -6,13 +6,15 @@ from typing import Annotated
 
 import typer
 
-from mmalign.cli.app import Overrides, app, is_run, note_command, say
+from mmalign.cli.app import Overrides, app, find_yaml, is_run, note_command, say
 from mmalign.core.errors import UserError
 
 
 @app.command()
 def finetune(
-    task: Annotated[Path, typer.Argument(metavar="TASK_YAML", help="Fine-tuning YAML.")],
+    task: Annotated[
+        Path, typer.Argument(metavar="TASK_YAML", help="Fine-tuning YAML, or its name.")
+    ],
     model: Annotated[
         str,
         typer.Option("--model", help="Run folder, sentence-transformers or transformers model."),
@@ -32,7 +34,7 @@ def finetune(
     """
     from mmalign.text.jobs import headlines, name_of, read_job, run_job
 
-    job = read_job(task, overrides or ())
+    job = read_job(find_yaml(task, "train/finetune"), overrides or ())
     if out is None and not is_run(model):
         raise UserError(f"{model}: not a run folder; say with --out where the results go")
     out = out or Path(model) / "finetune" / name_of(job)
@@ -47,7 +49,7 @@ def finetune(
 
 @app.command()
 def study(
-    file: Annotated[Path, typer.Argument(metavar="STUDY_YAML", help="Study YAML.")],
+    file: Annotated[Path, typer.Argument(metavar="STUDY_YAML", help="Study YAML, or its name.")],
     out: Annotated[Path, typer.Option(help="Folder of towers, cells, results and report.")],
     overrides: Overrides = None,
     workers: Annotated[
@@ -64,7 +66,7 @@ def study(
     from mmalign.study.config import StudyConfig
     from mmalign.study.run import run_study
 
-    config = load_config(StudyConfig, file, overrides or ())
+    config = load_config(StudyConfig, find_yaml(file, "eval"), overrides or ())
     results = run_study(config, out, workers or os.cpu_count() or 1)
     for sentence in results.answer:
         say(sentence)

@@ -1,16 +1,16 @@
-"""Verbs that train towers, and embed pictures for it: on this machine, or as a job on many."""
+"""Verbs that train towers and cache image features, on this machine or as a job on many."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mmalign.cli.app import Overrides, app, note_command, say
+from mmalign.cli.app import Overrides, app, find_yaml, note_command, say
 
 
 @app.command()
 def train(
-    run: Annotated[Path, typer.Argument(metavar="RUN_YAML", help="Run YAML.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN_YAML", help="Run YAML, or its name.")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name> if not given.")] = None,
     stop_after: Annotated[
@@ -18,7 +18,7 @@ def train(
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Tell memory and traffic by ZeRO stage; train nothing."),
+        typer.Option("--dry-run", help="Print memory and traffic by ZeRO stage; train nothing."),
     ] = False,
     nodes: Annotated[int, typer.Option(min=1, help="Of --dry-run.")] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="Of --dry-run.")] = 1,
@@ -29,13 +29,13 @@ def train(
 
     On several processes: torchrun --nproc-per-node 2 --no-python mmalign train train/emoji_scenes.yaml
 
-    What it would take: mmalign train train/clip_vit_b_32_xlm_r.yaml --dry-run --nodes 4 --gpus-per-node 8
+    Planning: mmalign train train/clip_vit_b_32_xlm_r.yaml --dry-run --nodes 4 --gpus-per-node 8
     """
     from mmalign.core import distributed
     from mmalign.core.config import load_config
     from mmalign.training.run_config import RunConfig
 
-    config = load_config(RunConfig, run, overrides or ())
+    config = load_config(RunConfig, find_yaml(run, "train"), overrides or ())
     if dry_run:
         from mmalign.training.dry_run import dry_run as plan
 
@@ -64,24 +64,26 @@ def embed(
         int | None, typer.Option(min=0, help="Processes that decode, for each rank; data.workers.")
     ] = None,
 ) -> None:
-    """Write what a run's frozen image tower makes of pictures beside the shards, to train without pixels.
+    """Write the features of a run's frozen image tower beside the shards, to train without pixels.
 
-    A run with `data.image_features=true` reads it. What is there already is not made again.
+    A run with `data.image_features=true` reads them. Features that exist already are not computed again.
 
     Example: mmalign embed train/lit_multilingual.yaml --data data/pairs/train
 
     On several processes: torchrun --nproc-per-node 8 --no-python mmalign embed train/lit_multilingual.yaml
     """
     from mmalign.core import distributed
-    from mmalign.training.embed import embed as embed_pictures
+    from mmalign.training.embed import embed as embed_images
 
-    embed_pictures(run, overrides or (), data or (), workers)
+    embed_images(
+        run if run.is_dir() else find_yaml(run, "train"), overrides or (), data or (), workers
+    )
     distributed.stop()
 
 
 @app.command()
 def launch(
-    run: Annotated[Path, typer.Argument(metavar="RUN_YAML", help="Run YAML.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN_YAML", help="Run YAML, or its name.")],
     on: Annotated[str, typer.Option(help="torchrun, slurm, kubernetes or skypilot.")],
     nodes: Annotated[int, typer.Option(help="Hosts.")],
     gpus_per_node: Annotated[int, typer.Option(help="Ranks of a host; 0: CPUs only.")],
@@ -94,7 +96,7 @@ def launch(
     folder: Annotated[str | None, typer.Option(help="Working folder or mount there.")] = None,
     venv: Annotated[str | None, typer.Option(help="Virtual environment there.")] = None,
     interface: Annotated[str | None, typer.Option(help="Network between nodes: ib0.")] = None,
-    host: Annotated[str | None, typer.Option(help="torchrun: where hosts meet.")] = None,
+    host: Annotated[str | None, typer.Option(help="torchrun: host of the rendezvous.")] = None,
     port: Annotated[int | None, typer.Option(help="torchrun: 29500.")] = None,
     time: Annotated[str | None, typer.Option(help="slurm: limit of a start.")] = None,
     partition: Annotated[str | None, typer.Option(help="slurm.")] = None,
@@ -111,6 +113,7 @@ def launch(
     Example: mmalign launch train/clip_vit_b_32_xlm_r.yaml --on slurm --nodes 4 --gpus-per-node 8
     --cpus-per-node 64 --time 1-00:00:00 --write clip.sbatch
     """
+    # Before any other name is bound: every option that was given, as the target's section names it.
     given = dict(locals())
     from mmalign.launch.render import render
 

@@ -70,11 +70,7 @@ def barrier() -> None:
 
 def broadcast(value: T) -> T:
     """Rank 0's `value`, a small picklable object, on every rank."""
-    if not dist.is_initialized():
-        return value
-    box: list[Any] = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    return gather_objects(value)[0]
 
 
 def gather_objects(value: T) -> list[T]:

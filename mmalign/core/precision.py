@@ -6,6 +6,7 @@ bf16 means autocast: weights, optimizer state and the loss stay float32.
 """
 
 import os
+import re
 from typing import Literal
 
 import torch
@@ -18,15 +19,7 @@ elsewhere; bf16: matrix products in bfloat16 (autocast); fp32: everything in flo
 
 _AMPERE = (8, 0)  # compute capability of the first GPUs with bfloat16 tensor cores
 # Values of ONEDNN_MAX_CPU_ISA without bfloat16 kernels (oneDNN's documentation, "CPU Dispatcher Control").
-_BELOW_BF16 = (
-    "SSE41",
-    "AVX",
-    "AVX2",
-    "AVX2_VNNI",
-    "AVX2_VNNI_2",
-    "AVX512_CORE",
-    "AVX512_CORE_VNNI",
-)
+_BELOW_BF16 = re.compile(r"SSE41|AVX|AVX2(_VNNI(_2)?)?|AVX512_CORE(_VNNI)?")
 
 
 def choose_precision(requested: Precision) -> Literal["fp32", "bf16"]:
@@ -48,7 +41,10 @@ def multiplies_bf16() -> bool:
     # torch and oneDNN can be told to leave instructions unused: what counts is the effective set, because a
     # machine without them is imitated, or avoided, in this way.
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
-    if limit in _BELOW_BF16 or torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+    if _BELOW_BF16.fullmatch(limit) or torch.backends.cpu.get_cpu_capability() in (
+        "DEFAULT",
+        "AVX2",
+    ):
         return False
     # Not `mkldnn_bf16_supported`: it is true for AVX-512 without BF16, where products are emulated.
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

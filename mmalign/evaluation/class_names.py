@@ -16,6 +16,7 @@ import pydantic
 
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
+from mmalign.core.resources import find_folder
 
 LABEL = "label"  # the names alone, without a sentence
 OPENAI = "openai"  # the names and templates of CLIP's authors, English
@@ -136,9 +137,10 @@ def read_templates(prompts: str, languages: Sequence[str]) -> dict[str, Prompts]
         return alone
     if prompts == OPENAI:
         return {lang: _openai_prompts(lang) for lang in languages}
-    if not Path(prompts).is_dir():
+    folder = find_folder(prompts)
+    if folder is None:
         raise UserError(f"`prompts: {prompts}`: no such folder; name one, or `{LABEL}`")
-    files = {lang: Path(prompts) / f"{lang}.json" for lang in languages}
+    files = {lang: folder / f"{lang}.json" for lang in languages}
     return {
         lang: read_prompts(file) if file.is_file() else alone[lang] for lang, file in files.items()
     }

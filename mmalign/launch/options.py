@@ -1,10 +1,10 @@
-"""What a target must know of the machines: one section a target, checked before anything is rendered.
+"""The options of each launch target: one section per target, validated before anything is rendered.
 
     flags of `mmalign launch` -> section of the target -> template
 
-What a target needs and was not given, and what it has no use for, is an error. Names that stand in a
-scheduler's own syntax (#SBATCH lines, Kubernetes names) are held to the letters that this syntax allows;
-paths may be anything on one line and are quoted where they are rendered.
+A missing option and an option that the target does not use are errors. Names that are part of a scheduler's
+own syntax (#SBATCH lines, Kubernetes names) may contain only the characters that this syntax allows. Paths
+may be anything on one line; the templates quote them.
 """
 
 import re
@@ -16,24 +16,27 @@ from pydantic import AfterValidator
 
 from mmalign.core.config import Section
 
-_BREAKS = {"Cc", "Cs", "Zl", "Zp"}  # control letters and whatever ends a line somewhere
+# Unicode categories: control characters, and every character that some program takes for the end of a line.
+# In an #SBATCH line or a YAML block scalar such a character would start a line of its own.
+_BREAKS = {"Cc", "Cs", "Zl", "Zp"}
 _SHORTEST = 10 * 60
 
 
 def one_line(text: str) -> str:
-    """The text, which must be one line of printable letters.
+    """The text, which must be one line of printable characters.
 
     Raises:
-        ValueError: empty, a line break, another control letter, or a dash in front.
+        ValueError: empty, a line break, another control character, or a dash in front.
     """
     if not text or any(unicodedata.category(letter) in _BREAKS for letter in text):
-        raise ValueError("must be one line without control letters, and not empty")
+        raise ValueError("must be one line without control characters, and not empty")
     if text.startswith("-"):
         raise ValueError("begins with a dash, which reads as an option; write ./ in front")
     return text
 
 
 def _absolute(text: str) -> str:
+    # `..` could leave the volume, and with it everything that survives a node.
     if not text.startswith("/") or ".." in text.split("/"):
         raise ValueError("must be an absolute path, such as /storage, without `..`")
     return text
@@ -41,6 +44,7 @@ def _absolute(text: str) -> str:
 
 def _matching(pattern: str, what: str) -> AfterValidator:
     def check(text: str) -> str:
+        # ASCII: `\w` and `\d` match letters and digits of all scripts otherwise.
         if not re.fullmatch(pattern, text, re.ASCII):
             raise ValueError(f"`{text}` is not {what}")
         return text
@@ -68,11 +72,11 @@ Image = Annotated[str, _matching(r"[A-Za-z0-9][\w./:@-]*", "the name of an image
 
 
 class Job(Section):
-    """What every target must know."""
+    """Options of every target."""
 
     nodes: int = pydantic.Field(ge=1)
     gpus_per_node: int = pydantic.Field(ge=0)
-    """One rank a GPU; 0 trains on CPUs."""
+    """One rank per GPU; 0 trains on CPUs."""
     ranks_per_node: int | None = pydantic.Field(default=None, ge=1)
     """Processes of a node, on CPUs only."""
     interface: Word | None = None
@@ -81,7 +85,7 @@ class Job(Section):
     @pydantic.model_validator(mode="after")
     def _ranks_are_known(self) -> "Job":
         if self.gpus_per_node and self.ranks_per_node:
-            raise ValueError("`ranks_per_node` is for CPUs: a GPU has one rank; take it out")
+            raise ValueError("`ranks_per_node` is for CPUs: a GPU has one rank; remove it")
         if not self.gpus_per_node and not self.ranks_per_node:
             raise ValueError("without GPUs `ranks_per_node` must be given")
         return self
@@ -140,7 +144,7 @@ class KubernetesJob(Job):
 
 
 class SkyPilotJob(Job):
-    """A task of SkyPilot on Kubernetes or RunPod, the places where it has volumes."""
+    """A task of SkyPilot on Kubernetes or RunPod, which have volumes."""
 
     image: Image
     """Debian image with Python 3.11 or newer, such as `python:3.11`; mmalign is installed into it."""
@@ -151,7 +155,7 @@ class SkyPilotJob(Job):
     folder: Folder
     """Where the volume is mounted; paths are found from here, and the run folder must lie in it."""
     cpus_per_node: int | None = pydantic.Field(default=None, ge=1)
-    """At least so many cores a node; by default SkyPilot's."""
+    """Minimum number of cores per node; by default SkyPilot's."""
 
     @pydantic.model_validator(mode="after")
     def _accelerator_fits(self) -> "SkyPilotJob":

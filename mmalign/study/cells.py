@@ -17,6 +17,7 @@ from typing import Any
 from mmalign.core.code_version import VERSION
 from mmalign.core.config import apply_override_value, read_yaml
 from mmalign.core.errors import UserError
+from mmalign.core.resources import find_yaml
 from mmalign.models.load import load_text_encoder
 from mmalign.results.results import Results, read_results
 from mmalign.study.config import StudyConfig
@@ -67,7 +68,7 @@ def fine_tunings(study: StudyConfig) -> dict[tuple[str, str], Job]:
     configs = {}
     for path in study.tasks:
         for method, changes in study.methods.items():
-            tree = read_yaml(Path(path))
+            tree = read_yaml(find_yaml(path, "train/finetune"))
             for dotted, value in changes.items():
                 apply_override_value(tree, dotted, value)
             # A study has its own seeds, folds and baselines.

@@ -12,6 +12,7 @@ from pathlib import Path
 from mmalign.core.commit import write_json
 from mmalign.core.config import load_config
 from mmalign.core.console import run_verb, say
+from mmalign.core.resources import find_yaml
 from mmalign.data.shards.folder import open_folder
 from mmalign.models.load import load_text_encoder
 from mmalign.study.config import StudyConfig, TowerConfig
@@ -63,7 +64,7 @@ def prepare_towers(study: StudyConfig, folder: Path) -> list[TrainedTower]:
 def _train(name: str, config: TowerConfig, seed: int, folder: Path) -> TrainedTower:
     """Train the run with this seed, unless that was done; an untrained tower shares its run's folder."""
     assert config.run is not None
-    run = load_config(RunConfig, Path(config.run), [f"seed={seed}"])
+    run = load_config(RunConfig, find_yaml(config.run, "train"), [f"seed={seed}"])
     data = [open_folder(one.path, run.data.remote)[1].sha256 for one in run.data.train]
     parts = json.dumps([run.model_dump(mode="json"), data], sort_keys=True)
     out = folder / f"{run.name}-seed{seed}-{hashlib.sha256(parts.encode()).hexdigest()[:12]}"

@@ -38,8 +38,9 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
         momentum = self.momentum
-        if momentum is None:
+        if momentum is None:  # torch's word for a plain mean over all batches
             momentum = 1 / float(self.num_batches_tracked)
+        # As torch: the batch is normalised by the biased variance, the running one is unbiased.
         unbiased_C = variance_C * counted / (counted - 1)
         self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_(unbiased_C.to(self.running_var.dtype), momentum)
@@ -63,10 +64,10 @@ def use_global_batch(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):
             continue
-        trains = module.weight is None or module.weight.requires_grad
-        if not trains:
+        if module.weight is not None and not module.weight.requires_grad:
             continue
         if type(module) is nn.BatchNorm2d and distributed.device().type == "cuda":
+            # In place, so that checkpoints and the optimizer find the same names and parameters.
             module.__class__ = nn.SyncBatchNorm  # type: ignore[assignment]
             module.process_group = None  # type: ignore[assignment]
         elif type(module) is nn.BatchNorm2d:

@@ -10,7 +10,7 @@ of one micro-batch. Both passes of a micro-batch draw the same random numbers: o
 and the gradient would belong to other embeddings than the loss.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -40,7 +40,8 @@ def cached_backward(
     Returns:
         The loss and metrics, detached.
     """
-    parts = list(_parts(batch, images))
+    total = len(batch.key_B)
+    parts = [batch.part(n, min(n + images, total)) for n in range(0, total, images)]
     embedded = []
     with torch.no_grad():
         for number, part in enumerate(parts):
@@ -50,47 +51,37 @@ def cached_backward(
     outcome = contrast(config, whole, batch)
     outcome.to_minimise.backward()
 
-    first_image, first_caption = 0, 0
+    image, caption = 0, 0
     for number, part in enumerate(parts):
+        # The same number as before: the gradient must belong to the embeddings that the loss has seen.
         seed_part(number)
         rows = embed(forward, part)
-        next_image, next_caption = (
-            first_image + len(rows.image_BD),
-            first_caption + len(rows.text_ND),
-        )
-        surrogate = _dot(rows.image_BD, whole.image_BD.grad, first_image, next_image)
-        surrogate = surrogate + _dot(rows.text_ND, whole.text_ND.grad, first_caption, next_caption)
+        surrogate = _dot(rows.image_BD, whole.image_BD.grad, image)
+        surrogate = surrogate + _dot(rows.text_ND, whole.text_ND.grad, caption)
+        image += len(rows.image_BD)
+        caption += len(rows.text_ND)
         # Scale and bias belong to the batch: their gradient is added once. The other parts add 0 times it, so
         # that every backward pass reaches the same parameters, which ZeRO's hooks need.
         once = 1.0 if number == 0 else 0.0
-        surrogate = surrogate + once * _dot(rows.logit_scale, whole.logit_scale.grad, 0, 1)
+        surrogate = surrogate + once * _dot(rows.logit_scale, whole.logit_scale.grad, 0)
         if rows.logit_bias is not None and whole.logit_bias is not None:
-            surrogate = surrogate + once * _dot(rows.logit_bias, whole.logit_bias.grad, 0, 1)
+            surrogate = surrogate + once * _dot(rows.logit_bias, whole.logit_bias.grad, 0)
         backward(surrogate, number == len(parts) - 1)
-        first_image, first_caption = next_image, next_caption
     return replace(outcome, local_loss=outcome.local_loss.detach())
-
-
-def _parts(batch: Batch, images: int) -> Iterator[Batch]:
-    total = len(batch.key_B)
-    for first in range(0, total, images):
-        yield batch.part(first, min(first + images, total))
 
 
 def _as_leaf(parts: list[Embeddings]) -> Embeddings:
     """The rows of all parts, concatenated, and scale and bias; each is a leaf that collects a gradient."""
-    last = parts[-1]
+    scale, bias = parts[-1].logit_scale, parts[-1].logit_bias
     return Embeddings(
         image_BD=torch.cat([part.image_BD for part in parts]).requires_grad_(),
         text_ND=torch.cat([part.text_ND for part in parts]).requires_grad_(),
-        logit_scale=last.logit_scale.detach().clone().requires_grad_(),
-        logit_bias=None
-        if last.logit_bias is None
-        else last.logit_bias.detach().clone().requires_grad_(),
+        logit_scale=scale.detach().clone().requires_grad_(),
+        logit_bias=None if bias is None else bias.detach().clone().requires_grad_(),
     )
 
 
-def _dot(rows: Tensor, gradient: Tensor | None, first: int, last: int) -> Tensor:
-    """A surrogate loss whose gradient with respect to `rows` is `gradient[first:last]`."""
+def _dot(rows: Tensor, gradient: Tensor | None, first: int) -> Tensor:
+    """A surrogate loss whose gradient with respect to `rows` is that of as many rows from `first` on."""
     assert gradient is not None
-    return (rows * gradient[first:last].to(rows.dtype)).sum()
+    return (rows * gradient[first : first + len(rows)].to(rows.dtype)).sum()

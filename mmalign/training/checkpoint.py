@@ -35,7 +35,7 @@ from mmalign.core.commit import (
 )
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.data.stream.order import FULL, GlobalOrder
+from mmalign.data.stream.order import FULL, ORDER_VERSION, GlobalOrder
 from mmalign.training.engine import OPTIMIZER_FILES, Engine
 
 LATEST = "LATEST"
@@ -76,27 +76,13 @@ class TrainState:
     ledger: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        stream = self.stream.to_json()
-        return {
-            "step": self.step,
-            "pairs_seen": self.pairs_seen,
-            "stream": stream,
-            "best": self.best,
-            "parent": self.parent,
-            "ledger": self.ledger,
-        }
+        return {**vars(self), "stream": self.stream.to_json()}
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> "TrainState":
-        stream = StreamState.from_json(tree["stream"])
-        return cls(
-            tree["step"],
-            tree["pairs_seen"],
-            stream,
-            tree.get("best"),
-            tree.get("parent"),
-            tree.get("ledger", {}),
-        )
+        # Fields that an older version did not write keep their defaults; unknown ones are ignored.
+        known = {name: tree[name] for name in cls.__dataclass_fields__ if name in tree}
+        return cls(**{**known, "stream": StreamState.from_json(tree["stream"])})
 
 
 class Saver:
@@ -116,7 +102,7 @@ class Saver:
     @property
     def is_writing(self) -> bool:
         """Whether this rank still writes its files."""
-        return self._job is not None and self._job.thread.is_alive()
+        return self._job is not None and self._job.is_alive()
 
     def save(self, engine: Engine, state: TrainState, is_best: bool = False) -> None:
         """Start a checkpoint, and finish it unless `asynchronous`.
@@ -124,13 +110,15 @@ class Saver:
         Raises:
             UserError: this or the one before could not be written; older checkpoints are unchanged.
         """
+        # At most one copy of the state is on the host: the previous save must end first.
         self.finish()
         target = self._folder / f"step-{state.step:09d}"
-        work, problem = distributed.broadcast(_make_folder(target))
-        if work is None:
-            raise self._failure(target, problem)
-        moments, weights = engine.capture()
-        self._job = _Job(work, target, state, moments, weights, is_best)
+        # One folder for all ranks: its name is random, so rank 0 makes it and sends it to the others.
+        made = distributed.broadcast(_make_folder(target) if distributed.is_main() else None)
+        if not isinstance(made, Path):
+            raise self._failure(target, made)
+        self._job = _Job(made, target, state, is_best, *engine.capture())
+        self._job.start()
         if not self._config.asynchronous:
             self.finish()
 
@@ -143,13 +131,13 @@ class Saver:
         if self._job is None:
             return
         job, self._job = self._job, None
-        job.thread.join()
+        job.join()
+        # Every rank learns of a failure on any of them: a checkpoint without one rank's files is worthless.
         outcomes = distributed.gather_objects((job.files, job.problem))
         problem = next((problem for _, problem in outcomes if problem), None)
         if distributed.is_main():
-            problem = problem or self._commit(
-                job, {k: v for f, _ in outcomes for k, v in f.items()}
-            )
+            files = {name: facts for written, _ in outcomes for name, facts in written.items()}
+            problem = problem or self._commit(job, files)
             if problem:
                 shutil.rmtree(job.work, ignore_errors=True)
         problem = distributed.broadcast(problem)
@@ -164,6 +152,8 @@ class Saver:
         """
         facts = {"step": job.state.step, "world_size": distributed.world_size(), **self._facts}
         try:
+            # In this order: until the folder is complete, LATEST and `best` name older ones; and nothing old
+            # is removed before the new one is there.
             commit_folder(job.work, job.target, facts, files)
             write_atomic(self._folder / LATEST, job.target.name + "\n")
             if job.is_best:
@@ -192,7 +182,7 @@ class Saver:
         )
 
 
-class _Job:
+class _Job(threading.Thread):
     """One rank's files of one checkpoint, being written by a thread.
 
     Attributes:
@@ -205,34 +195,28 @@ class _Job:
         work: Path,
         target: Path,
         state: TrainState,
+        is_best: bool,
         moments: dict[str, Tensor],
         weights: dict[str, dict[str, Tensor]],
-        is_best: bool,
     ) -> None:
-        self.work = work
-        self.target = target
-        self.state = state
-        self.is_best = is_best
+        super().__init__()
+        self.work, self.target, self.state, self.is_best = work, target, state, is_best
+        optimizer = f"{OPTIMIZER_FILES}{distributed.rank():05d}.safetensors"
+        self._tensors = {optimizer: moments, **weights}
         self.files: dict[str, Any] = {}
         self.problem: str | None = None
-        self.thread = threading.Thread(target=self._write, args=(moments, weights))
-        self.thread.start()
 
-    def _write(self, moments: dict[str, Tensor], weights: dict[str, dict[str, Tensor]]) -> None:
-        rank = distributed.rank()
+    def run(self) -> None:
+        # An exception in a thread is printed and lost, so it is kept for `finish`.
         try:
-            self._write_tensors(f"{OPTIMIZER_FILES}{rank:05d}.safetensors", moments)
-            for name, tensors in weights.items():
-                self._write_tensors(name, tensors)
-            if rank == 0:
+            for name, tensors in self._tensors.items():
+                save_file(tensors, self.work / name)
+                self.files[name] = flush(self.work / name)
+            if distributed.is_main():
                 write_json(self.work / "state.json", self.state.to_json())
                 self.files["state.json"] = flush(self.work / "state.json")
         except (OSError, SafetensorError) as error:
-            self.problem = " ".join(str(error).split())
-
-    def _write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
-        save_file(tensors, self.work / name)
-        self.files[name] = flush(self.work / name)
+            self.problem = " ".join(str(error).split())  # one line of what may be several
 
 
 def load_newest(folder: Path, engine: Engine, plan: GlobalOrder) -> TrainState:
@@ -258,6 +242,13 @@ def load_newest(folder: Path, engine: Engine, plan: GlobalOrder) -> TrainState:
             "position in the data means other samples here; set data.shuffle_shards accordingly (full: at "
             "least the number of shards) and go on in another folder with resume_from"
         )
+    version = info.get("order_version", 1)  # mmalign 0.1.0 did not write it
+    if version != ORDER_VERSION:
+        raise UserError(
+            f"{chosen}: was written under version {version} of the data's order, this mmalign has version "
+            f"{ORDER_VERSION}, so its position in the data means other samples; start another run from its "
+            "weights with init_from"
+        )
     if not any(chosen.glob(f"{OPTIMIZER_FILES}*")):
         raise UserError(
             f"{chosen}: holds no optimizer state that this version reads; start another run from its "
@@ -274,18 +265,17 @@ def has_checkpoints(folder: Path) -> bool:
     return any(finished) or (folder / LATEST).is_file()
 
 
-def _make_folder(target: Path) -> tuple[Path | None, str | None]:
-    """A folder to write into, or why there is none; on rank 0, (None, None) elsewhere."""
-    if not distributed.is_main():
-        return None, None
+def _make_folder(target: Path) -> Path | str:
+    """A folder to write into, or why there is none."""
     try:
-        return temporary_folder(target), None
+        return temporary_folder(target)
     except OSError as error:
-        return None, str(error)
+        return str(error)
 
 
 def _point(link: Path, target: Path) -> None:
     """Make `link` a link to its neighbour `target`, replacing the link that was there."""
+    # A link cannot be overwritten, but it can be replaced by a rename, so that there always is one.
     temporary = link.with_name(f".{link.name}.tmp")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target.name)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
 
 from mmalign.core import distributed
 from mmalign.core.commit import newest_folder
@@ -52,7 +51,13 @@ def embed(run: Path, overrides: Sequence[str], data: Sequence[Path], workers: in
     distributed.start(timedelta(days=1))
     folder = run if run.is_dir() else None
     config = load_config(RunConfig, run / "config.yaml" if folder else run, overrides)
-    folders = data or [_here(entry.path) for entry in config.data.train]
+    folders = data or [Path(entry.path) for entry in config.data.train]
+    for entry in () if data else config.data.train:
+        if is_remote(entry.path):
+            raise UserError(
+                f"data.train: {shown(entry.path)} is at a URL, where nothing can be written; embed a copy "
+                "with `--data FOLDER` and upload its features folder with the shards"
+            )
     tower = load_frozen_tower(config, folder).to(distributed.device()).eval()
     for one in folders:
         facts = write_features(tower, one, config.data.workers if workers is None else workers)
@@ -61,16 +66,6 @@ def embed(run: Path, overrides: Sequence[str], data: Sequence[Path], workers: in
             f"{one}: features of {facts['rows']} images, width {facts['width']}"
             + (f"; of these cannot be used: {unusable}" if unusable else "")
         )
-
-
-def _here(name: str) -> Path:
-    """The folder of a data set on this machine."""
-    if is_remote(name):
-        raise UserError(
-            f"data.train: {shown(name)} is at a URL, where nothing can be written; embed a copy with "
-            "`--data FOLDER` and upload its features folder with the shards"
-        )
-    return Path(name)
 
 
 def load_frozen_tower(config: RunConfig, run: Path | None) -> ImageTower:
@@ -87,10 +82,11 @@ def load_frozen_tower(config: RunConfig, run: Path | None) -> ImageTower:
             "model.image.frozen: is false, so the tower's features change with every step; set it to true"
         )
     torch.manual_seed(config.seed)  # a tower without weights of its own is drawn as in training
-    if run is not None and has_checkpoints(run / "checkpoints"):
+    # The same order as in initialization.py.
+    if run is None or not has_checkpoints(run / "checkpoints"):
+        run = Path(config.resume_from) if config.resume_from is not None else None
+    if run is not None:
         return _from_checkpoint(config, newest_folder(run / "checkpoints")[0])
-    if config.resume_from is not None:
-        return _from_checkpoint(config, newest_folder(Path(config.resume_from) / "checkpoints")[0])
     if config.init_from is None:
         return build_image_tower(config.model.image)
     if config.tokenizer.name is None:
@@ -107,11 +103,9 @@ def load_frozen_tower(config: RunConfig, run: Path | None) -> ImageTower:
 def _from_checkpoint(config: RunConfig, folder: Path) -> ImageTower:
     tower = build_image_tower(config.model.image)
     with safe_open(folder / MODEL_FILE, "pt") as file:
-        state: dict[str, Tensor] = {
-            name.removeprefix(_TOWER): file.get_tensor(name)
-            for name in file.keys()  # noqa: SIM118
-            if name.startswith(_TOWER)
-        }
+        # Only the tower is read. `keys`, because the handle of safetensors is no mapping.
+        names = [name for name in file.keys() if name.startswith(_TOWER)]  # noqa: SIM118
+        state = {name.removeprefix(_TOWER): file.get_tensor(name) for name in names}
     try:
         tower.load_state_dict(state)
     except RuntimeError:

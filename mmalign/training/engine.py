@@ -96,6 +96,7 @@ class Engine:
         self._optimizer_config = optimizer
         self._steps = steps
         self._batch_size = batch_size
+        # The parameter is the logarithm of 1 / temperature.
         self._max_log_scale = -math.log(min_temperature)
         self._seed = seed
         use_global_batch(self.module)
@@ -130,6 +131,8 @@ class Engine:
             self._steps,
             self._batch_size,
         )
+        # The forward pass updates the running statistics of batch normalisation before it is known whether its
+        # numbers are finite.
         statistics = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
         metrics = {name: float(value) for name, value in self.backward(batch).items()}
         grad_norm = self._update()
@@ -192,13 +195,13 @@ class Engine:
         """A context in which every rank holds the complete `model`, also under ZeRO 3; for all ranks."""
         import deepspeed
 
-        gathers = self._config.zero_stage == 3
         gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
-            list(self.model.parameters()), enabled=gathers
+            list(self.model.parameters()), enabled=self._config.zero_stage == 3
         )
         return gathered
 
     def _backward(self, local_loss: Tensor, is_last: bool) -> None:
+        # Under stages 0 and 1 ranks exchange gradients only at this boundary.
         self._deepspeed.set_gradient_accumulation_boundary(is_last)
         # DeepSpeed divides gradients by the number of ranks; the sum of local_loss is what counts.
         self._deepspeed.backward(local_loss * distributed.world_size())
@@ -221,18 +224,15 @@ class Engine:
         return grad_norm
 
     def _seed_part(self, number: int) -> None:
+        # SeedSequence mixes the four: sums or products of them would repeat between steps and ranks.
         key = (self._seed, self.step_number, distributed.rank(), number)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
     @torch.no_grad()
     def _bound_temperature(self) -> None:
         """Keep the temperature above its minimum, also in the copy that the optimizer owns."""
+        from deepspeed import utils
         from deepspeed.runtime.zero import GatheredParameters
-        from deepspeed.utils import (
-            safe_get_local_fp32_param,
-            safe_set_full_fp32_param,
-            safe_set_local_fp32_param,
-        )
 
         parameter, stage = self.model.logit_scale, self._config.zero_stage
         if not parameter.requires_grad:
@@ -242,11 +242,11 @@ class Engine:
             if exceeds:
                 parameter.clamp_(max=self._max_log_scale)
         if exceeds and stage in (1, 2):
-            safe_set_full_fp32_param(parameter, parameter)
+            utils.safe_set_full_fp32_param(parameter, parameter)
         elif exceeds and stage == 3:
             # DeepSpeed's setter of full tensors fails on a single number that is padded for several ranks.
-            part = safe_get_local_fp32_param(parameter)
-            safe_set_local_fp32_param(parameter, part.clamp(max=self._max_log_scale))
+            part = utils.safe_get_local_fp32_param(parameter)
+            utils.safe_set_local_fp32_param(parameter, part.clamp(max=self._max_log_scale))
 
 
 def _refuse_batch_statistics(module: nn.Module) -> None:
@@ -275,6 +275,7 @@ def _deepspeed_config(
 ) -> dict[str, Any]:
     return {
         "train_batch_size": batch_size,
+        # Micro-batches are ours (cached.py): to DeepSpeed a step is one batch.
         "gradient_accumulation_steps": 1,
         "gradient_clipping": optimizer.clip,
         "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": BUCKET},
@@ -286,5 +287,5 @@ def _deepspeed_config(
             # By default ZeRO sends the gradients of linear and convolutional layers in 16 bits.
             "lower_precision_safe_modules": [],
         },
-        "steps_per_print": 2**31,
+        "steps_per_print": 2**31,  # never
     }

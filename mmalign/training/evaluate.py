@@ -34,7 +34,7 @@ def evaluate(
     ranks."""
     with engine.full_model():
         results = measure(suite, Encoder(engine.model, config, tokenizer, facts={}))
-    engine.module.train()
+    engine.module.train()  # `Encoder` put it into evaluation mode
     return {name: value for name, value in results.metrics.items() if not _is_of_a_pair(name)}
 
 

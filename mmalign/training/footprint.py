@@ -11,10 +11,9 @@ the storages that are created and freed are summed.
 
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +21,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmalign.core.batch import Embeddings
 from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import TokenizerConfig
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
 from mmalign.models.execution import checkpoint_activations
-from mmalign.training.objective import (
-    MaskedLanguageModelConfig,
-    ObjectiveConfig,
-    trained_module,
-)
+from mmalign.training.objective import MaskedLanguageModelConfig, ObjectiveConfig, trained_module
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """Parameters of a part of the model, by whether they train."""
 
     name: str
@@ -57,10 +50,11 @@ def build_on_meta(
             f"model.image.name: the architecture of `{model.image.name}` is only known to the hub; to "
             "plan a run, give a name that timm or open_clip knows"
         )
-    empty = False if model.image.kind == "timm" else None
+    # The value that means "no weights" differs: timm's `pretrained` is a flag, open_clip's a tag.
+    image = {"pretrained": False if model.image.kind == "timm" else None}
     untrained = model.model_copy(
         update={
-            "image": model.image.model_copy(update={"pretrained": empty}),
+            "image": model.image.model_copy(update=image),
             "text": model.text.model_copy(update={"pretrained": None}),
         }
     )
@@ -128,16 +122,16 @@ def live_bytes(
         for parameter in module.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(live.hand_over)
-        shape = picture_shape(model, reads_features)
-        step = _step_of(module, objective, shape, images, captions, tokens)
+        # Before `live` counts: the batch is a row of its own in the table.
+        inputs = _inputs_of(model, objective, images, captions, tokens, reads_features)
         with live:
             with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
-                scalar = step()
+                scalar = _sum_of_outputs(module, *inputs)
             scalar.backward()
     return live.most
 
 
-def picture_shape(model: DualEncoder, reads_features: bool) -> tuple[int, ...]:
+def image_shape(model: DualEncoder, reads_features: bool) -> tuple[int, ...]:
     """The shape of one image in a batch: its feature, or its pixels."""
     tower = model.image_tower
     return (tower.width,) if reads_features else (3, tower.size, tower.size)
@@ -156,35 +150,37 @@ def _take_fake_tensors(module: nn.Module) -> None:
             setattr(part, name, torch.empty_like(buffer, device="cpu"))
 
 
-def _step_of(
-    module: nn.Module,
+def _inputs_of(
+    model: DualEncoder,
     objective: ObjectiveConfig,
-    shape: tuple[int, ...],
     images: int,
     captions: int,
     tokens: int,
-) -> Callable[[], Tensor]:
-    """The forward pass of a step, up to a sum of all outputs."""
+    reads_features: bool,
+) -> tuple[Any, ...]:
+    """Arguments of the forward pass of the module that trains."""
     token_NL = torch.ones(captions, tokens, dtype=torch.int64)
     mask_NL = torch.ones_like(token_NL)
     if isinstance(objective, MaskedLanguageModelConfig):
         # Complete captions in place of single tokens: as many tokens, and a shape that does not depend on
         # data.
-        predicted_N = torch.arange(math.ceil(captions * objective.share))
-        return lambda: module(token_NL, mask_NL, predicted_N).sum()
+        return token_NL, mask_NL, torch.arange(math.ceil(captions * objective.share))
+    shape = (images, *image_shape(model, reads_features))
+    if reads_features:
+        return None, token_NL, mask_NL, (), torch.empty(shape, dtype=torch.float16)
+    return torch.empty(shape, dtype=torch.uint8), token_NL, mask_NL
 
-    is_feature = len(shape) == 1
-    picture = torch.empty(images, *shape, dtype=torch.float16 if is_feature else torch.uint8)
 
-    def contrastive() -> Tensor:
-        if is_feature:
-            embeddings: Embeddings = module(None, token_NL, mask_NL, feature_BF=picture)
-        else:
-            pixels = picture.contiguous(memory_format=torch.channels_last)
-            embeddings = module(pixels, token_NL, mask_NL)
-        return embeddings.image_BD.sum() + embeddings.text_ND.sum()
-
-    return contrastive
+def _sum_of_outputs(module: nn.Module, first: Tensor | None, *others: Any) -> Tensor:
+    if first is not None and first.ndim == 4:  # pixels; a step copies them as well (objective.py)
+        first = first.contiguous(memory_format=torch.channels_last)
+    outputs = module(first, *others)
+    total: Tensor = (
+        outputs.sum()
+        if isinstance(outputs, Tensor)
+        else outputs.image_BD.sum() + outputs.text_ND.sum()
+    )
+    return total
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -207,6 +203,7 @@ class _LiveBytes(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        # By address: views share a storage, which is counted once.
         storages = [t.untyped_storage() for t in tree_leaves(result) if isinstance(t, Tensor)]
         new = {s._cdata: s for s in storages if s._cdata not in self._bytes_of}
         if new:
@@ -214,6 +211,7 @@ class _LiveBytes(TorchDispatchMode):
             for address, storage in new.items():
                 self._bytes_of[address] = storage.nbytes()
                 self._alive += storage.nbytes()
+                # Runs when the last tensor on it is freed, also those that autograd saved.
                 weakref.finalize(storage, self._forget, address)
             self._latest = self._alive
         return result
@@ -238,12 +236,7 @@ def _fused_attention() -> Iterator[None]:
     real = nn.functional.scaled_dot_product_attention
 
     def without_dropout(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        **options: Any,
+        query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: Any = 0, **options: Any
     ) -> Tensor:
         return real(query, key, value, attn_mask, **options)
 

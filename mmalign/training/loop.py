@@ -9,7 +9,7 @@ checkpoint does not depend on ranks.
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,12 @@ from mmalign.core.config import load_config
 from mmalign.core.console import say, track
 from mmalign.core.record import Recorder
 from mmalign.data.stream.ledger import Ledger
-from mmalign.data.stream.loader import BatchLoader, batches
-from mmalign.data.stream.order import GlobalOrder, open_sets
-from mmalign.data.tokenizer import Tokenizer
+from mmalign.data.stream.loader import batches
+from mmalign.data.stream.order import ORDER_VERSION, GlobalOrder, open_sets
 from mmalign.evaluation.suite import SuiteConfig
 from mmalign.models.dual_encoder import build_dual_encoder
 from mmalign.training import checkpoint
-from mmalign.training.checkpoint import Saver, TrainState
+from mmalign.training.checkpoint import Saver
 from mmalign.training.embed import open_image_features
 from mmalign.training.engine import Engine
 from mmalign.training.evaluate import evaluate, value_of
@@ -59,10 +58,11 @@ def train(config: RunConfig, out: Path, stop_after: int | None = None) -> str | 
     distributed.start(timedelta(seconds=max(600, 2 * config.engine.hang_seconds)))
     config = open_run(config, out)
     with StopRequest() as stop, Watchdog(out, config.engine.hang_seconds) as watchdog:
-        run = _prepare(config, out, watchdog)
+        run = _Run(config, out, stop, watchdog)
         last = min(config.steps, stop_after or config.steps)
+        # More than one round only after a roll-back, which needs a new stream of batches.
         while run.state.step < last and not run.stopped:
-            _take_steps(run, last, stop, watchdog)
+            run.take_steps(last)
         run.saver.finish()
         if run.recorder is not None:
             run.recorder.close()
@@ -70,195 +70,180 @@ def train(config: RunConfig, out: Path, stop_after: int | None = None) -> str | 
     return run.stopped
 
 
-@dataclass
 class _Run:
-    """A run on one rank. `state` changes every step; `recorder` after a roll-back; the rest never."""
+    """A run on one rank. `state` changes every step; `recorder` after a roll-back."""
 
-    config: RunConfig
-    out: Path
-    tokenizer: Tokenizer
-    loader: BatchLoader
-    engine: Engine
-    suite: SuiteConfig | None
-    saver: Saver
-    guard: NonFiniteGuard
-    recorder: Recorder | None
-    meter: Meter
-    ledger: Ledger
-    state: TrainState
-    saved_step: int
-    saved_at: float
-    stopped: str | None = None
-
-
-def _prepare(config: RunConfig, out: Path, watchdog: Watchdog) -> _Run:
-    order = GlobalOrder(open_sets(config.data), config.data, config.seed)
-    tokenizer = load_or_train_tokenizer(config.tokenizer, order, out)
-    watchdog.heartbeat("model")
-    torch.manual_seed(config.seed)
-    model = build_dual_encoder(config.model, tokenizer.vocabulary, tokenizer.padding_id)
-    loader = make_batches(config, order, tokenizer, model)
-    # Not on a resume: what `init_from` names may be gone by then.
-    if not checkpoint.has_checkpoints(out / "checkpoints"):
-        initialize_weights(config, model, tokenizer)
-    engine = Engine(
-        model,
-        config.objective,
-        config.engine,
-        config.optimizer,
-        config.steps,
-        config.batch_size,
-        config.model.min_temperature,
-        config.seed,
-    )
-    watchdog.heartbeat("resume")
-    state, starts = restore_state(config, out, engine, order)
-    # After the weights are restored: the features must belong to the image tower that the run goes on with.
-    loader.features = open_image_features(config, order.sets, engine)
-    facts: dict[str, Any] = {
-        "config_sha256": config.sha256,
-        "data": order.data,
-        "shuffle": order.shuffle,
-    }
-    if distributed.is_main():
-        facts["code"] = code_version()
-        if starts:
-            state = replace(state, parent=parent_of(config, state.step))
-        (out / STOPPED).unlink(missing_ok=True)
-    _say_what_starts(config, order, model, state)
-    return _Run(
-        config=config,
-        out=out,
-        tokenizer=tokenizer,
-        loader=loader,
-        engine=engine,
-        suite=load_config(SuiteConfig, Path(config.evaluation.suite))
-        if config.evaluation
-        else None,
-        saver=Saver(out / "checkpoints", config.checkpoint, facts),
-        guard=NonFiniteGuard(config.non_finite, out),
-        recorder=_recorder(config, out, state.step),
-        meter=Meter(config.batch_size),
-        ledger=Ledger(
-            out, config.data.max_bad_fraction, len(order), state.stream.position, state.ledger
-        ),
-        state=state,
-        saved_step=state.step,
-        saved_at=time.monotonic(),
-    )
-
-
-def _say_what_starts(
-    config: RunConfig, order: GlobalOrder, model: torch.nn.Module, state: TrainState
-) -> None:
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    say(
-        f"{config.name}: {len(order)} images, {sum(order.counts.values())} captions in "
-        f"{len(order.counts)} languages; {parameters / 1e6:.1f} M parameters; "
-        f"{distributed.world_size()} ranks on {distributed.device().type} in {config.engine.precision}; "
-        f"from step {state.step}"
-    )
-
-
-def _take_steps(run: _Run, last: int, stop: StopRequest, watchdog: Watchdog) -> None:
-    """Steps until `last`, until a request to stop, or until the run has rolled back to a checkpoint."""
-    config, saver = run.config, run.saver
-    first = run.state.stream.position // config.batch_size
-    stream = batches(run.loader, first, first + last - run.state.step, config.data.workers)
-    for batch in track(stream, "train", config.steps, done=run.state.step):
-        watchdog.heartbeat(f"step {run.state.step + 1}")
-        metrics = run.engine.step(batch)
-        agreed = all_reduce_flags(
-            len(batch.language_N), bool(stop.requested), saver.is_writing, _save_is_due(run)
+    def __init__(self, config: RunConfig, out: Path, stop: StopRequest, watchdog: Watchdog) -> None:
+        self.config, self.out, self.stop, self.watchdog = config, out, stop, watchdog
+        self.stopped: str | None = None
+        order = GlobalOrder(open_sets(config.data), config.data, config.seed)
+        self.tokenizer = load_or_train_tokenizer(config.tokenizer, order, out)
+        watchdog.heartbeat("model")
+        # After the tokenizer, right before the model: the initial weights depend on nothing but the seed.
+        torch.manual_seed(config.seed)
+        model = build_dual_encoder(
+            config.model, self.tokenizer.vocabulary, self.tokenizer.padding_id
         )
-        run.state = replace(
-            run.state,
-            step=run.engine.step_number,
-            pairs_seen=run.state.pairs_seen + agreed.captions,
-            stream=batch.state,
+        self.loader = make_batches(config, order, self.tokenizer, model)
+        # Not on a resume: what `init_from` names may be gone by then.
+        if not checkpoint.has_checkpoints(out / "checkpoints"):
+            initialize_weights(config, model, self.tokenizer)
+        self.engine = Engine(
+            model,
+            config.objective,
+            config.engine,
+            config.optimizer,
+            config.steps,
+            config.batch_size,
+            config.model.min_temperature,
+            config.seed,
         )
-        step = run.state.step
-        run.meter.count(batch)
-        run.ledger.count(batch)
-        if run.guard.must_act(step, metrics, batch):
-            return _roll_back(run, batch)
-        if step % config.log.every == 0 or step == last or agreed.stop:
-            _record(run, metrics)
-        if not agreed.writing:
-            saver.finish()
-        is_best = _evaluate(run, watchdog)
-        regular = step % config.checkpoint.every == 0 or agreed.save_is_due
-        if regular or is_best or agreed.stop or step == last:
-            watchdog.heartbeat(f"saving step {step}")
-            run.ledger.flush()
-            run.state = replace(run.state, ledger=run.ledger.to_json())
-            saver.save(run.engine, run.state, is_best)
-            run.saved_step, run.saved_at = step, time.monotonic()
-            run.meter.forget_time()
-        if agreed.stop:
-            return _stop(run, stop)
+        watchdog.heartbeat("resume")
+        self.state, starts = restore_state(config, out, self.engine, order)
+        # After the weights are restored: the features must belong to the image tower that the run goes on
+        # with.
+        self.loader.features = open_image_features(config, order.sets, self.engine)
+        facts: dict[str, Any] = {
+            "config_sha256": config.sha256,
+            "data": order.data,
+            "shuffle": order.shuffle,
+            "order_version": ORDER_VERSION,
+        }
+        if distributed.is_main():
+            facts["code"] = code_version()
+            if starts:
+                self.state = replace(self.state, parent=parent_of(config, self.state.step))
+            # Only now: a start that fails before this line does not remove it.
+            (out / STOPPED).unlink(missing_ok=True)
+        self.suite = (
+            load_config(SuiteConfig, Path(config.evaluation.suite)) if config.evaluation else None
+        )
+        self.saver = Saver(out / "checkpoints", config.checkpoint, facts)
+        self.guard = NonFiniteGuard(config.non_finite, out)
+        self.recorder = self._open_recorder()
+        self._say_what_starts(model, order)
+        self.ledger = Ledger(
+            out,
+            config.data.max_bad_fraction,
+            len(order),
+            self.state.stream.position,
+            self.state.ledger,
+        )
+        self.meter = Meter(config.batch_size)
+        self.saved_step, self.saved_at = self.state.step, time.monotonic()
 
+    def _say_what_starts(self, model: torch.nn.Module, order: GlobalOrder) -> None:
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        say(
+            f"{self.config.name}: {len(order)} images, {sum(order.counts.values())} captions in "
+            f"{len(order.counts)} languages; {parameters / 1e6:.1f} M parameters; "
+            f"{distributed.world_size()} ranks on {distributed.device().type} in "
+            f"{self.config.engine.precision}; from step {self.state.step}"
+        )
 
-def _save_is_due(run: _Run) -> bool:
-    minutes = run.config.checkpoint.minutes
-    return minutes is not None and time.monotonic() - run.saved_at >= 60 * minutes
+    def _open_recorder(self) -> Recorder | None:
+        """On rank 0; records after the current step, left by a kill or a roll-back, are removed."""
+        if not distributed.is_main():
+            return None
+        return Recorder(self.out, self.state.step, self.config.log.tensorboard)
 
+    def take_steps(self, last: int) -> None:
+        """Steps until `last`, until a request to stop, or until the run has rolled back to a checkpoint."""
+        config, saver = self.config, self.saver
+        # From the position in the data, not from the step: after a roll-back the two differ.
+        first = self.state.stream.position // config.batch_size
+        stream = batches(self.loader, first, first + last - self.state.step, config.data.workers)
+        for batch in track(stream, "train", config.steps, done=self.state.step):
+            self.watchdog.heartbeat(f"step {self.state.step + 1}")
+            metrics = self.engine.step(batch)
+            minutes = config.checkpoint.minutes
+            is_due = minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+            # A signal, a slow disk or a clock is seen by one rank first. Whatever follows from it contains
+            # collectives, so all ranks must decide alike.
+            flags = all_reduce_flags(
+                len(batch.language_N), bool(self.stop.requested), saver.is_writing, is_due
+            )
+            step = self.engine.step_number
+            pairs_seen = self.state.pairs_seen + flags.captions
+            self.state = replace(self.state, step=step, pairs_seen=pairs_seen, stream=batch.state)
+            self.meter.count(batch)
+            self.ledger.count(batch)
+            if self.guard.must_act(step, metrics, batch):
+                return self._roll_back(batch)
+            if step % config.log.every == 0 or step == last or flags.stop:
+                self._record(metrics)
+            if not flags.writing:
+                saver.finish()
+            # Before the save: the checkpoint's state holds the best value so far.
+            is_best = self._evaluate()
+            regular = step % config.checkpoint.every == 0 or flags.save_is_due
+            if regular or is_best or flags.stop or step == last:
+                self._save(is_best)
+            if flags.stop:
+                return self._stop()
 
-def _record(run: _Run, metrics: dict[str, float]) -> None:
-    run.ledger.flush()
-    seen = {**run.meter.read(), **run.ledger.metrics(), "pairs_seen": run.state.pairs_seen}
-    if run.recorder is not None:
-        run.recorder.write(run.state.step, {**metrics, **seen})
-    run.ledger.judge()
+    def _record(self, metrics: dict[str, float]) -> None:
+        self.ledger.flush()
+        seen = {
+            **self.meter.read(),
+            **self.ledger.metrics(),
+            "pairs_seen": self.state.pairs_seen,
+        }
+        if self.recorder is not None:
+            self.recorder.write(self.state.step, {**metrics, **seen})
+        # After the record: when too many samples are unusable, the last line says how many.
+        self.ledger.judge()
 
+    def _save(self, is_best: bool) -> None:
+        self.watchdog.heartbeat(f"saving step {self.state.step}")
+        self.ledger.flush()
+        self.state = replace(self.state, ledger=self.ledger.to_json())
+        self.saver.save(self.engine, self.state, is_best)
+        self.saved_step, self.saved_at = self.state.step, time.monotonic()
+        self.meter.forget_time()
 
-def _evaluate(run: _Run, watchdog: Watchdog) -> bool:
-    """Measure the suite if it is due at this step.
+    def _evaluate(self) -> bool:
+        """Measure the suite if it is due at this step.
 
-    Returns:
-        Whether these weights are the best so far.
-    """
-    config = run.config.evaluation
-    if config is None or run.suite is None or run.state.step % config.every:
-        return False
-    watchdog.heartbeat(f"evaluation after step {run.state.step}")
-    metrics = evaluate(run.suite, run.engine, run.config.model, run.tokenizer)
-    if run.recorder is not None:
-        run.recorder.write(run.state.step, metrics)
-    run.meter.forget_time()
-    if config.best is None:
-        return False
-    value = value_of(metrics, config.best)
-    if run.state.best is not None and value <= run.state.best:
-        return False
-    run.state = replace(run.state, best=value)
-    return True
+        Returns:
+            Whether these weights are the best so far.
+        """
+        config, step = self.config.evaluation, self.state.step
+        if config is None or self.suite is None or step % config.every:
+            return False
+        self.watchdog.heartbeat(f"evaluation after step {step}")
+        metrics = evaluate(self.suite, self.engine, self.config.model, self.tokenizer)
+        if self.recorder is not None:
+            self.recorder.write(step, metrics)
+        self.meter.forget_time()
+        if config.best is None:
+            return False
+        value = value_of(metrics, config.best)
+        if self.state.best is not None and value <= self.state.best:
+            return False
+        self.state = replace(self.state, best=value)
+        return True
 
+    def _roll_back(self, batch: Batch) -> None:
+        """Take the newest checkpoint's weights and go on with the data after `batch`."""
+        # A checkpoint that is still being written may be the one to go back to.
+        self.saver.finish()
+        bad_step = self.state.step
+        self.guard.note_roll_back(bad_step, self.saved_step)
+        state = checkpoint.load_newest(self.out / "checkpoints", self.engine, self.loader.plan)
+        self.state = replace(state, stream=batch.state)
+        say(f"step {bad_step}: back to the weights of step {state.step}, on with later data")
+        if self.recorder is not None:
+            self.recorder.close()
+            self.recorder = self._open_recorder()
 
-def _roll_back(run: _Run, batch: Batch) -> None:
-    """Take the newest checkpoint's weights and go on with the data after `batch`."""
-    run.saver.finish()
-    bad_step = run.state.step
-    run.guard.note_roll_back(bad_step, run.saved_step)
-    state = checkpoint.load_newest(run.out / "checkpoints", run.engine, run.loader.plan)
-    run.state = replace(state, stream=batch.state)
-    say(f"step {bad_step}: back to the weights of step {state.step}, on with later data")
-    if run.recorder is not None:
-        run.recorder.close()
-        run.recorder = _recorder(run.config, run.out, state.step)
-
-
-def _stop(run: _Run, stop: StopRequest) -> None:
-    """Commit the checkpoint, and write which signal ended the run."""
-    run.saver.finish()
-    names = distributed.gather_objects(stop.requested)
-    run.stopped = next(name for name in names if name)
-    if distributed.is_main():
-        write_json(run.out / STOPPED, {"step": run.state.step, "signal": run.stopped})
-    say(
-        f"{run.stopped}: stopped after step {run.state.step}, which is saved; the same command goes on"
-    )
-
-
-def _recorder(config: RunConfig, out: Path, step: int) -> Recorder | None:
-    return Recorder(out, step, config.log.tensorboard) if distributed.is_main() else None
+    def _stop(self) -> None:
+        """Commit the checkpoint, and write which signal ended the run."""
+        self.saver.finish()
+        # Only some ranks may have received a signal: the name is the first one in rank order.
+        names = distributed.gather_objects(self.stop.requested)
+        self.stopped = next(name for name in names if name)
+        step = self.state.step
+        if distributed.is_main():
+            write_json(self.out / STOPPED, {"step": step, "signal": self.stopped})
+        say(f"{self.stopped}: stopped after step {step}, which is saved; the same command goes on")

@@ -76,19 +76,14 @@ def contrastive_loss(
         image_B, text_M, score_P = log_sums(image_BD, text_MD, scale, tiling)
         # From each rank's log sum over its own images, the log sum over the images of all ranks.
         text_M = distributed.gather_rows(text_M[None]).logsumexp(0)
-        image_to_text, text_to_image = (
-            _image_to_text_term(tiling, gathered),
-            _text_to_image_term(tiling, gathered),
-        )
-        local_loss = image_to_text.contrast(image_B, score_P) + text_to_image.contrast(
-            text_M, score_P
-        )
+        image = _image_to_text_term(tiling, gathered)
+        text = _text_to_image_term(tiling, gathered)
+        local_loss = image.contrast(image_B, score_P) + text.contrast(text_M, score_P)
         if label_smoothing:
+            # Sums of scores are linear in the embeddings, so they need no tiles.
             sum_B = scale * (image_BD @ text_MD.sum(0))
             sum_M = scale * (text_MD @ image_BD.sum(0))
-            smooth = image_to_text.smoothing(sum_B, score_P) + text_to_image.smoothing(
-                sum_M, score_P
-            )
+            smooth = image.smoothing(sum_B, score_P) + text.smoothing(sum_M, score_P)
             local_loss = local_loss + label_smoothing * smooth
         return local_loss
 
@@ -154,14 +149,14 @@ def text_text_loss(
     number_N = torch.arange(len(text_ND), device=text_ND.device) * distributed.world_size()
     number_N += distributed.rank()
     number_M = distributed.gather_rows(number_N)
-    others_P = number_N[tiling.row_P] != number_M[tiling.column_P]
+    row_P = tiling.row_P
+    others_P = number_N[row_P] != number_M[tiling.column_P]
     count_N = _count(picture_id_N, picture_id_M)
+    # At least 1, here and below: without partners all terms are 0, and the loss is 0, not 0 / 0.
     partnered = distributed.sum_over_ranks((count_N > 1).sum()).clamp(min=1)
     scale = embeddings.logit_scale.to(text_ND.dtype)
     log_sum_N, _, score_P = log_sums(text_ND, text_MD, scale, tiling)
-    loss_P = F.softplus(log_sum_N[tiling.row_P] - score_P) / (count_N[tiling.row_P] - 1).clamp(
-        min=1
-    )
+    loss_P = F.softplus(log_sum_N[row_P] - score_P) / (count_N[row_P] - 1).clamp(min=1)
     return (loss_P * others_P).sum() / partnered
 
 
@@ -181,14 +176,13 @@ class _GatheredBatch:
 def _gather(
     embeddings: Embeddings, picture_id_B: Tensor, picture_id_N: Tensor, weight_N: Tensor | None
 ) -> _GatheredBatch:
-    text_MD = distributed.gather_rows(embeddings.text_ND)
+    text_ND = embeddings.text_ND
+    weight_N = text_ND.new_ones(len(text_ND)) if weight_N is None else weight_N.to(text_ND.dtype)
     return _GatheredBatch(
-        text_MD,
+        distributed.gather_rows(text_ND),
         distributed.gather_rows(picture_id_B),
         distributed.gather_rows(picture_id_N),
-        text_MD.new_ones(len(text_MD))
-        if weight_N is None
-        else distributed.gather_rows(weight_N.to(text_MD.dtype)),
+        distributed.gather_rows(weight_N),
     )
 
 

@@ -6,7 +6,7 @@ every `log.every`    -> Meter.read -> images per second, captions per language
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -14,8 +14,7 @@ from mmalign.core import distributed
 from mmalign.core.batch import Batch
 
 
-@dataclass(frozen=True)
-class Flags:
+class Flags(NamedTuple):
     """Equal on all ranks.
 
     Attributes:
@@ -36,8 +35,9 @@ def all_reduce_flags(captions: int, stop: bool, writing: bool, save_is_due: bool
     # Clocks differ between machines: rank 0's decides.
     due = save_is_due and distributed.is_main()
     mine = torch.tensor([captions, stop, writing, due], dtype=torch.int64)
-    total, stops, writers, dues = distributed.sum_over_ranks(mine).tolist()
-    return Flags(total, stops > 0, writers > 0, dues > 0)
+    # One message for all four. Of the flags a sum over ranks is positive where one rank has raised it.
+    total, *raised = distributed.sum_over_ranks(mine).tolist()
+    return Flags(total, *(count > 0 for count in raised))
 
 
 class Meter:

@@ -53,6 +53,7 @@ class NonFiniteGuard:
         Raises:
             UserError: that, where `then` is `stop`.
         """
+        # The norm as well: a finite loss can have gradients that overflow.
         if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]):
             self._in_a_row = 0
             return False
@@ -90,6 +91,7 @@ class NonFiniteGuard:
         entry = {
             "step": step,
             "position": batch.state.position,
+            # As text: JSON has no NaN and no infinity.
             "loss": str(metrics["loss"]),
             "grad_norm": str(metrics["grad_norm"]),
             "keys": [key for part in keys for key in part],

@@ -5,7 +5,7 @@
     config, embeddings, a batch   -> contrast         -> the same from embeddings (cached gradients)
 
 Two objectives: contrastive learning of images and captions, with an optional term between the captions of
-one picture; and masked language modelling of the same captions, the control that sees no image.
+one image; and masked language modelling of the same captions, the control that sees no image.
 
 To add a loss: write it in `loss.py` (or a file beside it), give `ContrastiveConfig.loss` its name and call it
 in `contrast`.
@@ -36,8 +36,8 @@ class ContrastiveConfig(Section):
     """softmax: CLIP's, with many positives; sigmoid: SigLIP's (arXiv 2303.15343), which needs
     `model.logit_bias`."""
     text_text: float = pydantic.Field(default=0.0, ge=0)
-    """Weight of the loss between captions of one picture; it needs `data.captions_per_image` of 2 or more,
-    or equal pictures."""
+    """Weight of the loss between captions of one image; it needs `data.captions_per_image` of 2 or more,
+    or equal images."""
     label_smoothing: float = pydantic.Field(default=0.0, ge=0, lt=1)
     """Share of a softmax target that is spread over all columns of its row."""
     language_weights: dict[str, pydantic.PositiveFloat] = pydantic.Field(default={})
@@ -46,7 +46,7 @@ class ContrastiveConfig(Section):
     @pydantic.model_validator(mode="after")
     def _fits_together(self) -> "ContrastiveConfig":
         if self.loss == "sigmoid" and self.label_smoothing:
-            raise ValueError("`label_smoothing` is of the softmax loss; take it out")
+            raise ValueError("`label_smoothing` is of the softmax loss; remove it")
         return self
 
 
@@ -112,13 +112,16 @@ def embed(forward: Callable[..., Embeddings], batch: Batch) -> Embeddings:
     if batch.feature_BF is not None:
         return forward(None, *texts, batch.feature_BF)
     assert batch.image_BCHW is not None
-    image_BCHW = batch.image_BCHW.contiguous(memory_format=torch.channels_last)
-    return forward(image_BCHW, *texts)
+    # Convolutions are faster in this layout.
+    return forward(batch.image_BCHW.contiguous(memory_format=torch.channels_last), *texts)
 
 
 def contrast(config: ContrastiveConfig, embeddings: Embeddings, batch: Batch) -> Outcome:
     """The contrastive loss of this rank's embeddings among those of all ranks."""
-    weight_N = _weights(config, batch)
+    weight_N = None
+    if config.language_weights:
+        weights = [config.language_weights.get(lang, 1.0) for lang in batch.language_N]
+        weight_N = torch.tensor(weights, device=batch.token_NL.device)
     ids = (batch.picture_id_B, batch.picture_id_N)
     if config.loss == "sigmoid":
         local_loss = sigmoid_loss(embeddings, *ids, weight_N=weight_N)
@@ -131,17 +134,11 @@ def contrast(config: ContrastiveConfig, embeddings: Embeddings, batch: Batch) ->
         text_text = text_text_loss(embeddings, batch.picture_id_N)
         local_loss = local_loss + config.text_text * text_text
         metrics["text_text_loss"] = distributed.sum_over_ranks(text_text)
+    # In double, so that the record shows no float32 rounding of the quotient.
     metrics["temperature"] = 1 / embeddings.logit_scale.detach().double()
     if embeddings.logit_bias is not None:
         metrics["logit_bias"] = embeddings.logit_bias.detach()
     return Outcome(local_loss, {"loss": distributed.sum_over_ranks(local_loss), **metrics})
-
-
-def _weights(config: ContrastiveConfig, batch: Batch) -> Tensor | None:
-    if not config.language_weights:
-        return None
-    weights = [config.language_weights.get(lang, 1.0) for lang in batch.language_N]
-    return torch.tensor(weights, device=batch.token_NL.device)
 
 
 def _predict_tokens(forward: Callable[..., Any], batch: Batch) -> Outcome:

@@ -105,6 +105,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             setting = settings.get(name, common)
+            # Vectors: norms, biases and the temperature.
             if parameter.ndim < 2:
                 setting = setting._replace(weight_decay=0.0)
             groups.setdefault(setting, []).append(parameter)
@@ -141,59 +142,38 @@ def set_learning_rates(
     return config.lr * _warmth(config, step, batch_size) * share
 
 
-class _TowerFields(NamedTuple):
-    """The fields of `OptimizerConfig` that apply to one tower."""
-
-    name: str
-    lr: float
-    weight_decay: float
-    layer_decay: float
-    from_step: int
-
-
 def _tower_settings(model: nn.Module, config: OptimizerConfig) -> Iterator[tuple[str, _Setting]]:
     """Name in `model` and setting of each parameter of the towers' trunks."""
-    image = _TowerFields(
-        "image",
-        _first(config.image_lr, config.lr),
-        _first(config.image_weight_decay, config.weight_decay),
-        config.image_layer_decay,
-        config.image_from_step,
-    )
-    text = _TowerFields(
-        "text",
-        _first(config.text_lr, config.lr),
-        _first(config.text_weight_decay, config.weight_decay),
-        config.text_layer_decay,
-        config.text_from_step,
-    )
+    # Found by type: the model may be the dual encoder itself or hold it under any name.
     for prefix, module in model.named_modules():
-        if isinstance(module, ImageTower | TextTower):
-            side = image if isinstance(module, ImageTower) else text
-            undecayed = module.undecayed() if isinstance(module, ImageTower) else set()
-            for name, scale in _scales(module, side).items():
-                spared = any(fnmatch.fnmatch(name, pattern) for pattern in undecayed)
-                setting = _Setting(
-                    side.lr * scale, 0.0 if spared else side.weight_decay, side.from_step
-                )
-                yield f"{prefix}.trunk.{name}", setting
+        if not isinstance(module, ImageTower | TextTower):
+            continue
+        side = "image" if isinstance(module, ImageTower) else "text"
+        own_lr, own_decay = (getattr(config, f"{side}_{name}") for name in ("lr", "weight_decay"))
+        # Not `or`: a weight decay of 0 is a choice.
+        lr = config.lr if own_lr is None else own_lr
+        weight_decay = config.weight_decay if own_decay is None else own_decay
+        undecayed = module.undecayed() if isinstance(module, ImageTower) else set()
+        scales = _scales(module, side, getattr(config, f"{side}_layer_decay"))
+        for name, scale in scales.items():
+            spared = any(fnmatch.fnmatch(name, pattern) for pattern in undecayed)
+            decay = 0.0 if spared else weight_decay
+            setting = _Setting(lr * scale, decay, getattr(config, f"{side}_from_step"))
+            yield f"{prefix}.trunk.{name}", setting
 
 
-def _first(own: float | None, common: float) -> float:
-    return common if own is None else own
-
-
-def _scales(tower: ImageTower | TextTower, side: _TowerFields) -> dict[str, float]:
+def _scales(tower: ImageTower | TextTower, side: str, layer_decay: float) -> dict[str, float]:
     """Share of the tower's rate for each parameter of its trunk, by its name there."""
-    if side.layer_decay == 1.0:
+    # Apart, so that a tower whose layers are not known can train without layer decay.
+    if layer_decay == 1.0:
         return {name: 1.0 for name, _ in tower.trunk.named_parameters()}
     depths = tower.layer_depths()
     if depths is None:
         raise UserError(
-            f"optimizer.{side.name}_layer_decay: the layers of a `{type(tower.trunk).__name__}` are not "
+            f"optimizer.{side}_layer_decay: the layers of a `{type(tower.trunk).__name__}` are not "
             "known; leave the field out or choose another tower"
         )
-    return {name: side.layer_decay**depth for name, depth in depths.items()}
+    return {name: layer_decay**depth for name, depth in depths.items()}
 
 
 def _warmth(config: OptimizerConfig, step: int, batch_size: int) -> float:
@@ -201,12 +181,14 @@ def _warmth(config: OptimizerConfig, step: int, batch_size: int) -> float:
     if step < 0:
         return 0.0
     warmup = _warmup_steps(config, batch_size)
+    # + 1: the first step has a rate above 0, and the last one of the warm-up the highest.
     return (step + 1) / warmup if step < warmup else 1.0
 
 
 def _share_after_warmup(config: OptimizerConfig, step: int, steps: int, batch_size: int) -> float:
     """Factor of the schedule after the warm-up."""
     if config.schedule == "cosine":
+        # A warm-up longer than the run leaves no steps to decay in.
         start = min(_warmup_steps(config, batch_size), steps)
     else:
         start = max(0, steps - config.cooldown_steps)

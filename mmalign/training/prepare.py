@@ -42,6 +42,7 @@ def open_run(config: RunConfig, out: Path) -> RunConfig:
         out.mkdir(parents=True, exist_ok=True)
         if path.is_file() and checkpoint.has_checkpoints(out / "checkpoints"):
             stored = _with_defaults(read_yaml(path), path)
+    # Rank 0 alone reads the file: it may be on a disk that other hosts see late.
     stored = distributed.broadcast(stored)
     config = _with_precision(config, stored)
     tree = config.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""One training run as its YAML file says it; each section stands beside the code that it configures."""
+"""The configuration of one training run. Each section is defined in the module that it configures."""
 
 import hashlib
 import json
@@ -40,7 +40,8 @@ class RunConfig(Section):
     tokenizer: TokenizerConfig
     model: ModelConfig
     objective: ObjectiveConfig = ContrastiveConfig(kind="contrastive")
-    """What the towers learn: pictures with their captions, or, the control, words of captions alone."""
+    """What the towers learn from: images and captions (contrastive), or captions alone (masked language
+    modelling, the control)."""
     optimizer: OptimizerConfig
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -50,10 +51,11 @@ class RunConfig(Section):
     resume_from: str | None = None
     """Run folder whose newest checkpoint, with all state, this run goes on from."""
     init_from: str | None = None
-    """What this run's weights start as; optimizer and place in the data start anew. One of
+    """What this run's weights start as; optimizer and position in the data start
+    from scratch. One of
 
         runs/a, runs/a/checkpoints/best             a run's newest weights, or one of its checkpoints
-        runs/a/export                               an export to open_clip (whole), to
+        runs/a/export                               an export to open_clip (complete), to
                                                     sentence-transformers-router or transformers (both
                                                     towers), or to sentence-transformers (text side)
         local-dir:FOLDER, hf-hub:OWNER/NAME         a model of open_clip whose text tower is of transformers
@@ -73,13 +75,18 @@ class RunConfig(Section):
     def _fits_together(self) -> "RunConfig":
         if self.resume_from and self.init_from:
             raise ValueError("give `resume_from` or `init_from`, not both")
-        self._check_steps()
+        # What begins or ends within the run must fit into its steps; a run of one step is a smoke test.
+        for name in ("image_from_step", "text_from_step", "cooldown_steps"):
+            if getattr(self.optimizer, name) >= self.steps > 1:
+                raise ValueError(
+                    f"`optimizer.{name}` is not below `steps` ({self.steps}); make it smaller"
+                )
         if isinstance(self.objective, MaskedLanguageModelConfig):
             self._check_masked()
         elif self.data.image_features and not self.model.image.frozen:
             raise ValueError(
                 "`data.image_features` are of an image tower that stays as it is, and `model.image.frozen` "
-                "is false; set it to true, or take `image_features` out"
+                "is false; set it to true, or remove `image_features`"
             )
         elif (self.objective.loss == "sigmoid") != (self.model.logit_bias is not None):
             raise ValueError(
@@ -88,27 +95,19 @@ class RunConfig(Section):
             )
         return self
 
-    def _check_steps(self) -> None:
-        """What begins or ends within the run must fit into its steps."""
-        for name in ("image_from_step", "text_from_step", "cooldown_steps"):
-            if getattr(self.optimizer, name) >= self.steps > 1:
-                raise ValueError(
-                    f"`optimizer.{name}` is not below `steps` ({self.steps}); make it smaller"
-                )
-
     def _check_masked(self) -> None:
         if self.model.text.frozen:
             raise ValueError(
-                "`model.text.frozen` leaves masked language modelling no tower to train; take it out"
+                "`model.text.frozen` leaves masked language modelling no tower to train; remove it"
             )
         if self.engine.micro_batch is not None:
             raise ValueError(
-                "`engine.micro_batch` is of the contrastive objective; take it out of this run"
+                "`engine.micro_batch` is of the contrastive objective; remove it from this run"
             )
 
 
-# A run may go on with other values of these: they change nothing that it computes but rounding and the draws
-# of dropout.
+# A run may continue with other values of these. They change nothing that it computes, except rounding and the
+# random numbers of dropout.
 FREE_TO_CHANGE = frozenset(
     {
         "checkpoint",

@@ -60,4 +60,5 @@ class StopRequest:
         name = signal.Signals(number).name
         if name == "SIGINT" and self._name == "SIGINT":
             raise KeyboardInterrupt
+        # The first one: a scheduler that asks again, or differently, has decided nothing new.
         self._name = self._name or name

@@ -18,9 +18,8 @@ parameters. Counts differ only where a parameter had no gradient in some steps u
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -51,17 +50,27 @@ def capture(
         On rank 0 all tensors of `module.state_dict()`, each with memory of its own (safetensors refuses
         shared memory of tied names); on other ranks nothing.
     """
+    from deepspeed.runtime.zero import GatheredParameters
+    from deepspeed.utils import safe_get_full_optimizer_state
+
     states = _adamw_states(deepspeed_engine, zero_stage)
     moments: dict[str, Tensor] = {}
     for index, (name, parameter) in enumerate(_trainable(module)):
         mine = index % distributed.world_size() == distributed.rank()
         for moment in _MOMENTS:
-            complete = _full_moment(parameter, states[parameter], moment, zero_stage)
+            complete = states[parameter][moment]
+            if zero_stage > 0:  # collective: also on the ranks that do not keep the result
+                complete = safe_get_full_optimizer_state(parameter, moment)
             if mine:
                 moments[f"{moment}/{name}"] = _copy(complete)
         if mine:
             moments[f"{_UPDATES}/{name}"] = torch.tensor(int(states[parameter]["step"]))
-    return moments, _capture_weights(module)
+    weights: dict[str, Tensor] = {}
+    for name, tensor in _weights(module).items():
+        with GatheredParameters([tensor]):  # no effect unless ZeRO 3 has split the tensor
+            if distributed.is_main():
+                weights[name] = _copy(tensor)
+    return moments, weights
 
 
 @torch.no_grad()
@@ -86,23 +95,14 @@ def restore(
     """
     weights = _index(weights_files.items())
     moments = _index(("", file) for file in state_files)
-    _check(weights, _weight_shapes(module), list(weights_files.values()))
+    weight_shapes = {name: _shape(tensor) for name, tensor in _weights(module).items()}
+    _check(weights, weight_shapes, list(weights_files.values()))
     _check(moments, _moment_shapes(module), state_files)
     _restore_weights(module, weights)
     if zero_stage > 0:
+        # ZeRO steps master weights of its own, which still hold the values from before.
         deepspeed_engine.optimizer.refresh_fp32_params()
     _restore_moments(module, _adamw_states(deepspeed_engine, zero_stage), zero_stage, moments)
-
-
-def _capture_weights(module: nn.Module) -> dict[str, Tensor]:
-    from deepspeed.runtime.zero import GatheredParameters
-
-    weights: dict[str, Tensor] = {}
-    for name, tensor in _weights(module).items():
-        with GatheredParameters([tensor]):  # no effect unless ZeRO 3 has split the tensor
-            if distributed.is_main():
-                weights[name] = _copy(tensor)
-    return weights
 
 
 def _restore_weights(module: nn.Module, stored: dict[str, "_Stored"]) -> None:
@@ -123,11 +123,13 @@ def _restore_moments(
 ) -> None:
     for state in states.values():
         state["step"].zero_()
+    parameter: Any
     for name, parameter in _trainable(module):
         state = states[parameter]
         # A partition takes the highest count of its parameters.
         state["step"].clamp_(min=int(stored[f"{_UPDATES}/{name}"].read()))
-        if _has_part_here(parameter, zero_stage):
+        # Under stages 1 and 2 a parameter may lie completely in another rank's partition.
+        if zero_stage not in (1, 2) or parameter._hp_mapping is not None:
             for moment in _MOMENTS:
                 complete = stored[f"{moment}/{name}"].read()
                 _set_moment(parameter, state, moment, zero_stage, complete)
@@ -139,9 +141,13 @@ def _adamw_states(deepspeed_engine: Any, zero_stage: int) -> dict[nn.Parameter, 
     zero = deepspeed_engine.optimizer
     adamw = zero if zero_stage == 0 else zero.optimizer
     for tensor, parameters, group in _stepped_tensors(zero, zero_stage):
-        if not adamw.state[tensor]:
-            adamw.state[tensor].update(_first_state(tensor, group))
-        states |= {parameter: adamw.state[tensor] for parameter in parameters}
+        state = adamw.state[tensor]
+        if not state:  # made as torch.optim.AdamW makes it at a tensor's first step
+            on_device = group["fused"] or group["capturable"]
+            state["step"] = torch.zeros((), device=tensor.device if on_device else "cpu")
+            for moment in _MOMENTS:
+                state[moment] = torch.zeros_like(tensor, requires_grad=False)
+        states |= dict.fromkeys(parameters, state)
     if zero_stage in (1, 2):
         # DeepSpeed links after the step of the first group, when the other groups have no state yet.
         zero._hp_optimizer_states_linked = False
@@ -168,24 +174,6 @@ def _stepped_tensors(
         yield tensor, zero.fp16_groups[index], groups[zero.sub_group_to_group_id[index]]
 
 
-def _first_state(tensor: Tensor, group: dict[str, Any]) -> AdamWState:
-    """What torch.optim.AdamW makes at a tensor's first step; fused and capturable count on the device."""
-    device = tensor.device if group["fused"] or group["capturable"] else torch.device("cpu")
-    zeros = {name: torch.zeros_like(tensor, requires_grad=False) for name in _MOMENTS}
-    return {"step": torch.zeros((), device=device), **zeros}
-
-
-def _full_moment(
-    parameter: nn.Parameter, state: AdamWState, moment: str, zero_stage: int
-) -> Tensor:
-    from deepspeed.utils import safe_get_full_optimizer_state
-
-    if zero_stage == 0:
-        return state[moment]
-    complete: Tensor = safe_get_full_optimizer_state(parameter, moment)
-    return complete
-
-
 def _set_moment(
     parameter: Any, state: AdamWState, moment: str, zero_stage: int, complete: Tensor
 ) -> None:
@@ -203,10 +191,6 @@ def _set_moment(
         safe_set_local_optimizer_state(parameter, padded, moment)
 
 
-def _has_part_here(parameter: Any, zero_stage: int) -> bool:
-    return zero_stage not in (1, 2) or parameter._hp_mapping is not None
-
-
 def _is_split(tensor: Tensor) -> bool:
     return hasattr(tensor, "ds_id")  # DeepSpeed's mark of ZeRO 3
 
@@ -219,10 +203,6 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
     """Every parameter and persistent buffer, themselves; tied ones under each of their names."""
     weights: dict[str, Tensor] = module.state_dict(keep_vars=True)
     return weights
-
-
-def _weight_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: _shape(tensor) for name, tensor in _weights(module).items()}
 
 
 def _moment_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -241,8 +221,7 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-@dataclass(frozen=True)
-class _Stored:
+class _Stored(NamedTuple):
     """A tensor in a file, read on demand."""
 
     file: Path

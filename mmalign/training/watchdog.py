@@ -1,22 +1,20 @@
 """A rank that hangs is named, with its stack, and the run ends instead of waiting for ever.
 
-    loop -> beat("step 12: data") --+                    one line on stderr: waits for others, or hangs where
-                                    +-> no beat for T -> hang-rank<r>.txt: stacks of all threads
-    thread of this rank looks on ---+                    os._exit(EXIT_HUNG) -> torchrun ends the others
+    loop -> heartbeat("step 12") ---+                   one line on stderr: waits for others, or hangs where
+                                    +-> none for T s -> hang-rank<r>.txt: stacks of all threads
+    thread of this rank checks -----+                   os._exit(EXIT_HUNG) -> torchrun ends the others
 
-In a group one rank that stands still makes all stand still, each in a collective. Every rank has its own
-watchdog, so all of them speak at about the same time: those that wait say so, and the one whose stack
-is *not* inside a collective is the one to look at. A rank therefore leaves some seconds after it has
-spoken: its end breaks the others' collectives, and they are to speak first.
+One rank that hangs makes all others wait in a collective. Every rank has its own watchdog, so all of them
+report at about the same time. The rank whose stack is *not* inside a collective is the one to look at.
 
-What it cannot see. The thread needs Python's lock (GIL). Waiting calls (sleep, locks, sockets, collectives,
-torch's operators) give it away; C code that hangs without doing so stops the thread too. For that case
-`faulthandler` waits in C: after 2 T without a sign of the *thread* it writes all stacks to stderr and ends
-the process with exit code 1. On GPUs collectives run behind Python's back: a rank that waits for others
-stands where it next reads a result, so there the line does not decide between the two.
+The thread needs Python's lock (GIL). Waiting calls (sleep, locks, sockets, collectives, torch's operators)
+release it, but C code that hangs without releasing it stops the thread too. For that case `faulthandler`
+waits in C: 2 T after the *thread* last ran, it writes all stacks to stderr and ends the process with exit
+code 1. On GPUs collectives are asynchronous: a rank that waits for others stops where it next reads a result,
+so there the line cannot tell the two cases apart.
 
 T must be shorter than the process group's own timeout, or that one ends the run first, with a traceback. A
-process that somebody suspends for longer than T counts as hanging when it goes on.
+process that is suspended for longer than T counts as hanging when it continues.
 """
 
 import faulthandler
@@ -78,6 +76,7 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
+        # Often enough that T is exceeded by at most a tenth.
         pause = min(self._seconds / 10, 1.0)
         while not self._ended.wait(pause):
             self._arm_backstop()
@@ -86,6 +85,7 @@ class Watchdog:
                 try:
                     self._report(time.monotonic() - since, what)
                     faulthandler.cancel_dump_traceback_later()
+                    # The end of this process breaks the others' collectives; they must report first.
                     time.sleep(_GRACE_SECONDS)
                 finally:  # also where the disk is full
                     os._exit(EXIT_HUNG)  # sys.exit would end this thread alone
@@ -120,12 +120,12 @@ def _verdict(frames: dict[int, FrameType], watched: int) -> str:
     for number in candidates:
         names = [_module(frame) for frame, _ in traceback.walk_stack(frames[number])]
         if any(_is_of(name, _WAITING) for name in names):
-            return f"waits for other ranks at {_place(frames[number])}"
+            return f"waits for other ranks at {_location(frames[number])}"
     word = "hangs, or waits for the GPU," if torch.cuda.is_available() else "hangs"
-    return f"{word} at {_place(frames[watched])}"
+    return f"{word} at {_location(frames[watched])}"
 
 
-def _place(innermost: FrameType) -> str:
+def _location(innermost: FrameType) -> str:
     stack = list(traceback.walk_stack(innermost))
     own = [entry for entry in stack if not _is_of(_module(entry[0]), _LIBRARIES)]
     frame, line = (own or stack)[0]

@@ -1,4 +1,4 @@
-"""A configuration is read as written, or refused in a sentence that names file and field."""
+"""A valid configuration is read; an invalid one is refused with a sentence that names file and field."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def recipe(**source: Any) -> dict[str, Any]:
 
 
 def refusal(cls: type[Any], tree: Any) -> str:
-    """The sentence with which the tree is refused."""
+    """The message of the error for an invalid tree, without the file name."""
     with pytest.raises(UserError) as caught:
         validate(cls, tree, "x.yaml")
     message = str(caught.value)
@@ -80,18 +80,18 @@ def overridden(tree: dict[str, Any], *overrides: str) -> dict[str, Any]:
         ),
     ],
 )
-def test_a_mistake_in_a_section_is_named(changes: dict[str, Any], sentence: str) -> None:
+def test_an_invalid_field_is_named(changes: dict[str, Any], sentence: str) -> None:
     assert refusal(RunConfig, {**RUN, **changes}) == sentence
 
 
-def test_an_unknown_key_without_a_near_name_gets_the_list_of_names() -> None:
+def test_an_unknown_key_without_a_similar_name_lists_the_known_names() -> None:
     tree = {"name": "x", "sets": [{"name": "a", "shards": "b", "qqq": 1}]}
     assert refusal(SuiteConfig, tree) == (
         "unknown key `sets.0.qqq`; known here: languages, measures, name, protocols, sharded, shards"
     )
 
 
-def test_an_unknown_key_is_told_before_what_is_missing() -> None:
+def test_an_unknown_key_is_reported_before_a_missing_one() -> None:
     assert refusal(SuiteConfig, {"name": "x", "set": []}) == (
         "unknown key `set`; did you mean `sets`?"
     )
@@ -105,7 +105,7 @@ def test_an_unknown_key_is_told_before_what_is_missing() -> None:
             "unknown key `source.train_scene`; did you mean `train_scenes`?",
         ),
         ({"kind": "jsonl", "folder": []}, "unknown key `source.folder`; did you mean `folders`?"),
-        # A name of the other kind is no name of this one.
+        # A field of another kind is unknown here.
         (
             {"kind": "jsonl", "train_scenes": 3},
             "unknown key `source.train_scenes`; known here: folders, kind",
@@ -119,18 +119,18 @@ def test_an_unknown_key_is_told_before_what_is_missing() -> None:
         ({"folders": []}, f"`source.kind` is missing; add one of {KINDS}"),
     ],
 )
-def test_sections_of_several_kinds_are_spoken_of_without_their_kind(
+def test_messages_about_sections_of_several_kinds_leave_out_the_kind(
     source: dict[str, Any], sentence: str
 ) -> None:
     assert refusal(RecipeConfig, recipe(**source)) == sentence
 
 
-def test_a_kind_deep_in_a_run_is_no_part_of_the_path() -> None:
+def test_the_kind_of_a_nested_section_is_left_out_of_the_path() -> None:
     image = {"kind": "open_clip", "name": "ViT-B-32", "image_size": 32}
     assert refusal(ModelConfig, {**MODEL, "image": {**image, "pretrain": "x"}}) == (
         "unknown key `image.pretrain`; did you mean `pretrained`?"
     )
-    # `pretrained` is a tag of weights for one kind and yes or no for the other.
+    # `pretrained` names weights for open_clip, and is a boolean for timm.
     assert validate(ModelConfig, {**MODEL, "image": {**image, "pretrained": "x"}}, "y")
     timm = {**MODEL["image"], "pretrained": "x"}
     assert refusal(RunConfig, {**RUN, "model": {**MODEL, "image": timm}}) == (
@@ -138,13 +138,13 @@ def test_a_kind_deep_in_a_run_is_no_part_of_the_path() -> None:
     )
 
 
-def test_a_configuration_does_not_change_after_it_was_read() -> None:
+def test_a_configuration_is_immutable() -> None:
     config = validate(RunConfig, RUN, "x.yaml")
     with pytest.raises(ValueError, match="frozen"):
         config.steps = 3
 
 
-def test_yaml_is_version_1_2(tmp_path: Path) -> None:
+def test_files_are_read_as_yaml_1_2(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("languages: [no, yes, on]\nlr: 1e-3\nbig: 5E4\ncode: 010\ntime: 12:30\n")
     assert read_yaml(path) == {
@@ -168,9 +168,7 @@ def test_yaml_is_version_1_2(tmp_path: Path) -> None:
         (b"", "must hold a mapping"),
     ],
 )
-def test_a_file_that_is_no_configuration_is_refused(
-    tmp_path: Path, text: bytes, reason: str
-) -> None:
+def test_an_invalid_file_is_refused(tmp_path: Path, text: bytes, reason: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(text)
     with pytest.raises(UserError, match=rf"x\.yaml: {reason}") as caught:
@@ -178,7 +176,7 @@ def test_a_file_that_is_no_configuration_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.yaml: no such file"):
         load_config(RunConfig, tmp_path / "nowhere.yaml")
     with pytest.raises(UserError, match="no such file"):
@@ -242,17 +240,16 @@ def test_overrides_reach_into_lists_and_make_sections() -> None:
         ("sets.0.name.x=1", "`sets.0.name` is not a section"),
     ],
 )
-def test_a_bad_override_is_named(override: str, reason: str) -> None:
+def test_an_invalid_override_is_reported(override: str, reason: str) -> None:
     with pytest.raises(UserError) as caught:
         apply_override({"name": "x", "sets": [{"name": "a"}]}, override)
-    told = str(caught.value)
-    assert told in (
+    assert str(caught.value) in (
         f"override `{override}`: {reason}",
         f"override `{override.partition('=')[0]}`: {reason}",
     )
 
 
-def test_what_is_written_is_read_back_in_its_order(tmp_path: Path) -> None:
+def test_a_written_tree_is_read_back_in_the_same_order(tmp_path: Path) -> None:
     tree = {
         "z": ["no", "1e-3", "null", "", " x "],
         "a": {"y": 1e-05, "x": None, "w": True, "long": "word " * 60 + " two  spaces"},
@@ -267,7 +264,7 @@ def test_what_is_written_is_read_back_in_its_order(tmp_path: Path) -> None:
     assert list(read["a"]) == list(tree["a"])
 
 
-def test_a_resolved_configuration_is_the_same_configuration(tmp_path: Path) -> None:
+def test_a_resolved_configuration_equals_the_original(tmp_path: Path) -> None:
     config = validate(RunConfig, RUN, "x.yaml")
     path = tmp_path / "config.yaml"
     path.write_text(write_yaml(config.model_dump(mode="json")), encoding="utf-8")

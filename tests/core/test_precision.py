@@ -12,46 +12,54 @@ from ranks import run_ranks
 
 from mmalign.core.precision import choose_precision, multiplies_bf16
 
-ASK = "from mmalign.core.precision import multiplies_bf16; print(multiplies_bf16())"
-
 
 @pytest.mark.parametrize("requested", ["fp32", "bf16"])
 def test_what_is_asked_for_is_taken(requested: str) -> None:
     assert choose_precision(requested) == requested  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "limit",
-    [
-        {"ATEN_CPU_CAPABILITY": "avx2"},
-        {"ONEDNN_MAX_CPU_ISA": "AVX2"},
-        {"DNNL_MAX_CPU_ISA": "avx512_core"},
-    ],
-    ids=str,
-)
-def test_instructions_that_may_not_be_used_do_not_count(limit: dict[str, str]) -> None:
-    # A process of its own: torch reads these variables when it is imported.
-    environment = {**os.environ, **limit, "CUDA_VISIBLE_DEVICES": ""}
+def test_instructions_that_torch_may_not_use_do_not_count() -> None:
+    # A process of its own, because torch reads the variable when it is imported.
+    ask = "from mmalign.core.precision import multiplies_bf16; print(multiplies_bf16())"
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", ask], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+@pytest.fixture
+def avx512(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A CPU with AVX-512 and nothing that limits its use."""
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    return monkeypatch
 
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("amx", [False, True])
 def test_a_cpu_needs_bf16_or_amx_instructions(
-    bf16: bool, amx: bool, monkeypatch: pytest.MonkeyPatch
+    bf16: bool, amx: bool, avx512: pytest.MonkeyPatch
 ) -> None:
-    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    avx512.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    avx512.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert multiplies_bf16() == (bf16 or amx)
 
 
+def test_instructions_that_onednn_may_not_use_do_not_count(avx512: pytest.MonkeyPatch) -> None:
+    avx512.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    below = ["SSE41", "AVX", "avx2", "AVX2_VNNI", "AVX2_VNNI_2", "avx512_core", "AVX512_CORE_VNNI"]
+    for name in ("DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA"):
+        for limit in below:
+            avx512.setenv(name, limit)
+            assert not multiplies_bf16(), limit
+        for limit in ("", "ALL", "AVX512_CORE_BF16", "AVX512_CORE_AMX"):
+            avx512.setenv(name, limit)
+            assert multiplies_bf16(), limit
+
+
 def test_one_rank_without_bf16_decides_for_all(tmp_path: Path) -> None:
-    assert run_ranks(2, choose_on, tmp_path / "mixed", (True, False)) == ["fp32", "fp32"]
-    assert run_ranks(2, choose_on, tmp_path / "equal", (True, True)) == ["bf16", "bf16"]
+    chosen = run_ranks(2, choose_on, tmp_path, (True, False), (True, True))
+    assert chosen == [["fp32", "bf16"]] * 2

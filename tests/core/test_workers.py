@@ -59,11 +59,11 @@ def test_a_worker_goes_on_when_its_group_is_signalled() -> None:
         kill_from_elsewhere(worker, number)
     assert [next(stream) for _ in range(20)] == [worker] * 20
     del stream  # the loader's own way of ending its workers
-    assert wait_for_the_end(worker, 5)
+    assert wait_for_the_end(worker, 60)
 
 
 def test_a_worker_obeys_its_parent() -> None:
     stream = iter(loader())
     worker = next(stream)
     os.kill(worker, signal.SIGTERM)
-    assert wait_for_the_end(worker, 2)
+    assert wait_for_the_end(worker, 60)

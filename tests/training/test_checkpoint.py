@@ -1,12 +1,11 @@
 """Which checkpoints are kept, which one is best, and what happens when one cannot be written."""
 
 import json
-import os
 import resource
 import subprocess
-import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +16,12 @@ from safetensors.torch import load_file
 
 from mmalign.core import distributed
 from mmalign.core.batch import StreamState
-from mmalign.core.commit import verify
+from mmalign.core.commit import committed_folder, verify
 from mmalign.core.errors import UserError
+from mmalign.data.stream.order import ORDER_VERSION
 from mmalign.training import checkpoint
-from mmalign.training.checkpoint import CheckpointConfig, Saver, TrainState
+from mmalign.training.checkpoint import CheckpointConfig, Saver, TrainState, load_newest
+from mmalign.training.engine import Engine
 
 FACTS: dict[str, Any] = {"config_sha256": "0", "data": []}
 
@@ -91,11 +92,40 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     assert all(torch.equal(written[name], tensor) for name, tensor in found["wanted"].items())
 
 
-def run_out_of_room(folder: str, asynchronous: bool) -> str:
-    """A good save, then one whose files may not grow beyond 4 KiB on rank 1."""
+def test_a_checkpoint_under_another_version_of_the_order_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan: Any = SimpleNamespace(data=[], shuffle="full")
+
+    def refusal(facts: dict[str, Any]) -> str:
+        with committed_folder(tmp_path / "step-000000001", FACTS | facts):
+            pass
+        with pytest.raises(UserError) as error:
+            load_newest(tmp_path, None, plan)  # type: ignore[arg-type]
+        return str(error.value)
+
+    refused = "under version {} of the data's order, this mmalign has version {}, so its position"
+    accepted = "holds no optimizer state"  # what is checked after the version
+    assert accepted in refusal({"order_version": ORDER_VERSION})
+    other = refusal({"order_version": ORDER_VERSION + 1})
+    assert refused.format(ORDER_VERSION + 1, ORDER_VERSION) in other
+    assert "start another run from its weights with init_from" in other
+    # mmalign 0.1.0 wrote none, which means 1.
+    monkeypatch.setattr(checkpoint, "ORDER_VERSION", 1)
+    assert accepted in refusal({})
+    monkeypatch.setattr(checkpoint, "ORDER_VERSION", 2)
+    assert refused.format(1, 2) in refusal({})
+
+
+def run_out_of_room(folders: dict[bool, Path]) -> dict[bool, str]:
     engine = make_engine("contrastive", Way(0))
     engine.step(make_batch_for("contrastive", 0))
-    saver = Saver(Path(folder), CheckpointConfig(asynchronous=asynchronous), FACTS)
+    return {is_async: fill(engine, folder, is_async) for is_async, folder in folders.items()}
+
+
+def fill(engine: Engine, folder: Path, asynchronous: bool) -> str:
+    """A good save, then one whose files may not grow beyond 4 KiB on rank 1; its error."""
+    saver = Saver(folder, CheckpointConfig(asynchronous=asynchronous), FACTS)
     saver.save(engine, state(1))
     saver.finish()
     if distributed.rank() == 1:
@@ -110,17 +140,27 @@ def run_out_of_room(folder: str, asynchronous: bool) -> str:
     return ""
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_full_disk_leaves_the_last_checkpoint_and_all_ranks_say_so(
-    tmp_path: Path, asynchronous: bool
-) -> None:
-    folder = tmp_path / "checkpoints"
-    errors = run_ranks(2, run_out_of_room, tmp_path / "ranks", str(folder), asynchronous)
-    assert errors[0] == errors[1]
-    assert "could not be written (" in errors[0]
-    assert "step-000000001 is whole; make room" in errors[0]
-    assert names(folder) == ["step-000000001"]
-    verify(folder / "step-000000001")
+def test_a_full_disk_leaves_the_last_checkpoint_and_all_ranks_say_so(tmp_path: Path) -> None:
+    folders = {is_async: tmp_path / str(is_async) for is_async in (False, True)}
+    first, second = run_ranks(2, run_out_of_room, tmp_path / "ranks", folders)
+    assert first == second
+    for is_async, folder in folders.items():
+        assert "could not be written (" in first[is_async]
+        assert "step-000000001 is complete; make room" in first[is_async]
+        assert names(folder) == ["step-000000001"]
+        verify(folder / "step-000000001")
+
+
+def save_until_full(folder: Path) -> str:
+    engine = make_engine("contrastive", Way(0))
+    saver = Saver(folder, CheckpointConfig(keep=100), FACTS)
+    try:
+        for step in range(1, 100):
+            engine.step(make_batch_for("contrastive", step))
+            saver.save(engine, state(step))
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def test_a_small_disk_ends_a_run_with_one_sentence(tmp_path: Path) -> None:
@@ -133,19 +173,8 @@ def test_a_small_disk_ends_a_run_with_one_sentence(tmp_path: Path) -> None:
     if mounted.returncode:
         pytest.skip("mounting a file system needs root")
     try:
-        script = Path(__file__).with_name("save_until_full.py")
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "OMP_NUM_THREADS": "1",
-        }
-        done = subprocess.run(
-            [sys.executable, str(script), str(disk / "checkpoints")],
-            capture_output=True,
-            text=True,
-            env=environment,
-        )
-        assert "could not be written" in done.stdout, done.stdout + done.stderr
+        (error,) = run_ranks(1, save_until_full, tmp_path / "ranks", disk / "checkpoints")
+        assert "could not be written" in error
         kept = names(disk / "checkpoints")
         assert len(kept) >= 1
         for name in kept:

@@ -1,4 +1,4 @@
-"""The dry run's numbers are those of its formulas, and a person can read them."""
+"""The dry run's numbers are those of its formulas, in tables by ZeRO stage."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,6 @@ LOAD = Load(
     passes=1,
     captions=32,
     embedding=16,
-    is_contrastive=True,
 )
 
 
@@ -80,7 +79,7 @@ def test_passes_send_again_what_zero_splits() -> None:
 
 def test_the_table_says_what_the_run_takes() -> None:
     table = dry_run(run(engine={"micro_batch": 2, "zero_stage": 2}), nodes=1, gpus_per_node=2)
-    trainable, frozen = row(table, "together")
+    trainable, frozen = row(table, "total")
     assert row(table, "image tower")[0] + row(table, "text tower")[0] < trainable
     assert frozen == 0
     assert "8 images and up to 8 captions of up to 32 tokens" in table

@@ -1,13 +1,11 @@
 """`mmalign embed`: the tower whose features are written is the one that the run has, or will have."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from frozen_towers import FROZEN, frozen_tower, make_set_to_embed
+from ranks import run_command
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_run, tiny_tokenizer
 
@@ -83,19 +81,9 @@ def test_a_checkpoint_of_another_tower_is_refused(tmp_path: Path) -> None:
         load_frozen_tower(config(), run)
 
 
-def embed(folder: Path, *overrides: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "mmalign", "embed", "run.yaml", *overrides],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_features_of_a_set_at_a_url_are_made_of_a_copy(tmp_path: Path) -> None:
+def test_a_set_at_a_url_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(write_yaml(run_tree(Path("data"))))
-    refused = embed(tmp_path, "data.train=[s3://bucket/train]")
+    refused = run_command(["embed", "run.yaml", "data.train=[s3://bucket/train]"], tmp_path)
     assert refused.returncode == 1
     assert "data.train: s3://bucket/train is at a URL" in refused.stderr
 
@@ -103,10 +91,10 @@ def test_features_of_a_set_at_a_url_are_made_of_a_copy(tmp_path: Path) -> None:
 def test_the_verb_writes_what_a_run_will_ask_for(tmp_path: Path) -> None:
     data = make_set_to_embed(tmp_path / "train")
     (tmp_path / "run.yaml").write_text(write_yaml(run_tree(data)))
-    done = embed(tmp_path, "seed=3")
+    done = run_command(["embed", "run.yaml", "seed=3"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == (
-        f"{data}: features of 14 pictures, width 512; of these cannot be used: does not decode: 1"
+        f"{data}: features of 14 images, width 512; of these cannot be used: does not decode: 1"
     )
     found = open_features(ShardSet(data), describe_tower(frozen_tower(3)))
     assert found.read(0).shape == (512,)

@@ -1,14 +1,12 @@
 """A run starts from an exported model: the same vectors before its first step, or a sentence."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from export_cases import build_encoder, source_of
+from ranks import run_command
 from safetensors.torch import load_file, save_file
 from shard_sets import make_set
 from tiny import MODEL, TEXTS, tiny_run, tiny_tokenizer
@@ -291,9 +289,7 @@ def test_a_run_goes_on_from_an_export_with_its_tokenizer(tmp_path: Path) -> None
     }
     tree = {**run_config(folder).model_dump(mode="json"), **changes}
     (tmp_path / "run.yaml").write_text(write_yaml(tree), encoding="utf-8")
-    command = [sys.executable, "-m", "mmalign", "train", "run.yaml", "--out", "next"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    done = run_command(["train", "run.yaml", "--out", "next"], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "both towers, projections and temperature" in done.stdout
     assert_close(texts(load_encoder(tmp_path / "next").model), texts(encoder.model))

@@ -1,4 +1,4 @@
-"""A run: its records, its checkpoints, and a resume that nobody can tell from no stop at all."""
+"""A run: its records, its checkpoints, and a resume that equals the run without a stop."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import Done, run_command
 from safetensors.torch import load_file
 from shard_sets import make_pair, make_set, write_set
 from tiny import MODEL
@@ -44,19 +45,19 @@ def config(data: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
-def mmalign(
-    *arguments: str, ranks: int = 1, expect: int = 0, folder: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "mmalign"]
-    if ranks > 1:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-        command = [*launcher, "--standalone", "-m", "mmalign"]
-    done = subprocess.run(
-        [*command, *arguments], env=environment, capture_output=True, text=True, cwd=folder
-    )
-    assert done.returncode == expect or (expect and done.returncode), done.stderr[-3000:]
+def mmalign(*arguments: str, folder: Path, ranks: int = 1, expect: int = 0) -> Done:
+    done = run_command(arguments, folder, ranks)
+    assert done.returncode == expect, done.stderr[-3000:]
     return done
+
+
+def torchrun(*arguments: str, folder: Path) -> None:
+    """The command on two ranks under the real torchrun, which takes seconds to start."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command = [*launcher, "--standalone", "-m", "mmalign", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "run.yaml").write_text(write_yaml(config(folder / "data")))
     mmalign("train", "run.yaml", "--out", "whole", folder=folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(folder: Path) -> Path:
+    """The same run, stopped after half of its steps; to be copied."""
+    mmalign("train", "run.yaml", "--out", "halfway", "--stop-after", "3", folder=folder)
+    return folder / "halfway"
 
 
 def newest(run: Path) -> Path:
@@ -110,15 +118,14 @@ def test_a_run_leaves_records_and_checkpoints(folder: Path) -> None:
     assert state["stream"] == {"seed": 0, "position": STEPS * 4}
 
 
-def test_stopping_and_resuming_is_bit_for_bit_the_same(folder: Path) -> None:
-    for _ in range(2):  # the second command resumes, in the middle of an epoch
-        mmalign("train", "run.yaml", "--out", "stopped", "--stop-after", "2", folder=folder)
+def test_stopping_and_resuming_is_bit_for_bit_the_same(folder: Path, stopped: Path) -> None:
+    shutil.copytree(stopped, folder / "stopped")  # in the middle of an epoch
     mmalign("train", "run.yaml", "--out", "stopped", folder=folder)
     assert losses(folder / "stopped") == losses(folder / "whole")
     assert_equal_weights(folder / "stopped", folder / "whole")
 
 
-def test_what_cannot_be_used_is_counted_exactly_and_has_a_ceiling(folder: Path) -> None:
+def test_unusable_samples_are_counted_exactly_and_limited(folder: Path) -> None:
     pairs = [make_pair(number, ("en", "sw")) for number in range(14)]
     pairs[3] = replace(pairs[3], image=b"\x89PNG" + bytes(50))
     tree = config(write_set(folder / "damaged_data", pairs))
@@ -196,7 +203,7 @@ def test_all_state_of_the_other_kind_is_refused(folder: Path, words: Path) -> No
     refused = mmalign(
         "train", "run.yaml", "resume_from=words", "--out", "mixed", expect=1, folder=folder
     )
-    assert "holds `exp_avg/decoder.bias`, which this model has not" in refused.stderr
+    assert "holds `exp_avg/decoder.bias`, which this model does not have" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
@@ -212,22 +219,22 @@ def test_two_ranks_under_torchrun_see_the_same_and_resume_on_another_number(fold
     tree["model"] = {**tree["model"], "text": text, "image": image}
     (folder / "two.yaml").write_text(write_yaml(tree))
     mmalign("train", "two.yaml", "--out", "one_rank", folder=folder)
-    mmalign("train", "two.yaml", "--out", "two_ranks", "--stop-after", "3", ranks=2, folder=folder)
+    torchrun("train", "two.yaml", "--out", "two_ranks", "--stop-after", "3", folder=folder)
+    shutil.copytree(folder / "two_ranks", folder / "fewer_ranks")
     mmalign("train", "two.yaml", "--out", "two_ranks", ranks=2, folder=folder)
     one, two = losses(folder / "one_rank"), losses(folder / "two_ranks")
     assert one.keys() == two.keys()
     assert list(two.values()) == pytest.approx(list(one.values()), rel=1e-5)
     # Another number of ranks, and another stage of ZeRO, go on with the same run.
-    less = ("engine.zero_stage=2", "--out", "fewer_ranks")
-    mmalign("train", "two.yaml", *less, "--stop-after", "3", ranks=2, folder=folder)
     mmalign("train", "two.yaml", "--out", "fewer_ranks", "--stop-after", "5", folder=folder)
-    mmalign("train", "two.yaml", *less, ranks=2, folder=folder)
+    other_stage = ("engine.zero_stage=2", "--out", "fewer_ranks")
+    mmalign("train", "two.yaml", *other_stage, ranks=2, folder=folder)
     assert list(losses(folder / "fewer_ranks").values()) == pytest.approx(
         list(two.values()), rel=1e-6
     )
 
 
-def test_a_run_never_starts_afresh_by_accident(folder: Path) -> None:
+def test_a_run_never_starts_from_scratch_by_accident(folder: Path) -> None:
     run = folder / "damaged"
     shutil.copytree(folder / "whole", run)
     for checkpoint in run.glob("checkpoints/step-*"):
@@ -259,9 +266,15 @@ def test_a_run_measures_itself_and_keeps_its_best_checkpoint(folder: Path) -> No
     best = folder / "measured" / "checkpoints" / "best"
     assert best.resolve().name == f"step-{first_best:09d}"
     assert load_encoder(best).facts["step"] == first_best
-    mmalign(
-        "train", "run.yaml", f"init_from={best}", "steps=1", "--out", "from_best", folder=folder
+    # `best` starts another run: with its weights alone, from step 0.
+    changes = [f"init_from={best}", "optimizer.lr=1e-12", "steps=1"]
+    mmalign("train", "run.yaml", *changes, "--out", "from_best", folder=folder)
+    first, second = (
+        load_file(path / "model.safetensors") for path in (best, newest(folder / "from_best"))
     )
+    name = "text_projection.weight"
+    assert torch.allclose(first[name], second[name], atol=1e-6)
+    assert json.loads((newest(folder / "from_best") / "state.json").read_text())["step"] == 1
     refused = mmalign(
         "train",
         "measured.yaml",
@@ -271,7 +284,9 @@ def test_a_run_measures_itself_and_keeps_its_best_checkpoint(folder: Path) -> No
         expect=1,
         folder=folder,
     )
-    assert "the suite has no metric `retrieval/seen/mean/recall@1`; near: " in refused.stderr
+    assert (
+        "the suite has no metric `retrieval/seen/mean/recall@1`; similar names: " in refused.stderr
+    )
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(folder: Path) -> None:
@@ -299,9 +314,8 @@ def test_a_kill_in_the_first_save_does_not_block_the_next_start(folder: Path) ->
     assert losses(folder / "killed")[1] == losses(folder / "whole")[1]
 
 
-def test_resume_from_goes_on_with_all_state_or_says_why_not(folder: Path) -> None:
-    other = f"resume_from={folder / 'halfway'}"
-    mmalign("train", "run.yaml", "--out", "halfway", "--stop-after", "3", folder=folder)
+def test_resume_from_goes_on_with_all_state_or_says_why_not(folder: Path, stopped: Path) -> None:
+    other = f"resume_from={stopped}"
     mmalign("train", "run.yaml", other, "--out", "continued", folder=folder)
     whole = losses(folder / "whole")
     assert losses(folder / "continued") == {step: whole[step] for step in (4, 5, 6)}
@@ -310,10 +324,9 @@ def test_resume_from_goes_on_with_all_state_or_says_why_not(folder: Path) -> Non
         "train", "run.yaml", other, "batch_size=2", "--out", "shifted", expect=1, folder=folder
     )
     assert "has another `batch_size` (4)" in refused.stderr
-    fields = ("data.language_temperature=2", "data.language_floor={ja: 0.1}")
-    for field in fields:
-        refused = mmalign("train", "run.yaml", other, field, "--out", "x", expect=1, folder=folder)
-        assert f"has another `{field.partition('=')[0]}` (None)" in refused.stderr
+    field = "data.language_floor={ja: 0.1}"
+    refused = mmalign("train", "run.yaml", other, field, "--out", "x", expect=1, folder=folder)
+    assert "has another `data.language_floor` (None)" in refused.stderr
 
 
 def test_a_batch_without_negatives_is_a_step_without_gradient(folder: Path) -> None:
@@ -350,21 +363,3 @@ def test_weights_of_another_model_are_refused(folder: Path) -> None:
     )
     assert "`image_projection.weight` is 16 x 512 there and 8 x 512 here" in refused.stderr
     assert "Traceback" not in refused.stderr
-
-
-def test_init_from_takes_the_weights_only(folder: Path) -> None:
-    mmalign(
-        "train",
-        "run.yaml",
-        f"init_from={folder / 'whole'}",
-        "optimizer.lr=1e-12",
-        "steps=1",
-        "--out",
-        "again",
-        folder=folder,
-    )
-    first = load_file(newest(folder / "whole") / "model.safetensors")
-    second = load_file(newest(folder / "again") / "model.safetensors")
-    name = "text_projection.weight"
-    assert torch.allclose(first[name], second[name], atol=1e-6)
-    assert json.loads((newest(folder / "again") / "state.json").read_text())["step"] == 1

@@ -115,4 +115,4 @@ def test_a_run_that_rolls_back_goes_on_with_later_data(tmp_path: Path) -> None:
 def test_going_back_to_one_checkpoint_twice_stops_the_run(tmp_path: Path) -> None:
     guard = {"limit": 0, "then": "roll_back"}
     error, _ = run(tmp_path, bad=[4, 5], non_finite=guard, checkpoint={"every": 3})
-    assert "not finite again after going back to step 3" in error
+    assert "not finite again after rolling back to step 3" in error

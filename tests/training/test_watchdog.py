@@ -34,7 +34,7 @@ def test_the_rank_that_sleeps_is_named_and_the_other_one_waits(tmp_path: Path) -
 
     line = next(n for n, text in enumerate(own_lines(), 1) if text.strip() == "time.sleep(600)")
     assert re.search(
-        rf"mmalign: rank 1 hangs at \S+/test_watchdog\.py:{line} in slow; no sign of life for \d+ s, "
+        rf"mmalign: rank 1 hangs at \S+/test_watchdog\.py:{line} in slow; no heartbeat for \d+ s, "
         r"the last one: step 7: gather; ",
         told[1],
     )
@@ -56,7 +56,7 @@ def test_code_that_keeps_pythons_lock_is_ended_too(tmp_path: Path) -> None:
     assert 'File "<string>", line 6 in <module>' in done.stderr
 
 
-def test_beats_keep_it_quiet(tmp_path: Path) -> None:
+def test_heartbeats_keep_it_quiet(tmp_path: Path) -> None:
     with Watchdog(tmp_path, 0.4) as watchdog:
         for step in range(4):
             watchdog.heartbeat(f"step {step}")

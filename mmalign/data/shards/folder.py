@@ -8,7 +8,6 @@ Readers ask for files by the names that the manifest gives them, and do not know
 
 import json
 import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path, PurePosixPath
@@ -69,9 +68,7 @@ class RemoteFolder:
         """
         self.url, self.cache, self.index = url, cache, index
         # No manifest lists this file and it may change, so it does not go through the cache.
-        with tempfile.TemporaryDirectory() as folder:
-            fetch(RemoteFile(join(url, index)), Path(folder) / index, cache.config)
-            self.manifest = (Path(folder) / index).read_bytes()
+        self.manifest = fetch(RemoteFile(join(url, index)), cache.config)
         self._files: dict[str, RemoteFile] = {}
         try:
             for name, facts in json.loads(self.manifest)["files"].items():
@@ -157,9 +154,8 @@ class Recent(Generic[K, V]):
         self._make, self._close = make, close
         self._values: OrderedDict[K, V] = OrderedDict()
 
-    def __getstate__(
-        self,
-    ) -> dict[str, Any]:  # another process makes its own, for example descriptors
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process makes its own values, for example descriptors.
         return {**self.__dict__, "_values": OrderedDict()}
 
     def __del__(self) -> None:

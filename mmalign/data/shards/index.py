@@ -12,12 +12,12 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mmalign.core.commit import flush, sha256_of, write_json, write_manifest
+from mmalign.core.commit import flush, sha256_of, write_atomic, write_json, write_manifest
 from mmalign.core.console import track
 from mmalign.core.errors import UserError
 from mmalign.core.workers import map_in_processes
@@ -172,18 +172,14 @@ def _index_one(job: _Job) -> dict[str, Any]:
 
 def _write_refusals(out: Path, jobs: Sequence[_Job], scans: Sequence[dict[str, Any]]) -> None:
     """`refused.jsonl`: the refusals of all shards in their order, up to a limit; the rest is a count."""
-    temporary = out / f".{REFUSED}.tmp"
-    lines = 0
-    with temporary.open("w", encoding="utf-8") as file:
-        for job in jobs:
-            with job.refusals.open(encoding="utf-8", newline="\n") as refusals:
-                for line in islice(refusals, MAX_REFUSALS - lines):
-                    file.write(line)
-                    lines += 1
-        total = sum(sum(scan["refused"].values()) for scan in scans)
-        if total > lines:
-            file.write(json.dumps({"more": total - lines}) + "\n")
-    temporary.replace(out / REFUSED)
+    lines: list[str] = []
+    for job in jobs:
+        with job.refusals.open(encoding="utf-8", newline="\n") as refusals:
+            lines += islice(refusals, MAX_REFUSALS - len(lines))
+    total = sum(sum(scan["refused"].values()) for scan in scans)
+    if total > len(lines):
+        lines.append(json.dumps({"more": total - len(lines)}) + "\n")
+    write_atomic(out / REFUSED, "".join(lines))
 
 
 def _write_manifest(
@@ -193,17 +189,14 @@ def _write_manifest(
     ignored = Counter[str]()
     for job, scan in zip(jobs, scans, strict=True):
         samples, languages = scan["samples"], scan["languages"]
-        # Every sample of an index has a caption; others are refused.
-        counted = {
-            "captions": sum(languages.values()),
-            "languages": languages,
-            "captioned": samples,
-        }
-        shards.append(replace(job.shard, samples=samples, **counted).to_json())
-        files |= {job.shard.tar: scan["files"]["tar"], job.shard.index: scan["files"]["rows"]}
+        name, path = job.shard.file, job.shard.path
+        # All samples are captioned: those without a caption are refused.
+        shard = Shard(name, samples, sum(languages.values()), languages, path, captioned=samples)
+        shards.append(shard.to_json())
+        files |= {shard.tar: scan["files"]["tar"], shard.index: scan["files"]["rows"]}
         ignored.update(scan["ignored"])
         if scan["refused"]:
-            refused[job.shard.file] = scan["refused"]
+            refused[name] = scan["refused"]
     recipe = {"index": rules.to_json()}
     info = {
         "name": out.resolve().name,

@@ -46,7 +46,7 @@ class BadRow(UserError):
 
 
 class ImageBytes(Protocol):
-    """Where the bytes of an image come from."""
+    """Where the bytes of an image come from; sources have classes of their own."""
 
     def read(self) -> bytes: ...
 

@@ -14,16 +14,15 @@ import hashlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from mmalign.core.batch import Pair
 from mmalign.core.errors import UserError
 from mmalign.data.image_formats import WRITTEN_SUFFIXES, image_suffix
-from mmalign.data.shards.tar import Damage, Member, walk
+from mmalign.data.shards.tar import Member, walk
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -98,10 +97,15 @@ class Manifest:
         return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
 
 
-def write_shard(path: Path, pairs: Iterable[Pair]) -> None:
-    """Write one webdataset tar; the same pairs give the same bytes."""
+def write_shard(path: Path, pairs: Iterable[Pair]) -> Counter[str]:
+    """Write one webdataset tar; the same pairs give the same bytes.
+
+    Returns:
+        How many pairs have each licence.
+    """
     import webdataset
 
+    licenses = Counter[str]()
     with (
         path.open("wb") as file,
         # Fixed owner and time, and encoding by ourselves: nothing in the tar depends on where it is made.
@@ -110,6 +114,7 @@ def write_shard(path: Path, pairs: Iterable[Pair]) -> None:
         ) as tar,
     ):
         for pair in pairs:
+            licenses[pair.license] += 1
             # A reader splits the name of a member at the first dot, and webdataset at the last slash.
             assert "/" not in pair.key and "." not in pair.key, pair.key
             facts = {
@@ -129,36 +134,31 @@ def write_shard(path: Path, pairs: Iterable[Pair]) -> None:
                     "txt": first.encode(),
                 }
             )
+    return licenses
 
 
-def index_shard(path: Path) -> Iterator[dict[str, Any]]:
+def index_shard(path: Path) -> list[dict[str, Any]]:
     """The index of a shard that `write_shard` made, one row per sample.
 
     `key`, `picture`, `langs`, and `image` and `json` as `extent_of` returns them.
     """
+    rows: dict[str, dict[str, Any]] = {}
     with path.open("rb") as file:
-        for key, members in groupby(walk(file), lambda member: _split(member)[0]):
-            row: dict[str, Any] = {"key": key}
-            for member in members:
-                assert isinstance(member, Member)
-                suffix = _split(member)[1]
-                file.seek(member.offset)
-                data = file.read(member.size)
-                if suffix in WRITTEN_SUFFIXES:
-                    row["image"] = extent_of(suffix, member.offset, data)
-                elif suffix == "json":
-                    facts = json.loads(data)
-                    row["json"] = extent_of(suffix, member.offset, data)
-                    row["picture"] = facts["picture"]
-                    row["langs"] = [caption["lang"] for caption in facts["captions"]]
-            yield row
-
-
-def _split(member: Member | Damage) -> tuple[str, str]:
-    """Key and suffix of a member of a shard that is valid, because it was just written."""
-    assert isinstance(member, Member) and member.problem is None, member
-    key, _, suffix = member.name.partition(".")
-    return key, suffix
+        for member in walk(file):
+            # It was just written, so nothing in it is damaged.
+            assert isinstance(member, Member) and member.problem is None, member
+            key, _, suffix = member.name.partition(".")
+            row = rows.setdefault(key, {"key": key})
+            file.seek(member.offset)
+            data = file.read(member.size)
+            if suffix in WRITTEN_SUFFIXES:
+                row["image"] = extent_of(suffix, member.offset, data)
+            elif suffix == "json":
+                facts = json.loads(data)
+                row["json"] = extent_of(suffix, member.offset, data)
+                row["picture"] = facts["picture"]
+                row["langs"] = [caption["lang"] for caption in facts["captions"]]
+    return list(rows.values())
 
 
 def extent_of(suffix: str, offset: int, data: bytes) -> list[Any]:

@@ -76,24 +76,16 @@ def pack(job: Job) -> Report:
 def write_pairs(tar: Path, pairs: Iterable[Pair]) -> Report:
     """Write one shard and its index; returns their part of a report."""
     tar.parent.mkdir(parents=True, exist_ok=True)
-    licenses, languages, captioned = Counter[str](), Counter[str](), 0
-
-    def counted() -> Iterator[Pair]:
-        nonlocal captioned
-        for pair in pairs:
-            licenses[pair.license] += 1
-            languages.update(caption.lang for caption in pair.captions)
-            captioned += bool(pair.captions)
-            yield pair
-
-    write_shard(tar, counted())
-    samples = licenses.total()
-    if not samples:
+    licenses = write_shard(tar, pairs)
+    rows = index_shard(tar)
+    if not rows:
         return {"shard": None, "licenses": licenses, "files": {}}
+    languages = Counter(lang for row in rows for lang in row["langs"])
     by_language = dict(sorted(languages.items()))
-    shard = Shard(tar.name, samples, languages.total(), by_language, captioned=captioned)
+    captioned = sum(1 for row in rows if row["langs"])
+    shard = Shard(tar.name, len(rows), languages.total(), by_language, captioned=captioned)
     index = tar.with_name(shard.index)
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in index_shard(tar))
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     index.write_text("".join(lines), encoding="utf-8")
     files = {path.name: flush(path) for path in (tar, index)}
     return {"shard": shard.to_json(), "licenses": licenses, "files": files}

@@ -22,16 +22,9 @@ import numpy as np
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.errors import UserError
 from mmalign.data.reasons import REASONS
-from mmalign.data.shards.folder import Folder, Recent, open_folder
+from mmalign.data.shards.folder import Recent, open_folder
 from mmalign.data.shards.manifest import OWN_CAPTIONS, Manifest
-from mmalign.data.shards.shard_index import (
-    FIX,
-    languages_in,
-    line_starts,
-    read_index,
-    read_row,
-    read_rows,
-)
+from mmalign.data.shards.shard_index import FIX, languages_in, read_row, read_rows, row_starts
 from mmalign.data.storage.remote import RemoteConfig
 
 MAX_IMAGE_BYTES = 50_000_000
@@ -52,7 +45,7 @@ class UnusableSample(UserError):
     Attributes:
         reason: a key of REASONS, to count by.
         detail: what exactly, or "".
-        shard, key: of the sample; "" until `at` names them.
+        shard, key: of the sample; "" where `ShardSet.read` has not named them yet.
     """
 
     def __init__(self, reason: str, detail: str = "", shard: str = "", key: str = "") -> None:
@@ -62,10 +55,6 @@ class UnusableSample(UserError):
 
     def __reduce__(self) -> tuple[Any, ...]:  # it is sent from a loader's worker to its rank
         return type(self), (self.reason, self.detail, self.shard, self.key)
-
-    def at(self, shard: str, key: str) -> "UnusableSample":
-        """The same error with shard and key."""
-        return UnusableSample(self.reason, self.detail, shard, key)
 
 
 class ShardSet:
@@ -94,7 +83,7 @@ class ShardSet:
         # Neither refers back to this object, so that descriptors are closed as soon as it is gone.
         self.files: Recent[str, int] = Recent(self.folder.open, MOST_OPEN, os.close)
         self.starts: Recent[int, np.ndarray] = Recent(
-            partial(_row_starts, self.folder, self.manifest), 128
+            partial(row_starts, self.folder, self.manifest), 128
         )
 
     def __len__(self) -> int:
@@ -141,10 +130,10 @@ class ShardSet:
         try:
             return read_pair(self.files[shard.tar], facts, self.manifest)
         except OSError as error:
-            problem = UnusableSample("read error", str(error.strerror))
+            reason, detail = "read error", str(error.strerror)
         except UnusableSample as error:
-            problem = error
-        raise problem.at(self.folder.location(shard.tar), facts["key"])
+            reason, detail = error.reason, error.detail
+        raise UnusableSample(reason, detail, self.folder.location(shard.tar), facts["key"])
 
     def locate(self, index: int) -> tuple[int, int]:
         """Number of the shard that holds sample `index`, and the sample's row in it."""
@@ -159,11 +148,6 @@ class ShardSet:
     def close(self) -> None:
         """Close its files; they are opened again when a sample is read."""
         self.files.close()
-
-
-def _row_starts(folder: Folder, manifest: Manifest, number: int) -> np.ndarray:
-    shard = manifest.shards[number]
-    return line_starts(read_index(folder, manifest, shard), folder.location(shard.index), shard)
 
 
 def read_pair(descriptor: int, row: dict[str, Any], manifest: Manifest) -> Pair:
@@ -250,40 +234,21 @@ def _caption(entry: Any) -> tuple[str, str | None]:
 
 
 def parse_member(suffix: str, data: bytes) -> str | dict[str, Any]:
-    """What a `txt` or `json` member holds.
-
-    Raises:
-        UnusableSample: it is not UTF-8 or not JSON.
-    """
-    return decode_text(data) if suffix == "txt" else parse_json(data)
-
-
-def parse_json(data: bytes) -> dict[str, Any]:
-    """The object that a JSON member holds.
+    """What a `txt` or `json` member holds: a text, or an object.
 
     Raises:
         UnusableSample: it is not UTF-8, or not a JSON object.
     """
-    text = decode_text(data)
     try:
-        tree = json.loads(text)
-    except (ValueError, RecursionError):
-        raise UnusableSample("json") from None
-    if not isinstance(tree, dict):
-        raise UnusableSample("json")
-    return tree
-
-
-def decode_text(data: bytes) -> str:
-    """Bytes as UTF-8.
-
-    Raises:
-        UnusableSample: they are not.
-    """
-    try:
-        return data.decode("utf-8")
+        text = data.decode("utf-8")
+        content = text if suffix == "txt" else json.loads(text)
     except UnicodeDecodeError:
         raise UnusableSample("not UTF-8") from None
+    except (ValueError, RecursionError):
+        raise UnusableSample("json") from None
+    if not isinstance(content, str if suffix == "txt" else dict):
+        raise UnusableSample("json")
+    return content
 
 
 def picture_id(picture: str) -> int:

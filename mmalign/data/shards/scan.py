@@ -32,7 +32,6 @@ from mmalign.data.shards.reader import (
     MAX_TEXT_BYTES,
     UnusableSample,
     captions_in,
-    parse_json,
     parse_member,
 )
 from mmalign.data.shards.tar import Damage, Member, walk
@@ -221,12 +220,7 @@ class Scan:
         for kind, bytes_of in (("image", image), (origin, data)):
             suffix, member = group.members[kind]
             extents[kind] = extent_of(suffix, member.offset, bytes_of)
-        return {
-            "key": group.key,
-            **extents,
-            "picture": picture,
-            "langs": langs,
-        }
+        return {"key": group.key, **extents, "picture": picture, "langs": langs}
 
     def _language_field(self, group: _Group, content: str | dict[str, Any]) -> str | None:
         """The value of the JSON field of `--language json:FIELD`."""
@@ -236,8 +230,8 @@ class Scan:
         if isinstance(content, str):
             if "json" not in group.members:
                 raise UnusableSample("language", "no .json member")
-            content = parse_json(self._read(group, "json"))
-        value = content.get(name)
+            content = parse_member("json", self._read(group, "json"))
+        value = content.get(name) if isinstance(content, dict) else None
         return value if isinstance(value, str) else None
 
     def _read(self, group: _Group, kind: str) -> bytes:

@@ -55,6 +55,16 @@ def line_starts(data: bytes, location: str, shard: Shard) -> np.ndarray:
     return np.concatenate([[0], ends_S])
 
 
+def row_starts(folder: Folder, manifest: Manifest, number: int) -> np.ndarray:
+    """`line_starts` of the index of shard `number`.
+
+    Raises:
+        UserError: as `read_index` and `line_starts`.
+    """
+    shard = manifest.shards[number]
+    return line_starts(read_index(folder, manifest, shard), folder.location(shard.index), shard)
+
+
 def parse_row(line: bytes, location: str) -> dict[str, Any]:
     """One row: `key`, `picture`, `langs`, and where the members are in the tar.
 

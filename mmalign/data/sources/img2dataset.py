@@ -26,7 +26,7 @@ from mmalign.core.batch import Caption, Pair
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair, Part, key_of
-from mmalign.data.shards.reader import UnusableSample, captions_in, decode_text, parse_json
+from mmalign.data.shards.reader import UnusableSample, captions_in, parse_member
 from mmalign.data.shards.scan import Rules, Scan
 from mmalign.data.sources.columns import CaptionColumns, read_captions
 from mmalign.data.sources.rows import source_folders
@@ -160,10 +160,8 @@ def _captions(
         return read_captions(facts, config.captions, where)
     origin = config.captions.partition(":")[0]
     try:
-        data = _part(tar, row[origin]).read()
-        found = captions_in(
-            decode_text(data) if origin == "txt" else parse_json(data), config.captions
-        )
+        content = parse_member(origin, _part(tar, row[origin]).read())
+        found = captions_in(content, config.captions)
     except UnusableSample as error:
         raise BadRow(error.reason, f"{where}: {error}") from None
     texts = (text.strip() for text, _ in found)

@@ -107,9 +107,6 @@ class ShardCache:
                 os.close(self.open(file))
             self._wanted.discard(file)
 
-    def _path(self, file: RemoteFile) -> Path:
-        return self.folder / str(file.sha256)
-
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         """Hold a lock of this folder exclusively; waits for it."""
@@ -125,7 +122,7 @@ class ShardCache:
     def _cached(self, file: RemoteFile) -> int | None:
         """A descriptor that holds a file of the folder; None if it is not there, or is damaged."""
         try:
-            descriptor = os.open(self._path(file), os.O_RDONLY)
+            descriptor = os.open(self.folder / str(file.sha256), os.O_RDONLY)
         except FileNotFoundError:
             return None
         try:
@@ -152,7 +149,7 @@ class ShardCache:
 
     def _fetch(self, file: RemoteFile) -> int | None:
         """Download a file, over a damaged one if there is one; None if its `.part` was removed meanwhile."""
-        path = self._path(file)
+        path = self.folder / str(file.sha256)
         part = path.with_name(f"{path.name}.{file.size}.part")
         with part.open("a+b", buffering=0) as out:
             try:
@@ -163,9 +160,8 @@ class ShardCache:
                 download(file, out, self.config)
                 part.rename(path)
                 self._verified.add((path.name, os.fstat(out.fileno()).st_ino))
-                return self._cached(
-                    file
-                )  # before `out` releases it: it cannot be removed in between
+                # Before `out` releases it, so that it cannot be removed in between.
+                return self._cached(file)
             finally:
                 fcntl.flock(out, fcntl.LOCK_UN)
 

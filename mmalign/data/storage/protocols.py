@@ -132,12 +132,9 @@ def scheme_of(url: str) -> str:
 
 def status(error: Exception) -> int | None:
     """The HTTP status in an error of aiohttp, gcsfs or the hub's library."""
-    holders = (
-        (error, "status"),
-        (getattr(error, "response", None), "status_code"),
-        (error, "code"),
-    )
-    for holder, name in holders:  # one after the other: aiohttp's `code` is deprecated and warns
+    response = getattr(error, "response", None)
+    # One after the other, because aiohttp's `code` is deprecated and warns.
+    for holder, name in ((error, "status"), (response, "status_code"), (error, "code")):
         if isinstance(value := getattr(holder, name, None), int):
             return value
     return None

@@ -13,8 +13,8 @@ import os
 import posixpath
 import random
 import re
+import tempfile
 import time
-import uuid
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -94,19 +94,19 @@ def join(folder: str, name: str) -> str:
     return urlunsplit(parts._replace(path=posixpath.join(parts.path or "/", quote(name))))
 
 
-def fetch(file: RemoteFile, target: Path, config: RemoteConfig) -> None:
-    """Download a file to `target`, which appears complete or not at all.
+def fetch(file: RemoteFile, config: RemoteConfig) -> bytes:
+    """All bytes of a small file.
 
     Raises:
         UserError: as `download`.
     """
-    temporary = target.with_name(f".{target.name}.tmp-{uuid.uuid4().hex}")
-    try:
-        with temporary.open("a+b", buffering=0) as out:
-            download(file, out, config)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        (Path(folder) / "file").open("a+b", buffering=0) as out,
+    ):
+        download(file, out, config)
+        out.seek(0)
+        return out.readall()
 
 
 def download(file: RemoteFile, out: FileIO, config: RemoteConfig) -> None:
@@ -180,11 +180,9 @@ def _append(file: RemoteFile, out: FileIO, digest: Any, timeout: float) -> None:
     for block in blocks(file.url, start, file.size, timeout):
         position += len(block)
         if position > most:
-            break
+            raise WrongBytes(f"it has more than {most} bytes")
         _to_disk(out, block)
         digest.update(block)
-    if position > most:
-        raise WrongBytes(f"it has more than {most} bytes")
     if file.size is not None and position < file.size:
         if position == start:  # the server answered, and has no more bytes
             raise WrongBytes(f"it ends after {position} of {file.size} bytes")

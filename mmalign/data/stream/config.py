@@ -82,7 +82,7 @@ class DataConfig(Section):
         return any(field is not None for field in fields)
 
     @pydantic.model_validator(mode="after")
-    def _bounds_are_in_order(self) -> "DataConfig":
+    def _fields_fit_together(self) -> "DataConfig":
         floor, cap = self.language_floor or 0.0, self.language_cap or 1.0
         named = [one for one in (floor, cap) if isinstance(one, dict)]
         for lang in sorted(set().union(*named)) or [""]:
@@ -91,10 +91,6 @@ class DataConfig(Section):
             if low > high:
                 of = f" for `{lang}`" if lang else ""
                 raise ValueError(f"`language_floor` is above `language_cap`{of}; lower it")
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _features_exclude_augmentation(self) -> "DataConfig":
         if self.image_features and self.augmentation != Augmentation():
             raise ValueError(
                 "`image_features` were made of unchanged images, so `augmentation` has no effect; remove "

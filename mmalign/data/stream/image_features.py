@@ -116,7 +116,16 @@ def open_features(shard_set: ShardSet, tower: TowerIdentity) -> "FeatureSet":
     folder: Folder
     if isinstance(shard_set.folder, LocalFolder):
         folder = LocalFolder(tower.folder_in(shard_set.folder.path))
-        facts = _local_facts(folder.path, shard_set.folder.path, tower)
+        found = read_facts(folder.path)
+        if found is None:
+            raise UserError(_why_none(shard_set.folder.path, tower))
+        facts = found
+        for name, of_file in facts["files"].items():
+            file = folder.path / name
+            if not file.is_file() or file.stat().st_size != of_file["size"]:
+                raise UserError(
+                    f"{file}: missing or of another size than {INDEX} says; {_fix(folder)}"
+                )
     else:
         try:
             folder = shard_set.folder.inner(f"{FOLDER}/{tower.key}", INDEX)
@@ -132,20 +141,6 @@ def open_features(shard_set: ShardSet, tower: TowerIdentity) -> "FeatureSet":
             f"{shard_set.folder} has changed since; run `mmalign embed` again"
         )
     return FeatureSet(shard_set, folder, facts)
-
-
-def _local_facts(folder: Path, data: Path, tower: TowerIdentity) -> dict[str, Any]:
-    """What `features.json` says, after the sizes of all files were compared with it."""
-    facts = read_facts(folder)
-    if facts is None:
-        raise UserError(_why_none(data, tower))
-    for name, of_file in facts["files"].items():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != of_file["size"]:
-            raise UserError(
-                f"{file}: missing or of another size than {INDEX} says; {_fix(LocalFolder(folder))}"
-            )
-    return facts
 
 
 def read_facts(folder: Path) -> dict[str, Any] | None:
@@ -253,10 +248,6 @@ class FeatureSet:
                 f"{location}: damaged, row {row} is not what was written; {_fix(self.folder)}"
             )
         return torch.frombuffer(bytearray(data), dtype=torch.float16)
-
-    def close(self) -> None:
-        """Close its files; they are opened again when a feature is read."""
-        self.rows.close()
 
 
 def _open_rows(

@@ -68,14 +68,10 @@ class BatchLoader(Dataset[Any]):
     features: Sequence[FeatureSet] | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < self.world_size:
-            raise UserError(
-                f"batch_size is {self.batch_size}, smaller than the number of ranks ({self.world_size}); "
-                "give every rank at least one image"
-            )
         if self.batch_size % self.world_size:
             raise UserError(
-                f"batch_size {self.batch_size} does not divide by the {self.world_size} ranks; change one"
+                f"batch_size: {self.batch_size} does not divide by the {self.world_size} ranks; every rank "
+                "needs the same number of images, at least one"
             )
 
     def __getitem__(self, step: int) -> "Batch | UserError":

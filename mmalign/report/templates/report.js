@@ -1,16 +1,16 @@
 "use strict";
-// What a reader may do with a page that is complete without it: sort and filter tables, and print.
+// Sorting and filtering of tables, and printing. The page is complete without this script.
 (() => {
   const make = (tag, properties) => Object.assign(document.createElement(tag), properties);
   const number = (text) => parseFloat(text.replace(/[,<]/g, "").replace("−", "-"));
-  // A cell's own words, without the interval below them.
+  // The text of a cell, without the interval below it.
   const words = (row, place) => row.cells[place].firstChild?.textContent.trim() ?? "";
 
   function sort(body, place, isAscending) {
     const rows = [...body.rows], isText = rows.every((row) => isNaN(number(words(row, place))));
     const sign = isAscending ? 1 : -1;
     const keyed = rows.map((row) => [isText ? words(row, place) : number(words(row, place)), row]);
-    // What was not measured stays at the end, whichever way.
+    // Values that were not measured stay at the end in both directions.
     keyed.sort(([a], [b]) =>
       isText ? sign * a.localeCompare(b, "en", { numeric: true })
         : isNaN(a) || isNaN(b) ? isNaN(a) - isNaN(b) : sign * (a - b));
@@ -58,7 +58,7 @@
     if ("filter" in table.dataset) makeFilter(table, body);
   }
 
-  // Print opens everything that is folded, but the list of all metrics.
+  // Printing opens all folded parts except the list of all metrics.
   let opened = [];
   addEventListener("beforeprint", () => {
     opened = [...document.querySelectorAll("details:not([open]):not(.screen)")];

@@ -1,16 +1,16 @@
-// The search page: a question (text or image) -> the server's JSON -> results.
+// The search page: a query (text or image) -> the server's JSON -> results.
 //
 //   form, example, caption, URL  -> ask({q})       -> GET /search   -> images
 //   file, drop, paste, "search with this image"    -> ask({blob})   -> POST /search -> captions by language
 //
-// What is shown follows from `answer` and the chosen language alone, so choosing a language asks nothing.
+// The results depend only on `answer` and the chosen language, so choosing a language sends no request.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
 const mostBytes = Number(document.body.dataset.mostBytes);
 const names = Object.fromEntries([...$("lang").options].map(({ value, text }) => [value, text])); // of languages, sorted
-let answer = null; // what is shown: {q, pictures} or {source, label, languages}, with milliseconds
-let running = null; // the AbortController of the question that is under way
+let answer = null; // the shown results: {q, pictures} or {source, label, languages}, with milliseconds
+let running = null; // the AbortController of the request in progress
 
 const number = (value) => value.toLocaleString("en");
 const count = (value, noun) => `${number(value)} ${noun}${value === 1 ? "" : "s"}`;
@@ -35,7 +35,7 @@ async function ask(question) {
   running?.abort();
   const mine = (running = new AbortController());
   $("error").textContent = "";
-  const waiting = setTimeout(() => show("Searching…"), 200); // most answers come before this is read out
+  const waiting = setTimeout(() => show("Searching…"), 200); // most results arrive before this is read out
   $("found").setAttribute("aria-busy", "true");
   try {
     const found = await fetchAnswer(question, mine.signal);
@@ -113,7 +113,7 @@ function render() {
   $("found").hidden = !answer;
   if (!answer) return;
   answer.pictures ? renderPictures(answer) : renderLanguages(answer);
-  if (hadFocus) $("found-title").focus(); // what had the focus is gone
+  if (hadFocus) $("found-title").focus(); // the focused element was removed
 }
 
 function renderPictures({ q, pictures, milliseconds }) {
@@ -145,7 +145,7 @@ function pictureItem({ picture, score, captions }, place) {
 
 function renderLanguages({ source, label, languages, milliseconds }) {
   const shown = byName(wished(languages));
-  const image = element("img", { src: source, alt: "The image that is searched with" });
+  const image = element("img", { src: source, alt: "The query image" });
   const asked = element("span", {}, `Searched with ${label}. Choose a caption to see its images.`);
   $("found-title").textContent = "Captions for this image";
   $("results").replaceChildren(

@@ -20,8 +20,7 @@ from mmalign.data.shards.reader import (
     ShardSet,
     UnusableSample,
     captions_in,
-    decode_text,
-    parse_json,
+    parse_member,
 )
 from mmalign.data.shards.scan import Rules
 
@@ -147,20 +146,20 @@ def test_captions_of_every_layout() -> None:
 def test_json_and_text_that_cannot_be_read() -> None:
     for data in (b"{", b"[1]", b"[" * 100_000, b'{"a":' * 100_000, b"1" * 10_000):
         with pytest.raises(UnusableSample) as caught:
-            parse_json(data)
+            parse_member("json", data)
         assert caught.value.reason == "json"
     for data in (b"\xff", b"\xed\xa0\x80"):
         with pytest.raises(UnusableSample) as caught:
-            decode_text(data)
+            parse_member("txt", data)
         assert caught.value.reason == "not UTF-8"
     with pytest.raises(UnusableSample) as caught:
-        captions_in(parse_json(rb'{"c": "\ud800"}'), "json:c")
+        captions_in(parse_member("json", rb'{"c": "\ud800"}'), "json:c")
     assert caught.value.reason == "not UTF-8"
 
 
 def test_a_refusal_travels_between_processes() -> None:
     for reason in REASONS:
-        error = UnusableSample(reason, "detail").at("00000.tar", "k1")
+        error = UnusableSample(reason, "detail", "00000.tar", "k1")
         again = pickle.loads(pickle.dumps(error))
         assert (str(again), again.reason, again.shard, again.key) == (
             str(error),

@@ -1,4 +1,4 @@
-"""Withheld captions: as many as asked for, never seen in training, and always findable."""
+"""Withheld captions: the requested share, never seen in training, each with its image in the pool."""
 
 from collections import Counter, defaultdict
 
@@ -26,7 +26,7 @@ def make_pairs(count: int, languages: tuple[str, ...] = LANGUAGES) -> list[Pair]
 def split(
     pairs: list[Pair], config: Withhold, seed: int = 0
 ) -> tuple[Withheld, list[Pair], list[Pair]]:
-    """The choice, the pairs as training sees them, and the withheld set."""
+    """The choice, the training pairs, and the withheld set."""
     withheld = choose_withheld(iter(pairs), config, seed)
     train = [without_withheld(pair, withheld) for pair in pairs]
     return withheld, train, list(withheld_pairs(iter(pairs), withheld))
@@ -36,7 +36,7 @@ def contents(pairs: list[Pair]) -> Counter[tuple[str, str, str]]:
     return Counter((p.picture, c.lang, c.text) for p in pairs for c in p.captions)
 
 
-def test_about_the_wanted_share_is_withheld() -> None:
+def test_about_the_requested_share_is_withheld() -> None:
     pairs = make_pairs(300)
     _, _, test = split(pairs, FRACTION)
     share = contents(test).total() / contents(pairs).total()
@@ -46,14 +46,14 @@ def test_about_the_wanted_share_is_withheld() -> None:
     assert all(abs(by_language[lang] / 300 - 0.2) < 0.1 for lang in LANGUAGES)
 
 
-def test_what_is_withheld_and_what_is_trained_on_make_the_whole() -> None:
+def test_withheld_and_training_captions_together_are_all_captions() -> None:
     pairs = make_pairs(40)
     _, train, test = split(pairs, FRACTION)
     assert contents(train) + contents(test) == contents(pairs)
     assert not contents(train) & contents(test)
 
 
-def test_nothing_withheld_remains_in_training_in_any_writing() -> None:
+def test_no_withheld_text_is_in_training_even_in_another_spelling() -> None:
     pairs = [
         Pair(**{**vars(pair), "captions": (*pair.captions, Caption("de", f"Bild {number % 7}"))})
         for number, pair in enumerate(make_pairs(60))
@@ -67,14 +67,14 @@ def test_nothing_withheld_remains_in_training_in_any_writing() -> None:
     assert not in_train & withheld.chosen
 
 
-def test_a_withheld_caption_whose_text_stands_in_training_is_no_query() -> None:
-    # Every picture has the same German caption but for its writing; some are withheld, some stay.
-    writings = ("Ein  Hund", "ein hund", "EIN HUND", "\uff25in Hund")
+def test_a_withheld_caption_whose_text_is_in_training_is_no_query() -> None:
+    # Every image has the same German caption in another spelling; some are withheld, some stay.
+    spellings = ("Ein  Hund", "ein hund", "EIN HUND", "\uff25in Hund")
     pairs = [
         Pair(
             **{
                 **vars(pair),
-                "captions": (Caption("en", f"dog {n}"), Caption("de", writings[n % 4])),
+                "captions": (Caption("en", f"dog {n}"), Caption("de", spellings[n % 4])),
             }
         )
         for n, pair in enumerate(make_pairs(40, ("en",)))
@@ -99,16 +99,16 @@ def test_close_variants_are_withheld_together() -> None:
         both = sum(set(together) <= langs for langs in languages.values())
         assert both > 10
         assert not any(len(langs & set(together)) == 1 for langs in languages.values())
-    # Languages that are in no group part freely.
+    # Languages that are in no group are withheld independently.
     assert any(len(langs & {"en", "sw"}) == 1 for langs in languages.values())
 
 
-def test_a_picture_is_not_left_with_half_of_a_variant_group() -> None:
+def test_an_image_keeps_all_of_a_variant_group_or_none() -> None:
     _, train, _ = split([make_pair(n, ("nb", "nn")) for n in range(30)], VARIANTS)
-    assert all(len(pair.captions) == 2 for pair in train)  # to withhold both would leave none
+    assert all(len(pair.captions) == 2 for pair in train)  # withholding both would leave none
 
 
-def test_captions_of_equal_pictures_are_withheld_together() -> None:
+def test_captions_of_equal_images_are_withheld_together() -> None:
     pairs = [make_pair(n, ("en", "sw", "ja"), f"picture {n // 4}") for n in range(120)]
     withheld, train, _ = split(pairs, Withhold(fraction=0.4))
     seen: dict[tuple[str, str], set[bool]] = defaultdict(set)
@@ -120,35 +120,35 @@ def test_captions_of_equal_pictures_are_withheld_together() -> None:
     assert {key for key, states in seen.items() if states == {False}} == withheld.chosen
 
 
-def test_the_pool_is_every_distinct_training_picture_once() -> None:
+def test_the_pool_holds_each_distinct_training_image_once() -> None:
     pairs = [make_pair(n, ("en", "sw"), f"picture {n // 2}") for n in range(40)]
     _, _, test = split(pairs, FRACTION)
     assert [pair.picture for pair in test] == [f"picture {n}" for n in range(20)]
     assert {pair.split for pair in test} == {"withheld"}
     assert any(not pair.captions for pair in test)
-    # A picture's withheld captions are those of all its samples.
+    # An image has the withheld captions of all its samples.
     assert max(len(pair.captions) for pair in test) == 2
     assert [pair.image for pair in test] == [pair.image for pair in pairs[::2]]
 
 
-def test_a_caption_that_two_equal_pictures_share_is_one_query() -> None:
+def test_a_caption_that_two_equal_images_share_is_one_query() -> None:
     twins = [make_pair(1, ("en", "sw"), "x"), make_pair(1, ("en", "sw"), "x")]
     withheld = Withheld(frozenset({("x", "sw")}), {}, frozenset())
     (pair,) = withheld_pairs(twins, withheld)
     assert [c.lang for c in pair.captions] == ["sw"]
 
 
-def test_the_choice_depends_on_the_seed_and_nothing_else() -> None:
+def test_the_choice_depends_on_the_seed_alone() -> None:
     pairs = make_pairs(50)
     chosen = choose_withheld(iter(pairs), FRACTION, 0).chosen
     assert choose_withheld(reversed(pairs), FRACTION, 0).chosen == chosen
     assert choose_withheld(iter(pairs), FRACTION, 1).chosen != chosen
-    # Pictures that come later change nothing for those that were there.
+    # Further images change nothing for the earlier ones.
     longer = choose_withheld(iter(make_pairs(60)), FRACTION, 0).chosen
     assert {entry for entry in longer if entry[0] in {p.picture for p in pairs}} == chosen
 
 
-def test_texts_that_a_reader_takes_for_equal_are_equal() -> None:
+def test_texts_that_differ_only_in_spelling_are_equal() -> None:
     assert normalise("  Ein\u00a0HUND\n") == normalise("ein hund") == "ein hund"
     assert normalise("\ufb01sh") == "fish"
     assert normalise("hund") != normalise("hünd")

@@ -6,7 +6,6 @@ import os
 import random
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import fsspec
 import pytest
@@ -89,29 +88,22 @@ def google(flaky: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> FlakyServer:
     return flaky
 
 
-def fetched(file: RemoteFile, folder: Path) -> bytes:
-    fetch(file, folder / "got", CONFIG)
-    return (folder / "got").read_bytes()
-
-
-def refusal(file: RemoteFile, folder: Path) -> str:
+def refusal(file: RemoteFile) -> str:
     with pytest.raises(UserError) as error:
-        fetch(file, folder / "got", CONFIG)
-    assert list(folder.iterdir()) == []
+        fetch(file, CONFIG)
     return str(error.value)
 
 
-def test_s3(bucket: str, tmp_path: Path) -> None:
-    assert fetched(RemoteFile(bucket, len(DATA), SHA256), tmp_path) == DATA
-    assert fetched(RemoteFile(bucket), tmp_path) == DATA
-    (tmp_path / "got").unlink()
-    assert "no such file there" in refusal(RemoteFile("s3://bucket/none"), tmp_path)
-    assert "no such file there" in refusal(RemoteFile("s3://none/x", 5, SHA256), tmp_path)
+def test_s3(bucket: str) -> None:
+    assert fetch(RemoteFile(bucket, len(DATA), SHA256), CONFIG) == DATA
+    assert fetch(RemoteFile(bucket), CONFIG) == DATA
+    assert "no such file there" in refusal(RemoteFile("s3://bucket/none"))
+    assert "no such file there" in refusal(RemoteFile("s3://none/x", 5, SHA256))
     for size, sha256 in ((len(DATA) + 1, SHA256), (len(DATA), "0" * 64), (len(DATA) - 1, SHA256)):
-        assert "also when fetched again" in refusal(RemoteFile(bucket, size, sha256), tmp_path)
+        assert "also when fetched again" in refusal(RemoteFile(bucket, size, sha256))
 
 
-def test_s3_that_fails_now_and_then(flaky_s3: FlakyServer, tmp_path: Path) -> None:
+def test_s3_that_fails_now_and_then(flaky_s3: FlakyServer) -> None:
     well = Answer()
     for faults in (
         [Answer(status=503)] * 2,
@@ -122,69 +114,63 @@ def test_s3_that_fails_now_and_then(flaky_s3: FlakyServer, tmp_path: Path) -> No
         flaky_s3.log.clear()
         flaky_s3.answers["/bucket/0.tar"] = list(faults)
         file = RemoteFile("s3://bucket/0.tar", len(DATA), SHA256)
-        assert fetched(file, tmp_path) == DATA
+        assert fetch(file, CONFIG) == DATA
         blocks = flaky_s3.requests("/bucket/0.tar")
         assert flaky_s3.answers["/bucket/0.tar"] == []
         if faults[0] is well:  # the first block is not fetched again
             assert blocks.count(0) == 1
 
 
-def test_s3_that_is_away_is_tried_a_counted_number_of_times(
-    flaky_s3: FlakyServer, tmp_path: Path
-) -> None:
+def test_s3_that_is_away_is_tried_a_counted_number_of_times(flaky_s3: FlakyServer) -> None:
     flaky_s3.answers["/bucket/0.tar"] = [Answer(status=503)] * 50
-    sentence = refusal(RemoteFile("s3://bucket/0.tar", len(DATA), SHA256), tmp_path)
+    sentence = refusal(RemoteFile("s3://bucket/0.tar", len(DATA), SHA256))
     assert "4 tries in a row failed" in sentence
     assert len(flaky_s3.requests("/bucket/0.tar")) == 4
     flaky_s3.answers["/bucket/0.tar"] = [Answer(status=403)]
-    sentence = refusal(RemoteFile("s3://bucket/0.tar", len(DATA), SHA256), tmp_path)
+    sentence = refusal(RemoteFile("s3://bucket/0.tar", len(DATA), SHA256))
     assert "refused" in sentence and "FSSPEC_S3_ANON" in sentence
 
 
-def test_s3_without_credentials(
-    flaky_s3: FlakyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_s3_without_credentials(flaky_s3: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     file = RemoteFile("s3://bucket/0.tar", len(DATA), SHA256)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, "none")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    assert "FSSPEC_S3_ANON=true" in refusal(file, tmp_path)
+    assert "FSSPEC_S3_ANON=true" in refusal(file)
     assert flaky_s3.log == []
     monkeypatch.setitem(fsspec.config.conf, "s3", {"anon": True})  # what the variable becomes
     protocols._filesystem.cache_clear()
-    assert fetched(file, tmp_path) == DATA
+    assert fetch(file, CONFIG) == DATA
 
 
-def test_the_hub(hub: FlakyServer, tmp_path: Path) -> None:
+def test_the_hub(hub: FlakyServer) -> None:
     url = "hf://datasets/user/name/set/0.tar"
-    assert fetched(RemoteFile(url, len(DATA), SHA256), tmp_path) == DATA
+    assert fetch(RemoteFile(url, len(DATA), SHA256), CONFIG) == DATA
     assert hub.requests(HUB_FILE) == [0, 30_000, 60_000, 90_000]  # and no byte ahead
-    assert fetched(RemoteFile(url), tmp_path) == DATA
+    assert fetch(RemoteFile(url), CONFIG) == DATA
     hub.answers[HUB_FILE] = [Answer(), Answer(cut=100)]
-    assert fetched(RemoteFile(url, len(DATA), SHA256), tmp_path) == DATA
-    (tmp_path / "got").unlink()
+    assert fetch(RemoteFile(url, len(DATA), SHA256), CONFIG) == DATA
     hub.answers[HUB_FILE] = [Answer(status=403)]
-    assert "refused (HTTP 403)" in refusal(RemoteFile(url, len(DATA), SHA256), tmp_path)
-    assert "no such file" in refusal(RemoteFile(url.replace("0.tar", "1.tar"), 5), tmp_path)
-    assert "no such file" in refusal(RemoteFile("hf://datasets/user/none/0.tar", 5), tmp_path)
+    assert "refused (HTTP 403)" in refusal(RemoteFile(url, len(DATA), SHA256))
+    assert "no such file" in refusal(RemoteFile(url.replace("0.tar", "1.tar"), 5))
+    assert "no such file" in refusal(RemoteFile("hf://datasets/user/none/0.tar", 5))
 
 
-def test_google(google: FlakyServer, tmp_path: Path) -> None:
+def test_google(google: FlakyServer) -> None:
     file = RemoteFile("gs://bucket/set/0.tar", len(DATA), SHA256)
     google.answers[GOOGLE_FILE] = [Answer(), Answer(cut=100)]
-    assert fetched(file, tmp_path) == DATA
+    assert fetch(file, CONFIG) == DATA
     assert google.requests(GOOGLE_FILE).count(0) == 1
-    (tmp_path / "got").unlink()
     for status, word in ((404, "no such file"), (403, "refused"), (401, "refused (HTTP 401)")):
         google.log.clear()
         google.answers[GOOGLE_FILE] = [Answer(status=status)]
-        assert word in refusal(file, tmp_path)
+        assert word in refusal(file)
         assert len(google.requests(GOOGLE_FILE)) == 1
 
 
-def test_each_process_has_filesystems_of_its_own(tmp_path: Path) -> None:
+def test_each_process_has_filesystems_of_its_own() -> None:
     here = protocols._filesystem(os.getpid(), "file", 1.0)
     assert protocols._filesystem(os.getpid(), "file", 1.0) is here
     there = []

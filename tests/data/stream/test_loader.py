@@ -53,7 +53,7 @@ def keys(stream: list[Batch]) -> list[str]:
     return list(chain.from_iterable(batch.key_B for batch in stream))
 
 
-@pytest.mark.parametrize(("world_size", "workers"), [(1, 2), (2, 1), (4, 0)])
+@pytest.mark.parametrize(("world_size", "workers"), [(2, 1), (4, 0)])
 def test_ranks_and_workers_do_not_change_the_global_stream(
     folder: Path, world_size: int, workers: int
 ) -> None:
@@ -77,7 +77,7 @@ def test_ranks_and_workers_do_not_change_the_global_stream(
 
 def test_a_stop_at_any_step_changes_nothing(folder: Path) -> None:
     whole = list(batches(maker(folder), 0, 12, workers=0))
-    for stop, workers in ((1, 0), (5, 2), (6, 0), (11, 0)):
+    for stop, workers in ((1, 0), (6, 2)):
         first = whole[stop - 1].state.position // 4
         assert first == stop
         rest = list(batches(maker(folder), first, 12, workers))
@@ -109,8 +109,9 @@ def test_captions_of_an_image_come_in_different_languages_first(folder: Path) ->
 def test_language_temperature_within_an_image(tmp_path: Path) -> None:
     folder = make_set(tmp_path / "train", 20, lambda i: ("en", "sw") if i < 2 else ("en",))
     drawn: Counter[str] = Counter()
-    made = maker(folder, masked=True, language_temperature=1000.0)  # decodes nothing
-    for batch in batches(made, 0, 500, workers=0):
+    # Masked language modelling decodes no image.
+    made = maker(folder, batch_size=50, masked=True, language_temperature=1000.0)
+    for batch in batches(made, 0, 40, workers=0):
         drawn.update(batch.language_N)
     assert drawn["en"] / drawn.total() == pytest.approx(0.5, abs=0.03)
 
@@ -128,10 +129,9 @@ def test_bad_wishes_get_one_sentence(folder: Path) -> None:
         UserError, match=r"data\.languages: `xx` is not in the training data; it has"
     ):
         maker(folder, languages=["en", "xx"])
-    with pytest.raises(UserError, match="smaller than the number of ranks"):
-        maker(folder, world_size=8)
-    with pytest.raises(UserError, match="does not divide"):
-        maker(folder, world_size=3)
+    for ranks in (3, 8):
+        with pytest.raises(UserError, match=f"batch_size: 4 does not divide by the {ranks} ranks"):
+            maker(folder, world_size=ranks)
 
 
 def set_with_a_broken_picture(folder: Path, size: int = 0) -> Path:
