@@ -179,10 +179,10 @@ def _read_tensors(path: Path) -> State:
 
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        tree: Any = torch.load(
-            path, map_location="cpu", weights_only=True
-        )  # runs no code of the file
+            tree: Any = load_file(path)
+        else:
+            # `weights_only` runs no code of the file.
+            tree = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(
             f"{path}: no checkpoint of tensors alone, and nothing else is read ({one_line(error)})"
