@@ -136,9 +136,8 @@ def embed_set(
         image_PD = encode_over_ranks(encode_images, batches)
     picture_M = np.array([image for image, _ in captions], np.int64)
     language_M = np.array([caption.lang for _, caption in captions])
-    vectors = (image_PD, text_MD)
     return EmbeddedSet(
-        name, *vectors, sample_P, picture_M, language_M, texts, sharded, first_picture
+        name, image_PD, text_MD, sample_P, picture_M, language_M, texts, sharded, first_picture
     )
 
 
