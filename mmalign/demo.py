@@ -25,13 +25,13 @@ _ROWS = {
     "text to image, recall@1": "retrieval/emoji_scenes/mean/text_to_image/recall@1",
     "image to text, recall@1": "retrieval/emoji_scenes/mean/image_to_text/recall@1",
     "names in a sentence, recall@1": "retrieval/emoji_sentences/mean/text_to_image/recall@1",
-    "names not trained on, recall@1": "retrieval/emoji_unpaired/mean/text_to_image/recall@1",
+    "untrained names, recall@1": "retrieval/emoji_unpaired/mean/text_to_image/recall@1",
     "translation found, bitext@1": "alignment/emoji_scenes/mean/bitext@1",
     "kind of emoji, accuracy": "text/emoji_category/mean/clean/accuracy",
     "scene holds emoji, accuracy": "text/emoji_entailment/mean/generalised/accuracy",
 }
 # Five columns behind the name, each two spaces apart: 80 characters, the width of most terminals.
-_LINE = "{:<30}  {:>5}  {:>14}  {:>9}  {:>6}  {:>6}"
+_LINE = "{:<29}  {:>5}  {:>14}  {:>9}  {:>6}  {:>7}"
 
 
 def run_demo(out: Path) -> None:

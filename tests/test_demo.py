@@ -21,7 +21,7 @@ def test_the_table_fits_80_columns_and_shows_the_worst_language() -> None:
     results = Results("report", {})
     untrained: dict[str, float] = {}
     for mean in _ROWS.values():
-        results.add(mean, 0.375, count=14_000, chance=0.0125)
+        results.add(mean, 0.375, count=182_000, chance=0.0125)
         results.add(mean.replace("/mean/", "/worst5/"), 0.0, count=8)
         for lang, value in (("de", 0.5), ("es-ja", 0.25)):
             results.add(mean.replace("/mean/", f"/{lang}/"), value, count=8)
@@ -34,7 +34,7 @@ def test_the_table_fits_80_columns_and_shows_the_worst_language() -> None:
     for line, words in zip(lines[1:], _ROWS, strict=True):
         assert line.startswith(words)
         assert line.removeprefix(words).split() == [
-            "0.375", "0.250", "(es-ja)", "0.100", "0.013", "14,000"
+            "0.375", "0.250", "(es-ja)", "0.100", "0.013", "182,000"
         ]  # fmt: skip
 
 
