@@ -64,7 +64,7 @@ def test_a_row_is_what_the_tower_makes_of_the_picture(made: Path, tower: ImageTo
         np.testing.assert_allclose(row_F.float().numpy(), expected_F, rtol=2e-3, atol=1e-4)
     again = pickle.loads(pickle.dumps(found))  # as a loader's worker gets it
     assert again.read(2).equal(found.read(2))
-    found.close()
+    found.rows.close()
 
 
 def test_few_shards_are_kept_open(
@@ -218,7 +218,7 @@ def test_features_at_a_url_are_fetched_like_shards(
     for index in (0, 4, SAMPLES - 1):
         assert found.read(index).equal(here.read(index))
     again = pickle.loads(pickle.dumps(found))
-    found.close()
+    found.rows.close()
     shutil.rmtree(data / "features")
     assert again.read(1).equal(here.read(1))
     with pytest.raises(UserError, match=r"features\.json: no such file there.*uploaded with it"):
