@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench clean
+.PHONY: help setup demo test test-slow check format bench docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ format: setup  ## let ruff fix and format the code
 bench: setup  ## run two short benchmarks
 	$(BIN)/python benchmarks/gradients.py
 	$(BIN)/python benchmarks/robust.py
+
+docs: setup  ## build the guides as a site: site/index.html
+	$(BIN)/mkdocs build --quiet --strict
 
 clean:  ## remove the files of the demo
 	rm -rf runs/demo data/emoji_scenes

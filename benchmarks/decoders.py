@@ -7,7 +7,7 @@
     pillow draft + torch   the same, cut and resized by torch's uint8 resize
     torchvision            `decode_jpeg` (it does not scale), torch's resize
     simplejpeg + pillow    simplejpeg's scaled decode, boxed resize
-    simplejpeg + torch     the same, torch's resize: as in `mmalign.data.decoders`
+    simplejpeg + torch     the same, torch's resize: as in `mmalign.data.images`
     mmalign                `see`, with header and checks
 
 Without simplejpeg its rows are left out. The decoders take turns. A figure is the median over the rounds, in
@@ -42,7 +42,7 @@ Decoder = Callable[[bytes], np.ndarray]
 
 
 def factor_of(width: int, height: int) -> int:
-    from mmalign.data.decoders import reduction
+    from mmalign.data.images import reduction
 
     left, top, right, bottom = centre_box(width, height)
     return reduction(right - left, bottom - top, SIZE)

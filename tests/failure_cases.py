@@ -1,4 +1,4 @@
-"""Functions that ranks run in tests of failures: steps and runs with an error on one rank."""
+"""Functions that ranks run in the tests of failures: steps and runs in which one rank has bad numbers."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,7 +35,7 @@ def bounded_temperatures() -> dict[Way, list[float]]:
 
 
 def spoiled_steps() -> dict[Way, dict[str, Any]]:
-    """For each way, an engine that gets an image with NaN, then a gradient with NaN."""
+    """For each way, an engine that gets an image with a NaN, then an infinite gradient."""
     return {way: _spoiled(make_engine("contrastive", way)) for way in SOME_WAYS}
 
 
@@ -79,10 +79,10 @@ def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def run_with_bad_data(run_file: str, out: str, changes: list[str], bad: list[int]) -> str:
-    """A run in which the last rank's images of the global batches `bad` are NaN.
+    """A run in which the last rank's images at the global batches `bad` contain a NaN.
 
     Returns:
-        The message of the error that ended it, or None.
+        The message of the error that ended it; empty: none.
     """
     real = loop.batches
 

@@ -1,4 +1,4 @@
-"""A small frozen image tower, its features, and a data set with a broken image, for tests."""
+"""A small frozen image tower, and a data set with an image that does not decode, for tests."""
 
 import io
 from dataclasses import replace
@@ -13,7 +13,7 @@ from tiny import MODEL
 
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
-from mmalign.data.preprocess import stack_pictures
+from mmalign.data.preprocess import stack_images
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.stream.image_features import plain_view
 from mmalign.models.dual_encoder import ModelConfig
@@ -43,16 +43,16 @@ def make_set_to_embed(folder: Path, count: int = SAMPLES, broken: bool = True) -
 
 @torch.no_grad()
 def from_pixels(tower: ImageTower, data: Path, index: int) -> np.ndarray:
-    """The feature of one image in float32, computed without cached features."""
+    """The feature of one image in float32, computed without a file of features."""
     view, shard_set = plain_view(tower.size), ShardSet(data)
     pixel_HWC = view(shard_set.read(index).image, np.random.default_rng(0))
     shard_set.close()
-    feature: np.ndarray = tower(stack_pictures([pixel_HWC]))[0].numpy()
+    feature: np.ndarray = tower(stack_images([pixel_HWC]))[0].numpy()
     return feature
 
 
 def train_each(jobs: dict[str, tuple[RunConfig, int | None]], folder: Path) -> dict[str, str]:
-    """Train one run after the other on the calling ranks; returns the errors of those that failed.
+    """Train one run after the other, on the ranks that call it; the errors, by name, of runs that failed.
 
     Args:
         jobs: configuration and last step, by the name of the run below `folder`; the part of a name after

@@ -1,4 +1,4 @@
-"""Functions that ranks run in the parity tests: the same global batch for any number of ranks."""
+"""Functions that ranks run in the parity tests: the same global batch on any number of ranks."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -24,8 +24,8 @@ IMAGES = 8
 CAPTIONS = (1, 3, 2, 1, 1, 1, 4, 2)
 # Images 1 and 6 are equal. With two ranks they are on different ranks.
 PICTURES = (10, 11, 12, 13, 14, 15, 11, 17)
-# Batch normalisation is the hard case of the method and is tested in float64. In float32 its rounding exceeds
-# the tolerance even on one rank (3e-6), so there a transformer is tested.
+# Batch normalisation is the hard case of the method, so it is tested in float64. In float32 its rounding
+# exceeds the tolerance even on one rank (3e-6), so the engine is tested with a transformer.
 IMAGE_TOWERS: dict[str, dict[str, Any]] = {
     "resnet10t": {"channels": (8, 8, 16, 16), "stem_width": 8},
     "vit_tiny_patch16_224": {"depth": 1, "embed_dim": 32, "num_heads": 2, "patch_size": 8},
@@ -72,8 +72,8 @@ def make_batch(step: int, rank: int, world_size: int) -> Batch:
     Of four ranks, the first has no token to predict, and the third has no two captions of one image.
     """
     generator = torch.Generator().manual_seed(step)
-    # Noise of different colours. For noise alone an untrained tower has nearly equal embeddings, and their
-    # gradients are small differences with a float32 error of 1e-6 or more.
+    # Noise of different colours: from noise alone an untrained tower makes nearly equal embeddings, whose
+    # gradients are small differences, accurate to 1e-6 at best in float32.
     colour_BC11 = 3 * torch.randn(IMAGES, 3, 1, 1, generator=generator)
     image_BCHW = colour_BC11 + torch.randn(IMAGES, 3, 32, 32, generator=generator)
     token_NL = torch.randint(5, 40, (sum(CAPTIONS), 12), generator=generator)
@@ -134,8 +134,8 @@ class Way:
     """One way to compute the same step.
 
     Attributes:
-        cached: whether gradients are cached, with micro-batches of 1 image.
-        tiled: whether the loss uses tiles of 2 x 2 scores.
+        cached: whether the gradients are cached, with parts of 1 image.
+        tiled: whether the loss is computed in tiles of 2 x 2 scores.
     """
 
     zero_stage: int

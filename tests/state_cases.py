@@ -1,4 +1,4 @@
-"""Functions that ranks run in the state tests: train, capture, restore elsewhere, capture again, train on."""
+"""Functions that ranks run in the state tests: train, capture, restore elsewhere, capture again, train."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -110,7 +110,7 @@ def go_on(chains: dict[str, tuple[int, ...]], sources: dict[str, Path], folder: 
 def alone(
     chains: dict[str, tuple[int, ...]], sources: dict[str, Path], folder: Path
 ) -> dict[str, Any]:
-    """The work of one rank: its part of the chain, and the cases that need one rank only."""
+    """The part of one rank alone: its stages of the chain, and the cases that do not need several ranks."""
     source = sources["contrastive"]
     return {
         **go_on(chains, sources, folder),
@@ -138,7 +138,7 @@ def never_updated(stage: int, source: Path, folder: Path) -> Tensors:
 
 
 def errors(source: Path, folder: Path) -> dict[str, str]:
-    """The messages of `restore` for damaged files, and whether it left the engine unchanged."""
+    """The errors of `restore` on damaged files, and the names of tensors that it changed."""
     name = "exp_avg/logit_scale"
     damages: dict[str, Callable[[Tensors, Tensors], object]] = {
         "missing": lambda state, _: state.pop(name),
@@ -180,4 +180,4 @@ def refusal(engine: Engine, folder: Path) -> str:
         read(engine, 0, folder, STEPS)
     except UserError as error:
         return str(error)
-    return "taken"
+    return "no error"

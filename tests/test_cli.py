@@ -1,4 +1,4 @@
-"""The command line starts fast, has help for every command, and reports an error in one line."""
+"""The command line: fast help, an example per verb, and errors in one line."""
 
 import re
 import subprocess
@@ -129,7 +129,7 @@ def test_a_call_that_lacks_something_is_a_usage_error(arguments: list[str]) -> N
         ),
         (
             ["data", "build", "data_recipes/storybooks.yaml", "--from", "RUN", "--out", "RUN.set"],
-            "RUN/pairs.jsonl: no such file",
+            "RUN: no such folder",
         ),
         (
             ["data", "build", "data_recipes/emoji_scenes.yaml", "--from", "RUN"],
@@ -165,7 +165,7 @@ def test_folders_with_odd_names_reach_the_recipe(
     odd = tmp_path / "it's, a: [folder] #1"
     recipe = str(ROOT / "data_recipes/storybooks.yaml")
     arguments = ["data", "build", recipe, "--from", str(odd), "--out", str(tmp_path / "set")]
-    assert mistake(arguments, monkeypatch, capsys).startswith(f"{odd}/pairs.jsonl: no such file")
+    assert mistake(arguments, monkeypatch, capsys).startswith(f"{odd}: no such folder")
 
 
 def test_a_verb_does_its_work_and_notes_its_command(

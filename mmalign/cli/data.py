@@ -1,4 +1,4 @@
-"""Verbs that make, index, verify and count shards of image-caption pairs."""
+"""Commands that make, index, verify and count shards of image-caption pairs."""
 
 from collections import Counter
 from pathlib import Path
@@ -53,7 +53,7 @@ def data_build(
             f"{len(manifest.languages)} languages"
         )
     if (out / REFUSED).is_file():
-        say(f"some rows could not be used; {out / REFUSED} names them")
+        say(f"some rows could not be used; {out / REFUSED} lists them")
 
 
 @data_app.command("index")
@@ -86,7 +86,7 @@ def data_index(
     )
     if refused:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in refused.most_common())
-        say(f"refused {refused.total()} ({reasons}); {folder / REFUSED} names them")
+        say(f"refused {refused.total()} ({reasons}); {folder / REFUSED} lists them")
     if manifest.ignored:
         suffixes = ", ".join(f"{suffix}: {count}" for suffix, count in manifest.ignored.items())
         say(f"never opened: members of other suffixes ({suffixes})")
@@ -118,7 +118,7 @@ def data_verify(
     for problem in report.problems[:_SHOWN]:
         say(describe(problem))
     if len(report.problems) > _SHOWN:
-        say(f"... and {len(report.problems) - _SHOWN} more; --json FILE takes them all")
+        say(f"... and {len(report.problems) - _SHOWN} more; --json FILE writes them all")
     if report.problems:
         say(f"{folder}: damaged, {len(report.problems)} problems in {report.shards} shards")
         raise typer.Exit(1)
@@ -137,7 +137,7 @@ def data_stats(
     shards: Annotated[
         int | None, typer.Option(min=1, help="Read this many shards of DIR, drawn by the seed.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draw of shards.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the choice of shards.")] = 0,
     near: Annotated[
         bool, typer.Option(help="Look for images that look alike; decodes every image.")
     ] = True,
@@ -154,9 +154,8 @@ def data_stats(
     Example: mmalign data stats data/emoji_scenes/train --against data/emoji_scenes/test --picture stats.png
     """
     from mmalign.core.commit import write_json
-    from mmalign.data.stats.summary import summarise
+    from mmalign.data.stats.summary import lines, summarise
     from mmalign.data.stats.survey import Options, survey
-    from mmalign.data.stats.table import lines
 
     if picture is not None:
         from mmalign.data.stats.chart import check_target, draw

@@ -1,17 +1,17 @@
 """The recipe runner: one YAML file -> shards of every split, and tasks and word lists where there are any.
 
-    recipe -> source -> drafts, in order --a job a shard--> processes: pictures read, checked, packed
+    recipe -> source -> lazy pairs, in order --one job per shard--> processes: images read, checked, packed
                      -> <out>/<split>/{00000.tar, ..., manifest.json}, <out>/refused.jsonl
                      -> <out>/tasks/<task>/<split>.<lang>.tsv, <out>/words/<list>.tsv
 
-One process reads rows and gives `samples_per_shard` of them to each shard; others finish them. Which row
-stands where is thus settled before the work is shared out, and the same input gives the same bytes whatever
-the number of processes. Rows that cannot be used leave their shard smaller; they are counted by reason in the
-manifest and named in `refused.jsonl`, and past `max_bad_fraction` the build stops.
+One process reads rows and gives `samples_per_shard` of them to each shard; others finish the shards. So the
+position of each row is known before the work is distributed, and the same input gives the same bytes for any
+number of processes. Rows that cannot be used make their shard smaller; they are counted by reason in the
+manifest and listed in `refused.jsonl`, and above `max_bad_fraction` the build stops.
 
-All is written to `<out>.building`, which becomes `<out>` when it is whole. A shard counts from the moment
-that its report stands in `.build/`, so a build that was killed goes on where it was. A recipe that was run
-already is not run again: the manifests carry its hash.
+Everything is written to `<out>.building`, which becomes `<out>` when it is complete. A shard counts once its
+report is in `.build/`, so a build that was killed continues where it was. A recipe that was already run is
+not run again: the manifests contain its hash.
 """
 
 import fcntl
@@ -19,7 +19,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import sys
 from collections import Counter, defaultdict, deque
 from collections.abc import Generator, Iterator
@@ -37,7 +36,7 @@ from mmalign.core.commit import replace_folder, write_atomic
 from mmalign.core.config import Section
 from mmalign.core.console import track
 from mmalign.core.errors import UserError
-from mmalign.core.workers import die_with
+from mmalign.core.workers import follow_parent
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.manifest import MANIFEST, Manifest, read_manifest
 from mmalign.data.shards.pack import STATE, Job, Report, pack, write_split
@@ -47,8 +46,6 @@ from mmalign.data.sources.kinds import SourceConfig, read_drafts
 from mmalign.data.sources.task_tables import TASKS, WORDS, write_tables
 
 REFUSED = "refused.jsonl"
-_JUDGED_FROM = 1_000  # rows: of fewer, the share of bad ones says little, and the end judges
-_IN_FLIGHT = 2  # shards a process that are read ahead
 
 
 class RecipeConfig(Section):
@@ -57,11 +54,10 @@ class RecipeConfig(Section):
     seed: int = 0
     samples_per_shard: int = pydantic.Field(default=5000, ge=1)
     max_bad_fraction: float = pydantic.Field(default=0.05, ge=0, le=1)
-    """Stop when a larger share of the rows cannot be used. Published test sets allow none, whatever stands
-    here."""
+    """Stop when a larger fraction of the rows cannot be used. Published test sets always allow none."""
     source: SourceConfig
     withhold: Withhold | None = None
-    """Withhold captions of training pictures and write them as the split `withheld`."""
+    """Withhold captions of training images and write them as the split `withheld`."""
 
 
 def build(
@@ -69,17 +65,17 @@ def build(
 ) -> list[Manifest]:
     """Write every split below `out` and return the manifests.
 
-    The folder appears whole or not at all. What a build that did not end has finished stays in
+    The folder appears when it is complete. The shards that an interrupted build has finished stay in
     `<out>.building` for the next one.
 
     Args:
-        force: build again over a data set that is already there.
-        processes: that write shards; by default one for each core that this process may use.
+        force: replace a data set that is already there.
+        processes: that write shards; by default one per core that this process may use.
 
     Raises:
         UserError: the source is broken or empty, too many rows cannot be used, or `out` holds something else.
     """
-    # A limit on bad rows changes no byte: it is no part of what makes two recipes equal.
+    # A limit on bad rows changes no byte, so recipes that differ in it alone are equal.
     recipe = config.model_dump(mode="json", exclude={"max_bad_fraction"})
     recipe_sha256 = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     splits = _splits_in(out)
@@ -90,11 +86,14 @@ def build(
         raise UserError(
             f"{out}: holds the data set of another recipe; name another folder with --out, or give --force"
         )
+    if processes is None:
+        on_linux = sys.platform == "linux"
+        processes = len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1
     with _work_folder(out.resolve(), recipe_sha256) as work:
-        reports = _build_shards(config, work, processes or _cores())
+        reports = _build_shards(config, work, processes)
         write_tables(config.source, config.seed, work)
         facts = {"name": config.name, "recipe": recipe, "recipe_sha256": recipe_sha256}
-        _remove_strangers(work, reports)
+        _remove_stale_files(work, reports)
         for split, of_split in reports.items():
             write_split(work / split, {**facts, "split": split}, of_split)
         shutil.rmtree(work / STATE)
@@ -102,38 +101,33 @@ def build(
     return [read_manifest(out / split) for split in reports]
 
 
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
 def _splits_in(out: Path) -> list[str]:
-    """Names of the splits of a data set in `out`; none where it does not exist or is empty.
+    """Names of the splits of a data set in `out`; none if it does not exist or is empty.
 
     Raises:
-        UserError: `out` holds other things too: a build replaces it, and must not delete what is not ours.
+        UserError: `out` contains other files: a build replaces it, and must not delete files of others.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; name a folder with --out")
     entries = sorted(path.name for path in out.iterdir()) if out.exists() else []
     splits = [name for name in entries if (out / name / MANIFEST).is_file()]
     ours = {*splits, TASKS, WORDS, REFUSED} if splits else set()
-    strange = [name for name in entries if name not in ours]
-    if strange:
+    foreign = [name for name in entries if name not in ours]
+    if foreign:
         raise UserError(
-            f"{out}: holds `{strange[0]}`, which is no data set; name an empty folder with --out"
+            f"{out}: holds `{foreign[0]}`, which is no data set; name an empty folder with --out"
         )
     return splits
 
 
 @contextmanager
 def _work_folder(out: Path, recipe_sha256: str) -> Iterator[Path]:
-    """`<out>.building`, with what an earlier build of the same recipe has finished there.
+    """`<out>.building`, with the shards that an earlier build of the same recipe has finished there.
 
-    Nothing is left behind where nothing was finished.
+    The folder is deleted at the end if no shard was finished.
 
     Raises:
-        UserError: another build is at work there, or it holds something else.
+        UserError: another build is running there, or it contains something else.
     """
     work = out.with_name(f"{out.name}.building")
     state = work / STATE
@@ -146,7 +140,7 @@ def _work_folder(out: Path, recipe_sha256: str) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{work}: another build writes there; wait for its end") from None
+            raise UserError(f"{work}: another build writes there; wait until it ends") from None
         known = state / "recipe"
         if not known.is_file() or known.read_text() != recipe_sha256:
             for path in (path for path in work.iterdir() if path != state):
@@ -178,7 +172,7 @@ class _Refusals:
         return dict(sorted(counts.items()))
 
     def write(self, path: Path) -> None:
-        """Name them in a file; there is none where there are none."""
+        """List them in a file; there is no file if there are none."""
         path.unlink(missing_ok=True)
         more = self.counts.total() - len(self.lines)
         lines = [*self.lines, {"more": more}] if more else self.lines
@@ -186,11 +180,11 @@ class _Refusals:
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             write_atomic(path, text)
 
-    def judge(self, config: RecipeConfig, path: Path) -> None:
-        """Whether the build may go on.
+    def check_limit(self, config: RecipeConfig, path: Path) -> None:
+        """Stop the build if needed.
 
         Raises:
-            UserError: the share of bad rows is over the recipe's limit; the file `path` names them.
+            UserError: the fraction of bad rows is over the recipe's limit; the file `path` lists them.
         """
         if self.counts.total() <= config.max_bad_fraction * self.rows:
             return
@@ -199,7 +193,7 @@ class _Refusals:
         raise UserError(
             f"recipe `{config.name}`: {self.counts.total()} of {self.rows} rows cannot be used ({reasons}), "
             f"over `max_bad_fraction` {config.max_bad_fraction}; the first is {self.lines[0]['what']}; "
-            f"{path} names them"
+            f"{path} lists them"
         )
 
 
@@ -209,14 +203,13 @@ def _build_shards(config: RecipeConfig, work: Path, processes: int) -> dict[str,
     refusals = _Refusals()
     with closing(_in_order(_jobs(config, work), processes)) as done:
         for report in track(done, "shards", None):
-            counted = {
-                **report,
-                "refused": refusals.add(report),
-            }  # the lines themselves would add up
+            # Only the counts of refused rows are kept: the lines of all shards could fill the memory.
+            counted = {**report, "refused": refusals.add(report)}
             reports.setdefault(report["split"], []).append(counted)
-            if refusals.rows >= _JUDGED_FROM:
-                refusals.judge(config, work / REFUSED)
-    refusals.judge(config, work / REFUSED)
+            # The fraction of bad rows among fewer says little.
+            if refusals.rows >= 1_000:
+                refusals.check_limit(config, work / REFUSED)
+    refusals.check_limit(config, work / REFUSED)
     refusals.write(work / REFUSED)
     usable = {split: some for split, some in reports.items() if any(r["shard"] for r in some)}
     if not usable:
@@ -227,7 +220,7 @@ def _build_shards(config: RecipeConfig, work: Path, processes: int) -> dict[str,
 
 
 def _jobs(config: RecipeConfig, work: Path) -> Iterator[Job]:
-    """Every row in the shard of its split; a bad row, whose split nobody knows, with the row before it."""
+    """Every row in the shard of its split; a bad row, whose split is unknown, with the row before it."""
     pending: dict[str, list[LazyPair | BadRow]] = defaultdict(list)
     numbers: Counter[str] = Counter()
     split = ""
@@ -259,7 +252,7 @@ def _rows_of_all_splits(config: RecipeConfig) -> Iterator[LazyPair | BadRow]:
         return (r.pair for r in rows if isinstance(r, LazyPair) and r.pair.split == "train")
 
     withheld = choose_withheld(training_pairs(), config.withhold, config.seed)
-    first_of: dict[str, LazyPair] = {}  # of each picture
+    first_of: dict[str, LazyPair] = {}  # of each image
     for row in read_drafts(config.source, config.seed):
         if isinstance(row, LazyPair) and row.pair.split == "train":
             row = replace(row, pair=without_withheld(row.pair, withheld))
@@ -270,7 +263,7 @@ def _rows_of_all_splits(config: RecipeConfig) -> Iterator[LazyPair | BadRow]:
 
 
 def _in_order(jobs: Iterator[Job], processes: int) -> Generator[Report, None, None]:
-    """Do the jobs, in several processes at once; their reports in the order of the jobs.
+    """Do the jobs, in several processes at once, and yield their reports in the order of the jobs.
 
     Raises:
         UserError: a job did, or its process was killed.
@@ -279,41 +272,36 @@ def _in_order(jobs: Iterator[Job], processes: int) -> Generator[Report, None, No
     if len(first) <= 1 or processes == 1:
         yield from map(pack, chain(first, jobs))
         return
-    import webdataset  # noqa: F401  (once for all processes: they begin as copies of this one)
+    # Imported once for all processes: where they are forked, they start as copies of this one.
+    import webdataset  # noqa: F401
 
-    pool = ProcessPoolExecutor(len(first), initializer=_follow_parent, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(len(first), initializer=follow_parent, initargs=(os.getpid(),))
     waiting: deque[Future[Report]] = deque()
     try:
         for job in chain(first, jobs):
             waiting.append(pool.submit(pack, job))
-            if len(waiting) >= _IN_FLIGHT * processes:
+            # Read ahead for two shards per process: more would only fill the memory.
+            if len(waiting) >= 2 * processes:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
         raise UserError(
-            "a process that writes shards was killed, mostly for want of memory; give fewer `--processes` or "
-            "smaller shards, and run the same command again to go on"
+            "a process that writes shards was killed, probably for lack of memory; give fewer "
+            "`--processes` or smaller shards, and run the same command again to continue"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _follow_parent(parent: int) -> None:
-    """A process that writes shards ends with the one that reads rows, however that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        die_with(parent)
-
-
-def _remove_strangers(work: Path, reports: dict[str, list[Report]]) -> None:
-    """Delete what an earlier build of another state of the source has left."""
+def _remove_stale_files(work: Path, reports: dict[str, list[Report]]) -> None:
+    """Delete what an interrupted build has left of a source that has changed since."""
     ours = {
         work / split / name for split, some in reports.items() for r in some for name in r["files"]
     }
     for path in work.iterdir():
         if path.name in reports:
-            for stranger in set(path.iterdir()) - ours:
-                stranger.unlink()
+            for stale in set(path.iterdir()) - ours:
+                stale.unlink()
         elif path.is_dir() and path.name not in (TASKS, WORDS, STATE):
             shutil.rmtree(path)

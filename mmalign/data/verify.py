@@ -1,18 +1,19 @@
-"""`mmalign data verify`: is a data set, to the byte, what its manifest says?
+"""`mmalign data verify`: does a data set equal what its manifest says, byte for byte?
 
-    manifest -> every file's size and sha256
-             -> every shard, a process each: index -> every sample read, checksums compared, picture looked at
-             -> features beside the shards (features.py): made of these shards? every file's size and sha256
-    -> problems: shard, and key or bytes, and reason
+    manifest -> size and sha256 of every file
+             -> every shard, one process each: index -> every sample is read, checksums, header of its image
+             -> image features beside the shards: made of these shards? size and sha256 of every file
+    -> problems: file, reason, and key or bytes
 
-A shard whose sha256 differs is also walked, which names the bytes where its structure is broken; older data
-sets have no checksums a member, so that this is all there is to say about where their damage lies.
+A shard whose sha256 differs is also walked, which finds the bytes where its structure is damaged. Data sets
+from before the index had checksums of members have no other evidence of where their damage is.
 """
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from mmalign.core.commit import sha256_of
 from mmalign.core.console import track
 from mmalign.core.errors import UserError
 from mmalign.core.workers import map_in_processes
-from mmalign.data.preprocess import UndecodableImage, decode
+from mmalign.data.images import UndecodableImage, decode
 from mmalign.data.reasons import REASONS
 from mmalign.data.shards.folder import LocalFolder
-from mmalign.data.shards.manifest import Manifest, Shard, load_manifest
+from mmalign.data.shards.manifest import Manifest, load_manifest
 from mmalign.data.shards.reader import UnusableSample, read_pair
 from mmalign.data.shards.scan import check_picture
 from mmalign.data.shards.shard_index import read_rows
@@ -32,10 +33,10 @@ from mmalign.data.shards.tar import Damage, walk
 from mmalign.data.stream.image_features import FOLDER, INDEX, read_facts, record_file, rows_file
 
 WHOLE, DAMAGED = "whole", "damaged"
-OF_OTHER_SHARDS = "of other shards"  # the set has another manifest since
+OF_OTHER_SHARDS = "of other shards"  # the data set was built again since
 NOT_FINISHED = "not finished"
 MAX_PROBLEMS = 10_000
-"""Of one shard that are named; more are counted."""
+"""Problems of one shard that are listed; the others are counted."""
 
 Problem = dict[str, Any]
 """`file` and `reason`, and where they are known `key`, `detail`, or the bytes `start` ... `stop - 1`."""
@@ -47,7 +48,7 @@ class Report:
 
     Attributes:
         samples: that were read.
-        problems: in the order of the manifest, those of features last; empty where the set is whole.
+        problems: in the order of the manifest, those of features last; none if the set is valid.
         features: for each folder of features one of WHOLE, DAMAGED, OF_OTHER_SHARDS and NOT_FINISHED.
     """
 
@@ -57,16 +58,15 @@ class Report:
     features: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        whole = not self.problems
-        counts = {"whole": whole, "shards": self.shards, "samples": self.samples}
+        counts = {"whole": not self.problems, "shards": self.shards, "samples": self.samples}
         return {**counts, "features": self.features, "problems": list(self.problems)}
 
 
-def verify(folder: Path, decode_pictures: bool = False, processes: int = 1) -> Report:
+def verify(folder: Path, decode_images: bool = False, processes: int = 1) -> Report:
     """Compare a data set with its manifest.
 
     Args:
-        decode_pictures: decode every picture in full, and not only look at its header.
+        decode_images: decode every image in full instead of reading its header only.
 
     Raises:
         UserError: no data set there.
@@ -79,9 +79,10 @@ def verify(folder: Path, decode_pictures: bool = False, processes: int = 1) -> R
         if name not in in_shards
         for problem in _check_file(folder, manifest.files, name)
     ]
-    jobs = [_job(folder, manifest, shard, decode_pictures) for shard in manifest.shards]
+    jobs = [manifest.part(shard) for shard in manifest.shards]
+    reports = map_in_processes(partial(_verify_shard, folder, decode_images), jobs, processes)
     samples = 0
-    for read, found in track(map_in_processes(_verify_shard, jobs, processes), "shards", len(jobs)):
+    for read, found in track(reports, "shards", len(jobs)):
         samples += read
         problems += found
     features: dict[str, str] = {}
@@ -94,27 +95,10 @@ def verify(folder: Path, decode_pictures: bool = False, processes: int = 1) -> R
 def describe(problem: Problem) -> str:
     """A problem as one line."""
     key = f", sample `{problem['key']}`" if "key" in problem else ""
-    place = f", bytes {problem['start']} to {problem['stop']}" if "start" in problem else ""
+    extent = f", bytes {problem['start']} to {problem['stop']}" if "start" in problem else ""
     detail = f" ({problem['detail']})" if "detail" in problem else ""
     reason = problem["reason"]
-    return f"{problem['file']}{key}{place}: {REASONS.get(reason, reason)}{detail}"
-
-
-@dataclass(frozen=True)
-class _Job:
-    folder: Path
-    manifest: Manifest
-    shard: Shard
-    decode_pictures: bool
-
-
-def _job(folder: Path, manifest: Manifest, shard: Shard, decode_pictures: bool) -> _Job:
-    """With what a process needs of the manifest, and no more: it is sent there for each shard."""
-    files = {
-        name: manifest.files[name] for name in (shard.tar, shard.index) if name in manifest.files
-    }
-    part = replace(manifest, recipe={}, shards=(shard,), files=files, refused={}, ignored={})
-    return _Job(folder, part, shard, decode_pictures)
+    return f"{problem['file']}{key}{extent}: {REASONS.get(reason, reason)}{detail}"
 
 
 def _check_file(folder: Path, files: Mapping[str, Any], name: str) -> list[Problem]:
@@ -134,7 +118,7 @@ def _check_file(folder: Path, files: Mapping[str, Any], name: str) -> list[Probl
 
 
 def _verify_features(folder: Path, manifest: Manifest) -> tuple[str, list[Problem]]:
-    """State and problems of a folder of features, which lies two folders below the data set's."""
+    """State and problems of a folder of features, which is two folders below the data set's."""
     name = folder.relative_to(folder.parent.parent).as_posix()
     try:
         facts = read_facts(folder)
@@ -154,67 +138,59 @@ def _verify_features(folder: Path, manifest: Manifest) -> tuple[str, list[Proble
     return DAMAGED if problems else WHOLE, problems
 
 
-def _verify_shard(job: _Job) -> tuple[int, list[Problem]]:
-    """(samples that were read, problems) of one shard."""
-    problems = _check_file(job.folder, job.manifest.files, job.shard.tar)
-    path = job.folder / job.shard.tar
+def _verify_shard(
+    folder: Path, decode_images: bool, manifest: Manifest
+) -> tuple[int, list[Problem]]:
+    """(samples that were read, problems) of the only shard of `manifest`."""
+    (shard,) = manifest.shards
+    path = folder / shard.tar
+    problems = _check_file(folder, manifest.files, shard.tar)
     try:
         if problems and path.is_file():
-            problems += _walk(path, job.shard.tar)
-        rows = read_rows(LocalFolder(job.folder), job.manifest, job.shard)
+            with path.open("rb") as file:
+                damages = (found for found in walk(file) if isinstance(found, Damage))
+                problems += [
+                    {"file": shard.tar, "reason": d.reason, "start": d.start, "stop": d.stop}
+                    for d in islice(damages, MAX_PROBLEMS)
+                ]
+        rows = read_rows(LocalFolder(folder), manifest, shard)
     except OSError as error:
-        return 0, [*problems, {"file": job.shard.tar, "reason": "read error", "detail": str(error)}]
+        return 0, [*problems, {"file": shard.tar, "reason": "read error", "detail": str(error)}]
     except UserError as error:
-        return 0, [*problems, {"file": job.shard.index, "reason": "no index", "detail": str(error)}]
+        return 0, [*problems, {"file": shard.index, "reason": "no index", "detail": str(error)}]
     if not path.is_file():
         return 0, problems
-    problems += _compare_counts(job.shard, rows)
-    return len(rows), problems + _read_samples(job, rows)
-
-
-def _walk(path: Path, name: str) -> list[Problem]:
-    """The bytes of a shard where its structure is broken."""
-    with path.open("rb") as file:
-        damages = (found for found in walk(file) if isinstance(found, Damage))
-        return [
-            {"file": name, "reason": d.reason, "start": d.start, "stop": d.stop}
-            for d in islice(damages, MAX_PROBLEMS)
-        ]
-
-
-def _compare_counts(shard: Shard, rows: Sequence[dict[str, Any]]) -> list[Problem]:
     languages = Counter(lang for row in rows for lang in row["langs"])
-    if languages == shard.languages and languages.total() == shard.captions:
-        return []
-    return [{"file": shard.index, "reason": "counts", "detail": "other captions than the manifest"}]
+    if languages != shard.languages or languages.total() != shard.captions:
+        detail = "other captions than the manifest"
+        problems.append({"file": shard.index, "reason": "counts", "detail": detail})
+    return len(rows), problems + _read_samples(path, rows, manifest, decode_images)
 
 
-def _read_samples(job: _Job, rows: Sequence[dict[str, Any]]) -> list[Problem]:
+def _read_samples(
+    path: Path, rows: list[dict[str, Any]], manifest: Manifest, decode_images: bool
+) -> list[Problem]:
     problems: list[Problem] = []
     more = 0
-    descriptor = os.open(job.folder / job.shard.tar, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         for row in rows:
             try:
-                image = read_pair(descriptor, row, job.manifest).image
+                image = read_pair(descriptor, row, manifest).image
                 check_picture(image)
-                if job.decode_pictures:
-                    _decode(image)
+                if decode_images:
+                    decode(image)
+                continue
             except UnusableSample as error:
-                found = {"file": job.shard.tar, "key": row["key"], "reason": error.reason}
-                if len(problems) < MAX_PROBLEMS:
-                    problems.append(found | ({"detail": error.detail} if error.detail else {}))
-                else:
-                    more += 1
+                reason, detail = error.reason, error.detail
+            except UndecodableImage as error:
+                reason, detail = error.reason, str(error)
+            more += len(problems) >= MAX_PROBLEMS
+            if len(problems) < MAX_PROBLEMS:
+                found = {"file": path.name, "key": row["key"], "reason": reason}
+                problems.append(found | ({"detail": detail} if detail else {}))
     finally:
         os.close(descriptor)
     if more:
-        problems.append({"file": job.shard.tar, "reason": "more", "detail": f"{more} samples"})
+        problems.append({"file": path.name, "reason": "more", "detail": f"{more} samples"})
     return problems
-
-
-def _decode(image: bytes) -> None:
-    try:
-        decode(image)
-    except UndecodableImage as error:
-        raise UnusableSample(error.reason, str(error)) from None

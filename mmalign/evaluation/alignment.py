@@ -15,7 +15,8 @@ ordered pairs.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -26,12 +27,11 @@ from torch import Tensor
 from mmalign.evaluation.bitext import NEIGHBOURS, Direction, Relevance, both_directions, on_device
 from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.evaluation.over_ranks import map_over_ranks
-from mmalign.results.aggregates import add_mean
-from mmalign.results.metric_names import MEAN, MetricName
+from mmalign.results.aggregates import merge_with_means
+from mmalign.results.metric_names import MetricName
 from mmalign.results.results import Results
 
 T = TypeVar("T")
-METRICS = ("bitext@1", "bitext_csls@1", "translation_gap", "translation_gap_centred", "cka")
 AT_THE_MEAN = 1e-4  # vectors that differ from their mean by less differ by rounding
 
 # Recorded in results and compared between them: another wording makes older results incomparable.
@@ -54,23 +54,13 @@ class Pair:
     Attributes:
         a, b: the languages.
         image_N: int64, the images.
-        a_ND, b_ND: float32, row i of both is of image i.
-        label_a_N, label_b_N: int64, equal where texts are equal: whoever finds the same words has found the
-            translation.
+        directions: from a to b, and from b to a; row i of the queries and of the pool is of image i.
     """
 
     a: str
     b: str
     image_N: np.ndarray
-    a_ND: Tensor
-    b_ND: Tensor
-    label_a_N: np.ndarray
-    label_b_N: np.ndarray
-
-    def directions(self) -> tuple[Direction, Direction]:
-        """From a to b, and from b to a."""
-        right_in_b, right_in_a = map(Relevance.of_labels, (self.label_b_N, self.label_a_N))
-        return both_directions(self.a_ND, self.b_ND, right_in_b, right_in_a)
+    directions: tuple[Direction, Direction]
 
 
 def measure_alignment(embedded: EmbeddedSet, results: Results) -> None:
@@ -78,14 +68,9 @@ def measure_alignment(embedded: EmbeddedSet, results: Results) -> None:
 
     A collective: every rank calls it with the same set and has the same results afterwards.
     """
-    name = MetricName("alignment", embedded.name, MEAN, (), "")
-    results.protocol[name.prefix] = PROTOCOL
-    pairs = []
-    for part in for_each_pair(embedded, lambda pair: _measure_pair(pair, embedded.name)):
-        results.merge(part)
-        pairs += [str(MetricName.parse(one).language) for one in part.metrics]
-    for metric in METRICS if pairs else ():
-        add_mean(results, replace(name, metric=metric), list(dict.fromkeys(pairs)))
+    results.protocol[f"alignment/{embedded.name}"] = PROTOCOL
+    parts = for_each_pair(embedded, lambda pair: _measure_pair(pair, embedded.name))
+    merge_with_means(results, parts)
 
 
 def for_each_pair(embedded: EmbeddedSet, measure: Callable[[Pair], T]) -> list[T]:
@@ -94,62 +79,53 @@ def for_each_pair(embedded: EmbeddedSet, measure: Callable[[Pair], T]) -> list[T
     Each two languages are measured once, on one rank. A collective, as `map_over_ranks`.
     """
     first = embedded.first_captions()
-    caption_of = {lang: first[embedded.language_M[first] == lang] for lang in embedded.languages}
+    languages = embedded.languages
+    caption_of = {lang: first[embedded.language_M[first] == lang] for lang in languages}
+    # Equal texts have one label: a query that finds the same words has found the translation.
     label_of_text = {text: i for i, text in enumerate(dict.fromkeys(embedded.texts))}
     label_M = np.array([label_of_text[text] for text in embedded.texts], np.int64)
 
     def of_language(a: str) -> list[T]:
         outcomes = []
-        for b in _partners(embedded.languages, a):
+        i = languages.index(a)
+        # Half of the other languages, so that every two meet once and all languages have equal work.
+        for b in (b for j, b in enumerate(languages) if j != i and (j > i) == bool((j - i) % 2)):
             image_a, image_b = (embedded.picture_M[caption_of[lang]] for lang in (a, b))
             both, row_a, row_b = np.intersect1d(image_a, image_b, True, return_indices=True)
             if len(both) >= 2:
                 in_a, in_b = caption_of[a][row_a], caption_of[b][row_b]
                 a_ND, b_ND = (on_device(embedded.text_MD[rows]) for rows in (in_a, in_b))
-                outcomes.append(measure(Pair(a, b, both, a_ND, b_ND, label_M[in_a], label_M[in_b])))
+                right_in_b, right_in_a = (Relevance.of_labels(label_M[x]) for x in (in_b, in_a))
+                directions = both_directions(a_ND, b_ND, right_in_b, right_in_a)
+                outcomes.append(measure(Pair(a, b, both, directions)))
         return outcomes
 
     parts = map_over_ranks(embedded.captions, of_language)
     return [outcome for part in parts.values() for outcome in part]
 
 
-def _partners(languages: list[str], a: str) -> list[str]:
-    """Half of the other languages, so that every two meet once and all languages have equal work."""
-    i = languages.index(a)
-    return [b for j, b in enumerate(languages) if j != i and (j > i) == bool((j - i) % 2)]
-
-
 def _measure_pair(pair: Pair, subject: str) -> Results:
     """All measures of two languages, under both orders of their names."""
     results = Results(suite="", model={})
-    there, back = pair.directions()
-    without_direction = _measure_spaces(pair.a_ND, pair.b_ND)
-    for language, direction, other in (
-        (f"{pair.a}-{pair.b}", there, back),
-        (f"{pair.b}-{pair.a}", back, there),
-    ):
-        for metric, hits in (
-            ("bitext@1", direction.hits()),
-            ("bitext_csls@1", direction.csls_hits(other)),
-        ):
-            name = MetricName("alignment", subject, language, (), metric)
-            results.add(name, hits, chance=direction.chance, ids=pair.image_N)
-        for metric, (value, chance) in without_direction.items():
-            name = MetricName("alignment", subject, language, (), metric)
-            results.add(name, value, count=len(pair.image_N), chance=chance)
-    return results
-
-
-def _measure_spaces(a_ND: Tensor, b_ND: Tensor) -> dict[str, tuple[float, float]]:
-    """Value and chance level of the measures that are the same in both directions."""
+    there, back = pair.directions
+    a_ND, b_ND = there.query_QD, back.query_QD
     centred = centre(a_ND), centre(b_ND)
     scaled = (F.normalize(one, eps=AT_THE_MEAN) for one in centred)
-    # Were the captions paired at random, translations would be as near as the others: a gap of 0.
-    return {
+    # Value and chance level of the measures that are the same in both directions. Were the captions paired
+    # at random, translations would be as near as the others: a gap of 0.
+    without_direction = {
         "translation_gap": (translation_gap(a_ND, b_ND), 0.0),
         "translation_gap_centred": (translation_gap(*scaled), 0.0),
         "cka": linear_cka(*centred),
     }
+    for a, b, direction, other in ((pair.a, pair.b, there, back), (pair.b, pair.a, back, there)):
+        named = partial(MetricName, "alignment", subject, f"{a}-{b}", ())
+        hits = {"bitext@1": direction.hits(), "bitext_csls@1": direction.csls_hits(other)}
+        for metric, hits_N in hits.items():
+            results.add(named(metric), hits_N, chance=direction.chance, ids=pair.image_N)
+        for metric, (value, chance) in without_direction.items():
+            results.add(named(metric), value, len(pair.image_N), chance)
+    return results
 
 
 def centre(rows_ND: Tensor) -> Tensor:
@@ -178,13 +154,9 @@ def linear_cka(a_ND: Tensor, b_ND: Tensor) -> tuple[float, float]:
     spread_a, spread_b = (float(one.square().sum(dtype=torch.float64)) for one in (a_ND, b_ND))
     if min(spread_a, spread_b) <= len(a_ND) * AT_THE_MEAN**2:
         return 0.0, 0.0
-    own = _gram_norm(a_ND) * _gram_norm(b_ND)
+    n, d = a_ND.shape
+    # |A'A| = |AA'|: the smaller of the two is computed.
+    grams = (one @ one.T if n < d else one.T @ one for one in (a_ND, b_ND))
+    own_a, own_b = (float(gram.square().sum(dtype=torch.float64).sqrt()) for gram in grams)
     across = float((a_ND.T @ b_ND).square().sum(dtype=torch.float64))
-    return across / own, spread_a * spread_b / ((len(a_ND) - 1) * own)
-
-
-def _gram_norm(rows_ND: Tensor) -> float:
-    """|A'A| = |AA'|, from the smaller of the two."""
-    n, d = rows_ND.shape
-    gram = rows_ND @ rows_ND.T if n < d else rows_ND.T @ rows_ND
-    return float(gram.square().sum(dtype=torch.float64).sqrt())
+    return across / (own_a * own_b), spread_a * spread_b / ((n - 1) * (own_a * own_b))

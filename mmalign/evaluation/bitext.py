@@ -113,6 +113,14 @@ class Direction:
                 yield start, self.kept_QM[start : start + rows]
 
 
+def directions_of_entries(
+    a_ND: Tensor, b_MD: Tensor, a_R: np.ndarray, b_R: np.ndarray
+) -> tuple[Direction, Direction]:
+    """As `both_directions`, where entry r of a dictionary says that `a_R[r]` and `b_R[r]` are right."""
+    right_in_b, right_in_a = Relevance.of_pairs(a_R, b_R), Relevance.of_pairs(b_R, a_R)
+    return both_directions(a_ND, b_MD, right_in_b, right_in_a)
+
+
 def both_directions(
     a_ND: Tensor, b_MD: Tensor, right_in_b: Relevance, right_in_a: Relevance
 ) -> tuple[Direction, Direction]:

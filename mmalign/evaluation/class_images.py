@@ -14,7 +14,7 @@ import numpy as np
 
 from mmalign.core.errors import UserError
 from mmalign.data.image_formats import READ_SUFFIXES
-from mmalign.data.preprocess import UndecodableImage, decode
+from mmalign.data.images import UndecodableImage, decode
 from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.class_names import Names, read_names
 from mmalign.models.encoder import DualModel
@@ -50,9 +50,7 @@ def images_of_folder(folder: Path, class_names: str) -> LabelledImages:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; it must hold one subfolder of images per class")
-    below = [
-        file for one in sorted(folder.iterdir()) if one.is_dir() for file in sorted(one.iterdir())
-    ]
+    below = sorted(folder.glob("*/*"))
     files = [file for file in below if file.suffix.lower().removeprefix(".") in READ_SUFFIXES]
     if not files:
         raise UserError(
@@ -64,9 +62,8 @@ def images_of_folder(folder: Path, class_names: str) -> LabelledImages:
     # Sizes instead of contents: ImageNet's 50,000 files would take minutes to read twice.
     listing = [[file.relative_to(folder).as_posix(), file.stat().st_size] for file in files]
     sha256 = hashlib.sha256(json.dumps([listing, names]).encode()).hexdigest()
-    return LabelledImages(
-        list(map(str, files)), classes, names, sha256, lambda i: files[i].read_bytes()
-    )
+    where = list(map(str, files))
+    return LabelledImages(where, classes, names, sha256, lambda i: files[i].read_bytes())
 
 
 def images_of_shards(folder: Path) -> LabelledImages:

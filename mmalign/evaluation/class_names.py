@@ -20,8 +20,8 @@ from mmalign.core.resources import find_folder
 
 LABEL = "label"  # the names alone, without a sentence
 OPENAI = "openai"  # the names and templates of CLIP's authors, English
-_SLOT = "{}"
-_ALONE = (_SLOT,)
+SLOT = "{}"
+_ALONE = (SLOT,)
 _CLASSES = 1000  # of ImageNet-1k
 
 Names = dict[str, dict[str, str]]
@@ -45,7 +45,7 @@ class Prompts(Section):
     @pydantic.field_validator("templates")
     @classmethod
     def _hold_one_slot(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
-        if any(template.count(_SLOT) != 1 for template in templates):
+        if any(template.count(SLOT) != 1 for template in templates):
             raise ValueError("each template must hold `{}` once")
         if len(set(templates)) < len(templates):
             raise ValueError("a template is there twice")
@@ -54,10 +54,6 @@ class Prompts(Section):
     @property
     def are_names_alone(self) -> bool:
         return self.templates == _ALONE
-
-    def fill(self, name: str) -> list[str]:
-        """The sentences about one class."""
-        return [template.replace(_SLOT, name) for template in self.templates]
 
 
 def read_names(source: str, classes: Sequence[str]) -> Names:
@@ -81,9 +77,12 @@ def read_names(source: str, classes: Sequence[str]) -> Names:
         files = sorted(Path(source).glob("*.json"))
         names: Names = {file.stem: _read(file, _NAMES, "{class: name}") for file in files}
     else:
-        ids = _wordnet_ids()
+        from open_clip import IMAGENET_CLASSNAMES
+        from timm.data import ImageNetInfo
+
+        ids = ImageNetInfo("imagenet-1k").label_names()  # class number i is the i-th
         names = {} if source == OPENAI else _read_babel(Path(source), ids)
-        names["en"] = _openai_names(ids)
+        names["en"] = dict(zip(ids, IMAGENET_CLASSNAMES, strict=True))
         if unknown := sorted(set(classes) - set(ids)):
             raise UserError(
                 f"`images` has a subfolder `{unknown[0]}`, which is no class of ImageNet-1k (WordNet ids "
@@ -96,14 +95,6 @@ def read_names(source: str, classes: Sequence[str]) -> Names:
     }
 
 
-def _wordnet_ids() -> list[str]:
-    """The WordNet ids of ImageNet-1k; class number i is the i-th."""
-    from timm.data import ImageNetInfo
-
-    ids: list[str] = ImageNetInfo("imagenet-1k").label_names()
-    return ids
-
-
 def _read_babel(path: Path, ids: Sequence[str]) -> Names:
     names: Names = {}
     layout = "{language: [[class numbers below 1000], [names]]}"
@@ -114,12 +105,6 @@ def _read_babel(path: Path, ids: Sequence[str]) -> Names:
         # Babel-ImageNet writes codes as `ZH_YUE`; metric names use BCP-47's hyphens.
         names[code.lower().replace("_", "-")] = of_lang
     return names
-
-
-def _openai_names(ids: Sequence[str]) -> dict[str, str]:
-    from open_clip import IMAGENET_CLASSNAMES
-
-    return dict(zip(ids, IMAGENET_CLASSNAMES, strict=True))
 
 
 def read_templates(prompts: str, languages: Sequence[str]) -> dict[str, Prompts]:
@@ -136,14 +121,20 @@ def read_templates(prompts: str, languages: Sequence[str]) -> dict[str, Prompts]
     if prompts == LABEL:
         return alone
     if prompts == OPENAI:
-        return {lang: _openai_prompts(lang) for lang in languages}
+        from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+        if others := [lang for lang in languages if lang != "en"]:
+            raise UserError(
+                f"`prompts: {OPENAI}` are English, but `{others[0]}` is measured too; set "
+                "`languages: [en]`, or name a folder of prompts"
+            )
+        templates = tuple(template(SLOT) for template in OPENAI_IMAGENET_TEMPLATES)
+        return {"en": Prompts(lang="en", templates=templates, source=OPENAI)}
     folder = find_folder(prompts)
     if folder is None:
         raise UserError(f"`prompts: {prompts}`: no such folder; name one, or `{LABEL}`")
-    files = {lang: folder / f"{lang}.json" for lang in languages}
-    return {
-        lang: read_prompts(file) if file.is_file() else alone[lang] for lang, file in files.items()
-    }
+    files = (folder / f"{lang}.json" for lang in languages)
+    return alone | {file.stem: read_prompts(file) for file in files if file.is_file()}
 
 
 def read_prompts(path: Path) -> Prompts:
@@ -158,18 +149,6 @@ def read_prompts(path: Path) -> Prompts:
     return prompts
 
 
-def _openai_prompts(lang: str) -> Prompts:
-    from open_clip import OPENAI_IMAGENET_TEMPLATES
-
-    if lang != "en":
-        raise UserError(
-            f"`prompts: {OPENAI}` are English, but `{lang}` is measured too; set `languages: [en]`, or name "
-            "a folder of prompts"
-        )
-    templates = tuple(template(_SLOT) for template in OPENAI_IMAGENET_TEMPLATES)
-    return Prompts(lang=lang, templates=templates, source=OPENAI)
-
-
 def _read(path: Path, shape: pydantic.TypeAdapter[Any], layout: str) -> Any:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -178,5 +157,5 @@ def _read(path: Path, shape: pydantic.TypeAdapter[Any], layout: str) -> Any:
     except pydantic.ValidationError as failure:
         error = failure.errors()[0]
         place = ".".join(map(str, error["loc"])) or "the file"
-        reason = error["msg"].removeprefix("Value error, ")
+        reason = error["msg"].removeprefix("Value error, ")  # pydantic puts it before our words
         raise UserError(f"{path}: `{place}`: {reason}; it must hold {layout}") from None

@@ -9,18 +9,18 @@ searches the runs (`nearest.search_shards`). The captions, which are the smaller
 divided by language, are all on every rank: 2 GB per million at D = 512.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from itertools import chain
 
 import numpy as np
 
 from mmalign.core import distributed
-from mmalign.core.batch import Caption
 from mmalign.core.batching import batched
 from mmalign.core.errors import UserError
 from mmalign.data.shards.reader import ShardSet
-from mmalign.evaluation.over_ranks import encode_over_ranks, encode_texts_over_ranks
+from mmalign.evaluation.over_ranks import encode_over_ranks, encode_run, encode_texts_over_ranks
 from mmalign.models.encoder import BATCH_SIZE, DualModel
 
 
@@ -52,14 +52,13 @@ class EmbeddedSet:
     first_picture: int = 0
 
     @property
-    def languages(self) -> list[str]:
-        return sorted(set(self.language_M.tolist()))
-
-    @property
     def captions(self) -> dict[str, int]:
         """Language -> how many captions; sorted by language."""
-        langs, counts = np.unique(self.language_M, return_counts=True)
-        return dict(zip(langs.tolist(), counts.tolist(), strict=True))
+        return dict(sorted(Counter(self.language_M.tolist()).items()))
+
+    @property
+    def languages(self) -> list[str]:
+        return list(self.captions)
 
     def with_captions(self, kept: np.ndarray) -> "EmbeddedSet":
         """The set with the captions at these ascending positions only."""
@@ -74,6 +73,7 @@ class EmbeddedSet:
     def first_captions(self) -> np.ndarray:
         """Ascending positions of the first caption of each image in each language."""
         _, language_M = np.unique(self.language_M, return_inverse=True)
+        # One number per pair of an image and a language; np.unique returns the first caption of each.
         pair_M = self.picture_M * (language_M.max() + 1) + language_M
         return np.sort(np.unique(pair_M, return_index=True)[1])
 
@@ -110,9 +110,12 @@ def embed_set(
     # np.unique sorts by id; images are numbered in the order in which the set shows them first.
     order = np.argsort(first_S)
     sample_P, number = first_S[order].tolist(), np.argsort(order)
+    rank, ranks, samples = distributed.rank(), distributed.world_size(), len(shard_set)
+    mine = range(samples * rank // ranks, samples * (rank + 1) // ranks)  # a rank reads some shards
+    parts = distributed.gather_objects([shard_set.read(sample).captions for sample in mine])
     captions = [
         (image, caption)
-        for image, of_sample in zip(number[image_S], _read_captions(shard_set), strict=True)
+        for image, of_sample in zip(number[image_S], chain.from_iterable(parts), strict=True)
         for caption in of_sample
         if languages is None or caption.lang in languages
     ]
@@ -123,23 +126,18 @@ def embed_set(
     def encode_images(batch: Sequence[int]) -> np.ndarray:
         return encoder.encode_images(shard_set.read(sample_P[i]).image for i in batch)
 
+    # Texts first: they say how wide a vector is, where no image is encoded.
     text_MD = encode_texts_over_ranks(encoder, texts)
     first_picture, image_PD = 0, np.zeros((0, text_MD.shape[1]), np.float32)
     batches = list(batched(range(len(ids)), BATCH_SIZE))
     if pictures and sharded:
-        first_picture, image_PD = _encode_run(encode_images, batches)
+        first_picture, image_PD = encode_run(encode_images, batches)
     elif pictures:
         image_PD = encode_over_ranks(encode_images, batches)
+    picture_M = np.array([image for image, _ in captions], np.int64)
+    language_M = np.array([caption.lang for _, caption in captions])
     return EmbeddedSet(
-        name=name,
-        image_PD=image_PD,
-        text_MD=text_MD,
-        sample_P=sample_P,
-        picture_M=np.array([image for image, _ in captions], np.int64),
-        language_M=np.array([caption.lang for _, caption in captions]),
-        texts=texts,
-        sharded=sharded,
-        first_picture=first_picture,
+        name, image_PD, text_MD, sample_P, picture_M, language_M, texts, sharded, first_picture
     )
 
 
@@ -149,24 +147,3 @@ def check_languages(wanted: Sequence[str] | None, there: set[str], name: str) ->
         raise UserError(
             f"set `{name}`: language `{lacking[0]}` is not in it; it has {', '.join(sorted(there))}"
         )
-
-
-def _read_captions(shard_set: ShardSet) -> list[tuple[Caption, ...]]:
-    """The captions of each sample; each rank reads its part of the shards."""
-    rank, ranks, samples = distributed.rank(), distributed.world_size(), len(shard_set)
-    mine = range(samples * rank // ranks, samples * (rank + 1) // ranks)
-    parts = distributed.gather_objects([shard_set.read(sample).captions for sample in mine])
-    return [captions for part in parts for captions in part]
-
-
-def _encode_run(
-    encode: Callable[[Sequence[int]], np.ndarray], batches: Sequence[list[int]]
-) -> tuple[int, np.ndarray]:
-    """This rank's run of the rows: where it begins, and the rows. Nothing is gathered."""
-    rank, ranks = distributed.rank(), distributed.world_size()
-    first, last = len(batches) * rank // ranks, len(batches) * (rank + 1) // ranks
-    rows = [encode(batch) for batch in batches[first:last]]
-    if len(rows) < ceil(len(batches) / ranks):
-        # Under ZeRO 3 all ranks make equally many calls; the row of this one is thrown away.
-        rows.append(encode(batches[0][:1])[:0])
-    return sum(map(len, batches[:first])), np.concatenate(rows)

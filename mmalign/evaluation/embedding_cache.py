@@ -66,8 +66,9 @@ def cached_set(encoder: DualModel, shards: Path, name: str, cache: Path) -> Cach
         UserError: no data set, or the cached files are damaged or of another model.
     """
     sha256 = {"model_sha256": encoder.facts["sha256"], "data_sha256": read_manifest(shards).sha256}
+    # 16 digits of each keep the name short; the manifest has all of them.
     folder = cache / "-".join(one[:16] for one in sha256.values())
-    key = {**sha256, "pixels": PIXELS}
+    key = {**sha256, "pixels": PIXELS}  # another decoding of images makes other vectors
     if not folder.exists():
         say(f"embedding {shards} into {folder}")
         shard_set = ShardSet(shards)
@@ -79,11 +80,7 @@ def cached_set(encoder: DualModel, shards: Path, name: str, cache: Path) -> Cach
 
 
 def write_embeddings(
-    folder: Path,
-    embedded: EmbeddedSet,
-    shard_set: ShardSet,
-    facts: dict[str, Any],
-    rows_per_file: int = ROWS_PER_FILE,
+    folder: Path, embedded: EmbeddedSet, shard_set: ShardSet, facts: dict[str, Any]
 ) -> None:
     """Write the embeddings of a set, completely or not at all.
 
@@ -96,7 +93,7 @@ def write_embeddings(
     caption_R = np.concatenate([np.arange(len(embedded.texts)), np.full(len(bare), -1)])
     order = np.argsort(image_R, kind="stable")  # captions of an image keep their order
     image_R, caption_R = image_R[order], caption_R[order]
-    starts = range(0, len(image_R), rows_per_file)
+    starts = range(0, len(image_R), ROWS_PER_FILE)
     digits = len(str(len(starts) - 1))  # clip-retrieval reads the files in the order of their names
     info = {
         **facts,
@@ -112,9 +109,21 @@ def write_embeddings(
         for kind in ("img_emb", "text_emb", "metadata"):
             (new / kind).mkdir()
         for number, start in enumerate(starts):
-            part = slice(start, start + rows_per_file)
+            part = slice(start, start + ROWS_PER_FILE)
             name = f"{number:0{digits}d}"
-            _write_part(new, name, embedded, shard_set, image_R[part], caption_R[part])
+            rows = _metadata(embedded, shard_set, image_R[part], caption_R[part])
+            text_RD = embedded.text_MD[caption_R[part]]  # a copy; -1 takes the last row
+            text_RD[caption_R[part] < 0] = 0
+            np.save(new / f"img_emb/img_emb_{name}.npy", embedded.image_PD[image_R[part]])
+            np.save(new / f"text_emb/text_emb_{name}.npy", text_RD)
+            with (new / f"metadata/metadata_{name}.jsonl").open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            if find_spec("pyarrow"):
+                import pyarrow
+                import pyarrow.parquet
+
+                table = pyarrow.Table.from_pylist(rows)
+                pyarrow.parquet.write_table(table, new / f"metadata/metadata_{name}.parquet")
 
 
 def read_embeddings(folder: Path, key: dict[str, str], name: str) -> CachedSet:
@@ -136,7 +145,12 @@ def read_embeddings(folder: Path, key: dict[str, str], name: str) -> CachedSet:
                 f"{folder / MANIFEST}: `{field}` is {info.get(field)}, wanted is {wanted}; delete "
                 f"{folder} and repeat"
             )
-    rows = [row for path in sorted(folder.glob("metadata/*.jsonl")) for row in _lines(path)]
+    rows: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("metadata/*.jsonl")):
+        with path.open(
+            "rb"
+        ) as lines:  # bytes: a caption may hold what text mode takes for a line end
+            rows += map(json.loads, lines)
     picture_id_R = np.array([row["picture_id"] for row in rows], np.int64)
     # Rows are sorted by image: where the id changes, the next image begins.
     first_P = np.flatnonzero(np.r_[True, picture_id_R[1:] != picture_id_R[:-1]])
@@ -154,42 +168,19 @@ def read_embeddings(folder: Path, key: dict[str, str], name: str) -> CachedSet:
     return CachedSet(embedded, picture_id_R[first_P], folder, info["data_sha256"], sha256)
 
 
-def _write_part(
-    folder: Path,
-    number: str,
-    embedded: EmbeddedSet,
-    shard_set: ShardSet,
-    image_R: np.ndarray,
-    caption_R: np.ndarray,
-) -> None:
-    text_RD = np.where(caption_R[:, None] >= 0, embedded.text_MD[caption_R], np.float32(0))
-    np.save(folder / f"img_emb/img_emb_{number}.npy", embedded.image_PD[image_R])
-    np.save(folder / f"text_emb/text_emb_{number}.npy", text_RD)
-    rows = [
+def _metadata(
+    embedded: EmbeddedSet, shard_set: ShardSet, image_R: np.ndarray, caption_R: np.ndarray
+) -> list[dict[str, Any]]:
+    return [
         {
-            "image_path": shard_set.keys[sample],
+            "image_path": shard_set.keys[sample := embedded.sample_P[image]],
             "caption": embedded.texts[caption] if caption >= 0 else None,
             "lang": str(embedded.language_M[caption]) if caption >= 0 else None,
             "sample": sample,
             "picture_id": int(shard_set.picture_ids[sample]),
         }
-        for sample, caption in zip(
-            (embedded.sample_P[i] for i in image_R), caption_R.tolist(), strict=True
-        )
+        for image, caption in zip(image_R.tolist(), caption_R.tolist(), strict=True)
     ]
-    with (folder / f"metadata/metadata_{number}.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if find_spec("pyarrow"):
-        import pyarrow
-        import pyarrow.parquet
-
-        table = pyarrow.Table.from_pylist(rows)
-        pyarrow.parquet.write_table(table, folder / f"metadata/metadata_{number}.parquet")
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    with path.open("rb") as lines:  # bytes: a caption may hold what text mode takes for a line end
-        return [json.loads(line) for line in lines]
 
 
 def _vectors(folder: Path, kind: str) -> np.ndarray:

@@ -15,7 +15,6 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import groupby
@@ -32,7 +31,8 @@ from mmalign.core.commit import flush, write_atomic, write_manifest
 from mmalign.core.console import track
 from mmalign.core.errors import UserError
 from mmalign.core.workers import leave_signals_to_the_parent, start_workers
-from mmalign.data.preprocess import Preprocess, UndecodableImage, stack_pictures
+from mmalign.data.images import UndecodableImage
+from mmalign.data.preprocess import Preprocess, stack_images
 from mmalign.data.shards.manifest import Manifest, Shard
 from mmalign.data.shards.reader import ShardSet, UnusableSample
 from mmalign.data.stream.image_features import (
@@ -74,18 +74,16 @@ def write_features(tower: ImageTower, data: Path, workers: int) -> dict[str, Any
         UserError: no data set there, a feature that float16 cannot hold, or a folder that cannot be written.
     """
     shard_set, identity = ShardSet(data), describe_tower(tower)
-    folder = identity.folder_in(data)
-    todo: list[int] | None = None
+    folder, is_main = identity.folder_in(data), distributed.is_main()
     with _on_all_ranks(folder):
-        if distributed.is_main():
-            todo = _shards_to_do(folder, shard_set.manifest)
+        todo = _shards_to_do(folder, shard_set.manifest) if is_main else None
     todo = distributed.broadcast(todo)
     if todo is not None:
         with _on_all_ranks(folder):
             mine = todo[distributed.rank() :: distributed.world_size()]
             _write_shards(tower, shard_set, mine, folder, workers)
         with _on_all_ranks(folder):
-            if distributed.is_main():
+            if is_main:
                 _finish(folder, shard_set.manifest, identity)
     shard_set.close()
     facts = read_facts(folder)
@@ -103,19 +101,15 @@ def _on_all_ranks(folder: Path) -> Iterator[None]:
         problem = str(error)
     except OSError as error:
         problem = f"{folder}: cannot be written ({error.strerror}); fix that and run it again"
-    problems = [found for found in distributed.gather_objects(problem) if found is not None]
-    if problems:
-        raise UserError(problems[0])
+    if problem := next(filter(None, distributed.gather_objects(problem)), None):
+        raise UserError(problem)
 
 
 def _shards_to_do(folder: Path, manifest: Manifest) -> list[int] | None:
     """Numbers of the shards that lack features; None: none does and the folder is complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    todo = [
-        number
-        for number, shard in enumerate(manifest.shards)
-        if shard.samples and not _is_done(folder, manifest, shard)
-    ]
+    shards = enumerate(manifest.shards)
+    todo = [n for n, one in shards if one.samples and not _is_done(folder, manifest, one)]
     facts = read_facts(folder)
     if facts is not None and facts["data_sha256"] == manifest.sha256 and not todo:
         return None
@@ -164,22 +158,21 @@ def _write_shards(
             if isinstance(batch, UserError):
                 raise batch
             start = samples[0] - first[number]
-            rows.append(_features(tower, batch, f"{shard.file}, sample {start}"))
-            unusable.update({str(start + row): why for row, why in batch.unusable.items()})
+            image_BCHW, lost = batch
+            rows.append(_features(tower, image_BCHW, f"{shard.file}, sample {start}"))
+            rows[-1][list(lost)] = 0  # black pixels have a feature too
+            unusable.update({str(start + row): why for row, why in lost.items()})
         record = {"of": _source(shard_set.manifest, shard), "unusable": unusable}
         _write_shard(folder, shard, np.concatenate(rows), record)
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Pixels of a batch, and by row why an image cannot be used; its pixels are black."""
+def _load(
+    shard_set: ShardSet, view: Preprocess, job: Job
+) -> tuple[Tensor, dict[int, dict[str, str]]] | UserError:
+    """Pixels of a batch, and by row why an image cannot be used, whose pixels are black.
 
-    image_BCHW: Tensor
-    unusable: dict[int, dict[str, str]]
-
-
-def _load(shard_set: ShardSet, view: Preprocess, job: Job) -> _Batch | UserError:
-    """The images of a batch. An error is returned: a loader wraps what a worker raises into a traceback."""
+    An error is returned: a loader wraps what a worker raises into a traceback.
+    """
     _, samples = job
     pixels = [torch.zeros(view.size, view.size, 3, dtype=torch.uint8)] * len(samples)
     unusable = {}
@@ -194,16 +187,14 @@ def _load(shard_set: ShardSet, view: Preprocess, job: Job) -> _Batch | UserError
             unusable[row] = no_feature(pair.key, error.reason, str(error))
         except UserError as error:
             return error
-    return _Batch(stack_pictures(pixels), unusable)
+    return stack_images(pixels), unusable
 
 
 @torch.no_grad()
-def _features(tower: ImageTower, batch: _Batch, where: str) -> np.ndarray:
-    """(B, F) float16; rows without an image are zero. `where` is the position of the first one."""
-    device = next(tower.parameters()).device
-    image_BCHW = batch.image_BCHW.to(device).contiguous(memory_format=torch.channels_last)
-    feature_BF = tower(image_BCHW).half().cpu()
-    feature_BF[list(batch.unusable)] = 0  # black pixels have a feature too
+def _features(tower: ImageTower, image_BCHW: Tensor, where: str) -> np.ndarray:
+    """(B, F) float16. `where` is the position of the first image."""
+    image_BCHW = image_BCHW.to(next(tower.parameters()).device)
+    feature_BF = tower(image_BCHW.contiguous(memory_format=torch.channels_last)).half().cpu()
     if not feature_BF.isfinite().all():
         raise UserError(
             f"{where} or one behind it: its feature is not finite in float16; train from pixels, or take "

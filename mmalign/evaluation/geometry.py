@@ -11,7 +11,7 @@ None of them has a chance level, and none shows by itself that a model is good: 
 aligned, and a random one is uniform.
 """
 
-from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,11 +21,10 @@ from mmalign.evaluation.alignment import centre
 from mmalign.evaluation.bitext import on_device
 from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.evaluation.over_ranks import map_over_ranks
-from mmalign.results.aggregates import add_mean
-from mmalign.results.metric_names import MEAN, MetricName
+from mmalign.results.aggregates import merge_with_means
+from mmalign.results.metric_names import MetricName
 from mmalign.results.results import Results
 
-METRICS = ("isotropy", "modality_gap", "alignment", "uniformity")
 FEWEST = 4  # captions, without which the spread cannot be estimated
 MOST_FOR_UNIFORMITY = 10_000
 
@@ -50,14 +49,9 @@ def measure_geometry(embedded: EmbeddedSet, results: Results) -> None:
 
     A collective: every rank calls it with the same set and has the same results afterwards.
     """
-    name = MetricName("geometry", embedded.name, MEAN, (), "")
-    results.protocol[name.prefix] = PROTOCOL
+    results.protocol[f"geometry/{embedded.name}"] = PROTOCOL
     parts = map_over_ranks(embedded.captions, lambda lang: _measure_language(embedded, lang))
-    measured = [lang for lang, part in parts.items() if part.metrics]
-    for lang in measured:
-        results.merge(parts[lang])
-    for metric in METRICS if measured else ():
-        add_mean(results, replace(name, metric=metric), measured)
+    merge_with_means(results, parts.values())
 
 
 def _measure_language(embedded: EmbeddedSet, lang: str) -> Results:
@@ -68,16 +62,19 @@ def _measure_language(embedded: EmbeddedSet, lang: str) -> Results:
         return results
     text_ND = on_device(embedded.text_MD[mine])
     image_ND = on_device(embedded.image_PD[embedded.picture_M[mine]])
-    some_ND = _sample(text_ND)
+    some_ND = text_ND
+    if len(text_ND) > MOST_FOR_UNIFORMITY:  # always the same rows
+        drawn = np.random.default_rng(_SEED).choice(
+            len(text_ND), MOST_FOR_UNIFORMITY, replace=False
+        )
+        some_ND = text_ND[torch.from_numpy(np.sort(drawn)).to(text_ND.device)]
     gap_D = text_ND.mean(0, dtype=torch.float64) - image_ND.mean(0, dtype=torch.float64)
     distance_N = (text_ND - image_ND).square().sum(1).double().cpu().numpy()
-    isotropy_name, gap_name, alignment_name, uniformity_name = (
-        MetricName("geometry", embedded.name, lang, (), metric) for metric in METRICS
-    )
-    results.add(isotropy_name, isotropy(text_ND), count=len(text_ND))
-    results.add(gap_name, float(gap_D.norm()), count=len(text_ND))
-    results.add(alignment_name, distance_N, ids=embedded.picture_M[mine])
-    results.add(uniformity_name, uniformity(some_ND), count=len(some_ND))
+    named = partial(MetricName, "geometry", embedded.name, lang, ())
+    results.add(named("isotropy"), isotropy(text_ND), count=len(text_ND))
+    results.add(named("modality_gap"), float(gap_D.norm()), count=len(text_ND))
+    results.add(named("alignment"), distance_N, ids=embedded.picture_M[mine])
+    results.add(named("uniformity"), uniformity(some_ND), count=len(some_ND))
     return results
 
 
@@ -93,9 +90,8 @@ def isotropy(text_ND: Tensor) -> float:
     total, squares = float(length_N.sum()), float(length_N.square().sum())
     if total <= n * _ONE_POINT:
         return 0.0
-    gram = (
-        row_ND.T @ row_ND if d < n else row_ND @ row_ND.T
-    )  # the smaller one; their norms are equal
+    # The smaller one: their norms are equal.
+    gram = row_ND.T @ row_ND if d < n else row_ND @ row_ND.T
     # The plain estimate of tr(C^2) grows as N shrinks, which would let languages with few captions look flat;
     # this one has no bias (Song et al. 2012, JMLR 13, HSIC_1 of a linear kernel with itself).
     off_diagonal = float(gram.square().sum()) - squares * n / (n - 2)
@@ -118,11 +114,3 @@ def uniformity(text_ND: Tensor) -> float:
     )
     with_itself = float((4 * text_ND.square().sum(1) - 4).exp().sum(dtype=torch.float64))
     return float(np.log((total - with_itself) / (n * (n - 1))))
-
-
-def _sample(text_ND: Tensor) -> Tensor:
-    """At most MOST_FOR_UNIFORMITY rows, always the same ones."""
-    if len(text_ND) <= MOST_FOR_UNIFORMITY:
-        return text_ND
-    drawn = np.random.default_rng(_SEED).choice(len(text_ND), MOST_FOR_UNIFORMITY, replace=False)
-    return text_ND[torch.from_numpy(np.sort(drawn)).to(text_ND.device)]

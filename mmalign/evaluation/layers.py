@@ -73,22 +73,17 @@ def probe_layers(
     )
     for setting, state_NF in _encode(tower, sample.texts, config.poolings).items():
         parts = for_each_pair(replace(sample, text_MD=state_NF), _bitext)
-        directions = [direction for part in parts for direction in part]
-        if directions:
-            value, count, chance = (list(column) for column in zip(*directions, strict=True))
-            results.add(
-                replace(first, setting=setting),
-                float(np.mean(value)),
-                count=int(sum(count)),
-                chance=float(np.mean(chance)),
-            )
+        if parts:
+            value, count, chance = np.concatenate(parts).T
+            name = replace(first, setting=setting)
+            results.add(name, float(value.mean()), int(count.sum()), chance=float(chance.mean()))
 
 
 def _sample(embedded: EmbeddedSet, max_images: int, seed: int) -> EmbeddedSet:
     """First captions only, of some of the images that have two languages or more."""
     first = embedded.first_captions()
     described, languages = np.unique(embedded.picture_M[first], return_counts=True)
-    images = described[languages > 1]
+    images = described[languages > 1]  # the others have no translation
     if len(images) > max_images:
         images = np.random.default_rng(seed).choice(images, max_images, replace=False)
     return embedded.with_captions(first[np.isin(embedded.picture_M[first], images)])
@@ -107,7 +102,7 @@ def _encode(
         return torch.cat(list(rows.values()), dim=1).numpy()
 
     state_NS = encode_over_ranks(encode, list(length_sorted_batches(map(len, texts), BATCH_SIZE)))
-    ends = np.cumsum(list(widths.values()))
+    ends = np.cumsum(list(widths.values()))  # in the order of the columns
     return dict(zip(widths, np.split(state_NS, ends[:-1], axis=1), strict=True))
 
 
@@ -136,5 +131,5 @@ def _encode_batch(
 
 
 def _bitext(pair: Pair) -> list[tuple[float, int, float]]:
-    """bitext@1, queries and chance level of both directions."""
-    return [(float(one.hits().mean()), len(one.query_QD), one.chance) for one in pair.directions()]
+    """bitext@1, number of queries and chance level of both directions."""
+    return [(float(one.hits().mean()), len(one.query_QD), one.chance) for one in pair.directions]

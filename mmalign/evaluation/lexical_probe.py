@@ -24,13 +24,13 @@ from torch import Tensor
 
 from mmalign.core import distributed
 from mmalign.evaluation.alignment import AT_THE_MEAN
-from mmalign.evaluation.bitext import NEIGHBOURS, Relevance, both_directions
+from mmalign.evaluation.bitext import NEIGHBOURS, directions_of_entries
 from mmalign.evaluation.lexicon import Lexicon, LexiconConfig, WordList
 from mmalign.evaluation.nearest import chance_at
 from mmalign.evaluation.over_ranks import map_over_ranks
 from mmalign.models.hidden_states import WordPooling, encode_words
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.results.aggregates import add_mean
+from mmalign.results.aggregates import merge_with_means
 from mmalign.results.metric_names import MEAN, MetricName
 from mmalign.results.results import Results
 
@@ -98,47 +98,38 @@ def probe(
     fields = lexicon.config.model_dump(include={"words", "seed", "held_out"})
     results.protocol[first.prefix] = PROTOCOL.format(pooling=_POOLED[pooling], **fields)
     results.data[lexicon.name] = lexicon.sha256
+    # Once, on every rank: English words are shared by most languages.
     states = encode_words(tower, lexicon.english, pooling)
     number = {word: i for i, word in enumerate(lexicon.english)}
 
     def of_language(lang: str) -> Results:
-        english, foreign = _sides(lexicon.lists[lang])
+        english, foreign = (_side(lexicon.lists[lang], i) for i in (0, 1))
         rows = [number[word] for word in english.words]
         part = Results(suite="", model={})
         for layer, state_VF in encode_words(tower, foreign.words, pooling).items():
-            a_EF, b_VF = (
-                torch.from_numpy(one).to(distributed.device())
-                for one in (states[layer][rows], state_VF)
-            )
+            both = (states[layer][rows], state_VF)
+            a_EF, b_VF = (torch.from_numpy(one).to(distributed.device()) for one in both)
             at = replace(first, language=lang, setting=(layer,))
             _add(part, english, foreign, a_EF, b_VF, at)
-            a_EF, b_VF = (
-                centred(a_EF, english.asks_E[TRAINED]),
-                centred(b_VF, foreign.asks_E[TRAINED]),
-            )
+            # Means of trained words only: held-out words stay unseen.
+            a_EF = centred(a_EF, english.asks_E[TRAINED])
+            b_VF = centred(b_VF, foreign.asks_E[TRAINED])
             _add(part, english, foreign, a_EF, b_VF, replace(at, metric=CENTRED))
         return part
 
     costs = {lang: len(one.entries) for lang, one in lexicon.lists.items()}
-    parts = map_over_ranks(costs, of_language)
-    for part in parts.values():
-        results.merge(part)
-    for metric in map(MetricName.parse, next(iter(parts.values())).metrics):
-        add_mean(results, metric, list(parts))
+    merge_with_means(results, map_over_ranks(costs, of_language).values())
 
 
-def _sides(words: WordList) -> tuple[_Side, _Side]:
-    """English and the other language."""
-    splits = {TRAINED: words.trained, HELD_OUT: words.held_out}
-    sides = []
-    for side in (0, 1):
-        distinct = list(dict.fromkeys(entry[side] for entry in words.entries))
-        number = {word: i for i, word in enumerate(distinct)}
-        asking = {split: {entry[side] for entry in of} for split, of in splits.items()}
-        asks = {split: np.array([one in of for one in distinct]) for split, of in asking.items()}
-        number_R = np.array([number[entry[side]] for entry in words.entries], np.int64)
-        sides.append(_Side(distinct, number_R, asks))
-    return sides[0], sides[1]
+def _side(words: WordList, side: int) -> _Side:
+    """English (0) or the other language (1) of the entries."""
+    number: dict[str, int] = {}
+    number_R = [number.setdefault(entry[side], len(number)) for entry in words.entries]
+    asks_E = {}
+    for split, entries in ((TRAINED, words.trained), (HELD_OUT, words.held_out)):
+        asking = {entry[side] for entry in entries}
+        asks_E[split] = np.array([word in asking for word in number])
+    return _Side(list(number), np.array(number_R, np.int64), asks_E)
 
 
 def centred(row_NF: Tensor, is_trained_N: np.ndarray) -> Tensor:
@@ -156,12 +147,7 @@ def _add(
         name: its metric is what is put behind the names of all five.
     """
     same_E, other_E = _similarities(a_EF, b_VF, english.number_R, foreign.number_R)
-    there, back = both_directions(
-        a_EF,
-        b_VF,
-        Relevance.of_pairs(english.number_R, foreign.number_R),
-        Relevance.of_pairs(foreign.number_R, english.number_R),
-    )
+    there, back = directions_of_entries(a_EF, b_VF, english.number_R, foreign.number_R)
     hits = {
         PRECISION: (there.hits(), back.hits()),
         "csls@1": (there.csls_hits(back), back.csls_hits(there)),
@@ -198,4 +184,5 @@ def _similarities(
     every_E = (a_EF.double() @ b_VF.sum(0, dtype=torch.float64)).cpu().numpy()
     count_E = np.bincount(english_R)
     sum_E = np.bincount(english_R, weights=product_R)
+    # A word whose translations are all there is has no others: 0 / 1.
     return sum_E / count_E, (every_E - sum_E) / np.maximum(len(b_VF) - count_E, 1)

@@ -28,19 +28,24 @@ _FEWEST = 10  # English words of a split; fewer say nothing
 _PHRASE_OR_NOTE = re.compile(r"[\s()\[\]（）]")
 
 
-class LexiconConfig(Section):
+class WordsConfig(Section):
     name: str = pydantic.Field(pattern=r"^[\w-]+$")
-    """Name of the lexicon in metric names."""
+    """Name of the dictionaries in metric names."""
     folder: str
     """Folder with dictionaries from English: `en-<lang>.tsv`, `en-<lang>.txt` or `<lang>2.txt`."""
     languages: tuple[str, ...] | None = None
     """Only the dictionaries to these languages; none: all in the folder."""
+    words: int = pydantic.Field(default=2000, ge=2)
+    """How many English words at most are drawn from each dictionary."""
+    seed: int = pydantic.Field(default=0, ge=0)
+    """Of the draw, and of the split of a lexicon."""
+
+
+class LexiconConfig(WordsConfig):
     words: int = pydantic.Field(default=2000, ge=2 * _FEWEST)
     """How many English words at most are drawn from each dictionary."""
     held_out: float = pydantic.Field(default=0.3, gt=0, lt=1)
     """Share of the English words that are held out."""
-    seed: int = pydantic.Field(default=0, ge=0)
-    """Of the draw and of the split."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,7 @@ class Lexicon:
     @property
     def english(self) -> list[str]:
         """The English words of all languages, each once."""
-        words = (english for one in self.lists.values() for english, _ in one.entries)
-        return list(dict.fromkeys(words))
+        return list(dict(entry for one in self.lists.values() for entry in one.entries))
 
     @property
     def sha256(self) -> str:
@@ -94,7 +98,7 @@ def read_lexicon(config: LexiconConfig) -> Lexicon:
     lists = _split({lang: _drawn(one, config) for lang, one in chosen.items()}, config)
     for lang, one in lists.items():
         for split, entries in (("trained", one.trained), ("held-out", one.held_out)):
-            words = len({english for english, _ in entries})
+            words = len(dict(entries))
             if words < _FEWEST:
                 raise UserError(
                     f"{asker}: the dictionary to `{lang}` in {config.folder} leaves {words} "
@@ -106,24 +110,21 @@ def read_lexicon(config: LexiconConfig) -> Lexicon:
 
 def _drawn(dictionary: Mapping[str, tuple[str, ...]], config: LexiconConfig) -> tuple[Entry, ...]:
     """The entries of the English words that come first in the order of their hashes."""
-    single = {
-        english: kept
-        for english, foreign in dictionary.items()
-        if (kept := [one for one in foreign if not _PHRASE_OR_NOTE.search(one)])
-    }
+    single: dict[str, dict[str, None]] = {}  # the inner one as an ordered set
+    for english, foreign in dictionary.items():
+        if kept := [one for one in foreign if not _PHRASE_OR_NOTE.search(one)]:
+            single[english] = dict.fromkeys(kept)
     words = sorted(single, key=lambda one: _hash(config.seed, "draw", one))
-    chosen = sorted(words[: config.words])
-    return tuple((english, one) for english in chosen for one in dict.fromkeys(single[english]))
+    return tuple((one, foreign) for one in sorted(words[: config.words]) for foreign in single[one])
 
 
 def _split(drawn: Mapping[str, tuple[Entry, ...]], config: LexiconConfig) -> dict[str, WordList]:
     """Every language's entries, with those that are trained and held out."""
-    trained = {
-        lang: tuple(
-            one for one in entries if _hash(config.seed, "split", one[0]) >= config.held_out
-        )
-        for lang, entries in drawn.items()
-    }
+
+    def is_trained(entry: Entry) -> bool:
+        return _hash(config.seed, "split", entry[0]) >= config.held_out
+
+    trained = {lang: tuple(filter(is_trained, entries)) for lang, entries in drawn.items()}
     # Bantu languages share words, and a foreign word has several English ones: an English word that is drawn
     # to be held out is only held out where neither it nor a translation is a trained word of any language.
     known = {word.casefold() for each in trained.values() for entry in each for word in entry}
@@ -137,5 +138,6 @@ def _split(drawn: Mapping[str, tuple[Entry, ...]], config: LexiconConfig) -> dic
 
 def _hash(seed: int, what: str, word: str) -> float:
     """A number in [0, 1) that looks random."""
+    # Not a generator: adding a dictionary must not move the words of the others.
     digest = hashlib.sha256(f"{seed} {what} {word}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

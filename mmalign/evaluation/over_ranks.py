@@ -7,6 +7,7 @@ Without a process group, everything is done here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from math import ceil
 from typing import TypeVar
 
 import numpy as np
@@ -43,6 +44,19 @@ def encode_over_ranks(
             kept = np.empty((sum(map(len, batches)), gathered.shape[1]), np.float32)
         kept[[i for batch in turn for i in batch]] = gathered
     return kept
+
+
+def encode_run(
+    encode: Callable[[list[int]], np.ndarray], batches: Sequence[list[int]]
+) -> tuple[int, np.ndarray]:
+    """This rank's run of the rows: where it begins, and the rows. Nothing is gathered."""
+    rank, ranks = distributed.rank(), distributed.world_size()
+    first, last = len(batches) * rank // ranks, len(batches) * (rank + 1) // ranks
+    rows = [encode(batch) for batch in batches[first:last]]
+    if len(rows) < ceil(len(batches) / ranks):
+        # Under ZeRO 3 all ranks make equally many calls; the row of this one is thrown away.
+        rows.append(encode(batches[0][:1])[:0])
+    return sum(map(len, batches[:first])), np.concatenate(rows)
 
 
 def encode_texts_over_ranks(model: DualModel, texts: Sequence[str]) -> np.ndarray:

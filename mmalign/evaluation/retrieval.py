@@ -20,6 +20,7 @@ set `<set>@first-caption`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -77,7 +78,11 @@ def measure_retrieval(
         if protocol == "first-caption":
             kept = embedded.with_captions(embedded.first_captions())
             one, captions = replace(kept, name=embedded.name + FIRST_CAPTION), "the first captions"
-        answers = _answers_of_languages(one, ks)
+        measure = partial(_answers, one, ks)
+        if one.sharded:  # every rank takes part in every language
+            answers = {lang: measure(lang) for lang in one.languages}
+        else:
+            answers = map_over_ranks(one.captions, measure)
         for direction in DIRECTIONS:
             name = MetricName("retrieval", one.name, MEAN, (direction,), "recall")
             in_direction = {lang: both[direction] for lang, both in answers.items()}
@@ -104,7 +109,6 @@ def add_answers(
         answers: by language.
         pooled: also add `all`, the queries of all languages, and the families.
     """
-    languages, everyone = list(answers), list(answers.values())
     # Bytes: a large set has hundreds of millions of hits.
     values = {
         lang: np.stack([one.hits[k] for k in ks]).astype(np.uint8) for lang, one in answers.items()
@@ -113,35 +117,26 @@ def add_answers(
     chance = {lang: one.chance for lang, one in answers.items()}
     aggregates = [MEAN]
     if pooled:
-        queries = [len(one.image_Q) for one in everyone]
+        queries = [len(one) for one in ids.values()]
+        # Drawn in the same go, so that the draws of `all` are those of its languages.
         values[ALL] = np.concatenate(list(values.values()), axis=1)
         ids[ALL] = np.concatenate(list(ids.values()))
-        chance[ALL] = {
-            k: float(np.average([one.chance[k] for one in everyone], weights=queries)) for k in ks
-        }
-        aggregates += [FAMILY + family for family in by_family(languages)]
+        chances = {k: [one.chance[k] for one in answers.values()] for k in ks}
+        chance[ALL] = {k: float(np.average(chances[k], weights=queries)) for k in ks}
+        aggregates += [FAMILY + family for family in by_family(answers)]
     drawn = drawn_means(values, ids, INTERVAL_DRAWS)
     drawn_of = {part: summed_up(part, drawn) for part in (*values, *aggregates)}
     for i, k in enumerate(ks):
         metric = replace(name, metric=f"{name.metric}@{k}")
         for lang, value_KQ in values.items():
             results.add(metric.of(lang), value_KQ[i], chance=chance[lang][k], ids=ids[lang])
-        add_aggregates(results, metric, languages, families=pooled)
+        add_aggregates(results, metric, list(answers), families=pooled)
         for part, drawn_KR in drawn_of.items():
             assert drawn_KR is not None
             results.ci95[str(metric.of(part))] = percentile_interval(drawn_KR[i])
 
 
-def _answers_of_languages(
-    embedded: EmbeddedSet, ks: Sequence[int]
-) -> dict[str, dict[str, Answers]]:
-    """Language -> direction -> answers."""
-    if embedded.sharded:  # every rank takes part in every language
-        return {lang: _answers(embedded, lang, ks) for lang in embedded.languages}
-    return map_over_ranks(embedded.captions, lambda lang: _answers(embedded, lang, ks))
-
-
-def _answers(embedded: EmbeddedSet, lang: str, ks: Sequence[int]) -> dict[str, Answers]:
+def _answers(embedded: EmbeddedSet, ks: Sequence[int], lang: str) -> dict[str, Answers]:
     """Both directions of one language. Of a sharded set a collective: captions search every rank's run of
     images, and each rank's images search the captions, which all ranks have."""
     kept = np.flatnonzero(embedded.language_M == lang)
@@ -149,6 +144,7 @@ def _answers(embedded: EmbeddedSet, lang: str, ks: Sequence[int]) -> dict[str, A
     image_PD, images = embedded.image_PD, len(embedded.sample_P)
     to_image = hits_at(text_ND, image_PD, image_N, np.arange(images), ks, embedded.sharded)
     described, relevant = np.unique(image_N, return_counts=True)
+    # Each rank asks for the images that it holds, and only for those with a caption in the language.
     row = described - embedded.first_picture
     mine = (row >= 0) & (row < len(image_PD))
     to_text = hits_at(take(image_PD, row[mine]), text_ND, described[mine], image_N, ks)

@@ -20,7 +20,7 @@ from mmalign.core.config import Section
 from mmalign.core.console import say
 from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.alignment import measure_alignment
-from mmalign.evaluation.embed import EmbeddedSet, embed_set
+from mmalign.evaluation.embed import embed_set
 from mmalign.evaluation.gallery import make_gallery
 from mmalign.evaluation.geometry import measure_geometry
 from mmalign.evaluation.layers import LayersConfig, probe_layers
@@ -74,8 +74,7 @@ class SuiteConfig(Section):
         if not (self.sets or self.words or self.lexical or self.zero_shot):
             raise ValueError("name what to measure: `sets`, `words`, `lexical` or `zero_shot`")
         for entries in (self.sets, self.words, self.lexical, self.zero_shot):
-            names = [entry.name for entry in entries]
-            if len(set(names)) < len(names):
+            if len({entry.name for entry in entries}) < len(entries):
                 raise ValueError("two sets have the same name")
         unknown = set(self.layers.sets if self.layers else ()) - {one.name for one in self.sets}
         if unknown:
@@ -85,25 +84,13 @@ class SuiteConfig(Section):
         return self
 
 
-def measure(config: SuiteConfig, model: DualModel) -> Results:
-    """All measures of the suite on one model.
-
-    A collective: every rank calls it, with equal weights, and gets the same results.
-
-    Raises:
-        UserError: a set is missing or lacks a language, or the ranks differ in weights or data.
-    """
-    results, _ = _measure_and_keep(config, model)
-    return results
-
-
 def means_of(results: Results) -> dict[str, float]:
     """The metrics that sum up languages, families left out; of words one per layer."""
     means = {}
     for name, value in results.metrics.items():
         one = MetricName.parse(name)
-        is_headline = one.measure != MEASURE or (one.setting[1:], one.metric) == (
-            (HELD_OUT,),
+        is_headline = one.measure != MEASURE or (*one.setting[1:], one.metric) == (
+            HELD_OUT,
             PRECISION,
         )
         if one.language in (MEAN, WORST5, ALL) and is_headline:
@@ -121,46 +108,51 @@ def run_suite(
     Raises:
         UserError: a set is missing or lacks a language, or the ranks differ in weights or data.
     """
-    results, first = _measure_and_keep(config, model)
+    results = measure(config, model, out)
     for name, baseline in baselines.items():
         say(f"suite {config.name}: the {name} model")
         results.baselines[name] = measure(config, baseline)
     if distributed.is_main():
-        out.mkdir(parents=True, exist_ok=True)
-        if config.gallery:
-            assert first is not None
-            shard_set = ShardSet(Path(config.sets[0].shards))
-            write_json(out / "gallery.json", make_gallery(first, shard_set, config.gallery))
         results.write(out / "results.json")
     return results
 
 
-def _measure_and_keep(config: SuiteConfig, model: DualModel) -> tuple[Results, EmbeddedSet | None]:
-    """The results, and the first set's embeddings for the gallery."""
+def measure(config: SuiteConfig, model: DualModel, out: Path | None = None) -> Results:
+    """All measures of the suite on one model.
+
+    A collective: every rank calls it, with equal weights, and gets the same results.
+
+    Args:
+        out: where rank 0 writes `gallery.json`, if the suite has one; none: nowhere.
+
+    Raises:
+        UserError: a set is missing or lacks a language, or the ranks differ in weights or data.
+    """
     results = Results(suite=config.name, model=model.facts, environment=environment())
     must_agree(model.facts.get("sha256"), f"{model.facts.get('path')}: its weights")
-    kept = None  # of the first set only: embeddings are large
-    for entry in config.sets:
-        embedded = _measure_set(config, entry, model, results)
-        kept = kept or embedded
+    for i, entry in enumerate(config.sets):  # one set at a time: embeddings are large
+        _measure_set(config, entry, model, results, None if i else out)  # a gallery of the first
     for words in config.words:
         measure_words(model.encode_texts, words, results)
     for lexicon in config.lexical:
         probe(text_encoder_of(model), read_lexicon(lexicon), results, lexicon.pooling)
     for labelled in config.zero_shot:
         measure_zero_shot(model, labelled, results)
-    return results, kept
+    return results
 
 
 def _measure_set(
-    config: SuiteConfig, entry: SetConfig, model: DualModel, results: Results
-) -> EmbeddedSet:
+    config: SuiteConfig, entry: SetConfig, model: DualModel, results: Results, out: Path | None
+) -> None:
     shard_set = ShardSet(Path(entry.shards))
     results.data[entry.name] = shard_set.manifest.sha256
     must_agree(shard_set.manifest.sha256, f"set `{entry.name}`: the data in {entry.shards}")
     # Alignment alone needs no images, so that a text encoder can be measured.
     images = set(entry.measures) != {"alignment"} or bool(config.gallery)
     embedded = embed_set(model, shard_set, entry.name, entry.languages, entry.sharded, images)
+    if config.gallery and out is not None and distributed.is_main():
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "gallery.json", make_gallery(embedded, shard_set, config.gallery))
     shard_set.close()
     if "retrieval" in entry.measures:
         measure_retrieval(embedded, config.recall_at, results, entry.protocols)
@@ -170,4 +162,3 @@ def _measure_set(
         measure_geometry(embedded, results)
     if config.layers and entry.name in config.layers.sets:
         probe_layers(text_encoder_of(model), embedded, results, config.layers)
-    return embedded

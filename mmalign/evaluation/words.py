@@ -12,14 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pydantic
 
-from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.data.dictionaries.read import ENGLISH, Dictionary, choose_dictionaries
-from mmalign.evaluation.bitext import Relevance, both_directions, on_device
+from mmalign.evaluation.bitext import directions_of_entries, on_device
+from mmalign.evaluation.lexicon import WordsConfig
 from mmalign.evaluation.over_ranks import map_over_ranks
-from mmalign.results.aggregates import add_mean
+from mmalign.results.aggregates import merge_with_means
 from mmalign.results.metric_names import MEAN, MetricName
 from mmalign.results.results import Results
 
@@ -33,19 +32,6 @@ PROTOCOL = (
     "English words of each dictionary, drawn at random (seed {seed}), with all their translations; words "
     "that both languages write alike are left out. `mean` averages the directions of all dictionaries"
 )
-
-
-class WordsConfig(Section):
-    name: str = pydantic.Field(pattern=r"^[\w-]+$")
-    """Name of the dictionaries in metric names."""
-    folder: str
-    """Folder with dictionaries from English: `en-<lang>.tsv`, `en-<lang>.txt` or `<lang>2.txt`."""
-    languages: tuple[str, ...] | None = None
-    """Only the dictionaries to these languages; none: all in the folder."""
-    words: int = pydantic.Field(default=2000, ge=2)
-    """How many English words at most are drawn from each dictionary."""
-    seed: int = pydantic.Field(default=0, ge=0)
-    """Of the draw."""
 
 
 def measure_words(encode_texts: EncodeTexts, config: WordsConfig, results: Results) -> None:
@@ -70,15 +56,14 @@ def measure_words(encode_texts: EncodeTexts, config: WordsConfig, results: Resul
     def measure(lang: str) -> Results:
         return _measure_language(encode_texts, _draw(dictionaries[lang], config), name, lang)
 
-    for part in map_over_ranks(dict.fromkeys(dictionaries, config.words), measure).values():
-        results.merge(part)
-    pairs = [pair for lang in dictionaries for pair in (f"{ENGLISH}-{lang}", f"{lang}-{ENGLISH}")]
-    add_mean(results, name, pairs)
+    # A dictionary is drawn to at most `words`, so all cost about the same.
+    parts = map_over_ranks(dict.fromkeys(dictionaries, config.words), measure)
+    merge_with_means(results, parts.values())
 
 
 def _draw(dictionary: Dictionary, config: WordsConfig) -> dict[str, tuple[str, ...]]:
     """Some of the English words, in sorted order, with all their translations."""
-    words = sorted(dictionary)
+    words = sorted(dictionary)  # the draw must not depend on the order of the file
     if len(words) > config.words:
         rng = np.random.default_rng(config.seed)
         words = [words[i] for i in sorted(rng.choice(len(words), config.words, replace=False))]
@@ -90,17 +75,14 @@ def _measure_language(
 ) -> Results:
     """Both directions of one dictionary."""
     results = Results(suite="", model={})
-    english = list(dictionary)
-    foreign = list(dict.fromkeys(word for words in dictionary.values() for word in words))
-    number = {word: i for i, word in enumerate(foreign)}
-    entries = [(i, number[one]) for i, word in enumerate(english) for one in dictionary[word]]
-    english_R, foreign_R = np.array(entries, np.int64).T
-    there, back = both_directions(
-        on_device(encode_texts(english)),
-        on_device(encode_texts(foreign)),
-        Relevance.of_pairs(english_R, foreign_R),
-        Relevance.of_pairs(foreign_R, english_R),
-    )
+    number: dict[str, int] = {}  # of a foreign word, in the order of their first entries
+    entries = [
+        (i, number.setdefault(word, len(number)))
+        for i, words in enumerate(dictionary.values())
+        for word in words
+    ]
+    a_ND, b_MD = (on_device(encode_texts(list(words))) for words in (dictionary, number))
+    there, back = directions_of_entries(a_ND, b_MD, *np.array(entries, np.int64).T)
     for pair, direction in ((f"{ENGLISH}-{lang}", there), (f"{lang}-{ENGLISH}", back)):
         results.add(name.of(pair), direction.hits(), chance=direction.chance)
     return results

@@ -18,13 +18,8 @@ import pydantic
 from mmalign.core.batching import batched
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.evaluation.class_images import (
-    LabelledImages,
-    encode_images,
-    images_of_folder,
-    images_of_shards,
-)
-from mmalign.evaluation.class_names import LABEL, Names, Prompts, read_templates
+from mmalign.evaluation.class_images import encode_images, images_of_folder, images_of_shards
+from mmalign.evaluation.class_names import LABEL, SLOT, Names, Prompts, read_templates
 from mmalign.evaluation.nearest import hits_at
 from mmalign.evaluation.over_ranks import (
     encode_over_ranks,
@@ -83,7 +78,12 @@ def measure_zero_shot(model: DualModel, config: ZeroShotConfig, results: Results
     Raises:
         UserError: files that are missing or broken, a language without names, or ranks that differ in files.
     """
-    images = _open(config)
+    if config.shards is not None:
+        images = images_of_shards(Path(config.shards))
+    else:
+        assert config.images is not None and config.class_names is not None
+        images = images_of_folder(Path(config.images), config.class_names)
+    must_agree(images.sha256, f"zero-shot set `{config.name}`: images or names")
     names = _usable(images.names, config)
     prompts = read_templates(config.prompts, list(names))
     kept = np.array(_draw(images.classes, names, config))
@@ -97,6 +97,7 @@ def measure_zero_shot(model: DualModel, config: ZeroShotConfig, results: Results
 
     def measure(lang: str) -> Answers:
         number = {word: i for i, word in enumerate(words[lang])}
+        # -1 where the class has no name in the language: the image is left out.
         called = [names[lang].get(images.classes[i]) for i in kept.tolist()]
         label_N = np.array([-1 if one is None else number[one] for one in called], np.int64)
         named_N, pool, ks = label_N >= 0, np.arange(len(number)), config.accuracy_at
@@ -116,23 +117,12 @@ def embed_names(model: DualModel, words: Sequence[str], prompts: Prompts) -> np.
     Prompt ensembling in the space of embeddings (CLIP, arXiv 2103.00020, section 3.1.4). A collective.
     """
     text_MD = encode_texts_over_ranks(
-        model, [text for word in words for text in prompts.fill(word)]
+        model, [one.replace(SLOT, word) for word in words for one in prompts.templates]
     )
     class_CD = text_MD.reshape(len(words), len(prompts.templates), -1).mean(1)
     # Sentences that point in opposite directions may cancel out.
     length_C1 = np.linalg.norm(class_CD, axis=1, keepdims=True)
     return (class_CD / np.maximum(length_C1, 1e-12)).astype(np.float32)
-
-
-def _open(config: ZeroShotConfig) -> LabelledImages:
-    """The images, equal on all ranks."""
-    if config.shards is not None:
-        images = images_of_shards(Path(config.shards))
-    else:
-        assert config.images is not None and config.class_names is not None
-        images = images_of_folder(Path(config.images), config.class_names)
-    must_agree(images.sha256, f"zero-shot set `{config.name}`: images or names")
-    return images
 
 
 def _usable(names: Names, config: ZeroShotConfig) -> Names:
@@ -150,7 +140,7 @@ def _usable(names: Names, config: ZeroShotConfig) -> Names:
 
 def _draw(classes: Sequence[str], names: Names, config: ZeroShotConfig) -> list[int]:
     """The images to encode: of classes that have a name, at most `pictures_per_class` of each."""
-    named = set().union(*names.values())
+    named = set().union(*names.values())  # others would be encoded for nothing
     of_class: dict[str, list[int]] = {}
     for image, one in enumerate(classes):
         if one in named:

@@ -26,7 +26,8 @@ from mmalign.core.batching import batched, encode_sorted
 from mmalign.core.commit import newest_folder, verify
 from mmalign.core.config import read_yaml, validate
 from mmalign.core.errors import UserError
-from mmalign.data.preprocess import Preprocess, decode, stack_pictures
+from mmalign.data.images import decode
+from mmalign.data.preprocess import Preprocess, stack_images
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
 
@@ -98,7 +99,7 @@ class Encoder(DualModel):
         self.preprocess = Preprocess(size=model.image_tower.size)
 
     def _encode_images(self, images: list[bytes]) -> np.ndarray:
-        image_BCHW = stack_pictures([self.preprocess(image) for image in images])
+        image_BCHW = stack_images([self.preprocess(image) for image in images])
         return self.model.encode_image(image_BCHW.to(self.device)).cpu().numpy()
 
     def _encode_texts(self, texts: list[str]) -> np.ndarray:

@@ -12,6 +12,7 @@ Shapes: N sequences, L tokens of the longest, F width of a state, D width of a f
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,10 @@ class TextEncoder(nn.Module):
         unit_length: whether features are scaled to length 1.
         max_length: sequences are cut there, in tokens.
         facts: `path`, `sha256` of the weights, `step`: what results say about the model.
+        trains_in_bf16: whether the trunk runs under bfloat16 autocast while the encoder is in training mode.
     """
+
+    trains_in_bf16 = False
 
     def __init__(
         self,
@@ -131,8 +135,13 @@ class TextEncoder(nn.Module):
         )
 
     def states(self, tokens: Tokens) -> Tensor:
-        """(N, L, F), the last hidden states."""
-        return self.trunk(**tokens.inputs).last_hidden_state
+        """(N, L, F), the last hidden states, in the weights' dtype whatever the trunk computed in."""
+        # In training mode alone: dev checks, tests and `encode` always compute in float32.
+        is_bf16 = self.trains_in_bf16 and self.training
+        with torch.autocast(self.device.type, torch.bfloat16) if is_bf16 else nullcontext():
+            state_NLF = self.trunk(**tokens.inputs).last_hidden_state
+        # Pooling, heads and losses that follow are small: float32 costs them nothing.
+        return state_NLF.float() if is_bf16 else state_NLF
 
     def feature(self, state_NLF: Tensor, mask_NL: Tensor) -> Tensor:
         """(N, D) from the states of the tokens."""

@@ -87,21 +87,15 @@ class TextTower(nn.Module):
         The last layer and the norm after it lie at 1, the embeddings lie deepest. None: the trunk does not
         keep its layers in one list.
         """
-        count = self.trunk.config.num_hidden_layers
-        lists = [
-            f"{name}."
-            for name, module in self.trunk.named_modules()
-            if isinstance(module, nn.ModuleList) and len(module) == count
-        ]
-        # A layer may keep its parts in a list of its own, of the same length by chance.
-        outer = [a for a in lists if not any(a != b and a.startswith(b) for b in lists)]
-        if len(outer) != 1:
+        found = find_blocks(self.trunk)
+        if found is None:
             return None
+        prefix, count = f"{found[0]}.", len(found[1])
         deepest = outside = count + 1
         depths: dict[str, int] = {}
         for name, _ in self.trunk.named_parameters():
-            if name.startswith(outer[0]):
-                depths[name] = count - int(name.removeprefix(outer[0]).split(".")[0])
+            if name.startswith(prefix):
+                depths[name] = count - int(name.removeprefix(prefix).split(".")[0])
                 outside = 1  # what comes after the layers is their norm
             else:
                 depths[name] = deepest if "embed" in name else outside
@@ -118,6 +112,18 @@ def _by_length(length_N: Sequence[int]) -> tuple[list[list[int]], list[int]]:
     position_of = {n: position for position, n in enumerate(order)}
     buckets = [order[first:last] for first, last in pairwise(edges)]
     return buckets, [position_of[n] for n in range(len(length_N))]
+
+
+def find_blocks(trunk: Any) -> tuple[str, nn.ModuleList] | None:
+    """The one list of a trunk's blocks and its name; None: the trunk does not keep them in one list."""
+    lists = {
+        name: module
+        for name, module in trunk.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == trunk.config.num_hidden_layers
+    }
+    # A block may keep its parts in a list of its own, of the same length by chance.
+    outer = [a for a in lists if not any(a.startswith(f"{b}.") for b in lists)]
+    return (outer[0], lists[outer[0]]) if len(outer) == 1 else None
 
 
 def build_text_tower(config: TextTowerConfig, vocabulary: int, padding_id: int) -> TextTower:

@@ -4,7 +4,7 @@ metrics of each language in a `Results` -> `add_mean`, `add_aggregates` -> metri
 language -> array of values or draws    -> `summed_up`                 -> the same of an aggregate
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -33,6 +33,17 @@ def add_mean(
         count=sum(results.counts[one] for one in names),
         chance=float(np.mean(chances)) if chances else None,
     )
+
+
+def merge_with_means(results: Results, parts: Iterable[Results]) -> None:
+    """Take over metrics of single languages or pairs, and add each one's mean over all of them."""
+    members: dict[MetricName, list[str]] = {}
+    for part in parts:
+        results.merge(part)
+        for name in map(MetricName.parse, part.metrics):
+            members.setdefault(name.of(MEAN), []).append(str(name.language))
+    for name, languages in members.items():
+        add_mean(results, name, languages)
 
 
 def add_aggregates(

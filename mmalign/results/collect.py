@@ -9,13 +9,10 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from mmalign.core.errors import UserError
 from mmalign.results.metric_names import mark_subjects, subjects
 from mmalign.results.results import Results, read_results
-
-_BY_NAME = ("metrics", "counts", "ci95", "chance", "protocol")
 
 
 def result_files(run: Path) -> list[Path]:
@@ -53,6 +50,7 @@ def collect(run: Path) -> Results:
 def merged(found: dict[Path, Results]) -> Results:
     """Results of the same weights as one; at least one file."""
     tested = Counter(task for one in found.values() for task in subjects(one.metrics, "text"))
+    # Only then: a mark on every name would make two runs incomparable.
     repeated = {task for task, times in tested.items() if times > 1}
     everything = Results(suite="report", model=next(iter(found.values())).model)
     for path, results in found.items():
@@ -63,11 +61,9 @@ def merged(found: dict[Path, Results]) -> Results:
 
 def _marked(results: Results, tasks: Collection[str], mark: str) -> Results:
     """The same results with a mark behind the names of these tasks."""
-    fields: dict[str, Any] = {
-        field: {
-            mark_subjects(n, "text", tasks, mark): v for n, v in getattr(results, field).items()
-        }
-        for field in _BY_NAME
-    }
-    baselines = {name: _marked(inner, tasks, mark) for name, inner in results.baselines.items()}
-    return replace(results, **fields, baselines=baselines)
+    marked = replace(results)  # without values of single queries, which a collection does not hold
+    marked.baselines = {n: _marked(inner, tasks, mark) for n, inner in results.baselines.items()}
+    for field in ("metrics", "counts", "ci95", "chance", "protocol"):
+        named = getattr(results, field).items()
+        setattr(marked, field, {mark_subjects(n, "text", tasks, mark): v for n, v in named})
+    return marked

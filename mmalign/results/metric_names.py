@@ -29,12 +29,8 @@ GENERALISED = "generalised"
 PUBLISHED = "published"
 # Which part names the language, counted from 0; None: no part does. The third part in all other measures.
 _LANGUAGE_PART = {"layers": None, "faiss": 3}
-_ONE_LANGUAGE = (
-    "retrieval",
-    "zero_shot",
-    "text",
-    "geometry",
-)  # measures without pairs of languages
+# Measures whose languages are never pairs, but for the generalised setting of text tasks.
+_ONE_LANGUAGE = ("retrieval", "zero_shot", "text", "geometry")
 
 
 @dataclass(frozen=True)
@@ -136,7 +132,7 @@ def layers_of(names: Iterable[str], measure: str, subject: str) -> list[str]:
 
 def mark_subjects(name: str, measure: str, subjects: Iterable[str], mark: str) -> str:
     """The name of a metric or a protocol, with a mark behind its subject if that is one of `subjects`."""
-    head, subject, *rest = name.split("/")
+    head, subject, *rest = name.split("/")  # a protocol's name has these two parts only
     marked = subject + mark if head == measure and subject in subjects else subject
     return "/".join((head, marked, *rest))
 
@@ -160,8 +156,5 @@ def split_pair(pair: str, known: Iterable[str]) -> tuple[str, str]:
     splits = [("-".join(parts[:i]), "-".join(parts[i:])) for i in range(1, len(parts))]
     assert splits, f"`{pair}` is not a pair of languages"
 
-    def likeliness(split: tuple[str, str]) -> tuple[int, bool]:
-        # Subtags such as `BR` and `Hant` start with a capital, languages do not.
-        return (split[0] in codes) + (split[1] in codes), split[1][:1].islower()
-
-    return max(splits, key=likeliness)
+    # Subtags such as `BR` and `Hant` start with a capital, languages do not.
+    return max(splits, key=lambda one: (len(codes.intersection(one)), one[1][:1].islower()))

@@ -78,9 +78,7 @@ class Results:
         if isinstance(hits, np.ndarray):
             self.metrics[name], self.counts[name] = float(hits.mean()), len(hits)
             self.ci95[name] = bootstrap_interval(hits)
-            is_binary = np.isin(
-                hits, (0, 1)
-            ).all()  # as most are: they need no more than a byte each
+            is_binary = np.isin(hits, (0, 1)).all()  # as most are: a byte each is enough
             self.values[name] = hits.astype(np.uint8 if is_binary else np.float32)
             if ids is not None:
                 self.ids[MetricName.parse(name).group] = ids.astype(np.int32)
@@ -95,14 +93,12 @@ class Results:
         for name in ("metrics", "counts", "ci95", "chance", "protocol", "data", "values", "ids"):
             getattr(self, name).update(getattr(other, name))
         for name, baseline in other.baselines.items():
-            if name in self.baselines:
+            if self.baselines.setdefault(name, baseline) is not baseline:
                 self.baselines[name].merge(baseline)
-            else:
-                self.baselines[name] = baseline
 
     def write(self, path: Path) -> None:
         """Write the file, completely or not at all, and the values of its queries beside it."""
-        missing = [name for name in self.metrics if name not in self.counts]
+        missing = self.metrics.keys() - self.counts.keys()
         assert not missing, f"metrics without a count: {missing}"
         path.parent.mkdir(parents=True, exist_ok=True)
         # First of all: the values of other results must never be found beside these.
@@ -111,9 +107,9 @@ class Results:
         write_json(path, asdict(self))
         if self.values:
             arrays: dict[str, Any] = {f"{group}{_IDS}": ids for group, ids in self.ids.items()}
-            arrays.update(self.values)
+            arrays |= self.values
             temporary = path.with_name(f".{QUERIES}.tmp")
-            with temporary.open("wb") as file:
+            with temporary.open("wb") as file:  # given a path, numpy would add a suffix to it
                 np.savez_compressed(file, **arrays)
             temporary.replace(queries)
 
@@ -130,16 +126,12 @@ def read_results(path: Path) -> Results:
         results = _from_tree(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, AttributeError):
         raise UserError(f"{path}: not a results file of mmalign") from None
-    if (queries := path.with_name(QUERIES)).is_file():
-        _read_queries(queries, results)
-    return results
-
-
-def _read_queries(path: Path, results: Results) -> None:
-    """Add values and ids to results."""
+    path = path.with_name(QUERIES)
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            held = {name: arrays[name] for name in arrays.files}
+            held = dict(arrays)
+    except FileNotFoundError:
+        return results
     except (ValueError, OSError, EOFError, zipfile.BadZipFile):
         raise UserError(f"{path}: damaged; measure again, or remove it") from None
     for name, array in held.items():
@@ -153,6 +145,7 @@ def _read_queries(path: Path, results: Results) -> None:
             )
         else:
             results.values[name] = array
+    return results
 
 
 def _from_tree(tree: dict[str, Any]) -> Results:

@@ -90,19 +90,13 @@ def interval_and_p(difference_R: np.ndarray) -> tuple[tuple[float, float], float
     return percentile_interval(known), min(1.0, float(2 * (beyond + 1) / (len(known) + 1)))
 
 
-def smallest_p(draws: int) -> float:
-    """What p is where all draws lie on one side of 0."""
-    return 2 / (draws + 1)
-
-
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's correction (1979): the k-th smallest of m is multiplied by m - k + 1, and never falls."""
-    adjusted = [1.0] * len(p)
-    largest = 0.0
-    for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
-        largest = max(largest, min(1.0, p[i] * (len(p) - rank)))
-        adjusted[i] = largest
-    return adjusted
+    order = np.argsort(p, kind="stable")
+    scaled = np.asarray(p, float)[order] * np.arange(len(p), 0, -1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(scaled))
+    return adjusted.tolist()
 
 
 def verdict(difference: float, p_holm: float) -> str:

@@ -26,7 +26,7 @@ from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.core.languages import language_name
 from mmalign.data.image_formats import image_suffix
-from mmalign.data.preprocess import MAX_PIXELS, UndecodableImage
+from mmalign.data.images import MAX_PIXELS, UndecodableImage
 from mmalign.search.corpus import SearchIndex
 
 # Checked when this module is imported: before the shards are encoded, which may take long.

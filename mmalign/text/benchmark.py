@@ -75,14 +75,12 @@ def run_benchmark(
     Raises:
         UserError: nothing of the suite is there, a broken file, or training that diverges.
     """
-    results = measure_benchmark(
-        config, load_text_encoder(model), out if config.predictions else None
-    )
+    tower = load_text_encoder(model)
+    results = measure_benchmark(config, tower, out if config.predictions else None)
     if untrained:
         console.say(f"suite {config.name}: the untrained model")
         tower = load_text_encoder(model, untrained=True)
         results.baselines["untrained"] = measure_benchmark(config, tower, None)
-    out.mkdir(parents=True, exist_ok=True)
     results.write(out / "results.json")
     return results
 
@@ -96,8 +94,8 @@ def measure_benchmark(config: BenchmarkConfig, tower: TextEncoder, out: Path | N
     Raises:
         UserError: as `run_benchmark`.
     """
-    results = Results(config.name, dict(tower.facts), environment=environment())
-    results.model["seeds"] = list(config.seeds)
+    facts = {**tower.facts, "seeds": list(config.seeds)}
+    results = Results(config.name, facts, environment=environment())
     scores: list[float | None] = []
     for entry in config.groups:
         group = read_group(entry)
@@ -107,11 +105,8 @@ def measure_benchmark(config: BenchmarkConfig, tower: TextEncoder, out: Path | N
         if group.tests:
             results.merge(_run_group(group, tower, config, out))
         tasks = {test.name: task for test, task in group.tests}
-        scores += [
-            _add_published(results, test, tasks[test.name]) if test.name in tasks else None
-            for test in entry.tests
-            if test.published
-        ]
+        published = [test for test in entry.tests if test.published]
+        scores += [_add_published(results, test, tasks.get(test.name)) for test in published]
     if not results.metrics:
         folders = sorted({folder for group in config.groups for folder in group.folders()})
         raise UserError(
@@ -167,6 +162,7 @@ def _nearest(tower: TextEncoder, task: Task) -> dict[str, list[Prediction]]:
     for lang in console.track(task.tests, task.name, len(task.tests)):
         pool = task.candidates[lang]
         if id(pool) not in embedded:
+            # Only the last one is kept: pools are large, and languages that share one follow each other.
             embedded = {id(pool): tower.encode([one.texts[0] for one in pool])}
         answers[lang] = [*rank(tower, task.tests[lang], pool, candidate_MD=embedded[id(pool)])]
     return answers
@@ -178,11 +174,9 @@ def _protocol(
     """How the numbers of one test came about, in words."""
     config = group.config
     if fitted is None or config.fit is None:
-        way = (
-            "each candidate looks for its query"
-            if test.reverse
-            else "each query for its candidates"
-        )
+        way = "each query for its candidates"
+        if test.reverse:
+            way = "each candidate looks for its query"
         how = f"Nothing was trained: {way}, the nearest by cosine in the tower's space."
     else:
         files = TaskConfig(name=test.name, folder=test.folder, format=test.format)
@@ -215,21 +209,20 @@ def _with_length(tower: TextEncoder, length: int | None) -> TextEncoder:
     return changed
 
 
-def _add_published(results: Results, test: TextTestConfig, task: Task) -> float | None:
+def _add_published(results: Results, test: TextTestConfig, task: Task | None) -> float | None:
     """The mean over the published languages, and the task's score; None if they are not all there.
 
     Raises:
         UserError: a metric that the task does not have.
     """
     assert test.published is not None
-    if not deviations(test, task)[1]:
+    if task is None or not deviations(test, task)[1]:
         return None
     scores = []
     count = sum(len(rows) for rows in task.tests.values())
     for metric in test.published.metrics:
         names = [f"text/{test.name}/{lang}/{CLEAN}/{metric}" for lang in task.tests]
-        unknown = [name for name in names if name not in results.metrics]
-        if unknown:
+        if unknown := [name for name in names if name not in results.metrics]:
             raise UserError(f"test `{test.name}`: `published.metrics`: there is no {unknown[0]}")
         scores.append(float(np.mean([results.metrics[name] for name in names])))
         results.add(f"text/{test.name}/{PUBLISHED}/{CLEAN}/{metric}", scores[-1], count=count)

@@ -6,6 +6,7 @@
 A task that is not on disk is left out and named. A broken file is an error.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,12 +137,9 @@ def deviations(test: TextTestConfig, task: Task) -> tuple[str, bool]:
     missing = [lang for lang in wanted if lang not in task.tests]
     sizes = (test.published.sizes if test.published else None) or {}
     published = dict.fromkeys(task.tests, sizes) if isinstance(sizes, int) else sizes
-    compared = [lang for lang in task.tests if lang in published]
-    wrong = [
-        f"{lang} {len(task.tests[lang])} of {published[lang]}"
-        for lang in compared
-        if len(task.tests[lang]) != published[lang]
-    ]
+    compared = {lang: len(rows) for lang, rows in task.tests.items() if lang in published}
+    unequal = {lang: n for lang, n in compared.items() if n != published[lang]}
+    wrong = [f"{lang} {n} of {published[lang]}" for lang, n in unequal.items()]
     words = [f"{len(wanted) - len(missing)} of {len(wanted)} languages"]
     words += [f"missing: {', '.join(missing)}"] if missing else []
     if task.test_is_dev:
@@ -162,19 +160,23 @@ def _read_test(
         raise UserError(
             f"group `{group.name}`: {test.folder} holds {kind} examples, which need `train` and `fit`"
         )
-    splits = _tested_splits(splits, test.splits)
-    if group.train is not None and test.format != group.train.format:
-        splits = _with_own_ids(splits, kind, test.name)
-    config = TaskConfig(
-        name=test.name,
-        folder=test.folder,
-        format=test.format,
-        train=group.train,
-        language=SOURCE,
-        languages=_languages_there(splits, test),
-        relabel=test.relabel,
-        merge=test.merge,
-    )
+    if test.splits:  # joined, and the candidates
+        order, moved = [CANDIDATES, *test.splits], Splits()
+        chosen = [key for key in splits if key[0] in order]
+        # In the order of the configuration, not in that of the files.
+        for split, lang in sorted(chosen, key=lambda key: order.index(key[0])):
+            name = split if split == CANDIDATES else "test"
+            moved[name, lang] = [*moved.get((name, lang), []), *splits[split, lang]]
+        splits = moved
+    # Ids that differ from those of another publisher's rows, which may be row numbers too. Questions and
+    # words keep the publisher's ids: XTREME's files of answers name them.
+    is_foreign = group.train is not None and test.format != group.train.format
+    if is_foreign and kind not in ("span_qa", "tagging", "retrieval"):
+        for key, rows in splits.items():
+            splits[key] = [replace(one, id=f"{test.name}-{one.id}") for one in rows]
+    fields = test.model_dump(include={"name", "folder", "format", "relabel", "merge"})
+    languages = _languages_there(splits, test)
+    config = TaskConfig(**fields, train=group.train, language=SOURCE, languages=languages)
     task = make_task(config, trained or (kind, splits), (kind, splits))
     return _reversed(task) if test.reverse else task
 
@@ -190,34 +192,13 @@ def _read_stage(files: FilesConfig, group: str) -> Task:
     return Task(name, kind, SOURCE, labels_of(train, kind), train, {SOURCE: dev}, {}, {})
 
 
-def _tested_splits(splits: Splits, tested: Sequence[str]) -> Splits:
-    """The named splits as one test, and the candidates; everything unchanged where none is named."""
-    if not tested:
-        return splits
-    moved = {key: rows for key, rows in splits.items() if key[0] == CANDIDATES}
-    for wanted in tested:
-        for (split, lang), rows in splits.items():
-            if split == wanted:
-                moved["test", lang] = [*moved.get(("test", lang), []), *rows]
-    return moved
-
-
-def _with_own_ids(splits: Splits, kind: Kind, name: str) -> Splits:
-    """Ids that differ from those of another publisher's rows, which may be row numbers too."""
-    # Questions and words keep the publisher's ids: XTREME's files of answers name them.
-    if kind in ("span_qa", "tagging", "retrieval"):
-        return splits
-    return {
-        key: [replace(one, id=f"{name}-{one.id}") for one in rows] for key, rows in splits.items()
-    }
-
-
 def _languages_there(splits: Splits, test: TextTestConfig) -> tuple[str, ...] | None:
     """Those of the test's languages that can be tested."""
     if test.languages is None:
         return None
-    there = {lang for split, lang in splits if split == "test"}
-    there |= {lang for split, lang in splits if split == "dev" and lang != SOURCE}
+    there = {
+        lang for split, lang in splits if split == "test" or (split == "dev" and lang != SOURCE)
+    }
     found = tuple(lang for lang in test.languages if lang in there)
     if not found:
         raise NoFiles(f"{test.folder}: holds a test of none of {', '.join(test.languages)}")
@@ -228,11 +209,11 @@ def _reversed(task: Task) -> Task:
     """Candidates that are an answer become the queries of their language, and queries the candidates."""
     tests, candidates = {}, {}
     for lang, queries in task.tests.items():
-        asked_by: dict[object, tuple[str, ...]] = {}
+        asked_by: defaultdict[object, tuple[str, ...]] = defaultdict(tuple)
         for query in queries:
             assert isinstance(query.target, tuple), query.id
             for answer in query.target:
-                asked_by[answer] = (*asked_by.get(answer, ()), query.id)
+                asked_by[answer] += (query.id,)
         answers = [one for one in task.candidates[lang] if one.id in asked_by]
         tests[lang] = [replace(one, target=asked_by[one.id]) for one in answers]
         candidates[lang] = [replace(query, target=(query.id,)) for query in queries]

@@ -7,6 +7,7 @@ any text encoder     -+-> for each seed: fit, measure -> results of the seeds ->
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,20 +15,19 @@ import numpy as np
 from pydantic import Field
 
 from mmalign.core import console
-from mmalign.core.commit import sha256_of
-from mmalign.core.config import Section, Seeds
+from mmalign.core.config import Section, Seeds, read_yaml
 from mmalign.core.errors import UserError
 from mmalign.models.load import load_text_encoder
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results, environment, mean_over_seeds
 from mmalign.text.causality.config import ASKED, CausalityConfig
 from mmalign.text.causality.config import describe as describe_causality
-from mmalign.text.fit import FitConfig, Fitted, fit
+from mmalign.text.fit import FitConfig, Fitted, fit, precision_of
 from mmalign.text.heads.base import TaskModel
 from mmalign.text.heads.features import ON_FEATURES
 from mmalign.text.measure import TestConfig, check_tests, measure
 from mmalign.text.scores import PRIMARY, Prediction
-from mmalign.text.seeds import run_seeds
+from mmalign.text.seeds import read_files, run_seeds
 from mmalign.text.tasks.read import TaskConfig, describe, read_task
 from mmalign.text.tasks.task import Task
 from mmalign.text.transfer import add_clean, outcome_of
@@ -66,15 +66,13 @@ def finetune(config: FinetuneConfig, model: str, out: Path) -> Results:
     tower = load_text_encoder(model)
     baselines = {name: load_text_encoder(model, untrained=True) for name in config.baselines}
     data = files_of(config.task)  # now: files may be replaced while training runs
-    runs = run_seeds(
-        config,
-        config.seeds,
-        model,
-        out,
-        task.name,
-        data,
-        lambda seed: run_seed(tower, task, config, seed),
-    )
+    config = _with_precision(config, out / "config.yaml")
+    console.say(f"{task.name}: training in {config.precision}")
+
+    def run(seed: int) -> tuple[Results, TaskModel]:
+        return run_seed(tower, task, config, seed)
+
+    runs = run_seeds(config, config.seeds, model, out, task.name, data, run)
     results = mean_over_seeds(runs)
     for name, untrained in baselines.items():
         console.say(f"baseline: the {name} tower")
@@ -89,15 +87,26 @@ def files_of(task: TaskConfig) -> list[dict[str, Any]]:
     folders = [task.folder] if task.train is None else [task.folder, task.train.folder]
     found = []
     for folder in map(Path, dict.fromkeys(folders)):
-        paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        paths = [path for path in folder.rglob("*") if path.is_file()]
         # Readers skip hidden files.
-        names = sorted(
-            path.as_posix() for path in paths if not any(p.startswith(".") for p in path.parts)
-        )
-        if names:
-            files = {name: sha256_of(folder / name) for name in names}
-            found.append({"folder": str(folder), "files": files})
+        seen = [one for one in paths if "/." not in f"/{one.relative_to(folder).as_posix()}"]
+        if seen:
+            found.append(read_files(folder, seen))
     return found
+
+
+def _with_precision(config: FinetuneConfig, path: Path) -> FinetuneConfig:
+    """The configuration with `fp32` or `bf16` in place of `auto`.
+
+    Args:
+        path: the `config.yaml` of an earlier run. The same fine-tuning keeps the precision of that run, so
+            that it gives the same numbers on other hardware.
+    """
+    if config.precision == "auto" and path.is_file():
+        earlier = read_yaml(path)
+        if {**earlier, "precision": "auto"} == config.model_dump(mode="json"):
+            config = config.model_copy(update={"precision": earlier.get("precision", "fp32")})
+    return config.model_copy(update={"precision": precision_of(config)})
 
 
 def run_seed(
@@ -113,7 +122,7 @@ def run_seed(
     measure(fitted, task, config.tests, tower, results)
     results.protocol[f"text/{task.name}"] = protocol(task, config, fitted)
     if config.folds:
-        _add_unseen(results, tower, task, config, deal_ids(task, config.folds, seed), seed)
+        _add_unseen(results, tower, task, config, config.folds, seed)
     return results, fitted.model
 
 
@@ -122,27 +131,27 @@ def _add_unseen(
     tower: TextEncoder,
     task: Task,
     config: FinetuneConfig,
-    folds: list[set[str]],
+    folds: int,
     seed: int,
 ) -> None:
     """The clean outcome on each fold's items of a model trained without them, put together."""
-    name = f"{task.name}_unseen"
-    found: dict[str, dict[str, Prediction]] = {lang: {} for lang in task.tests}
-    for number, ids in enumerate(folds, start=1):
+    found: dict[tuple[str, str], Prediction] = {}
+    dealt = deal_ids(task, folds, seed)
+    for number, ids in enumerate(dealt, start=1):
         without = task.hold_out(ids)
-        fitted = fit(tower, without, config, seed, f"{task.name}, fold {number} of {len(folds)}")
+        model = fit(tower, without, config, seed, f"{task.name}, fold {number} of {folds}").model
         for lang, examples in without.tests.items():
-            predictions = fitted.model.predict(examples)
-            found[lang] |= {one.id: p for one, p in zip(examples, predictions, strict=True)}
-    unseen = task.renamed(name).tested_on(set().union(*folds))
+            predictions = model.predict(examples)
+            found |= {(lang, e.id): p for e, p in zip(examples, predictions, strict=True)}
+    unseen = replace(task.tested_on(set().union(*dealt)), name=f"{task.name}_unseen")
     outcomes = {
-        lang: outcome_of(unseen, examples, [found[lang][one.id] for one in examples])
+        lang: outcome_of(unseen, examples, [found[lang, one.id] for one in examples])
         for lang, examples in unseen.tests.items()
         if examples
     }
     add_clean(results, unseen, outcomes)
-    results.protocol[f"text/{name}"] = (
-        f"As text/{task.name}, but trained {len(folds)} times, each time without a part of the items "
+    results.protocol[f"text/{unseen.name}"] = (
+        f"As text/{task.name}, but trained {folds} times, each time without a part of the items "
         "(ids), and tested on these: transfer to new items in new languages."
     )
 
@@ -160,6 +169,7 @@ def deal_ids(task: Task, folds: int, seed: int) -> list[set[str]]:
             f"task `{task.name}`: `folds` is {folds}, but only {len(label_of)} test ids occur in "
             "training; leave `folds` out, the tested items are new already"
         )
+    # Sorted first: the order of a dictionary follows the file, and folds must not.
     ids: Sequence[str] = np.random.default_rng(seed).permutation(sorted(label_of)).tolist()
     by_label = sorted(ids, key=lambda one: label_of[one])  # a stable sort: random within a label
     return [set(by_label[first::folds]) for first in range(folds)]
@@ -189,7 +199,7 @@ def _training(task: Task, config: FinetuneConfig, fitted: Fitted) -> str:
     head = f"a head with {config.hidden} hidden units" if config.hidden else "a linear head"
     if task.kind == "retrieval":
         head = "the factor of the cosines"
-    if task.kind == "event_causality":
+    elif task.kind == "event_causality":
         head = describe_causality(config.causality or CausalityConfig())
     trained = {
         "head": f"{head} on a fixed tower",

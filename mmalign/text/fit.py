@@ -7,7 +7,7 @@ The same configuration, tower, data and seed give the same numbers on the same m
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from mmalign.core import console
 from mmalign.core.batching import batched
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
+from mmalign.core.precision import Precision, choose_precision
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.causality.config import CausalityConfig
 from mmalign.text.heads.base import TaskModel
@@ -29,11 +30,10 @@ from mmalign.text.heads.features import Pairs
 from mmalign.text.lora import LoraConfig, add_lora, merge_lora
 from mmalign.text.robust.method import AugmentConfig, MethodConfig, PlainConfig, build_augmentation
 from mmalign.text.scores import PRIMARY
-from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.task import Task
 from mmalign.text.transfer import Outcome, outcome_of
 
-_MAX_GRADIENT_NORM = 1.0
+_MAX_GRADIENT_NORM = 1.0  # as in the fine-tuning of BERT and XTREME
 
 
 class FitConfig(Section):
@@ -43,6 +43,10 @@ class FitConfig(Section):
     """head: on a fixed tower; lora: low-rank adapters in the trunk as well; all: the entire tower as well."""
     lora: LoraConfig = LoraConfig()
     """Only with `trainable: lora`."""
+    precision: Precision = "auto"
+    """Of the encoder in training. auto: bf16 where the hardware multiplies it, else fp32; bf16: its matrix
+    products in bfloat16 (autocast). Weights, head, loss and everything measured are float32 in any case, and
+    so is a fixed encoder (`trainable: head`)."""
     pairs: Pairs = "joint"
     """How the head sees two texts: read as one sequence, or each alone in the tower's space."""
     hidden: int | None = Field(default=None, ge=1)
@@ -76,8 +80,8 @@ class Fitted:
     """A trained model and its training history.
 
     Attributes:
-        history: `steps`, `kept_step`, `train_loss` (mean since the check before) and, with dev examples,
-            `dev` (the primary metric), one value per check.
+        history: `steps`, `kept_step`, `precision` of the encoder in training, `train_loss` (mean since the
+            check before) and, with dev examples, `dev` (the primary metric), one value per check.
         oracle: by language: the outcome on its tests at its own best check; with `oracle` only.
     """
 
@@ -87,12 +91,17 @@ class Fitted:
 
     def kept(self) -> dict[str, Any]:
         """The part of the history that describes the weights that were kept."""
-        facts = {name: self.history[name] for name in ("steps", "kept_step")}
+        facts = {name: self.history[name] for name in ("steps", "kept_step", "precision")}
         if "dev" in self.history:
             facts["dev"] = max(self.history["dev"])
         if self.history["train_loss"]:
             facts["train_loss"] = self.history["train_loss"][-1]
         return facts
+
+
+def precision_of(config: FitConfig) -> Literal["fp32", "bf16"]:
+    """What the encoder computes in while it trains. A fixed one is only read, which float32 is for."""
+    return "fp32" if config.trainable == "head" else choose_precision(config.precision)
 
 
 def fit(
@@ -110,29 +119,27 @@ def fit(
     """
     _check_causality(task, config)
     torch.manual_seed(seed)
+    history: dict[str, Any] = {"steps": 0, "kept_step": 0, "precision": "fp32", "train_loss": []}
     if not task.train:
-        model = build_model(tower, task, config.pairs, config.hidden).eval()
-        return Fitted(model, {"steps": 0, "kept_step": 0, "train_loss": []})
+        return Fitted(build_model(tower, task, config.pairs, config.hidden).eval(), history)
     train, augment = build_augmentation(config.augment, task.train * config.repeats, seed)
     model = _new_model(tower, task, config)
     model.prepare(task.train)
     steps_an_epoch = -(-len(train) // config.batch_size)
     steps = config.epochs * steps_an_epoch
+    history |= {"steps": steps, "kept_step": steps, "precision": precision_of(config)}
     every = max(1, steps_an_epoch // config.checks)
     optimizer, schedule = _build_optimizer(model, steps, config)
-    checks = _Checks(model, task, config.oracle)
+    fitted = Fitted(model, history)
+    checks = _Checks(fitted, task, config.oracle)
     # Three sources of random numbers (torch's global one draws dropout), so that none moves another.
     noise = torch.Generator(model.tower.device).manual_seed(seed)
     texts = np.random.default_rng((seed, 1))
-
-    def set_training() -> None:
-        model.train()
-        model.tower.train(config.trainable != "head")  # a fixed tower has no dropout either
-
-    set_training()
     stream = shuffled_batches(len(train), config.batch_size, config.epochs, seed)
     losses: list[float] = []
     for step, rows in enumerate(console.track(stream, label or task.name, steps), start=1):
+        model.train()  # again in every step: a check leaves the model in evaluation mode
+        model.tower.train(config.trainable != "head")  # a fixed tower has no dropout either
         batch = model.collate(augment([train[row] for row in rows], texts))
         if isinstance(model, CausalityModel) and model.config.contrast is not None:
             loss = model.loss_with_view(batch, texts)
@@ -150,65 +157,53 @@ def fit(
                 raise UserError(f"the loss is {mean} before step {step}; lower `lr` or `head_lr`")
             checks.check(step, mean)
             losses.clear()
-            set_training()
-    fitted = checks.finish(steps)
+    # Only what was trained was kept, so most names are missing; the rest never changed.
+    model.load_state_dict(checks.kept, strict=False)  # nothing without dev: the last step is kept
+    model.eval()
     if config.trainable == "lora":
         merge_lora(model.tower)
     return fitted
 
 
 class _Checks:
-    """Measures dev now and then and remembers the best weights."""
+    """Measures dev now and then, and remembers the best weights and each language's best outcome.
 
-    def __init__(self, model: TaskModel, task: Task, oracle: bool) -> None:
-        self._model = model
+    Attributes:
+        kept: the trained weights at the best check of the source language's dev examples.
+    """
+
+    def __init__(self, fitted: Fitted, task: Task, oracle: bool) -> None:
+        self._fitted = fitted
         self._task = task
-        self._source_dev = task.dev.get(task.source, [])
-        self._oracles = [
-            lang for lang in task.targets if oracle and task.dev.get(lang) and task.tests[lang]
-        ]
+        others = [lang for lang in task.targets if oracle and lang != task.source]
+        languages = [task.source, *(lang for lang in others if task.tests[lang])]
+        self._languages = [lang for lang in languages if task.dev.get(lang)]
         self._best: dict[str, tuple[float, float]] = {}
-        self._kept: dict[str, Tensor] = {}
-        self._history: dict[str, Any] = {"train_loss": []}
-        self._outcomes: dict[str, Outcome] = {}
+        self.kept: dict[str, Tensor] = {}
 
     def check(self, step: int, train_loss: float) -> None:
-        self._history["train_loss"].append(train_loss)
-        if self._source_dev:
-            value, is_best = self._measure(self._task.source, self._source_dev)
-            self._history.setdefault("dev", []).append(value)
-            if is_best:
-                self._history["kept_step"] = step
-                self._kept = {
-                    name: parameter.detach().clone()
-                    for name, parameter in self._model.named_parameters()
-                    if parameter.requires_grad
-                }
-        for lang in self._oracles:
-            if self._measure(lang, self._task.dev[lang])[1]:
-                tests = self._task.tests[lang]
-                self._outcomes[lang] = outcome_of(self._task, tests, self._model.predict(tests))
-
-    def finish(self, steps: int) -> Fitted:
-        """The model with the best weights; without dev, the last ones."""
-        parameters = dict(self._model.named_parameters())
-        with torch.no_grad():
-            for name, kept in self._kept.items():
-                parameters[name].copy_(kept)
-        self._model.eval()
-        history = {"steps": steps, "kept_step": steps, **self._history}
-        return Fitted(self._model, history, self._outcomes)
-
-    def _measure(self, lang: str, examples: Sequence[Example]) -> tuple[float, bool]:
-        """The primary metric on the examples, and whether it is the language's best so far."""
-        predictions, loss = self._model.predict_with_loss(examples)
-        outcome = outcome_of(self._task, examples, predictions)
-        value = float(np.mean(outcome.values[PRIMARY[self._task.kind]]))
-        # Small dev sets tie often: of equal checks the one with the lower loss is better.
-        is_best = (value, -loss) > self._best.get(lang, (-np.inf, -np.inf))
-        if is_best:
+        model, task, history = self._fitted.model, self._task, self._fitted.history
+        history["train_loss"].append(train_loss)
+        for lang in self._languages:
+            predictions, loss = model.predict_with_loss(task.dev[lang])
+            outcome = outcome_of(task, task.dev[lang], predictions)
+            value = float(np.mean(outcome.values[PRIMARY[task.kind]]))
+            if lang == task.source:
+                history.setdefault("dev", []).append(value)
+            # Small dev sets tie often: of equal checks the one with the lower loss is better.
+            if not (value, -loss) > self._best.get(lang, (-np.inf, -np.inf)):
+                continue
             self._best[lang] = (value, -loss)
-        return value, is_best
+            if lang != task.source:
+                tests = task.tests[lang]
+                self._fitted.oracle[lang] = outcome_of(task, tests, model.predict(tests))
+                continue
+            history["kept_step"] = step
+            self.kept = {
+                name: parameter.detach().clone()
+                for name, parameter in model.named_parameters()
+                if parameter.requires_grad
+            }
 
 
 def copy_of(tower: TextEncoder) -> TextEncoder:
@@ -228,6 +223,7 @@ def _new_model(tower: TextEncoder, task: Task, config: FitConfig) -> TaskModel:
     """A new head on the tower, or on a copy of it where the tower will change."""
     if config.trainable != "head":
         tower = copy_of(tower)
+        tower.trains_in_bf16 = precision_of(config) == "bf16"
     tower.requires_grad_(config.trainable == "all")
     if config.trainable == "lora":
         add_lora(tower, config.lora)
@@ -260,14 +256,14 @@ def _build_optimizer(
     groups = []
     for module, lr in ((model.head, config.head_lr), (model.tower, config.lr)):
         trained = [one for one in module.parameters() if one.requires_grad]
-        for is_matrix in (True, False):
-            parameters = [one for one in trained if (one.ndim >= 2) == is_matrix]
-            decay = config.weight_decay if is_matrix else 0.0
-            groups.append({"params": parameters, "lr": lr, "weight_decay": decay})
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
+        for is_matrix, decay in ((True, config.weight_decay), (False, 0.0)):
+            if parameters := [one for one in trained if (one.ndim >= 2) == is_matrix]:
+                groups.append({"params": parameters, "lr": lr, "weight_decay": decay})
+    optimizer = torch.optim.AdamW(groups)
     warm = round(config.warmup * steps)
 
     def factor(step: int) -> float:
+        # Neither end is zero: the first and the last step train as well.
         return (step + 1) / warm if step < warm else (steps - step) / (steps - warm)
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

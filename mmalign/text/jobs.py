@@ -40,9 +40,8 @@ def read_job(path: Path, overrides: Sequence[str] = ()) -> Job:
 
 def job_of(tree: dict[str, Any], where: str) -> Job:
     """The same from the content of a file; `where` names it in a message."""
-    if "lexicon" in tree:
-        return validate(LexicalInjectionConfig, tree, where)
-    return validate(FinetuneConfig, tree, where)
+    cls: type[Job] = LexicalInjectionConfig if "lexicon" in tree else FinetuneConfig
+    return validate(cls, tree, where)
 
 
 def name_of(job: Job) -> str:
@@ -61,11 +60,11 @@ def headlines(job: Job, results: Results) -> list[str]:
     """The names of the metrics that the command line prints: means over the languages."""
     names = {text: MetricName.parse(text) for text in results.metrics}
     means = {text: name for text, name in names.items() if name.language == MEAN}
-    if isinstance(job, LexicalInjectionConfig):
-        # Not the trained words, which training moves together in any case.
-        wanted = (HELD_OUT, PRECISION)
-        return [text for text, name in means.items() if (name.setting[-1], name.metric) == wanted]
-    return [text for text, name in means.items() if name.metric in PRIMARY.values()]
+    if isinstance(job, FinetuneConfig):
+        return [text for text, name in means.items() if name.metric in PRIMARY.values()]
+    # Not the trained words, which training moves together in any case.
+    wanted = (HELD_OUT, PRECISION)
+    return [text for text, name in means.items() if (name.setting[-1], name.metric) == wanted]
 
 
 def run_cell(job: Job, tower: TextEncoder, seed: int) -> Results:
@@ -79,16 +78,16 @@ def as_task(results: Results, job: LexicalInjectionConfig) -> Results:
     """Precision@1 of the held-out words at the trained layer, in place of a task's accuracy."""
     subject, layer = job.lexicon.name, str(results.model["layer"])
     task = f"text/{subject}"
-    found = replace(results, metrics={}, counts={}, ci95={}, chance={}, protocol={}, suite=task)
-    for text in results.metrics:
-        name = MetricName.parse(text)
-        wanted = (inject.INJECTED, subject, (layer, HELD_OUT), PRECISION)
-        if (name.measure, name.subject, name.setting, name.metric) == wanted:
-            hits = results.values.get(text, results.metrics[text])
-            own = f"{task}/{name.language}/clean/{PRECISION}"
-            found.add(own, hits, results.counts[text], results.chance[text])
-    found.protocol[task] = (
-        f"Precision@1 of held-out words at layer {layer}. "
-        f"{results.protocol[f'{inject.INJECTED}/{subject}']}"
+    words = results.protocol[f"{inject.INJECTED}/{subject}"]
+    protocol = {task: f"Precision@1 of held-out words at layer {layer}. {words}"}
+    found = replace(
+        results, metrics={}, counts={}, ci95={}, chance={}, protocol=protocol, suite=task
     )
+    wanted = (inject.INJECTED, subject, (layer, HELD_OUT), PRECISION)
+    for text, metric in results.metrics.items():
+        name = MetricName.parse(text)
+        if (name.measure, name.subject, name.setting, name.metric) == wanted:
+            own = f"{task}/{name.language}/clean/{PRECISION}"
+            hits = results.values.get(text, metric)
+            found.add(own, hits, results.counts[text], results.chance[text])
     return found

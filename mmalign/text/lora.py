@@ -75,11 +75,15 @@ def merge_lora(tower: TextEncoder) -> None:
 
 
 def _modules(tower: TextEncoder, config: LoraConfig, blocks: int | None) -> str | list[str]:
-    """The layers that get an adapter, as peft names them: `all-linear`, ends of names, or full names."""
+    """The layers that get an adapter, as peft names them: `all-linear` or full names."""
+    if config.targets is None and blocks is None:
+        return "all-linear"  # also the layers of GPT-2, which are no `nn.Linear`
     linear = [name for name, one in tower.trunk.named_modules() if isinstance(one, nn.Linear)]
-    targets = _targets(linear, config)
+    ends = _targets(linear, config)
+    # The dot before both: `key` is no end of `monkey`, and a name may have a single part.
+    chosen = [name for name in linear if f".{name}".endswith(ends)]
     if blocks is None:
-        return "all-linear" if targets is None else list(targets)
+        return chosen
     depths = TextTower(tower.trunk, tower.pooling).layer_depths()
     if depths is None:
         raise UserError(
@@ -88,34 +92,27 @@ def _modules(tower: TextEncoder, config: LoraConfig, blocks: int | None) -> str 
         )
     # Depths count from the top: the last block has depth 1.
     above = tower.trunk.config.num_hidden_layers - blocks
-    return [
-        name
-        for name in linear
-        if depths[f"{name}.weight"] > above
-        and (targets is None or any(_ends(name, one) for one in targets))
-    ]
+    return [name for name in chosen if depths[f"{name}.weight"] > above]
 
 
-def _targets(linear: list[str], config: LoraConfig) -> tuple[str, ...] | None:
+def _targets(linear: list[str], config: LoraConfig) -> tuple[str, ...]:
     """`targets` as ends of names, each of which some linear layer has."""
-
-    def has(end: str) -> bool:
-        return any(_ends(name, end) for name in linear)
-
-    known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-    if config.targets == "query_value":
-        found = next((pair for pair in _QUERY_VALUE if all(map(has, pair))), None)
-        if found is None:
+    names = {name.rpartition(".")[2] for name in linear}
+    targets = config.targets
+    if targets is None:
+        return tuple(f".{name}" for name in names)
+    if targets == "query_value":
+        targets = next((pair for pair in _QUERY_VALUE if names.issuperset(pair)), ())
+        if not targets:
             raise UserError(
                 "lora.targets: the model has no linear layers for queries and values by a name that is "
-                f"known here; name some of {known}"
+                f"known here; name some of {', '.join(sorted(names))}"
             )
-        return found
-    absent = next((one for one in config.targets or () if not has(one)), None)
-    if absent is not None:
-        raise UserError(f"lora.targets: the model has no linear layer `{absent}`; it has {known}")
-    return config.targets
-
-
-def _ends(name: str, target: str) -> bool:
-    return f".{name}".endswith(f".{target}")
+    ends = tuple(f".{one}" for one in targets)
+    for end in ends:
+        if not any(f".{name}".endswith(end) for name in linear):
+            raise UserError(
+                f"lora.targets: the model has no linear layer `{end[1:]}`; it has "
+                f"{', '.join(sorted(names))}"
+            )
+    return ends

@@ -43,13 +43,9 @@ def rank(
     """
     if candidate_MD is None:
         candidate_MD = tower.encode([one.texts[0] for one in candidates])
-    return rank_features(
-        tower.encode([one.texts[0] for one in queries]),
-        candidate_MD,
-        [frozenset(map(str, cast("tuple[str, ...]", one.target))) for one in queries],
-        [one.id for one in candidates],
-        depth,
-    )
+    query_QD = tower.encode([one.texts[0] for one in queries])
+    correct = [frozenset(map(str, cast("tuple[str, ...]", one.target))) for one in queries]
+    return rank_features(query_QD, candidate_MD, correct, [one.id for one in candidates], depth)
 
 
 def rank_features(
@@ -67,12 +63,12 @@ def rank_features(
     scores, indices = search(_unit(query_QD), _unit(candidate_MD), depth + most_correct)
     ranked = []
     for score_K, index_K, correct in zip(scores, indices, correct_ids, strict=True):
-        found = [
-            (float(s), candidate_ids[i]) for s, i in zip(score_K, index_K, strict=True) if i >= 0
-        ]
-        # The sort is stable; a correct candidate is ranked behind all wrong ones of its score.
-        found.sort(key=lambda one: -one[0] + (TIE if one[1] in correct else 0))
-        ranked.append(tuple(name for _, name in found[:depth]))
+        is_found = index_K >= 0
+        names = [candidate_ids[i] for i in index_K[is_found]]
+        # A correct candidate is ranked behind all wrong ones of its score.
+        behind = TIE * np.array([name in correct for name in names], np.float64)
+        order = np.argsort(behind - score_K[is_found], kind="stable")
+        ranked.append(tuple(names[i] for i in order[:depth]))
     return ranked
 
 

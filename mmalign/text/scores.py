@@ -169,9 +169,8 @@ def span_f1(wanted: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> 
         raise UserError("tagging is scored with seqeval; install `mmalign[finetune]`") from None
     with warnings.catch_warnings():  # tags without B- and I- are expected here
         warnings.filterwarnings("ignore", message=".*seems not to be NE tag")
-        sides = [
-            [list(tags) for tags in side] for side in (wanted, given)
-        ]  # seqeval refuses tuples
+        # seqeval refuses tuples
+        sides = ([list(tags) for tags in side] for side in (wanted, given))
         return float(f1_score(*sides, zero_division=0))
 
 
@@ -191,11 +190,11 @@ def mlqa_tokens(text: str, language: str) -> list[str]:
     article wherever the two letters occur, inside words too. Chinese: every ideograph is a word.
     Source: Lewis et al. 2020 (arXiv 1910.07475), `mlqa_evaluation_v1.py`.
     """
-    bare = "".join(
-        one
-        for one in text.lower()
-        if one not in string.punctuation and not unicodedata.category(one).startswith("P")
-    )
+
+    def is_kept(one: str) -> bool:
+        return one not in string.punctuation and not unicodedata.category(one).startswith("P")
+
+    bare = "".join(filter(is_kept, text.lower()))
     if language == "ar":
         return bare.replace("ال", " ").split()
     if language == "zh":
@@ -259,10 +258,8 @@ def _span_qa(answers: list[list[str]], given: list[str], language: str) -> Score
         rules["mlqa_"] = partial(mlqa_tokens, language=language)
     scores: Scores = {}
     for prefix, tokens in rules.items():
-        pairs = [
-            ([tokens(text) for text in texts], tokens(found))
-            for texts, found in zip(answers, given, strict=True)
-        ]
+        correct_words = [[tokens(text) for text in texts] for texts in answers]
+        pairs = list(zip(correct_words, map(tokens, given), strict=True))
         exact_match = [found in correct for correct, found in pairs]
         f1 = [max(token_f1(one, found) for one in correct) for correct, found in pairs]
         scores[f"{prefix}exact_match"] = np.array(exact_match, np.float64)

@@ -4,12 +4,12 @@ seeds -> train, measure -> Results and what to save -> out/tower/, or out/seed-<
                         -> mean over the seeds      -> out/results.json
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmalign.core.code_version import code_version
-from mmalign.core.commit import committed_folder, write_atomic
+from mmalign.core.commit import committed_folder, sha256_of, write_atomic
 from mmalign.core.config import Section, write_yaml
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results
@@ -59,3 +59,9 @@ def run_seeds(
             results.write(folder / "results.json")
         runs.append(results)
     return runs
+
+
+def read_files(folder: Path, paths: Iterable[Path]) -> dict[str, Any]:
+    """What to record of files in a folder: `{"folder", "files": {path below it: sha256}}`."""
+    names = sorted(path.relative_to(folder).as_posix() for path in paths)
+    return {"folder": str(folder), "files": {name: sha256_of(folder / name) for name in names}}

@@ -45,20 +45,23 @@ def outcome_of(
     """The metrics of the task's kind; predicted labels are merged as the task defines."""
     merged = [task.merge.get(p, p) if isinstance(p, str) else p for p in predictions]
     values = score(task.kind, examples, merged)
-    if task.kind != "event_causality":
-        return Outcome(examples, values)
     given: Any = merged
-    return Outcome(examples, values, redrawn_pair_scores(examples, given))
+    redrawn = redrawn_pair_scores(examples, given) if task.kind == "event_causality" else {}
+    return Outcome(examples, values, redrawn)
 
 
 def add_clean(results: Results, task: Task, by_language: Mapping[str, Outcome]) -> None:
     """Record every metric of every language, and the mean over the target languages."""
     # Metrics that some language lacks are left out: a label that never occurs leaves some undefined.
-    names = set.intersection(*(set(one.values) for one in by_language.values()))
-    for metric in sorted(names):
+    for metric in sorted(set.intersection(*(set(one.values) for one in by_language.values()))):
         values = {lang: one.values[metric] for lang, one in by_language.items()}
         _add(results, task, CLEAN, metric, values, by_language)
-        _add_redrawn(results, task, metric, by_language)
+        # The sets of the languages are drawn independently.
+        redrawn = {
+            lang: v.redrawn[metric] for lang, v in by_language.items() if metric in v.redrawn
+        }
+        for part, drawn in _with_mean(task, redrawn).items():
+            results.ci95[f"text/{task.name}/{part}/{CLEAN}/{metric}"] = percentile_interval(drawn)
     _add_chance(results, task, CLEAN, by_language)
 
 
@@ -114,6 +117,7 @@ def _add(
     for lang, value in values.items():
         count = None if isinstance(value, np.ndarray) else len(outcomes[lang].examples)
         results.add(f"text/{task.name}/{lang}/{variant}/{metric}", value, count)
+    # The language of the training data is reported, but is no target of the transfer.
     targets = [lang for lang in values if lang in task.targets]
     if not targets:
         return
@@ -126,17 +130,6 @@ def _add(
         results.ci95[name] = interval_over_ids(arrays, ids)
 
 
-def _add_redrawn(
-    results: Results, task: Task, metric: str, outcomes: Mapping[str, Outcome]
-) -> None:
-    """Intervals of a metric of complete sets; the sets of the languages are drawn independently."""
-    redrawn = {lang: one.redrawn[metric] for lang, one in outcomes.items() if metric in one.redrawn}
-    targets = [redrawn[lang] for lang in task.targets if lang in redrawn]
-    drawn = {**redrawn, **({MEAN: np.mean(targets, axis=0)} if targets else {})}
-    for part, values in drawn.items():
-        results.ci95[f"text/{task.name}/{part}/{CLEAN}/{metric}"] = percentile_interval(values)
-
-
 def _add_chance(
     results: Results, task: Task, variant: str, outcomes: Mapping[str, Outcome]
 ) -> None:
@@ -145,7 +138,11 @@ def _add_chance(
         lang: chance(task.kind, one.examples, len(task.candidates.get(lang, ())) or None)
         for lang, one in outcomes.items()
     }
-    targets = [levels[lang] for lang in task.targets if lang in levels]
-    levels |= {MEAN: float(np.mean(targets))} if targets else {}
-    for part, level in levels.items():
-        results.chance[f"text/{task.name}/{part}/{variant}/{PRIMARY[task.kind]}"] = level
+    for part, level in _with_mean(task, levels).items():
+        results.chance[f"text/{task.name}/{part}/{variant}/{PRIMARY[task.kind]}"] = float(level)
+
+
+def _with_mean(task: Task, by_language: Mapping[str, Any]) -> dict[str, Any]:
+    """With the mean over the target languages, if there are any."""
+    targets = [by_language[lang] for lang in task.targets if lang in by_language]
+    return {**by_language, **({MEAN: np.mean(targets, axis=0)} if targets else {})}

@@ -27,17 +27,12 @@ from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.task import Kind, Task
 
 FILES: dict[str, tuple[Kind, str]] = {
-    "xnli": ("classification", "tsv"),
-    "pawsx": ("classification", "tsv"),
+    **dict.fromkeys(("xnli", "pawsx"), ("classification", "tsv")),
+    **dict.fromkeys(("udpos", "panx"), ("tagging", "tsv")),
+    **dict.fromkeys(("xquad", "mlqa", "tydiqa"), ("span_qa", "json")),
+    **dict.fromkeys(("tatoeba", "bucc2018"), ("retrieval", "tsv")),
     "xcopa": ("multiple_choice", "jsonl"),
-    "udpos": ("tagging", "tsv"),
-    "panx": ("tagging", "tsv"),
-    "xquad": ("span_qa", "json"),
-    "mlqa": ("span_qa", "json"),
-    "tydiqa": ("span_qa", "json"),
     "mewslix": ("retrieval", "json"),
-    "tatoeba": ("retrieval", "tsv"),
-    "bucc2018": ("retrieval", "tsv"),
 }
 """XTREME's name of a task -> its kind and the suffix of its files."""
 
@@ -86,17 +81,16 @@ def write_predictions(
             f"task `{name}`: is of kind {task.kind}, but XTREME's task of that name is of kind "
             f"{expected}; rename the task"
         )
-    text = _text(known, examples, list(predictions), task.candidates.get(lang, ()))
+    lines = _lines(known, examples, list(predictions), task.candidates.get(lang, ()))
     path = folder / known / f"test-{lang.split('-')[0]}.{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="\n")
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
     return path
 
 
-def _text(
+def _lines(
     name: str, examples: Sequence[Example], given: list[Any], candidates: Sequence[Example]
-) -> str:
-    """The contents of the file."""
+) -> list[str]:
     match name:
         case "xnli" | "pawsx":
             # Another spelling would be graded as wrong without a message.
@@ -106,22 +100,21 @@ def _text(
                     f"task {name}: predicted label `{unknown}` is none of XTREME's; train on the "
                     f"labels {', '.join(_LABELS[name])}"
                 )
-            lines = given
+            return given
         case "udpos" | "panx":
             assert all(len(tags) == len(e.texts) for e, tags in zip(examples, given, strict=True))
-            lines = ["".join(f"{tag}\n" for tag in tags) for tags in given]
+            return ["".join(f"{tag}\n" for tag in tags) for tags in given]
         case "xcopa":
-            lines = [json.dumps({"label": number}) for number in given]
+            return [json.dumps({"label": number}) for number in given]
         case "tatoeba":
-            lines = _translations(examples, given, candidates)
+            return _translations(examples, given, candidates)
         case "bucc2018":  # a sentence without a translation has no line
             pairs = zip(examples, given, strict=True)
-            lines = [f"{one.id}\t{ranked[0]}" for one, ranked in pairs if ranked]
+            return [f"{one.id}\t{ranked[0]}" for one, ranked in pairs if ranked]
         case _:  # one JSON object, ASCII: the scorer opens files in the encoding of its machine
             answers = [ranked[:_DEPTH] for ranked in given] if name == "mewslix" else given
             ids = [one.id for one in examples]
-            lines = [json.dumps(dict(zip(ids, answers, strict=True)), indent=1)]
-    return "".join(f"{line}\n" for line in lines)
+            return [json.dumps(dict(zip(ids, answers, strict=True)), indent=1)]
 
 
 def _translations(

@@ -131,8 +131,8 @@ class Engine:
             self._steps,
             self._batch_size,
         )
-        # The forward pass updates the running statistics of batch normalisation before it is known whether its
-        # numbers are finite.
+        # The forward pass updates the running statistics of batch normalisation before it is known whether
+        # its numbers are finite.
         statistics = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
         metrics = {name: float(value) for name, value in self.backward(batch).items()}
         grad_norm = self._update()

@@ -87,7 +87,7 @@ from mmalign.data import recipe
 from mmalign.data.shards.lazy_pair import File
 read = File.read
 def slowly(self):
-    time.sleep(0.15)
+    time.sleep(0.1)
     return read(self)
 File.read = slowly
 config = load_config(recipe.RecipeConfig, Path(sys.argv[1]))
@@ -106,8 +106,8 @@ def is_running(process: int) -> bool:
     return stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_a_build_that_is_killed_goes_on_at_the_last_whole_shard(tmp_path: Path) -> None:
-    write_source(tmp_path / "source", rows=60)
+def test_a_build_that_is_killed_continues_after_the_last_finished_shard(tmp_path: Path) -> None:
+    write_source(tmp_path / "source", rows=40)
     config = recipe(tmp_path / "source")
     (tmp_path / "recipe.yaml").write_text(config.model_dump_json())
     work = tmp_path / "out.building"
@@ -124,12 +124,12 @@ def test_a_build_that_is_killed_goes_on_at_the_last_whole_shard(tmp_path: Path) 
         assert time.monotonic() < deadline, "the workers outlive the build"
         time.sleep(0.01)
     finished = [path.stem for path in (work / ".build").glob("*.json")]
-    assert 3 <= len(finished) < 15
+    assert 3 <= len(finished) < 10
     assert not (tmp_path / "out").exists()
     inodes = {
         name: (work / name.replace("-", "/")).with_suffix(".tar").stat().st_ino for name in finished
     }
-    (work / "train" / "00011.tar").write_text("a part of a shard")
+    (work / "train" / "00007.tar").write_text("a part of a shard")
 
     build(config, tmp_path / "out", processes=3)
     build(config, tmp_path / "in one go", processes=1)
@@ -141,13 +141,13 @@ def test_a_build_that_is_killed_goes_on_at_the_last_whole_shard(tmp_path: Path) 
 
 
 def stop_midway(config: RecipeConfig, out: Path) -> None:
-    """A build that stops at a picture which cannot be used, and the picture is whole again."""
+    """A build that stops at an invalid image, which is then fixed."""
     picture = Path(config.source.folders[0]) / "22.png"  # type: ignore[union-attr]
-    whole, stat = picture.read_bytes(), picture.stat()
-    picture.write_text("no picture")
+    valid, stat = picture.read_bytes(), picture.stat()
+    picture.write_text("no image")
     with pytest.raises(UserError, match=r"22\.png does not decode"):
         build(config.model_copy(update={"max_bad_fraction": 0.0}), out)
-    picture.write_bytes(whole)
+    picture.write_bytes(valid)
     os.utime(picture, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
@@ -162,16 +162,11 @@ def test_what_changed_since_the_stop_is_made_again(tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == contents(tmp_path / "new")
     assert ShardSet(tmp_path / "out" / "train").read(0).image == make_image(77, size=24)
     assert not (tmp_path / "out" / "val").exists()
-
-
-def test_another_recipe_does_not_go_on_with_the_shards_of_this_one(tmp_path: Path) -> None:
-    write_source(tmp_path / "source")
-    config = recipe(tmp_path / "source")
-    stop_midway(config, tmp_path / "out")
-    other = recipe(tmp_path / "source", samples_per_shard=5)
-    build(other, tmp_path / "out")
-    build(other, tmp_path / "new")
-    assert contents(tmp_path / "out") == contents(tmp_path / "new")
+    other = recipe(tmp_path / "source", samples_per_shard=5)  # uses no shard of the first one
+    stop_midway(config, tmp_path / "b")
+    build(other, tmp_path / "b")
+    build(other, tmp_path / "c")
+    assert contents(tmp_path / "b") == contents(tmp_path / "c")
 
 
 def test_bad_rows_are_counted_and_named(tmp_path: Path) -> None:
@@ -206,7 +201,7 @@ def test_too_many_bad_rows_stop_the_build_and_it_says_where(tmp_path: Path) -> N
     told = str(caught.value)
     start = "recipe `stories`: 2 of 25 rows cannot be used (json: 2), over `max_bad_fraction` 0.05;"
     assert told.startswith(f"{start} the first is {source}/pairs.jsonl, line 24: not valid JSON (")
-    assert told.endswith(f"{tmp_path}/out.building/refused.jsonl names them")
+    assert told.endswith(f"{tmp_path}/out.building/refused.jsonl lists them")
     assert len(refusals(tmp_path / "out.building" / "refused.jsonl")) == 2
     assert not (tmp_path / "out").exists()
     build(recipe(source, max_bad_fraction=0.08), tmp_path / "out")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmalign.data import decoders
-from mmalign.data.decoders import reduced_rgb, reduction, upright_size
+from mmalign.data import images
+from mmalign.data.images import reduced_rgb, reduction, upright_size
 from mmalign.data.preprocess import see
 
 
@@ -31,7 +31,7 @@ def reduced(data: bytes, factor: int) -> np.ndarray:
 @pytest.fixture
 def without_simplejpeg() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoders, "simplejpeg", None)
+        patch.setattr(images, "simplejpeg", None)
         yield patch
 
 
@@ -67,7 +67,7 @@ def test_sides_are_divided_and_both_decoders_agree(
 def test_simplejpeg_takes_ordinary_jpegs_where_it_is_installed() -> None:
     pytest.importorskip("simplejpeg")
     for name, data in JPEGS.items():
-        found = decoders._simplejpeg(Image.open(io.BytesIO(data)), data, 2)
+        found = images._simplejpeg(Image.open(io.BytesIO(data)), data, 2)
         assert (found is None) == (name == "CMYK")
 
 

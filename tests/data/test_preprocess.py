@@ -10,14 +10,8 @@ import torch
 from PIL import Image
 
 from mmalign.core.config import validate
-from mmalign.data.preprocess import (
-    Augmentation,
-    Preprocess,
-    UndecodableImage,
-    decode,
-    random_crop,
-    stack_pictures,
-)
+from mmalign.data.images import UndecodableImage, decode
+from mmalign.data.preprocess import Augmentation, Preprocess, random_crop, stack_images
 
 PREPROCESS = Preprocess(size=8)
 
@@ -97,7 +91,7 @@ def test_training_refuses_what_evaluation_refuses(part: float) -> None:
 def test_a_batch_of_pictures_is_channels_last() -> None:
     noise = encode(Image.effect_noise((20, 10), 90).convert("RGB"), "PNG")
     pixels_HWC = PREPROCESS(noise)
-    image_BCHW = stack_pictures([pixels_HWC, pixels_HWC])
+    image_BCHW = stack_images([pixels_HWC, pixels_HWC])
     assert image_BCHW.is_contiguous(memory_format=torch.channels_last)
     assert image_BCHW[1].equal(pixels_HWC.permute(2, 0, 1))
 

@@ -65,18 +65,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_every_split_is_a_data_set_and_the_manifests_are_returned(tmp_path: Path) -> None:
-    train, test = build(scenes(), tmp_path / "out")
-    assert (train.split, train.samples, train.languages) == (
-        "train",
-        7,
-        {"en": 3, "ar": 2, "de": 2},
-    )
+def test_every_split_is_a_data_set_and_a_recipe_that_was_run_is_not_run_again(built: Path) -> None:
+    before = state(built)
+    test, train = build(scenes(), built)
+    assert state(built) == before
+    assert (train.split, train.samples) == ("train", 7)
+    assert train.languages == {"en": 3, "ar": 2, "de": 2}
     assert (test.split, test.samples, test.languages) == ("test", 3, {"ar": 3, "de": 3, "en": 3})
     assert [shard.samples for shard in train.shards] == [4, 3]
     assert train.name == test.name == "scenes"
     assert train.recipe["source"]["test_scenes"] == 3
-    assert ShardSet(tmp_path / "out" / "test").read(2).split == "test"
+    assert ShardSet(built / "test").read(2).split == "test"
 
 
 def test_the_same_recipe_gives_the_same_bytes_in_any_folder(built: Path, tmp_path: Path) -> None:
@@ -86,62 +85,53 @@ def test_the_same_recipe_gives_the_same_bytes_in_any_folder(built: Path, tmp_pat
     assert contents(tmp_path / "seed")["train/00000.tar"] != contents(built)["train/00000.tar"]
 
 
-def test_a_recipe_that_was_run_is_not_run_again(built: Path) -> None:
-    before = state(built)
-    manifests = build(scenes(), built)
-    assert state(built) == before
-    assert {manifest.split for manifest in manifests} == {"train", "test"}
-
-
 def test_another_recipe_is_refused_unless_forced(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    build(scenes(), out)
+    out, config = tmp_path / "out", stories(tmp_path / "source")
+    build(config, out)
     before = state(out)
-    other = scenes(source={**SCENES, "test_scenes": 0})
+    lines = (tmp_path / "source" / "pairs.jsonl").read_text().splitlines()
+    (tmp_path / "source" / "pairs.jsonl").write_text("\n".join(lines[:7]))
+    other = config.model_copy(update={"seed": 1})
     with pytest.raises(UserError, match=r"out: holds the data set of another recipe.*--force"):
         build(other, out)
     assert state(out) == before
     (manifest,) = build(other, out, force=True)
-    assert manifest.recipe["source"]["test_scenes"] == 0
-    assert not (out / "test").exists()  # replaced as a whole: nothing of the older set is left
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert manifest.recipe["seed"] == 1
+    assert not (out / "val").exists()  # nothing of the older set is left
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
 def test_force_builds_the_same_recipe_again(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    build(scenes(), out)
+    out, config = tmp_path / "out", stories(tmp_path / "source")
+    build(config, out)
     before = state(out)
-    build(scenes(), out, force=True)
+    build(config, out, force=True)
     assert {name: data for name, (data, _) in before.items()} == contents(out)
     assert state(out) != before
 
 
-@pytest.mark.parametrize("force", [False, True])
-@pytest.mark.parametrize("stranger", ["notes.txt", "train/00000.tar", "tasks/mine.tsv"])
-def test_a_folder_with_other_things_is_never_replaced(
-    tmp_path: Path, stranger: str, force: bool
-) -> None:
-    path = tmp_path / "out" / stranger
+@pytest.mark.parametrize("foreign", ["notes.txt", "train/00000.tar", "tasks/mine.tsv"])
+def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path, foreign: str) -> None:
+    path = tmp_path / "out" / foreign
     path.parent.mkdir(parents=True)
     path.write_text("mine")
-    with pytest.raises(
-        UserError, match=rf"out: holds `{stranger.split('/')[0]}`, which is no data"
-    ):
-        build(scenes(), tmp_path / "out", force)
-    assert contents(tmp_path) == {f"out/{stranger}": b"mine"}
+    for force in (False, True):
+        with pytest.raises(
+            UserError, match=rf"out: holds `{foreign.split('/')[0]}`, which is no data"
+        ):
+            build(scenes(), tmp_path / "out", force)
+    assert contents(tmp_path) == {f"out/{foreign}": b"mine"}
 
 
-def test_a_file_is_never_replaced(tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("mine")
-    with pytest.raises(UserError, match="out: is a file"):
-        build(scenes(), tmp_path / "out", force=True)
-    assert contents(tmp_path) == {"out": b"mine"}
-
-
-def test_an_empty_folder_is_used(tmp_path: Path) -> None:
+def test_a_file_is_never_replaced_and_an_empty_folder_is_used(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="file: is a file"):
+        build(scenes(), tmp_path / "file", force=True)
+    assert contents(tmp_path) == {"file": b"mine"}
     (tmp_path / "out").mkdir()
-    build(scenes(), tmp_path / "out")
-    assert (tmp_path / "out" / "train" / "manifest.json").is_file()
+    build(stories(tmp_path / "source"), tmp_path / "out")
+    # A source without tasks writes neither tasks nor words.
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["train", "val"]
 
 
 def test_a_build_that_fails_leaves_no_data_set(tmp_path: Path) -> None:
@@ -161,23 +151,22 @@ def test_a_build_that_fails_leaves_no_data_set(tmp_path: Path) -> None:
 def test_a_forced_build_that_fails_leaves_the_older_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
-    build(scenes(), out)
-    before = state(out)
+    out, config = tmp_path / "out", stories(tmp_path / "source")
+    build(config, out)
+    before, other = state(out), config.model_copy(update={"seed": 1})
 
     def full_disk(*_: Any) -> None:
         raise OSError("no space left on device")
 
     monkeypatch.setattr(runner, "write_split", full_disk)
     with pytest.raises(OSError, match="no space"):
-        build(scenes(seed=1), out, force=True)
+        build(other, out, force=True)
     assert state(out) == before
-    assert [split.name for split in out.iterdir() if split.name == "test"] == ["test"]
     monkeypatch.undo()
-    build(scenes(seed=1), out, force=True)
-    build(scenes(seed=1), tmp_path / "other")
+    build(other, out, force=True)
+    build(other, tmp_path / "other")
     assert contents(out) == contents(tmp_path / "other")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out", "source"]
 
 
 def test_an_empty_data_set_is_refused(tmp_path: Path) -> None:
@@ -257,8 +246,3 @@ def test_the_word_lists_stand_beside_the_tasks(built: Path) -> None:
     header, *rows = table(folder / "dictionaries/en-de.tsv")
     assert header == ["en", "translation"]
     assert ["spider", "spinne"] in rows
-
-
-def test_a_source_without_tasks_writes_neither_tasks_nor_words(tmp_path: Path) -> None:
-    build(stories(tmp_path / "source"), tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["train", "val"]

@@ -13,6 +13,7 @@ from shard_sets import make_pair, make_set, write_set
 from mmalign.core.commit import MANIFEST
 from mmalign.core.errors import UserError
 from mmalign.data.shards.reader import ShardSet
+from mmalign.evaluation import embedding_cache
 from mmalign.evaluation.embed import EmbeddedSet, embed_set
 from mmalign.evaluation.embedding_cache import cached_set, read_embeddings, write_embeddings
 
@@ -107,12 +108,15 @@ def test_the_layout_is_one_image_and_one_caption_per_row(shards: Path, tmp_path:
     assert manifest["data_sha256"] == shard_set.manifest.sha256
 
 
-def test_large_sets_are_in_several_files(shards: Path, tmp_path: Path) -> None:
+def test_large_sets_are_in_several_files(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shard_set = ShardSet(shards)
     embedded = embed_set(Counting(), shard_set, "s")
     key = {"model_sha256": "m", "data_sha256": "d"}
     for rows in (1, 5, 100):
-        write_embeddings(tmp_path / str(rows), embedded, shard_set, key, rows)
+        monkeypatch.setattr(embedding_cache, "ROWS_PER_FILE", rows)
+        write_embeddings(tmp_path / str(rows), embedded, shard_set, key)
     names = sorted(path.name for path in (tmp_path / "1" / "img_emb").iterdir())
     assert names[0] == "img_emb_00.npy"
     assert names[-1] == "img_emb_16.npy"

@@ -9,7 +9,7 @@ import regex
 from PIL import Image
 from probe_cases import DIRTY_TEXTS, clean_texts, image_cases, upright
 
-from mmalign.data.preprocess import decode
+from mmalign.data.images import decode
 from mmalign.export.probes import TEXTS, probe_images
 
 # Scripts of living use in Unicode; `regex` knows which one a letter belongs to.

@@ -1,4 +1,4 @@
-"""The demo's run rendered for each target, with the least that the target must be told."""
+"""The demo's run rendered for each target, with the options that the target requires."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a target needs and was not given, or has no use for, is one sentence; nothing is guessed."""
+"""A missing or unused option of a target is an error of one sentence; nothing is guessed."""
 
 import json
 from pathlib import Path

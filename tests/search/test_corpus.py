@@ -10,7 +10,7 @@ from shard_sets import make_image, make_pair, write_set
 from tiny import tiny_run
 
 from mmalign.core.batch import Caption
-from mmalign.data.preprocess import UndecodableImage
+from mmalign.data.images import UndecodableImage
 from mmalign.data.shards.reader import ShardSet
 from mmalign.models.encoder import load_encoder
 from mmalign.search.corpus import SearchIndex, build_index

@@ -11,7 +11,7 @@ from tiny import tiny_run
 
 from mmalign import __version__
 from mmalign.core.commit import sha256_of, verify
-from mmalign.core.config import load_config, validate
+from mmalign.core.config import load_config, read_yaml, validate
 from mmalign.core.errors import UserError
 from mmalign.models.encoder import weights_sha256
 from mmalign.models.load import load_text_encoder
@@ -74,6 +74,7 @@ def config_for(folder: Path, **fields: Any) -> FinetuneConfig:
         "batch_size": 4,
         "head_lr": 0.1,
         "lr": 3e-3,
+        "precision": "fp32",
         **fields,
     }
     return validate(FinetuneConfig, tree, "test")
@@ -145,6 +146,28 @@ def test_the_same_configuration_writes_the_same_bytes(
     features = load_text_encoder(str(out / "tower")).encode(WORDS)
     assert np.array_equal(features, model.tower.encode(WORDS))
     assert np.array_equal(features, load_text_encoder(run).encode(WORDS)) == (trainable == "head")
+
+
+def test_the_precision_chosen_is_reported_recorded_and_kept(
+    run: str,
+    task: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def precision_on(multiplies_bf16: bool, **fields: Any) -> str:
+        monkeypatch.setattr("mmalign.core.precision.multiplies_bf16", lambda: multiplies_bf16)
+        fields = {"trainable": "lora", "epochs": 1, "precision": "auto", **fields}
+        results = finetune(config_for(task, **fields), run, tmp_path / "out")
+        chosen: str = results.model["precision"]
+        assert read_yaml(tmp_path / "out" / "config.yaml")["precision"] == chosen
+        assert capsys.readouterr().out.count(f"toy: training in {chosen}") == 1
+        return chosen
+
+    assert precision_on(True) == "bf16"
+    assert precision_on(False) == "bf16", "the same run keeps it on other hardware"
+    assert precision_on(False, precision="fp32") == "fp32"
+    assert precision_on(True, lr=1e-4) == "bf16", "another run"
 
 
 def test_tests_do_not_change_training(run: str, task: Path, tmp_path: Path) -> None:

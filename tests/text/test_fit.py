@@ -50,7 +50,14 @@ def task_of(**fields: Any) -> Task:
 
 
 def config_of(**fields: Any) -> FitConfig:
-    tree = {"epochs": 40, "batch_size": 4, "head_lr": 0.1, "lr": 3e-3, **fields}
+    tree = {
+        "epochs": 40,
+        "batch_size": 4,
+        "head_lr": 0.1,
+        "lr": 3e-3,
+        "precision": "fp32",
+        **fields,
+    }
     return validate(FitConfig, tree, "test")
 
 
@@ -184,6 +191,36 @@ def test_the_learning_rates_are_those_of_head_and_tower(tower: TextEncoder) -> N
     assert 0 < max(moved) <= 1.6e-4
     head = fitted.model.head.state_dict()["output.weight"]  # starts at zero
     assert 1e-3 < head.abs().max().item() <= 1.6e-2
+
+
+def test_auto_is_fp32_bit_for_bit_where_the_device_does_not_multiply_bf16(
+    tower: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmalign.core.precision.multiplies_bf16", lambda: False)
+    configs = (config_of(trainable="all", epochs=2, precision=one) for one in ("auto", "fp32"))
+    auto, fp32 = (fit(tower, task_of(), one, seed=0) for one in configs)
+    assert weights_sha256(auto.model) == weights_sha256(fp32.model)
+    assert auto.kept()["precision"] == "fp32"
+
+
+@pytest.mark.parametrize("trainable", HOW)
+def test_bf16_is_for_the_encoder_in_training_alone(tower: TextEncoder, trainable: str) -> None:
+    passes: set[tuple[bool, bool]] = set()  # in training mode, under autocast
+    tower.trunk.register_forward_pre_hook(
+        lambda module, _: passes.add((module.training, torch.is_autocast_enabled("cpu")))
+    )
+    task = task_of(dev={"en": rows("en")})
+    fp32, bf16 = (
+        fit(tower, task, config_of(trainable=trainable, epochs=2, precision=one), seed=0)
+        for one in ("fp32", "bf16")
+    )
+    trains = trainable != "head"
+    assert ((True, True) in passes) == trains and (False, True) not in passes
+    assert bf16.kept()["precision"] == ("bf16" if trains else "fp32")
+    assert all(one.dtype == torch.float32 for one in bf16.model.parameters())
+    pairs = zip(fp32.model.parameters(), bf16.model.parameters(), strict=True)
+    apart = max((one - other).abs().max().item() for one, other in pairs)
+    assert 0 < apart < 0.1 if trains else apart == 0
 
 
 def test_training_that_diverges_is_an_error(tower: TextEncoder) -> None:

@@ -70,7 +70,14 @@ def words_task(*languages: str) -> Task:
 
 
 def learnt(tower: TextEncoder, task: Task, **fields: Any) -> Fitted:
-    tree = {"epochs": 40, "batch_size": 4, "head_lr": 0.1, "lr": 3e-3, **fields}
+    tree = {
+        "epochs": 40,
+        "batch_size": 4,
+        "head_lr": 0.1,
+        "lr": 3e-3,
+        "precision": "fp32",
+        **fields,
+    }
     return fit(tower, task, validate(FitConfig, tree, "test"), seed=0)
 
 

@@ -1,4 +1,4 @@
-"""Numbers that are not finite on one rank: all ranks agree, and nothing changes."""
+"""Numbers that are not finite on one rank: all ranks skip the step, and nothing changes."""
 
 import json
 import math

@@ -45,7 +45,7 @@ def test_a_draw_that_the_peer_does_not_know_is_refused(
     field: str, value: Any, mend: str, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        UserError, match=f"tiny: open_clip's trainer cannot follow; set `data.{mend}`"
+        UserError, match=f"tiny: open_clip's trainer does not support this run; set `data.{mend}`"
     ):
         describe(config(**{field: value}), tmp_path, None)
 

@@ -24,7 +24,7 @@ def test_every_run_can_be_planned_without_hub_and_data(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def refuse(*_: object) -> None:
-        raise AssertionError("a plan asks nobody")
+        raise AssertionError("planning a run needs no network")
 
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.chdir(tmp_path)

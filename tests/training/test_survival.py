@@ -1,4 +1,4 @@
-"""A short form of `benchmarks/kill.py`: a run that is killed, asked to stop or damaged ends the same."""
+"""A short form of `benchmarks/kill.py`: runs that are killed, stopped or damaged end with equal weights."""
 
 import random
 import sys

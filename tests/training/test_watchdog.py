@@ -1,4 +1,4 @@
-"""A rank that stands still is named with its line, and every process of the run is gone soon after."""
+"""A rank that hangs is reported with its line, and all processes of the run end soon after."""
 
 import os
 import re

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from mmalign.core.batch import Pair
 from mmalign.core.errors import UserError
 from mmalign.core.languages import is_language_code
-from mmalign.data.preprocess import UndecodableImage, decode
+from mmalign.data.images import UndecodableImage, decode
 from mmalign.data.reasons import REASONS
 from mmalign.data.shards.manifest import OWN_CAPTIONS
 from mmalign.data.shards.reader import MAX_IMAGE_BYTES, UnusableSample, captions_in

@@ -15,7 +15,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,12 @@ class Manifest:
         for shard in self.shards:
             total.update(shard.languages)
         return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
+
+    def part(self, shard: Shard) -> "Manifest":
+        """The manifest of one shard alone: little enough to be sent to a process for each shard."""
+        names = (shard.tar, shard.index)
+        files = {name: self.files[name] for name in names if name in self.files}
+        return replace(self, recipe={}, shards=(shard,), files=files, refused={}, ignored={})
 
 
 def write_shard(path: Path, pairs: Iterable[Pair]) -> Counter[str]:

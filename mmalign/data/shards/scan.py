@@ -24,7 +24,7 @@ from PIL import Image
 from mmalign.core.errors import UserError
 from mmalign.core.languages import is_language_code
 from mmalign.data.image_formats import PILLOW_NAMES, READ_SUFFIXES
-from mmalign.data.preprocess import MAX_PIXELS
+from mmalign.data.images import MAX_PIXELS
 from mmalign.data.shards.manifest import OWN_CAPTIONS, extent_of
 from mmalign.data.shards.reader import (
     MAX_IMAGE_BYTES,

@@ -1,11 +1,16 @@
-"""Which columns of a table hold captions, and what they say; for every source that has columns.
+"""Rows of tables and their captions, for every source that has columns: table, img2dataset, hf_dataset, wit.
 
-    row {column: value} + CaptionColumns -> Captions
-
-A value is a text or a list of texts; where a column tells the language, that is a code or a list of codes.
+CSV, TSV (also .gz), parquet --read_table--> (where, row {column: value} or BadRow)
+row + CaptionColumns --read_captions--> Captions
 """
 
+import csv
+import gzip
+import io
+import re
 from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -16,16 +21,25 @@ from mmalign.core.errors import UserError
 from mmalign.core.languages import is_language_code
 from mmalign.data.shards.lazy_pair import BadRow
 
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_HALF = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: a byte that is not UTF-8
+
+Row = tuple[str, dict[str, Any] | BadRow]
+"""(file and line, the columns that are read)"""
+
 
 class CaptionColumns(Section):
-    """Either a column for each language, or a column of captions with one of languages beside it."""
+    """Either one column per language, or a column of captions and a column of their languages.
+
+    A cell is a text or a list of texts; a cell of languages is a code or a list of codes.
+    """
 
     by_language: dict[str, str] = pydantic.Field(default_factory=dict)
     """The column of each language, for example {en: caption, de: caption_de}."""
     text: str | None = None
     """The column of captions in any language."""
     language: str | None = None
-    """The column that tells their language (BCP-47)."""
+    """The column of their languages (BCP-47)."""
 
     @pydantic.model_validator(mode="after")
     def _one_way(self) -> "CaptionColumns":
@@ -41,15 +55,49 @@ class CaptionColumns(Section):
     @property
     def names(self) -> list[str]:
         """All columns that are read."""
-        one = [name for name in (self.text, self.language) if name]
-        return [*self.by_language.values(), *one]
+        return [*self.by_language.values(), *filter(None, (self.text, self.language))]
+
+
+def read_captions(
+    row: Mapping[str, Any], columns: CaptionColumns, where: str
+) -> tuple[Caption, ...]:
+    """The captions of a row, without blank ones and empty cells.
+
+    Raises:
+        BadRow: no caption is left, or a cell is not a text.
+    """
+    found = [
+        (lang, text)
+        for lang, column in columns.by_language.items()
+        for text in _texts(row, column, where)
+    ]
+    if columns.text and columns.language:
+        texts, langs = (_texts(row, name, where) for name in (columns.text, columns.language))
+        if not isinstance(row[columns.language], list):
+            langs = langs * len(texts)
+        if len(langs) != len(texts):
+            sentence = f"{where}: has {len(texts)} captions, but {len(langs)} languages"
+            raise BadRow("language", sentence)
+        found += zip(langs, texts, strict=True)
+    captions = tuple(Caption(lang, text.strip()) for lang, text in found if text.strip())
+    if not captions:
+        raise BadRow("no caption", f"{where}: has no caption, or only blank ones")
+    return captions
+
+
+def _texts(row: Mapping[str, Any], column: str, where: str) -> list[str]:
+    value = row[column]
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(text, str) for text in values):
+        raise BadRow("caption", f"{where}: `{column}` must be a text or a list of texts")
+    return values
 
 
 def check_columns(wanted: Collection[str], found: Collection[str], where: str) -> None:
-    """Whether a table has the columns that a recipe names.
+    """Check that a table has the columns that a recipe names.
 
     Raises:
-        UserError: it lacks one.
+        UserError: one is missing.
     """
     for name in wanted:
         if name not in found:
@@ -58,44 +106,71 @@ def check_columns(wanted: Collection[str], found: Collection[str], where: str) -
             )
 
 
-def read_captions(
-    row: Mapping[str, Any], columns: CaptionColumns, where: str
-) -> tuple[Caption, ...]:
-    """The captions of a row; blank ones, and languages whose cell is empty, are left out.
+def read_table(path: Path, columns: list[str], quotes: bool = True) -> Iterator[Row]:
+    """Some columns of every row of a .csv, .tsv, .csv.gz, .tsv.gz or .parquet file.
+
+    Args:
+        quotes: whether `"..."` may enclose a cell of a text file.
 
     Raises:
-        BadRow: no caption is left, or a cell is no text.
+        UserError: another suffix, a column is missing, the file is damaged, or a library is missing.
     """
-    captions = tuple(
-        Caption(lang, text.strip()) for lang, text in _texts(row, columns, where) if text.strip()
-    )
-    if not captions:
-        raise BadRow("no caption", f"{where}: has no caption, or only blank ones")
-    return captions
+    suffix = Path(path.name.removesuffix(".gz")).suffix
+    if suffix == ".parquet":
+        return _read_parquet(path, columns)
+    if suffix not in _SEPARATORS:
+        raise UserError(f"{path}: must be a .csv, .tsv, .csv.gz, .tsv.gz or .parquet file")
+    return _read_text(path, _SEPARATORS[suffix], columns, quotes)
 
 
-def _texts(
-    row: Mapping[str, Any], columns: CaptionColumns, where: str
-) -> Iterator[tuple[str, str]]:
-    """(language, text)"""
-    for lang, column in columns.by_language.items():
-        for text in _list(row[column], column, where):
-            yield lang, text
-    if columns.text and columns.language:
-        texts = _list(row[columns.text], columns.text, where)
-        langs = _list(row[columns.language], columns.language, where)
-        if not isinstance(row[columns.language], list):
-            langs = langs * len(texts)
-        if len(langs) != len(texts):
-            raise BadRow(
-                "language", f"{where}: has {len(texts)} captions, but {len(langs)} languages"
-            )
-        yield from zip(langs, texts, strict=True)
+def _read_text(path: Path, separator: str, columns: list[str], quotes: bool) -> Iterator[Row]:
+    # Characters. The library's limit, one for the process, is too short for some captions; but a quotation
+    # mark that is not closed must end somewhere before the end of the file.
+    csv.field_size_limit(1_000_000)
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        # Invalid UTF-8 becomes half of a surrogate pair, so that only its row is lost.
+        text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
+        lines = csv.reader(
+            text,
+            delimiter=separator,
+            quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
+            strict=True,
+        )
+        try:
+            header = next(lines, [])
+            check_columns(columns, header, str(path))
+            for cells in filter(None, lines):
+                where = f"{path}, line {lines.line_num}"
+                if len(cells) != len(header):
+                    sentence = f"{where}: has {len(cells)} cells, the header has {len(header)}"
+                    yield where, BadRow("row", sentence)
+                    continue
+                row = {name: cells[header.index(name)] for name in columns}
+                if any(map(_HALF.search, row.values())):
+                    yield where, BadRow("not UTF-8", f"{where}: is not UTF-8")
+                else:
+                    yield where, row
+        except (csv.Error, OSError, EOFError) as error:
+            raise UserError(
+                f"{path}, line {lines.line_num}: is no such table ({error}); fix it, or give "
+                "`quotes: false` if quotation marks are part of its cells"
+            ) from None
 
 
-def _list(value: Any, column: str, where: str) -> list[str]:
-    """The texts of a cell."""
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(text, str) for text in values):
-        raise BadRow("caption", f"{where}: `{column}` must be a text or a list of texts")
-    return values
+def _read_parquet(path: Path, columns: list[str]) -> Iterator[Row]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(
+            f"{path}: reading parquet needs the extra `recipes`; run pip install 'mmalign[recipes]'"
+        ) from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            check_columns(columns, file.schema_arrow.names, str(path))
+            batches = file.iter_batches(batch_size=4096, columns=columns)
+            rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+            for number, row in enumerate(rows, start=1):
+                yield f"{path}, row {number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: is no readable parquet file ({error})".split("\n")[0]) from None

@@ -1,10 +1,10 @@
 """Data sets of the library `datasets` on disk, as `save_to_disk` writes them.
 
-    <folder>/dataset_dict.json   a split a folder -+-> rows --> captions -------------+-> Draft
-    <folder>/dataset_info.json   one split --------+        --> where a picture lies -+
+    <folder>/dataset_dict.json   one folder per split -+-> rows --> captions -------------+-> LazyPair
+    <folder>/dataset_info.json   one split ------------+        --> where the image is ---+
 
-A picture column is of the type `Image`, bytes, or a path. Pictures of equal bytes are equal, so sets with
-a row a caption keep their meaning. Nothing is downloaded, and the hub is not asked.
+An image column is of the type `Image`, bytes, or a path. Equal bytes are equal images, so sets with one row
+per caption keep their meaning. Nothing is downloaded, and the hub is not contacted.
 
 https://huggingface.co/docs/datasets/process#save
 """
@@ -17,35 +17,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmalign.core.batch import Pair
-from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair, check_split, key_of
 from mmalign.data.sources.columns import CaptionColumns, check_columns, read_captions
-from mmalign.data.sources.rows import source_folders
-
-_ONE_SPLIT = "train"  # what a folder without splits is
+from mmalign.data.sources.rows import FolderSource
 
 
-class HfDataset(Section):
-    """Which folders to read, in this order, and what their columns are."""
+class HfDataset(FolderSource):
+    """What the columns of folders are that `save_to_disk` wrote."""
 
     kind: Literal["hf_dataset"]
-    folders: tuple[str, ...] = ()
-    """Folders that `save_to_disk` wrote; `--from FOLDER` sets them."""
     image: str = "image"
-    """The column of the picture."""
+    """The column of the image."""
     captions: CaptionColumns
     license: str = "unknown"
-    """Of every picture and its captions."""
+    """Of every image and its captions."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture in a row of a data set.
+    """An image in a row of a data set.
 
     Attributes:
-        split: of the folder; None where it has none.
-        sha256: of the picture's bytes.
+        split: of the folder; None if it has none.
+        sha256: of the image's bytes.
     """
 
     folder: str
@@ -55,7 +50,7 @@ class Cell:
     sha256: str
 
     def read(self) -> bytes:
-        data = picture_bytes(_open(self.folder, self.column)[self.split][self.row][self.column])
+        data = image_bytes(_open(self.folder, self.column)[self.split][self.row][self.column])
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise OSError(None, "it changed while it was read")
         return data
@@ -67,14 +62,17 @@ def read_drafts(config: HfDataset, seed: int) -> Iterator[LazyPair | BadRow]:
     Raises:
         UserError: a folder or a column is missing, or the library is.
     """
-    folders = source_folders(config.kind, config.folders)
+    folders = config.paths()
     for number, folder in enumerate(folders):
         prefix = f"{number}-" if len(folders) > 1 else ""
         for split, rows in _open(str(folder), config.image).items():
             where = f"{folder}, split `{split}`" if split else str(folder)
             check_columns([config.image, *config.captions.names], rows.column_names, where)
             for i, row in enumerate(rows):
-                yield read_row(row, folder, split, i, prefix, config)
+                try:
+                    yield read_row(row, folder, split, i, prefix, config)
+                except BadRow as bad:
+                    yield bad
 
 
 def read_row(
@@ -84,36 +82,31 @@ def read_row(
     number: int,
     prefix: str,
     config: HfDataset,
-) -> LazyPair | BadRow:
-    """Row `number` of a split."""
-    name = split or _ONE_SPLIT
+) -> LazyPair:
+    """Row `number` of a split.
+
+    Raises:
+        BadRow: it cannot be used.
+    """
+    name = split or "train"  # a folder without splits is for training
     where = f"{folder}, split `{name}`, row {number}"
+    check_split(name, where)
+    captions = read_captions(row, config.captions, where)
     try:
-        check_split(name, where)
-        captions = read_captions(row, config.captions, where)
-        sha256 = hashlib.sha256(picture_bytes(row[config.image])).hexdigest()
-    except BadRow as bad:
-        return bad
+        sha256 = hashlib.sha256(image_bytes(row[config.image])).hexdigest()
     except (OSError, TypeError) as error:
-        return BadRow("no image", f"{where}: `{config.image}` holds no picture ({error})")
-    pair = Pair(
-        key=key_of(f"{prefix}{name}-{number:09d}"),
-        image=b"",
-        captions=captions,
-        picture=sha256,
-        split=name,
-        source=folder.name,
-        license=config.license,
-    )
+        raise BadRow("no image", f"{where}: `{config.image}` holds no image ({error})") from None
+    key = key_of(f"{prefix}{name}-{number:09d}")
+    pair = Pair(key, b"", captions, sha256, name, folder.name, config.license)
     cell = Cell(str(folder), split, config.image, number, sha256)
-    return LazyPair(pair, cell, where, "its picture")
+    return LazyPair(pair, cell, where, "its image")
 
 
-def picture_bytes(value: Any) -> bytes:
+def image_bytes(value: Any) -> bytes:
     """The bytes of a cell: {"bytes", "path"} as `Image` stores it, bytes, or a path.
 
     Raises:
-        OSError: the path is not there.
+        OSError: the file does not exist.
         TypeError: it is none of these.
     """
     if isinstance(value, Mapping):
@@ -125,14 +118,13 @@ def picture_bytes(value: Any) -> bytes:
     return value
 
 
-@lru_cache(
-    maxsize=4
-)  # a process opens a folder once: its rows stay on the disk, mapped into memory
+# A process opens a folder once: its rows stay on the disk, mapped into memory.
+@lru_cache(maxsize=4)
 def _open(folder: str, image: str) -> dict[str | None, Any]:
-    """The splits of a folder, with pictures as they are stored.
+    """The splits of a folder, with images as they are stored.
 
     Raises:
-        UserError: it is no such folder, or the library is not there.
+        UserError: it is no such folder, or the library is missing.
     """
     try:
         from datasets import DatasetDict, Image, load_from_disk

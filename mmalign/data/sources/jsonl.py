@@ -4,7 +4,7 @@
     <folder>/splits.json   {"train": [ids], "val": [ids], "unused": [ids]}            (optional)
 
 Further fields of a line that are understood: `same_picture_as` (the id of an earlier line with the equal
-picture), `split` (where there is no splits.json), `attribution`. Lines of the split `unused` are left out.
+image), `split` (if there is no splits.json), `attribution`. Lines of the split `unused` are left out.
 """
 
 import json
@@ -13,20 +13,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmalign.core.batch import Caption, Pair
-from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.core.languages import is_language_code
 from mmalign.data.shards.lazy_pair import BadRow, File, LazyPair, check_split, key_of
+from mmalign.data.sources.rows import FolderSource
 
-PAIRS_FILE = "pairs.jsonl"
 
-
-class Jsonl(Section):
-    """Which folders to read, in this order."""
+class Jsonl(FolderSource):
+    """`folders`: those with a pairs.jsonl."""
 
     kind: Literal["jsonl"]
-    folders: tuple[str, ...] = ()
-    """Folders that hold a pairs.jsonl; `mmalign data build --from FOLDER` sets them."""
 
 
 def read_drafts(config: Jsonl, seed: int) -> Iterator[LazyPair | BadRow]:
@@ -35,31 +31,27 @@ def read_drafts(config: Jsonl, seed: int) -> Iterator[LazyPair | BadRow]:
     Raises:
         UserError: a folder or a file is missing.
     """
-    if not config.folders:
-        raise UserError("jsonl: `source.folders` is empty; name the folders with `--from FOLDER`")
-    picture_of: dict[str, str] = {}  # key -> identity of its picture
-    for name in config.folders:
-        folder = Path(name)
-        path = folder / PAIRS_FILE
+    picture_of: dict[str, str] = {}  # key -> identity of its image
+    for folder in config.paths():
+        path = folder / "pairs.jsonl"
         if not path.is_file():
             raise UserError(f"{path}: no such file; a jsonl source needs it in each folder")
         split_of = _read_splits(folder / "splits.json")
-        with path.open("rb") as lines:  # bytes: a line that is not UTF-8 is named like any other
+        with path.open("rb") as lines:  # bytes: a line that is not UTF-8 is one bad row
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
                 try:
                     where = f"{path}, line {number}"
-                    draft = _read_line(line, where, folder, split_of, picture_of)
+                    row = _read_line(line, where, folder, split_of, picture_of)
                 except BadRow as bad:
-                    yield bad
-                    continue
-                if draft is not None:
-                    yield draft
+                    row = bad
+                if row is not None:
+                    yield row
 
 
 def _read_splits(path: Path) -> dict[str, str] | None:
-    """Split of each id, or None where the folder has no splits.json."""
+    """Split of each id, or None if the folder has no splits.json."""
     if not path.is_file():
         return None
     try:
@@ -75,11 +67,16 @@ def _read_line(
     folder: Path,
     split_of: dict[str, str] | None,
     picture_of: dict[str, str],
-) -> LazyPair | None:
+) -> LazyPair | BadRow | None:
+    """The pair of a line; None if its split is `unused`.
+
+    Raises:
+        BadRow: it cannot be used.
+    """
     try:
         row: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
-        sentence = f"{where}: not valid JSON ({error}); mend or remove the line"
+        sentence = f"{where}: not valid JSON ({error}); fix or remove the line"
         raise BadRow("json", sentence) from None
     if not isinstance(row, dict):
         raise BadRow("json", f"{where}: must be a JSON object")
@@ -88,12 +85,13 @@ def _read_line(
     if key in picture_of:
         raise BadRow(
             "duplicate key",
-            f"{where}: the id `{row_id}` stands in an earlier line too (`.` and `/` count as `_`)",
+            f"{where}: the id `{row_id}` is in an earlier line too (`.` and `/` count as `_`)",
         )
     same = row.get("same_picture_as")
     if same is not None and (not isinstance(same, str) or key_of(same) not in picture_of):
         sentence = f"{where}: `same_picture_as` names `{same}`, which no earlier line has"
         raise BadRow("row", sentence)
+    # Before the checks of its split and image: later lines may name a line that is not used.
     picture_of[key] = picture_of[key_of(same)] if same is not None else row_id
     split = row.get("split", "train") if split_of is None else split_of.get(row_id)
     if split is None:
@@ -101,16 +99,13 @@ def _read_line(
     check_split(split, where)
     if split == "unused":
         return None
-    pair = Pair(
-        key=key,
-        image=b"",
-        captions=_read_captions(_field(row, "captions", list, where), where),
-        picture=picture_of[key],
-        split=split,
-        source=folder.name,
-        license=str(row.get("license") or "unknown"),
-        attribution=_attribution(row.get("attribution")),
-    )
+    captions = _read_captions(_field(row, "captions", list, where), where)
+    license = str(row.get("license") or "unknown")
+    made = row.get("attribution")
+    if isinstance(made, dict):  # as one text: `author: ..., illustrator: ...`
+        made = ", ".join(f"{role}: {name}" for role, name in made.items() if name) or None
+    attribution = made if isinstance(made, str) else None
+    pair = Pair(key, b"", captions, picture_of[key], split, folder.name, license, attribution)
     image = folder / _field(row, "image", str, where)
     if not image.is_file():
         raise BadRow("missing", f"{where}: the image {image} does not exist")
@@ -139,10 +134,3 @@ def _read_captions(rows: list[Any], where: str) -> tuple[Caption, ...]:
             raise BadRow("no caption", f"{where}: the caption in `{lang}` is empty")
         captions.append(Caption(lang, text.strip()))
     return tuple(captions)
-
-
-def _attribution(value: Any) -> str | None:
-    """Who made it, as one text: `author: ..., illustrator: ...`."""
-    if isinstance(value, dict):
-        return ", ".join(f"{role}: {name}" for role, name in value.items() if name) or None
-    return value if isinstance(value, str) else None

@@ -1,6 +1,6 @@
-"""All sources: the sections that a recipe may have, and what reads each.
+"""All sources: the sections that a recipe may have, and what reads each. A new source is registered here.
 
-source section --read_drafts--> Draft, or BadRow where a row cannot be used
+source section --read_drafts--> LazyPair, or BadRow if a row cannot be used
 """
 
 from collections.abc import Callable, Iterator
@@ -11,15 +11,12 @@ import pydantic
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.sources import (
     emoji_scenes,
-    flickr8k,
     hf_dataset,
-    iglue,
     img2dataset,
     jsonl,
-    parallel_lines,
+    published,
     table,
     wit,
-    xm3600,
 )
 
 SourceConfig = Annotated[
@@ -28,13 +25,13 @@ SourceConfig = Annotated[
     | table.Table
     | img2dataset.Img2dataset
     | hf_dataset.HfDataset
-    | xm3600.Xm3600
-    | parallel_lines.Xtd10
-    | parallel_lines.Multi30k
-    | iglue.XFlickrCO
-    | iglue.Wit
+    | published.Xm3600
+    | published.Xtd10
+    | published.Multi30k
+    | published.XFlickrCO
+    | wit.Wit
     | wit.WitTsv
-    | flickr8k.Flickr8k,
+    | published.Flickr8k,
     pydantic.Field(discriminator="kind"),
 ]
 
@@ -44,13 +41,8 @@ _READERS: dict[str, Callable[[Any, int], Iterator[LazyPair | BadRow]]] = {
     "table": table.read_drafts,
     "img2dataset": img2dataset.read_drafts,
     "hf_dataset": hf_dataset.read_drafts,
-    "xm3600": xm3600.read_drafts,
-    "xtd10": parallel_lines.read_xtd10,
-    "multi30k": parallel_lines.read_multi30k,
-    "xflickrco": iglue.read_xflickrco,
-    "wit": iglue.read_wit,
-    "wit_tsv": wit.read_drafts,
-    "flickr8k": flickr8k.read_drafts,
+    "wit": wit.read_wit,
+    "wit_tsv": wit.read_wit_tsv,
 }
 
 
@@ -60,4 +52,4 @@ def read_drafts(source: SourceConfig, seed: int) -> Iterator[LazyPair | BadRow]:
     Raises:
         UserError: a folder or a file is missing, or it is not of the source's format.
     """
-    return _READERS[source.kind](source, seed)
+    return _READERS.get(source.kind, published.read_drafts)(source, seed)

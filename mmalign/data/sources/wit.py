@@ -1,19 +1,35 @@
-"""WIT itself (Srinivasan et al., SIGIR 2021, arXiv 2103.01913): pictures of Wikipedia in 108 languages.
+"""WIT (Srinivasan et al., SIGIR 2021, arXiv 2103.01913), images of Wikipedia in 108 languages; IGLUE's test.
 
-    wit_v1.{train,val,test}.*.tsv.gz   a row a picture and article: language, image_url, captions -+-> Draft
-    image_pixels/*.csv[.gz]            a line a picture: URL, base64, URL of its page -------------+
+    captions by URL: wit_v1.*.tsv.gz (WIT), test_<lang>.jsonl (IGLUE) -+-> LazyPair
+    image_pixels/*.csv[.gz]   one line per image: URL, base64 ---------+
 
-The tables are those of google-research-datasets/wit. They hold URLs; the pictures are read from Wikimedia's
-files of the competition "Wikipedia - Image/Caption Matching" (Kaggle), which have a part of them. The others
-are bad rows, so a recipe must say how many it allows. (Of img2dataset's output, make `kind: img2dataset`.)
+Neither distributes images. We read those of the competition "Wikipedia - Image/Caption Matching" (Kaggle),
+which has a part of WIT's; its lines are URL, tab, base64, and the URL of the image's page. They are matched
+by URL, as zengyan-97/CCLM@fa8fdf9 (utils/wit_preproc.py) does. (Of img2dataset's output, use `kind:
+img2dataset`.)
 
-Not every row has a caption of the kind that is read: those that have none are left out. The captions of the
-kept languages are held in memory until their pictures come.
+**WIT itself**, in google-research-datasets/wit:
 
-The layout is as readers in the field have it; the publisher's own files were not at hand. The test of IGLUE,
-a selection of WIT's, is a source of its own (iglue.py).
+    wit_v1.{train,val,test}.*.tsv.gz          one row per image and article: language, image_url, captions
+
+Images that the competition lacks are bad rows, so a recipe must say how many it allows. Rows without a
+caption of the chosen kind are left out. The layout is as readers in the field have it; the publisher's own
+files were not at hand.
+
+**IGLUE's test** (Bugliarello et al., ICML 2022, arXiv 2201.11732), in e-bug/iglue@43cbac9, datasets/:
+
+    wit/annotations/test_<lang>.jsonl         {"wit_ix", "image_url", "caption_reference_description", ...}
+
+11 languages, 541 to 889 images in each, 6,195 in all; an image may have several captions. A caption is blank
+in `el` and in `id`: IGLUE counts it as a query, we leave it out. IGLUE searches each language's own images.
+So its test becomes the split `test`, one pool of all images, and one split `test_<lang>` per language, whose
+results compare with IGLUE's. That the competition has all 6,195 images follows from IGLUE's own scripts; it
+was not tried on the files.
 """
 
+import base64
+import binascii
+import gzip
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -22,102 +38,149 @@ from pathlib import Path
 from typing import Literal
 
 from mmalign.core.batch import Caption, Pair
-from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.data.shards.lazy_pair import BadRow, Encoded, LazyPair
-from mmalign.data.sources.iglue import from_base64, read_wit_pictures
-from mmalign.data.sources.rows import source_folders
-from mmalign.data.sources.table import read_text
+from mmalign.data.sources.columns import read_table
+from mmalign.data.sources.rows import (
+    FolderSource,
+    Row,
+    find_file,
+    lazy_pairs,
+    read_json_lines,
+    text_field,
+)
 
-_TABLES = "wit_v1.*.tsv*"
-_NAME = re.compile(r"wit_v1\.(train|val|test)\..*\.tsv(\.gz)?")
-_BCP47 = {"iw": "he"}  # an old code of Hebrew
+_TABLE = re.compile(r"wit_v1\.(train|val|test)\..*\.tsv(\.gz)?")
 _LICENSE = "captions: CC-BY-SA-3.0 (WIT); pictures: see the attribution"
 
 
-class WitTsv(Section):
-    """Where WIT and its pictures lie, and which captions to read."""
+class WitTsv(FolderSource):
+    """Which captions of WIT to read; `folders`: that of the tables, and one with image_pixels/."""
 
     kind: Literal["wit_tsv"]
-    folders: tuple[str, ...] = ()
-    """The folder of the tables, and one with image_pixels/; `--from FOLDER` sets them."""
     languages: tuple[str, ...] = ()
     """Languages to keep; all if none is named."""
     caption: Literal["reference", "alt_text"] = "reference"
-    """The text below a picture, or the one that stands in its place. (The third kind, the attribution, mixes
+    """The text below an image, or the one that replaces it. (The third kind, the attribution, mixes
     languages.)"""
+
+
+class Wit(FolderSource):
+    """`folders`: IGLUE's datasets/wit, and the folder with image_pixels/*.csv."""
+
+    kind: Literal["wit"]
 
 
 @dataclass
 class _Entry:
-    """What the rows of one picture say."""
+    """What all files say of one image; kept in memory until its pixels are read."""
 
     where: str
     split: str
-    captions: list[Caption] = field(default_factory=list)
+    name: str = ""
+    page: str = ""
+    captions: list[tuple[str, str]] = field(default_factory=list)
 
 
-def read_drafts(config: WitTsv, seed: int) -> Iterator[LazyPair | BadRow]:
-    """The pictures in the order in which they lie on disk; `seed` is there because every source has it.
+def read_wit_tsv(config: WitTsv, seed: int) -> Iterator[LazyPair | BadRow]:
+    """The images of WIT in the order in which they are stored; `seed` is there because every source has it.
 
     Raises:
         UserError: a folder or a column is missing, or there are no tables.
     """
-    folders = source_folders(config.kind, config.folders)
-    waiting: dict[str, _Entry] = {}
-    for path in _find_tables(folders):
-        yield from _read_table(path, config, waiting)
-    for where, url, encoded, page in read_wit_pictures(folders):
-        entry = waiting.pop(url, None)
-        if entry is not None:  # else: a picture without a caption that is read
-            yield _draft(entry, url, encoded, page, where)
-    for url, entry in waiting.items():
-        yield BadRow("missing", f"{entry.where}: the picture {url} is in no image_pixels file")
-
-
-def _find_tables(folders: Sequence[Path]) -> list[Path]:
-    found = [path for folder in folders for path in sorted(folder.glob(_TABLES))]
-    tables = [path for path in found if _NAME.fullmatch(path.name)]
+    folders = config.paths()
+    found = [path for folder in folders for path in sorted(folder.glob("wit_v1.*.tsv*"))]
+    tables = [(path, named) for path in found if (named := _TABLE.fullmatch(path.name))]
     if not tables:
-        listed = ", ".join(str(folder) for folder in folders)
+        listed = ", ".join(map(str, folders))
         raise UserError(
             f"{listed}: no wit_v1.train.*.tsv.gz there; name the folder that holds WIT's tables with `--from`"
         )
-    return tables
-
-
-def _read_table(path: Path, config: WitTsv, waiting: dict[str, _Entry]) -> Iterator[BadRow]:
-    """Add the captions of one table to what waits for pictures; rows that are broken come back."""
-    named = _NAME.fullmatch(path.name)
-    assert named is not None
     column = f"caption_{config.caption}_description"
-    for where, cells in read_text(path, "\t", ["language", "image_url", column]):
-        if isinstance(cells, BadRow):
-            yield cells
+    waiting: dict[str, _Entry] = {}  # by URL
+    for path, named in tables:
+        for where, cells in read_table(path, ["language", "image_url", column]):
+            if isinstance(cells, BadRow):
+                yield cells
+                continue
+            lang = "he" if cells["language"] == "iw" else cells["language"]  # an old code of Hebrew
+            text = cells[column].strip()
+            if text and (not config.languages or lang in config.languages):
+                entry = waiting.setdefault(cells["image_url"], _Entry(where, named[1]))
+                # Several articles use an image with the same words.
+                if (lang, text) not in entry.captions:
+                    entry.captions.append((lang, text))
+    for where, url, encoded, page in _read_pixels(folders):
+        if url not in waiting:  # an image without a caption that is read
             continue
-        lang = str(cells["language"])
-        lang = _BCP47.get(lang, lang)
-        text = cells[column].strip()
-        if text and (not config.languages or lang in config.languages):
-            entry = waiting.setdefault(cells["image_url"], _Entry(where, named[1]))
-            caption = Caption(lang, text)
-            if caption not in entry.captions:  # several articles use a picture with the same words
-                entry.captions.append(caption)
+        entry = waiting.pop(url)
+        try:
+            image = Encoded(_from_base64(encoded, where))
+        except UserError as error:
+            yield BadRow("row", str(error))
+            continue
+        key = f"wit-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+        captions = tuple(Caption(lang, text) for lang, text in entry.captions)
+        pair = Pair(key, b"", captions, url, entry.split, "wit", _LICENSE, page or url)
+        yield LazyPair(pair, image, where, f"the image {url}")
+    for url, entry in waiting.items():
+        yield BadRow("missing", f"{entry.where}: the image {url} is in no image_pixels file")
 
 
-def _draft(entry: _Entry, url: str, encoded: bytes, page: str, where: str) -> LazyPair | BadRow:
+def read_wit(config: Wit, seed: int) -> Iterator[LazyPair]:
+    """The images of IGLUE's test in the order in which they are stored, splits `test` and `test_<lang>`.
+
+    Raises:
+        UserError: a file or an image is missing, or a line is invalid.
+    """
+    return lazy_pairs(_iglue_rows(config.paths()), config.kind, _LICENSE)
+
+
+def _iglue_rows(folders: Sequence[Path]) -> Iterator[Row]:
+    waiting: dict[str, _Entry] = {}  # by URL
+    for lang in ("ar", "bg", "da", "el", "en", "et", "id", "ja", "ko", "tr", "vi"):
+        file = f"test_{lang}.jsonl"
+        for where, row in read_json_lines(find_file(folders, f"annotations/{file}", file)):
+            url, name, page, text = (
+                text_field(row, column, where)
+                for column in ("image_url", "wit_ix", "meta_url", "caption_reference_description")
+            )
+            entry = waiting.setdefault(url, _Entry(where, "test", name, page))
+            entry.captions.append((lang, text))
+    for where, url, encoded, _ in _read_pixels(folders):
+        if (
+            url not in waiting
+        ):  # an image of another language, a header, or a second line of an image
+            continue
+        entry = waiting.pop(url)
+        image = _from_base64(encoded, where)
+        pools = {"test": entry.captions}
+        for lang, text in entry.captions:
+            pools.setdefault(f"test_{lang}", []).append((lang, text))
+        for split, captions in pools.items():
+            yield Row(entry.name, image, captions, entry.where, split, entry.page)
+    for url, entry in waiting.items():
+        raise UserError(
+            f"{entry.where}: the image {url} is in none of the image_pixels files, nor are "
+            f"{len(waiting) - 1} others; name the folder of all of them with `--from FOLDER`"
+        )
+
+
+def _read_pixels(folders: Sequence[Path]) -> Iterator[tuple[str, str, bytes, str]]:
+    """(file and line, URL, base64, URL of its page or "") of every line of the image_pixels files."""
+    patterns = ("*.csv", "*.csv.gz", "image_pixels/*.csv", "image_pixels/*.csv.gz")
+    for path in (
+        p for folder in folders for pattern in patterns for p in sorted(folder.glob(pattern))
+    ):
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                url, encoded, page, *_ = (*line.rstrip(b"\r\n").split(b"\t"), b"", b"")
+                texts = (part.decode("utf-8", "replace") for part in (url, page))
+                yield f"{path}, line {number}", next(texts), encoded.strip(), next(texts)
+
+
+def _from_base64(encoded: bytes, where: str) -> bytes:
     try:
-        image = Encoded(from_base64(encoded, where))
-    except UserError as error:
-        return BadRow("row", str(error))
-    pair = Pair(
-        key=f"wit-{hashlib.sha256(url.encode()).hexdigest()[:16]}",
-        image=b"",
-        captions=tuple(entry.captions),
-        picture=url,
-        split=entry.split,
-        source="wit",
-        license=_LICENSE,
-        attribution=page or url,
-    )
-    return LazyPair(pair, image, where, f"the picture {url}")
+        return base64.b64decode(encoded, validate=True)
+    except binascii.Error:
+        raise UserError(f"{where}: must be a URL, a tab and an image in base64") from None

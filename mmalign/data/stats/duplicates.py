@@ -1,33 +1,90 @@
-"""Pictures that a data set holds twice, and pictures that two data sets share.
+"""Images that a data set contains twice, and images that two data sets share.
 
-    rows of a set           -> equal bytes, nearly equal pictures -> counts, examples
-    rows of a set, another  -> equal bytes, equal identity, nearly equal -> counts, examples
+    image           -> grey, 32 x 32 -> cosine transform, 8 x 8 low frequencies > median? -> 64 bits
+    rows of one set -> equal bytes, similar images                 -> counts, examples
+    rows of two     -> equal bytes, equal identity, similar images -> counts, examples
 
-Training takes two samples for different pictures unless they share their identity (`picture` of the
-index). So copies under another identity, and near twins, are each other's false negatives; and a picture of a
-test set that was trained on is no test.
+Training treats two samples as different images unless they share their identity (`picture` of the index). So
+copies and near duplicates under different identities are each other's false negatives, and a test image that
+was trained on tests nothing.
+
+The hash is pHash (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions"). Another
+size, quality or format hardly changes it. A mirrored or strongly cropped image has another hash, and two
+images of one scene may share theirs.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from mmalign.data.stats.image_hash import METHOD, NEAR, NO_HASH, near_pairs
-
+NO_HASH = 0
+"""Hash of an image without structure. No other image has it: half of the bits of every other hash are set."""
+NEAR = 4
+"""Two hashes of similar images differ in at most so many of their 64 bits."""
+LEAST_PIXELS = 64
+"""An image may be decoded down to sides of this length: its hash then changes by a bit or two at most."""
+METHOD = f"pHash, 64 bits, Hamming distance at most {NEAR}"
 MAX_EXAMPLES = 20
+_QUERIES = 10_000  # at once: bounds the memory for pairs where very many images are similar
 
 Rows = NDArray[np.void]
-"""One entry a sample, of the type survey.ROW; `picture`, `content` and `look` are read here."""
+"""One entry per sample, of the type survey.ROW; `picture`, `content` and `look` are read here."""
+Positions = NDArray[np.int64]
 Example = tuple[int, int, int]
-"""Places of two samples and the distance of their hashes."""
+"""Positions of two samples, and the distance of their hashes."""
+
+
+def image_hash(image: Image.Image) -> int:
+    """64 bits of how an image looks; NO_HASH if it shows nothing."""
+    from scipy.fft import dctn
+
+    grey_HW = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), np.float64)
+    if grey_HW.std() < 2:  # of 255: that much comes from the noise of a JPEG
+        return NO_HASH
+    # Without the first row and column, which describe the brightness and its slopes.
+    low = dctn(grey_HW, norm="ortho")[1:9, 1:9].ravel()
+    return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
+
+
+def near_pairs(
+    asked: NDArray[np.uint64], known: NDArray[np.uint64]
+) -> Iterator[tuple[Positions, Positions, Positions]]:
+    """All pairs of an asked and a known hash that differ in at most NEAR bits, each exactly once.
+
+    Multi-index hashing (Norouzi, Punjani and Fleet 2012, arXiv 1307.2982). Time is quadratic where many
+    hashes are similar, so equal hashes should be joined before.
+
+    Yields:
+        positions in `asked`, positions in `known`, distances, each (P,); P may be 0.
+    """
+    import faiss
+
+    # Two hashes that differ in NEAR bits agree in at least one of NEAR + 1 groups of bits, so the search in
+    # one table per group finds every pair. The bits that are left over (64 = 5 * 12 + 4) are in no group.
+    index = faiss.IndexBinaryMultiHash(64, NEAR + 1, 64 // (NEAR + 1))
+    if len(known):
+        index.add(_codes(known))
+    for start in range(0, len(asked), _QUERIES):
+        # The radius of faiss is exclusive.
+        limits, distance, position = index.range_search(
+            _codes(asked[start : start + _QUERIES]), NEAR + 1
+        )
+        query = np.repeat(np.arange(len(limits) - 1), np.diff(limits).astype(np.int64))
+        yield start + query, position, distance.astype(np.int64)
+
+
+def _codes(hashes: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(hashes).view(np.uint8).reshape(-1, 8)
 
 
 def find_duplicates(rows: Rows, near: bool) -> tuple[dict[str, Any], dict[str, list[Example]]]:
-    """Counts, and the places of examples by kind (`exact`, `near`).
+    """Counts, and the positions of examples by kind (`exact`, `near`).
 
-    `exact`: samples whose bytes an earlier sample has, and how many of them under another identity; `near`:
-    pictures with a twin among those of other bytes and another identity, without a hash, and the method.
+    `exact`: samples with the bytes of an earlier sample, and how many of them have another identity; `near`:
+    images with a similar one of other bytes and another identity, images without a hash, and the method.
     """
     _, first, inverse = np.unique(rows["content"], return_index=True, return_inverse=True)
     first_of = first[inverse]
@@ -36,107 +93,89 @@ def find_duplicates(rows: Rows, near: bool) -> tuple[dict[str, Any], dict[str, l
     counts: dict[str, Any] = {
         "exact": {"samples": len(copies), "under_another_identity": int(other.sum())}
     }
-    named = [(int(place), int(first_of[place]), 0) for place in copies[:MAX_EXAMPLES]]
-    if not near:
-        return counts, {"exact": named}
-    _, pictures = np.unique(rows["picture"][first], return_index=True)
-    counts["near"], examples = _find_twins(rows, np.sort(first[pictures]))
-    return counts, {"exact": named, "near": examples}
+    examples = {"exact": [(int(i), int(first_of[i]), 0) for i in copies[:MAX_EXAMPLES]]}
+    if near:
+        # One sample for each content and each identity: only images that training tells apart.
+        _, pictures = np.unique(rows["picture"][first], return_index=True)
+        counts["near"], examples["near"] = _find_similar(rows, np.sort(first[pictures]))
+    return counts, examples
 
 
-def _find_twins(rows: Rows, places: NDArray[np.int64]) -> tuple[dict[str, Any], list[Example]]:
-    """Near twins among the samples at `places`, which all have other bytes and another identity."""
-    places, flat = _with_hash(rows, places)
+def _find_similar(rows: Rows, samples: Positions) -> tuple[dict[str, Any], list[Example]]:
+    """Similar images among `samples`, which all have different bytes and identities."""
+    structured = rows["look"][samples] != NO_HASH
+    flat = int((~structured).sum())
+    samples = samples[structured]
     hashes, first, inverse, count = np.unique(
-        rows["look"][places], return_index=True, return_inverse=True, return_counts=True
+        rows["look"][samples], return_index=True, return_inverse=True, return_counts=True
     )
-    twin = count > 1
-    again = np.flatnonzero(twin[inverse] & (first[inverse] != np.arange(len(places))))
-    examples = _Examples()
-    examples.add(places[first[inverse[again]]], places[again], np.zeros(len(again), np.int64))
-    pairs = 0
-    for left, right, distance in near_pairs(hashes):
-        twin[left] = twin[right] = True
-        pairs += len(left)
-        examples.add(places[first[left]], places[first[right]], distance)
-    return {
+    similar = count > 1
+    again = np.flatnonzero(first[inverse] != np.arange(len(samples)))
+    found = np.stack([samples[first[inverse[again]]], samples[again], 0 * again], axis=1)
+    found = _nearest_examples(found)
+    for left, right, distance in near_pairs(hashes, hashes):
+        once = left < right  # each pair is found from both sides, and each hash finds itself
+        left, right = left[once], right[once]
+        similar[left] = similar[right] = True
+        pairs = np.stack([samples[first[left]], samples[first[right]], distance[once]], axis=1)
+        found = _nearest_examples(np.vstack([found, pairs]))
+    counts = {
         "method": METHOD,
-        "pictures": int(count[twin].sum()),
-        "compared": len(places),
+        "pictures": int(count[similar].sum()),
+        "compared": len(samples),
         "without_structure": flat,
-    }, examples.to_list()
+    }
+    return counts, [(int(left), int(right), int(bits)) for left, right, bits in found]
+
+
+def _nearest_examples(pairs: Positions) -> Positions:
+    """The MAX_EXAMPLES of (left, right, distance) with the smallest distance, in a fixed order."""
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0], pairs[:, 2]))[:MAX_EXAMPLES]]
 
 
 def find_leaks(rows: Rows, against: Rows, near: bool) -> tuple[dict[str, Any], list[Example]]:
-    """How many samples of `against` show a picture of `rows`, and examples: (place in rows, in against).
+    """How many samples of `against` show an image of `rows`, and examples: (position in rows, in against).
 
-    `samples` counts each once; `exact` have equal bytes, `same_identity` are told to be equal, `near` are
-    neither, but look alike.
+    `samples` counts each once; `exact` have equal bytes, `same_identity` are declared to be equal, and `near`
+    are neither, but look alike.
     """
-    exact, exact_place = _lookup(against["content"], rows["content"])
-    told, told_place = _lookup(against["picture"], rows["picture"])
-    near_distance = np.full(len(against), NEAR + 1)
-    near_place = np.zeros(len(against), np.int64)
+    exact, exact_position = _look_up(against["content"], rows["content"])
+    same, same_position = _look_up(against["picture"], rows["picture"])
+    distance, near_position = np.full(len(against), NEAR + 1), np.zeros(len(against), np.int64)
     if near:
-        near_distance, near_place = _nearest(rows, against)
-    alike = (near_distance <= NEAR) & ~exact & ~told
+        distance, near_position = _nearest(rows, against)
+    alike = (distance <= NEAR) & ~exact & ~same
+    leaked = exact | same | alike
     counts: dict[str, Any] = {
         "of": len(against),
-        "samples": int((exact | told | alike).sum()),
+        "samples": int(leaked.sum()),
         "exact": int(exact.sum()),
-        "same_identity": int(told.sum()),
+        "same_identity": int(same.sum()),
     }
     if near:
         counts["near"] = {"method": METHOD, "samples": int(alike.sum())}
-    place = np.where(exact, exact_place, np.where(told, told_place, near_place))
-    found = np.flatnonzero(exact | told | alike)[:MAX_EXAMPLES]
-    distances = np.where(alike, near_distance, 0)
-    return counts, [(int(place[one]), int(one), int(distances[one])) for one in found]
+    position = np.where(exact, exact_position, np.where(same, same_position, near_position))
+    distance = np.where(alike, distance, 0)
+    found = np.flatnonzero(leaked)[:MAX_EXAMPLES]
+    return counts, [(int(position[one]), int(one), int(distance[one])) for one in found]
 
 
-def _lookup(
-    wanted: NDArray[Any], known: NDArray[Any]
-) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """(whether it is known, the first place where) for each wanted value; the place is 0 where it is not."""
+def _look_up(wanted: NDArray[Any], known: NDArray[Any]) -> tuple[NDArray[np.bool_], Positions]:
+    """For each wanted value: whether it is known, and the first position where it is (else 0)."""
     values, first = np.unique(known, return_index=True)
-    place = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
-    found = values[place] == wanted
-    return found, np.where(found, first[place], 0)
+    position = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
+    found = values[position] == wanted
+    return found, np.where(found, first[position], 0)
 
 
-def _nearest(rows: Rows, against: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each of `against`: distance to the nearest picture of `rows` (over NEAR: none), and its place."""
+def _nearest(rows: Rows, against: Rows) -> tuple[Positions, Positions]:
+    """For each of `against`: distance to the nearest image of `rows` (over NEAR: none), and its position."""
     known, first = np.unique(rows["look"], return_index=True)
     known, first = known[known != NO_HASH], first[known != NO_HASH]
     asked, inverse = np.unique(against["look"], return_inverse=True)
-    # Distance and place as one number, so that the least is the nearest.
+    # Distance and position as one number: the smallest is the nearest, and the first of the nearest.
     best = np.full(len(asked), (NEAR + 1) * len(rows), np.int64)
-    for left, right, distance in near_pairs(np.concatenate([known, asked])):
-        for one, two in ((left, right), (right, left)):
-            across = (one < len(known)) & (two >= len(known))
-            nearness = distance[across] * len(rows) + first[one[across]]
-            np.minimum.at(best, two[across] - len(known), nearness)
+    for query, position, distance in near_pairs(asked, known):
+        np.minimum.at(best, query, distance * len(rows) + first[position])
     best[asked == NO_HASH] = (NEAR + 1) * len(rows)
     return best[inverse] // len(rows), best[inverse] % len(rows)
-
-
-def _with_hash(rows: Rows, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-    """The places of samples with a hash, and how many have none."""
-    known = rows["look"][places] != NO_HASH
-    return places[known], int((~known).sum())
-
-
-class _Examples:
-    """The pairs of least distance, MAX_EXAMPLES of them."""
-
-    def __init__(self) -> None:
-        self._table = np.zeros((0, 3), np.int64)
-
-    def add(self, left: Any, right: Any, distance: Any) -> None:
-        if len(left):
-            table = np.vstack([self._table, np.stack([left, right, distance], axis=1)])
-            order = np.lexsort((table[:, 1], table[:, 0], table[:, 2]))
-            self._table = table[order[:MAX_EXAMPLES]]
-
-    def to_list(self) -> list[Example]:
-        return [(int(left), int(right), int(bits)) for left, right, bits in self._table]

@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from mmalign.core.batch import Batch, Caption, StreamState, Unusable
 from mmalign.core.errors import UserError
 from mmalign.core.workers import leave_signals_to_the_parent, start_workers
-from mmalign.data.preprocess import Preprocess, UndecodableImage, stack_pictures
+from mmalign.data.images import UndecodableImage
+from mmalign.data.preprocess import Preprocess, stack_images
 from mmalign.data.shards.reader import UnusableSample, picture_id
 from mmalign.data.stream.config import DataConfig
 from mmalign.data.stream.image_features import FeatureSet
@@ -105,7 +106,7 @@ class BatchLoader(Dataset[Any]):
         features = [sample.feature for sample in samples if sample.feature is not None]
         count_L = torch.arange(1, mask_NL.shape[1] + 1)
         return Batch(
-            image_BCHW=stack_pictures(images) if images else None,
+            image_BCHW=stack_images(images) if images else None,
             token_NL=token_NL,
             mask_NL=mask_NL,
             language_N=tuple(caption.lang for _, caption, _ in captions),

@@ -21,7 +21,6 @@ import numpy as np
 
 from mmalign.core import distributed
 from mmalign.core.errors import UserError
-from mmalign.data.shards.folder import Recent
 from mmalign.data.shards.reader import MOST_OPEN, ShardSet
 from mmalign.data.stream.config import DataConfig
 from mmalign.data.stream.mixing import mix
@@ -92,9 +91,9 @@ class GlobalOrder:
             shard_set.starts.most = max(shard_set.starts.most, 2 * config.shuffle_shards)
             shard_set.files.most = max(2, MOST_OPEN // len(sets))
         self._length = int(self._usable_S.sum())
-        # Two of each are enough: a batch can reach from one into the next.
-        self._epochs: Recent[int, _Epoch] = Recent(self._layout, 2)
-        self._windows: Recent[tuple[int, int], np.ndarray] = Recent(self._window, 2)
+        # Not `Recent` of methods: that cycle would keep the sets' descriptors open until it is collected.
+        self._epochs: dict[int, _Epoch] = {}
+        self._windows: dict[tuple[int, int], np.ndarray] = {}
 
     def __len__(self) -> int:
         """Positions of one epoch."""
@@ -123,14 +122,14 @@ class GlobalOrder:
     def sample_at(self, position: int, attempt: int = 0) -> int:
         """The sample at a position of the run, or the substitute of this attempt, counted from 1."""
         epoch, inner = divmod(position, len(self))
-        ends_W = self._epochs[epoch].ends_W
+        ends_W = self._layout(epoch).ends_W
         if attempt:
             rng = np.random.default_rng((self.seed, _SUBSTITUTE, epoch, inner, attempt))
             window = int(np.searchsorted(ends_W, inner, side="right"))
             near = (int(ends_W[window - 1]) if window else 0, int(ends_W[window]))
             inner = int(rng.integers(*(near if attempt <= NEAR_ATTEMPTS else (0, len(self)))))
         window = int(np.searchsorted(ends_W, inner, side="right"))
-        order = self._windows[epoch, window]
+        order = self._window(epoch, window)
         return int(order[inner - int(ends_W[window]) + len(order)])
 
     def generators(self, position: int) -> tuple[np.random.Generator, np.random.Generator]:
@@ -148,8 +147,8 @@ class GlobalOrder:
 
     def order(self, epoch: int) -> np.ndarray:
         """(samples of an epoch,) int64: which sample is at each of its positions; not for large data."""
-        windows = range(len(self._epochs[epoch].windows))
-        return np.concatenate([self._windows[epoch, window] for window in windows])
+        windows = range(len(self._layout(epoch).windows))
+        return np.concatenate([self._window(epoch, window) for window in windows])
 
     def usable_in(self, set_number: int, shard: int) -> np.ndarray:
         """(usable samples,) int64: rows of a shard that have a caption in a wanted language."""
@@ -170,6 +169,13 @@ class GlobalOrder:
         return len(self.usable_in(set_number, number))
 
     def _layout(self, epoch: int) -> _Epoch:
+        if epoch not in self._epochs:
+            # Two epochs are enough: a batch can reach from one into the next.
+            self._epochs = dict(list(self._epochs.items())[-1:])
+            self._epochs[epoch] = self._make_layout(epoch)
+        return self._epochs[epoch]
+
+    def _make_layout(self, epoch: int) -> _Epoch:
         edges_S, draws_S = None, self._usable_S
         if not self.mixture.is_even:
             offset = np.random.default_rng((self.seed, _ORDER, epoch)).uniform()
@@ -193,15 +199,20 @@ class GlobalOrder:
         ends = np.cumsum(np.bincount(window_S, minlength=number))
         return np.split(np.argsort(window_S, kind="stable"), ends[:-1])
 
-    def _window(self, epoch_and_window: tuple[int, int]) -> np.ndarray:
+    def _window(self, epoch: int, window: int) -> np.ndarray:
         """(positions of a window,) int64: which sample is at each."""
-        epoch, window = epoch_and_window
-        layout = self._epochs[epoch]
-        # Announce the shards of this window, then those of the next. Before the window is made, because
-        # with weights that reads every shard's index.
-        for shards in layout.windows[window : window + 2]:
-            for set_number, shard in (self._shards[number] for number in shards.tolist()):
-                self.sets[set_number].prefetch([shard])
+        if (epoch, window) not in self._windows:
+            self._windows = dict(list(self._windows.items())[-1:])
+            # Announce the shards of this window, then those of the next. Before the window is made, because
+            # with weights that reads every shard's index.
+            for shards in self._layout(epoch).windows[window : window + 2]:
+                for set_number, shard in (self._shards[number] for number in shards.tolist()):
+                    self.sets[set_number].prefetch([shard])
+            self._windows[epoch, window] = self._make_window(epoch, window)
+        return self._windows[epoch, window]
+
+    def _make_window(self, epoch: int, window: int) -> np.ndarray:
+        layout = self._layout(epoch)
         drawn = [self._draws_of(int(shard), layout.edges_S) for shard in layout.windows[window]]
         if not self.is_full_shuffle:
             rng = np.random.default_rng((self.seed, _WINDOW, epoch, window))

@@ -13,7 +13,6 @@ For one process: it times itself. A row is one index with one setting of its sea
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,13 +26,7 @@ from mmalign.core.commit import write_json
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.evaluation.ann.config import FaissConfig
-from mmalign.evaluation.ann.results import (
-    Row,
-    label_of,
-    recommendations,
-    throughput_at,
-    write_csv,
-)
+from mmalign.evaluation.ann.results import Row, label_of, recommendations, throughput_at, write_csv
 from mmalign.evaluation.ann.searches import (
     IMAGE_TO_TEXT,
     Lists,
@@ -69,6 +62,7 @@ def run_faiss(config: FaissConfig, encoder: DualModel, out: Path) -> dict[str, A
     Raises:
         UserError: a set is missing or lacks a language, the cache is damaged, or there are several ranks.
     """
+    # Other ranks would take the processors that are timed.
     if distributed.world_size() > 1:
         raise UserError(f"suite {config.name}: it times one process; leave torchrun out")
     named = [(config.set.name, config.set.shards), *((shards, shards) for shards in config.pool)]
@@ -104,7 +98,19 @@ def run_faiss(config: FaissConfig, encoder: DualModel, out: Path) -> dict[str, A
             }
             for one in sets
         ],
-        "searches": {one.direction: _facts(one) for one in searches},
+        "searches": {
+            one.direction: {
+                "vectors": len(one.pool_MD),
+                "dimension": one.pool_MD.shape[1],
+                "dtype": "float32",
+                "metric": "inner product",
+                "normalised": True,
+                "queries": len(one.query_QD),
+                "query_languages": one.languages,
+                "warm_up": "every query is searched once before timing; 20 single queries are not counted",
+            }
+            for one in searches
+        },
         "largest_score_difference_to_numpy": {name: gap for name, (_, gap) in measured.items()},
         "recommendations": advice,
         "throughput_at_recall": throughput_at(rows, config.timed_at),
@@ -134,19 +140,6 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _facts(one: Search) -> dict[str, Any]:
-    return {
-        "vectors": len(one.pool_MD),
-        "dimension": one.pool_MD.shape[1],
-        "dtype": "float32",
-        "metric": "inner product",
-        "normalised": True,
-        "queries": len(one.query_QD),
-        "query_languages": one.languages,
-        "warm_up": "every query is searched once before timing; 20 single queries are not counted",
-    }
-
-
 def _measure_direction(
     config: FaissConfig, search: Search, results: Results
 ) -> tuple[list[Row], float]:
@@ -158,6 +151,7 @@ def _measure_direction(
     truth = find_truth(search, config.recall_at, config.checked, config.seed)
     exact = _add_task_recall(config, search, truth.lists, "exact", results)
     rows: list[Row] = []
+    # Files, not pipes: a pool may be gigabytes, and every worker reads the same.
     with tempfile.TemporaryDirectory(prefix="mmalign-faiss-") as name:
         folder = Path(name)
         np.save(folder / "pool.npy", search.pool_MD)
@@ -170,20 +164,17 @@ def _measure_direction(
                 say(f"{search.direction}  {index.factory}: refused: {facts['refused']}")
                 rows.append({**first, **facts})
                 continue
-            size = {
-                f: facts[f] for f in ("train_rows", "train_s", "add_s", "build_peak_bytes", "bytes")
-            }
-            size["bytes_per_vector"] = facts["bytes"] / len(search.pool_MD)
+            timings = facts.pop("timings")  # what is left describes the index, in every row
+            facts["bytes_per_vector"] = facts["bytes"] / len(search.pool_MD)
             for i, setting in enumerate(index.settings):
                 lists = {
                     k: (found[f"scores_{i}_{k}"], found[f"ids_{i}_{k}"]) for k in config.recall_at
                 }
                 label = label_of(index.factory, setting)
                 task = _add_task_recall(config, search, lists, label, results)
-                judged = {**first, "search": setting, **_neighbours(search, truth, lists)}
-                judged |= _losses(exact, task)
-                for timing in facts["timings"][i]:
-                    rows.append({**judged, **_speed(timing), **size})
+                judged = {**first, "search": setting, **_judge(search, truth, lists, exact, task)}
+                for timing in timings[i]:
+                    rows.append({**judged, **timing, **facts})
                     say(_line(rows[-1], config.timed_at))
     return rows, truth.difference
 
@@ -197,12 +188,13 @@ def _run_worker(
         folder: holds config.json, pool.npy and queries.npy.
     """
     command = [sys.executable, "-m", "mmalign.evaluation.ann.worker", str(folder), str(number)]
+    limit = config.most_seconds
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=config.most_seconds
+            command, capture_output=True, text=True, errors="replace", timeout=limit
         )
     except subprocess.TimeoutExpired:
-        return {"refused": f"it took longer than {config.most_seconds} s (`most_seconds`)"}, {}
+        return {"refused": f"it took longer than {limit} s (`most_seconds`)"}, {}
     if done.returncode < 0:
         return {"refused": f"FAISS ended its process with signal {-done.returncode}"}, {}
     # Anything else is an error of ours, not of the index.
@@ -233,21 +225,16 @@ def _add_task_recall(
     return recall
 
 
-def _neighbours(search: Search, truth: Truth, lists: Lists) -> Row:
-    """recall@k against the exact search, and how far it is from recall by numpy on the same queries."""
-    query_QD, pool_MD, sample = search.query_QD, search.pool_MD, truth.sample
-    row, gaps = {}, []
-    for k, (_, ids_QK) in lists.items():
-        of_query = near_share(query_QD, pool_MD, ids_QK, truth.threshold[k])
-        by_numpy = near_share(query_QD[sample], pool_MD, ids_QK[sample], truth.brute[k])
-        row[f"recall@{k}"] = float(of_query.mean())
-        gaps.append(abs(float(of_query[sample].mean() - by_numpy.mean())))
-    return {**row, "difference_to_numpy": max(gaps)}
-
-
-def _losses(exact: TaskRecall, task: TaskRecall) -> Row:
-    """Mean task recall of the languages, its loss against exact search, and who loses most."""
+def _judge(search: Search, truth: Truth, lists: Lists, exact: TaskRecall, task: TaskRecall) -> Row:
+    """recall@k against the exact search; mean task recall of the languages, its loss, and who loses most."""
     row: Row = {}
+    gaps = []
+    for k, (_, ids_QK) in lists.items():
+        near_Q = near_share(search, ids_QK, truth.threshold[k])
+        row[f"recall@{k}"] = float(near_Q.mean())
+        by_numpy_S = near_share(search, ids_QK, truth.brute[k], truth.sample)
+        gaps.append(abs(near_Q[truth.sample].mean() - by_numpy_S.mean()))
+    row["difference_to_numpy"] = float(max(gaps))  # on the queries that numpy searched too
     for k in next(iter(exact.values())):
         loss = {lang: exact[lang][k] - task[lang][k] for lang in exact}
         worst = max(loss, key=lambda lang: loss[lang])
@@ -255,16 +242,6 @@ def _losses(exact: TaskRecall, task: TaskRecall) -> Row:
         row[f"task_loss@{k}"] = float(np.mean(list(loss.values())))
         row[f"task_loss_worst@{k}"], row[f"task_loss_worst_language@{k}"] = loss[worst], worst
     return row
-
-
-def _speed(timing: dict[str, Any]) -> Row:
-    queries, seconds = timing["queries"], timing["batch_s"]
-    return {
-        "threads": timing["threads"],
-        "queries_per_second": queries / min(seconds),
-        "queries_per_second_median": queries / statistics.median(seconds),
-        **{f"{name}_ms": 1000 * value for name, value in timing["single_s"].items()},
-    }
 
 
 def _line(row: Row, k: int) -> str:

@@ -75,6 +75,7 @@ class FaissConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _comparable(self) -> "FaissConfig":
+        # Throughput and loss are stated against Flat, which is exact.
         factories = [index.factory for index in self.indexes]
         if "Flat" not in factories:
             raise ValueError("`indexes` lacks `factory: Flat`, with which the others are compared")

@@ -26,6 +26,10 @@ RECALLS = (0.90, 0.95, 0.99)
 _WORDS = {"text_to_image": "text to image", "image_to_text": "image to text"}
 
 
+def _speed(row: Row) -> float:
+    return float(row["queries_per_second"])
+
+
 def label_of(factory: str, setting: str) -> str:
     """An index with the parameters of its search, as in metric names: `HNSW32,Flat efSearch=64`."""
     return f"{factory} {setting}".rstrip()
@@ -33,6 +37,7 @@ def label_of(factory: str, setting: str) -> str:
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """One line per row; the columns of all rows, empty where a row has none."""
+    # An ordered set: refused indexes have fewer columns.
     columns = dict.fromkeys(column for row in rows for column in row)
     text = io.StringIO()
     writer = csv.DictWriter(text, [*columns], lineterminator="\n")
@@ -43,14 +48,11 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 def best_at(rows: Sequence[Row], recall: float, k: int) -> list[Row]:
     """Of each direction, index and number of threads the quickest row with recall@k of at least `recall`."""
-    best: dict[tuple[str, str, int], Row] = {}
-    for row in rows:
-        if "refused" in row or row[f"recall@{k}"] < recall:
-            continue
-        place = (row["direction"], row["index"], row["threads"])
-        if place not in best or row["queries_per_second"] > best[place]["queries_per_second"]:
-            best[place] = row
-    return list(best.values())
+    able = [row for row in rows if "refused" not in row and row[f"recall@{k}"] >= recall]
+    groups: dict[tuple[str, str, int], list[Row]] = {}
+    for row in able:
+        groups.setdefault((row["direction"], row["index"], row["threads"]), []).append(row)
+    return [max(group, key=_speed) for group in groups.values()]
 
 
 def throughput_at(rows: Sequence[Row], k: int) -> list[Row]:
@@ -80,11 +82,11 @@ def recommend(
     able = [row for row in best_at(mine, recall, k) if row["index"] != FLAT]
     if not able:
         return f"{wish}: nothing but Flat reaches it ({_cost(flat, flat)})."
-    quickest = max(able, key=lambda row: row["queries_per_second"])
+    quickest = max(able, key=_speed)
     reaching = [row for row in mine if row["index"] != FLAT and row[f"recall@{k}"] >= recall]
     # Settings of one index have one size; among them the quickest.
-    smallest = min(reaching, key=lambda row: (row["bytes"], -row["queries_per_second"]))
-    if quickest["queries_per_second"] <= flat["queries_per_second"]:
+    smallest = min(reaching, key=lambda row: (row["bytes"], -_speed(row)))
+    if _speed(quickest) <= _speed(flat):
         words = f"{wish}: Flat; nothing that reaches it is quicker ({_cost(flat, flat)})"
     else:
         words = f"{wish}: {_advice(quickest, flat, k)}"
@@ -120,10 +122,9 @@ def _advice(row: Row, flat: Row, k: int) -> str:
 
 def _cost(row: Row, flat: Row) -> str:
     threads = "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
-    times = row["queries_per_second"] / flat["queries_per_second"]
-    than_flat = "" if row is flat else f"{times:.1f} times Flat's throughput, "
+    than_flat = "" if row is flat else f"{_speed(row) / _speed(flat):.1f} times Flat's throughput, "
     return (
-        f"{than_flat}{row['queries_per_second']:,.0f} queries/s on {threads}, p99 of one query "
+        f"{than_flat}{_speed(row):,.0f} queries/s on {threads}, p99 of one query "
         f"{row['p99_ms']:.2f} ms, {row['bytes_per_vector']:,.0f} bytes per vector, built in "
         f"{row['train_s'] + row['add_s']:.1f} s"
     )

@@ -31,6 +31,7 @@ from mmalign.evaluation.nearest import TIE, chance_at, search, wrong_before
 
 TEXT_TO_IMAGE, IMAGE_TO_TEXT = "text_to_image", "image_to_text"
 Lists = dict[int, tuple[np.ndarray, np.ndarray]]  # k -> scores and ids, (Q, k) each
+ALL = slice(None)
 _QUERIES_AT_ONCE = 256
 _UNIT = 1e-3  # how far a length may be from 1: room for models that compute in 16 bits
 _DISAGREE = 1e-5  # two exact searches of one space are never this far apart
@@ -44,8 +45,8 @@ class Search:
         query_QD, pool_MD: float32, unit length.
         query_label_Q: int64, the image that a query is or describes.
         pool_label_M: int64, alike; -1 in the pool's part, which is never right.
-        query_language_Q: of queries that are captions; `` of images.
-        pool_language_M: of captions that are searched; `` of images.
+        query_language_Q: of queries that are captions; empty of images.
+        pool_language_M: of captions that are searched; empty of images.
     """
 
     direction: str
@@ -131,27 +132,18 @@ def make_searches(
         text_langs.append(one.language_M[kept])
     image_MD, text_MD = np.concatenate(images), np.concatenate(texts)
     rng = np.random.default_rng(seed)
+    # Captions before images: the order of the draws is part of the seed.
     asking = _draw_evenly(own.language_M, queries, rng)
     shown = np.sort(rng.permutation(np.unique(own.picture_M))[:queries])
+    # Labels of the test set, and -1 up to the size of the pool.
+    label_P, label_M = np.full(len(image_MD), -1), np.full(len(text_MD), -1)
+    label_P[: len(own.image_PD)] = np.arange(len(own.image_PD))
+    label_M[: len(own.picture_M)] = own.picture_M
+    text_query = own.text_MD[asking], image_MD, own.picture_M[asking], label_P
+    image_query = own.image_PD[shown], text_MD, shown, label_M
     return [
-        Search(
-            TEXT_TO_IMAGE,
-            own.text_MD[asking],
-            image_MD,
-            own.picture_M[asking],
-            _labels(np.arange(len(own.image_PD)), len(image_MD)),
-            own.language_M[asking],
-            np.full(len(image_MD), ""),
-        ),
-        Search(
-            IMAGE_TO_TEXT,
-            own.image_PD[shown],
-            text_MD,
-            shown,
-            _labels(own.picture_M, len(text_MD)),
-            np.full(len(shown), ""),
-            np.concatenate(text_langs),
-        ),
+        Search(TEXT_TO_IMAGE, *text_query, own.language_M[asking], np.full(len(image_MD), "")),
+        Search(IMAGE_TO_TEXT, *image_query, np.full(len(shown), ""), np.concatenate(text_langs)),
     ]
 
 
@@ -165,11 +157,6 @@ def _draw_evenly(language_M: np.ndarray, most: int, rng: np.random.Generator) ->
     return np.sort(shuffled[np.argsort(turn, kind="stable")[:most]])
 
 
-def _labels(of_set: np.ndarray, length: int) -> np.ndarray:
-    """The labels of the test set, and -1 up to the length."""
-    return np.concatenate([of_set, np.full(length - len(of_set), -1)])
-
-
 @dataclass(frozen=True)
 class Truth:
     """What two exact searches find.
@@ -179,18 +166,14 @@ class Truth:
         threshold: k -> score (Q,) of the k-th nearest.
         sample: numbers (S,) of the queries that numpy searched as well.
         brute: k -> score (S,) of their k-th nearest by numpy's matrix product and sort alone.
+        difference: how far FAISS's thresholds and numpy's are apart at most.
     """
 
     lists: Lists
     threshold: dict[int, np.ndarray]
     sample: np.ndarray
     brute: dict[int, np.ndarray]
-
-    @property
-    def difference(self) -> float:
-        """How far FAISS's thresholds and numpy's are apart at most."""
-        gaps = [abs(self.threshold[k][self.sample] - self.brute[k]).max() for k in self.brute]
-        return float(max(gaps))
+    difference: float
 
 
 def find_truth(one: Search, ks: Sequence[int], checked: int, seed: int) -> Truth:
@@ -209,14 +192,11 @@ def find_truth(one: Search, ks: Sequence[int], checked: int, seed: int) -> Truth
     rng = np.random.default_rng(seed)
     sample = np.sort(rng.permutation(len(one.query_QD))[:checked])
     brute_SM = -np.sort(-(one.query_QD[sample] @ one.pool_MD.T), axis=1)
-    truth = Truth(
-        lists={k: (scores_QK[:, :k], ids_QK[:, :k]) for k in ks},
-        threshold=thresholds(scores_QK, ks),
-        sample=sample,
-        brute=thresholds(brute_SM, ks),
-    )
-    assert truth.difference <= _DISAGREE, f"FAISS and numpy differ by {truth.difference}"
-    return truth
+    lists = {k: (scores_QK[:, :k], ids_QK[:, :k]) for k in ks}
+    exact, brute = thresholds(scores_QK, ks), thresholds(brute_SM, ks)
+    difference = float(max(abs(exact[k][sample] - brute[k]).max() for k in ks))
+    assert difference <= _DISAGREE, f"FAISS and numpy differ by {difference}"
+    return Truth(lists, exact, sample, brute, difference)
 
 
 def thresholds(scores_QK: np.ndarray, ks: Sequence[int]) -> dict[int, np.ndarray]:
@@ -225,15 +205,17 @@ def thresholds(scores_QK: np.ndarray, ks: Sequence[int]) -> dict[int, np.ndarray
 
 
 def near_share(
-    query_QD: np.ndarray, pool_MD: np.ndarray, ids_QK: np.ndarray, threshold_Q: np.ndarray
+    one: Search, ids_QK: np.ndarray, threshold_Q: np.ndarray, chosen: np.ndarray | slice = ALL
 ) -> np.ndarray:
     """recall@K: the share (Q,) float64 of the K nearest that an index returned.
 
     Args:
-        ids_QK: int64, what it returned at depth K; -1 where it found nothing.
-        threshold_Q: score of the K-th nearest.
+        ids_QK: int64, what it returned at depth K to all queries; -1 where it found nothing.
+        threshold_Q: score of the K-th nearest, of the chosen queries.
+        chosen: numbers of the queries to judge; by default all.
     """
-    once_QK = np.sort(ids_QK, axis=1)
+    query_QD, pool_MD = one.query_QD[chosen], one.pool_MD
+    once_QK = np.sort(ids_QK[chosen], axis=1)
     once_QK[:, 1:][once_QK[:, 1:] == once_QK[:, :-1]] = -1  # none is found twice
     score_QK = np.empty(once_QK.shape, np.float32)
     for start in range(0, len(once_QK), _QUERIES_AT_ONCE):  # of each query K vectors in full

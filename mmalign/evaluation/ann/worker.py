@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -63,6 +64,7 @@ def _measure(
         for k in config.recall_at:
             scores, ids = index.search(query_QD, min(k, len(pool_MD)))
             found[f"scores_{number}_{k}"], found[f"ids_{number}_{k}"] = scores, ids
+        # After the long lists, whose search has warmed up the index.
         timings.append([_time(index, config, query_QD, n) for n in config.thread_counts])
     return {**facts, "bytes": len(faiss.serialize_index(index)), "timings": timings}, found
 
@@ -70,8 +72,13 @@ def _measure(
 def _fill(index: Any, train_rows: int, seed: int, pool_MD: np.ndarray) -> dict[str, Any]:
     """Put the complete pool into the index; what that took."""
     chosen = np.sort(np.random.default_rng(seed).permutation(len(pool_MD))[:train_rows])
+    # No copy where all are trained on: memory is measured.
     train_TD = pool_MD if len(chosen) == len(pool_MD) else pool_MD[chosen]
-    before = _start_of_peak()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: the peak counts from here on
+        before = _status("VmRSS")
+    except OSError:  # not Linux
+        before = None
     started = time.perf_counter()
     index.train(train_TD)
     trained = time.perf_counter()
@@ -87,7 +94,7 @@ def _fill(index: Any, train_rows: int, seed: int, pool_MD: np.ndarray) -> dict[s
 
 
 def _time(index: Any, config: FaissConfig, query_QD: np.ndarray, threads: int) -> dict[str, Any]:
-    """Seconds of each repeat of the batch, and percentiles of single queries, on `threads` threads."""
+    """Throughput of the batch, and milliseconds of single queries (percentiles), on `threads` threads."""
     import faiss
 
     def seconds(query: np.ndarray) -> float:
@@ -102,22 +109,15 @@ def _time(index: Any, config: FaissConfig, query_QD: np.ndarray, threads: int) -
     batches = [seconds(batch_BD) for _ in range(config.repeats)]
     numbers = [i % len(query_QD) for i in range(config.single_queries + _WARM_UP)]
     singles = [seconds(query_QD[i : i + 1]) for i in numbers][_WARM_UP:]
-    p50, p95, p99 = np.percentile(singles, (50, 95, 99)).tolist()
+    p50, p95, p99 = (1000 * np.percentile(singles, (50, 95, 99))).tolist()
     return {
         "threads": threads,
-        "queries": len(batch_BD),
-        "batch_s": batches,
-        "single_s": {"p50": p50, "p95": p95, "p99": p99},
+        "queries_per_second": len(batch_BD) / min(batches),
+        "queries_per_second_median": len(batch_BD) / statistics.median(batches),
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "p99_ms": p99,
     }
-
-
-def _start_of_peak() -> int | None:
-    """Bytes in use now; from here on the peak counts anew. None where the system is not Linux."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets VmHWM
-    except OSError:
-        return None
-    return _status("VmRSS")
 
 
 def _status(field: str) -> int | None:

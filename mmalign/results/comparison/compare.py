@@ -6,15 +6,15 @@ Numbers that were measured in two ways are refused. The first model is the one t
 with (`differences.py` says how).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmalign.core.errors import UserError
-from mmalign.results.comparison.differences import Row, Rows, make_rows
+from mmalign.results.comparison.differences import Row, make_rows
 from mmalign.results.metric_names import FAMILY, MetricName
 from mmalign.results.results import Results, read_results
-from mmalign.results.statistics import DRAWS, smallest_p
+from mmalign.results.statistics import DRAWS
 
 _FILE = "results.json"
 _LEVEL = 0.05
@@ -61,10 +61,13 @@ def compare(paths: Sequence[Path], suite: str | None = None, languages: bool = F
     for other, file in zip(found[1:], files[1:], strict=True):
         for name in names:
             _check_alike(name, found[0], other, f"{file}: `{name}`", files[0])
-    rows = make_rows(_shown(names, languages), names, found)
-    models = _model_names(paths, files)
+    rows, means = make_rows(_shown(names, languages), names, found)
+    folders = [file.resolve().parent for file in files]
+    runs = [(f.parents[1] if f.parent.name in ("eval", "finetune") else f).name for f in folders]
+    # The paths as they were given where two folders have one name.
+    models = tuple(runs if len(set(runs)) == len(runs) else map(str, paths))
     sha256 = tuple(str(one.model.get("sha256")) for one in found)
-    return Comparison(models, sha256, rows.rows, tuple(_words(models[0], rows, found[0])))
+    return Comparison(models, sha256, rows, tuple(_words(models[0], rows, means, found[0])))
 
 
 def find_results(path: Path, suite: str | None) -> Path:
@@ -91,20 +94,11 @@ def find_results(path: Path, suite: str | None) -> Path:
 
 def _shown(names: Sequence[str], languages: bool) -> list[str]:
     """The metrics of the table, aggregates first; unless `languages` only what sums up all languages."""
-    aggregates = [name for name in names if MetricName.parse(name).is_aggregate]
+    ordered = sorted(map(MetricName.parse, names), key=lambda one: not one.is_aggregate)  # stable
     of_all = [
-        one for one in aggregates if not str(MetricName.parse(one).language).startswith(FAMILY)
+        one for one in ordered if one.is_aggregate and not str(one.language).startswith(FAMILY)
     ]
-    if of_all and not languages:
-        return of_all
-    return [*aggregates, *(name for name in names if name not in set(aggregates))]
-
-
-def _model_names(paths: Sequence[Path], files: Sequence[Path]) -> tuple[str, ...]:
-    """The folders' names; the paths as they were given where two are alike."""
-    folders = [file.resolve().parent for file in files]
-    names = [(f.parents[1] if f.parent.name in ("eval", "finetune") else f).name for f in folders]
-    return tuple(names if len(set(names)) == len(names) else map(str, paths))
+    return list(map(str, of_all if of_all and not languages else ordered))
 
 
 def _check_alike(name: str, first: Results, other: Results, what: str, file: Path) -> None:
@@ -129,9 +123,11 @@ def _check_alike(name: str, first: Results, other: Results, what: str, file: Pat
         )
 
 
-def _words(first: str, rows: Rows, results: Results) -> list[str]:
+def _words(
+    first: str, rows: Sequence[Row], means: Mapping[bool, set[str]], results: Results
+) -> list[str]:
     """What the intervals and p mean, how queries were drawn, and what could not be computed or checked."""
-    differences = [one for row in rows.rows for one in row.differences]
+    differences = [one for row in rows for one in row.differences]
     tested = sum(one.p is not None for one in differences)
     words = [f"Differences are to {first}."]
     if tested:
@@ -140,26 +136,27 @@ def _words(first: str, rows: Rows, results: Results) -> list[str]:
             f"and two-sided p after Holm's correction over the {tested} differences that have one.",
             "They cover the choice of queries, not what another training seed would give.",
         ]
-    if smallest_p(DRAWS) * tested > _LEVEL:
+    # p is 2 / (draws + 1) where all draws lie on one side of 0, and no smaller.
+    if 2 / (DRAWS + 1) * tested > _LEVEL:
         words.append(
             f"With {tested} differences, {DRAWS:,} draws cannot show any of them at 5 %: look at fewer."
         )
-    if rows.together:
+    if means[True]:
         words.append(
-            f"In {', '.join(rows.together)} all queries about one image were drawn together, in every "
-            "language."
+            f"In {', '.join(sorted(means[True]))} all queries about one image were drawn together, in "
+            "every language."
         )
-    if rows.apart:
+    if means[False]:
         words.append(
-            f"In {', '.join(rows.apart)} the queries of each language were drawn by themselves, though they "
-            "may be about the same images: intervals of means over languages may be too narrow."
+            f"In {', '.join(sorted(means[False]))} the queries of each language were drawn by themselves, "
+            "though they may be about the same images: intervals of means over languages may be too narrow."
         )
     if any(one.ci95 is None for one in differences):
         words.append(
             "Differences without an interval: no value of single queries was kept, or the number sums up "
             "other languages than those here."
         )
-    sets = {MetricName.parse(row.metric).data for row in rows.rows}
+    sets = {MetricName.parse(row.metric).data for row in rows}
     if unknown := sorted(sets - results.data.keys()):
         words.append(
             f"No checksum of the data was recorded for {', '.join(unknown)}: that they are the same follows "

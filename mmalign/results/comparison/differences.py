@@ -45,26 +45,18 @@ class Row:
     differences: tuple[Difference, ...]
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows, and how the queries of their means over languages were drawn.
-
-    Attributes:
-        together: measures and sets where queries about one thing were drawn together in every language.
-        apart: those where each language's were drawn by themselves.
-    """
-
-    rows: tuple[Row, ...]
-    together: tuple[str, ...]
-    apart: tuple[str, ...]
-
-
-def make_rows(shown: Sequence[str], names: Sequence[str], found: Sequence[Results]) -> Rows:
-    """The rows of the metrics in `shown`, in this order.
+def make_rows(
+    shown: Sequence[str], names: Sequence[str], found: Sequence[Results]
+) -> tuple[tuple[Row, ...], dict[bool, set[str]]]:
+    """The rows of the metrics in `shown`, in this order, and how the queries of their means were drawn.
 
     Args:
         names: all metrics that the models have in common.
         found: the results of each model; the first is the one that the others are compared with.
+
+    Returns:
+        The rows, and under True the measures and sets where queries about one thing were drawn together in
+        every language, under False those where each language's queries were drawn by themselves.
     """
     # Metrics that differ in their language only are drawn at once: a mean needs the draws of its languages.
     by_language: dict[MetricName, dict[str | None, str]] = {}
@@ -83,25 +75,23 @@ def make_rows(shown: Sequence[str], names: Sequence[str], found: Sequence[Result
             rows |= {n: _row(lang, n, recorded, drawn, found) for lang, n in wanted.items()}
             if drawn and any(MetricName.parse(name).is_aggregate for name in wanted.values()):
                 means[is_together].add(metric.prefix)
-    ordered = _with_holm([rows[name] for name in shown])
-    return Rows(ordered, tuple(sorted(means[True])), tuple(sorted(means[False] - means[True])))
+    means[False] -= means[True]
+    return _with_holm([rows[name] for name in shown]), means
 
 
 def _draw(
     members: Mapping[str | None, str], found: Sequence[Results]
 ) -> tuple[dict[str, np.ndarray], bool]:
     """Language (or `all`) -> (M, R) means in the draws; whether queries about one thing went together."""
-    names = {
-        str(lang): name
-        for lang, name in members.items()
-        if all(name in one.values for one in found)
-    }
-    values = {lang: np.stack([one.values[name] for one in found]) for lang, name in names.items()}
-    ids = {lang: found[0].ids.get(MetricName.parse(name).group) for lang, name in names.items()}
-    known = {lang: of_lang for lang, of_lang in ids.items() if of_lang is not None}
-    if known and len(known) == len(ids):
-        return drawn_means(values, known), True
-    return drawn_means(values), False
+    values, ids = {}, {}
+    for lang, name in members.items():
+        if all(name in one.values for one in found):
+            values[str(lang)] = np.stack([one.values[name] for one in found])
+            of_lang = found[0].ids.get(MetricName.parse(name).group)
+            if of_lang is not None:
+                ids[str(lang)] = of_lang
+    is_together = bool(ids) and len(ids) == len(values)
+    return drawn_means(values, ids if is_together else None), is_together
 
 
 def _row(
@@ -119,6 +109,7 @@ def _row(
         drawn_MR = None
     differences = []
     for model in range(1, len(found)):
+        # The recorded values, not the means of the draws.
         value = float(value_M[model] - value_M[0])
         tested = () if drawn_MR is None else interval_and_p(drawn_MR[model] - drawn_MR[0])
         differences.append(Difference(value, *tested))
@@ -128,15 +119,12 @@ def _row(
 
 def _with_holm(rows: Sequence[Row]) -> tuple[Row, ...]:
     """The rows with `p_holm`, over all differences that have a p."""
-    p = [one.p for row in rows for one in row.differences if one.p is not None]
-    adjusted = iter(holm(p))
+    tested = [one for row in rows for one in row.differences if one.p is not None]
+    adjusted = holm([one.p for one in tested if one.p is not None])
+    p_holm = {id(one): p for one, p in zip(tested, adjusted, strict=True)}  # equal ones may repeat
     return tuple(
         replace(
-            row,
-            differences=tuple(
-                one if one.p is None else replace(one, p_holm=next(adjusted))
-                for one in row.differences
-            ),
+            row, differences=tuple(replace(d, p_holm=p_holm.get(id(d))) for d in row.differences)
         )
         for row in rows
     )

@@ -21,13 +21,13 @@ SUFFIXES = (".json", ".csv", ".md")
 
 def show(comparison: Comparison) -> None:
     """Print the table and the sentences about it."""
-    if not sys.stdout.isatty():
-        say(markdown(comparison))
-        return
-    from rich.console import Console
-    from rich.markdown import Markdown
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.markdown import Markdown
 
-    Console().print(Markdown(markdown(comparison)))
+        Console().print(Markdown(markdown(comparison)))
+    else:
+        say(markdown(comparison))
 
 
 def check_target(path: Path) -> None:
@@ -56,7 +56,8 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
 
 def markdown(comparison: Comparison) -> str:
     """A Markdown table, and the sentences below it."""
-    titles = _titles(comparison)
+    first, *others = comparison.models
+    titles = ["metric", "n", "chance", first, *(t for o in others for t in (o, f"{o} - {first}"))]
     rule = ["---", *["---:"] * (len(titles) - 1)]
     # A bar within a cell would end it.
     lines = [
@@ -84,11 +85,6 @@ def csv_text(comparison: Comparison) -> str:
     return text.getvalue()
 
 
-def _titles(comparison: Comparison) -> list[str]:
-    first, *others = comparison.models
-    return ["metric", "n", "chance", first, *(t for o in others for t in (o, f"{o} - {first}"))]
-
-
 def _cells(row: Row) -> list[str]:
     chance = "" if row.chance is None else f"{row.chance:.4f}"
     first, *others = row.values
@@ -102,5 +98,6 @@ def _words_of(one: Difference) -> str:
     if one.ci95 is None or one.p_holm is None:
         return f"{one.value:+.4f}"
     low, high = one.ci95
+    # More digits would depend on the draws.
     p = "p < 0.001" if one.p_holm < 0.001 else f"p = {one.p_holm:.3f}"
     return f"{one.value:+.4f} ({low:+.4f} to {high:+.4f}), {p}"

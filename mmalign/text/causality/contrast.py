@@ -50,7 +50,7 @@ def info_nce(
         negative_SS: bool, symmetric, which others are a row's negatives; None: all.
     """
     if len(one_SW) == 0:
-        return one_SW.sum()
+        return one_SW.sum()  # zero, with a gradient function: `backward` needs one
     # One matrix for all scores of a type: 0.8 GB for eight documents with 60 events, all paired.
     cosine_SS = F.normalize(one_SW, dim=-1) @ F.normalize(other_SW, dim=-1).T
     logits_SS = cosine_SS / temperature

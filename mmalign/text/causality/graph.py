@@ -23,7 +23,7 @@ Documents share no edge. Edges P-P, S-P and S-E are published by name (see outli
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations, permutations
+from itertools import combinations, pairwise, permutations
 from typing import Any
 
 import numpy as np
@@ -90,8 +90,9 @@ def build_graph(outlines: Sequence[Outline], encoding: Any, device: torch.device
         shifts.append(before.copy())
         before.update({part: len(spans) for part, spans in _spans(one).items()})
         before.update(statement=len(one.triggers), pair=len(one.pairs))
+    tokens = _tokens(outlines, shifts, encoding)
     return Graph(
-        tokens=_tokens(outlines, shifts, encoding, device),
+        tokens={part: positions.to(device) for part, positions in tokens.items()},
         counts={part: before[part] for part in PARTS},
         edges={relation: _columns(found, device) for relation, found in edges.items()},
         events_2P=_columns(events, device),
@@ -103,11 +104,8 @@ def build_graph(outlines: Sequence[Outline], encoding: Any, device: torch.device
 def edges_of(outline: Outline) -> dict[Relation, Edges]:
     """The edges of one document, by the numbers of its own nodes."""
     phrases = outline.phrases
-    next_to = [
-        (i, i + 1)
-        for i in range(len(phrases) - 1)
-        if phrases[i].sentence == phrases[i + 1].sentence
-    ]
+    sentences = enumerate(pairwise(one.sentence for one in phrases))
+    next_to = [(i, i + 1) for i, (sentence, following) in sentences if sentence == following]
     in_sentence = [(i, one.sentence) for i, one in enumerate(phrases)]
     in_statement = [(i, event) for event, own in enumerate(outline.phrases_of) for i in own]
     event_in_sentence = list(enumerate(outline.sentence_of))
@@ -161,10 +159,7 @@ def _spans(outline: Outline) -> dict[str, list[Span]]:
 
 
 def _tokens(
-    outlines: Sequence[Outline],
-    shifts: Sequence[Counter[str]],
-    encoding: Any,
-    device: torch.device,
+    outlines: Sequence[Outline], shifts: Sequence[Counter[str]], encoding: Any
 ) -> dict[str, Tensor]:
     """By part: (2, M), see `Graph`."""
     length = encoding["input_ids"].shape[1]
@@ -178,10 +173,7 @@ def _tokens(
         for part in PARTS:
             token, number = _members(spans[document][part], offsets[:, 0], offsets[:, 1])
             found[part].append(np.stack([position[token], number + shifts[document][part]]))
-    return {
-        part: torch.from_numpy(np.concatenate(columns, axis=1)).to(device)
-        for part, columns in found.items()
-    }
+    return {part: torch.from_numpy(np.concatenate(each, axis=1)) for part, each in found.items()}
 
 
 def _members(

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from mmalign.core.errors import UserError
 from mmalign.text.causality.config import CausalityConfig
 from mmalign.text.causality.graph import FARTHEST, NODES, PARTS, RELATIONS, Graph, Relation
+from mmalign.text.heads.base import mean_per_owner
 
 Nodes = dict[str, Tensor]
 """By type of node: (S, W)."""
@@ -62,10 +63,12 @@ class CausalityHead(nn.Module):
 
     def nodes(self, state_NLF: Tensor, graph: Graph) -> Nodes:
         """The nodes' states after all messages."""
-        part = {
-            name: mean_of_tokens(state_NLF, graph.tokens[name], graph.counts[name])
-            for name in PARTS
-        }
+        state_MF = state_NLF.flatten(0, 1)
+        part = {}
+        for name in PARTS:
+            position_M, part_M = graph.tokens[name]
+            # A part without any token has the state zero.
+            part[name] = mean_per_owner(state_MF[position_M], part_M, graph.counts[name])
         first, second = part["trigger"][graph.events_2P]
         inputs = {
             "phrase": part["phrase"],
@@ -129,16 +132,3 @@ class GraphLayer(nn.Module):
             mixed = F.dropout(F.gelu(message), self.dropout, self.training)
             changed[node] = self.norm[node](nodes[node] + mixed)
         return {**nodes, **changed}
-
-
-def mean_of_tokens(state_NLF: Tensor, tokens_2M: Tensor, count: int) -> Tensor:
-    """(count, F), the mean state of the tokens of each part; zero where a part has no token.
-
-    Args:
-        tokens_2M: position in the flattened (N, L) tokens and number of the part.
-    """
-    position_M, part_M = tokens_2M
-    zero = state_NLF.new_zeros((count, state_NLF.shape[-1]))
-    total = zero.index_add(0, part_M, state_NLF.flatten(0, 1)[position_M])
-    size = zero[:, 0].index_add(0, part_M, torch.ones_like(part_M, dtype=state_NLF.dtype))
-    return total / size.clamp(min=1)[:, None]

@@ -20,11 +20,11 @@ So an event has no node beside its statement. A script without spaces has long w
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import groupby
 
 import regex
 
-from mmalign.text.tasks.example import Causality, Example
+from mmalign.text.tasks.example import Causality, Example, starts_of
 
 Span = tuple[int, int]
 """First character and the one after the last, of the sentences joined by one space."""
@@ -123,15 +123,11 @@ def overlap(one: Span, other: Span) -> bool:
     return one[0] < other[1] and other[0] < one[1]
 
 
-def starts_of(parts: Sequence[str]) -> list[int]:
-    """Where each part starts in the parts joined by one space."""
-    return list(accumulate((len(one) + 1 for one in parts), initial=0))[:-1]
-
-
 def _parts(sentence: str, start: int) -> list[_Part]:
-    found = _PART.finditer(sentence)
-    spans = [(one, (start + one.start(), start + one.end())) for one in found]
-    return [_Part(span, one.group().casefold(), one[1] is not None) for one, span in spans]
+    return [
+        _Part((start + one.start(), start + one.end()), one[0].casefold(), one[1] is not None)
+        for one in _PART.finditer(sentence)
+    ]
 
 
 def _glue_words(sentences: Sequence[Sequence[_Part]]) -> set[str]:

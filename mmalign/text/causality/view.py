@@ -13,9 +13,9 @@ from dataclasses import replace
 import numpy as np
 
 from mmalign.data.dictionaries.read import Dictionary
-from mmalign.text.causality.outline import starts_of, target_of
+from mmalign.text.causality.outline import target_of
 from mmalign.text.robust.code_switch import CodeSwitchConfig, switch
-from mmalign.text.tasks.example import Event, Example
+from mmalign.text.tasks.example import Event, Example, starts_of
 
 
 def view_of(

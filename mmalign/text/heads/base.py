@@ -73,17 +73,10 @@ class TaskModel(nn.Module, ABC):
     def collate(self, examples: Sequence[Example]) -> TaskBatch:
         """Examples as tokens and targets."""
 
-    def batch(
-        self,
-        examples: Sequence[Example],
-        tokens: Tokens,
-        example_N: Sequence[int] | Tensor,
-        target: Any,
-    ) -> TaskBatch:
-        """A batch of these parts, on the tower's device."""
-        device = self.tower.device
-        example_N, target = (torch.as_tensor(one).to(device) for one in (example_N, target))
-        return TaskBatch(examples, tokens, example_N, target)
+    def batch(self, examples: Sequence[Example], tokens: Tokens, *parts: Any) -> TaskBatch:
+        """A batch on the tower's device; `parts` are `example_N` and `target`, tensors or lists."""
+        tensors = (torch.as_tensor(one).to(self.tower.device) for one in parts)
+        return TaskBatch(examples, tokens, *tensors)
 
     @abstractmethod
     def logits(self, state_NLF: Tensor, batch: TaskBatch) -> Tensor:
@@ -115,6 +108,7 @@ class TaskModel(nn.Module, ABC):
         found: list[Prediction] = [""] * len(examples)
         total = 0.0
         for numbers, logits, batch in self.evaluate(examples):
+            # In float64, so that the sum hardly depends on how the examples fall into batches.
             total += self.losses(logits, batch).double().sum().item()
             for number, prediction in zip(numbers, self.decode(logits, batch), strict=True):
                 found[number] = prediction
@@ -130,6 +124,7 @@ class TaskModel(nn.Module, ABC):
 
     def batches(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], TaskBatch]]:
         """The examples in batches of like length, so that little is padded; numbers and batch."""
+        # Characters stand for tokens: counting those would tokenize everything twice.
         lengths = (sum(map(len, one.texts)) for one in examples)
         for numbers in length_sorted_batches(lengths, self.evaluation_batch):
             yield numbers, self.collate([examples[i] for i in numbers])
@@ -167,15 +162,17 @@ def zero_linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-def mean_per_example(
-    loss_N: Tensor, example_N: Tensor, examples: int, size_N: Tensor | None = None
+def mean_per_owner(
+    value: Tensor, owner_N: Tensor, owners: int, size_N: Tensor | None = None
 ) -> Tensor:
-    """(B,): the sum of the losses of each example's parts over the number of parts; 0 without parts.
+    """(B, ...), the sum of the values of each owner's parts over the number of parts; 0 without parts.
 
     Args:
+        value: (N, ...), for example the losses of the windows of B examples.
+        owner_N: int64, to which of the B owners an entry belongs.
         size_N: how many parts each entry sums; by default one.
     """
-    size_N = torch.ones_like(loss_N) if size_N is None else size_N
-    zero_B = loss_N.new_zeros(examples)
-    total_B = zero_B.index_add(0, example_N, loss_N)
-    return total_B / zero_B.index_add(0, example_N, size_N).clamp(min=1)
+    size_N = torch.ones_like(owner_N, dtype=value.dtype) if size_N is None else size_N
+    zero = value.new_zeros((owners, *value.shape[1:]))
+    size_B = value.new_zeros(owners).index_add(0, owner_N, size_N).clamp(min=1)
+    return zero.index_add(0, owner_N, value) / size_B.reshape(-1, *[1] * (value.ndim - 1))

@@ -3,15 +3,10 @@
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.causality.config import CausalityConfig
+from mmalign.text.heads import features
 from mmalign.text.heads.base import TaskModel
 from mmalign.text.heads.causality import CausalityModel
-from mmalign.text.heads.features import (
-    ON_FEATURES,
-    ChoiceModel,
-    ClassificationModel,
-    Pairs,
-    SimilarityModel,
-)
+from mmalign.text.heads.features import ON_FEATURES, Pairs
 from mmalign.text.heads.ranking import RetrievalModel
 from mmalign.text.heads.spans import SpanModel
 from mmalign.text.heads.tagging import TaggingModel
@@ -40,11 +35,13 @@ def build_model(
     match task.kind:
         case "classification":
             is_pair = len(task.train[0].texts) == 2
-            return ClassificationModel(tower, task.labels, pairs if is_pair else None, hidden)
+            return features.ClassificationModel(
+                tower, task.labels, pairs if is_pair else None, hidden
+            )
         case "similarity":
-            return SimilarityModel(tower, pairs, hidden)
+            return features.SimilarityModel(tower, pairs, hidden)
         case "multiple_choice":
-            return ChoiceModel(tower, pairs, hidden)
+            return features.ChoiceModel(tower, pairs, hidden)
         case "tagging":
             return TaggingModel(tower, task.labels)
         case "span_qa":

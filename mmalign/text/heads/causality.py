@@ -31,7 +31,7 @@ from mmalign.text.causality.graph import Graph, build_graph
 from mmalign.text.causality.interaction import CausalityHead
 from mmalign.text.causality.outline import outline
 from mmalign.text.causality.view import view_of
-from mmalign.text.heads.base import TaskBatch, TaskModel, check_alignable, mean_per_example
+from mmalign.text.heads.base import TaskBatch, TaskModel, check_alignable, mean_per_owner
 from mmalign.text.robust import code_switch
 from mmalign.text.scores import Prediction
 from mmalign.text.tasks.example import Example
@@ -93,7 +93,7 @@ class CausalityModel(TaskModel):
         """(B,), the weighted mean over a document's pairs."""
         weight = logits.new_tensor([1.0, self.config.causal_weight])
         loss_P = F.cross_entropy(logits, batch.target, weight, reduction="none")
-        return mean_per_example(loss_P, _graph_of(batch).document_P, len(batch.examples))
+        return mean_per_owner(loss_P, _graph_of(batch).document_P, len(batch.examples))
 
     def loss_with_view(self, batch: TaskBatch, random: np.random.Generator) -> Tensor:
         """The mean loss of the batch and its contrast with views that are drawn now, a scalar."""

@@ -127,13 +127,9 @@ class FeatureModel(TaskModel):
         """With `separate` all first texts come before all second ones."""
         rows = self.rows(examples)
         first, *second = zip(*(texts for _, texts in rows), strict=True)
-        example_R = [number for number, _ in rows]
-        if self.separate:
-            tokens = self.tower.tokenize([*first, *second[0]])
-            return self.batch(examples, tokens, example_R * 2, self.target(examples))
-        return self.batch(
-            examples, self.tower.tokenize(first, *second), example_R, self.target(examples)
-        )
+        texts = ([*first, *second[0]],) if self.separate else (first, *second)
+        example_N = [number for number, _ in rows] * (2 if self.separate else 1)
+        return self.batch(examples, self.tower.tokenize(*texts), example_N, self.target(examples))
 
     def logits(self, state_NLF: Tensor, batch: TaskBatch) -> Tensor:
         return self.from_features(self.tower.feature(state_NLF, batch.tokens.mask_NL), batch)

@@ -38,6 +38,7 @@ class LogitScale(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor([math.log(_SCALE_AT_START)]))
 
     def forward(self, cosine: Tensor) -> Tensor:
+        # Learnt without bounds the factor grows for as long as the batch is separable.
         return cosine * self.log_scale.clamp(0, math.log(_LARGEST_SCALE)).exp()
 
 
@@ -73,6 +74,7 @@ class RetrievalModel(TaskModel):
 
     def losses(self, logits: Tensor, batch: TaskBatch) -> Tensor:
         """(B,), the loss of each query; that of a query without negatives is 0."""
+        # Row i's own candidate is candidate i: the diagonal is right.
         right_B = torch.arange(len(logits), device=logits.device)
         return F.cross_entropy(logits, right_B, reduction="none")
 

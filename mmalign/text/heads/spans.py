@@ -11,10 +11,10 @@ an answer, as in SQuAD 1.1, XQuAD, MLQA and TyDiQA-GoldP: the first token is nev
 Shapes: B examples, N windows, L tokens; the outputs are two, start and end.
 """
 
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+import regex
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,7 +27,9 @@ from mmalign.text.scores import Prediction
 from mmalign.text.tasks.example import Answer, Example
 
 _LONGEST_QUESTION = 64  # tokens, BERT's; of a tower with short sequences a third of them
-_SHORTEST_WINDOW = 4
+_SHORTEST_WINDOW = 4  # tokens of the context, half of which two windows share
+# Unicode counts the vowels and final consonants of a Korean syllable in parts among the letters.
+_MARKS = regex.compile(r"[\p{M}\u1160-\u11ff]*")
 
 
 class SpanModel(TaskModel):
@@ -83,23 +85,22 @@ class SpanModel(TaskModel):
     def losses(self, logits: Tensor, batch: TaskBatch) -> Tensor:
         """(B,), the mean over an example's windows."""
         loss_N = F.cross_entropy(logits, batch.target, reduction="none").mean(1)
-        return base.mean_per_example(loss_N, batch.example_N, len(batch.examples))
+        return base.mean_per_owner(loss_N, batch.example_N, len(batch.examples))
 
     def decode(self, logits: Tensor, batch: TaskBatch) -> list[Prediction]:
         """The answer's text, cut from the original context, without white space around it.
 
         Empty only where the context yields no token or the chosen ones are white space.
         """
-        score_N, start_N, end_N = _best_spans(
-            logits.float().cpu(), _context_mask(batch), self.max_answer_tokens
-        )
+        found = _best_spans(logits.float().cpu(), _context_mask(batch), self.max_answer_tokens)
         answers: list[Prediction] = [""] * len(batch.examples)
         best = [float("-inf")] * len(batch.examples)
-        for window, example in enumerate(batch.example_N.tolist()):
-            if score_N[window] > best[example]:
-                best[example] = float(score_N[window])
+        windows = zip(batch.example_N.tolist(), *(one.tolist() for one in found), strict=True)
+        for window, (example, score, first, last) in enumerate(windows):
+            if score > best[example]:
+                best[example] = score
                 offsets = batch.tokens.encoding.encodings[window].offsets
-                start, end = offsets[int(start_N[window])][0], offsets[int(end_N[window])][1]
+                start, end = offsets[first][0], offsets[last][1]
                 context = batch.examples[example].texts[1]
                 answers[example] = context[start : _past_marks(context, end)].strip()
         return answers
@@ -144,12 +145,9 @@ def _past_marks(text: str, end: int) -> int:
 
     A normaliser that composes `e` and an accent reports the position of the `e` alone.
     """
-    # Unicode counts the vowels and final consonants of a Korean syllable in parts among the letters.
-    while end < len(text) and (
-        unicodedata.category(text[end]).startswith("M") or "\u1160" <= text[end] <= "\u11ff"
-    ):
-        end += 1
-    return end
+    match = _MARKS.match(text, end)
+    assert match is not None  # it may be empty
+    return match.end()
 
 
 def _context_mask(batch: TaskBatch) -> Tensor:

@@ -72,7 +72,7 @@ class TaggingModel(TaskModel):
             logits.transpose(1, 2), batch.target, ignore_index=_NO_TAG, reduction="none"
         )
         words_N = (batch.target != _NO_TAG).sum(1).to(loss_NL.dtype)
-        return base.mean_per_example(loss_NL.sum(1), batch.example_N, len(batch.examples), words_N)
+        return base.mean_per_owner(loss_NL.sum(1), batch.example_N, len(batch.examples), words_N)
 
     def decode(self, logits: Tensor, batch: TaskBatch) -> list[Prediction]:
         """A tag for every word of an example, as a tuple."""
@@ -89,6 +89,7 @@ class TaggingModel(TaskModel):
     def _windows(self, examples: Sequence[Example]) -> list[Window]:
         """At least one window per example; the same examples give the same windows."""
         inner = self.tower.tokenizer.inner
+        # At least one token, whatever `max_length` says, or no word would ever fit.
         room = max(1, self.tower.max_length - inner.num_special_tokens_to_add(False))
         encoding = inner(
             [list(one.texts) for one in examples],

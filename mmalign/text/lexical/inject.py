@@ -12,7 +12,6 @@ under `lexical/<lexicon>_all_tokens`, random pairs included.
 from pathlib import Path
 
 from mmalign.core import console
-from mmalign.core.commit import sha256_of
 from mmalign.core.errors import UserError
 from mmalign.evaluation.lexical_probe import MEASURE, TRAINED, probe
 from mmalign.evaluation.lexicon import Lexicon, read_lexicon
@@ -23,7 +22,7 @@ from mmalign.results.results import Results, environment, mean_over_seeds
 from mmalign.text.fit import copy_of
 from mmalign.text.lexical.config import LexicalInjectionConfig
 from mmalign.text.lexical.train import train
-from mmalign.text.seeds import run_seeds
+from mmalign.text.seeds import read_files, run_seeds
 
 INJECTED = "injected"
 ALL_TOKENS = "_all_tokens"
@@ -44,18 +43,14 @@ def inject(config: LexicalInjectionConfig, model: str, out: Path) -> Results:
     lexicon = read_lexicon(config.lexicon)
     tower = load_text_encoder(model)
     folder = Path(config.lexicon.folder)
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".tsv", ".txt"))
-    data = [{"folder": str(folder), "files": {path.name: sha256_of(path) for path in files}}]
+    paths = (path for path in folder.iterdir() if path.suffix in (".tsv", ".txt"))
+    data = [read_files(folder, paths)]
     before = measure_before(tower, lexicon, config)
-    runs = run_seeds(
-        config,
-        config.seeds,
-        model,
-        out,
-        lexicon.name,
-        data,
-        lambda seed: _run(tower, lexicon, before, config, seed),
-    )
+
+    def run(seed: int) -> tuple[Results, TextEncoder]:
+        return _run(tower, lexicon, before, config, seed)
+
+    runs = run_seeds(config, config.seeds, model, out, lexicon.name, data, run)
     results = mean_over_seeds(runs)
     if len(runs) > 1:
         # The measurement before any training is the same for all seeds: it keeps its own intervals.
@@ -94,12 +89,11 @@ def choose_layer(before: Results, config: LexicalInjectionConfig) -> int:
     probed = layers_of(before.metrics, MEASURE, subject)
     numbers = [int(one) for one in probed if one.isdigit()]
     last = numbers[-1]
-    if isinstance(config.layer, int):
-        if config.layer > last:
-            raise UserError(f"layer: is {config.layer}, but the model has {last}; lower it")
-        return config.layer
-    if config.layer == "last":
-        return last
+    if config.layer != "best":
+        layer = last if config.layer == "last" else config.layer
+        if layer > last:
+            raise UserError(f"layer: is {layer}, but the model has {last}; lower it")
+        return layer
     # Layer 0 has nothing to adapt; the published rule never measured the last layer.
     candidates = numbers[1:-1] if config.best_by == "similarity" and last > 1 else numbers[1:]
     head, tail = f"{MEASURE}/{subject}/{MEAN}", f"{TRAINED}/{config.best_by}"
@@ -110,7 +104,7 @@ def _run(
     tower: TextEncoder, lexicon: Lexicon, before: Results, config: LexicalInjectionConfig, seed: int
 ) -> tuple[Results, TextEncoder]:
     layer = choose_layer(before, config)
-    trained = copy_of(tower)
+    trained = copy_of(tower)  # the probe before, and the other seeds, need the unchanged one
     history = train(trained, lexicon, layer, config, seed) if config.epochs else {"steps": 0}
     results = Results(
         suite=f"{MEASURE}/{lexicon.name}",
@@ -120,11 +114,11 @@ def _run(
     results.merge(before)
     probe(trained, lexicon, results, measure=INJECTED)
     name = f"{INJECTED}/{lexicon.name}"
-    results.protocol[name] = f"{_words(config, layer)} {results.protocol[name]}"
+    results.protocol[name] = f"{_protocol(config, layer)} {results.protocol[name]}"
     return results, trained
 
 
-def _words(config: LexicalInjectionConfig, layer: int) -> str:
+def _protocol(config: LexicalInjectionConfig, layer: int) -> str:
     """What was trained, in words."""
     loss, lora = (
         ", ".join(f"{name} {value}" for name, value in one.model_dump(exclude_none=True).items())

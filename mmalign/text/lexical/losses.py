@@ -31,6 +31,7 @@ class HingeConfig(Section):
         """
         score_BB = anchor_BF @ positive_BF.T
         right_BB = answers_BB | _own(answers_BB)
+        # Minus infinity where an anchor has no negative: the loss below is then 0, not undefined.
         negative_B = score_BB.masked_fill(right_BB, -torch.inf).amax(1)
         return F.relu(self.margin + negative_B - score_BB.diagonal()).mean()
 

@@ -78,12 +78,11 @@ def train(
 
 def right_answers(batch: Sequence[Entry], translations: set[Entry]) -> Tensor:
     """(B, B) bool, whether English word j is a right answer to foreign word i, whichever entry says so."""
-    rows = []
-    for own, foreign in batch:
-        rows.append(
-            [
-                english in (own, foreign) or other == foreign or (english, foreign) in translations
-                for english, other in batch
-            ]
-        )
+    rows = [
+        [
+            english in (own, foreign) or other == foreign or (english, foreign) in translations
+            for english, other in batch
+        ]
+        for own, foreign in batch
+    ]
     return torch.tensor(rows)

@@ -7,9 +7,9 @@
 
 It is black box (scores only) and greedy, as TextBugger (Li et al. 2019, arXiv 1812.05271) and TextFooler
 (Jin et al. 2020, arXiv 1907.11932) do it with words of one language and Bumblebee in PolyGloss (Tan and Joty
-2021, arXiv 2103.09593) with words of several. Ours differ in their candidates, see `candidates.py`, and in
-that a budget bounds the queries. The classifier is a neural network, so each round asks it once for all open
-examples together. An example that holds may still be broken by another attack.
+2021, arXiv 2103.09593) with words of several. Ours differ in their candidates, `misspellings` and
+`translated`, and in that a budget bounds the queries. The classifier is a neural network, so each round asks
+it once for all open examples together. An example that holds may still be broken by another attack.
 
 An example that is predicted wrongly without an attack costs no queries and is never a success of the attack.
 """
@@ -17,7 +17,7 @@ An example that is predicted wrongly without an attack costs no queries and is n
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,9 +25,15 @@ import numpy as np
 import pydantic
 
 from mmalign.core.config import Section
-from mmalign.text.perturbations.candidates import Candidates, misspellings, translated
-from mmalign.text.perturbations.characters import alphabet_of
-from mmalign.text.perturbations.code_mix import tables_from
+from mmalign.data.dictionaries.read import Dictionary
+from mmalign.text.perturbations.characters import (
+    Alphabet,
+    alphabet_of,
+    clusters,
+    edited,
+    letter_positions,
+)
+from mmalign.text.perturbations.code_mix import tables_from, translations
 from mmalign.text.perturbations.sampling import text_generator
 from mmalign.text.perturbations.segments import is_word, put, segments, word_positions
 from mmalign.text.perturbations.words import without
@@ -39,7 +45,10 @@ Predict = Callable[[list[Example]], np.ndarray]
 Similar = Callable[[list[str], list[str]], np.ndarray]
 """n texts, n changed texts -> (n,) floats, for example the cosines of a reference encoder."""
 
-Request = Example | tuple[str, str]
+Candidates = Callable[[str, np.random.Generator], list[str]]
+"""Word -> different words to try instead of it, the word itself not among them; may be none."""
+
+_LEAST_LETTERS = 3
 
 
 class AttackConfig(Section):
@@ -106,6 +115,39 @@ def candidates_for(config: AttackConfig, examples: Sequence[Example]) -> Candida
     return partial(translated, tables=tables, lang=lang, most=config.options)
 
 
+def misspellings(
+    word: str, rng: np.random.Generator, alphabet: Alphabet, edits: int, most: int
+) -> list[str]:
+    """Up to `most` random misspellings of a word, each of at most `edits` edits behind its first letter.
+
+    The edits are those of `characters.py`. Readers still recognise words whose first letter and most others
+    are correct (Pruthi et al. 2019, arXiv 1905.11268, who keep the last letter too). Words of fewer than
+    three letters have none, so this attack does not exist in scripts that segment into single characters; nor
+    have words with a digit, because another number means something else.
+    """
+    characters = clusters(word)
+    letters = letter_positions(characters)
+    if len(letters) < _LEAST_LETTERS or any(map(str.isdigit, word)):
+        return []
+    inner = letters[1:]
+    # A dictionary as an ordered set: edits may repeat one another, or undo themselves.
+    found: dict[str, None] = {}
+    for _ in range(most):
+        count = min(int(rng.integers(1, edits + 1)), len(inner))
+        positions = rng.choice(inner, size=count, replace=False).tolist()
+        found["".join(edited(characters, positions, letters, rng, alphabet))] = None
+    return [one for one in found if one != word]
+
+
+def translated(
+    word: str, _rng: np.random.Generator, tables: dict[str, Dictionary], lang: str, most: int
+) -> list[str]:
+    """Up to `most` translations of a word: the safest of every language, then the second of each, ..."""
+    ranks = zip_longest(*translations(word, tables, lang))
+    found = dict.fromkeys(one for rank in ranks for one in rank if one is not None and one != word)
+    return list(found)[:most]
+
+
 def attack(
     examples: Sequence[Example],
     correct: Sequence[int],
@@ -139,7 +181,7 @@ def attack(
         if flat and isinstance(flat[0], Example):
             answers = np.asarray(predict(flat))
         elif flat and similar is not None:
-            answers = np.asarray(similar([pair[0] for pair in flat], [pair[1] for pair in flat]))
+            answers = np.asarray(similar(*map(list, zip(*flat, strict=True))))
         ends = list(accumulate(len(own) for own in requests.values()))
         for i, answer in zip(tuple(requests), np.split(answers, ends[:-1]), strict=True):
             try:
@@ -157,7 +199,7 @@ def _search(
     candidates: Candidates,
     config: AttackConfig,
     seed: int,
-) -> Generator[Sequence[Request], np.ndarray, Attacked]:
+) -> Generator[Sequence[Example | tuple[str, str]], np.ndarray, Attacked]:
     """The search for one example, as a coroutine.
 
     It yields changed examples, whose scores (n, K) it is sent, or pairs of an original text and a changed
@@ -181,22 +223,27 @@ def _search(
         return replace(example, texts=tuple(texts))
 
     # Rank the words by how far the correct class's score falls without them; a lone word needs no rank.
-    trials = [variant(text, _without(parts[text], i)) for text, i in queue] if queue[1:] else []
+    trials = []
+    for text, i in queue if len(queue) > 1 else ():
+        left = without(parts[text], {i})
+        # A text without any word is not a text that the classifier knows.
+        trials.append(variant(text, left if any(map(is_word, left)) else parts[text]))
     scores_NK = yield trials
     queries = len(trials)
     if trials:
         queue = [queue[n] for n in np.argsort(scores_NK[:, correct], kind="stable")]
     for text, i in queue:
         if not changes_left or queries >= config.budget:
-            break
+            break  # it holds
         changed = [put(parts[text], i, word) for word in options[text, i]]
         if config.min_similarity is not None:
             similar_N = yield [(example.texts[text], "".join(one)) for one in changed]
             enough = zip(changed, similar_N.tolist(), strict=True)
             changed = [one for one, value in enough if value >= config.min_similarity]
-        changed = changed[: config.budget - queries]
+        changed = changed[: config.budget - queries]  # the last word may get fewer tries
         scores_NK = yield [variant(text, one) for one in changed]
         queries += len(changed)
+        # Asked with an empty list too: all searches must take the same steps.
         if not changed:
             continue
         flipped_N = scores_NK.argmax(axis=1) != correct
@@ -208,11 +255,4 @@ def _search(
         if flipped_N[best]:
             broken = True
             break
-    texts = tuple("".join(own) for own in parts)
-    return Attacked(replace(example, texts=texts), broken, queries)
-
-
-def _without(parts: list[str], position: int) -> list[str]:
-    """The segments without one word; all of them where no word would be left."""
-    left = without(parts, {position})
-    return left if any(map(is_word, left)) else parts
+    return Attacked(variant(0, parts[0]), broken, queries)

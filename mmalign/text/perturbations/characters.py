@@ -16,6 +16,7 @@ Only letters and digits are edited; spaces, punctuation and symbols stay. Severi
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -58,21 +59,18 @@ def clusters(text: str) -> list[str]:
 
 def letter_positions(characters: list[str]) -> list[int]:
     """The numbers of the clusters that are letters or digits."""
-    return [i for i, one in enumerate(characters) if kind_of(one) is not None]
+    return [i for i, one in enumerate(characters) if kind_of(one)]
 
 
 def alphabet_of(texts: Iterable[str]) -> Alphabet:
     """The letters and digits that occur in `texts`, by kind."""
-    found: dict[str, set[str]] = {}
-    for character in {one for text in texts for one in clusters(text)}:
-        kind = kind_of(character)
-        if kind is not None:
-            found.setdefault(kind, set()).add(character)
-    return {kind: tuple(sorted(characters)) for kind, characters in found.items()}
+    letters = {one for text in texts for one in clusters(text) if kind_of(one)}
+    by_kind = sorted(sorted(letters), key=kind_of)  # stable: each kind stays sorted
+    return {kind: tuple(members) for kind, members in groupby(by_kind, key=kind_of)}
 
 
-def kind_of(character: str) -> str | None:
-    """Script and category of a grapheme cluster's base, such as `LATIN Ll`; None: never edited.
+def kind_of(character: str) -> str:
+    """Script and category of a grapheme cluster's base, such as `LATIN Ll`; empty: never edited.
 
     Python has no script property; the first word of a character's Unicode name is used instead
     (LATIN, CYRILLIC, ARABIC, DEVANAGARI, HANGUL, CJK, HIRAGANA, DIGIT, ...).
@@ -80,7 +78,7 @@ def kind_of(character: str) -> str | None:
     base = character[0]
     category = unicodedata.category(base)
     if category[0] not in "LN":
-        return None
+        return ""
     return f"{unicodedata.name(base, '').partition(' ')[0]} {category}"
 
 
@@ -95,14 +93,14 @@ def edited(
     result = list(characters)
     for i in positions:
         letter = result[i]
-        others = [one for one in alphabet.get(kind_of(letter) or "", ()) if one != letter]
-        right = result[i + 1] if i + 1 < len(result) else ""
+        others = [one for one in alphabet.get(kind_of(letter), ()) if one != letter]
+        right = "".join(result[i + 1 : i + 2])  # empty behind the last character
         possible = ["double"]
         if sum(result[j] != "" for j in letters) > 1:  # the last letter stays
             possible.append("delete")
             if others:
                 possible.append("replace")
-            if right not in ("", letter) and kind_of(right) is not None:
+            if right not in ("", letter) and kind_of(right):
                 possible.append("swap")
         match possible[rng.integers(len(possible))]:
             case "double":
@@ -123,5 +121,5 @@ class CharactersConfig(Graded):
 
     def change(self, texts: Sequence[str], lang: str, single_words: bool) -> Change | None:
         # A text always changes; of single words only the share of the severity.
-        least = 0 if single_words else 1
+        least = int(not single_words)
         return partial(typos, share=self.noise_share, alphabet=alphabet_of(texts), least=least)

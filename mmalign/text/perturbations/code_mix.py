@@ -40,13 +40,13 @@ def tables_from(
     dictionaries = read_dictionaries(folder)
     known = {ENGLISH, *dictionaries}
     wanted = known if languages is None else set(languages)
-    if not wanted <= known:
-        missing = sorted(wanted - known)[0]
+    if missing := sorted(wanted - known):
         raise UserError(
-            f"{folder}: no dictionary of `{missing}`; remove it from `languages` or add one"
+            f"{folder}: no dictionary of `{missing[0]}`; remove it from `languages` or add one"
         )
     if base_language(lang) == ENGLISH:
         return {to: dictionaries[to] for to in sorted(wanted - {ENGLISH})} or None
+    # A regional variety is served by the dictionary of its language.
     own = dictionaries.get(lang) or dictionaries.get(base_language(lang))
     if own is None or ENGLISH not in wanted:
         return None

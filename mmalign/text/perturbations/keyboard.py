@@ -35,7 +35,6 @@ keys too, although an editor may show them reversed.
 _OFFSETS = (0.0, 0.5, 0.75, 1.25)  # where each row starts, in widths of a key
 
 _QWERTY: Rows = ("", "qwertyuiop", "asdfghjkl", "zxcvbnm")
-
 # Layouts as operating systems ship them under the language's name; dead keys are left out.
 _LAYOUTS: dict[str, tuple[Rows, ...]] = {
     "en": (_QWERTY,),
@@ -120,9 +119,9 @@ class KeyboardConfig(Graded):
     kind: Literal["keyboard"]
 
     def change(self, texts: Sequence[str], lang: str, single_words: bool) -> Change | None:
-        neighbours = neighbours_of(lang)
+        neighbours = neighbours_of(lang) or {}
         # No character has a key in a romanised `hi-Latn`, for example.
-        if neighbours is None or not any(one in neighbours for text in texts for one in text):
+        if neighbours.keys().isdisjoint("".join(texts)):
             return None
-        least = 0 if single_words else 1
+        least = int(not single_words)
         return partial(slips, share=self.noise_share, neighbours=neighbours, least=least)

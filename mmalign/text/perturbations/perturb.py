@@ -61,7 +61,7 @@ def perturb(
         UserError: a folder of the configuration is missing, or a file in it is broken.
     """
     if not examples:
-        return []
+        return []  # their language is not known
     assert len({example.lang for example in examples}) == 1, "perturb one language at a time"
     # The context of a question stays, so that the answers still start where they did.
     open_texts = [one.texts[:1] if kind == "span_qa" else one.texts for one in examples]

@@ -39,9 +39,8 @@ _END_MARKS = {
     r"\p{Myanmar}": "။၊",
     r"\p{Tibetan}": "།",
     r"\p{Thai}|\p{Lao}": "!?",
+    "": ".!?,",  # matches every other letter, and a text without any
 }
-_OTHER_END_MARKS = ".!?,"
-_URDU_END_MARKS = "۔!؟،"
 
 
 def repeat_punctuation(text: str, rng: np.random.Generator, share: float, times: int) -> str:
@@ -62,13 +61,9 @@ def add_punctuation(text: str, rng: np.random.Generator, count: int, lang: str) 
 def end_marks(text: str, lang: str) -> str:
     """The marks that may end a text, by the script of its last letter."""
     if casing.base_language(lang) == "ur":
-        return _URDU_END_MARKS
-    letters = _LETTER.findall(text)
-    last = letters[-1] if letters else ""
-    return next(
-        (marks for script, marks in _END_MARKS.items() if regex.match(script, last)),
-        _OTHER_END_MARKS,
-    )
+        return "۔!؟،"
+    last = "".join(_LETTER.findall(text)[-1:])
+    return next(marks for script, marks in _END_MARKS.items() if regex.match(script, last))
 
 
 def change_case(
@@ -90,17 +85,13 @@ class SurfaceConfig(Graded):
     edit: Literal["punctuation_removed", "punctuation_doubled", "punctuation_added"] | CaseEdit
 
     def change(self, texts: Sequence[str], lang: str, single_words: bool) -> Change | None:
-        share = self.replaced_share
-        match self.edit:
-            case "upper" | "lower" | "swapped" as edit:
-                least = 0 if single_words else 1
-                change = partial(change_case, share=share, edit=edit, lang=lang, least=least)
-                return change if casing.has_case(texts) else None
-            case _ if single_words:
-                return None
-            case "punctuation_removed":
-                return partial(repeat_punctuation, share=share, times=0)
-            case "punctuation_doubled":
-                return partial(repeat_punctuation, share=share, times=2)
-            case "punctuation_added":
-                return partial(add_punctuation, count=self.severity, lang=lang)
+        share, least = self.replaced_share, int(not single_words)
+        if self.edit in ("upper", "lower", "swapped"):
+            change = partial(change_case, share=share, edit=self.edit, lang=lang, least=least)
+            return change if casing.has_case(texts) else None
+        if single_words:
+            return None
+        if self.edit == "punctuation_added":
+            return partial(add_punctuation, count=self.severity, lang=lang)
+        times = 0 if self.edit == "punctuation_removed" else 2
+        return partial(repeat_punctuation, share=share, times=times)

@@ -11,7 +11,7 @@ Severity 1 to 5 misspells a share of 0.2, 0.4, 0.6, 0.8 and 1 of the words that 
 Only texts with such a word change: how many depends on the list.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -45,10 +45,21 @@ def read_typos(folder: Path, lang: str) -> Typos | None:
     if path is None:
         return None
     typos: dict[str, dict[str, None]] = {}
-    for word, misspelling in _pairs(path):
-        if misspelling != word:
-            typos.setdefault(casing.lower(word, lang), {})[misspelling] = None
-    return {word: tuple(misspellings) for word, misspellings in typos.items()}
+    for number, line in numbered_lines(path):
+        if number == 1 and line == _HEADER:
+            continue
+        wrong, arrow, right = line.partition("->")
+        # `wrong->right, right` turns into the columns of the other layout, one word at a time.
+        rows = [[word, wrong] for word in right.split(",")] if arrow else [line.split("\t")]
+        for word, *misspellings in ([cell.strip() for cell in row] for row in rows):
+            if not misspellings or not all((word, *misspellings)):
+                raise UserError(
+                    f"{path}, line {number}: write `correct<TAB>misspelling` or `wrong->right`"
+                )
+            # A dictionary as an ordered set; a misspelling equal to its word would change nothing.
+            known = typos.setdefault(casing.lower(word, lang), {})
+            known.update(dict.fromkeys(one for one in misspellings if one != word))
+    return {word: tuple(found) for word, found in typos.items() if found}
 
 
 def misspell(text: str, rng: np.random.Generator, share: float, typos: Typos, lang: str) -> str:
@@ -62,24 +73,6 @@ def misspell(text: str, rng: np.random.Generator, share: float, typos: Typos, la
     return "".join(parts)
 
 
-def _pairs(path: Path) -> Iterator[tuple[str, str]]:
-    """(correct word, misspelling) of every line."""
-    for number, line in numbered_lines(path):
-        if number == 1 and line == _HEADER:
-            continue
-        wrong, arrow, right = line.partition("->")
-        if arrow:
-            found = [(word.strip(), wrong.strip()) for word in right.split(",")]
-        else:
-            word, *misspellings = line.split("\t")
-            found = [(word.strip(), misspelling.strip()) for misspelling in misspellings]
-        if not found or not all(map(all, found)):
-            raise UserError(
-                f"{path}, line {number}: write `correct<TAB>misspelling` or `wrong->right`"
-            )
-        yield from found
-
-
 class TypoListConfig(Graded):
     """Misspellings from word lists."""
 
@@ -88,7 +81,8 @@ class TypoListConfig(Graded):
     """Folder with one `<lang>.tsv` or `<lang>.txt` per language; relative to where the command runs."""
 
     def change(self, texts: Sequence[str], lang: str, single_words: bool) -> Change | None:
+        # A misspelling may hold a space, which would make two words of one tag.
         typos = None if single_words else read_typos(Path(self.folder), lang)
-        return (
-            partial(misspell, share=self.replaced_share, typos=typos, lang=lang) if typos else None
-        )
+        if not typos:
+            return None
+        return partial(misspell, share=self.replaced_share, typos=typos, lang=lang)

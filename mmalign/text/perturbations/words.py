@@ -54,6 +54,7 @@ def swap_words(text: str, rng: np.random.Generator, share: float) -> str:
     # Two equal words would leave the text unchanged.
     follower = {i: j for i, j in pairwise(word_positions(parts)) if parts[i] != parts[j]}
     for i in choose(list(follower), share, rng):
+        # A word may be in two chosen pairs, and then moves twice.
         parts[i], parts[follower[i]] = parts[follower[i]], parts[i]
     return "".join(parts)
 

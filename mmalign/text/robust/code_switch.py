@@ -71,9 +71,8 @@ def tables(config: CodeSwitchConfig, lang: str) -> Mapping[str, Dictionary]:
 
 def has_tags(examples: Sequence[Example]) -> bool:
     """Whether the targets are one tag per word; retrieval's ids for (query, candidate) are not."""
-    return all(
-        isinstance(one.target, tuple) and len(one.target) == len(one.texts) for one in examples
-    )
+    targets = [(one.target, len(one.texts)) for one in examples]
+    return all(isinstance(tags, tuple) and len(tags) == words for tags, words in targets)
 
 
 def switch(
@@ -104,9 +103,8 @@ def switch(
 
     if words:
         return replace(example, texts=tuple(sentence(example.texts)))
-    return replace(
-        example, texts=tuple(" ".join(sentence(text.split(" "))) for text in example.texts)
-    )
+    texts = (" ".join(sentence(text.split(" "))) for text in example.texts)
+    return replace(example, texts=tuple(texts))
 
 
 def _translate(word: str, table: Dictionary, lang: str, draw: float) -> str:

@@ -28,18 +28,14 @@ from mmalign.text.heads.spans import SpanModel
 from mmalign.text.heads.tagging import TaggingModel
 from mmalign.text.robust import noise
 from mmalign.text.robust.code_switch import CodeSwitchConfig
-from mmalign.text.robust.noise import Layer
+from mmalign.text.robust.noise import UniformConfig
 from mmalign.text.robust.rs_da import RsDaConfig
 
 
-class NoiseView(Section):
+class NoiseView(UniformConfig):
     """Uniform noise, as in RS-RP."""
 
     kind: Literal["uniform"]
-    layer: Layer = "last"
-    """Where the noise is added: `embedding`, `last`, or the number of a block from 1."""
-    epsilon: float = Field(ge=0)
-    """Half the width of the box: each entry's noise is uniform in [-epsilon, epsilon]."""
 
 
 class ConsistencyConfig(Section):
@@ -94,7 +90,7 @@ def _with_noise(
 ) -> tuple[Tensor, Tensor]:
     """Logits without and with noise; the encoder runs twice unless the noise is on its last states."""
     tower, tokens = model.tower, batch.tokens
-    delta_NLF = noise.uniform(tower, tokens, view.layer, view.epsilon, generator)
+    delta_NLF = view.draw(model, batch, generator)
     if view.layer == "last":
         state_NLF = tower.states(tokens)
         return model.logits(state_NLF, batch), model.logits(state_NLF + delta_NLF, batch)
@@ -118,5 +114,4 @@ def _with_texts(
     # Words are drawn by numpy, so the generator only draws a seed.
     seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
     random = np.random.default_rng(int(seed))
-    rewritten = [rewrite(one, random) for one in batch.examples]
-    return model(batch), model(model.collate(rewritten))
+    return model(batch), model(model.collate([rewrite(one, random) for one in batch.examples]))

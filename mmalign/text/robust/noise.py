@@ -22,12 +22,29 @@ from torch import Tensor, nn
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder, Tokens
+from mmalign.models.text_tower import find_blocks
 from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.robust import ball
 from mmalign.text.robust.ball import Norm
 
 Layer = Literal["embedding", "last"] | Annotated[int, Field(ge=1)]
 """Where noise is added; a number counts the trunk's blocks from 1."""
+
+
+class UniformConfig(Section):
+    """Noise that is drawn from a box and not moved."""
+
+    kind: str
+    layer: Layer = "last"
+    """Where the noise is added: `embedding`, `last`, or the number of a block from 1. `last` runs the encoder
+    once per batch, the others once per noise."""
+    epsilon: float = Field(ge=0)
+    """Half the width of the box: each entry's noise is uniform in [-epsilon, epsilon]."""
+
+    def draw(self, model: TaskModel, batch: TaskBatch, generator: torch.Generator) -> Tensor:
+        """(N, L, F), one draw."""
+        zero_NLF = zeros(model.tower, batch.tokens, self.layer)
+        return ball.draw(zero_NLF, batch.tokens.mask_NL, "linf", self.epsilon, generator)
 
 
 class AscentConfig(Section):
@@ -56,13 +73,6 @@ def zeros(tower: TextEncoder, tokens: Tokens, layer: Layer) -> Tensor:
     weight = tower.trunk.get_input_embeddings().weight
     width = weight.shape[1] if layer == "embedding" else tower.state_width
     return weight.new_zeros((*tokens.token_NL.shape, width), requires_grad=False)
-
-
-def uniform(
-    tower: TextEncoder, tokens: Tokens, layer: Layer, epsilon: float, generator: torch.Generator
-) -> Tensor:
-    """(N, L, F), noise whose entries are uniform in [-epsilon, epsilon]."""
-    return ball.draw(zeros(tower, tokens, layer), tokens.mask_NL, "linf", epsilon, generator)
 
 
 @contextmanager
@@ -124,17 +134,16 @@ def passes(tower: TextEncoder, count: int) -> Iterator[int]:
 
 
 def _block(tower: TextEncoder, layer: int | str) -> nn.Module:
-    """The layer-th block, from 1: of the first list of modules that is as long as the trunk is deep."""
-    depth = tower.trunk.config.num_hidden_layers
-    lists = (one for one in tower.trunk.modules() if isinstance(one, nn.ModuleList))
-    blocks = next((one for one in lists if len(one) == depth), None)
-    if blocks is None:
+    """The layer-th block, from 1."""
+    found = find_blocks(tower.trunk)
+    if found is None:
         kind = tower.trunk.config.model_type
         raise UserError(
             f"layer {layer}: a {kind} trunk has no list of blocks; use embedding or last"
         )
-    if int(layer) > depth:
+    blocks = found[1]
+    if int(layer) > len(blocks):
         raise UserError(
-            f"layer {layer}: the trunk has {depth} blocks, counted from 1; use one of them"
+            f"layer {layer}: the trunk has {len(blocks)} blocks, counted from 1; use one of them"
         )
     return blocks[int(layer) - 1]

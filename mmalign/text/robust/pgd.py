@@ -55,7 +55,7 @@ class PgdConfig(AscentConfig):
             with torch.no_grad():
                 worst_B = self._losses(model, batch, worst_NLF)
             delta_NLF = ball.draw(worst_NLF, mask_NL, self.norm, self.radius, generator)
-        for step in range(self.steps + 1):
+        for step in range(self.steps + 1):  # K steps make K + 1 iterates
             moves = step < self.steps  # the last iterate is only looked at
             with torch.set_grad_enabled(moves):
                 losses_B = self._losses(model, batch, delta_NLF.requires_grad_(moves))

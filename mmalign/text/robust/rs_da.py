@@ -42,13 +42,10 @@ class RsDaConfig(Section):
         self, examples: Sequence[Example]
     ) -> Callable[[Example, np.random.Generator], Example]:
         """See `method.py`."""
-        neighbours = read_neighbours(Path(self.neighbours))
-
-        def rewrite(example: Example, random: np.random.Generator) -> Example:
-            texts = tuple(_draw(text, neighbours, random) for text in example.texts)
-            return replace(example, texts=texts)
-
-        return rewrite
+        near = read_neighbours(Path(self.neighbours))
+        return lambda example, random: replace(
+            example, texts=tuple(_draw(text, near, random) for text in example.texts)
+        )
 
 
 @lru_cache(maxsize=2)
@@ -74,10 +71,7 @@ def read_neighbours(path: Path) -> Neighbours:
 
 
 def _draw(text: str, neighbours: Neighbours, random: np.random.Generator) -> str:
-    words = text.split(" ")
-    drawn = []
+    choices = [(word, *neighbours.get(word, ())) for word in text.split(" ")]
     # All numbers in one call: one call per word would take most of the time.
-    for word, draw in zip(words, random.random(len(words)), strict=True):
-        choices = (word, *neighbours.get(word, ()))
-        drawn.append(choices[int(draw * len(choices))])
-    return " ".join(drawn)
+    draws = random.random(len(choices))
+    return " ".join(a[int(draw * len(a))] for a, draw in zip(choices, draws, strict=True))

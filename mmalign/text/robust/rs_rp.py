@@ -15,37 +15,28 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from mmalign.core.config import Section
 from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.robust import noise
-from mmalign.text.robust.noise import Layer
+from mmalign.text.robust.noise import UniformConfig
 
 
-class RsRpConfig(Section):
+class RsRpConfig(UniformConfig):
     kind: Literal["rs_rp"]
-    layer: Layer = "last"
-    """Where the noise is added: `last` runs the encoder once per batch, `embedding` or a block once per
-    draw."""
-    epsilon: float = Field(ge=0)
-    """Half the width of the box: each entry's noise is uniform in [-epsilon, epsilon]."""
     draws: int = Field(default=3, ge=1)
     """Noises of a batch, whose losses are averaged."""
 
     def backward(self, model: TaskModel, batch: TaskBatch, generator: torch.Generator) -> float:
         """The mean loss of the batch over the draws; see `method.py`."""
-        position = (model.tower, batch.tokens, self.layer)
         if self.layer == "last":  # the noise comes after the encoder, which therefore runs once
             state_NLF = model.tower.states(batch.tokens)
-            noisy = [
-                model.logits(state_NLF + noise.uniform(*position, self.epsilon, generator), batch)
-                for _ in range(self.draws)
-            ]
-            loss = torch.stack([model.losses(logits, batch).mean() for logits in noisy]).mean()
+            noisy = [state_NLF + self.draw(model, batch, generator) for _ in range(self.draws)]
+            logits = [model.logits(one, batch) for one in noisy]
+            loss = torch.stack([model.losses(one, batch).mean() for one in logits]).mean()
             loss.backward()
             return loss.item()
         total = 0.0
         for _ in noise.passes(model.tower, self.draws):
-            delta_NLF = noise.uniform(*position, self.epsilon, generator)
+            delta_NLF = self.draw(model, batch, generator)
             # One backward pass per draw: only one graph at a time is in memory.
             loss = noise.losses(model, batch, self.layer, delta_NLF).mean() / self.draws
             loss.backward()

@@ -3,7 +3,9 @@
 file of a publisher -> reader -> Example (id, language, texts, target) -> heads, scores
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Causality:
 
     events: tuple[Event, ...]
     pairs: tuple[EventPair, ...]
+
+
+def starts_of(parts: Sequence[str]) -> list[int]:
+    """Where each part starts in the parts joined by one space."""
+    return list(accumulate((len(one) + 1 for one in parts), initial=0))[:-1]
 
 
 Target = str | float | int | tuple[str, ...] | tuple[Answer, ...] | Causality

@@ -77,10 +77,11 @@ class Layout(Section):
         """
         splits: Splits = {}
         for path, parts in matching(folder, self.files):
-            if not (
-                self.unlabelled_tests and parts["split"] == "test" and self._lacks_labels(path)
-            ):
-                add(splits, path, _READ_FILE.get(self.kind, _table)(self, path, parts), self.join)
+            if self.unlabelled_tests and parts["split"] == "test":
+                first = next((line for line in lines(path) if line.strip()), "")
+                if first.count("\t") < len(self.columns) - 1:
+                    continue
+            add(splits, path, _READ_FILE.get(self.kind, _table)(self, path, parts), self.join)
         return splits
 
     def target(self, row: Row) -> Target | None:
@@ -95,21 +96,16 @@ class Layout(Section):
 
     def text(self, row: Row, columns: str) -> str:
         """One text of a row."""
-        cells = (
+        text = " ".join(
             row.renamed(column, self.words[column]) if column in self.words else row.cell(column)
             for column in columns.split(" + ")
         )
-        text = " ".join(cells)
         return re.sub(*self.replace, text) if self.replace else text
 
     def name(self, row: Row, parts: Mapping[str, str]) -> str:
         """The id of a row."""
         known = {**parts, "number": str(row.number)}
         return re.sub(r"\{(\w+)\}", lambda m: known.get(m[1]) or row.name(m[1]), self.id)
-
-    def _lacks_labels(self, path: Path) -> bool:
-        first = next((line for line in lines(path) if line.strip()), "")
-        return first.count("\t") < len(self.columns) - 1
 
 
 def _table(layout: Layout, path: Path, parts: dict[str, str]) -> Iterator[Entry]:
@@ -140,29 +136,26 @@ def _rows(layout: Layout, path: Path, parts: dict[str, str]) -> Iterable[Row]:
         return [Row(path, n, n, tree) for n, tree in enumerate(trees, start=1)]
     found = rows(path, layout.columns, layout.quoted, layout.skip_broken)
     if layout.labels_file is None:
-        return found
-    beside, column = path.with_name(path.name.replace(*layout.labels_file)), layout.label[0]
-    bare = list(found)
+        return found  # row by row: some files have millions
+    column, bare = layout.label[0], list(found)
     if any(column in row.cells for row in bare):
         return bare
-    return [
-        replace(row, cells={**row.cells, column: label})
-        for row, label in parallel(beside, lines(beside), path, bare)
-    ]
+    beside = path.with_name(path.name.replace(*layout.labels_file))
+    labelled = parallel(beside, lines(beside), path, bare)
+    return [replace(row, cells={**row.cells, column: label}) for row, label in labelled]
 
 
 def _sentences(layout: Layout, path: Path, parts: dict[str, str]) -> Iterator[Entry]:
     """One example per block of lines, a word and its tag per line; an empty line ends a sentence."""
     words: list[tuple[str, str]] = []
-    number = 1
+    number, lang = 1, parts["lang"]
     for line_number, line in enumerate([*lines(path), ""], start=1):
         cells = dict(zip(layout.columns, line.split("\t"), strict=False))
         row = Row(path, line_number, number, cells)
         if not line.strip():
             if words:
-                texts, tags = zip(*words, strict=True)
-                name = layout.name(row, parts)
-                yield (parts["split"], parts["lang"]), Example(name, parts["lang"], texts, tags)
+                example = Example(layout.name(row, parts), lang, *zip(*words, strict=True))
+                yield (parts["split"], lang), example
                 words, number = [], number + 1
         elif line.startswith("#") and layout.columns[0] == "id":
             continue  # CoNLL-U has comments; a word of other formats may start with #
@@ -175,9 +168,9 @@ def _sentences(layout: Layout, path: Path, parts: dict[str, str]) -> Iterator[En
         elif not re.fullmatch(r"\d+[-.]\d+", cells.get("id", "")):
             word, (column, *_) = cells[layout.texts[0]], layout.texts
             if column.startswith("lang:"):
-                lang, colon, word = word.partition(":")
+                start, colon, word = word.partition(":")
                 if not colon:
-                    raise row.error(f"`{lang}` has no language before it; write `lang:word`")
+                    raise row.error(f"`{start}` has no language before it; write `lang:word`")
             words.append((word, cells[layout.label[0]].strip()))
 
 
@@ -214,25 +207,21 @@ def _read_own(folder: Path, files: str) -> Splits:
             )
     splits: Splits = {}
     for path, parts in matching(folder, files):
-        split, lang = parts["split"], parts["lang"]
-        add(splits, path, (((split, lang), _own(row, split, lang)) for row in rows(path)))
+        add(splits, path, _own(path, parts["split"], parts["lang"]))
     return splits
 
 
-def _own(row: Row, split: str, lang: str) -> Example:
-    texts = next((columns for columns in _OWN_TEXTS if columns[0] in row.cells), None)
-    if texts is None or not {"label", "score"} & row.cells.keys():
-        raise row.error(
-            "has the columns "
-            f"{', '.join(row.cells)}; a task needs `text` and `label`, `premise`, `hypothesis` and "
-            "`label`, or `sentence1`, `sentence2` and `label` or `score`"
-        )
-    return Example(
-        id=row.name("id") if "id" in row.cells else f"{split}-{row.number}",
-        lang=lang,
-        texts=tuple(row.text(column) for column in texts),
-        target=row.name("label") if "label" in row.cells else row.score("score"),
-    )
+def _own(path: Path, split: str, lang: str) -> Iterator[Entry]:
+    for row in rows(path):
+        columns = next((one for one in _OWN_TEXTS if one[0] in row.cells), None)
+        if columns is None or not {"label", "score"} & row.cells.keys():
+            raise row.error(
+                f"has the columns {', '.join(row.cells)}; a task needs `text` and `label`, `premise`, "
+                "`hypothesis` and `label`, or `sentence1`, `sentence2` and `label` or `score`"
+            )
+        name = row.name("id") if "id" in row.cells else f"{split}-{row.number}"
+        target = row.name("label") if "label" in row.cells else row.score("score")
+        yield (split, lang), Example(name, lang, tuple(map(row.text, columns)), target)
 
 
 LAYOUTS = {
@@ -258,9 +247,8 @@ def read(format: Format, folder: Path) -> tuple[Kind, Splits]:
         UserError: nothing of the layout is there, or a file of it is broken (file, line, what is wrong).
     """
     layout = LAYOUTS[format]
-    if format not in _READ_FOLDER:
-        return layout.kind, layout.read(folder)
-    splits = _READ_FOLDER[format](folder, layout.files)
+    is_own = format in _READ_FOLDER
+    splits = _READ_FOLDER[format](folder, layout.files) if is_own else layout.read(folder)
     scored = {isinstance(one.target, float) for rows in splits.values() for one in rows}
     if len(scored) > 1:
         raise UserError(

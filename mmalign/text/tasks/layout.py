@@ -61,6 +61,7 @@ def matching(folder: Path, template: str) -> list[tuple[Path, dict[str, str]]]:
         raise NoFiles(f"{folder}: no such task folder; download the set or give another folder")
     patterns = [re.compile("".join(_pattern_parts(one))) for one in template.split(" or ")]
     found = []
+    # Sorted: the order of files decides the order of examples, and a file system promises none.
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         relative = path.relative_to(folder).as_posix()
         match = next((m for pattern in patterns if (m := pattern.fullmatch(relative))), None)

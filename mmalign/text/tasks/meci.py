@@ -15,13 +15,12 @@ event causes the other, in either direction. Triggers may overlap, and a documen
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import astuple
-from itertools import accumulate
 from pathlib import Path
 
 from mmalign.core.errors import UserError
-from mmalign.text.tasks.example import Causality, Event, EventPair, Example
+from mmalign.text.tasks.example import Causality, Event, EventPair, Example, starts_of
 from mmalign.text.tasks.tables import lines
 from mmalign.text.tasks.task import Entry
 
@@ -47,46 +46,43 @@ def document(path: Path, parts: Mapping[str, str]) -> Iterator[Entry]:
 
 def _read(path: Path) -> tuple[tuple[str, ...], Causality]:
     """The sentences of a file; its events, numbered in the order of their positions, and its pairs."""
-    sentences: tuple[str, ...] = ()
     events: dict[str, Event] = {}
     pairs: dict[frozenset[str], bool] = {}
-    number = 1
+    filled = [(n, line) for n, line in enumerate(lines(path), start=1) if line.strip()]
+    number, first = filled[0] if filled else (1, "")
     try:
-        for number, line in enumerate(lines(path), start=1):  # noqa: B007  # the error names it
+        kind, *sentences = first.split("\t")
+        if kind != "Text":
+            raise ValueError("the first line must be `Text` and the sentences")
+        if not any(one.strip() for one in sentences):
+            raise ValueError("`Text` without a sentence")
+        for number, line in filled[1:]:  # noqa: B007  # the error names it
             match line.split("\t"):
-                case _ if not line.strip():
-                    continue
-                case ["Text", *sentences_of_line] if not sentences:
-                    if not any(one.strip() for one in sentences_of_line):
-                        raise ValueError("`Text` without a sentence")
-                    sentences = tuple(sentences_of_line)
-                case _ if not sentences:
-                    break
                 case ["Event", name, trigger, _, offset]:
                     if name in events:
                         raise ValueError(f"a second event `{name}`; ids must differ")
                     events[name] = _event(sentences, trigger, offset)
-                case ["Relation", first, second, relation, *_]:
-                    _add_pair(pairs, events, first, second, relation)
+                case ["Relation", one, other, relation, *_]:
+                    _add_pair(pairs, events, (one, other), relation)
                 case _:
                     raise ValueError(
                         "neither `Event` with five columns nor `Relation` with four or more"
                     )
-        if not sentences:
-            raise ValueError("the first line must be `Text` and the sentences")
     except ValueError as error:
         raise UserError(
             f"{path}, line {number}: {error}; fix the line or get the file again"
         ) from None
-    return sentences, _causality(events, pairs)
+    names = sorted(events, key=lambda one: astuple(events[one]))
+    numbered = sorted((sorted(map(names.index, pair)), causal) for pair, causal in pairs.items())
+    found = (EventPair(first, second, causal) for (first, second), causal in numbered)
+    return tuple(sentences), Causality(tuple(events[name] for name in names), tuple(found))
 
 
 def _event(sentences: Sequence[str], trigger: str, offset: str) -> Event:
     """The position of the trigger in its sentence; the file counts from the start of the document."""
     if not (offset.isascii() and offset.isdecimal()):
         raise ValueError(f"the offset is `{offset}`; it must be a whole number")
-    # Sentences are joined by one space each.
-    starts = list(accumulate((len(one) + 1 for one in sentences), initial=0))[:-1]
+    starts = starts_of(sentences)
     sentence = sum(start <= int(offset) for start in starts) - 1
     start = int(offset) - starts[sentence]
     end = start + len(trigger)
@@ -96,32 +92,18 @@ def _event(sentences: Sequence[str], trigger: str, offset: str) -> Event:
 
 
 def _add_pair(
-    pairs: dict[frozenset[str], bool],
-    events: Mapping[str, Event],
-    first: str,
-    second: str,
-    relation: str,
+    pairs: dict[frozenset[str], bool], events: Collection[str], names: Sequence[str], relation: str
 ) -> None:
     """Add a pair, which must not contradict an earlier line."""
-    unknown = [name for name in (first, second) if name not in events]
+    unknown = [name for name in names if name not in events]
     if unknown:
         raise ValueError(f"no line above it names the event `{unknown[0]}`")
-    if first == second:
-        raise ValueError(f"`{first}` is paired with itself")
+    if names[0] == names[1]:
+        raise ValueError(f"`{names[0]}` is paired with itself")
     if relation not in _IS_CAUSAL:
         raise ValueError(f"the relation is `{relation}`; known are {', '.join(_IS_CAUSAL)}")
     is_causal = _IS_CAUSAL[relation]
-    if pairs.setdefault(frozenset((first, second)), is_causal) != is_causal:
-        raise ValueError(f"`{first}` and `{second}` are causal in one line and `NoRel` in another")
-
-
-def _causality(events: Mapping[str, Event], pairs: Mapping[frozenset[str], bool]) -> Causality:
-    names = sorted(events, key=lambda one: astuple(events[one]))
-    number = {name: i for i, name in enumerate(names)}
-    found = [
-        EventPair(min(numbers), max(numbers), is_causal)
-        for numbers, is_causal in (([number[n] for n in pair], c) for pair, c in pairs.items())
-    ]
-    return Causality(
-        events=tuple(events[name] for name in names), pairs=tuple(sorted(found, key=astuple))
-    )
+    if pairs.setdefault(frozenset(names), is_causal) != is_causal:
+        raise ValueError(
+            f"`{names[0]}` and `{names[1]}` are causal in one line and `NoRel` in another"
+        )

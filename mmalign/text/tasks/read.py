@@ -3,9 +3,8 @@
 TaskConfig -> readers -> splits of the training files, splits of the test files -> Task
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from pydantic import Field
@@ -26,14 +25,16 @@ class FilesConfig(Section):
     """Whose layout the files have (formats.yaml); tsv: our own, `<split>.<lang>.tsv` with a header line."""
 
 
-class TaskConfig(Section):
+class _Named(Section):
     name: str = Field(pattern=r"^[\w-]+$")
     """The task's name in metrics: `text/<name>/...`."""
-    folder: str
-    """Folder of the tests, and of training and dev files too unless `train` names others; relative to
-    where the command runs."""
-    format: Format = "tsv"
-    """Whose layout the files have; tsv: our own, `<split>.<lang>.tsv` with a header line."""
+
+
+class TaskConfig(
+    FilesConfig, _Named
+):  # fields from the last class to the first: `name` comes first
+    """A task. `folder` holds the tests, and training and dev files too unless `train` names others."""
+
     train: FilesConfig | None = None
     """Training files, where they are not those of `folder`; their dev files, if any, choose the epoch."""
     language: str = "en"
@@ -85,12 +86,10 @@ def make_task(
             f"with a training file: {there}"
         )
     train = sample(train, config.train_examples)
-    if config.relabel:
-        change = partial(_relabelled, names=config.relabel)
-        tested = {key: list(map(change, rows)) for key, rows in tested.items()}
     by_split: dict[str, dict[str, list[Example]]] = {"dev": {}, "test": {}, CANDIDATES: {}}
     for (split, lang), rows in tested.items():
-        by_split.setdefault(split, {})[lang] = rows
+        renamed = [_relabelled(one, config.relabel) for one in rows] if config.relabel else rows
+        by_split.setdefault(split, {})[lang] = renamed
     # Before `dev` gets the training files' own dev examples, which may be of another publisher.
     tests = _choose_tests(by_split["test"], by_split["dev"], config)
     dev = by_split["dev"]
@@ -108,8 +107,15 @@ def make_task(
         test_is_dev=frozenset(tests.keys() - by_split["test"].keys()),
         merge=dict(config.merge),
     )
-    for examples in (dev.get(source, []), *task.tests.values()):
-        _check_labels(examples, task, config.folder)
+    # Labels of tests that training lacks are mistakes, except coarser ones that `merge` names.
+    known = {*task.labels, *task.merge.values()}
+    checked = (dev.get(source, []), *task.tests.values())
+    wrong = [one for rows in checked for one in rows if one.target not in known]
+    if wrong and kind == "classification":
+        raise UserError(
+            f"{config.folder}: {wrong[0].lang} has the label `{wrong[0].target}` (id {wrong[0].id}), which "
+            f"training lacks; its labels are {', '.join(task.labels)}; `relabel` gives it another name"
+        )
     return task
 
 
@@ -163,14 +169,3 @@ def _choose_tests(
             f"test on; there are {', '.join(there)}"
         )
     return {lang: rows for lang, rows in there.items() if lang in wanted}
-
-
-def _check_labels(examples: Sequence[Example], task: Task, folder: str) -> None:
-    """Labels of tests that training lacks are mistakes, except coarser ones that `merge` names."""
-    known = {*task.labels, *task.merge.values()}
-    wrong = [one for one in examples if one.target not in known]
-    if wrong and task.kind == "classification":
-        raise UserError(
-            f"{folder}: {wrong[0].lang} has the label `{wrong[0].target}` (id {wrong[0].id}), which "
-            f"training lacks; its labels are {', '.join(task.labels)}; `relabel` gives it another name"
-        )

@@ -22,8 +22,6 @@ from mmalign.text.tasks.question_answering import correct_answers, paragraphs
 from mmalign.text.tasks.tables import Row, lines, parallel, rows
 from mmalign.text.tasks.task import CANDIDATES, Entry, Splits
 
-Span = tuple[int, int]
-
 
 def translations(path: Path, parts: Mapping[str, str]) -> Iterator[Entry]:
     """Tatoeba: the queries and candidates of one file, one pool per language.
@@ -56,21 +54,16 @@ def read_lareqa(folder: Path, files: str) -> Splits:
         lang = parts["lang"]
         for number, paragraph in enumerate(paragraphs(path), start=1):
             try:
-                spans = {
-                    f"{lang}-{number}-{i}": (start, end)
+                sentences = [
+                    (f"{lang}-{number}-{i}", range(start, end), paragraph["context"][start:end])
                     for i, (start, end) in enumerate(paragraph["sentence_breaks"], start=1)
-                }
-                texts = {name: paragraph["context"][slice(*span)] for name, span in spans.items()}
-                pool += [_candidate(name, lang, text) for name, text in texts.items()]
+                ]
+                pool += [_candidate(name, lang, text) for name, _, text in sentences]
                 for asked in paragraph["qas"]:
-                    starts = [answer.start for answer in correct_answers(asked)]
-                    holding = {
-                        texts[name]
-                        for name, (first, end) in spans.items()
-                        if any(first <= start < end for start in starts)
-                    }
+                    starts = {answer.start for answer in correct_answers(asked)}
+                    holding = {text for _, span, text in sentences if starts.intersection(span)}
                     # Sentences of the same paragraph with the same words answer too.
-                    names = [name for name, text in texts.items() if text in holding]
+                    names = [name for name, _, text in sentences if text in holding]
                     correct.setdefault(asked["id"], []).extend(names)
                     query = Example(asked["id"], lang, (asked["question"],), ())
                     splits.setdefault(("test", lang), []).append(query)
@@ -97,14 +90,18 @@ def read_mewslix(folder: Path, files: str) -> Splits:
     splits: Splits = {}
     mentions = matching(folder, files)
     ((entities, _), *_) = matching(folder, "**/candidate_set_entities.jsonl")
+    pool = []
     try:
         for path, parts in mentions:
             for row in rows(path):
                 for query in _mentions(row):
                     splits.setdefault((parts["split"], query.lang), []).append(query)
-        pool = []
         for row in rows(entities):
-            pool.append(_entity(row))
+            text, spans = row.cell("description"), row.cells["sentence_spans"]
+            lang = bcp47(row.text("description_language"))
+            # The sentences without the line breaks between them.
+            parts_of_text = " ".join(text[one["start"] : one["end"]] for one in spans).split()
+            pool.append(_candidate(row.text("entity_id"), lang, " ".join(parts_of_text)))
     except (KeyError, TypeError):
         raise row.error("lacks a key of Mewsli-X's files; get the set again") from None
     return splits | {(CANDIDATES, lang): pool for _, lang in splits}
@@ -120,27 +117,14 @@ def _mentions(row: Row) -> Iterator[Example]:
     lang, text = bcp47(context["language"]), context["text"]
     sentences = [(one["start"], one["end"]) for one in context["sentence_spans"]]
     for mention in row.cells["mentions"]:
-        span = (mention["mention_span"]["start"], mention["mention_span"]["end"])
-        if text[slice(*span)] != mention["mention_span"]["text"]:
+        start, end, name = (mention["mention_span"][key] for key in ("start", "end", "text"))
+        if text[start:end] != name:
             raise row.error(
                 f"mention {mention['example_id']} is not where it should be; run the publisher's "
                 "script that puts the texts in"
             )
-        query = _marked(text, span, sentences)
+        # The mention, a colon, and its sentence (or sentences) with the mention in braces.
+        around = [(a, b) for a, b in sentences if a < end and start < b] or [(start, end)]
+        left, right = text[around[0][0] : start], text[end : around[-1][1]]
+        query = " ".join(f"{name}: {left} {{ {name} }} {right}".split())
         yield Example(mention["example_id"], lang, (query,), (mention["entity_id"],))
-
-
-def _marked(text: str, mention: Span, sentences: list[Span]) -> str:
-    """The mention, a colon, and its sentence (or sentences) with the mention in braces."""
-    start, end = mention
-    around = [(a, b) for a, b in sentences if a < end and start < b] or [mention]
-    left, right = text[around[0][0] : start], text[end : around[-1][1]]
-    return " ".join(f"{text[start:end]}: {left} {{ {text[start:end]} }} {right}".split())
-
-
-def _entity(row: Row) -> Example:
-    """A description as a candidate: its sentences, without the line breaks between them."""
-    text = row.cell("description")
-    parts = [text[one["start"] : one["end"]] for one in row.cells["sentence_spans"]]
-    lang = bcp47(row.text("description_language"))
-    return _candidate(row.text("entity_id"), lang, " ".join(" ".join(parts).split()))

@@ -60,9 +60,9 @@ class Row:
 
     def score(self, column: str) -> float:
         """The number in `column`."""
-        value = self.cells.get(column)
+        value: Any = self.cells.get(column)
         try:
-            return float(value)  # type: ignore[arg-type]  # float refuses what it cannot read
+            return float(value)
         except (TypeError, ValueError):
             raise self.error(f"`{column}` is `{value}`; write a number") from None
 
@@ -108,7 +108,8 @@ def rows(
             does where the release is known to hold some.
     """
     if path.suffix == ".jsonl":
-        yield from _json_rows(path)
+        for n, text in enumerate(lines(path), start=1):
+            yield Row(path, n, n, _json_object(text, f"{path}, line {n}", "write one per line"))
         return
     if quoted:
         numbered = _parsed(path, "," if path.suffix == ".csv" else "\t")
@@ -137,25 +138,17 @@ def parallel(path: Path, own: list[T], beside: Path, other: list[U]) -> Iterator
 
 def json_tree(path: Path) -> dict[str, Any]:
     """The one JSON object that a file holds."""
-    text = read_text(path)
+    return _json_object(read_text(path), str(path), "get the file again")
+
+
+def _json_object(text: str, where: str, fix: str) -> dict[str, Any]:
     try:
         tree = json.loads(text)
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); get the file again") from None
+        raise UserError(f"{where}: not JSON ({error}); {fix}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: not a JSON object; get the file again")
+        raise UserError(f"{where}: not a JSON object; {fix}")
     return tree
-
-
-def _json_rows(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(lines(path), start=1):
-        try:
-            tree = json.loads(line)
-        except ValueError:
-            tree = None
-        if not isinstance(tree, dict):
-            raise UserError(f"{path}, line {number}: not a JSON object; write one per line")
-        yield Row(path, number, number, tree)
 
 
 def _parsed(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:

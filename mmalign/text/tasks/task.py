@@ -71,20 +71,14 @@ class Task:
 
     def hold_out(self, ids: AbstractSet[str]) -> "Task":
         """The same task, tested on `ids` only, which train and dev no longer hold."""
-        return replace(
-            self.tested_on(ids),
-            train=[one for one in self.train if one.id not in ids],
-            dev={lang: [e for e in rows if e.id not in ids] for lang, rows in self.dev.items()},
-        )
+        train = [one for one in self.train if one.id not in ids]
+        dev = {lang: [e for e in rows if e.id not in ids] for lang, rows in self.dev.items()}
+        return replace(self.tested_on(ids), train=train, dev=dev)
 
     def tested_on(self, ids: AbstractSet[str]) -> "Task":
         """The same task, tested on these ids only."""
         tests = {lang: [one for one in rows if one.id in ids] for lang, rows in self.tests.items()}
         return replace(self, tests=tests)
-
-    def renamed(self, name: str) -> "Task":
-        """The same task under another name in metrics."""
-        return replace(self, name=name)
 
 
 def sample(examples: Sequence[Example], size: int | None, seed: int = 0) -> list[Example]:

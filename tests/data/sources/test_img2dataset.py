@@ -148,7 +148,7 @@ def test_a_tar_that_changes_under_the_build_is_noticed(folder: Path) -> None:
     good, _ = read(source(folder, language="en"))
     tar = folder / "00000.tar"
     tar.write_bytes(tar.read_bytes().replace(make_image(0, "JPEG"), make_image(0, "JPEG")[::-1]))
-    with pytest.raises(BadRow, match="its picture cannot be read \\(it changed while"):
+    with pytest.raises(BadRow, match="its image cannot be read \\(it changed while"):
         good[0].load()
 
 

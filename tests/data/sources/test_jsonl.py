@@ -102,7 +102,7 @@ def test_splits_come_from_splits_json_and_unused_lines_are_left_out(tmp_path: Pa
         (b"[1]", "must be a JSON object"),
         (row(1, id=None), "`id` must be a text"),
         (row(1, id=""), "`id` must be a text"),
-        (row(1, id="p0"), "the id `p0` stands in an earlier line too"),
+        (row(1, id="p0"), "the id `p0` is in an earlier line too"),
         (row(1, same_picture_as="p7"), "`same_picture_as` names `p7`, which no earlier line has"),
         (row(1, same_picture_as="p1"), "`same_picture_as` names `p1`, which no earlier line has"),
         (row(1, same_picture_as=["p0"]), "`same_picture_as` names `['p0']`, which no earlier"),
@@ -135,7 +135,7 @@ def test_a_broken_line_is_named(tmp_path: Path, broken: Any, reason: str) -> Non
 
 def test_two_ids_that_make_one_member_name_are_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a", [row(0, id="a.b"), row(1, id="a/b")])
-    assert "line 2: the id `a/b` stands in an earlier line too" in refusal(folder)
+    assert "line 2: the id `a/b` is in an earlier line too" in refusal(folder)
 
 
 def test_an_id_must_stand_in_splits_json(tmp_path: Path) -> None:
@@ -148,5 +148,7 @@ def test_an_id_must_stand_in_splits_json(tmp_path: Path) -> None:
 def test_folders_must_be_named_and_hold_a_caption_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"`source\.folders` is empty.*--from"):
         read()
-    with pytest.raises(UserError, match=r"nowhere/pairs\.jsonl: no such file"):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
         read(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"pairs\.jsonl: no such file"):
+        read(tmp_path)

@@ -129,7 +129,7 @@ def test_rows_that_cannot_be_used_are_named_and_the_others_are_there(folder: Pat
     assert bad_rows(config) == [
         ("row", f"{path}, line 2: has 2 cells, the header has 3"),
         ("no caption", f"{path}, line 3: has no caption, or only blank ones"),
-        ("missing", f"{path}, line 4: the picture `images/none.jpg` is in none of the folders"),
+        ("missing", f"{path}, line 4: the image `images/none.jpg` is in none of the folders"),
         ("row", f"{path}, line 5: `file` must be a path"),
         ("not UTF-8", f"{path}, line 6: is not UTF-8"),
     ]
@@ -162,7 +162,7 @@ def test_urls_are_refused_and_the_way_is_named(folder: Path) -> None:
     path = write(folder / "c.csv", WIDE_HEADER, "https://example.org/0.jpg,a ball,")
     with pytest.raises(UserError) as caught:
         read(table(folder, "c.csv"))
-    assert str(caught.value).startswith(f"{path}, line 2: `file` holds URLs; download the pictures")
+    assert str(caught.value).startswith(f"{path}, line 2: `file` holds URLs; download the images")
     assert "img2dataset" in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""WIT's own tables: rows of one picture meet, languages can be chosen, what is not there is named."""
+"""WIT's own tables and IGLUE's test of it: captions of one image meet, and what is missing is named."""
 
 import base64
 import gzip
@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from published_sets import write_lines
+from published_sets import (
+    build_and_read,
+    captions_of,
+    refusal,
+    replace_line,
+    write_json_lines,
+    write_lines,
+)
 from shard_sets import make_image
 
 from mmalign.core.config import validate
@@ -14,27 +21,14 @@ from mmalign.core.errors import UserError
 from mmalign.data.recipe import RecipeConfig, build
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.reader import ShardSet
-from mmalign.data.sources.wit import WitTsv, read_drafts
+from mmalign.data.sources.wit import WitTsv, read_wit_tsv
 
 COLUMNS = [
-    "language",
-    "page_url",
-    "image_url",
-    "page_title",
-    "section_title",
-    "hierarchical_section_title",
-    "caption_reference_description",
-    "caption_attribution_description",
-    "caption_alt_text_description",
-    "mime_type",
-    "original_height",
-    "original_width",
-    "is_main_image",
-    "attribution_passes_lang_id",
-    "page_changed_recently",
-    "context_page_description",
-    "context_section_description",
+    *("language", "page_url", "image_url", "page_title", "caption_reference_description"),
+    *("caption_attribution_description", "caption_alt_text_description", "mime_type"),
 ]
+IGLUE = ("ar", "bg", "da", "el", "en", "et", "id", "ja", "ko", "tr", "vi")
+WORDS = {"ar": "كرة", "el": "μπάλα", "ja": "ボール", "ko": "공"}
 
 
 def url(number: int) -> str:
@@ -57,6 +51,13 @@ def write_table(path: Path, *lines: str) -> None:
     path.write_bytes(gzip.compress(text.encode()))
 
 
+def pixel_lines(*numbers: int) -> list[str]:
+    return [
+        "\t".join([url(n), base64.b64encode(make_image(n, "JPEG")).decode(), f"http://page/{n}"])
+        for n in numbers
+    ]
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "wit"
@@ -73,10 +74,7 @@ def folder(tmp_path: Path) -> Path:
         line("de", 3, "ein Baum"),
     )
     write_table(folder / "wit_v1.val.all-00000-of-00005.tsv.gz", line("ja", 2, "犬"))
-    pixels = [
-        "\t".join([url(n), base64.b64encode(make_image(n, "JPEG")).decode(), f"http://page/{n}"])
-        for n in (2, 1, 0)
-    ]
+    pixels = pixel_lines(2, 1, 0)
     write_lines(folder / "image_pixels" / "train_image_pixels_part-00000.csv", pixels)
     return folder
 
@@ -86,7 +84,7 @@ def source(folder: Path, **fields: Any) -> WitTsv:
 
 
 def read(config: WitTsv) -> tuple[list[LazyPair], list[BadRow]]:
-    rows = list(read_drafts(config, seed=0))
+    rows = list(read_wit_tsv(config, seed=0))
     good = [row for row in rows if isinstance(row, LazyPair)]
     return good, [row for row in rows if isinstance(row, BadRow)]
 
@@ -102,7 +100,7 @@ def test_rows_of_one_picture_meet_from_all_tables(folder: Path) -> None:
     assert (first.pair.split, second.pair.split) == ("train", "val")
     assert (first.pair.picture, first.pair.attribution) == (url(0), "http://page/0")
     table = folder / "wit_v1.train.all-00001-of-00010.tsv.gz"
-    told = f"{table}, line 3: the picture {url(3)} is in no image_pixels file"
+    told = f"{table}, line 3: the image {url(3)} is in no image_pixels file"
     assert [(row.reason, str(row)) for row in bad] == [("missing", told)]
 
 
@@ -127,6 +125,68 @@ def test_what_is_broken_is_named(folder: Path, tmp_path: Path) -> None:
     path = folder / "image_pixels" / "train_image_pixels_part-00000.csv"
     write_lines(path, [f"{url(0)}\t???\thttp://page/0"])
     _, bad = read(source(folder, languages=["sw"]))
-    assert str(bad[0]) == f"{path}, line 1: must be a URL, a tab and a picture in base64"
+    assert str(bad[0]) == f"{path}, line 1: must be a URL, a tab and an image in base64"
     with pytest.raises(UserError, match=r"image_pixels: no wit_v1\.train\.\*\.tsv\.gz there"):
         read(source(folder / "image_pixels"))
+
+
+@pytest.fixture
+def iglue(tmp_path: Path) -> list[Path]:
+    """Image 0 has captions in every language, two in Arabic; image n another one in language n."""
+    for number, lang in enumerate(IGLUE, start=1):
+        word = WORDS.get(lang, lang)
+        texts = [(0, word), (number, f"{word} {number}")]
+        if lang == "ar":
+            texts.append((0, "كرة حمراء"))
+        if lang == "el":
+            texts[1] = (number, "\u00a0")  # as in the release
+        rows = [
+            {
+                "image_url": url(n),
+                "meta_url": f"http://commons.example.org/{n}",
+                "caption_reference_description": text,
+                "wit_ix": f"wit-test_{n}",
+            }
+            for n, text in texts
+        ]
+        write_json_lines(tmp_path / "wit" / "annotations" / f"test_{lang}.jsonl", rows)
+    lines = pixel_lines(*range(11, -1, -1))
+    pixels = tmp_path / "image_data_test" / "image_pixels"
+    write_lines(pixels / "part-00000.csv", ["image_url\tb64_bytes\tmetadata_url", *lines[:6]])
+    packed = "".join(f"{line}\n" for line in [*lines[6:], lines[0]]).encode()
+    (pixels / "part-00001.csv.gz").write_bytes(gzip.compress(packed))
+    return [tmp_path / "wit", tmp_path / "image_data_test"]
+
+
+def test_iglue_is_one_pool_and_one_of_each_language(iglue: list[Path], tmp_path: Path) -> None:
+    pairs = build_and_read(tmp_path / "out", "wit", *iglue)
+    assert set(pairs) == {"test", *(f"test_{lang}" for lang in IGLUE)}
+    assert [pair.picture for pair in pairs["test"]] == [f"wit-test_{n}" for n in range(11, -1, -1)]
+    shared = captions_of(pairs["test"][-1])
+    expected = {lang: [WORDS.get(lang, lang)] for lang in IGLUE}
+    assert shared == expected | {"ar": ["كرة", "كرة حمراء"]}
+    assert [captions_of(pair) for pair in pairs["test_ar"]] == [
+        {"ar": ["كرة 1"]},
+        {"ar": ["كرة", "كرة حمراء"]},
+    ]
+    # A blank caption is no query, but its image stays in the pool.
+    assert [captions_of(pair) for pair in pairs["test_el"]] == [{}, {"el": ["μπάλα"]}]
+    assert pairs["test_ar"][0].image == make_image(1, "JPEG")
+    assert pairs["test_ar"][0].attribution == "http://commons.example.org/1"
+
+
+def test_an_image_of_iglue_that_cannot_be_used_is_named(iglue: list[Path], tmp_path: Path) -> None:
+    annotations, path = iglue[0] / "annotations", iglue[1] / "image_pixels" / "part-00000.csv"
+    replace_line(path, 3, f"{url(10)}\t{base64.b64encode(b'text').decode()}")
+    sentence = refusal(tmp_path / "out", "wit", *iglue)
+    assert sentence.startswith(f"{annotations}/test_tr.jsonl, line 2: the image `wit-test_10`")
+    replace_line(path, 3, f"{url(10)}\tno base64!")
+    assert refusal(tmp_path / "out", "wit", *iglue) == (
+        f"{path}, line 3: must be a URL, a tab and an image in base64"
+    )
+    (iglue[1] / "image_pixels" / "part-00001.csv.gz").unlink()
+    replace_line(path, 3, *pixel_lines(10))
+    assert refusal(tmp_path / "out", "wit", *iglue) == (
+        f"{annotations}/test_ar.jsonl, line 1: the image {url(0)} is in none of the image_pixels "
+        "files, nor are 5 others; name the folder of all of them with `--from FOLDER`"
+    )

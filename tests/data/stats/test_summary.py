@@ -20,9 +20,8 @@ from mmalign.data.shards.index import index
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.shards.scan import Rules
 from mmalign.data.stats.chart import check_target, draw
-from mmalign.data.stats.summary import quantiles, summarise
+from mmalign.data.stats.summary import lines, quantiles, summarise
 from mmalign.data.stats.survey import Options, survey
-from mmalign.data.stats.table import lines
 
 
 def stats(folder: Path, options: Options | None = None) -> dict[str, Any]:
@@ -71,10 +70,9 @@ def test_quantiles_are_values_that_occur() -> None:
     assert quantiles([3, 9], [98, 2]) == {"p5": 3, "p50": 3, "p95": 3, "max": 9}
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_the_number_of_processes_changes_nothing(tmp_path: Path, processes: int) -> None:
+def test_the_number_of_processes_changes_nothing(tmp_path: Path) -> None:
     folder = make_set(tmp_path / "set", 14)
-    assert stats(folder, Options(processes=processes)) == stats(folder)
+    assert stats(folder, Options(processes=3)) == stats(folder)
 
 
 def test_some_shards_are_drawn_by_the_seed(tmp_path: Path) -> None:
@@ -85,7 +83,7 @@ def test_some_shards_are_drawn_by_the_seed(tmp_path: Path) -> None:
     assert tree == stats(folder, Options(shards=2, seed=1))
     draws = [survey(folder, Options(shards=2, seed=s)).manifest.shards for s in range(5)]
     assert any(drawn != draws[0] for drawn in draws)
-    assert any("drawn with seed 1" in line for line in lines(tree, folder))
+    assert any("chosen with seed 1" in line for line in lines(tree, folder))
     assert stats(folder, Options(shards=99))["shards"]["seed"] is None
 
 
@@ -162,17 +160,16 @@ def test_a_terminal_is_not_steered_by_a_data_set(tmp_path: Path) -> None:
     assert not any("\x1b" in line or "\n" in line for line in text)
 
 
-@pytest.mark.parametrize("languages", [0, 1, 14, 120])
-def test_the_picture_is_drawn_for_any_number_of_languages(tmp_path: Path, languages: int) -> None:
-    codes = tuple(f"q{a}{b}" for a in "abcdefghij" for b in "abcdefghijkl")[:languages]
-    folder = write_set(tmp_path / "set", [make_pair(0, codes)])
-    tree = stats(folder)
+@pytest.mark.parametrize("languages", [0, 50])  # 50 need two columns
+def test_the_chart_is_drawn_for_any_number_of_languages(tmp_path: Path, languages: int) -> None:
+    tree = stats(write_set(tmp_path / "set", [make_pair(0, ("en",))]))
+    (english,) = tree["languages"].values()
+    tree["languages"] = {f"q{number}": english for number in range(languages)}
     files = [tmp_path / "new" / name for name in ("a.svg", "b.svg", "c.png")]
     for file in files:
         draw(tree, file)
     assert files[0].read_bytes() == files[1].read_bytes()
-    pixels = np.asarray(Image.open(files[2]))
-    assert pixels.std() > 5
+    assert np.asarray(Image.open(files[2])).std() > 5
 
 
 def test_the_command_says_draws_and_writes(tmp_path: Path) -> None:
@@ -184,14 +181,11 @@ def test_the_command_says_draws_and_writes(tmp_path: Path) -> None:
     arguments = ["data", "stats", str(folder), "--tokenizer", str(run), "--json", str(tree)]
     done = CliRunner().invoke(app, [*arguments, "--picture", str(picture)])
     assert done.exit_code == 0, done.output
-    assert "4 samples, 4 pictures, 8 captions in 3 languages" in done.output
+    assert "4 samples, 4 images, 8 captions in 3 languages" in done.output
     assert "cannot be used: 4 samples (read error: 4)" in done.output
     assert f"mmalign data verify {folder}" in done.output
     written = json.loads(tree.read_text())
     assert written["languages"]["en"]["tokens"]["max"] > 2
     assert picture.stat().st_size > 10_000
-
-
-def test_a_picture_of_another_format_is_refused_at_once() -> None:
     with pytest.raises(UserError, match=r"ends in \.png or \.svg"):
         check_target(Path("stats.bmp"))

@@ -15,7 +15,7 @@ from tiny import tiny_tokenizer
 
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
-from mmalign.data import preprocess
+from mmalign.data import images
 from mmalign.data.shards.reader import ShardSet, UnusableSample
 from mmalign.data.storage.remote import RemoteConfig
 from mmalign.data.stream import image_features as features
@@ -87,7 +87,7 @@ def test_a_picture_that_could_not_be_used_is_named(made: Path, tower: ImageTower
 def test_why_a_picture_could_not_be_used_is_kept(
     tmp_path: Path, tower: ImageTower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preprocess, "MAX_PIXELS", 40_000)
+    monkeypatch.setattr(images, "MAX_PIXELS", 40_000)
     large = replace(make_pair(0, ("en",)), image=make_image(0, size=201))
     data = write_set(tmp_path / "train", [large, make_pair(1, ("en",))])
     assert write_features(tower, data, workers=0)["unusable"] == {"too many pixels": 1}

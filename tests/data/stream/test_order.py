@@ -100,7 +100,7 @@ def test_a_window_reads_only_its_shards(folder: Path) -> None:
     order, shards = made.order(1), windows(made)
     assert sorted(shard for window in shards for shard in window) == list(range(13))
     assert {len(window) for window in shards} == {2, 3}
-    parts = np.split(order, made._epochs[1].ends_W[:-1])
+    parts = np.split(order, made._layout(1).ends_W[:-1])
     assert [sorted(set((part // 4).tolist())) for part in parts] == shards
     assert (np.diff(order) != 1).mean() > 0.7
 
@@ -250,7 +250,7 @@ def test_substitutes_come_from_the_window_and_then_from_anywhere(folder: Path) -
 
 def windows(made: GlobalOrder) -> list[list[int]]:
     """The shards of each window of epoch 1."""
-    return [sorted(window.tolist()) for window in made._epochs[1].windows]
+    return [sorted(window.tolist()) for window in made._layout(1).windows]
 
 
 @pytest.mark.parametrize("fields", [{}, {"language_floor": 0.3, "language_temperature": 3.0}])

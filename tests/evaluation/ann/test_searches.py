@@ -61,9 +61,9 @@ def test_the_truth_is_numpys() -> None:
     assert len(truth.sample) == 7
     assert truth.difference < 1e-6
     for k in (1, 10, 100):
-        assert near_share(
-            one.query_QD, one.pool_MD, truth.lists[k][1], truth.threshold[k]
-        ).tolist() == [1.0] * len(one.query_QD)
+        assert near_share(one, truth.lists[k][1], truth.threshold[k]).tolist() == [1.0] * len(
+            one.query_QD
+        )
 
 
 def test_recall_is_the_share_of_the_nearest() -> None:
@@ -72,7 +72,7 @@ def test_recall_is_the_share_of_the_nearest() -> None:
     ids = np.random.default_rng(seed).permuted(np.tile(np.arange(30), (20, 1)), axis=1)[:, :5]
     nearest = [set(row) for row in truth.lists[5][1].tolist()]
     shares = [len(near & set(row)) / 5 for near, row in zip(nearest, ids.tolist(), strict=True)]
-    found = near_share(one.query_QD, one.pool_MD, ids, truth.threshold[5])
+    found = near_share(one, ids, truth.threshold[5])
     assert found.tolist() == pytest.approx(shares)
     assert 0 < found.mean() < 1
 
@@ -83,11 +83,9 @@ def test_any_of_several_equal_items_counts() -> None:
     nearest = truth.lists[1][1]
     for copy in range(4):
         twin = nearest // 4 * 4 + copy
-        assert (
-            near_share(one.query_QD, one.pool_MD, twin, truth.threshold[1]).tolist() == [1.0] * 20
-        )
+        assert near_share(one, twin, truth.threshold[1]).tolist() == [1.0] * 20
     another = (nearest + 4) % 120
-    assert near_share(one.query_QD, one.pool_MD, another, truth.threshold[1]).max() == 0
+    assert near_share(one, another, truth.threshold[1]).max() == 0
 
 
 def test_nothing_found_and_found_twice_do_not_count() -> None:
@@ -96,7 +94,7 @@ def test_nothing_found_and_found_twice_do_not_count() -> None:
     ids = truth.lists[3][1].copy()
     ids[:, 2] = ids[:, 1]
     ids[0] = -1
-    shares = near_share(one.query_QD, one.pool_MD, ids, truth.threshold[3])
+    shares = near_share(one, ids, truth.threshold[3])
     assert shares.tolist() == pytest.approx([0] + [2 / 3] * 19)
 
 

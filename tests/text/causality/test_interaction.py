@@ -10,8 +10,9 @@ from torch import Tensor
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.causality.config import CausalityConfig
 from mmalign.text.causality.graph import RELATIONS, Graph, Relation, build_graph
-from mmalign.text.causality.interaction import CausalityHead, mean_of_tokens
+from mmalign.text.causality.interaction import CausalityHead
 from mmalign.text.causality.outline import outline
+from mmalign.text.heads.base import mean_per_owner
 
 CONFIG = CausalityConfig(width=16, heads=2, dropout=0.0)
 
@@ -120,11 +121,14 @@ def test_without_the_graph_a_pair_looks_at_its_own_events_only(tower: TextEncode
         assert torch.equal(before, after) != is_on
 
 
-def test_the_mean_of_tokens_is_zero_without_any() -> None:
-    state_NLF = torch.arange(12.0).view(2, 3, 2)
-    tokens_2M = torch.tensor([[0, 4, 5], [0, 0, 2]])
+def test_the_mean_of_parts_is_zero_without_any() -> None:
+    value_N2, owner_N = (
+        torch.tensor([[0.0, 1.0], [8.0, 9.0], [10.0, 11.0]]),
+        torch.tensor([0, 0, 2]),
+    )
     expected = torch.tensor([[4.0, 5.0], [0.0, 0.0], [10.0, 11.0]])
-    torch.testing.assert_close(mean_of_tokens(state_NLF, tokens_2M, 3), expected)
+    torch.testing.assert_close(mean_per_owner(value_N2, owner_N, 3), expected)
+    torch.testing.assert_close(mean_per_owner(value_N2[:, 1], owner_N, 3), expected[:, 1])
 
 
 def test_documents_without_pairs_or_events(tower: TextEncoder) -> None:

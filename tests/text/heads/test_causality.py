@@ -60,6 +60,7 @@ def config_of(**fields: Any) -> FitConfig:
         "lr": 3e-3,
         "head_lr": 1e-2,
         "causality": SMALL,
+        "precision": "fp32",
         **fields,
     }
     return validate(FitConfig, tree, "test")

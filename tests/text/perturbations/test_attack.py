@@ -9,8 +9,14 @@ import pytest
 
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
-from mmalign.text.perturbations.attack import AttackConfig, Predict, attack, candidates_for
-from mmalign.text.perturbations.candidates import misspellings, translated
+from mmalign.text.perturbations.attack import (
+    AttackConfig,
+    Predict,
+    attack,
+    candidates_for,
+    misspellings,
+    translated,
+)
 from mmalign.text.perturbations.characters import alphabet_of, clusters
 from mmalign.text.tasks.example import Example
 

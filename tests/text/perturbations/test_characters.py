@@ -53,7 +53,7 @@ def test_marks_stay_with_their_base(lang: str) -> None:
 @pytest.mark.parametrize("lang", TEXTS)
 def test_spaces_and_punctuation_stay(lang: str) -> None:
     def fixed(text: str) -> list[str]:
-        return [one for one in characters(text) if kind_of(one) is None]
+        return [one for one in characters(text) if not kind_of(one)]
 
     for seed in range(20):
         assert fixed(noisy(lang, 0.5, seed)) == fixed(TEXTS[lang])

@@ -1,0 +1,137 @@
+"""Encoded bytes -> upright RGB pixels: in full, or a JPEG at a fraction of its size.
+
+    bytes -> open_image: header read, limits checked -> upright_rgb -> RGB, every pixel
+    size of a crop, wanted size -> reduction: 1, 2, 4 or 8
+    opened image, reduction -> reduced_rgb: simplejpeg, else Pillow -> uint8 HWC
+
+A JPEG stores its image as frequencies of blocks of 8 x 8 pixels. Leaving out the high ones decodes a smaller
+image at once (libjpeg's scaled decoding); it equals the mean of neighbouring pixels to within a few of 255.
+`benchmarks/decoders.py` measures it.
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mmalign.core.errors import UserError
+from mmalign.data.image_formats import PILLOW_NAMES
+
+try:
+    import simplejpeg
+except ImportError:  # no wheel for this machine: Pillow gives the same pixels, slower
+    simplejpeg = None
+
+MAX_PIXELS = 50_000_000
+_ORIENTATION = 0x0112  # EXIF's tag; 1, unknown and absent mean upright
+_TURNED = range(2, 9)
+_ON_ITS_SIDE = range(5, 9)
+
+
+class UndecodableImage(UserError):
+    """An image that cannot be used; `reason` is a key of data/reasons.py."""
+
+    reason = "does not decode"
+
+
+class TooManyPixels(UndecodableImage):
+    """An image whose header says that it is too large to be decoded."""
+
+    reason = "too many pixels"
+
+
+@contextmanager
+def undecodable_images() -> Iterator[None]:
+    """What decoding raises becomes UndecodableImage."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, UndecodableImage):  # a UserError is a ValueError, too
+            raise
+        raise UndecodableImage(f"does not decode as JPEG, PNG or WebP ({error})") from None
+
+
+def open_image(data: bytes) -> Image.Image:
+    """An image of which only the header was read.
+
+    Raises:
+        TooManyPixels: it claims more than MAX_PIXELS pixels.
+    """
+    image = Image.open(io.BytesIO(data), formats=PILLOW_NAMES)
+    # Before a pixel is decoded: a few kilobytes can claim gigapixels.
+    if image.width * image.height > MAX_PIXELS:
+        raise TooManyPixels(f"{image.width} x {image.height} pixels, over {MAX_PIXELS}")
+    return image
+
+
+def decode(data: bytes) -> Image.Image:
+    """An upright RGB image from JPEG, PNG or WebP bytes; transparent parts become white.
+
+    Raises:
+        UndecodableImage: another format, damaged, or more than MAX_PIXELS pixels.
+    """
+    with undecodable_images():
+        return upright_rgb(open_image(data))
+
+
+def reduction(width: float, height: float, size: int) -> int:
+    """The largest factor that leaves both sides of a crop at least `size` pixels."""
+    # libjpeg-turbo has vector code for these factors only.
+    return next((n for n in (8, 4, 2) if min(width, height) >= n * size), 1)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image after its EXIF rotation; no pixel is decoded."""
+    width, height = image.size
+    return (height, width) if _orientation(image) in _ON_ITS_SIDE else (width, height)
+
+
+def reduced_rgb(image: Image.Image, data: bytes, factor: int) -> np.ndarray:
+    """(H, W, 3) uint8, upright, of the bytes that `image` was opened from.
+
+    Args:
+        factor: 1, 2, 4 or 8: a JPEG has its sides divided by it, rounded up; other formats keep theirs.
+
+    Raises:
+        OSError, SyntaxError, ValueError: Pillow cannot decode it.
+    """
+    pixel_HWC = _simplejpeg(image, data, factor)
+    if pixel_HWC is not None:
+        return pixel_HWC
+    image.draft("RGB", (image.width // factor, image.height // factor))
+    return np.array(upright_rgb(image))
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An opened image after its EXIF rotation as RGB; transparent parts become white."""
+    image = ImageOps.exif_transpose(image)
+    # A PNG without an alpha channel may still declare one colour transparent.
+    if image.mode in ("RGBA", "LA", "P", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _simplejpeg(image: Image.Image, data: bytes, factor: int) -> np.ndarray | None:
+    """The same pixels from simplejpeg (libjpeg-turbo, as in Pillow); None if Pillow has to decode."""
+    plain = image.format == "JPEG" and image.mode in ("RGB", "L")
+    if simplejpeg is None or not plain or _orientation(image) in _TURNED:
+        return None
+    width, height = (-(-side // factor) for side in image.size)
+    try:
+        # The header is read twice, for microseconds: the limits were checked on what Pillow read.
+        if simplejpeg.decode_jpeg_header(data)[1::-1] != image.size:
+            return None
+        return np.asarray(simplejpeg.decode_jpeg(data, min_height=height, min_width=width))
+    except ValueError:
+        # It refuses every warning of libjpeg, harmless or not. Pillow decides about these images, so that
+        # what is refused does not depend on what is installed.
+        return None
+
+
+def _orientation(image: Image.Image) -> Any:
+    """What EXIF says, which may be anything."""
+    return image.getexif().get(_ORIENTATION)
