@@ -98,19 +98,7 @@ def run_faiss(config: FaissConfig, encoder: DualModel, out: Path) -> dict[str, A
             }
             for one in sets
         ],
-        "searches": {
-            one.direction: {
-                "vectors": len(one.pool_MD),
-                "dimension": one.pool_MD.shape[1],
-                "dtype": "float32",
-                "metric": "inner product",
-                "normalised": True,
-                "queries": len(one.query_QD),
-                "query_languages": one.languages,
-                "warm_up": "every query is searched once before timing; 20 single queries are not counted",
-            }
-            for one in searches
-        },
+        "searches": {one.direction: _facts(one) for one in searches},
         "largest_score_difference_to_numpy": {name: gap for name, (_, gap) in measured.items()},
         "recommendations": advice,
         "throughput_at_recall": throughput_at(rows, config.timed_at),
@@ -137,6 +125,19 @@ def _machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "faiss_options": faiss.get_compile_options().strip(),
         "load_before": os.getloadavg()[0],
+    }
+
+
+def _facts(one: Search) -> dict[str, Any]:
+    return {
+        "vectors": len(one.pool_MD),
+        "dimension": one.pool_MD.shape[1],
+        "dtype": "float32",
+        "metric": "inner product",
+        "normalised": True,
+        "queries": len(one.query_QD),
+        "query_languages": one.languages,
+        "warm_up": "every query is searched once before timing; 20 single queries are not counted",
     }
 
 

@@ -148,6 +148,12 @@ def translated(
     return list(found)[:most]
 
 
+def _without(parts: list[str], position: int) -> list[str]:
+    """The segments without one word; all of them where no word would be left."""
+    left = without(parts, {position})
+    return left if any(map(is_word, left)) else parts
+
+
 def attack(
     examples: Sequence[Example],
     correct: Sequence[int],
@@ -223,11 +229,7 @@ def _search(
         return replace(example, texts=tuple(texts))
 
     # Rank the words by how far the correct class's score falls without them; a lone word needs no rank.
-    trials = []
-    for text, i in queue if len(queue) > 1 else ():
-        left = without(parts[text], {i})
-        # A text without any word is not a text that the classifier knows.
-        trials.append(variant(text, left if any(map(is_word, left)) else parts[text]))
+    trials = [variant(text, _without(parts[text], i)) for text, i in queue] if queue[1:] else []
     scores_NK = yield trials
     queries = len(trials)
     if trials:
