@@ -44,7 +44,7 @@ bench: setup  ## run two short benchmarks
 	$(BIN)/python benchmarks/robust.py
 
 docs: setup  ## build the guides as a site: site/index.html
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:  ## remove the files of the demo
 	rm -rf runs/demo data/emoji_scenes
