@@ -91,7 +91,9 @@ class Fitted:
 
     def kept(self) -> dict[str, Any]:
         """The part of the history that describes the weights that were kept."""
-        facts = {name: self.history[name] for name in ("steps", "kept_step", "precision")}
+        # Nothing trains in retrieval without training examples, so it has no precision.
+        names = [one for one in ("steps", "kept_step", "precision") if one in self.history]
+        facts = {name: self.history[name] for name in names}
         if "dev" in self.history:
             facts["dev"] = max(self.history["dev"])
         if self.history["train_loss"]:
@@ -119,7 +121,7 @@ def fit(
     """
     _check_causality(task, config)
     torch.manual_seed(seed)
-    history: dict[str, Any] = {"steps": 0, "kept_step": 0, "precision": "fp32", "train_loss": []}
+    history: dict[str, Any] = {"steps": 0, "kept_step": 0, "train_loss": []}
     if not task.train:
         return Fitted(build_model(tower, task, config.pairs, config.hidden).eval(), history)
     train, augment = build_augmentation(config.augment, task.train * config.repeats, seed)
