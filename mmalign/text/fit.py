@@ -33,6 +33,7 @@ from mmalign.text.scores import PRIMARY
 from mmalign.text.tasks.task import Task
 from mmalign.text.transfer import Outcome, outcome_of
 
+_FACTS = ("steps", "kept_step", "precision")
 _MAX_GRADIENT_NORM = 1.0  # as in the fine-tuning of BERT and XTREME
 
 
@@ -92,8 +93,7 @@ class Fitted:
     def kept(self) -> dict[str, Any]:
         """The part of the history that describes the weights that were kept."""
         # Nothing trains in retrieval without training examples, so it has no precision.
-        names = [one for one in ("steps", "kept_step", "precision") if one in self.history]
-        facts = {name: self.history[name] for name in names}
+        facts = {name: self.history[name] for name in self.history if name in _FACTS}
         if "dev" in self.history:
             facts["dev"] = max(self.history["dev"])
         if self.history["train_loss"]:
