@@ -33,6 +33,7 @@ from mmalign.text.scores import PRIMARY
 from mmalign.text.tasks.task import Task
 from mmalign.text.transfer import Outcome, outcome_of
 
+_FACTS = ("steps", "kept_step", "precision")
 _MAX_GRADIENT_NORM = 1.0  # as in the fine-tuning of BERT and XTREME
 
 
@@ -91,7 +92,8 @@ class Fitted:
 
     def kept(self) -> dict[str, Any]:
         """The part of the history that describes the weights that were kept."""
-        facts = {name: self.history[name] for name in ("steps", "kept_step", "precision")}
+        # Nothing trains in retrieval without training examples, so it has no precision.
+        facts = {name: self.history[name] for name in self.history if name in _FACTS}
         if "dev" in self.history:
             facts["dev"] = max(self.history["dev"])
         if self.history["train_loss"]:
@@ -119,7 +121,7 @@ def fit(
     """
     _check_causality(task, config)
     torch.manual_seed(seed)
-    history: dict[str, Any] = {"steps": 0, "kept_step": 0, "precision": "fp32", "train_loss": []}
+    history: dict[str, Any] = {"steps": 0, "kept_step": 0, "train_loss": []}
     if not task.train:
         return Fitted(build_model(tower, task, config.pairs, config.hidden).eval(), history)
     train, augment = build_augmentation(config.augment, task.train * config.repeats, seed)
