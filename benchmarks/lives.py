@@ -184,6 +184,8 @@ def losses_of(run: Path) -> dict[int, tuple[float, float]]:
 def prepare(folder: Path, steps: int, every: int) -> None:
     """Generate the data and write `run.yaml` into `folder`."""
     sizes = {"train_scenes": 200, "test_scenes": 10, "image_size": 32}
+    # Only training data are needed.
+    sizes |= {"object_scenes": 0, "sentence_scenes": 0, "unpaired_scenes": 0}
     tasks = {"train": 8, "dev": 8, "test": 8}
     overrides = [f"source.{k}={v}" for k, v in sizes.items()]
     overrides += [f"source.entailment.{k}={v}" for k, v in tasks.items()]

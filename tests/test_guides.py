@@ -25,7 +25,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- test: (\w+)[^>]*-->\n)?```(?:bash|sh)\n(.*?)```", re.S)
 # Overrides for small data, by command. `train` runs in its own process, because it joins a process group.
 SMALL = {
-    "data build": "source.train_scenes=64 source.test_scenes=16 source.object_scenes=16",
+    "data build": "source.train_scenes=64 source.test_scenes=16 source.object_scenes=16 "
+    "source.sentence_scenes=16 source.unpaired_scenes=28 source.entailment.train=40 "
+    "source.entailment.dev=8 source.entailment.test=8",
     "train": "steps=2 batch_size=8 data.workers=0",
     "eval": "layers.pictures=16",
     "finetune": "epochs=1 hidden=8 folds=2",
@@ -44,7 +46,8 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
 def commands(text: str) -> list[list[str]]:
     """The arguments of each line that calls `mmalign`."""
     lines = [shlex.split(line, comments=True) for line in text.replace("\\\n", " ").splitlines()]
-    return [words[words.index("mmalign") + 1 :] for words in lines if "mmalign" in words]
+    found = (words[words.index("mmalign") + 1 :] for words in lines if "mmalign" in words)
+    return [words for words in found if words]  # `cd mmalign` names the folder
 
 
 def every_command() -> list[list[str]]:

@@ -161,6 +161,6 @@ def test_the_command_says_what_it_refused(tmp_path: Path) -> None:
     arguments = ["data", "index", str(folder), "--captions", "txt", "--language", "sw"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0
-    assert "10 pictures in 4 shards, 10 captions in 1 languages" in done.output
+    assert "10 images in 4 shards, 10 captions in 1 languages" in done.output
     assert "never opened: members of other suffixes (pkl: 1)" in done.output
     assert "refused 3 (no caption: 3)" in done.output
