@@ -12,6 +12,9 @@ class TowerConfig(Section):
 
     run: str | None = None
     """Run YAML; the study trains it, once for each pretraining seed, unless that was done before."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the run that this tower changes, dotted: `{objective.kind: masked_language_model}`. Give
+    each its own `name`, which begins the name of its folder."""
     path: str | None = None
     """A trained model instead: what `mmalign finetune --model` takes. It has no pretraining seeds."""
     untrained: bool = False
@@ -23,6 +26,8 @@ class TowerConfig(Section):
     def _one_source(self) -> "TowerConfig":
         if (self.run is None) == (self.path is None):
             raise ValueError("give exactly one of `run` and `path`")
+        if self.set and self.run is None:
+            raise ValueError("`set` changes fields of a `run`, which is missing")
         if self.untrained and self.run is None:
             raise ValueError("`untrained` needs a `run`, which knows its model before training")
         return self

@@ -64,7 +64,10 @@ def prepare_towers(study: StudyConfig, folder: Path) -> list[TrainedTower]:
 def _train(name: str, config: TowerConfig, seed: int, folder: Path) -> TrainedTower:
     """Train the run with this seed, unless that was done; an untrained tower shares its run's folder."""
     assert config.run is not None
-    run = load_config(RunConfig, find_yaml(config.run, "train"), [f"seed={seed}"])
+    # JSON is YAML: any value of `set` can be written as an override.
+    changes = [f"{field}={json.dumps(value)}" for field, value in config.set.items()]
+    changes.append(f"seed={seed}")
+    run = load_config(RunConfig, find_yaml(config.run, "train"), changes)
     data = [open_folder(one.path, run.data.remote)[1].sha256 for one in run.data.train]
     parts = json.dumps([run.model_dump(mode="json"), data], sort_keys=True)
     out = folder / f"{run.name}-seed{seed}-{hashlib.sha256(parts.encode()).hexdigest()[:12]}"
@@ -72,7 +75,7 @@ def _train(name: str, config: TowerConfig, seed: int, folder: Path) -> TrainedTo
         say(f"tower {name}, pretraining seed {seed}: training in {out}")
         is_new = not out.exists()
         started = time.monotonic()
-        run_verb(["train", config.run, f"seed={seed}", "--out", str(out)])
+        run_verb(["train", config.run, *changes, "--out", str(out)])
         took = time.monotonic() - started
         # A training that continues after a stop does not know how long the first part took.
         write_json(out / _TIME, {"seconds": took if is_new else None})

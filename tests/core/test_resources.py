@@ -34,7 +34,5 @@ def test_a_file_that_exists_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_wrong_name_is_an_error_that_lists_the_names() -> None:
-    with pytest.raises(
-        UserError, match=r"^emoji_scene: no such file; .*: .*emoji_scenes_two, flick"
-    ):
+    with pytest.raises(UserError, match=r"^emoji_scene: no such file; .*: .*emoji_scenes, flick"):
         find_yaml("emoji_scene", "data_recipes")

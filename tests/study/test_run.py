@@ -13,7 +13,7 @@ import pytest
 from shard_sets import make_set
 from tiny import MODEL, tiny_run
 
-from mmalign.core.config import load_config, validate, write_yaml
+from mmalign.core.config import load_config, read_yaml, validate, write_yaml
 from mmalign.core.errors import UserError
 from mmalign.study.cells import cells_of, fine_tunings
 from mmalign.study.config import StudyConfig
@@ -117,6 +117,11 @@ def test_towers_are_trained_once_a_seed_and_never_stand_in_for_each_other(
     towers = {
         "one": {"run": str(path), "supervision": "pictures"},
         "two": {"run": str(path), "untrained": True, "supervision": "nothing"},
+        "control": {
+            "run": str(path),
+            "set": {"name": "control", "objective": {"kind": "masked_language_model"}},
+            "supervision": "captions only",
+        },
     }
     config = study(task, towers, pretraining_seeds=[3, 4])
     trained = prepare_towers(config, tmp_path / "towers")
@@ -125,9 +130,13 @@ def test_towers_are_trained_once_a_seed_and_never_stand_in_for_each_other(
         ("one", 4, False),
         ("two", 3, True),
         ("two", 4, True),
+        ("control", 3, False),
     ]
-    assert len({tower.sha256 for tower in trained}) == 4
-    assert len({tower.path for tower in trained}) == 2
+    assert len({tower.sha256 for tower in trained}) == 5
+    assert len({tower.path for tower in trained}) == 3
+    changed = read_yaml(Path(trained[-1].path) / "config.yaml")
+    assert (changed["name"], changed["seed"]) == ("control", 3)
+    assert changed["objective"]["kind"] == "masked_language_model"
     assert all(tower.seconds for tower in trained if not tower.untrained)
     again = prepare_towers(config, tmp_path / "towers")
     assert again == trained

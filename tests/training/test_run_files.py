@@ -1,15 +1,18 @@
 """Run files are valid and can be planned; those of a comparison differ in what is compared alone."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from mmalign.core.config import load_config
+from mmalign.study.config import StudyConfig
 from mmalign.training.dry_run import dry_run
 from mmalign.training.objective import ContrastiveConfig, MaskedLanguageModelConfig
 from mmalign.training.run_config import RunConfig
 
 TRAIN = Path(__file__).parents[2] / "train"
+EVAL = TRAIN.parent / "eval"
 SHARED = {"seed", "steps", "batch_size", "data", "tokenizer", "model", "engine"}
 
 
@@ -43,9 +46,21 @@ def test_a_run_that_goes_on_has_the_model_of_its_first_run() -> None:
     assert then.model.embedding == first.model.embedding
 
 
-@pytest.mark.parametrize("name", ["emoji_scenes", "storybooks"])
+STUDIES = {"emoji_scenes": "study_demo", "storybooks": "study_storybooks"}
+
+
+def variant(study: str, tower: str) -> RunConfig:
+    """The run of a study's tower, with the fields that it sets."""
+    config = load_config(StudyConfig, EVAL / f"{study}.yaml").towers[tower]
+    changes = [f"{field}={json.dumps(value)}" for field, value in config.set.items()]
+    assert config.run is not None
+    return load_config(RunConfig, TRAIN.parent / config.run, changes)
+
+
+@pytest.mark.parametrize("name", STUDIES)
 def test_the_text_only_control_sees_the_same(name: str) -> None:
-    contrastive, control = run(name), run(f"{name}_mlm")
+    contrastive, control = run(name), variant(STUDIES[name], "masked_language_model")
+    assert control.name == f"{name}_mlm"
     assert control.model_dump(include=SHARED) == contrastive.model_dump(include=SHARED)
     assert isinstance(contrastive.objective, ContrastiveConfig)
     assert isinstance(control.objective, MaskedLanguageModelConfig)
@@ -55,11 +70,8 @@ def test_the_text_only_control_sees_the_same(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["emoji_scenes", "storybooks"])
-def test_the_run_with_a_text_text_term_differs_in_it_and_in_the_captions_it_needs(
-    name: str,
-) -> None:
-    plain, other = run(name), run(f"{name}_text_text")
+def test_the_run_with_a_text_text_term_differs_in_it_and_in_the_captions_it_needs() -> None:
+    plain, other = run("emoji_scenes"), variant("study_demo", "image_and_text_aligned")
     same = SHARED | {"optimizer"}
     assert other.model_dump(include=same - {"data"}) == plain.model_dump(include=same - {"data"})
     captions = {"train", "captions_per_image"}
