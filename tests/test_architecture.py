@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,29 @@ def test_every_word_that_the_check_looks_for_is_found() -> None:
     ):
         assert FOREIGN.search(line), line
     assert not FOREIGN.search("data/tmp/x ../work/y https://example.org/home/z")
+
+
+def imported_modules(path: Path, known: set[str]) -> Iterator[str]:
+    """The modules of the package that a file imports, also within functions; not for type checking alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom) and node.module in known:
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (name if name in known else node.module for name in names)
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE
+    }
+    graph = {name: set(imported_modules(path, set(modules))) for name, path in modules.items()}
+    # A package whose modules register with it (mmalign.cli) imports them, and they import from it.
+    for name, imported in graph.items():
+        imported -= {parent for parent in imported if name.startswith(f"{parent}.")}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
