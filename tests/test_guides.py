@@ -21,7 +21,7 @@ from mmalign.core.config import load_config
 from mmalign.training.run_config import RunConfig
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "train" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- test: (\w+)[^>]*-->\n)?```(?:bash|sh)\n(.*?)```", re.S)
 # Overrides for small data, by command. `train` runs in its own process, because it joins a process group.
 SMALL = {

@@ -23,6 +23,7 @@ from mmalign.core.commit import write_json
 from mmalign.core.config import load_config
 from mmalign.core.console import say, track
 from mmalign.core.record import Recorder
+from mmalign.core.resources import find_yaml
 from mmalign.data.stream.ledger import Ledger
 from mmalign.data.stream.loader import batches
 from mmalign.data.stream.order import ORDER_VERSION, GlobalOrder, open_sets
@@ -116,7 +117,9 @@ class _Run:
             # Only now: a start that fails before this line does not remove it.
             (out / STOPPED).unlink(missing_ok=True)
         self.suite = (
-            load_config(SuiteConfig, Path(config.evaluation.suite)) if config.evaluation else None
+            load_config(SuiteConfig, find_yaml(config.evaluation.suite, "eval"))
+            if config.evaluation
+            else None
         )
         self.saver = Saver(out / "checkpoints", config.checkpoint, facts)
         self.guard = NonFiniteGuard(config.non_finite, out)

@@ -27,7 +27,7 @@ def config(**data: Any) -> RunConfig:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "mend"),
+    ("field", "value", "fix"),
     [
         (
             "train",
@@ -42,10 +42,10 @@ def config(**data: Any) -> RunConfig:
     ],
 )
 def test_a_draw_that_the_peer_does_not_know_is_refused(
-    field: str, value: Any, mend: str, tmp_path: Path
+    field: str, value: Any, fix: str, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        UserError, match=f"tiny: open_clip's trainer does not support this run; set `data.{mend}`"
+        UserError, match=f"tiny: open_clip's trainer does not support this run; set `data.{fix}`"
     ):
         describe(config(**{field: value}), tmp_path, None)
 
