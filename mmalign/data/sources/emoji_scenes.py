@@ -71,6 +71,7 @@ _LATER_FIELDS = (
     "per_scene",
     "look_alikes",
     "unpaired",
+    "themed",
 )
 
 
@@ -111,6 +112,9 @@ class EmojiScenes(Section):
     unpaired: float = Field(default=0.0, ge=0.0, le=0.5)
     """Share of concepts that training names in only one half of the languages, each concept in a half of
     its own; test scenes do not show them."""
+    themed: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of training scenes whose concepts are all of one subgroup. In a batch of scenes without a theme
+    hardly two are alike, and nothing asks the model to tell a lion from a tiger."""
     image_size: int = Field(default=64, ge=16, le=512)
     """Side of the square image in pixels."""
     languages: tuple[str, ...] = LANGUAGES
@@ -286,6 +290,15 @@ def draft_scene(plan: Plan, split: str, index: int) -> LazyPair:
         languages = languages_of_scene(languages, config.captions_per_scene, index)
         left_out = {i for lang in languages for i in plan.unpaired[lang]}
         known = [i for i in range(len(plan.concepts)) if i not in left_out]
+        if (
+            config.themed and rng.random() < config.themed
+        ):  # draws nothing at 0: the scenes of 0.1.0 stay
+            theme = plan.concepts[rng.choice(known)].subgroup
+            mixed = rng.permutation(known).tolist()
+            # Small subgroups are filled up with others; two more than a scene holds, so that scenes differ.
+            known = sorted(mixed, key=lambda i: plan.concepts[i].subgroup != theme)[
+                : config.per_scene + 2
+            ]
         combination = draw_combination(rng, known, config.per_scene, plan.held_out)
     shown = [plan.concepts[i] for i in combination]
     named = shown[:1] if split == "objects" else shown

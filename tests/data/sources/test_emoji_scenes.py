@@ -20,6 +20,7 @@ from mmalign.data.sources.emoji_concepts import (
 )
 from mmalign.data.sources.emoji_scenes import (
     EmojiScenes,
+    Scene,
     build_plan,
     draft_scene,
     languages_of_scene,
@@ -71,6 +72,25 @@ def test_a_scene_does_not_depend_on_the_scenes_before_it(pairs: list[Pair]) -> N
     assert draft_scene(plan, "train", 41).load() == of_split(pairs, "train")[41]
     longer = CONFIG.model_copy(update={"train_scenes": 61})
     assert list(finished(read_drafts(longer, seed=3)))[:60] == of_split(pairs, "train")
+
+
+def test_a_themed_scene_shows_emoji_of_one_subgroup_and_never_a_combination_of_the_test() -> None:
+    def shown(themed: float) -> list[tuple[str, ...]]:
+        plan = build_plan(HARD.model_copy(update={"themed": themed}), seed=3)
+        drafts = [draft_scene(plan, "train", i) for i in range(HARD.train_scenes)]
+        subgroup = {concept.character: concept.subgroup for concept in plan.concepts}
+        scenes = [draft.image.characters for draft in drafts if isinstance(draft.image, Scene)]
+        numbers = {concept.character: i for i, concept in enumerate(plan.concepts)}
+        combinations = {tuple(sorted(numbers[one] for one in scene)) for scene in scenes}
+        assert not combinations & plan.held_out
+        return [tuple(subgroup[one] for one in scene) for scene in scenes]
+
+    # Of a subgroup of at least four, all four; a smaller one is filled up.
+    alike = [len(set(groups)) == 1 for groups in shown(themed=1.0)]
+    assert sum(alike) > 0.6 * len(alike)
+    assert not any(len(set(groups)) == 1 for groups in shown(themed=0.0)[:100])
+    mixed = sum(len(set(groups)) == 1 for groups in shown(themed=0.5))
+    assert 0.35 * sum(alike) < mixed < 0.65 * sum(alike)
 
 
 def test_object_scenes_show_one_concept_and_name_it_once() -> None:
