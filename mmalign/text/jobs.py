@@ -1,9 +1,7 @@
 """The two things that a fine-tuning YAML can ask for, distinguished by its first section.
 
-    YAML with `task:`     -> FinetuneConfig          labels of one language, measured in the others
-    YAML with `lexicon:`  -> LexicalInjectionConfig  words moved to their translations at one layer
-
-`mmalign finetune` runs them, `mmalign study` takes either as a task of its grid.
+YAML with `task:`     -> FinetuneConfig          labels of one language, measured in the others
+YAML with `lexicon:`  -> LexicalInjectionConfig  words moved to their translations at one layer
 """
 
 from collections.abc import Sequence
@@ -88,6 +86,7 @@ def as_task(results: Results, job: LexicalInjectionConfig) -> Results:
         name = MetricName.parse(text)
         if (name.measure, name.subject, name.setting, name.metric) == wanted:
             own = f"{task}/{name.language}/clean/{PRECISION}"
+            # A study compares word by word where the values of single words were kept.
             hits = results.values.get(text, metric)
             found.add(own, hits, results.counts[text], results.chance[text])
     return found

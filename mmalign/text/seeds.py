@@ -1,8 +1,4 @@
-"""One training per seed, and the folder that the seeds leave.
-
-seeds -> train, measure -> Results and what to save -> out/tower/, or out/seed-<seed>/ for each of several
-                        -> mean over the seeds      -> out/results.json
-"""
+"""One training per seed, and the folder that the seeds leave."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from tiny import tiny_run
+from text_tasks import LEARNS
 
 from mmalign import __version__
 from mmalign.core.commit import sha256_of, verify
@@ -21,22 +20,17 @@ from mmalign.text import finetune as module
 from mmalign.text import measure
 from mmalign.text.finetune import FinetuneConfig, deal_ids, finetune, run_seed
 from mmalign.text.perturbations.perturb import perturb
-from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.read import read_task
+from mmalign.text.tasks.task import Example
 
 WORDS = ("red ball", "dog", "green chair", "a cat", "0123", "and sleeps", "Hund", "ein Ball")
 LABELS = ("thing", "animal")
 NAME = "text/toy/de/clean/accuracy"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny_run(tmp_path_factory.mktemp("finetune") / "run"))
+def run(run: Path) -> str:
+    return str(run)
 
 
 def right(i: int) -> str:
@@ -68,15 +62,7 @@ def task(tmp_path: Path) -> Path:
 
 
 def config_for(folder: Path, **fields: Any) -> FinetuneConfig:
-    tree = {
-        "task": {"name": "toy", "folder": str(folder)},
-        "epochs": 40,
-        "batch_size": 4,
-        "head_lr": 0.1,
-        "lr": 3e-3,
-        "precision": "fp32",
-        **fields,
-    }
+    tree = {"task": {"name": "toy", "folder": str(folder)}, **LEARNS, **fields}
     return validate(FinetuneConfig, tree, "test")
 
 

@@ -21,8 +21,7 @@ from mmalign.text.scores import (
     score,
     span_f1,
 )
-from mmalign.text.tasks.example import Answer, Causality, Event, EventPair, Example, Target
-from mmalign.text.tasks.task import Kind
+from mmalign.text.tasks.task import Answer, Causality, Event, EventPair, Example, Kind, Target
 
 RNG = np.random.default_rng(0)
 

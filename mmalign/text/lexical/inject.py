@@ -6,7 +6,7 @@ any text encoder or decoder       -+-> lexical/<lexicon>/...    the given model,
                                    +-> injected/<lexicon>/...   the same after the training
 
 The published choice of a layer looks at words pooled with their special tokens; the numbers that it used are
-under `lexical/<lexicon>_all_tokens`, random pairs included.
+under `lexical/<lexicon>_all_tokens`.
 """
 
 from pathlib import Path
@@ -29,19 +29,14 @@ ALL_TOKENS = "_all_tokens"
 
 
 def inject(config: LexicalInjectionConfig, model: str, out: Path) -> Results:
-    """Inject into a model; write `config.yaml`, `tower/` and `results.json` to `out`.
-
-    With several seeds, `out/results.json` is their mean (see `run_seeds`).
-
-    Args:
-        model: what `load_text_encoder` takes.
-        out: made if needed; what an earlier injection left there is replaced, results last.
+    """Inject into a model (what `load_text_encoder` takes); files as `run_seeds` writes them.
 
     Raises:
         UserError: a lexicon or a model that cannot be used, or training that diverges.
     """
     lexicon = read_lexicon(config.lexicon)
     tower = load_text_encoder(model)
+    # Hashed before training: files may be replaced while it runs.
     folder = Path(config.lexicon.folder)
     paths = (path for path in folder.iterdir() if path.suffix in (".tsv", ".txt"))
     data = [read_files(folder, paths)]
@@ -119,7 +114,6 @@ def _run(
 
 
 def _protocol(config: LexicalInjectionConfig, layer: int) -> str:
-    """What was trained, in words."""
     loss, lora = (
         ", ".join(f"{name} {value}" for name, value in one.model_dump(exclude_none=True).items())
         for one in (config.loss, config.lora)

@@ -1,8 +1,5 @@
 """Misspellings that people made, from one word list per language.
 
-    <folder>/<lang>.tsv or .txt -> word -> its misspellings
-    text -> words of the list -> a share of them misspelt -> noisy text
-
 Two layouts, recognised line by line: `correct<TAB>misspelling` with further misspellings in further columns
 (a first line `correct<TAB>misspelling` is a header), and `wrong->right`, as in Wikipedia's list of common
 misspellings for machines, where several correct words are separated by commas.
@@ -26,19 +23,18 @@ from mmalign.text.perturbations.segments import segments, word_positions
 
 _HEADER = "correct\tmisspelling"
 
+# Word in small letters -> its misspellings, in the order of the file.
 Typos = Mapping[str, tuple[str, ...]]
-"""Word in small letters -> its misspellings, in the order of the file."""
 
 
 def read_typos(folder: Path, lang: str) -> Typos | None:
     """The misspellings of a language's words; None: the folder has no list of it.
 
-    A regional variety such as `pt-BR` is served by the list of its language, unless it has its own.
-
     Raises:
         UserError: no such folder, or a broken line (file, line).
     """
     check_folder(folder, "lists `<lang>.tsv` or `<lang>.txt`")
+    # A regional variety such as `pt-BR` is served by the list of its language, unless it has its own.
     codes = (lang, casing.base_language(lang))
     paths = [folder / f"{code}.{end}" for code in codes for end in ("tsv", "txt")]
     path = next((path for path in paths if path.is_file()), None)

@@ -1,12 +1,4 @@
-"""Language codes of publishers -> BCP-47, the code that everything here carries.
-
-    swh_Latn (FLORES-200) -+
-    swa (ISO 639-3)       -+-> sw
-    swahili (English name)-+
-
-BCP-47 takes the shortest code that ISO 639 has (RFC 5646, section 2.2.1) and names a script only where it
-is not the usual one: `arb_Arab` is `ar`, `arb_Latn` is `ar-Latn`.
-"""
+"""Language codes of publishers (FLORES-200, ISO 639-3, English names) -> BCP-47."""
 
 import langcodes
 
@@ -24,20 +16,21 @@ _UNUSUAL = {
     "ace-Arab", "arb-Latn", "bjn-Arab", "kas-Deva", "knc-Arab", "min-Arab", "taq-Tfng", "zho-Hant",
 }  # fmt: skip
 
+# Languages that publishers (XLM-T, TyDiQA) call by their English names.
 NAMES = {
     "arabic": "ar", "bengali": "bn", "english": "en", "finnish": "fi", "french": "fr",
     "german": "de", "hindi": "hi", "indonesian": "id", "italian": "it", "korean": "ko",
     "portuguese": "pt", "russian": "ru", "spanish": "es", "swahili": "sw", "telugu": "te",
 }  # fmt: skip
-"""Languages that publishers (XLM-T, TyDiQA) call by their English names."""
 
 
 def bcp47(code: str) -> str:
     """The BCP-47 code of an ISO 639-3 code, a FLORES-200 code, an English name or a BCP-47 code.
 
-    `swa`, `swh_Latn` and `swahili` are `sw`; `zho_Hans` is `zh`, `zho_Hant` is `zh-Hant`; `pt-BR`
-    and unknown codes stay as they are.
+    `swa`, `swh_Latn` and `swahili` are `sw`; `zho_Hans` is `zh`, `zho_Hant` is `zh-Hant`; unknown codes stay.
     """
+    # BCP-47 takes the shortest code that ISO 639 has (RFC 5646, section 2.2.1) and names a script only where
+    # it is not the usual one.
     code = NAMES.get(code, code).replace("_", "-")
     language, _, rest = code.partition("-")
     is_usual_script = len(rest) == 4 and len(language) == 3 and code not in _UNUSUAL

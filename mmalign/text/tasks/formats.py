@@ -1,9 +1,6 @@
 """Every layout that can be read: the name of a format -> the kind of its task and its examples.
 
-    format, folder -> Layout (a row of formats.yaml) -> matching files -> examples of each file -> Splits
-
-A published set needs an entry in formats.yaml. Only what no entry can express has a function of its own: our
-own layout, whose columns decide the kind of task, and two retrieval sets that read several files together.
+format, folder -> Layout (a row of formats.yaml) -> matching files -> examples of each file -> Splits
 """
 
 import re
@@ -19,10 +16,9 @@ from mmalign.core.errors import UserError
 from mmalign.core.languages import is_language_code
 from mmalign.text.tasks import meci, question_answering, retrieval
 from mmalign.text.tasks.codes import bcp47
-from mmalign.text.tasks.example import Example, Target
 from mmalign.text.tasks.layout import SPLIT, add, matching
 from mmalign.text.tasks.tables import Row, json_tree, lines, parallel, read_text, rows
-from mmalign.text.tasks.task import Entry, Kind, Splits
+from mmalign.text.tasks.task import Entry, Example, Kind, Splits, Target
 
 
 class Layout(Section):
@@ -70,11 +66,7 @@ class Layout(Section):
     """Template of columns, named parts of the path, `split`, `lang` and `number` (of the row, from 1)."""
 
     def read(self, folder: Path) -> Splits:
-        """The examples of all files of this layout in a folder.
-
-        Raises:
-            UserError: nothing of the layout is there, or a file of it is broken (file, line, what).
-        """
+        """The examples of all files of this layout in a folder; errors are those of `read`."""
         splits: Splits = {}
         for path, parts in matching(folder, self.files):
             if self.unlabelled_tests and parts["split"] == "test":
@@ -85,7 +77,7 @@ class Layout(Section):
         return splits
 
     def target(self, row: Row) -> Target | None:
-        """The target of a row; None: the row is left out."""
+        # None: the row is left out.
         if self.score is not None:
             return row.score(self.score)
         column = next((one for one in self.label if one in row.cells), self.label[0])
@@ -95,7 +87,6 @@ class Layout(Section):
         return (self.labels or {}).get(label, label)
 
     def text(self, row: Row, columns: str) -> str:
-        """One text of a row."""
         text = " ".join(
             row.renamed(column, self.words[column]) if column in self.words else row.cell(column)
             for column in columns.split(" + ")
@@ -103,13 +94,11 @@ class Layout(Section):
         return re.sub(*self.replace, text) if self.replace else text
 
     def name(self, row: Row, parts: Mapping[str, str]) -> str:
-        """The id of a row."""
         known = {**parts, "number": str(row.number)}
         return re.sub(r"\{(\w+)\}", lambda m: known.get(m[1]) or row.name(m[1]), self.id)
 
 
 def _table(layout: Layout, path: Path, parts: dict[str, str]) -> Iterator[Entry]:
-    """One example per row."""
     for row in _rows(layout, path, parts):
         lang = bcp47(row.text(layout.language)) if layout.language else parts.get("lang", "en")
         split = parts["split"]
@@ -126,7 +115,6 @@ def _table(layout: Layout, path: Path, parts: dict[str, str]) -> Iterator[Entry]
 
 
 def _rows(layout: Layout, path: Path, parts: dict[str, str]) -> Iterable[Row]:
-    """The rows of a file, with their labels where these lie in a file beside it."""
     if layout.rows == "file":
         return [Row(path, 1, 1, {**parts, "text": read_text(path)})]
     if layout.rows is not None:
@@ -137,6 +125,7 @@ def _rows(layout: Layout, path: Path, parts: dict[str, str]) -> Iterable[Row]:
     found = rows(path, layout.columns, layout.quoted, layout.skip_broken)
     if layout.labels_file is None:
         return found  # row by row: some files have millions
+    # The labels lie in a file beside it, unless the rows have them.
     column, bare = layout.label[0], list(found)
     if any(column in row.cells for row in bare):
         return bare
@@ -228,6 +217,8 @@ LAYOUTS = {
     name: validate(Layout, tree, f"formats.yaml, {name}")
     for name, tree in read_yaml(Path(__file__).with_name("formats.yaml")).items()
 }
+# What no entry of formats.yaml can express: our own layout, whose columns decide the kind of task, and two
+# retrieval sets that read several files together.
 _READ_FOLDER: dict[str, Callable[[Path, str], Splits]] = {
     "tsv": _read_own,
     "lareqa": retrieval.read_lareqa,

@@ -1,7 +1,5 @@
 """Which files of a folder belong to a set: templates of their paths.
 
-    folder, template -> files whose path fits -> split and language from the path -> readers -> Splits
-
 A template is a path below the folder, for example `[MNLI/]{train,dev}.{jsonl,tsv}`:
 
     [...]         may be missing            *    any part of a name
@@ -22,6 +20,7 @@ from mmalign.core.errors import UserError
 from mmalign.text.tasks.codes import NAMES, bcp47
 from mmalign.text.tasks.task import Entry, Splits
 
+# Publishers' names of splits -> ours.
 SPLIT = {
     **dict.fromkeys(("train", "translated_train", "in_domain_train", "trn", "TRAIN"), "train"),
     **dict.fromkeys(("dev", "val", "dev_2k", "dev_matched", "in_domain_dev"), "dev"),
@@ -30,7 +29,6 @@ SPLIT = {
     # Labelled sets of other domains or attacks that nobody tunes on: papers report them as tests.
     **dict.fromkeys(("dev_mismatched", "out_of_domain_dev", "evaluation"), "test"),
 }
-"""Publishers' names of splits -> ours."""
 
 _LANGUAGES = {
     "language": r"[a-z]{2,3}(?:-[A-Za-z]+)?",
@@ -79,11 +77,8 @@ def matching(folder: Path, template: str) -> list[tuple[Path, dict[str, str]]]:
 def add(splits: Splits, path: Path, examples: Iterator[Entry], join: bool = False) -> None:
     """Put the examples of a file, each with its (split, language), into `splits`.
 
-    Args:
-        join: several files may hold the same split and language.
-
     Raises:
-        UserError: there are none, or an earlier file held the same split and language.
+        UserError: there are none, or without `join` an earlier file held the same split and language.
     """
     part: Splits = {}
     for key, example in examples:
@@ -97,7 +92,6 @@ def add(splits: Splits, path: Path, examples: Iterator[Entry], join: bool = Fals
 
 
 def _pattern_parts(template: str) -> Iterator[str]:
-    """The parts of a regular expression for a template."""
     named: set[str] = set()
     for token in _TOKEN.findall(template):
         name, _, choices = token[1:-1].rpartition("=")

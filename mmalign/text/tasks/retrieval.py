@@ -1,13 +1,7 @@
 """Published sets that search: translations, answers, entities.
 
-    Tatoeba    a sentence         -> its translation among the English sentences of its file
-    LAReQA     a question         -> the sentences that answer it, in all languages
-    Mewsli-X   a mention in news  -> the description of what is meant, in any language
-
-Queries are in the splits `dev` and `test`; their target is the ids of the correct candidates.
-Candidates are in the split `candidates`, under the language of the queries that search them; a
-pool that all languages share is the same list under each. A candidate's own language is its
-`lang`, its target is its own id.
+Candidates are in the split `candidates`, under the language of the queries that search them; a pool that all
+languages share is the same list under each. A candidate's target is its own id.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,22 +10,18 @@ from pathlib import Path
 
 from mmalign.core.errors import UserError
 from mmalign.text.tasks.codes import bcp47
-from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.layout import matching
 from mmalign.text.tasks.question_answering import correct_answers, paragraphs
 from mmalign.text.tasks.tables import Row, lines, parallel, rows
-from mmalign.text.tasks.task import CANDIDATES, Entry, Splits
+from mmalign.text.tasks.task import CANDIDATES, Entry, Example, Splits
 
 
 def translations(path: Path, parts: Mapping[str, str]) -> Iterator[Entry]:
-    """Tatoeba: the queries and candidates of one file, one pool per language.
-
-    LASER has a second file with the English sentences, line by line; our tables have both texts in a row.
-    """
+    """Tatoeba: the queries and candidates of one file, one pool per language."""
     lang = parts["lang"]
     if path.suffix == ".tsv":
         pairs = [(row.text("text"), row.text("english")) for row in rows(path)]
-    else:
+    else:  # LASER has a second file with the English sentences, line by line
         english = path.with_suffix(".eng")
         pairs = list(parallel(english, lines(english), path, lines(path)))
     for number, (text, translation) in enumerate(pairs, start=1):
@@ -44,8 +34,7 @@ def translations(path: Path, parts: Mapping[str, str]) -> Iterator[Entry]:
 def read_lareqa(folder: Path, files: str) -> Splits:
     """LAReQA's XQuAD-R (Roy et al., EMNLP 2020): sentences of all languages in one pool.
 
-    A sentence is correct where the question's answer starts in it, in any language. A question whose
-    answer starts between two sentences in a language has no correct sentence there.
+    A sentence is correct where the question's answer starts in it, in any language.
     """
     splits: Splits = {}
     pool: list[Example] = []
@@ -61,6 +50,7 @@ def read_lareqa(folder: Path, files: str) -> Splits:
                 pool += [_candidate(name, lang, text) for name, _, text in sentences]
                 for asked in paragraph["qas"]:
                     starts = {answer.start for answer in correct_answers(asked)}
+                    # None, where the answer starts between two sentences.
                     holding = {text for _, span, text in sentences if starts.intersection(span)}
                     # Sentences of the same paragraph with the same words answer too.
                     names = [name for name, _, text in sentences if text in holding]
@@ -83,9 +73,8 @@ def read_lareqa(folder: Path, files: str) -> Splits:
 def read_mewslix(folder: Path, files: str) -> Splits:
     """Mewsli-X (Ruder et al., EMNLP 2021): news mentions, one pool of about a million descriptions.
 
-    The publisher's script puts the news texts into `wikinews_mentions-*.jsonl`. Query and candidate
-    are written as in XTREME: the mention, a colon and its sentence with the mention in braces; the
-    sentences of the description.
+    The publisher's script puts the news texts into `wikinews_mentions-*.jsonl`. Query and candidate are
+    written as in XTREME.
     """
     splits: Splits = {}
     mentions = matching(folder, files)
@@ -112,7 +101,6 @@ def _candidate(name: str, lang: str, text: str) -> Example:
 
 
 def _mentions(row: Row) -> Iterator[Example]:
-    """The queries of one news article."""
     context = row.cells["context"]
     lang, text = bcp47(context["language"]), context["text"]
     sentences = [(one["start"], one["end"]) for one in context["sentence_spans"]]

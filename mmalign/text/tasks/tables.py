@@ -1,10 +1,4 @@
-"""Tables of any publisher, row by row; each row knows its file and line.
-
-    .tsv, .csv, .jsonl, .json -> Row (cells by column; file and line for the error message) -> readers
-
-Text files are UTF-8. Plain tab-separated files have no quoting: a quote is part of the text. Files
-that a CSV library wrote have quoting, and Python's csv module reads them.
-"""
+"""Tables of any publisher (.tsv, .csv, .jsonl, .json), row by row; each row knows its file and line."""
 
 import csv
 import io
@@ -36,7 +30,6 @@ class Row:
     cells: Mapping[str, Any]
 
     def error(self, what: str) -> UserError:
-        """The error to raise: file, line and what is wrong."""
         return UserError(f"{self.path}, line {self.line}: {what}")
 
     def cell(self, column: str) -> str:
@@ -59,7 +52,6 @@ class Row:
         return str(value) if type(value) is int else self.text(column)
 
     def score(self, column: str) -> float:
-        """The number in `column`."""
         value: Any = self.cells.get(column)
         try:
             return float(value)
@@ -90,9 +82,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}); convert it") from None
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; it belongs to the one beside it, get both"
-        ) from None
+        raise UserError(f"{path}: no such file; get it with the file beside it") from None
 
 
 def rows(
@@ -130,9 +120,8 @@ def rows(
 def parallel(path: Path, own: list[T], beside: Path, other: list[U]) -> Iterator[tuple[U, T]]:
     """The rows of file `beside` with those of `path`, which belong together line by line."""
     if len(own) != len(other):
-        raise UserError(
-            f"{path}: {len(own)} lines, but {len(other)} in {beside.name}; get both again"
-        )
+        there = f"{len(other)} in {beside.name}"
+        raise UserError(f"{path}: {len(own)} lines, but {there}; get both again")
     return zip(other, own, strict=True)
 
 
@@ -152,7 +141,6 @@ def _json_object(text: str, where: str, fix: str) -> dict[str, Any]:
 
 
 def _parsed(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(line where the row ends, cells) of a quoted file; empty lines are left out."""
     parser = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
     try:
         yield from ((parser.line_num, cells) for cells in parser if cells)

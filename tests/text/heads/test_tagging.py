@@ -7,7 +7,7 @@ from tiny import tiny_model, tiny_tokenizer
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.tagging import TaggingModel
-from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.task import Example
 
 LABELS = ("NOUN", "O", "VERB")
 WORDS = ("red", "dog", "мяч", "赤いボール", "mwekundu", "ꦲꦏ", "0123", "ﬁne", "sleeps", "ball")

@@ -12,7 +12,7 @@ from mmalign.core.errors import UserError
 from mmalign.text.robust.code_switch import CodeSwitchConfig, tables
 from mmalign.text.robust.method import AugmentConfig, build_augmentation
 from mmalign.text.robust.rs_da import RsDaConfig, read_neighbours
-from mmalign.text.tasks.example import Answer, Example
+from mmalign.text.tasks.task import Answer, Example
 
 NEIGHBOURS = {
     "dog": ["hound"],
