@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from mmalign.core import console
+from mmalign.core.commit import check_writable
 from mmalign.core.config import Section, Seeds
 from mmalign.core.errors import UserError
 from mmalign.models.load import load_text_encoder
@@ -71,6 +72,9 @@ def run_benchmark(
     Raises:
         UserError: nothing of the suite is there, a broken file, or training that diverges.
     """
+    check_writable(out / "results.json")
+    if config.predictions:
+        check_writable(out / "predictions", is_folder=True)
     tower = load_text_encoder(model)
     results = measure_benchmark(config, tower, out if config.predictions else None)
     if untrained:

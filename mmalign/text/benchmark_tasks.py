@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.text.fit import FitConfig
+from mmalign.text.tasks.codes import Language
 from mmalign.text.tasks.formats import read
 from mmalign.text.tasks.layout import NoFiles
 from mmalign.text.tasks.read import FilesConfig, NamedFilesConfig, TaskConfig, make_task
@@ -27,12 +28,12 @@ class PublishedConfig(Section):
 
     metrics: tuple[str, ...] = Field(min_length=1)
     """Of several the mean is the task's score."""
-    sizes: int | dict[str, int] | None = None
+    sizes: int | dict[Language, int] | None = None
     """Test examples of every language, or of each; a language without a size is not compared."""
 
 
 class TextTestConfig(NamedFilesConfig):
-    languages: tuple[str, ...] | None = None
+    languages: tuple[Language, ...] | None = None
     """What the publisher tests; one that is not on disk is named in the results. By default all there are."""
     splits: tuple[Literal["train", "dev", "test"], ...] = ()
     """Joined, they are the test. By default the test files, or dev files of other languages than

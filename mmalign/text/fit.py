@@ -22,7 +22,7 @@ from mmalign.core.precision import Precision, choose_precision
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.causality.config import CausalityConfig
 from mmalign.text.heads import features
-from mmalign.text.heads.base import TaskModel
+from mmalign.text.heads.base import TaskModel, check_finite
 from mmalign.text.heads.causality import CausalityModel
 from mmalign.text.heads.features import ON_FEATURES, Pairs
 from mmalign.text.heads.ranking import RetrievalModel
@@ -115,6 +115,8 @@ def fit(
         UserError: training diverges, or method and task do not go together.
     """
     _check_causality(task, config)
+    # A loss that is not finite would ask for a lower `lr`; a few texts tell whether the tower is at fault.
+    check_finite(tower, tower.encode([text for one in task.train[:8] for text in one.texts]))
     torch.manual_seed(seed)
     history: dict[str, Any] = {"steps": 0, "kept_step": 0, "train_loss": []}
     if not task.train:  # retrieval

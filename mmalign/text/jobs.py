@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mmalign.core.commit import check_writable
 from mmalign.core.config import apply_override, read_yaml, validate
 from mmalign.evaluation.lexical_probe import HELD_OUT, PRECISION
 from mmalign.models.text_encoder import TextEncoder
@@ -48,7 +49,15 @@ def name_of(job: Job) -> str:
 
 
 def run_job(job: Job, model: str, out: Path) -> Results:
-    """Fine-tune `model` with every seed and write towers and results to `out`."""
+    """Fine-tune `model` with every seed and write towers and results to `out`.
+
+    Raises:
+        UserError: `out` cannot be written, which is known before any work; and as the two kinds of job.
+    """
+    check_writable(out / "config.yaml")
+    for folder in (out, *(out / f"seed-{seed}" for seed in job.seeds if len(job.seeds) > 1)):
+        check_writable(folder / "results.json")
+        check_writable(folder / "tower", is_folder=True)
     if isinstance(job, LexicalInjectionConfig):
         return inject.inject(job, model, out)
     return finetune.finetune(job, model, out)

@@ -197,3 +197,12 @@ def test_training_that_diverges_is_an_error(tower: TextEncoder) -> None:
     config = fit_config(trainable="all", lr=1e30, epochs=4)
     with pytest.raises(UserError, match="lower `lr` or `head_lr`"):
         fit(tower, task_of(), config, seed=0)
+
+
+@pytest.mark.parametrize("trainable", HOW)
+def test_a_tower_whose_vectors_are_no_numbers_is_not_trained(
+    tower: TextEncoder, trainable: str
+) -> None:
+    next(tower.parameters()).data.fill_(torch.nan)
+    with pytest.raises(UserError, match=r"run.*: its vectors are not finite"):
+        fit(tower, task_of(), fit_config(trainable=trainable), seed=0)

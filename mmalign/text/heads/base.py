@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -143,6 +144,16 @@ def check_alignable(tower: TextEncoder) -> None:
         name = tower.facts.get("path", "the model")
         raise UserError(
             f"{name}: its tokenizer does not locate tokens; take one with a fast tokenizer"
+        )
+
+
+def check_finite(tower: TextEncoder, *features: np.ndarray) -> None:
+    """A UserError if a vector of the tower is NaN or infinite: every number behind it would be wrong."""
+    if not all(np.isfinite(one).all() for one in features):
+        name = tower.facts.get("path", "the model")
+        raise UserError(
+            f"{name}: its vectors are not finite, so its weights are damaged; get it again, or take an "
+            "earlier checkpoint"
         )
 
 

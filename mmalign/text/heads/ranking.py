@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mmalign.evaluation.nearest import TIE, search
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.text.heads.base import LOWEST, TaskBatch, TaskModel
+from mmalign.text.heads.base import LOWEST, TaskBatch, TaskModel, check_finite
 from mmalign.text.scores import DEPTH, Prediction
 from mmalign.text.tasks.task import Example
 
@@ -101,6 +101,7 @@ def rank(
     if candidate_MD is None:
         candidate_MD = tower.encode([one.texts[0] for one in candidates])
     query_QD = tower.encode([one.texts[0] for one in queries])
+    check_finite(tower, query_QD, candidate_MD)
     correct = [frozenset(map(str, cast("tuple[str, ...]", one.target))) for one in queries]
     return rank_features(query_QD, candidate_MD, correct, [one.id for one in candidates])
 

@@ -20,6 +20,7 @@ from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.metric_names import MEAN, layers_of
 from mmalign.results.results import Results, environment, mean_over_seeds
 from mmalign.text.fit import copy_of
+from mmalign.text.heads.base import check_finite
 from mmalign.text.lexical.config import LexicalInjectionConfig
 from mmalign.text.lexical.train import train
 from mmalign.text.seeds import read_files, run_seeds
@@ -67,6 +68,8 @@ def run_seed(
 def measure_before(tower: TextEncoder, lexicon: Lexicon, config: LexicalInjectionConfig) -> Results:
     """The probe of the given tower; twice where the choice of the layer uses another pooling."""
     results = Results(suite=f"{MEASURE}/{lexicon.name}", model=dict(tower.facts))
+    words = [word for each in lexicon.lists.values() for word, _ in each.entries[:8]]
+    check_finite(tower, tower.encode(words))
     console.say(f"{lexicon.name}: probing the model as it is")
     probe(tower, lexicon, results)
     if config.pooling == "all":

@@ -20,6 +20,7 @@ from mmalign.data.dictionaries import casing
 from mmalign.data.dictionaries.lines import check_folder, numbered_lines
 from mmalign.text.perturbations.sampling import Change, Graded, choose
 from mmalign.text.perturbations.segments import segments, word_positions
+from mmalign.text.tasks.codes import bcp47
 
 _HEADER = "correct\tmisspelling"
 
@@ -35,11 +36,15 @@ def read_typos(folder: Path, lang: str) -> Typos | None:
     """
     check_folder(folder, "lists `<lang>.tsv` or `<lang>.txt`")
     # A regional variety such as `pt-BR` is served by the list of its language, unless it has its own.
-    codes = (lang, casing.base_language(lang))
-    paths = [folder / f"{code}.{end}" for code in codes for end in ("tsv", "txt")]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
+    lists = [path for path in sorted(folder.iterdir()) if path.suffix in (".tsv", ".txt")]
+    for code in (lang, casing.base_language(lang)):
+        if found := [path for path in lists if bcp47(path.stem) == code]:
+            break
+    else:
         return None
+    path, other = found[0], found[-1]
+    if other.stem != path.stem:  # `iw.tsv` and `he.tsv`
+        raise UserError(f"{other}: a second list of `{code}`, beside {path}; keep one of them")
     typos: dict[str, dict[str, None]] = {}
     for number, line in numbered_lines(path):
         if number == 1 and line == _HEADER:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.text.tasks.tables import json_tree, rows
+from mmalign.text.tasks.tables import UNUSABLE, json_tree, rows
 from mmalign.text.tasks.task import Example
 
 # Word -> words that may replace it.
@@ -68,6 +68,7 @@ def read_neighbours(path: Path) -> Neighbours:
         return {row.text("word"): tuple(row.cell("neighbours").split()) for row in rows(path)}
     tree = json_tree(path)
     for word, near in tree.items():
-        if not isinstance(near, list) or not all(isinstance(one, str) for one in near):
+        words = near if isinstance(near, list) else [None]
+        if not all(isinstance(one, str) and not UNUSABLE.search(one) for one in words):
             raise UserError(f"{path}: `{word}` must have a list of words; fix that entry")
     return {word: tuple(near) for word, near in tree.items()}

@@ -38,7 +38,7 @@ def document(path: Path, parts: Mapping[str, str]) -> Iterator[Entry]:
             f"{folder}: holds train, dev or test, but its name has no language; name it causal-<language>"
         )
     name = f"{lang}-{parts['split']}-{path.stem}"
-    yield (parts["split"], lang), Example(name, lang, *_read(path))
+    yield (parts["split"], lang), Example(name, lang, *_read(path), str(path))
 
 
 def _read(path: Path) -> tuple[tuple[str, ...], Causality]:

@@ -46,10 +46,16 @@ def questions(path: Path, parts: Mapping[str, str]) -> Iterator[Entry]:
                 name, context, answers = asked["id"], paragraph["context"], correct_answers(asked)
                 # TyDiQA's files hold all languages; the English name of each begins its ids.
                 lang = parts.get("lang") or NAMES.get(name.partition("-")[0], "en")
-                examples.append(Example(name, lang, (asked["question"], context), answers))
+                place = f"{path}, question {name}"
+                examples.append(Example(name, lang, (asked["question"], context), answers, place))
                 # An answer elsewhere in its context would train and grade on wrong characters.
                 if not answers or not all(
-                    a.text and context.startswith(a.text, a.start) for a in answers
+                    a.text
+                    and type(a.start) is int
+                    and a.start >= 0
+                    # A negative start would count from the end of the context.
+                    and context.startswith(a.text, a.start)
+                    for a in answers
                 ):
                     wrong.append(name)
     except (KeyError, TypeError, AttributeError):

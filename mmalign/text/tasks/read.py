@@ -9,6 +9,7 @@ from pydantic import Field
 
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
+from mmalign.text.tasks.codes import Language
 from mmalign.text.tasks.formats import Format, read
 from mmalign.text.tasks.task import CANDIDATES, Example, Kind, Splits, Task, labels_of, sample
 
@@ -38,13 +39,13 @@ class TaskConfig(NamedFilesConfig):
 
     train: FilesConfig | None = None
     """Training files, where they are not those of `folder`; their dev files, if any, choose the epoch."""
-    language: str = "en"
+    language: Language = "en"
     """Language of the labels to train on."""
     train_examples: int | None = Field(default=None, ge=1)
     """Train on a sample of so many rows, drawn by their ids; by default on all."""
     test_examples: int | None = Field(default=None, ge=1)
     """Test on a sample of so many rows of each language, the same ids in all; by default on all."""
-    languages: tuple[str, ...] | None = None
+    languages: tuple[Language, ...] | None = None
     """Test only in these; by default in every language that the folder holds."""
 
 

@@ -27,8 +27,9 @@ def translations(path: Path, parts: Mapping[str, str]) -> Iterator[Entry]:
     for number, (text, translation) in enumerate(pairs, start=1):
         # Files of different languages are not aligned: the same number means another sentence.
         found = f"{lang}-en-{number}"
-        yield ("test", lang), Example(f"{lang}-{number}", lang, (text,), (found,))
-        yield (CANDIDATES, lang), _candidate(found, "en", translation)
+        place = f"{path}, row {number}"
+        yield ("test", lang), Example(f"{lang}-{number}", lang, (text,), (found,), place)
+        yield (CANDIDATES, lang), _candidate(found, "en", translation, place)
 
 
 def read_lareqa(folder: Path, files: str) -> Splits:
@@ -47,7 +48,7 @@ def read_lareqa(folder: Path, files: str) -> Splits:
                     (f"{lang}-{number}-{i}", range(start, end), paragraph["context"][start:end])
                     for i, (start, end) in enumerate(paragraph["sentence_breaks"], start=1)
                 ]
-                pool += [_candidate(name, lang, text) for name, _, text in sentences]
+                pool += [_candidate(name, lang, text, str(path)) for name, _, text in sentences]
                 for asked in paragraph["qas"]:
                     starts = {answer.start for answer in correct_answers(asked)}
                     # None, where the answer starts between two sentences.
@@ -55,7 +56,7 @@ def read_lareqa(folder: Path, files: str) -> Splits:
                     # Sentences of the same paragraph with the same words answer too.
                     names = [name for name, _, text in sentences if text in holding]
                     correct.setdefault(asked["id"], []).extend(names)
-                    query = Example(asked["id"], lang, (asked["question"],), ())
+                    query = Example(asked["id"], lang, (asked["question"],), (), str(path))
                     splits.setdefault(("test", lang), []).append(query)
             except (KeyError, TypeError, ValueError):
                 raise UserError(
@@ -87,17 +88,18 @@ def read_mewslix(folder: Path, files: str) -> Splits:
                     splits.setdefault((parts["split"], query.lang), []).append(query)
         for row in rows(entities):
             text, spans = row.cell("description"), row.cells["sentence_spans"]
-            lang = bcp47(row.text("description_language"))
+            lang = row.language("description_language")
             # The sentences without the line breaks between them.
             parts_of_text = " ".join(text[one["start"] : one["end"]] for one in spans).split()
-            pool.append(_candidate(row.text("entity_id"), lang, " ".join(parts_of_text)))
-    except (KeyError, TypeError):
+            name = row.text("entity_id")
+            pool.append(_candidate(name, lang, " ".join(parts_of_text), row.place))
+    except (KeyError, TypeError, AttributeError):
         raise row.error("lacks a key of Mewsli-X's files; get the set again") from None
     return splits | {(CANDIDATES, lang): pool for _, lang in splits}
 
 
-def _candidate(name: str, lang: str, text: str) -> Example:
-    return Example(name, lang, (text,), (name,))
+def _candidate(name: str, lang: str, text: str, place: str) -> Example:
+    return Example(name, lang, (text,), (name,), place)
 
 
 def _mentions(row: Row) -> Iterator[Example]:
@@ -115,4 +117,5 @@ def _mentions(row: Row) -> Iterator[Example]:
         around = [(a, b) for a, b in sentences if a < end and start < b] or [(start, end)]
         left, right = text[around[0][0] : start], text[end : around[-1][1]]
         query = " ".join(f"{name}: {left} {{ {name} }} {right}".split())
-        yield Example(mention["example_id"], lang, (query,), (mention["entity_id"],))
+        target = (mention["entity_id"],)
+        yield Example(mention["example_id"], lang, (query,), target, row.place)

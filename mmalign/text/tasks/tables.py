@@ -3,12 +3,22 @@
 import csv
 import io
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mmalign.core.errors import UserError
+from mmalign.core.languages import is_language_code
+from mmalign.text.tasks.codes import bcp47
+
+# Digits alone: `float` would also read `nan`, `inf` and `1_0`.
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+
+# Tokenizers and hashes fail on halves of surrogate pairs, which JSON can write.
+UNUSABLE = re.compile("[\0\ud800-\udfff]")
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -29,8 +39,12 @@ class Row:
     number: int
     cells: Mapping[str, Any]
 
+    @property
+    def place(self) -> str:
+        return f"{self.path}, line {self.line}"
+
     def error(self, what: str) -> UserError:
-        return UserError(f"{self.path}, line {self.line}: {what}")
+        return UserError(f"{self.place}: {what}")
 
     def cell(self, column: str) -> str:
         """The text in `column`; it may be empty."""
@@ -53,10 +67,20 @@ class Row:
 
     def score(self, column: str) -> float:
         value: Any = self.cells.get(column)
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            raise self.error(f"`{column}` is `{value}`; write a number") from None
+        is_number = (
+            _NUMBER.fullmatch(value) if isinstance(value, str) else type(value) in (int, float)
+        )
+        number = float(str(value)) if is_number else math.nan  # `1e400` is infinite
+        if not math.isfinite(number):
+            raise self.error(f"`{column}` is `{value}`; write a number")
+        return number
+
+    def language(self, column: str) -> str:
+        """The language code in `column` as BCP-47."""
+        code = self.text(column).strip()
+        if not is_language_code(bcp47(code)):
+            raise self.error(f"`{column}` is `{code}`; write a language code")
+        return bcp47(code)
 
     def renamed(self, column: str, names: Mapping[str, T]) -> T:
         """The class in `column` under our name; `names` holds every class of the set."""
@@ -101,13 +125,24 @@ def rows(
         for n, text in enumerate(lines(path), start=1):
             yield Row(path, n, n, _json_object(text, f"{path}, line {n}", "write one per line"))
         return
+    delimiter = "," if path.suffix == ".csv" else "\t"
     if quoted:
-        numbered = _parsed(path, "," if path.suffix == ".csv" else "\t")
+        numbered = _parsed(path, delimiter)
     else:  # a file of one column has no delimiter: a tab is part of the text
         limit = 0 if len(columns) == 1 else -1
         numbered = ((n, line.split("\t", limit)) for n, line in enumerate(lines(path), start=1))
     columns = columns or next(numbered, (0, []))[1]
     for number, (line, cells) in enumerate(numbered, start=1):
+        breaks = sum(cell.rstrip("\n").count("\n") for cell in cells)
+        # A cell that holds the delimiters of whole rows swallowed them: nothing closes its quotation mark.
+        if (
+            breaks
+            and max(cell.count(delimiter) for cell in cells) >= breaks * (len(columns) - 1) > 0
+        ):
+            raise UserError(
+                f"{path}, line {line - breaks}: a quotation mark opens here and closes in line {line}, "
+                "behind other rows; remove it or double it"
+            )
         if len(cells) == len(columns):
             yield Row(path, line, number, dict(zip(columns, cells, strict=True)))
         elif not skip_broken:
@@ -133,7 +168,7 @@ def json_tree(path: Path) -> dict[str, Any]:
 def _json_object(text: str, where: str, fix: str) -> dict[str, Any]:
     try:
         tree = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error}); {fix}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{where}: not a JSON object; {fix}")

@@ -72,6 +72,7 @@ class Example:
     lang: str
     texts: tuple[str, ...]
     target: Target
+    place: str = field(default="", compare=False, repr=False)  # file and line, for messages
 
 
 Kind = Literal[

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from tiny import TEXTS, tiny_model, tiny_tokenizer
 
+from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.ranking import RetrievalModel, rank, rank_features
 from mmalign.text.tasks.task import Example
@@ -157,3 +158,10 @@ def test_texts_find_themselves_through_a_tower(copies: int) -> None:
     assert [one[copies - 1] for one in found] == [f"{i}-0" for i in range(len(TEXTS))]
     if copies == 2:
         assert [one[0] for one in found] == [f"{i}-1" for i in range(len(TEXTS))]
+
+
+def test_vectors_that_are_no_numbers_rank_nothing() -> None:
+    tower = TextEncoder(tiny_model().text_tower.trunk, tiny_tokenizer(), max_length=32)
+    next(tower.parameters()).data.fill_(np.nan)
+    with pytest.raises(UserError, match="its vectors are not finite"):
+        rank(tower, [pair("a", "b", "1")], [Example("1", "en", ("b",), ("1",))])

@@ -181,3 +181,9 @@ def test_describe_tells_new_items_from_known_ones(folder: Path) -> None:
 def test_a_configuration_that_cannot_be_is_refused(fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         config(Path("x"), **fields)
+
+
+def test_a_language_may_be_spelled_in_any_way_in_files_and_fields(folder: Path) -> None:
+    (folder / "test.sw.tsv").rename(folder / "test.SWA.tsv")
+    read = task(folder, language="EN", languages=["Sw", "de"])
+    assert (read.source, list(read.tests)) == ("en", ["de", "sw"])
