@@ -174,9 +174,8 @@ class _Checks:
         languages = [task.source, *(lang for lang in others if task.tests[lang])]
         self._languages = [lang for lang in languages if task.dev.get(lang)]
         self._best: dict[str, tuple[float, float]] = {}
-        self.kept: dict[
-            str, Tensor
-        ] = {}  # trained weights at the best check of the source's dev examples
+        # The trained weights at the best check of the source language's dev examples.
+        self.kept: dict[str, Tensor] = {}
 
     def check(self, step: int, train_loss: float) -> None:
         model, task, history = self._fitted.model, self._task, self._fitted.history

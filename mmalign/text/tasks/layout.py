@@ -31,7 +31,8 @@ SPLIT = {
 }
 
 _LANGUAGES = {
-    "language": r"[A-Za-z]{2,3}(?:[-_][A-Za-z]+)?",
+    # Underscores before a region or a script alone: others begin the name of a treebank.
+    "language": r"[A-Za-z]{2,3}(?:-[A-Za-z]+|_[A-Za-z]{2}|_[A-Za-z]{4})?",
     "BCP-47 code": r"[^./]+",
     "FLORES-200 code": r"[a-z]{3}_[A-Z][a-z]{3}",
     "Wikipedia code": r"[A-Za-z_-]{2,}",

@@ -133,16 +133,15 @@ def rows(
         numbered = ((n, line.split("\t", limit)) for n, line in enumerate(lines(path), start=1))
     columns = columns or next(numbered, (0, []))[1]
     for number, (line, cells) in enumerate(numbered, start=1):
-        breaks = sum(cell.rstrip("\n").count("\n") for cell in cells)
-        # A cell that holds the delimiters of whole rows swallowed them: nothing closes its quotation mark.
-        if (
-            breaks
-            and max(cell.count(delimiter) for cell in cells) >= breaks * (len(columns) - 1) > 0
-        ):
-            raise UserError(
-                f"{path}, line {line - breaks}: a quotation mark opens here and closes in line {line}, "
-                "behind other rows; remove it or double it"
-            )
+        for before, cell in enumerate(cells if quoted else ()):
+            inside = [part.count(delimiter) for part in cell.rstrip("\n").split("\n")]
+            last, breaks = len(columns) - 1, len(inside) - 1
+            # The rest of its row, whole rows, and the start of one: nothing closes its quotation mark.
+            if breaks and inside == [last - before, *[last] * (breaks - 1), before]:
+                raise UserError(
+                    f"{path}, line {line - breaks}: a quotation mark opens here and closes in line "
+                    f"{line}, behind other rows; remove it or double it"
+                )
         if len(cells) == len(columns):
             yield Row(path, line, number, dict(zip(columns, cells, strict=True)))
         elif not skip_broken:
