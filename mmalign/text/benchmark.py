@@ -106,6 +106,7 @@ def measure_benchmark(config: BenchmarkConfig, tower: TextEncoder, out: Path | N
             f"suite `{config.name}`: none of its data are there; put them, or links to them, to "
             f"{', '.join(folders)}, or name others with groups.0.tests.0.folder=..."
         )
+    # Only suites whose publisher reports one number have it.
     if config.average:
         _add_average(results, scores)
     return results

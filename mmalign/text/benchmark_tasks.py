@@ -115,6 +115,7 @@ def read_group(config: GroupConfig) -> Group:
         reason = f"the training files are missing ({missing})"
         return Group(config, [], None, dict.fromkeys((test.name for test in config.tests), reason))
     found, skipped = [], {}
+    # A test that is missing is named and left out; the others are still worth a fine-tuning.
     for test in config.tests:
         try:
             found.append((test, _read_test(test, config, trained)))

@@ -54,6 +54,7 @@ def run_job(job: Job, model: str, out: Path) -> Results:
     Raises:
         UserError: `out` cannot be written, which is known before any work; and as the two kinds of job.
     """
+    # Before a model is loaded and words are probed: training may take hours.
     check_writable(out / "config.yaml")
     for folder in (out, *(out / f"seed-{seed}" for seed in job.seeds if len(job.seeds) > 1)):
         check_writable(folder / "results.json")

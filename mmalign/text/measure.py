@@ -84,6 +84,7 @@ def measure(
     model = fitted.model
     clean = {lang: _outcome(model, task, examples) for lang, examples in task.tests.items()}
     add_clean(results, task, clean)
+    # An upper bound, beside the zero-shot numbers and never among them.
     _add_oracle(results, task, fitted.oracle)
     _add_perturbations(results, model, task, config)
     for one in config.attacks:

@@ -51,6 +51,7 @@ def _counts(examples: Sequence[Example], given: Sequence[Sequence[bool]]) -> np.
     for document, (example, found) in enumerate(zip(examples, given, strict=True)):
         target = target_of(example)
         for pair, said in zip(target.pairs, found, strict=True):
+            # True positive, false positive, false negative; true negatives are in no metric.
             cell = (pair.causal and said, not pair.causal and said, pair.causal and not said)
             counts[document, int(_is_across(target, pair))] += cell
     return counts

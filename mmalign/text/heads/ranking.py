@@ -101,6 +101,7 @@ def rank(
     if candidate_MD is None:
         candidate_MD = tower.encode([one.texts[0] for one in candidates])
     query_QD = tower.encode([one.texts[0] for one in queries])
+    # FAISS finds nothing for vectors that are NaN, which would be an accuracy of 0.
     check_finite(tower, query_QD, candidate_MD)
     correct = [frozenset(map(str, cast("tuple[str, ...]", one.target))) for one in queries]
     return rank_features(query_QD, candidate_MD, correct, [one.id for one in candidates])

@@ -62,6 +62,7 @@ class TaggingModel(TaskModel):
         loss_NL = F.cross_entropy(
             logits.transpose(1, 2), batch.target, ignore_index=_NO_TAG, reduction="none"
         )
+        # Over the words of the example, not over those of each of its windows.
         words_N = (batch.target != _NO_TAG).sum(1).to(loss_NL.dtype)
         return base.mean_per_owner(loss_NL.sum(1), batch.example_N, len(batch.examples), words_N)
 

@@ -69,6 +69,7 @@ def measure_before(tower: TextEncoder, lexicon: Lexicon, config: LexicalInjectio
     """The probe of the given tower; twice where the choice of the layer uses another pooling."""
     results = Results(suite=f"{MEASURE}/{lexicon.name}", model=dict(tower.facts))
     words = [word for each in lexicon.lists.values() for word, _ in each.entries[:8]]
+    # Some words of each language tell: weights that are NaN make every vector NaN.
     check_finite(tower, tower.encode(words))
     console.say(f"{lexicon.name}: probing the model as it is")
     probe(tower, lexicon, results)

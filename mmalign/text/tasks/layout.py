@@ -90,7 +90,7 @@ def read_files(
     first: dict[tuple[str, str], Path] = {}
     for path, parts in matching(folder, template):
         entries = reader(path, parts)
-        if entries is None:
+        if entries is None:  # XTREME's tests have no labels
             continue
         found: Splits = {}
         for key, example in entries:

@@ -84,6 +84,7 @@ def make_task(
             f"there are some for {there}"
         )
     train = sample(train, config.train_examples)
+    # By any target: those of other kinds than classification are never among the names.
     names: Mapping[Any, Any] = config.relabel
     by_split: dict[str, dict[str, list[Example]]] = {"dev": {}, "test": {}, CANDIDATES: {}}
     for (split, lang), rows in tested.items():

@@ -167,7 +167,7 @@ def json_tree(path: Path) -> dict[str, Any]:
 def _json_object(text: str, where: str, fix: str) -> dict[str, Any]:
     try:
         tree = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: nested thousands deep
         raise UserError(f"{where}: not JSON ({error}); {fix}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{where}: not a JSON object; {fix}")
