@@ -119,7 +119,7 @@ def test_a_tokenizer_without_positions_is_one_sentence() -> None:
     tower.facts = {"path": "some/model"}
     tower.tokenizer.inner, inner = Slow(), tower.tokenizer.inner
     try:
-        with pytest.raises(UserError, match="some/model: its tokenizer does not report"):
+        with pytest.raises(UserError, match="some/model: its tokenizer does not locate tokens"):
             TaggingModel(tower, LABELS)
     finally:
         tower.tokenizer.inner = inner  # the tests share it
