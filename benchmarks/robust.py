@@ -26,7 +26,7 @@ from mmalign.text.robust.freelb import FreeLbConfig
 from mmalign.text.robust.method import MethodConfig, PlainConfig
 from mmalign.text.robust.pgd import PgdConfig
 from mmalign.text.robust.rs_rp import RsRpConfig
-from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.task import Example
 
 LABELS = ("no", "perhaps", "yes")
 METHODS: dict[str, MethodConfig] = {

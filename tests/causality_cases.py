@@ -3,7 +3,7 @@
 from tiny import tiny_model, tiny_tokenizer
 
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.text.tasks.example import Causality, Event, EventPair, Example
+from mmalign.text.tasks.task import Causality, Event, EventPair, Example
 
 LONG = 32  # maximum number of tokens of the tower
 

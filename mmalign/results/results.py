@@ -11,6 +11,7 @@ count.
 
 import importlib.metadata
 import json
+import math
 import platform
 import zipfile
 from collections.abc import Sequence
@@ -104,7 +105,8 @@ class Results:
         # First of all: the values of other results must never be found beside these.
         queries = path.with_name(QUERIES)
         queries.unlink(missing_ok=True)
-        write_json(path, asdict(self))
+        # JSON has no NaN and no infinity: what is undefined is null.
+        write_json(path, json.loads(json.dumps(asdict(self)), parse_constant=lambda _: None))
         if self.values:
             arrays: dict[str, Any] = {f"{group}{_IDS}": ids for group, ids in self.ids.items()}
             arrays |= self.values
@@ -151,7 +153,8 @@ def read_results(path: Path) -> Results:
 def _from_tree(tree: dict[str, Any]) -> Results:
     baselines = {name: _from_tree(inner) for name, inner in tree.pop("baselines", {}).items()}
     ci95 = {name: (low, high) for name, (low, high) in tree.pop("ci95", {}).items()}
-    return Results(**tree, ci95=ci95, baselines=baselines)
+    metrics = {n: math.nan if x is None else x for n, x in tree.pop("metrics", {}).items()}
+    return Results(**tree, metrics=metrics, ci95=ci95, baselines=baselines)
 
 
 def mean_over_seeds(runs: Sequence[Results]) -> Results:

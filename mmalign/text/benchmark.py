@@ -5,9 +5,8 @@
         -> scores of every language, XTREME's files of predictions -> mean over the seeds
         -> compared with the published test sets -> results.json
 
-Groups are read one after the other, since training files are large. The mean over all languages that a
-publisher reports, English included, is `text/<task>/published/clean/<metric>`. It and the suite's own average
-are recorded only if all of their tests are on disk: a mean over some of them is another number.
+The mean over all languages that a publisher reports, English included, is
+`text/<task>/published/clean/<metric>`.
 """
 
 import copy
@@ -18,6 +17,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from mmalign.core import console
+from mmalign.core.commit import check_writable
 from mmalign.core.config import Section, Seeds
 from mmalign.core.errors import UserError
 from mmalign.models.load import load_text_encoder
@@ -31,11 +31,10 @@ from mmalign.text.benchmark_tasks import (
     deviations,
     read_group,
 )
-from mmalign.text.finetune import FinetuneConfig, protocol
-from mmalign.text.fit import FitConfig, Fitted, fit
-from mmalign.text.ranking import rank
+from mmalign.text.finetune import protocol
+from mmalign.text.fit import Fitted, fit
+from mmalign.text.heads.ranking import rank
 from mmalign.text.scores import Prediction
-from mmalign.text.tasks.read import TaskConfig
 from mmalign.text.tasks.task import CLEAN, Task
 from mmalign.text.transfer import add_clean, outcome_of
 from mmalign.text.xtreme_layout import write_predictions, xtreme_name
@@ -66,8 +65,6 @@ def run_benchmark(
 ) -> Results:
     """Measure a text encoder; write `results.json` and, if asked for, `predictions/` to `out`.
 
-    With several seeds the predictions of each are in `predictions/seed-<seed>/`.
-
     Args:
         model: what `load_text_encoder` takes.
         untrained: also measure the run's tower before its first step.
@@ -75,6 +72,9 @@ def run_benchmark(
     Raises:
         UserError: nothing of the suite is there, a broken file, or training that diverges.
     """
+    check_writable(out / "results.json")
+    if config.predictions:
+        check_writable(out / "predictions", is_folder=True)
     tower = load_text_encoder(model)
     results = measure_benchmark(config, tower, out if config.predictions else None)
     if untrained:
@@ -86,18 +86,11 @@ def run_benchmark(
 
 
 def measure_benchmark(config: BenchmarkConfig, tower: TextEncoder, out: Path | None) -> Results:
-    """Everything of the suite that is on disk.
-
-    Args:
-        out: where to put `predictions/`; none: nowhere.
-
-    Raises:
-        UserError: as `run_benchmark`.
-    """
+    """Everything of the suite that is on disk; `predictions/` are written to `out`, if there is one."""
     facts = {**tower.facts, "seeds": list(config.seeds)}
     results = Results(config.name, facts, environment=environment())
     scores: list[float | None] = []
-    for entry in config.groups:
+    for entry in config.groups:  # read one after the other, since training files are large
         group = read_group(entry)
         for name, reason in group.skipped.items():
             console.say(f"skipped {name}: {reason}")
@@ -113,6 +106,7 @@ def measure_benchmark(config: BenchmarkConfig, tower: TextEncoder, out: Path | N
             f"suite `{config.name}`: none of its data are there; put them, or links to them, to "
             f"{', '.join(folders)}, or name others with groups.0.tests.0.folder=..."
         )
+    # Only suites whose publisher reports one number have it.
     if config.average:
         _add_average(results, scores)
     return results
@@ -121,8 +115,8 @@ def measure_benchmark(config: BenchmarkConfig, tower: TextEncoder, out: Path | N
 def _run_group(
     group: Group, tower: TextEncoder, config: BenchmarkConfig, out: Path | None
 ) -> Results:
-    """The mean over the seeds; without training, results do not depend on a seed."""
     tower = _with_length(tower, group.config.max_length)
+    # Without training, results do not depend on a seed.
     seeds = config.seeds if group.config.fit else config.seeds[:1]
     runs = []
     for seed in seeds:
@@ -147,7 +141,6 @@ def _run_group(
 
 
 def _fit(group: Group, tower: TextEncoder, seed: int) -> Fitted | None:
-    """The fine-tuned model, after the stage before it; None where the tower is used as it is."""
     if group.config.fit is None:
         return None
     if group.before is not None and group.config.before is not None:
@@ -156,7 +149,6 @@ def _fit(group: Group, tower: TextEncoder, seed: int) -> Fitted | None:
 
 
 def _nearest(tower: TextEncoder, task: Task) -> dict[str, list[Prediction]]:
-    """The nearest candidates of every query, by language."""
     answers: dict[str, list[Prediction]] = {}
     embedded: dict[int, np.ndarray] = {}  # a pool that all languages share is embedded once
     for lang in console.track(task.tests, task.name, len(task.tests)):
@@ -171,7 +163,6 @@ def _nearest(tower: TextEncoder, task: Task) -> dict[str, list[Prediction]]:
 def _protocol(
     group: Group, test: TextTestConfig, task: Task, fitted: Fitted | None, tower: TextEncoder
 ) -> str:
-    """How the numbers of one test came about, in words."""
     config = group.config
     if fitted is None or config.fit is None:
         way = "each query for its candidates"
@@ -179,9 +170,7 @@ def _protocol(
             way = "each candidate looks for its query"
         how = f"Nothing was trained: {way}, the nearest by cosine in the tower's space."
     else:
-        files = TaskConfig(name=test.name, folder=test.folder, format=test.format)
-        settings = {name: getattr(config.fit, name) for name in FitConfig.model_fields}
-        how = protocol(task, FinetuneConfig(task=files, **settings), fitted)
+        how = protocol(task, config.fit, fitted)
         if "dev" in fitted.kept():
             how += f" On `{task.source}` dev: {fitted.kept()['dev']:.4f}."
     if config.before is not None:
@@ -197,7 +186,6 @@ def _protocol(
 
 
 def _with_length(tower: TextEncoder, length: int | None) -> TextEncoder:
-    """The same weights, cutting sequences at `length` tokens, or at the model's last position."""
     if length is None:
         return tower
     config = tower.trunk.config
@@ -210,12 +198,8 @@ def _with_length(tower: TextEncoder, length: int | None) -> TextEncoder:
 
 
 def _add_published(results: Results, test: TextTestConfig, task: Task | None) -> float | None:
-    """The mean over the published languages, and the task's score; None if they are not all there.
-
-    Raises:
-        UserError: a metric that the task does not have.
-    """
     assert test.published is not None
+    # A mean over some of the published languages would be another number.
     if task is None or not deviations(test, task)[1]:
         return None
     scores = []
@@ -230,7 +214,6 @@ def _add_published(results: Results, test: TextTestConfig, task: Task | None) ->
 
 
 def _add_average(results: Results, scores: Sequence[float | None]) -> None:
-    """The mean score of all tasks, or why there is none."""
     measured = [score for score in scores if score is not None]
     name = f"text/{results.suite}"
     if len(measured) < len(scores):

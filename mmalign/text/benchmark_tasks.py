@@ -1,8 +1,5 @@
 """What a suite of text tasks names, how it is read, and whether it equals the published tests.
 
-    GroupConfig -> training files, test files -> [(TextTestConfig, Task)], {task that is missing: why}
-    Task + PublishedConfig -> every deviation in words
-
 A task that is not on disk is left out and named. A broken file is an error.
 """
 
@@ -17,9 +14,10 @@ from pydantic import Field, model_validator
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.text.fit import FitConfig
+from mmalign.text.tasks.codes import Language
 from mmalign.text.tasks.formats import read
 from mmalign.text.tasks.layout import NoFiles
-from mmalign.text.tasks.read import FilesConfig, TaskConfig, make_task
+from mmalign.text.tasks.read import FilesConfig, NamedFilesConfig, TaskConfig, make_task
 from mmalign.text.tasks.task import CANDIDATES, Kind, Splits, Task, labels_of
 
 SOURCE = "en"
@@ -30,24 +28,18 @@ class PublishedConfig(Section):
 
     metrics: tuple[str, ...] = Field(min_length=1)
     """Of several the mean is the task's score."""
-    sizes: int | dict[str, int] | None = None
+    sizes: int | dict[Language, int] | None = None
     """Test examples of every language, or of each; a language without a size is not compared."""
 
 
-class TextTestConfig(FilesConfig):
-    name: str = Field(pattern=r"^[\w-]+$")
-    """In metrics, `text/<name>/...`, and for XTREME's folder of predictions."""
-    languages: tuple[str, ...] | None = None
+class TextTestConfig(NamedFilesConfig):
+    languages: tuple[Language, ...] | None = None
     """What the publisher tests; one that is not on disk is named in the results. By default all there are."""
     splits: tuple[Literal["train", "dev", "test"], ...] = ()
     """Joined, they are the test. By default the test files, or dev files of other languages than
     English where there are none."""
     reverse: bool = False
     """Of retrieval: candidates become the queries, and queries the candidates."""
-    relabel: dict[str, str] = Field(default_factory=dict)
-    """Label of the tests -> label of the training files."""
-    merge: dict[str, str] = Field(default_factory=dict)
-    """Predicted label -> coarser label of the tests."""
     published: PublishedConfig | None = None
 
 
@@ -119,10 +111,11 @@ def read_group(config: GroupConfig) -> Group:
     try:
         before = _read_stage(config.before.train, config.name) if config.before else None
         trained = read(config.train.format, Path(config.train.folder)) if config.train else None
-    except NoFiles as missing:
+    except NoFiles as missing:  # not a broken file, which stops the suite
         reason = f"the training files are missing ({missing})"
         return Group(config, [], None, dict.fromkeys((test.name for test in config.tests), reason))
     found, skipped = [], {}
+    # A test that is missing is named and left out; the others are still worth a fine-tuning.
     for test in config.tests:
         try:
             found.append((test, _read_test(test, config, trained)))
@@ -135,6 +128,7 @@ def deviations(test: TextTestConfig, task: Task) -> tuple[str, bool]:
     """How the tests on disk compare with the published ones, in words, and whether they are equal."""
     wanted = test.languages or tuple(task.tests)
     missing = [lang for lang in wanted if lang not in task.tests]
+    # A publisher may report fewer languages than are on disk; the others are measured, but not compared.
     sizes = (test.published.sizes if test.published else None) or {}
     published = dict.fromkeys(task.tests, sizes) if isinstance(sizes, int) else sizes
     compared = {lang: len(rows) for lang, rows in task.tests.items() if lang in published}
@@ -182,7 +176,6 @@ def _read_test(
 
 
 def _read_stage(files: FilesConfig, group: str) -> Task:
-    """Training and dev examples alone."""
     kind, splits = read(files.format, Path(files.folder))
     train = splits.get(("train", SOURCE), [])
     if not train:
@@ -193,7 +186,6 @@ def _read_stage(files: FilesConfig, group: str) -> Task:
 
 
 def _languages_there(splits: Splits, test: TextTestConfig) -> tuple[str, ...] | None:
-    """Those of the test's languages that can be tested."""
     if test.languages is None:
         return None
     there = {
@@ -206,7 +198,7 @@ def _languages_there(splits: Splits, test: TextTestConfig) -> tuple[str, ...] | 
 
 
 def _reversed(task: Task) -> Task:
-    """Candidates that are an answer become the queries of their language, and queries the candidates."""
+    # Candidates that are an answer become the queries of their language, and queries the candidates.
     tests, candidates = {}, {}
     for lang, queries in task.tests.items():
         asked_by: defaultdict[object, tuple[str, ...]] = defaultdict(tuple)

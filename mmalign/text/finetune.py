@@ -1,10 +1,4 @@
-"""Fine-tuning on the labels of one language, and zero-shot numbers in every other one.
-
-TaskConfig -> Task  -+
-any text encoder     -+-> for each seed: fit, measure -> results of the seeds -> their mean
-                     +-> the same with items held out          (`folds`)
-                     +-> the same on the untrained tower       (`baselines`)
-"""
+"""Fine-tuning on the labels of one language, and zero-shot numbers in every other one."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -47,13 +41,7 @@ class FinetuneConfig(FitConfig):
 
 
 def finetune(config: FinetuneConfig, model: str, out: Path) -> Results:
-    """Fine-tune a text encoder; write `config.yaml`, `tower/` and `results.json` to `out`.
-
-    With several seeds, `out/results.json` is their mean (see `run_seeds`).
-
-    Args:
-        model: what `load_text_encoder` takes.
-        out: made if needed; what an earlier fine-tuning left there is replaced, results last.
+    """Fine-tune a text encoder (what `load_text_encoder` takes); files as `run_seeds` writes them.
 
     Raises:
         UserError: a task or a model that cannot be used, or training that diverges.
@@ -64,6 +52,7 @@ def finetune(config: FinetuneConfig, model: str, out: Path) -> Results:
     if config.folds:
         deal_ids(task, config.folds, config.seeds[0])
     tower = load_text_encoder(model)
+    # Loaded before training too: a model without an untrained state is an error that costs nothing here.
     baselines = {name: load_text_encoder(model, untrained=True) for name in config.baselines}
     data = files_of(config.task)  # now: files may be replaced while training runs
     config = _with_precision(config, out / "config.yaml")
@@ -96,12 +85,8 @@ def files_of(task: TaskConfig) -> list[dict[str, Any]]:
 
 
 def _with_precision(config: FinetuneConfig, path: Path) -> FinetuneConfig:
-    """The configuration with `fp32` or `bf16` in place of `auto`.
-
-    Args:
-        path: the `config.yaml` of an earlier run. The same fine-tuning keeps the precision of that run, so
-            that it gives the same numbers on other hardware.
-    """
+    # The same fine-tuning keeps the precision of an earlier run, whose `config.yaml` is at `path`, so that it
+    # gives the same numbers on other hardware.
     if config.precision == "auto" and path.is_file():
         earlier = read_yaml(path)
         if {**earlier, "precision": "auto"} == config.model_dump(mode="json"):
@@ -120,21 +105,16 @@ def run_seed(
         environment=environment(),
     )
     measure(fitted, task, config.tests, tower, results)
-    results.protocol[f"text/{task.name}"] = protocol(task, config, fitted)
+    results.protocol[f"text/{task.name}"] = protocol(task, config, fitted, config.tests)
     if config.folds:
         _add_unseen(results, tower, task, config, config.folds, seed)
     return results, fitted.model
 
 
 def _add_unseen(
-    results: Results,
-    tower: TextEncoder,
-    task: Task,
-    config: FinetuneConfig,
-    folds: int,
-    seed: int,
+    results: Results, tower: TextEncoder, task: Task, config: FinetuneConfig, folds: int, seed: int
 ) -> None:
-    """The clean outcome on each fold's items of a model trained without them, put together."""
+    # The outcome on each fold's items of a model trained without them, put together.
     found: dict[tuple[str, str], Prediction] = {}
     dealt = deal_ids(task, folds, seed)
     for number, ids in enumerate(dealt, start=1):
@@ -175,18 +155,17 @@ def deal_ids(task: Task, folds: int, seed: int) -> list[set[str]]:
     return [set(by_label[first::folds]) for first in range(folds)]
 
 
-def protocol(task: Task, config: FinetuneConfig, fitted: Fitted) -> str:
+def protocol(task: Task, config: FitConfig, fitted: Fitted, tests: TestConfig | None = None) -> str:
     """How the numbers were obtained, in words."""
-    tests = config.tests
     noise = attacked = ""
-    if tests.perturbations:
+    if tests and tests.perturbations:
         sample = f"a sample of {tests.perturbed} rows a language" if tests.perturbed else "all rows"
         noise = (
             f" Perturbations, in tests only, of {sample}: {tests.draws} draws each, seed "
             f"{tests.perturbation_seed}; `drop` is clean minus perturbed on these rows, `worst` takes "
             "each example's worst draw."
         )
-    if tests.attacks:
+    if tests and tests.attacks:
         attacks = "; ".join(_settings(one) for one in tests.attacks)
         attacked = f" Attacks on a sample of {tests.attacked} rows a language: {attacks}."
     training = _training(task, config, fitted) if task.train else "The tower as it is"
@@ -194,8 +173,7 @@ def protocol(task: Task, config: FinetuneConfig, fitted: Fitted) -> str:
     return f"{training}. {describe(task)}{asked}{noise}{attacked}"
 
 
-def _training(task: Task, config: FinetuneConfig, fitted: Fitted) -> str:
-    """What was trained, how, and which of its steps was kept."""
+def _training(task: Task, config: FitConfig, fitted: Fitted) -> str:
     head = f"a head with {config.hidden} hidden units" if config.hidden else "a linear head"
     if task.kind == "retrieval":
         head = "the factor of the cosines"
@@ -206,6 +184,7 @@ def _training(task: Task, config: FinetuneConfig, fitted: Fitted) -> str:
         "lora": f"{head} and low-rank adapters of the tower",
         "all": f"the text tower and {head}",
     }[config.trainable]
+    # Only these heads see two texts in two ways; tagging and span_qa have one.
     pairs = ""
     if task.kind in ON_FEATURES and len(task.train[0].texts) > 1:
         pairs = f", two texts {'joined' if config.pairs == 'joint' else 'embedded apart'}"
@@ -219,7 +198,7 @@ def _training(task: Task, config: FinetuneConfig, fitted: Fitted) -> str:
 
 
 def _settings(section: Section) -> str:
-    """A kind and its settings: numbers without the norm, radius or share of a method say little."""
+    # Numbers without the norm, radius or share of a method say little.
     tree = section.model_dump(mode="json", exclude_none=True)
     kind = tree.pop("kind")
     named = ", ".join(f"{name} {value}" for name, value in tree.items())

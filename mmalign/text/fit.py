@@ -1,7 +1,5 @@
 """Train a tower, a head and a robust method on the training examples of one language.
 
-    Tower (a copy where it changes) + head -> steps of the method -> checks on dev -> best weights kept
-
 A small loop of plain torch in one process: tasks have thousands of rows, and the engine is for pretraining.
 The same configuration, tower, data and seed give the same numbers on the same machine.
 """
@@ -23,10 +21,13 @@ from mmalign.core.errors import UserError
 from mmalign.core.precision import Precision, choose_precision
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.causality.config import CausalityConfig
-from mmalign.text.heads.base import TaskModel
-from mmalign.text.heads.build import build_model
+from mmalign.text.heads import features
+from mmalign.text.heads.base import TaskModel, check_finite
 from mmalign.text.heads.causality import CausalityModel
-from mmalign.text.heads.features import Pairs
+from mmalign.text.heads.features import ON_FEATURES, Pairs
+from mmalign.text.heads.ranking import RetrievalModel
+from mmalign.text.heads.spans import SpanModel
+from mmalign.text.heads.tagging import TaggingModel
 from mmalign.text.lora import LoraConfig, add_lora, merge_lora
 from mmalign.text.robust.method import AugmentConfig, MethodConfig, PlainConfig, build_augmentation
 from mmalign.text.scores import PRIMARY
@@ -91,7 +92,6 @@ class Fitted:
     oracle: dict[str, Outcome] = field(default_factory=dict)
 
     def kept(self) -> dict[str, Any]:
-        """The part of the history that describes the weights that were kept."""
         # Nothing trains in retrieval without training examples, so it has no precision.
         facts = {name: self.history[name] for name in self.history if name in _FACTS}
         if "dev" in self.history:
@@ -109,20 +109,17 @@ def precision_of(config: FitConfig) -> Literal["fp32", "bf16"]:
 def fit(
     tower: TextEncoder, task: Task, config: FitConfig, seed: int, label: str | None = None
 ) -> Fitted:
-    """Train a model of the task; `tower` itself does not change.
-
-    Without training examples (retrieval) the model is the unchanged tower.
-
-    Args:
-        label: of the progress bar, if not the task's name.
+    """Train a model of the task; `tower` itself does not change. The progress bar shows `label`.
 
     Raises:
         UserError: training diverges, or method and task do not go together.
     """
     _check_causality(task, config)
+    # A loss that is not finite would ask for a lower `lr`; a few texts tell whether the tower is at fault.
+    check_finite(tower, tower.encode([text for one in task.train[:8] for text in one.texts]))
     torch.manual_seed(seed)
     history: dict[str, Any] = {"steps": 0, "kept_step": 0, "train_loss": []}
-    if not task.train:
+    if not task.train:  # retrieval
         return Fitted(build_model(tower, task, config.pairs, config.hidden).eval(), history)
     train, augment = build_augmentation(config.augment, task.train * config.repeats, seed)
     model = _new_model(tower, task, config)
@@ -168,11 +165,7 @@ def fit(
 
 
 class _Checks:
-    """Measures dev now and then, and remembers the best weights and each language's best outcome.
-
-    Attributes:
-        kept: the trained weights at the best check of the source language's dev examples.
-    """
+    """Measures dev now and then, and remembers the best weights and each language's best outcome."""
 
     def __init__(self, fitted: Fitted, task: Task, oracle: bool) -> None:
         self._fitted = fitted
@@ -181,6 +174,7 @@ class _Checks:
         languages = [task.source, *(lang for lang in others if task.tests[lang])]
         self._languages = [lang for lang in languages if task.dev.get(lang)]
         self._best: dict[str, tuple[float, float]] = {}
+        # The trained weights at the best check of the source language's dev examples.
         self.kept: dict[str, Tensor] = {}
 
     def check(self, step: int, train_loss: float) -> None:
@@ -222,7 +216,6 @@ def shuffled_batches(rows: int, batch_size: int, epochs: int, seed: int) -> Iter
 
 
 def _new_model(tower: TextEncoder, task: Task, config: FitConfig) -> TaskModel:
-    """A new head on the tower, or on a copy of it where the tower will change."""
     if config.trainable != "head":
         tower = copy_of(tower)
         tower.trains_in_bf16 = precision_of(config) == "bf16"
@@ -232,29 +225,58 @@ def _new_model(tower: TextEncoder, task: Task, config: FitConfig) -> TaskModel:
     return build_model(tower, task, config.pairs, config.hidden, config.causality)
 
 
+def build_model(
+    tower: TextEncoder,
+    task: Task,
+    pairs: Pairs,
+    hidden: int | None,
+    causality: CausalityConfig | None = None,
+) -> TaskModel:
+    """A model of the task's kind with an untrained head.
+
+    Raises:
+        UserError: `hidden` where the head has no such layer.
+    """
+    if hidden is not None and task.kind not in ON_FEATURES:
+        kinds = ", ".join(ON_FEATURES)
+        raise UserError(f"task `{task.name}`: `hidden` is for {kinds}, not {task.kind}; drop it")
+    match task.kind:
+        case "classification":
+            # The protocol of a task of single texts must not depend on `pairs`.
+            of_pairs = pairs if len(task.train[0].texts) == 2 else None
+            return features.ClassificationModel(tower, task.labels, of_pairs, hidden)
+        case "similarity":
+            return features.SimilarityModel(tower, pairs, hidden)
+        case "multiple_choice":
+            return features.ChoiceModel(tower, pairs, hidden)
+        case "tagging":
+            return TaggingModel(tower, task.labels)
+        case "span_qa":
+            return SpanModel(tower)
+        case "retrieval":
+            return RetrievalModel(tower, task.candidates)
+        case "event_causality":
+            return CausalityModel(tower, causality or CausalityConfig())
+
+
 def _check_causality(task: Task, config: FitConfig) -> None:
-    """Settings that event causality excludes, or that no other kind of task has, are errors."""
-    name = f"task `{task.name}`"
+    wrong = None
     if task.kind != "event_causality":
         if config.causality is not None:
-            raise UserError(f"{name}: `causality` is for event_causality, not {task.kind}; drop it")
-        return
-    if config.augment is not None:
-        raise UserError(
-            f"{name}: `augment` moves the events of event_causality; use `causality.contrast`, whose "
-            "views keep them"
+            wrong = f"`causality` is for event_causality, not {task.kind}; drop it"
+    elif config.augment is not None:
+        wrong = "`augment` moves the events of event_causality; use `causality.contrast`, which keeps them"
+    elif config.causality and config.causality.contrast and config.method.kind != "plain":
+        wrong = (
+            f"`method.kind` {config.method.kind} does not go with `causality.contrast`; take one"
         )
-    has_contrast = config.causality is not None and config.causality.contrast is not None
-    if has_contrast and not isinstance(config.method, PlainConfig):
-        raise UserError(
-            f"{name}: `method.kind` {config.method.kind} does not go with `causality.contrast`; take one"
-        )
+    if wrong is not None:
+        raise UserError(f"task `{task.name}`: {wrong}")
 
 
 def _build_optimizer(
     model: TaskModel, steps: int, config: FitConfig
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """AdamW with the head's own learning rate; it rises, then falls linearly to zero."""
     groups = []
     for module, lr in ((model.head, config.head_lr), (model.tower, config.lr)):
         trained = [one for one in module.parameters() if one.requires_grad]

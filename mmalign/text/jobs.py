@@ -1,9 +1,7 @@
 """The two things that a fine-tuning YAML can ask for, distinguished by its first section.
 
-    YAML with `task:`     -> FinetuneConfig          labels of one language, measured in the others
-    YAML with `lexicon:`  -> LexicalInjectionConfig  words moved to their translations at one layer
-
-`mmalign finetune` runs them, `mmalign study` takes either as a task of its grid.
+YAML with `task:`     -> FinetuneConfig          labels of one language, measured in the others
+YAML with `lexicon:`  -> LexicalInjectionConfig  words moved to their translations at one layer
 """
 
 from collections.abc import Sequence
@@ -11,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mmalign.core.commit import check_writable
 from mmalign.core.config import apply_override, read_yaml, validate
 from mmalign.evaluation.lexical_probe import HELD_OUT, PRECISION
 from mmalign.models.text_encoder import TextEncoder
@@ -50,7 +49,16 @@ def name_of(job: Job) -> str:
 
 
 def run_job(job: Job, model: str, out: Path) -> Results:
-    """Fine-tune `model` with every seed and write towers and results to `out`."""
+    """Fine-tune `model` with every seed and write towers and results to `out`.
+
+    Raises:
+        UserError: `out` cannot be written, which is known before any work; and as the two kinds of job.
+    """
+    # Before a model is loaded and words are probed: training may take hours.
+    check_writable(out / "config.yaml")
+    for folder in (out, *(out / f"seed-{seed}" for seed in job.seeds if len(job.seeds) > 1)):
+        check_writable(folder / "results.json")
+        check_writable(folder / "tower", is_folder=True)
     if isinstance(job, LexicalInjectionConfig):
         return inject.inject(job, model, out)
     return finetune.finetune(job, model, out)
@@ -88,6 +96,7 @@ def as_task(results: Results, job: LexicalInjectionConfig) -> Results:
         name = MetricName.parse(text)
         if (name.measure, name.subject, name.setting, name.metric) == wanted:
             own = f"{task}/{name.language}/clean/{PRECISION}"
+            # A study compares word by word where the values of single words were kept.
             hits = results.values.get(text, metric)
             found.add(own, hits, results.counts[text], results.chance[text])
     return found

@@ -1,7 +1,5 @@
 """Low-rank adaptation of a tower: train small matrices beside its linear layers, then merge them.
 
-    tower -> add_lora -> the same outputs, only adapters train -> training -> merge_lora -> an ordinary tower
-
 A layer's weight W becomes W + (alpha / rank) B A, with A random, B zero at first, and W fixed (LoRA, Hu et
 al. 2021, arXiv 2106.09685), by the library peft.
 """
@@ -48,9 +46,7 @@ def add_lora(tower: TextEncoder, config: LoraConfig, blocks: int | None = None) 
     try:
         import peft
     except ImportError:
-        raise UserError(
-            "lora: needs peft; install it with `pip install 'mmalign[finetune]'`"
-        ) from None
+        raise UserError("lora: needs peft; `pip install 'mmalign[finetune]'` brings it") from None
     settings = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -64,18 +60,14 @@ def add_lora(tower: TextEncoder, config: LoraConfig, blocks: int | None = None) 
 
 
 def merge_lora(tower: TextEncoder) -> None:
-    """Add the adapters to the weights, in place: the trunk is a plain model of transformers again.
-
-    All of the tower can then be trained, like one that was just loaded.
-    """
+    """Add the adapters to the weights, in place: the trunk is a plain model of transformers again."""
     mode = tower.training
     tower.trunk = tower.trunk.merge_and_unload()
-    tower.requires_grad_(True)
+    tower.requires_grad_(True)  # like one that was just loaded
     tower.train(mode)
 
 
 def _modules(tower: TextEncoder, config: LoraConfig, blocks: int | None) -> str | list[str]:
-    """The layers that get an adapter, as peft names them: `all-linear` or full names."""
     if config.targets is None and blocks is None:
         return "all-linear"  # also the layers of GPT-2, which are no `nn.Linear`
     linear = [name for name, one in tower.trunk.named_modules() if isinstance(one, nn.Linear)]
@@ -87,8 +79,7 @@ def _modules(tower: TextEncoder, config: LoraConfig, blocks: int | None) -> str 
     depths = TextTower(tower.trunk, tower.pooling).layer_depths()
     if depths is None:
         raise UserError(
-            "lora: the model does not keep its blocks in one list, so adapters cannot stop at one of them; "
-            "put them in all (`adapters: all`)"
+            "lora: the model has no list of blocks for adapters to stop at; put them in all (`adapters: all`)"
         )
     # Depths count from the top: the last block has depth 1.
     above = tower.trunk.config.num_hidden_layers - blocks
@@ -96,7 +87,7 @@ def _modules(tower: TextEncoder, config: LoraConfig, blocks: int | None) -> str 
 
 
 def _targets(linear: list[str], config: LoraConfig) -> tuple[str, ...]:
-    """`targets` as ends of names, each of which some linear layer has."""
+    # `targets` as ends of names, each of which some linear layer has.
     names = {name.rpartition(".")[2] for name in linear}
     targets = config.targets
     if targets is None:
@@ -105,14 +96,14 @@ def _targets(linear: list[str], config: LoraConfig) -> tuple[str, ...]:
         targets = next((pair for pair in _QUERY_VALUE if names.issuperset(pair)), ())
         if not targets:
             raise UserError(
-                "lora.targets: the model has no linear layers for queries and values by a name that is "
-                f"known here; name some of {', '.join(sorted(names))}"
+                "lora.targets: which layers make queries and values is not known here; name some of "
+                f"{', '.join(sorted(names))}"
             )
     ends = tuple(f".{one}" for one in targets)
     for end in ends:
         if not any(f".{name}".endswith(end) for name in linear):
+            there = ", ".join(sorted(names))
             raise UserError(
-                f"lora.targets: the model has no linear layer `{end[1:]}`; it has "
-                f"{', '.join(sorted(names))}"
+                f"lora.targets: no linear layer is named `{end[1:]}`; there are {there}"
             )
     return ends

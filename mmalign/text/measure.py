@@ -1,10 +1,5 @@
 """A fine-tuned model on the tests of its task: clean, perturbed, attacked, and between languages.
 
-    TaskModel + Task -> clean outcomes     -+
-                     -> perturbed, d draws -+-> Results
-                     -> attacked           -+
-                     -> premise in language a, hypothesis in language b, for all ordered pairs (a, b)
-
 The perturbed texts depend on the examples and on the perturbations' own seed, never on the training seed, so
 they are the same for every model. An attack is made against the model itself, so its texts differ between
 models.
@@ -29,8 +24,7 @@ from mmalign.text.heads.features import ClassificationModel
 from mmalign.text.perturbations.attack import AttackConfig, Similar, attack, candidates_for
 from mmalign.text.perturbations.perturb import PerturbationConfig, changed_share, perturb
 from mmalign.text.scores import PRIMARY, chance, hits
-from mmalign.text.tasks.example import Example
-from mmalign.text.tasks.task import CLEAN, Task, sample
+from mmalign.text.tasks.task import CLEAN, Example, Task, sample
 from mmalign.text.transfer import Outcome, add_clean, add_perturbed, outcome_of
 
 
@@ -66,14 +60,13 @@ def check_tests(task: Task, config: TestConfig) -> None:
         UserError: attacks without labels, noise that would move events, or language pairs without
             row-aligned pairs of texts.
     """
+    wrong = None
     if config.attacks and task.kind != "classification":
-        raise UserError(
-            f"task `{task.name}`: `tests.attacks` need labels, and this is {task.kind}; drop them"
-        )
-    if config.perturbations and task.kind == "event_causality":
-        raise UserError(
-            f"task `{task.name}`: `tests.perturbations` would move the events of event_causality; drop them"
-        )
+        wrong = f"`tests.attacks` need labels, and this is {task.kind}"
+    elif config.perturbations and task.kind == "event_causality":
+        wrong = "`tests.perturbations` would move the events of event_causality"
+    if wrong is not None:
+        raise UserError(f"task `{task.name}`: {wrong}; drop them")
     if config.generalised:
         first = next(iter(task.tests))
         for lang in task.tests:
@@ -91,6 +84,7 @@ def measure(
     model = fitted.model
     clean = {lang: _outcome(model, task, examples) for lang, examples in task.tests.items()}
     add_clean(results, task, clean)
+    # An upper bound, beside the zero-shot numbers and never among them.
     _add_oracle(results, task, fitted.oracle)
     _add_perturbations(results, model, task, config)
     for one in config.attacks:
@@ -104,7 +98,7 @@ def _outcome(model: TaskModel, task: Task, examples: Sequence[Example]) -> Outco
 
 
 def _add_oracle(results: Results, task: Task, oracle: Mapping[str, Outcome]) -> None:
-    """The outcome at the best check of each language's own dev examples: no zero-shot number."""
+    # At the best check of each language's own dev examples: no zero-shot number.
     metric = PRIMARY[task.kind]
     name = f"text/{task.name}/{{}}/{CLEAN}/{metric}_oracle"
     for lang, outcome in oracle.items():
@@ -117,7 +111,6 @@ def _add_oracle(results: Results, task: Task, oracle: Mapping[str, Outcome]) -> 
 
 
 def _add_perturbations(results: Results, model: TaskModel, task: Task, config: TestConfig) -> None:
-    """Every draw of every perturbation, beside the same examples without it."""
     if not config.perturbations:
         return
     seed = config.perturbation_seed
@@ -147,7 +140,6 @@ def _add_attack(
     tests: TestConfig,
     reference: TextEncoder,
 ) -> None:
-    """Accuracy on a sample of each language, before and after the attack, and its queries."""
     assert isinstance(model, ClassificationModel), task.kind
     clean, attacked = {}, {}
     for lang in console.track(task.tests, f"{task.name}, {config.name}", len(task.tests)):
@@ -214,10 +206,7 @@ def add_generalised(results: Results, model: TaskModel, task: Task) -> None:
 
 
 def mixed_pairs(task: Task, first: str, second: str) -> list[Example]:
-    """The tests with the first text in one language and the second in another.
-
-    Rows are matched by id; the label is that of the first text's row. Rows whose labels differ between the
-    languages are left out (PAWS-X has a few).
+    """The tests with the first text in one language and the second in another, matched by id.
 
     Raises:
         UserError: the examples are no pairs with labels, or the ids of the two languages differ.
@@ -225,14 +214,14 @@ def mixed_pairs(task: Task, first: str, second: str) -> list[Example]:
     partner = {one.id: one for one in task.tests[second]}
     here = task.tests[first]
     if task.kind != "classification" or any(len(one.texts) != 2 for one in here):
-        raise UserError(
-            f"task `{task.name}`: `generalised` needs pairs of texts with labels; drop it"
-        )
+        wrong = "`generalised` needs pairs of texts with labels; drop it"
+        raise UserError(f"task `{task.name}`: {wrong}")
     if len(partner) != len(here) or any(one.id not in partner for one in here):
         raise UserError(
             f"task `{task.name}`: `{first}` and `{second}` do not test the same rows, so they cannot "
             "be mixed; drop `generalised` or test on row-aligned files"
         )
+    # Rows whose labels differ between the languages are left out (PAWS-X has a few).
     return [
         replace(one, texts=(one.texts[0], partner[one.id].texts[1]))
         for one in here

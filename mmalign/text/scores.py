@@ -1,9 +1,5 @@
 """Predictions -> metrics, one set of metrics for each kind of task.
 
-    examples of one language -+
-                              +-> score -> {metric: values per example, or one float}
-    predictions for them -----+
-
 An array holds one value per example, (n,) float64, whose mean is the metric: intervals can be drawn
 from it. A float is a metric of the complete set, not a mean over examples. All lie in [0, 1],
 correlations in [-1, 1].
@@ -40,12 +36,12 @@ import numpy as np
 
 from mmalign.core.errors import UserError
 from mmalign.text.causality.pairs import f1_without_reading, pair_scores
-from mmalign.text.tasks.example import Example
-from mmalign.text.tasks.task import Kind
+from mmalign.text.tasks.task import Example, Kind
 
 Prediction = str | float | int | tuple[str, ...] | tuple[bool, ...]
 Scores = dict[str, np.ndarray | float]
 
+# The metric that chooses the epoch.
 PRIMARY: dict[Kind, str] = {
     "classification": "accuracy",
     "similarity": "spearman",
@@ -55,10 +51,9 @@ PRIMARY: dict[Kind, str] = {
     "retrieval": "map@20",
     "event_causality": "f1",
 }
-"""The metric that chooses the epoch."""
 
+# Candidates that are ranked and graded, as in LAReQA and Mewsli-X.
 DEPTH = 20
-"""Candidates that the average precision includes, as in LAReQA and Mewsli-X."""
 
 _SQUAD_ARTICLES = "a|an|the"
 _MLQA_ARTICLES = {
@@ -73,18 +68,11 @@ _MLQA_ARTICLES = {
 _IDEOGRAPH = re.compile("([\u4e00-\u9fa5])")  # MLQA's range: the first block, without its last rows
 
 
-def score(
-    kind: Kind,
-    examples: Sequence[Example],
-    predictions: Sequence[Prediction],
-    positive: str | None = None,
-) -> Scores:
+def score(kind: Kind, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Scores:
     """The metrics of `predictions`, which answer `examples` one by one.
 
     Args:
         examples: at least one, all of one language; span QA and retrieval need a correct answer each.
-        positive: of classification with two labels: whose F1 is measured. By default the last of the
-            sorted labels, which is `1` in MRPC and QQP.
 
     Raises:
         UserError: tagging without the package seqeval.
@@ -94,12 +82,13 @@ def score(
     given: list[Any] = list(predictions)
     match kind:
         case "classification":
-            return _classification(wanted, given, positive)
+            return _classification(wanted, given)
         case "similarity":
             return {"pearson": pearson(wanted, given), "spearman": spearman(wanted, given)}
         case "multiple_choice":
             return {"accuracy": hits(wanted, given)}
         case "tagging":
+            # Accuracy is over the words of all sentences together.
             tags, found = (list(chain.from_iterable(rows)) for rows in (wanted, given))
             return {"f1": span_f1(wanted, given), "accuracy": float(hits(tags, found).mean())}
         case "span_qa":
@@ -122,6 +111,7 @@ def chance(kind: Kind, examples: Sequence[Example], candidates: int | None = Non
         case "classification":
             return max(Counter(one.target for one in examples).values()) / len(examples)
         case "multiple_choice":
+            # The first text is the context, the others are choices; how many may differ between examples.
             return float(np.mean([1 / (len(one.texts) - 1) for one in examples]))
         case "retrieval" if candidates is not None:
             correct: list[Any] = [one.target for one in examples]
@@ -194,6 +184,7 @@ def mlqa_tokens(text: str, language: str) -> list[str]:
     def is_kept(one: str) -> bool:
         return one not in string.punctuation and not unicodedata.category(one).startswith("P")
 
+    # Category P covers the punctuation of every script, but not ASCII symbols such as `$` and `+`.
     bare = "".join(filter(is_kept, text.lower()))
     if language == "ar":
         return bare.replace("ال", " ").split()
@@ -233,10 +224,10 @@ def expected_average_precision(correct: int, candidates: int, k: int = DEPTH) ->
     return float(precision.sum()) * correct / candidates / min(correct, k)
 
 
-def _classification(wanted: list[str], given: list[str], positive: str | None) -> Scores:
-    """Macro F1 is over every label that occurs among the targets or the predictions."""
+def _classification(wanted: list[str], given: list[str]) -> Scores:
     from sklearn.metrics import f1_score, matthews_corrcoef
 
+    # Macro F1 is over every label that occurs among the targets or the predictions.
     f1 = partial(f1_score, wanted, given, average="macro", zero_division=0)
     # Matthews' correlation is 0 where one side is constant; scikit-learn returns that with a warning.
     is_constant = len(set(wanted)) == 1 or len(set(given)) == 1
@@ -246,13 +237,13 @@ def _classification(wanted: list[str], given: list[str], positive: str | None) -
         "matthews": 0.0 if is_constant else float(matthews_corrcoef(wanted, given)),
     }
     labels = sorted(set(wanted))
-    if len(labels) == 2:
-        scores["f1"] = float(f1(labels=[positive or labels[-1]]))
+    if len(labels) == 2:  # of the last of the sorted labels, which is `1` in MRPC and QQP
+        scores["f1"] = float(f1(labels=labels[-1:]))
     return scores
 
 
 def _span_qa(answers: list[list[str]], given: list[str], language: str) -> Scores:
-    """Each prediction against the correct answer that it fits best, by the rules of both data sets."""
+    # Each prediction is compared with the correct answer that it fits best.
     rules: dict[str, Callable[[str], list[str]]] = {"": squad_tokens}
     if language in _MLQA_ARTICLES:
         rules["mlqa_"] = partial(mlqa_tokens, language=language)

@@ -1,9 +1,6 @@
-"""One training per seed, and the folder that the seeds leave.
+"""One training per seed, and the folder that the seeds leave."""
 
-seeds -> train, measure -> Results and what to save -> out/tower/, or out/seed-<seed>/ for each of several
-                        -> mean over the seeds      -> out/results.json
-"""
-
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,5 +60,10 @@ def run_seeds(
 
 def read_files(folder: Path, paths: Iterable[Path]) -> dict[str, Any]:
     """What to record of files in a folder: `{"folder", "files": {path below it: sha256}}`."""
-    names = sorted(path.relative_to(folder).as_posix() for path in paths)
-    return {"folder": str(folder), "files": {name: sha256_of(folder / name) for name in names}}
+    found = {path.relative_to(folder).as_posix(): path for path in paths}
+    # A name that is not UTF-8 is half surrogate pairs in Python, which JSON files cannot hold.
+    files = {
+        os.fsencode(name).decode(errors="backslashreplace"): sha256_of(found[name])
+        for name in sorted(found)
+    }
+    return {"folder": str(folder), "files": files}

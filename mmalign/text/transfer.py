@@ -1,8 +1,5 @@
 """Outcomes of text tasks as numbers of a `results.json`: per language, as a mean, clean and perturbed.
 
-    examples + predictions -> Outcome (one value per example, or one value) -> Results
-    outcomes of several draws of one perturbation -> mean, drop from clean, worst case -> Results
-
 Metric names: `text/<task>/<language or mean>/<variant>/<metric>`, where the variant is `clean` or a
 perturbation; a perturbed metric has `<metric>_drop` and `<metric>_worst` beside it.
 """
@@ -18,11 +15,10 @@ from mmalign.results.results import Results
 from mmalign.results.statistics import INTERVAL_DRAWS, drawn_means, percentile_interval
 from mmalign.text.causality.pairs import redrawn_pair_scores
 from mmalign.text.scores import PRIMARY, Prediction, chance, score
-from mmalign.text.tasks.example import Example
-from mmalign.text.tasks.task import CLEAN, Task
+from mmalign.text.tasks.task import CLEAN, Example, Task
 
+# Of a metric: (n,) one value per example, whose mean is the metric; or the metric itself.
 Value = np.ndarray | float
-"""Of a metric: (n,) one value per example, whose mean is the metric; or the metric itself."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +74,7 @@ def add_perturbed(
     metric it is the worst draw. Every draw has the same languages, perhaps fewer than `clean`.
     """
     metric = PRIMARY[task.kind]
+    # A language where the perturbation does not exist is in no draw.
     languages = list(draws[0])
     drawn = {lang: np.stack([one[lang].values[metric] for one in draws]) for lang in languages}
     mean = {lang: values.mean(0) for lang, values in drawn.items()}
@@ -113,7 +110,6 @@ def _add(
     values: Mapping[str, Value],
     outcomes: Mapping[str, Outcome],
 ) -> None:
-    """One metric of one variant: each language's, and the mean over the target languages."""
     for lang, value in values.items():
         count = None if isinstance(value, np.ndarray) else len(outcomes[lang].examples)
         results.add(f"text/{task.name}/{lang}/{variant}/{metric}", value, count)
@@ -133,7 +129,6 @@ def _add(
 def _add_chance(
     results: Results, task: Task, variant: str, outcomes: Mapping[str, Outcome]
 ) -> None:
-    """The chance level of the primary metric: on each language's examples, and in the targets' mean."""
     levels = {
         lang: chance(task.kind, one.examples, len(task.candidates.get(lang, ())) or None)
         for lang, one in outcomes.items()
@@ -143,6 +138,5 @@ def _add_chance(
 
 
 def _with_mean(task: Task, by_language: Mapping[str, Any]) -> dict[str, Any]:
-    """With the mean over the target languages, if there are any."""
     targets = [by_language[lang] for lang in task.targets if lang in by_language]
     return {**by_language, **({MEAN: np.mean(targets, axis=0)} if targets else {})}

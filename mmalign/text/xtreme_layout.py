@@ -1,7 +1,5 @@
 """Predictions in the folder layout of XTREME, which XTREME's own `evaluate.py` reads and grades.
 
-    examples, predictions of one language -> lines -> <folder>/<task>/test-<lang>.<suffix>
-
     task                    file    holds, in the order of the published test file
     xnli, pawsx             tsv     one label per line
     udpos, panx             tsv     one tag per line, an empty line after each sentence
@@ -22,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.core.errors import UserError
-from mmalign.text.scores import Prediction
-from mmalign.text.tasks.example import Example
-from mmalign.text.tasks.task import Kind, Task
+from mmalign.text.scores import DEPTH, Prediction
+from mmalign.text.tasks.task import Example, Kind, Task
 
+# XTREME's name of a task -> its kind and the suffix of its files.
 FILES: dict[str, tuple[Kind, str]] = {
     **dict.fromkeys(("xnli", "pawsx"), ("classification", "tsv")),
     **dict.fromkeys(("udpos", "panx"), ("tagging", "tsv")),
@@ -34,11 +32,9 @@ FILES: dict[str, tuple[Kind, str]] = {
     "xcopa": ("multiple_choice", "jsonl"),
     "mewslix": ("retrieval", "json"),
 }
-"""XTREME's name of a task -> its kind and the suffix of its files."""
 
 _OTHER_NAMES = {"wikiann": "panx", "tydiqagoldp": "tydiqa", "bucc": "bucc2018"}
 _LABELS = {"xnli": ("contradiction", "entailment", "neutral"), "pawsx": ("0", "1")}
-_DEPTH = 20  # `evaluate.py` looks no further
 
 
 def xtreme_name(task: str) -> str | None:
@@ -54,17 +50,12 @@ def xtreme_name(task: str) -> str | None:
 def write_predictions(
     folder: Path, name: str, lang: str, task: Task, predictions: Sequence[Prediction]
 ) -> Path:
-    """Write the predictions of one task in one language; an older file is replaced.
+    """Write the predictions of one task in one language; the file, whose older version is replaced.
 
     Args:
         name: of the task, as `xtreme_name` takes it.
-        lang: BCP-47; the file is named by its first part, the two letters that XTREME uses.
         task: has all test examples of the language in the publisher's order; of Tatoeba, also the
             candidates, which are the sentences in `lang`.
-        predictions: one per example, as `scores.score` takes them.
-
-    Returns:
-        The file.
 
     Raises:
         UserError: a task that XTREME's scorer does not grade, or another kind of task of that name; a
@@ -82,6 +73,7 @@ def write_predictions(
             f"{expected}; rename the task"
         )
     lines = _lines(known, examples, list(predictions), task.candidates.get(lang, ()))
+    # XTREME names the file by the two letters of the language alone.
     path = folder / known / f"test-{lang.split('-')[0]}.{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
@@ -112,7 +104,7 @@ def _lines(
             pairs = zip(examples, given, strict=True)
             return [f"{one.id}\t{ranked[0]}" for one, ranked in pairs if ranked]
         case _:  # one JSON object, ASCII: the scorer opens files in the encoding of its machine
-            answers = [ranked[:_DEPTH] for ranked in given] if name == "mewslix" else given
+            answers = [ranked[:DEPTH] for ranked in given] if name == "mewslix" else given
             ids = [one.id for one in examples]
             return [json.dumps(dict(zip(ids, answers, strict=True)), indent=1)]
 
@@ -120,12 +112,9 @@ def _lines(
 def _translations(
     queries: Sequence[Example], ranked: Sequence[tuple[str, ...]], candidates: Sequence[Example]
 ) -> list[str]:
-    """For each English sentence, the number from 0 of the line that holds its translation.
-
-    XTREME sorts the English file before publishing it (`tatoeba_preprocess`), so that line numbers
-    reveal nothing, and grades the search from English into the other language: a line of predictions
-    is a line of the sorted English file, and its number counts lines of the unsorted other file.
-    """
+    # For each English sentence, the number from 0 of the line that holds its translation. XTREME sorts the
+    # English file before publishing it (`tatoeba_preprocess`), so that line numbers reveal nothing: a line of
+    # predictions is one of the sorted English file, and its number counts lines of the unsorted other file.
     if any(one.lang.split("-")[0] != "en" for one in queries) or not candidates:
         raise UserError(
             "task tatoeba: XTREME grades the search from English into the other language; give "

@@ -1,6 +1,7 @@
 """Numbers keep their count, interval, chance and protocol, through files and merges."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -214,3 +215,16 @@ def test_a_merge_takes_values_and_a_changed_copy_does_not() -> None:
     assert whole.ids.keys() == {"retrieval/s/en/x"} and whole.data == {"s": "0" * 64}
     assert not replace(whole, metrics={}).values
     assert not mean_over_seeds([whole, whole]).values
+
+
+def test_a_value_that_is_no_number_is_null_in_the_file(tmp_path: Path) -> None:
+    results = Results("suite", {}, metrics={"a": math.nan, "b": 0.5}, counts={"a": 1, "b": 1})
+    results.ci95["a"] = (-math.inf, 0.1)
+    results.write(tmp_path / "results.json")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    tree = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)
+    assert tree["metrics"] == {"a": None, "b": 0.5} and tree["ci95"] == {"a": [None, 0.1]}
+    assert math.isnan(read_results(tmp_path / "results.json").metrics["a"])

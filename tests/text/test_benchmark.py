@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from tiny import tiny_run
 
 from mmalign.core.config import load_config, validate
 from mmalign.core.errors import UserError
@@ -16,26 +14,16 @@ from mmalign.results.results import Results, read_results
 from mmalign.text.benchmark import BenchmarkConfig, run_benchmark
 from mmalign.text.benchmark_tasks import GroupConfig, read_group
 from mmalign.text.fit import Fitted, fit
-from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.task import Example
 
 ROOT = Path(__file__).parents[2]
-FIT = {"trainable": "head", "epochs": 1, "batch_size": 4}
+FIT = {"trainable": "head", "epochs": 1, "batch_size": 4, "precision": "fp32"}
 LABELS = ("contradiction", "entailment", "neutral")
 SENTENCES = {
     "sw": ("mpira mwekundu", "mbwa", "paka analala", "kiti kijani"),
     "de": ("ein roter Ball", "ein Hund", "die Katze", "ein Stuhl", "grün"),
 }
 ENGLISH = ("a red ball", "a dog", "the cat sleeps", "a green chair", "green")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_run(tmp_path_factory.mktemp("run"))
 
 
 def write(path: Path, *rows: str) -> None:

@@ -1,13 +1,13 @@
 """Fine-tuning from files to files: labels of one language, numbers of the others, folds, baselines, seeds."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from tiny import tiny_run
+from text_tasks import LEARNS
 
 from mmalign import __version__
 from mmalign.core.commit import sha256_of, verify
@@ -20,23 +20,19 @@ from mmalign.results.statistics import seed_interval
 from mmalign.text import finetune as module
 from mmalign.text import measure
 from mmalign.text.finetune import FinetuneConfig, deal_ids, finetune, run_seed
+from mmalign.text.jobs import job_of, run_job
 from mmalign.text.perturbations.perturb import perturb
-from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.read import read_task
+from mmalign.text.tasks.task import Example
 
 WORDS = ("red ball", "dog", "green chair", "a cat", "0123", "and sleeps", "Hund", "ein Ball")
 LABELS = ("thing", "animal")
 NAME = "text/toy/de/clean/accuracy"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny_run(tmp_path_factory.mktemp("finetune") / "run"))
+def run(run: Path) -> str:
+    return str(run)
 
 
 def right(i: int) -> str:
@@ -68,15 +64,7 @@ def task(tmp_path: Path) -> Path:
 
 
 def config_for(folder: Path, **fields: Any) -> FinetuneConfig:
-    tree = {
-        "task": {"name": "toy", "folder": str(folder)},
-        "epochs": 40,
-        "batch_size": 4,
-        "head_lr": 0.1,
-        "lr": 3e-3,
-        "precision": "fp32",
-        **fields,
-    }
+    tree = {"task": {"name": "toy", "folder": str(folder)}, **LEARNS, **fields}
     return validate(FinetuneConfig, tree, "test")
 
 
@@ -349,3 +337,37 @@ def test_a_method_without_strength_is_plain_training_and_one_with_it_is_not(
     assert weak.metrics == plain.metrics
     strong = trained(method={**ascent, "radius": 1.0})
     assert strong.model["train_loss"] != plain.model["train_loss"]
+
+
+@pytest.mark.parametrize(
+    ("in_the_way", "seeds"),
+    [
+        ("", [0]),
+        ("results.json/x", [0]),
+        ("config.yaml/x", [0]),
+        ("tower", [0]),
+        ("seed-1", [0, 1]),
+        ("seed-1/tower", [0, 1]),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(
+    task: Path, tmp_path: Path, in_the_way: str, seeds: list[int]
+) -> None:
+    path = tmp_path / "out" / in_the_way
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("mine")
+    jobs = [config_for(task, seeds=seeds)]
+    lexicon = {"lexicon": {"name": "toy", "folder": "nowhere"}, "seeds": seeds}
+    jobs.append(job_of(lexicon, "test"))  # type: ignore[arg-type]
+    for job in jobs:
+        with pytest.raises(UserError, match=r"out.*(cannot be written|name a f)"):
+            run_job(job, "no such model", tmp_path / "out")
+    assert path.read_text() == "mine"
+
+
+def test_files_whose_names_are_not_utf8_are_recorded(run: str, task: Path, tmp_path: Path) -> None:
+    stray = task / os.fsdecode(b"caf\xe9.md")
+    stray.write_text("x")
+    finetune(config_for(task, epochs=1), run, tmp_path / "out")
+    facts = json.loads((tmp_path / "out" / "tower" / "MANIFEST.json").read_text())
+    assert r"caf\xe9.md" in facts["data"][0]["files"]

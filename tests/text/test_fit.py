@@ -5,37 +5,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import text_tasks
 import torch
-from tiny import tiny_run
+from text_tasks import fit_config
 
-from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.models.encoder import weights_sha256
-from mmalign.models.load import load_text_encoder
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.text.fit import FitConfig, Fitted, fit
+from mmalign.text.fit import Fitted, fit
 from mmalign.text.scores import hits
-from mmalign.text.tasks.example import Example
-from mmalign.text.tasks.task import Task
+from mmalign.text.tasks.task import Example, Task
 
 WORDS = ("red ball", "dog", "green chair", "a cat", "0123", "and sleeps", "Hund", "ein Ball")
 LABELS = ("thing", "animal")
 HOW = ("head", "lora", "all")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_run(tmp_path_factory.mktemp("fit") / "run")
-
-
-@pytest.fixture
-def tower(run: Path) -> TextEncoder:
-    return load_text_encoder(str(run))
 
 
 def rows(lang: str, right: bool = True, words: tuple[str, ...] = WORDS) -> list[Example]:
@@ -45,20 +28,7 @@ def rows(lang: str, right: bool = True, words: tuple[str, ...] = WORDS) -> list[
 
 def task_of(**fields: Any) -> Task:
     """English rows to train on, tested on the same words under another name."""
-    parts = {"train": rows("en"), "dev": {}, "tests": {"de": rows("de")}, **fields}
-    return Task("toy", "classification", "en", LABELS[::-1], candidates={}, **parts)
-
-
-def config_of(**fields: Any) -> FitConfig:
-    tree = {
-        "epochs": 40,
-        "batch_size": 4,
-        "head_lr": 0.1,
-        "lr": 3e-3,
-        "precision": "fp32",
-        **fields,
-    }
-    return validate(FitConfig, tree, "test")
+    return text_tasks.task_of("classification", fields.pop("train", rows("en")), **fields)
 
 
 def accuracy(fitted: Fitted, examples: list[Example]) -> float:
@@ -71,7 +41,7 @@ def test_it_learns_and_the_tower_given_stays_as_it_is(tower: TextEncoder, traina
     assert tower.projection is not None
     before, projection = weights_sha256(tower), tower.projection.weight.detach().clone()
     names = list(tower.state_dict())
-    fitted = fit(tower, task_of(), config_of(trainable=trainable), seed=0)
+    fitted = fit(tower, task_of(), fit_config(trainable=trainable), seed=0)
     assert accuracy(fitted, rows("en")) == 1.0
     assert weights_sha256(tower) == before
     after = fitted.model.tower
@@ -86,7 +56,7 @@ def test_it_learns_and_the_tower_given_stays_as_it_is(tower: TextEncoder, traina
 def test_a_seed_decides_everything(tower: TextEncoder, trainable: str) -> None:
     def weights(seed: int) -> str:
         torch.rand(3)  # whatever was drawn before
-        config = config_of(trainable=trainable, hidden=8, epochs=3)
+        config = fit_config(trainable=trainable, hidden=8, epochs=3)
         return weights_sha256(fit(tower, task_of(), config, seed).model)
 
     first = weights(0)
@@ -97,7 +67,7 @@ def test_a_seed_decides_everything(tower: TextEncoder, trainable: str) -> None:
 def test_the_check_that_is_best_on_dev_is_kept(tower: TextEncoder, trainable: str) -> None:
     # Dev rows with the wrong labels: the better the training rows are learnt, the worse these are.
     task = task_of(dev={"en": rows("en", right=False)})
-    fitted = fit(tower, task, config_of(trainable=trainable, head_lr=0.03), seed=0)
+    fitted = fit(tower, task, fit_config(trainable=trainable, head_lr=0.03), seed=0)
     curve = fitted.history["dev"]
     assert len(curve) == 40
     assert max(curve) > curve[-1] == 0.0
@@ -109,7 +79,7 @@ def test_the_check_that_is_best_on_dev_is_kept(tower: TextEncoder, trainable: st
 def test_without_dev_the_last_step_is_kept(tower: TextEncoder) -> None:
     # Dev rows of another language are for the oracle only.
     task = task_of(dev={"de": rows("de", right=False)})
-    fitted = fit(tower, task, config_of(epochs=7), seed=0)
+    fitted = fit(tower, task, fit_config(epochs=7), seed=0)
     assert fitted.history["steps"] == fitted.history["kept_step"] == 14
     assert "dev" not in fitted.history
     assert "dev" not in fitted.kept()
@@ -118,7 +88,7 @@ def test_without_dev_the_last_step_is_kept(tower: TextEncoder) -> None:
 
 
 def test_of_equal_checks_the_one_with_the_lower_loss_is_kept(tower: TextEncoder) -> None:
-    fitted = fit(tower, task_of(dev={"en": rows("en")}), config_of(), seed=0)
+    fitted = fit(tower, task_of(dev={"en": rows("en")}), fit_config(), seed=0)
     curve = fitted.history["dev"]
     assert curve.count(1.0) > 10
     # The first check with 1.0 came long before; the loss on the learnt rows falls to the end.
@@ -129,14 +99,14 @@ def test_of_equal_checks_the_one_with_the_lower_loss_is_kept(tower: TextEncoder)
 def test_checks_within_an_epoch(tower: TextEncoder, checks: int, expected: int) -> None:
     """Two epochs of four steps; three checks would fall between steps, and are one a step."""
     task = task_of(dev={"en": rows("en")})
-    fitted = fit(tower, task, config_of(epochs=2, batch_size=2, checks=checks), seed=0)
+    fitted = fit(tower, task, fit_config(epochs=2, batch_size=2, checks=checks), seed=0)
     assert fitted.history["steps"] == 8
     assert len(fitted.history["dev"]) == len(fitted.history["train_loss"]) == expected
 
 
 def test_looking_at_dev_does_not_change_training(tower: TextEncoder) -> None:
     """Neither the order of the rows nor dropout depend on how often dev is looked at."""
-    config = config_of(trainable="all", epochs=2, batch_size=2)
+    config = fit_config(trainable="all", epochs=2, batch_size=2)
     often = config.model_copy(update={"checks": 4})
     first, second = (fit(tower, task_of(), one, seed=0) for one in (config, often))
     assert weights_sha256(first.model) == weights_sha256(second.model)
@@ -144,7 +114,7 @@ def test_looking_at_dev_does_not_change_training(tower: TextEncoder) -> None:
 
 def test_the_last_step_is_checked_though_no_check_falls_on_it(tower: TextEncoder) -> None:
     task = task_of(train=rows("en", words=(*WORDS, "mpira")), dev={"en": rows("en")})
-    fitted = fit(tower, task, config_of(epochs=1, batch_size=2, checks=2), seed=0)  # 5 steps
+    fitted = fit(tower, task, fit_config(epochs=1, batch_size=2, checks=2), seed=0)  # 5 steps
     assert fitted.history["steps"] == 5
     assert len(fitted.history["dev"]) == 3  # after 2, 4 and 5
 
@@ -157,7 +127,7 @@ def test_the_oracle_takes_each_languages_own_best_check(tower: TextEncoder) -> N
         "fr": rows("fr"),
     }
     tests = {lang: dev[lang] for lang in ("en", "de", "sw")} | {"yo": rows("yo")}
-    config = config_of(oracle=True, epochs=20, head_lr=0.06)
+    config = fit_config(oracle=True, epochs=20, head_lr=0.06)
     fitted = fit(tower, task_of(dev=dev, tests=tests), config, seed=0)
     # Neither the source, nor a language without tests or without dev.
     found = {lang: np.mean(one.values["accuracy"]) for lang, one in fitted.oracle.items()}
@@ -165,22 +135,22 @@ def test_the_oracle_takes_each_languages_own_best_check(tower: TextEncoder) -> N
     for lang, value in found.items():  # tested on the very rows that chose
         assert value >= accuracy(fitted, tests[lang])
     assert found["de"] == 1.0 > accuracy(fitted, tests["de"])
-    assert not fit(tower, task_of(dev=dev), config_of(epochs=1), seed=0).oracle
+    assert not fit(tower, task_of(dev=dev), fit_config(epochs=1), seed=0).oracle
 
 
 def test_repeats_are_as_many_steps_as_copies(tower: TextEncoder, tmp_path: Path) -> None:
     neighbours = tmp_path / "neighbours.tsv"
     neighbours.write_text("word\tneighbours\ndog\tcat\n", encoding="utf-8")
     copies = {"kind": "rs_da", "neighbours": str(neighbours), "copies": 3}
-    repeated = fit(tower, task_of(), config_of(epochs=2, repeats=3), seed=0)
-    copied = fit(tower, task_of(), config_of(epochs=2, augment=copies), seed=0)
+    repeated = fit(tower, task_of(), fit_config(epochs=2, repeats=3), seed=0)
+    copied = fit(tower, task_of(), fit_config(epochs=2, augment=copies), seed=0)
     assert repeated.history["steps"] == copied.history["steps"] == 2 * 3 * 2
     assert len(repeated.history["train_loss"]) == 2  # a check an epoch, however long
 
 
 def test_the_learning_rates_are_those_of_head_and_tower(tower: TextEncoder) -> None:
     """One step of AdamW without decay moves no number by more than its learning rate."""
-    config = config_of(
+    config = fit_config(
         trainable="all", epochs=1, batch_size=8, warmup=0, weight_decay=0, lr=1e-4, head_lr=1e-2
     )
     fitted = fit(tower, task_of(train=rows("en") * 2), config, seed=0)  # two steps: 1 and 1/2
@@ -197,7 +167,7 @@ def test_auto_is_fp32_bit_for_bit_where_the_device_does_not_multiply_bf16(
     tower: TextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mmalign.core.precision.multiplies_bf16", lambda: False)
-    configs = (config_of(trainable="all", epochs=2, precision=one) for one in ("auto", "fp32"))
+    configs = (fit_config(trainable="all", epochs=2, precision=one) for one in ("auto", "fp32"))
     auto, fp32 = (fit(tower, task_of(), one, seed=0) for one in configs)
     assert weights_sha256(auto.model) == weights_sha256(fp32.model)
     assert auto.kept()["precision"] == "fp32"
@@ -211,7 +181,7 @@ def test_bf16_is_for_the_encoder_in_training_alone(tower: TextEncoder, trainable
     )
     task = task_of(dev={"en": rows("en")})
     fp32, bf16 = (
-        fit(tower, task, config_of(trainable=trainable, epochs=2, precision=one), seed=0)
+        fit(tower, task, fit_config(trainable=trainable, epochs=2, precision=one), seed=0)
         for one in ("fp32", "bf16")
     )
     trains = trainable != "head"
@@ -224,6 +194,15 @@ def test_bf16_is_for_the_encoder_in_training_alone(tower: TextEncoder, trainable
 
 
 def test_training_that_diverges_is_an_error(tower: TextEncoder) -> None:
-    config = config_of(trainable="all", lr=1e30, epochs=4)
+    config = fit_config(trainable="all", lr=1e30, epochs=4)
     with pytest.raises(UserError, match="lower `lr` or `head_lr`"):
         fit(tower, task_of(), config, seed=0)
+
+
+@pytest.mark.parametrize("trainable", HOW)
+def test_a_tower_whose_vectors_are_no_numbers_is_not_trained(
+    tower: TextEncoder, trainable: str
+) -> None:
+    next(tower.parameters()).data.fill_(torch.nan)
+    with pytest.raises(UserError, match=r"run.*: its vectors are not finite"):
+        fit(tower, task_of(), fit_config(trainable=trainable), seed=0)

@@ -117,9 +117,8 @@ def test_dropout_works_in_training_only(tower: TextEncoder) -> None:
 
 
 def test_targets_that_match_nothing_are_one_sentence(tower: TextEncoder) -> None:
-    with pytest.raises(
-        UserError, match=r"no linear layer `qeury`; it has dense, key, query, value$"
-    ):
+    words = r"no linear layer is named `qeury`; there are dense, key, query, value$"
+    with pytest.raises(UserError, match=words):
         adapted(tower, targets=("value", "qeury"))
     assert len(trainable(tower)) == len(list(tower.parameters()))
 

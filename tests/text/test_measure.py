@@ -8,23 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from tiny import tiny_run
+from text_tasks import fit_config, in_language, task_of
 
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
-from mmalign.models.load import load_text_encoder
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results
-from mmalign.text.fit import FitConfig, Fitted, fit
+from mmalign.text.fit import Fitted, fit
 from mmalign.text.heads.base import TaskModel
 from mmalign.text.measure import TestConfig as MeasureConfig  # pytest collects `Test...`
 from mmalign.text.measure import add_generalised, check_tests, measure, mixed_pairs
 from mmalign.text.perturbations.characters import CharactersConfig
 from mmalign.text.perturbations.perturb import perturb
 from mmalign.text.scores import PRIMARY, Prediction
-from mmalign.text.tasks.example import Answer, Example, Target
-from mmalign.text.tasks.task import Kind, Task, labels_of
+from mmalign.text.tasks.task import Answer, Example, Target, Task
 from mmalign.text.transfer import Outcome
 
 WORDS = ("red ball", "the dog", "green chair", "the cat", "0123 456", "sleeps", "Hund", "ein Ball")
@@ -33,34 +30,9 @@ PAIRS = tuple((one, other) for one in WORDS[:4] for other in WORDS[2:5])
 CONTEXTS = ("a red ball and a dog", "the cat sleeps on a green chair", "a dog and a cat and a ball")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_run(tmp_path_factory.mktemp("measure") / "run")
-
-
-@pytest.fixture
-def tower(run: Path) -> TextEncoder:
-    return load_text_encoder(str(run))
-
-
 def examples_of(texts: Sequence[tuple[str, ...]], targets: Sequence[Target]) -> list[Example]:
     rows = enumerate(zip(texts, targets, strict=True))
     return [Example(str(i), "en", one, target) for i, (one, target) in rows]
-
-
-def in_language(lang: str, examples: Sequence[Example]) -> list[Example]:
-    return [replace(one, lang=lang) for one in examples]
-
-
-def task_of(kind: Kind, train: list[Example], languages: tuple[str, ...] = ("de",)) -> Task:
-    """Tested on the training texts under other languages' names."""
-    tests = {lang: in_language(lang, train) for lang in languages}
-    return Task("toy", kind, "en", labels_of(train, kind), train, {}, tests, {})
 
 
 def words_task(*languages: str) -> Task:
@@ -70,15 +42,7 @@ def words_task(*languages: str) -> Task:
 
 
 def learnt(tower: TextEncoder, task: Task, **fields: Any) -> Fitted:
-    tree = {
-        "epochs": 40,
-        "batch_size": 4,
-        "head_lr": 0.1,
-        "lr": 3e-3,
-        "precision": "fp32",
-        **fields,
-    }
-    return fit(tower, task, validate(FitConfig, tree, "test"), seed=0)
+    return fit(tower, task, fit_config(**fields), seed=0)
 
 
 def measured(fitted: Fitted, task: Task, reference: TextEncoder, **fields: Any) -> Results:

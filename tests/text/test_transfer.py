@@ -7,8 +7,7 @@ import pytest
 
 from mmalign.results.results import Results
 from mmalign.text.scores import score
-from mmalign.text.tasks.example import Example, Target
-from mmalign.text.tasks.task import Kind, Task
+from mmalign.text.tasks.task import Example, Kind, Target, Task
 from mmalign.text.transfer import Outcome, add_clean, add_perturbed, interval_over_ids, outcome_of
 
 

@@ -9,8 +9,7 @@ import pytest
 
 from mmalign.core.errors import UserError
 from mmalign.text.scores import Prediction
-from mmalign.text.tasks.example import Answer, Example, Target
-from mmalign.text.tasks.task import Kind, Task
+from mmalign.text.tasks.task import Answer, Example, Kind, Target, Task
 from mmalign.text.xtreme_layout import FILES, write_predictions, xtreme_name
 
 

@@ -11,11 +11,11 @@ from pydantic import Field, model_validator
 from mmalign.core.config import Section
 from mmalign.text.robust.code_switch import CodeSwitchConfig
 
+# What the numbers of event causality measure, for the protocol.
 ASKED = (
     " A pair has no direction; asked are the pairs that the files list. A document longer than the tower's "
     "sequences is read in windows that overlap, nothing is cut. Intervals of one seed redraw documents."
 )
-"""What the numbers of event causality measure, for the protocol."""
 
 
 class ContrastConfig(Section):

@@ -1,8 +1,5 @@
 """Documents as one graph: nodes of four types, edges of twelve.
 
-    Outline of each document -> its edges -> numbers shifted past those of the documents before -> Graph
-    Outline, tokens           -> which tokens each part consists of                             -> Graph
-
     source       edge      target      holds between
     phrase       next      phrase      neighbours in a sentence, both ways
     phrase       repeats   phrase      phrases of the document that share a word other than glue, both ways
@@ -32,15 +29,14 @@ from torch import Tensor
 
 from mmalign.text.causality.outline import Outline, Span
 
-Relation = tuple[str, str, str]
-"""Type of the source, name, type of the target."""
+Relation = tuple[str, str, str]  # type of the source, name, type of the target
 Edges = list[tuple[int, int]]
 
 NODES = ("phrase", "sentence", "statement", "pair")
+# What tokens are pooled to; a statement is a trigger and its clause, a pair two statements.
 PARTS = ("phrase", "sentence", "trigger", "clause")
-"""What tokens are pooled to; a statement is a trigger and its clause, a pair two statements."""
+# The largest distance in sentences between two events that the network distinguishes.
 FARTHEST = 3
-"""The largest distance in sentences between two events that the network distinguishes."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +63,7 @@ class Graph:
 
 
 def build_graph(outlines: Sequence[Outline], encoding: Any, device: torch.device) -> Graph:
-    """The graph of a batch.
-
-    A token that two windows share belongs to its parts twice, once with each of its states.
-
-    Args:
-        encoding: the tokenizer's output for the outlines' texts, in windows if need be.
-    """
+    """The graph of a batch; `encoding` is the tokenizer's output for its texts, in windows if need be."""
     edges: dict[Relation, Edges] = {relation: [] for relation in RELATIONS}
     events, distances, documents = [], [], []
     before: Counter[str] = Counter()  # nodes and parts of the documents before
@@ -128,7 +118,7 @@ def edges_of(outline: Outline) -> dict[Relation, Edges]:
 
 
 def _sharing(members: Iterable[Iterable[object]]) -> Edges:
-    """(a, b) and (b, a) for all that have a member in common, each once."""
+    # (a, b) and (b, a) for all that have a member in common, each once.
     holders: defaultdict[object, list[int]] = defaultdict(list)
     for number, each in enumerate(members):
         for one in each:
@@ -148,7 +138,6 @@ RELATIONS: tuple[Relation, ...] = tuple(edges_of(Outline("", [], [], [], [], [],
 
 
 def _columns(rows: Edges, device: torch.device) -> Tensor:
-    """(2, n) int64."""
     return torch.tensor(rows, dtype=torch.long, device=device).reshape(-1, 2).T.contiguous()
 
 
@@ -161,7 +150,7 @@ def _spans(outline: Outline) -> dict[str, list[Span]]:
 def _tokens(
     outlines: Sequence[Outline], shifts: Sequence[Counter[str]], encoding: Any
 ) -> dict[str, Tensor]:
-    """By part: (2, M), see `Graph`."""
+    # A token that two windows share belongs to its parts twice, once with each of its states.
     length = encoding["input_ids"].shape[1]
     spans = [_spans(one) for one in outlines]
     found: dict[str, list[np.ndarray]] = {part: [np.zeros((2, 0), np.int64)] for part in PARTS}
@@ -179,7 +168,7 @@ def _tokens(
 def _members(
     spans: Sequence[Span], starts: np.ndarray, ends: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which tokens share a character with which spans: numbers of tokens, numbers of spans, both int64."""
+    # Which tokens share a character with which spans: numbers of tokens, numbers of spans.
     first, end = np.array(spans, np.int64).reshape(-1, 2).T
     # Tokens are in the order of their characters, so those of a span are neighbours.
     low = np.searchsorted(ends, first, side="right")

@@ -9,8 +9,7 @@
               -> [pair, its two statements] -> hidden layer -> 2 logits
 
 Attention is GATv2 (Brody et al., ICLR 2022, arXiv 2105.14491) by torch_geometric; that the published system
-used it is a guess from its references, everything else here is ours. Without the graph the layers of messages
-are left out and nothing else.
+used it is a guess from its references, everything else here is ours.
 
 Shapes: S nodes of a type, P pairs, F width of a token state, W width of a node.
 """
@@ -26,16 +25,11 @@ from mmalign.text.causality.config import CausalityConfig
 from mmalign.text.causality.graph import FARTHEST, NODES, PARTS, RELATIONS, Graph, Relation
 from mmalign.text.heads.base import mean_per_owner
 
-Nodes = dict[str, Tensor]
-"""By type of node: (S, W)."""
+Nodes = dict[str, Tensor]  # by type of node: (S, W)
 
 
 class CausalityHead(nn.Module):
     """Token states and graph -> node states -> logits of pairs.
-
-    Attributes:
-        network: its `layers` exchange messages; None without the graph.
-        into_contrast: by type of node: to the space where nodes are contrasted; empty without contrast.
 
     Raises:
         UserError: a graph, and torch_geometric is not installed.
@@ -49,6 +43,7 @@ class CausalityHead(nn.Module):
             {node: nn.Linear(inputs[node] * state_width, width) for node in NODES}
         )
         self.norm = nn.ModuleDict({node: nn.LayerNorm(width) for node in NODES})
+        # One vector for each distance up to the farthest, which stands for all beyond it.
         self.distance = nn.Embedding(FARTHEST + 1, width)
         self.network: nn.ModuleDict | None = None
         if config.graph:
@@ -62,7 +57,6 @@ class CausalityHead(nn.Module):
         self.into_contrast = nn.ModuleDict({node: nn.Linear(width, width) for node in contrasted})
 
     def nodes(self, state_NLF: Tensor, graph: Graph) -> Nodes:
-        """The nodes' states after all messages."""
         state_MF = state_NLF.flatten(0, 1)
         part = {}
         for name in PARTS:
@@ -95,10 +89,6 @@ class GraphLayer(nn.Module):
     """One exchange of messages; types of nodes that no edge of the layer ends in are not changed.
 
     Each type of edge has its own attention; a node takes the sum over the types that end in it.
-
-    Attributes:
-        relations: the layer's types of edges. The last layer has those into statements and pairs alone:
-            nothing reads what the others would change.
     """
 
     def __init__(self, is_last: bool, config: CausalityConfig) -> None:
@@ -110,6 +100,7 @@ class GraphLayer(nn.Module):
                 "causality.graph: needs torch_geometric; install it with `pip install "
                 "'mmalign[finetune]'`, or set causality.graph=false"
             ) from None
+        # Nothing reads what edges into other nodes would change in the last layer.
         read = ("statement", "pair") if is_last else NODES
         self.relations = tuple(one for one in RELATIONS if one[2] in read)
         width, each = config.width, config.width // config.heads

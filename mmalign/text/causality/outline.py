@@ -1,8 +1,5 @@
 """The parts of a document and their positions: its sentences, phrases, statements and event pairs.
 
-    sentences + events -> words and marks -> clauses  -> the clause of a trigger: its statement
-                                          -> phrases, by frequent short words
-
 The method's abstract names phrases, sentences, statements and event pairs (He et al. 2024, arXiv
 2403.02893); how they are found was not published, except that phrases came from dependency parses, which
 few languages have. The rules here are ours and need nothing but letters:
@@ -14,20 +11,21 @@ few languages have. The rules here are ours and need nothing but letters:
                more (articles, prepositions, conjunctions of most languages), unless it is in a trigger
     statement  an event: its trigger, and the clauses that the trigger is in
 
-So an event has no node beside its statement. A script without spaces has long words: its phrases are clauses.
+A script without spaces has long words: its phrases are clauses.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import regex
 
-from mmalign.text.tasks.example import Causality, Example, starts_of
+from mmalign.text.tasks.task import Causality, Example, starts_of
 
+# First character and the one after the last, of the sentences joined by one space.
 Span = tuple[int, int]
-"""First character and the one after the last, of the sentences joined by one space."""
 
 # A word (group 1) or one mark. The characters inside a word are apostrophes, the hyphen, and the zero-width
 # joiners that scripts of South Asia write between letters.
@@ -70,10 +68,7 @@ class Outline:
     causal: list[bool]
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A word or a mark."""
-
+class _Part(NamedTuple):
     span: Span
     text: str
     is_word: bool
@@ -87,14 +82,23 @@ def outline(example: Example) -> Outline:
     triggers = [
         (starts[one.sentence] + one.start, starts[one.sentence] + one.end) for one in target.events
     ]
-    parts = [_parts(text, start) for start, text in located]
+    parts = [
+        [
+            _Part((start + m.start(), start + m.end()), m[0].casefold(), m[1] is not None)
+            for m in _PART.finditer(text)
+        ]
+        for start, text in located
+    ]
+    words = (part.text for each in parts for part in each if part.is_word)
+    short = Counter(word for word in words if len(word) <= _LONGEST_GLUE)
+    glue = {word for word, count in short.most_common(_MOST_GLUE) if count > 1}
     clauses = [
         (sentence, list(run))
         for sentence, each in enumerate(parts)
         for is_word, run in groupby(each, lambda part: part.is_word)
         if is_word
     ]
-    phrases = list(_phrases(clauses, _glue_words(parts), triggers))
+    phrases = list(_phrases(clauses, glue, triggers))
     spans = [_span_of(run) for _, run in clauses]
     own = [[n for n, span in enumerate(spans) if overlap(span, one)] for one in triggers]
     statements = [[one, *(spans[n] for n in each)] for one, each in zip(triggers, own, strict=True)]
@@ -113,27 +117,12 @@ def outline(example: Example) -> Outline:
 
 
 def target_of(example: Example) -> Causality:
-    """The events and pairs of a document."""
     assert isinstance(example.target, Causality), example.id
     return example.target
 
 
 def overlap(one: Span, other: Span) -> bool:
-    """Whether two spans share a character."""
     return one[0] < other[1] and other[0] < one[1]
-
-
-def _parts(sentence: str, start: int) -> list[_Part]:
-    return [
-        _Part((start + one.start(), start + one.end()), one[0].casefold(), one[1] is not None)
-        for one in _PART.finditer(sentence)
-    ]
-
-
-def _glue_words(sentences: Sequence[Sequence[_Part]]) -> set[str]:
-    words = (part.text for parts in sentences for part in parts if part.is_word)
-    short = Counter(word for word in words if len(word) <= _LONGEST_GLUE)
-    return {word for word, count in short.most_common(_MOST_GLUE) if count > 1}
 
 
 def _phrases(

@@ -1,11 +1,7 @@
 """Precision, recall and F1 of causal event pairs: all pairs, those within a sentence, those across.
 
-    documents + a bool for each of their pairs -> counts per document -> sums -> metrics
-                                                         |
-                                          documents redrawn -> metrics of 1000 sets -> intervals
-
 The metrics pool the pairs of all documents, as the field does; the positive class is `causal`. A metric
-without pairs to divide by is 0. Documents, not pairs, are redrawn: pairs of one document share events.
+without pairs to divide by is 0.
 
 Shapes: B documents, T draws; of the last two axes the first is within and across, the second is true
 positives, false positives and false negatives.
@@ -17,7 +13,7 @@ import numpy as np
 
 from mmalign.results.statistics import INTERVAL_DRAWS, resampled_sums
 from mmalign.text.causality.outline import target_of
-from mmalign.text.tasks.example import Causality, EventPair, Example
+from mmalign.text.tasks.task import Causality, EventPair, Example
 
 
 def pair_scores(examples: Sequence[Example], given: Sequence[Sequence[bool]]) -> dict[str, float]:
@@ -31,23 +27,19 @@ def pair_scores(examples: Sequence[Example], given: Sequence[Sequence[bool]]) ->
 
 
 def redrawn_pair_scores(
-    examples: Sequence[Example],
-    given: Sequence[Sequence[bool]],
-    draws: int = INTERVAL_DRAWS,
-    seed: int = 0,
+    examples: Sequence[Example], given: Sequence[Sequence[bool]], draws: int = INTERVAL_DRAWS
 ) -> dict[str, np.ndarray]:
     """(T,) values of every metric on sets of documents that are drawn with replacement."""
-    # The language is part of the seed, so that languages are drawn independently.
-    rng = np.random.default_rng([seed, *examples[0].lang.encode()])
+    # Documents, not pairs: pairs of one document share events. The language is part of the seed, so that
+    # languages are drawn independently.
+    rng = np.random.default_rng([0, *examples[0].lang.encode()])
     table = _counts(examples, given).reshape(len(examples), -1)
     return _metrics(resampled_sums(table, draws, rng).reshape(draws, 2, 3))
 
 
 def f1_without_reading(examples: Sequence[Example]) -> float:
-    """The better F1 of two rules that read no word: every pair is causal, or every pair within a sentence.
-
-    The first is 2 p / (1 + p), where p is the share of causal pairs; in MECI the second is far above it.
-    """
+    """The better F1 of two rules that read no word: every pair is causal, or every pair within a sentence."""
+    # In MECI the second is far above the first.
     targets = [target_of(one) for one in examples]
     both = [[True] * len(one.pairs) for one in targets]
     within = [[not _is_across(one, pair) for pair in one.pairs] for one in targets]
@@ -55,11 +47,11 @@ def f1_without_reading(examples: Sequence[Example]) -> float:
 
 
 def _counts(examples: Sequence[Example], given: Sequence[Sequence[bool]]) -> np.ndarray:
-    """(B, 2, 3) int64."""
     counts = np.zeros((len(examples), 2, 3), np.int64)
     for document, (example, found) in enumerate(zip(examples, given, strict=True)):
         target = target_of(example)
         for pair, said in zip(target.pairs, found, strict=True):
+            # True positive, false positive, false negative; true negatives are in no metric.
             cell = (pair.causal and said, not pair.causal and said, pair.causal and not said)
             counts[document, int(_is_across(target, pair))] += cell
     return counts
@@ -70,7 +62,6 @@ def _is_across(target: Causality, pair: EventPair) -> bool:
 
 
 def _metrics(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Metrics of (..., 2, 3) counts, each of the leading shape."""
     parts = {"": counts.sum(-2), "_within": counts[..., 0, :], "_across": counts[..., 1, :]}
     metrics = {}
     for suffix, part in parts.items():

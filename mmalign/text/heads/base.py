@@ -3,8 +3,6 @@
     examples -> collate -> TaskBatch -> tower -> state_NLF -> logits -> losses_B        (training)
                                                                      -> predictions     (tests)
 
-The states are a step of their own because robust training adds its noise to them.
-
 Shapes: B examples, N sequences (an example has one or several), L tokens, F width of a state, K outputs.
 """
 
@@ -14,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from mmalign.core.commit import write_json
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder, Tokens
 from mmalign.text.scores import Prediction
-from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.task import Example
 
 # Large but finite, for logits that must never win: with minus infinity, differences and gradients
 # would not be numbers.
@@ -45,20 +44,14 @@ class TaskBatch:
     target: Tensor
 
 
+# Numbers of some examples, their logits, and their batch.
 Evaluated = tuple[list[int], Tensor, TaskBatch]
-"""Numbers of some examples, their logits, and their batch."""
 
 
 class TaskModel(nn.Module, ABC):
-    """A text tower and a head for one kind of task.
+    """A text tower, trained or not, and a head for one kind of task."""
 
-    Attributes:
-        tower: trained or not, as the fine-tuning says.
-        head: always trained.
-        evaluation_batch: examples per batch outside of training; fewer where an example has many long
-            sequences.
-    """
-
+    # Examples per batch outside of training; fewer where an example has many long sequences.
     evaluation_batch = 256
 
     def __init__(self, tower: TextEncoder, head: nn.Module) -> None:
@@ -80,7 +73,7 @@ class TaskModel(nn.Module, ABC):
 
     @abstractmethod
     def logits(self, state_NLF: Tensor, batch: TaskBatch) -> Tensor:
-        """The head's outputs for the states of the tokens."""
+        """The head's outputs for the states of the tokens; robust training adds its noise to these."""
 
     @abstractmethod
     def losses(self, logits: Tensor, batch: TaskBatch) -> Tensor:
@@ -95,7 +88,6 @@ class TaskModel(nn.Module, ABC):
         return {}
 
     def forward(self, batch: TaskBatch) -> Tensor:
-        """The logits of a batch."""
         return self.logits(self.tower.states(batch.tokens), batch)
 
     def predict(self, examples: Sequence[Example]) -> list[Prediction]:
@@ -140,6 +132,7 @@ class TaskModel(nn.Module, ABC):
     def save(self, folder: Path) -> None:
         """Write the tower, the head's weights and its description into an existing folder."""
         self.tower.save(folder)
+        # `clone`: safetensors refuses tensors that share memory.
         head = {name: t.detach().cpu().clone() for name, t in self.head.state_dict().items()}
         save_file(head, folder / "head.safetensors")
         write_json(folder / "head.json", {"kind": type(self).__name__, **self.description()})
@@ -148,14 +141,25 @@ class TaskModel(nn.Module, ABC):
 def check_alignable(tower: TextEncoder) -> None:
     """A UserError if the tokenizer does not report which word or characters a token comes from."""
     if not tower.tokenizer.inner.is_fast:
+        name = tower.facts.get("path", "the model")
         raise UserError(
-            f"{tower.facts.get('path', 'the model')}: its tokenizer does not report the words and "
-            "characters of a token; take a model with a fast tokenizer"
+            f"{name}: its tokenizer does not locate tokens; take one with a fast tokenizer"
+        )
+
+
+def check_finite(tower: TextEncoder, *features: np.ndarray) -> None:
+    """A UserError if a vector of the tower is NaN or infinite: every number behind it would be wrong."""
+    if not all(np.isfinite(one).all() for one in features):
+        name = tower.facts.get("path", "the model")
+        raise UserError(
+            f"{name}: its vectors are not finite, so its weights are damaged; get it again, or take an "
+            "earlier checkpoint"
         )
 
 
 def zero_linear(inputs: int, outputs: int) -> nn.Linear:
-    """An output layer that starts at zero, so that no random start favours a run."""
+    """An output layer that starts at zero."""
+    # So no random start favours a run.
     layer = nn.Linear(inputs, outputs)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -168,8 +172,7 @@ def mean_per_owner(
     """(B, ...), the sum of the values of each owner's parts over the number of parts; 0 without parts.
 
     Args:
-        value: (N, ...), for example the losses of the windows of B examples.
-        owner_N: int64, to which of the B owners an entry belongs.
+        owner_N: int64, to which of the B owners an entry of `value` (N, ...) belongs.
         size_N: how many parts each entry sums; by default one.
     """
     size_N = torch.ones_like(owner_N, dtype=value.dtype) if size_N is None else size_N

@@ -3,13 +3,8 @@
     document -> outline -> overlapping windows of its text -> states -> nodes of a graph -> logits of pairs
              -> code-switched view -> the same -> nodes -> contrast with the document's (training only)
 
-A document is read as its sentences joined by one space. One that is too long for the tower is read in windows
-that share a quarter of their tokens: nothing is cut, and a token that two windows share counts with both
-states. A part of the document without any token (a tokenizer may drop a lone character) has the state zero.
-
-The loss of a document is the mean cross-entropy over its pairs, causal ones weighted; of one without pairs it
-is 0. Labels are compared on the original documents, never on views, so that a run with contrast differs
-from one without by the contrast alone.
+A document that is too long for the tower is read in windows that share a quarter of their tokens: nothing is
+cut, and a token that two windows share counts with both states.
 
 Shapes: B documents, N windows, L tokens, F width of a state, P pairs of all documents.
 """
@@ -26,15 +21,14 @@ from torch import Tensor
 from mmalign.data.dictionaries.read import Dictionary
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.causality.config import CausalityConfig
-from mmalign.text.causality.contrast import contrast_loss
+from mmalign.text.causality.contrast import contrast_loss, view_of
 from mmalign.text.causality.graph import Graph, build_graph
 from mmalign.text.causality.interaction import CausalityHead
 from mmalign.text.causality.outline import outline
-from mmalign.text.causality.view import view_of
 from mmalign.text.heads.base import TaskBatch, TaskModel, check_alignable, mean_per_owner
 from mmalign.text.robust import code_switch
 from mmalign.text.scores import Prediction
-from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.task import Example
 
 
 @dataclass(frozen=True)
@@ -45,12 +39,7 @@ class CausalityBatch(TaskBatch):
 
 
 class CausalityModel(TaskModel):
-    """A bool for each pair that a document asks about.
-
-    Attributes:
-        config: of graph and contrast.
-        tables: dictionaries of the views, by language; empty until `prepare`, and without contrast.
-    """
+    """A bool for each pair that a document asks about."""
 
     evaluation_batch = 32
     head: CausalityHead
@@ -59,7 +48,8 @@ class CausalityModel(TaskModel):
         check_alignable(tower)
         super().__init__(tower, CausalityHead(tower.state_width, config))
         self.config = config
-        self.tables: Mapping[str, Dictionary] = {}
+        self.tables: Mapping[str, Dictionary] = {}  # of the views, by language; from `prepare`
+        # Windows share a quarter of their tokens, and must advance by one at least.
         room = tower.max_length - tower.tokenizer.inner.num_special_tokens_to_add(False)
         self.stride = min(tower.max_length // 4, max(0, room - 1))
 
@@ -69,7 +59,6 @@ class CausalityModel(TaskModel):
             self.tables = code_switch.tables(self.config.contrast.view, train[0].lang)
 
     def collate(self, examples: Sequence[Example]) -> CausalityBatch:
-        """Windows and the graph; see `CausalityBatch`."""
         outlines = [outline(one) for one in examples]
         tokens = self.tower.tokenize(
             [one.text for one in outlines], stride=self.stride, return_overflowing_tokens=True
@@ -90,7 +79,7 @@ class CausalityModel(TaskModel):
         return self.head.logits(self.head.nodes(state_NLF, graph), graph)
 
     def losses(self, logits: Tensor, batch: TaskBatch) -> Tensor:
-        """(B,), the weighted mean over a document's pairs."""
+        """(B,), the weighted mean over a document's pairs; 0 without pairs."""
         weight = logits.new_tensor([1.0, self.config.causal_weight])
         loss_P = F.cross_entropy(logits, batch.target, weight, reduction="none")
         return mean_per_owner(loss_P, _graph_of(batch).document_P, len(batch.examples))
@@ -103,12 +92,12 @@ class CausalityModel(TaskModel):
         views, graph = self.collate(drawn), _graph_of(batch)
         nodes = self.head.nodes(self.tower.states(batch.tokens), graph)
         of_views = self.head.nodes(self.tower.states(views.tokens), views.graph)
+        # Labels are compared on the documents alone, so that the contrast is all that it adds to a run.
         loss = self.losses(self.head.logits(nodes, graph), batch).mean()
         into_contrast = self.head.into_contrast
         return loss + contrast_loss(nodes, of_views, batch.target, into_contrast, contrast)
 
     def decode(self, logits: Tensor, batch: TaskBatch) -> list[Prediction]:
-        """For each document one bool per pair."""
         found: list[list[bool]] = [[] for _ in batch.examples]
         causal_P = (logits[:, 1] > logits[:, 0]).tolist()
         for document, causal in zip(_graph_of(batch).document_P.tolist(), causal_P, strict=True):

@@ -4,9 +4,8 @@
     two texts, joint          -> feature of both read as one sequence       -+-> FeatureHead -> (R, K)
     two texts, separate       -> u, v -> (u, v, |u - v|, u * v)             -+
 
-`joint` is the way of BERT (arXiv 1810.04805) and XTREME: the trunk's attention compares the texts.
-`separate` is the way of InferSent (arXiv 1705.02364) and Sentence-BERT (arXiv 1908.10084): each text keeps
-its position in the tower's own space, so the head works with whatever aligned the languages there.
+`joint` is the way of BERT (arXiv 1810.04805) and XTREME, `separate` that of InferSent (arXiv 1705.02364) and
+Sentence-BERT (arXiv 1908.10084): the head works with whatever aligned the languages in the tower's own space.
 
 R rows: one per example; in multiple choice one per choice.
 """
@@ -23,13 +22,11 @@ from torch import Tensor, nn
 from mmalign.models.text_encoder import TextEncoder, Tokens
 from mmalign.text.heads.base import LOWEST, Evaluated, TaskBatch, TaskModel, zero_linear
 from mmalign.text.scores import Prediction
-from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.task import Example
 
 Pairs = Literal["joint", "separate"]
-ON_FEATURES = ("classification", "similarity", "multiple_choice")
-"""The kinds of task whose heads see features."""
-Row = tuple[int, tuple[str, ...]]
-"""The number of an example, and one or two of its texts."""
+Row = tuple[int, tuple[str, ...]]  # the number of an example, and one or two of its texts
+ON_FEATURES = ("classification", "similarity", "multiple_choice")  # kinds of task
 
 _ROWS_FOR_SCALE = 4096  # training examples that shift and factor of the head are computed from
 _REMEMBERED_TEXTS = 200_000  # 0.6 GB of features that are 768 wide
@@ -39,22 +36,16 @@ _NO_TOKENS = Tokens(torch.empty(0, 0), torch.empty(0, 0), None, None)  # the fea
 class FeatureHead(nn.Module):
     """A classifier or scorer of features, which it first moves to the origin and scales to size 1.
 
-    Either linear, or with one hidden layer (`hidden` ReLU units), for labels that no linear layer
-    separates.
-
-    Features of a tower have most of their length in common (measured on an untrained one: the mean of its
-    unit-length embeddings has length 0.99), and the differences between texts are a hundred times smaller
-    than a linear layer needs to learn. Without correction an untrained tower would suffer most, and the
-    trained one would look better than it is. So one shift and one factor are computed from the training
-    texts before the first step. They leave angles and distances between texts as they were; a factor per
-    entry would not.
-
-    Attributes:
-        centre_D: the mean training feature.
-        scale_1: the factor; the centred and scaled training features have a mean square of 1.
+    Either linear, or with one hidden layer (`hidden` ReLU units).
     """
 
-    centre_D: Tensor
+    # Features of a tower have most of their length in common (measured on an untrained one: the mean of its
+    # unit-length embeddings has length 0.99), and the differences between texts are a hundred times smaller
+    # than a linear layer needs to learn. Without correction an untrained tower would suffer most, and the
+    # trained one would look better than it is.
+    centre_D: Tensor  # the mean training feature
+    # The centred and scaled training features have a mean square of 1. One factor leaves angles and distances
+    # between texts as they were; a factor per entry would not.
     scale_1: Tensor
 
     def __init__(self, width: int, outputs: int, separate: bool, hidden: int | None = None) -> None:
@@ -72,7 +63,6 @@ class FeatureHead(nn.Module):
 
     @torch.no_grad()
     def fit_scale(self, feature_ND: Tensor) -> None:
-        """Take shift and factor from the training features."""
         self.centre_D.copy_(feature_ND.mean(0))
         spread = (feature_ND - self.centre_D).square().mean().sqrt()
         self.scale_1.copy_(1 / spread.clamp(min=1e-6))  # all features are equal for a single text
@@ -90,7 +80,7 @@ class FeatureHead(nn.Module):
 
 
 class FeatureModel(TaskModel):
-    """What classification, similarity and multiple choice share: features, and one row per example."""
+    """What classification, similarity and multiple choice share: features."""
 
     head: FeatureHead
 
@@ -116,7 +106,6 @@ class FeatureModel(TaskModel):
         self.train(mode)
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
-        """The texts that the head sees together."""
         return [(i, one.texts) for i, one in enumerate(examples)]
 
     @abstractmethod
@@ -124,7 +113,7 @@ class FeatureModel(TaskModel):
         """What the losses compare with, one entry per example."""
 
     def collate(self, examples: Sequence[Example]) -> TaskBatch:
-        """With `separate` all first texts come before all second ones."""
+        # With `separate` all first texts come before all second ones.
         rows = self.rows(examples)
         first, *second = zip(*(texts for _, texts in rows), strict=True)
         texts = ([*first, *second[0]],) if self.separate else (first, *second)
@@ -135,13 +124,11 @@ class FeatureModel(TaskModel):
         return self.from_features(self.tower.feature(state_NLF, batch.tokens.mask_NL), batch)
 
     def from_features(self, feature_ND: Tensor, batch: TaskBatch) -> Tensor:
-        """(R, K) from the feature of each sequence."""
         features = feature_ND.chunk(2) if self.separate else (feature_ND,)
         outputs_RK: Tensor = self.head(*features)
         return outputs_RK
 
     def losses(self, logits: Tensor, batch: TaskBatch) -> Tensor:
-        """Cross-entropy, unless a class says otherwise."""
         return F.cross_entropy(logits, batch.target, reduction="none")
 
     def evaluate(self, examples: Sequence[Example]) -> Iterator[Evaluated]:
@@ -176,11 +163,7 @@ class FeatureModel(TaskModel):
 
 
 class ClassificationModel(FeatureModel):
-    """Labels of texts or of pairs of texts.
-
-    Attributes:
-        labels: a class is an index into them.
-    """
+    """Labels of texts or of pairs of texts; a class is an index into the labels."""
 
     def __init__(
         self,
@@ -193,8 +176,8 @@ class ClassificationModel(FeatureModel):
         self.labels = tuple(labels)
 
     def target(self, examples: Sequence[Example]) -> Tensor:
-        """(B,) int64 classes; -100, which has no loss, for a label that training lacks."""
         class_of = {label: i for i, label in enumerate(self.labels)}
+        # -100, which has no loss, for a label that training lacks.
         classes = [class_of.get(str(one.target), -100) for one in examples]
         return torch.tensor(classes, device=self.tower.device)
 
@@ -234,12 +217,10 @@ class ChoiceModel(FeatureModel):
     """Which of some texts belongs to a context: each (context, choice) has a score, the highest is taken."""
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
-        """One row per choice."""
         numbered = enumerate(examples)
         return [(i, (one.texts[0], choice)) for i, one in numbered for choice in one.texts[1:]]
 
     def target(self, examples: Sequence[Example]) -> Tensor:
-        """(B,) int64, the number of the right choice."""
         return torch.tensor([int(one.target) for one in examples], device=self.tower.device)  # type: ignore[arg-type]
 
     def from_features(self, feature_ND: Tensor, batch: TaskBatch) -> Tensor:

@@ -3,28 +3,26 @@
     (query, right candidate) x B -> one shared tower -> unit-length features -> (B, B) scaled cosines
                                  -> softmax over the batch's candidates
 
-The dual encoder of LAReQA (arXiv 2004.05484) and of XTREME-R's LAReQA and Mewsli-X (arXiv 2104.07412): the
-other examples' candidates are a query's negatives, and the factor before the softmax is learnt. Candidates
-that are the same (equal text, or a right id in common) are not each other's negatives.
-
-A batch is for training only: dev and tests search all candidates of their language, see
-`mmalign.text.ranking`.
+The dual encoder of LAReQA (arXiv 2004.05484) and of XTREME-R's LAReQA and Mewsli-X (arXiv 2104.07412). A
+batch is for training only: dev and tests search all candidates of their language, see `rank`.
 
 Shapes: B examples, 2B sequences (all queries, then all candidates).
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmalign.evaluation.nearest import TIE, search
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.text.heads.base import LOWEST, TaskBatch, TaskModel
-from mmalign.text.ranking import rank
-from mmalign.text.scores import Prediction
-from mmalign.text.tasks.example import Example
+from mmalign.text.heads.base import LOWEST, TaskBatch, TaskModel, check_finite
+from mmalign.text.scores import DEPTH, Prediction
+from mmalign.text.tasks.task import Example
 
 _SCALE_AT_START = 100.0  # LAReQA's
 _LARGEST_SCALE = 1000.0
@@ -46,10 +44,7 @@ class RetrievalModel(TaskModel):
     """Queries and their right candidates, trained by softmax over the candidates of a batch.
 
     Training examples have the texts (query, text of a right candidate); those of dev and tests have the
-    query alone.
-
-    Attributes:
-        candidates: by language, what its queries are searched in.
+    query alone. `candidates` are by language.
     """
 
     def __init__(
@@ -62,7 +57,10 @@ class RetrievalModel(TaskModel):
         """The target is (B, B) bool: whether an example's candidate is the same as the other's."""
         queries, candidates = zip(*(one.texts for one in examples), strict=True)
         tokens = self.tower.tokenize([*queries, *candidates])
-        same = [[_same_candidate(one, other) for other in examples] for one in examples]
+        # Equal texts, or a right id in common: such candidates are not each other's negatives.
+        right = [set(cast("tuple[str, ...]", one.target)) for one in examples]
+        keys = list(zip(candidates, right, strict=True))
+        same = [[a == c or not b.isdisjoint(d) for c, d in keys] for a, b in keys]
         return self.batch(examples, tokens, [*range(len(examples))] * 2, same)
 
     def logits(self, state_NLF: Tensor, batch: TaskBatch) -> Tensor:
@@ -73,7 +71,7 @@ class RetrievalModel(TaskModel):
         return logits_BB.masked_fill(batch.target.clone().fill_diagonal_(False), LOWEST)
 
     def losses(self, logits: Tensor, batch: TaskBatch) -> Tensor:
-        """(B,), the loss of each query; that of a query without negatives is 0."""
+        """(B,), the loss of each query."""
         # Row i's own candidate is candidate i: the diagonal is right.
         right_B = torch.arange(len(logits), device=logits.device)
         return F.cross_entropy(logits, right_B, reduction="none")
@@ -88,6 +86,51 @@ class RetrievalModel(TaskModel):
         raise NotImplementedError("a batch does not hold all candidates: use `predict`")
 
 
-def _same_candidate(one: Example, other: Example) -> bool:
-    assert isinstance(one.target, tuple) and isinstance(other.target, tuple)
-    return one.texts[1] == other.texts[1] or not set(one.target).isdisjoint(other.target)
+def rank(
+    tower: TextEncoder,
+    queries: Sequence[Example],
+    candidates: Sequence[Example],
+    candidate_MD: np.ndarray | None = None,
+) -> list[tuple[str, ...]]:
+    """The ids of the 20 nearest candidates of each query by cosine, the nearest first.
+
+    Args:
+        queries: `target` holds the ids of the correct candidates, which decides ties only.
+        candidate_MD: features of the candidates, where they are known already.
+    """
+    if candidate_MD is None:
+        candidate_MD = tower.encode([one.texts[0] for one in candidates])
+    query_QD = tower.encode([one.texts[0] for one in queries])
+    # FAISS finds nothing for vectors that are NaN, which would be an accuracy of 0.
+    check_finite(tower, query_QD, candidate_MD)
+    correct = [frozenset(map(str, cast("tuple[str, ...]", one.target))) for one in queries]
+    return rank_features(query_QD, candidate_MD, correct, [one.id for one in candidates])
+
+
+def rank_features(
+    query_QD: np.ndarray,
+    candidate_MD: np.ndarray,
+    correct_ids: Sequence[frozenset[str]],
+    candidate_ids: Sequence[str],
+    depth: int = DEPTH,
+) -> list[tuple[str, ...]]:
+    """As `rank`, of features: float32, of any length but zero."""
+    if not candidate_ids:
+        return [()] * len(correct_ids)
+    # Deep enough that `depth` wrong candidates are found even if all correct ones are before them.
+    most_correct = max(map(len, correct_ids), default=0)
+    scores, indices = search(_unit(query_QD), _unit(candidate_MD), depth + most_correct)
+    ranked = []
+    for score_K, index_K, correct in zip(scores, indices, correct_ids, strict=True):
+        is_found = index_K >= 0
+        names = [candidate_ids[i] for i in index_K[is_found]]
+        # A correct candidate is ranked behind all wrong ones of its score.
+        behind = TIE * np.array([name in correct for name in names], np.float64)
+        order = np.argsort(behind - score_K[is_found], kind="stable")
+        ranked.append(tuple(names[i] for i in order[:depth]))
+    return ranked
+
+
+def _unit(feature_ND: np.ndarray) -> np.ndarray:
+    length_N1 = np.linalg.norm(feature_ND, axis=1, keepdims=True)
+    return (feature_ND / np.maximum(length_N1, 1e-12)).astype(np.float32)

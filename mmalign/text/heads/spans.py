@@ -1,12 +1,9 @@
 """A head that answers questions by a piece of the context.
 
-    (question, context) -> windows of the context, each after the question -> start and end score per token
-                        -> best start and end over the windows -> piece of the context, by character offsets
-
 As in BERT (arXiv 1810.04805, sections 4.2 and 4.3): the loss is the mean cross-entropy of start and end; a
-window that does not hold the entire answer has the first token (`[CLS]`, `<s>`) as both; the answer is the
-pair of tokens with the highest sum of scores, the end not before the start. Every question is taken to have
-an answer, as in SQuAD 1.1, XQuAD, MLQA and TyDiQA-GoldP: the first token is never a prediction.
+window that does not hold the entire answer has the first token as both; the answer is the pair of tokens with
+the highest sum of scores, the end not before the start. Every question is taken to have an answer, as in
+SQuAD 1.1, XQuAD, MLQA and TyDiQA-GoldP: the first token is never a prediction.
 
 Shapes: B examples, N windows, L tokens; the outputs are two, start and end.
 """
@@ -24,7 +21,7 @@ from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads import base
 from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.scores import Prediction
-from mmalign.text.tasks.example import Answer, Example
+from mmalign.text.tasks.task import Answer, Example
 
 _LONGEST_QUESTION = 64  # tokens, BERT's; of a tower with short sequences a third of them
 _SHORTEST_WINDOW = 4  # tokens of the context, half of which two windows share
@@ -33,13 +30,7 @@ _MARKS = regex.compile(r"[\p{M}\u1160-\u11ff]*")
 
 
 class SpanModel(TaskModel):
-    """Answers that are pieces of a context; trained on the first of several right answers.
-
-    Attributes:
-        stride: tokens of the context that two neighbouring windows share, so that one of them holds all of
-            an answer of up to that length. At most half of what a window holds beside the longest question.
-        max_answer_tokens: no longer answer is predicted.
-    """
+    """Answers that are pieces of a context; trained on the first of several right answers."""
 
     evaluation_batch = 32
     head: nn.Linear
@@ -55,6 +46,7 @@ class SpanModel(TaskModel):
                 f"max_length: {tower.max_length} tokens leave {max(room, 0)} for a question's context; "
                 "take a longer one, for example 384"
             )
+        # Two neighbouring windows share these tokens, so that one holds all of an answer of that length.
         self.stride = min(stride, room // 2)
         self.max_answer_tokens = max_answer_tokens
 
@@ -83,7 +75,7 @@ class SpanModel(TaskModel):
         return logits_NL2.masked_fill(~allowed_NL[..., None], base.LOWEST)
 
     def losses(self, logits: Tensor, batch: TaskBatch) -> Tensor:
-        """(B,), the mean over an example's windows."""
+        """(B,), the mean over the windows."""
         loss_N = F.cross_entropy(logits, batch.target, reduction="none").mean(1)
         return base.mean_per_owner(loss_N, batch.example_N, len(batch.examples))
 
@@ -97,6 +89,7 @@ class SpanModel(TaskModel):
         best = [float("-inf")] * len(batch.examples)
         windows = zip(batch.example_N.tolist(), *(one.tolist() for one in found), strict=True)
         for window, (example, score, first, last) in enumerate(windows):
+            # An answer that two windows share scores in both; the first of equal ones stays.
             if score > best[example]:
                 best[example] = score
                 offsets = batch.tokens.encoding.encodings[window].offsets
@@ -123,7 +116,7 @@ class SpanModel(TaskModel):
 
 
 def _answer_tokens(example: Example, encoding: Any, window: int) -> tuple[int, int]:
-    """First and last token of the first right answer; twice the window's first token if it is not in it."""
+    # The window's first token, twice, if it does not hold the entire first right answer.
     offsets = encoding.encodings[window].offsets
     nothing = (encoding.encodings[window].attention_mask.index(1),) * 2
     context = [i for i, sequence in enumerate(encoding.sequence_ids(window)) if sequence == 1]
@@ -141,17 +134,15 @@ def _answer_tokens(example: Example, encoding: Any, window: int) -> tuple[int, i
 
 
 def _past_marks(text: str, end: int) -> int:
-    """The end after the combining marks that follow, and after the rest of a Korean syllable in parts.
-
-    A normaliser that composes `e` and an accent reports the position of the `e` alone.
-    """
+    # The end after the combining marks that follow, and after the rest of a Korean syllable in parts: a
+    # normaliser that composes `e` and an accent reports the position of the `e` alone.
     match = _MARKS.match(text, end)
     assert match is not None  # it may be empty
     return match.end()
 
 
 def _context_mask(batch: TaskBatch) -> Tensor:
-    """(N, L) bool on the host: the tokens of the context."""
+    # (N, L) bool on the host.
     encoding = batch.tokens.encoding
     windows = range(len(batch.example_N))
     return torch.tensor([[one == 1 for one in encoding.sequence_ids(i)] for i in windows])
@@ -160,10 +151,7 @@ def _context_mask(batch: TaskBatch) -> Tensor:
 def _best_spans(
     logits_NL2: Tensor, context_NL: Tensor, longest: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Score, first and last token of each window's best span of at most `longest` tokens, all (N,).
-
-    A window without context scores minus infinity.
-    """
+    # Score, first and last token of each window's best span, all (N,); minus infinity without context.
     score_NL2 = logits_NL2.masked_fill(~context_NL[..., None], float("-inf"))
     end_NL = F.pad(score_NL2[..., 1], (0, longest - 1), value=float("-inf"))
     # For each start the best of the `longest` ends from it on.

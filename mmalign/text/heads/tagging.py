@@ -1,14 +1,9 @@
 """A head that labels words: parts of speech, named entities.
 
-    words -> windows that fit the tower -> states -> the state of each word's first sub-token -> tag
-
 The first sub-token of a word represents the word, in training and in tests, as in BERT (arXiv 1810.04805,
 section 5.3) and XTREME (arXiv 2003.11080). A sentence that is too long for the tower is read in several
 sequences: each takes as many complete words as fit and the next one begins with the word after them, without
 overlap, so no word is lost. A word that alone is too long is cut after its first sub-tokens.
-
-Some words yield no token at all (a tokenizer may drop a lone zero-width character). They do not train; their
-prediction is `O`, or the first label if there is no `O`.
 
 Shapes: B examples, N windows, L tokens, K labels.
 """
@@ -25,20 +20,16 @@ from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads import base
 from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.scores import Prediction
-from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.task import Example
 
 _NO_TAG = -100  # cross-entropy leaves it out
 
+# Words of one example that the tower reads together: its number, the first word, the word after the last.
 Window = tuple[int, int, int]
-"""Words of one example that the tower reads together: its number, the first word, the word after the last."""
 
 
 class TaggingModel(TaskModel):
-    """A tag per word; the loss of an example is the mean cross-entropy over its words.
-
-    Attributes:
-        labels: a class is an index into them. Words tagged otherwise do not train.
-    """
+    """A tag per word; the loss of an example is the mean cross-entropy over its words."""
 
     head: nn.Linear
 
@@ -46,6 +37,7 @@ class TaggingModel(TaskModel):
         base.check_alignable(tower)
         super().__init__(tower, base.zero_linear(tower.state_width, len(labels)))
         self.labels = tuple(labels)
+        # Of words that yield no token (a tokenizer may drop a lone zero-width character).
         self.default = "O" if "O" in self.labels else self.labels[0]
 
     def collate(self, examples: Sequence[Example]) -> TaskBatch:
@@ -62,20 +54,19 @@ class TaggingModel(TaskModel):
         return self.batch(examples, tokens, [example for example, _, _ in windows], target_NL)
 
     def logits(self, state_NLF: Tensor, batch: TaskBatch) -> Tensor:
-        """(N, L, K)."""
         logits_NLK: Tensor = self.head(state_NLF)
         return logits_NLK
 
     def losses(self, logits: Tensor, batch: TaskBatch) -> Tensor:
-        """(B,); an example without a known tag has loss 0."""
+        """(B,); 0 without a known tag."""
         loss_NL = F.cross_entropy(
             logits.transpose(1, 2), batch.target, ignore_index=_NO_TAG, reduction="none"
         )
+        # Over the words of the example, not over those of each of its windows.
         words_N = (batch.target != _NO_TAG).sum(1).to(loss_NL.dtype)
         return base.mean_per_owner(loss_NL.sum(1), batch.example_N, len(batch.examples), words_N)
 
     def decode(self, logits: Tensor, batch: TaskBatch) -> list[Prediction]:
-        """A tag for every word of an example, as a tuple."""
         class_NL = logits.argmax(-1).tolist()
         tags = [[self.default] * len(one.texts) for one in batch.examples]
         windows = self._windows(batch.examples)
@@ -87,7 +78,6 @@ class TaggingModel(TaskModel):
         return {"labels": self.labels}
 
     def _windows(self, examples: Sequence[Example]) -> list[Window]:
-        """At least one window per example; the same examples give the same windows."""
         inner = self.tower.tokenizer.inner
         # At least one token, whatever `max_length` says, or no word would ever fit.
         room = max(1, self.tower.max_length - inner.num_special_tokens_to_add(False))
@@ -114,7 +104,7 @@ class TaggingModel(TaskModel):
 
 
 def _first_tokens(windows: Sequence[Window], encoding: Any) -> Iterator[tuple[int, int, int, int]]:
-    """Row and column of the first sub-token of each word, its example and its number in the example."""
+    # Row and column of the first sub-token of each word, its example and its number in the example.
     for row, (example, first, _) in enumerate(windows):
         words = encoding.word_ids(row)
         for column, (word, previous) in enumerate(zip(words, [None, *words], strict=False)):

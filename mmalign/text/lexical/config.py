@@ -10,6 +10,7 @@ from mmalign.models.hidden_states import WordPooling
 from mmalign.text.lexical.losses import InfoNceConfig, LossConfig
 from mmalign.text.lora import LoraConfig
 
+# The settings of the code of arXiv 2506.15415 (StanNgugi/tli_project@e158b76).
 PUBLISHED: dict[str, Any] = {
     "pooling": "all",
     "layer": "best",
@@ -23,7 +24,6 @@ PUBLISHED: dict[str, Any] = {
     "weight_decay": 0.01,
     "warmup_steps": 50,
 }
-"""The settings of the code of arXiv 2506.15415 (StanNgugi/tli_project@e158b76)."""
 
 
 class LexicalInjectionConfig(Section):

@@ -6,7 +6,7 @@ any text encoder or decoder       -+-> lexical/<lexicon>/...    the given model,
                                    +-> injected/<lexicon>/...   the same after the training
 
 The published choice of a layer looks at words pooled with their special tokens; the numbers that it used are
-under `lexical/<lexicon>_all_tokens`, random pairs included.
+under `lexical/<lexicon>_all_tokens`.
 """
 
 from pathlib import Path
@@ -20,6 +20,7 @@ from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.metric_names import MEAN, layers_of
 from mmalign.results.results import Results, environment, mean_over_seeds
 from mmalign.text.fit import copy_of
+from mmalign.text.heads.base import check_finite
 from mmalign.text.lexical.config import LexicalInjectionConfig
 from mmalign.text.lexical.train import train
 from mmalign.text.seeds import read_files, run_seeds
@@ -29,19 +30,14 @@ ALL_TOKENS = "_all_tokens"
 
 
 def inject(config: LexicalInjectionConfig, model: str, out: Path) -> Results:
-    """Inject into a model; write `config.yaml`, `tower/` and `results.json` to `out`.
-
-    With several seeds, `out/results.json` is their mean (see `run_seeds`).
-
-    Args:
-        model: what `load_text_encoder` takes.
-        out: made if needed; what an earlier injection left there is replaced, results last.
+    """Inject into a model (what `load_text_encoder` takes); files as `run_seeds` writes them.
 
     Raises:
         UserError: a lexicon or a model that cannot be used, or training that diverges.
     """
     lexicon = read_lexicon(config.lexicon)
     tower = load_text_encoder(model)
+    # Hashed before training: files may be replaced while it runs.
     folder = Path(config.lexicon.folder)
     paths = (path for path in folder.iterdir() if path.suffix in (".tsv", ".txt"))
     data = [read_files(folder, paths)]
@@ -72,6 +68,9 @@ def run_seed(
 def measure_before(tower: TextEncoder, lexicon: Lexicon, config: LexicalInjectionConfig) -> Results:
     """The probe of the given tower; twice where the choice of the layer uses another pooling."""
     results = Results(suite=f"{MEASURE}/{lexicon.name}", model=dict(tower.facts))
+    words = [word for each in lexicon.lists.values() for word, _ in each.entries[:8]]
+    # Some words of each language tell: weights that are NaN make every vector NaN.
+    check_finite(tower, tower.encode(words))
     console.say(f"{lexicon.name}: probing the model as it is")
     probe(tower, lexicon, results)
     if config.pooling == "all":
@@ -119,7 +118,6 @@ def _run(
 
 
 def _protocol(config: LexicalInjectionConfig, layer: int) -> str:
-    """What was trained, in words."""
     loss, lora = (
         ", ".join(f"{name} {value}" for name, value in one.model_dump(exclude_none=True).items())
         for one in (config.loss, config.lora)

@@ -1,7 +1,5 @@
 """Contrastive losses between words and their translations.
 
-    anchor_BF, positive_BF (unit length), answers_BB -> hinge or infonce -> one number
-
 Row i of the anchors belongs to row i of the positives. `answers_BB[i, j]` says that positive j is right for
 anchor i as well, because it is a translation or the same word: such a pair is never a negative.
 
@@ -26,8 +24,7 @@ class HingeConfig(Section):
     def loss(self, anchor_BF: Tensor, positive_BF: Tensor, answers_BB: Tensor) -> Tensor:
         """Mean of max(0, margin + s(i, hardest j) - s(i, i)): the hardest negative, one direction.
 
-        The loss of targeted lexical injection (arXiv 2506.15415) as its code has it, apart from
-        `answers_BB`. An anchor without any negative has loss 0.
+        The loss of targeted lexical injection (arXiv 2506.15415) as its code has it, apart from `answers_BB`.
         """
         score_BB = anchor_BF @ positive_BF.T
         right_BB = answers_BB | _own(answers_BB)

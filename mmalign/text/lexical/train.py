@@ -1,9 +1,6 @@
 """The training of a lexical injection: adapters below one layer, a contrastive loss on that layer's states.
 
-    trained entries of all languages -> batches -> states of the layer -> loss -> AdamW on the adapters
-
-Anchors are the foreign words, positives the English ones. Plain torch in one process: the same configuration,
-tower and seed give the same numbers on the same machine.
+Anchors are the foreign words, positives the English ones.
 """
 
 from collections.abc import Sequence
@@ -38,6 +35,7 @@ def train(
         UserError: training diverges, or the adapters do not fit the model.
     """
     torch.manual_seed(seed)
+    # Held-out words never train, but their translations are right answers too, never negatives.
     entries = [one for each in lexicon.lists.values() for one in each.trained]
     translations = {one for each in lexicon.lists.values() for one in each.entries}
     steps_an_epoch = -(-len(entries) // config.batch_size)

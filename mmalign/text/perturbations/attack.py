@@ -37,7 +37,7 @@ from mmalign.text.perturbations.code_mix import tables_from, translations
 from mmalign.text.perturbations.sampling import text_generator
 from mmalign.text.perturbations.segments import is_word, put, segments, word_positions
 from mmalign.text.perturbations.words import without
-from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.task import Example
 
 Predict = Callable[[list[Example]], np.ndarray]
 """n examples -> (n, K) floats, a probability or its logarithm per class; the largest is predicted."""
@@ -149,7 +149,6 @@ def translated(
 
 
 def _without(parts: list[str], position: int) -> list[str]:
-    """The segments without one word; all of them where no word would be left."""
     left = without(parts, {position})
     return left if any(map(is_word, left)) else parts
 

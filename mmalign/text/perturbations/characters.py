@@ -1,16 +1,11 @@
 """Typing errors that are equally severe in every script.
 
-    text -> characters as a reader counts them -> a share of them edited -> noisy text
+An edit swaps a character with its right neighbour, deletes it, doubles it or replaces it by one of the same
+kind (script and letter case) that the language's own texts hold. That alphabet is the only difference between
+languages, and all that the noise of one example depends on in the others.
 
-A character is a grapheme cluster (Unicode UAX 29): an Arabic vowel sign, a Devanagari matra, a ZWJ
-or ZWNJ and the parts of a Hangul syllable stay with their base, so no edit splits a character.
-An edit swaps a character with its right neighbour, deletes it, doubles it or replaces it. There is
-no keyboard model: a replacement is drawn evenly from the characters of the same kind (script and
-letter case) that the language's own texts hold. That alphabet is the only difference
-between languages, and all that the noise of one example depends on in the others.
-
-Only letters and digits are edited; spaces, punctuation and symbols stay. Severity 1 to 5 edits a share of
-0.05, 0.1, 0.2, 0.3 and 0.4 of them. Every text that has a letter or a digit changes.
+Only letters and digits are edited. Severity 1 to 5 edits a share of 0.05, 0.1, 0.2, 0.3 and 0.4 of them.
+Every text that has a letter or a digit changes.
 """
 
 import unicodedata
@@ -24,8 +19,8 @@ import regex
 
 from mmalign.text.perturbations.sampling import Change, Graded, choose
 
+# Kind of character (see `kind_of`) -> the characters of that kind, sorted.
 Alphabet = Mapping[str, tuple[str, ...]]
-"""Kind of character (see `kind_of`) -> the characters of that kind, sorted."""
 
 
 def typos(
@@ -33,14 +28,8 @@ def typos(
 ) -> str:
     """`text` with about a share of its letters and digits edited, each at most once by choice.
 
-    With `least` 1 a text that has a letter or a digit comes back changed, however short, so short
-    texts change more than `share`. The last letter is never deleted, and a lone one is only
-    doubled, because every other edit would leave nothing of the text.
-
-    Args:
-        share: 0 to 1.
-        alphabet: what replacements are drawn from; kinds that it lacks are not replaced.
-        least: the least number of edits.
+    With `least` (the least number of edits) 1 a text that has a letter or a digit comes back changed, however
+    short, so short texts change more than `share`. Kinds that the alphabet lacks are not replaced.
     """
     characters = clusters(text)
     letters = letter_positions(characters)
@@ -53,7 +42,8 @@ def typos(
 
 
 def clusters(text: str) -> list[str]:
-    """The grapheme clusters of a text."""
+    """The grapheme clusters of a text (Unicode UAX 29)."""
+    # A vowel sign, a ZWJ or a part of a Hangul syllable stays with its base: no edit splits a character.
     return list(regex.findall(r"\X", text))
 
 
@@ -70,15 +60,12 @@ def alphabet_of(texts: Iterable[str]) -> Alphabet:
 
 
 def kind_of(character: str) -> str:
-    """Script and category of a grapheme cluster's base, such as `LATIN Ll`; empty: never edited.
-
-    Python has no script property; the first word of a character's Unicode name is used instead
-    (LATIN, CYRILLIC, ARABIC, DEVANAGARI, HANGUL, CJK, HIRAGANA, DIGIT, ...).
-    """
+    """Script and category of a grapheme cluster's base, such as `LATIN Ll`; empty: never edited."""
     base = character[0]
     category = unicodedata.category(base)
     if category[0] not in "LN":
         return ""
+    # Python has no script property: the first word of the character's Unicode name stands for it.
     return f"{unicodedata.name(base, '').partition(' ')[0]} {category}"
 
 
@@ -95,7 +82,7 @@ def edited(
         letter = result[i]
         others = [one for one in alphabet.get(kind_of(letter), ()) if one != letter]
         right = "".join(result[i + 1 : i + 2])  # empty behind the last character
-        possible = ["double"]
+        possible = ["double"]  # a lone letter is only doubled: other edits would leave nothing
         if sum(result[j] != "" for j in letters) > 1:  # the last letter stays
             possible.append("delete")
             if others:

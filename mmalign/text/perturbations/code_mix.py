@@ -3,14 +3,8 @@
     English text -> its words in en-<lang> dictionaries -> another language for each -> mixed text
     other text   -> its words in its own dictionary, read backwards -> English       -> mixed text
 
-Dictionaries start from English, so a text of another language mixes with English alone, by the same
-dictionary inverted; a pivot through English would join two guesses. For each word a language is drawn evenly
-among those that have it, as CoSDA-ML does (Qin et al. 2020, arXiv 2006.06402), and then its safest
-translation is taken, because a wrong one would change the label.
-
 Words are matched in small letters, each on its own: expressions are not looked up. In scripts without
-spaces a word is a piece of one character or a few (see `segments.py`): the pieces of longer words are
-translated one by one, which changes their meaning more than elsewhere.
+spaces the pieces of longer words are translated one by one, which changes their meaning more than elsewhere.
 Severity 1 to 5 replaces a share of 0.2, 0.4, 0.6, 0.8 and 1 of the words that are in the dictionaries, at
 least one. Only texts with such a word change: how many depends on the dictionaries.
 """
@@ -41,11 +35,10 @@ def tables_from(
     known = {ENGLISH, *dictionaries}
     wanted = known if languages is None else set(languages)
     if missing := sorted(wanted - known):
-        raise UserError(
-            f"{folder}: no dictionary of `{missing[0]}`; remove it from `languages` or add one"
-        )
+        raise UserError(f"{folder}: no dictionary of `{missing[0]}`; add it, or fix `languages`")
     if base_language(lang) == ENGLISH:
         return {to: dictionaries[to] for to in sorted(wanted - {ENGLISH})} or None
+    # Dictionaries start from English; a pivot through it to a third language would join two guesses.
     # A regional variety is served by the dictionary of its language.
     own = dictionaries.get(lang) or dictionaries.get(base_language(lang))
     if own is None or ENGLISH not in wanted:
@@ -60,7 +53,8 @@ def mix(
     parts = segments(text)
     known = {i: translations(parts[i], tables, lang) for i in word_positions(parts)}
     for i in choose([i for i, found in known.items() if found], share, rng):
-        # A language is drawn, and then its safest translation is taken.
+        # A language is drawn evenly among those that have the word, as CoSDA-ML does (Qin et al. 2020, arXiv
+        # 2006.06402), and then its safest translation: a wrong one would change the label.
         parts = put(parts, i, known[i][rng.integers(len(known[i]))][0])
     return "".join(parts)
 

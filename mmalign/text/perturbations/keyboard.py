@@ -1,15 +1,12 @@
 """Typing errors that hit a neighbouring key.
 
-    language -> layout -> touching keys -> text with a share of its characters hit a neighbouring key
-
 A slip replaces a character by one whose key touches its own: the next key of the same row, or a key of the
 row above or below that overlaps it. It keeps letter case, and a vowel sign becomes a vowel sign only, so no
 mark loses its base. Characters without a key of their own (dead-key accents, shifted Arabic letters, digits)
 stay.
 
 Severity 1 to 5 hits a share of 0.05, 0.1, 0.2, 0.3 and 0.4 of the characters that have a key. Every text
-with such a character changes. Languages without a layout here
-have no such noise: `neighbours_of` returns None.
+with such a character changes.
 """
 
 import unicodedata
@@ -22,15 +19,12 @@ import numpy as np
 from mmalign.data.dictionaries import casing
 from mmalign.text.perturbations.sampling import Change, Graded, choose
 
+# Character -> what a slip may type instead.
 Neighbours = Mapping[str, tuple[str, ...]]
-"""Character -> what a slip may type instead."""
-
+# The rows of digits, Q, A and Z from their first key (1, Q, A, Z of a US keyboard) to the right. A space is a
+# key that carries no single letter. Right-to-left letters are in the order of their keys too, although an
+# editor may show them reversed.
 Rows = tuple[str, str, str, str]
-"""The rows of digits, Q, A and Z from their first key (1, Q, A, Z of a US keyboard) to the right.
-
-A space is a key that carries no single letter. Right-to-left letters are in the order of their
-keys too, although an editor may show them reversed.
-"""
 
 _OFFSETS = (0.0, 0.5, 0.75, 1.25)  # where each row starts, in widths of a key
 
@@ -81,12 +75,7 @@ def neighbours_of(lang: str) -> Neighbours | None:
 def slips(
     text: str, rng: np.random.Generator, share: float, neighbours: Neighbours, least: int = 1
 ) -> str:
-    """`text` with about a share of the characters that have a key hit a neighbouring key.
-
-    Args:
-        share: 0 to 1.
-        least: the least number of slips.
-    """
+    """`text` with about a share of the characters that have a key, at least `least`, hit another one."""
     characters = list(text)
     typed = [i for i, one in enumerate(characters) if one in neighbours]
     for i in choose(typed, share, rng, least):
@@ -96,7 +85,6 @@ def slips(
 
 
 def _touching(rows: Rows) -> Neighbours:
-    """The keys that touch each key and carry the same sort of character."""
     keys = [
         (letter, row, offset + column)
         for row, (letters, offset) in enumerate(zip(rows, _OFFSETS, strict=True))

@@ -1,8 +1,5 @@
 """One perturbation of the examples of one language.
 
-    examples of one language, kind of task, configuration -> texts that may change -> noisy examples
-                                                           -> None where it does not exist
-
 Which texts change, by the kind of task:
 
     classification, similarity, multiple_choice   every text
@@ -11,7 +8,7 @@ Which texts change, by the kind of task:
     span_qa     the question only
     retrieval   the text
 
-A target never changes. The docstring of its file says what a perturbation can change.
+A target never changes.
 """
 
 from collections.abc import Sequence
@@ -28,8 +25,7 @@ from mmalign.text.perturbations.sampling import text_generator
 from mmalign.text.perturbations.surface import SurfaceConfig
 from mmalign.text.perturbations.typo_lists import TypoListConfig
 from mmalign.text.perturbations.words import WordsConfig
-from mmalign.text.tasks.example import Example
-from mmalign.text.tasks.task import Kind
+from mmalign.text.tasks.task import Example, Kind
 
 # Every perturbation is here and in its own file, nowhere else.
 PerturbationConfig = Annotated[
@@ -52,10 +48,6 @@ def perturb(
     its script, and between words in a tagging task. The same arguments give the same noise, for any
     other examples (but for the alphabet of `characters`, which comes from all texts). A text that
     holds nothing to change stays as it is: report `changed_share` beside a score.
-
-    Args:
-        examples: of one language.
-        draw: number of the repetition, where noise is drawn several times.
 
     Raises:
         UserError: a folder of the configuration is missing, or a file in it is broken.

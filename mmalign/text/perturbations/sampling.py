@@ -1,10 +1,7 @@
 """What all perturbations share: levels of severity, positions drawn at random, and random streams.
 
-    severity 1 to 5 -> share of a text's parts -> positions drawn at random -> the parts that change
-
 The random stream of a text depends on (seed, draw, id of the example, number of the text) alone: no
-example changes another's noise, and every model and every run gets the same noisy texts. The positions of
-a low severity are among those of a higher one.
+example changes another's noise, and every model and every run gets the same noisy texts.
 """
 
 import hashlib
@@ -17,14 +14,12 @@ from pydantic import Field
 
 from mmalign.core.config import Section
 
+# Severity 1 to 5 where a part loses its form or position: characters, keys, words dropped or moved.
 NOISE_SHARES = (0.05, 0.1, 0.2, 0.3, 0.4)
-"""Severity 1 to 5 where a part loses its form or position: characters, keys, words dropped or moved."""
-
+# Severity 1 to 5 where a part stays readable: real typos, translations, letter case, punctuation.
 REPLACED_SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
-"""Severity 1 to 5 where a part stays readable: real typos, translations, letter case, punctuation."""
 
 Change = Callable[[str, np.random.Generator], str]
-"""Makes a text noisy."""
 
 
 class Graded(Section):
@@ -62,13 +57,7 @@ class Graded(Section):
 
 
 def text_generator(seed: int, draw: int, example: str, text: int) -> np.random.Generator:
-    """The random stream of one text.
-
-    Args:
-        draw: number of the repetition, where noise is drawn several times.
-        example: id of the example.
-        text: number of the text in it.
-    """
+    """The random stream of text number `text` of the example with the id `example`, in repetition `draw`."""
     # Python's own `hash` would differ from process to process.
     digest = hashlib.sha256(example.encode()).digest()
     return np.random.default_rng((seed, draw, int.from_bytes(digest[:8], "big"), text))
@@ -80,4 +69,5 @@ def choose(
     """About `share` of the positions in random order, never fewer than `least` (if there are so many)."""
     # Rounded at random, so that the mean is exact for few positions too.
     count = max(least, math.floor(share * len(positions) + rng.random()))
+    # The positions of a low severity are among those of a higher one.
     return [positions[i] for i in rng.permutation(len(positions))[:count]]

@@ -1,7 +1,5 @@
 """Words of a text in any script.
 
-    text -> segments (words, spaces, punctuation) -> positions of the words -> some of them changed -> text
-
 Segments are those of the default word boundaries of Unicode UAX 29. A word is a segment with a letter or
 a digit. The default rules use no dictionary, so scripts without spaces fall into small pieces: Han and
 Hiragana into single characters, Thai, Lao, Khmer and Burmese into grapheme clusters; a run of
@@ -38,10 +36,8 @@ def word_positions(parts: Sequence[str]) -> list[int]:
 
 
 def put(parts: Sequence[str], position: int, word: str) -> list[str]:
-    """The segments with `word` at `position`, spaced where it would merge with a word beside it.
-
-    A Chinese sentence has no spaces, but two English words that replace two of its own need one.
-    """
+    """The segments with `word` at `position`, spaced where it would merge with a word beside it."""
+    # A Chinese sentence has no spaces, but two English words that replace two of its own need one.
     before, after = parts[:position], parts[position + 1 :]
     left = " " if before and _merge(before[-1][-1:], word[:1]) else ""
     right = " " if after and _merge(word[-1:], after[0][:1]) else ""
@@ -54,5 +50,5 @@ def space_after(word: str) -> str:
 
 
 def _merge(left: str, right: str) -> bool:
-    """Whether two characters side by side belong to one word in scripts with spaces."""
+    # Whether two characters side by side belong to one word in scripts with spaces.
     return all(_OF_A_WORD.match(one) and not _UNSPACED.match(one) for one in (left, right))

@@ -1,7 +1,5 @@
 """Punctuation and letter case of a text.
 
-    text -> segments -> marks or words that can change -> a share of them changed -> noisy text
-
     punctuation_removed   changes texts with punctuation outside of words; never empties one
     punctuation_doubled   changes the same texts, and those of punctuation only
     punctuation_added     changes every text: one mark of its script per level of severity, at the end

@@ -1,8 +1,5 @@
 """Misspellings that people made, from one word list per language.
 
-    <folder>/<lang>.tsv or .txt -> word -> its misspellings
-    text -> words of the list -> a share of them misspelt -> noisy text
-
 Two layouts, recognised line by line: `correct<TAB>misspelling` with further misspellings in further columns
 (a first line `correct<TAB>misspelling` is a header), and `wrong->right`, as in Wikipedia's list of common
 misspellings for machines, where several correct words are separated by commas.
@@ -23,27 +20,31 @@ from mmalign.data.dictionaries import casing
 from mmalign.data.dictionaries.lines import check_folder, numbered_lines
 from mmalign.text.perturbations.sampling import Change, Graded, choose
 from mmalign.text.perturbations.segments import segments, word_positions
+from mmalign.text.tasks.codes import bcp47
 
 _HEADER = "correct\tmisspelling"
 
+# Word in small letters -> its misspellings, in the order of the file.
 Typos = Mapping[str, tuple[str, ...]]
-"""Word in small letters -> its misspellings, in the order of the file."""
 
 
 def read_typos(folder: Path, lang: str) -> Typos | None:
     """The misspellings of a language's words; None: the folder has no list of it.
 
-    A regional variety such as `pt-BR` is served by the list of its language, unless it has its own.
-
     Raises:
         UserError: no such folder, or a broken line (file, line).
     """
     check_folder(folder, "lists `<lang>.tsv` or `<lang>.txt`")
-    codes = (lang, casing.base_language(lang))
-    paths = [folder / f"{code}.{end}" for code in codes for end in ("tsv", "txt")]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
+    # A regional variety such as `pt-BR` is served by the list of its language, unless it has its own.
+    lists = [path for path in sorted(folder.iterdir()) if path.suffix in (".tsv", ".txt")]
+    for code in (lang, casing.base_language(lang)):
+        if found := [path for path in lists if bcp47(path.stem) == code]:
+            break
+    else:
         return None
+    path, other = found[0], found[-1]
+    if other.stem != path.stem:  # `iw.tsv` and `he.tsv`
+        raise UserError(f"{other}: a second list of `{code}`, beside {path}; keep one of them")
     typos: dict[str, dict[str, None]] = {}
     for number, line in numbered_lines(path):
         if number == 1 and line == _HEADER:

@@ -1,9 +1,7 @@
 """Words dropped, swapped with their right neighbour, or written twice.
 
-    text -> segments -> a share of its words changed -> noisy text
-
-`segments.py` defines what a word is in which script: in scripts without spaces it is a character, in some
-a run of them. Severity 1 to 5 changes a share of 0.05, 0.1, 0.2, 0.3 and 0.4 of the words, at least one.
+`segments.py` defines what a word is in which script. Severity 1 to 5 changes a share of
+0.05, 0.1, 0.2, 0.3 and 0.4 of the words, at least one.
 
 Order and single words carry meaning: on tasks that ask about them (PAWS-X asks about order) a change may
 make the target wrong, so read these scores as changes of behaviour, not as errors.

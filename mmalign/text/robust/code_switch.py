@@ -1,14 +1,10 @@
 """Code-switching of training texts, drawn again for every batch.
 
-    batch -> some of its sentences -> some of their words -> word of a random language's dictionary -> batch
-
 CoSDA-ML (Qin et al. 2020, arXiv 2006.06402; kodenii/CoSDA-ML@6778653): a sentence is switched with one
 probability, a word of it with another; the language is drawn evenly for each word, whether it knows the
-word or not, and then one of its translations, evenly. A word that the language does not know is kept. The
-authors advise a grid from 0.1 to 0.9 for both probabilities; the defaults here are ours. Ours too: words are
-matched without the punctuation around them, and kept words keep their capitals.
-
-A sentence is a text of an example, or all the words of an example whose words are labelled.
+word or not, and then one of its translations, evenly. The authors advise a grid from 0.1 to 0.9 for both
+probabilities; the defaults here are ours. Ours too: words are matched without the punctuation around them,
+and kept words keep their capitals.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +22,7 @@ from mmalign.core.errors import UserError
 from mmalign.data.dictionaries.casing import lower
 from mmalign.data.dictionaries.read import Dictionary
 from mmalign.text.perturbations.code_mix import tables_from
-from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.task import Example
 
 # Not `re`: there the vowel signs of Indic scripts are not part of a word.
 _IN_PUNCTUATION = regex.compile(r"(\W*)(.*?)(\W*)", regex.DOTALL)
@@ -63,8 +59,7 @@ def tables(config: CodeSwitchConfig, lang: str) -> Mapping[str, Dictionary]:
     found = tables_from(lang, Path(config.dictionaries), config.languages)
     if found is None:
         raise UserError(
-            f"{config.dictionaries}: no dictionary leads from `{lang}` to `languages`; add one or train "
-            "without code_switch"
+            f"{config.dictionaries}: no dictionary leads from `{lang}` to `languages`; add one"
         )
     return found
 
@@ -94,21 +89,18 @@ def switch(
         by_language = tuple(tables.values())
         # As many numbers whatever is chosen, so that one word's choice does not change the next word's.
         draws = random.random((len(words), 3))
-        return [
-            _translate(word, by_language[int(which * len(by_language))], example.lang, translation)
-            if chosen < config.token_ratio
-            else word
-            for word, (chosen, which, translation) in zip(words, draws, strict=True)
-        ]
+        switched = list(words)
+        for i, (chosen, which, translation) in enumerate(draws):
+            if chosen < config.token_ratio:
+                before, core, after = _IN_PUNCTUATION.fullmatch(words[i]).groups()
+                table = by_language[int(which * len(by_language))]
+                # A word that the language does not know is kept.
+                if found := table.get(lower(core, example.lang)):
+                    switched[i] = before + found[int(translation * len(found))] + after
+        return switched
 
+    # A sentence is a text of an example, or all the words of an example whose words are labelled.
     if words:
         return replace(example, texts=tuple(sentence(example.texts)))
     texts = (" ".join(sentence(text.split(" "))) for text in example.texts)
     return replace(example, texts=tuple(texts))
-
-
-def _translate(word: str, table: Dictionary, lang: str, draw: float) -> str:
-    """One of the word's translations between the word's own punctuation, or the word."""
-    before, core, after = _IN_PUNCTUATION.fullmatch(word).groups()
-    found = table.get(lower(core, lang), ())
-    return before + found[int(draw * len(found))] + after if found else word

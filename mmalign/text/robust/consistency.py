@@ -4,10 +4,9 @@
                                                     |                           +-> sum -> gradients
     batch -> noise or other texts -> model -> logits +-> divergence * weight ---+
 
-The divergence is the symmetric Kullback-Leibler one, KL(p || q) + KL(q || p), averaged over what is
-classified (examples; words in tagging; starts and ends in span_qa), and for scores the mean squared
-difference. This form is ours; related methods are SMART (arXiv 1911.03437: adversarial noise) and xTune
-(arXiv 2106.08226: views by noise, code-switching and translation). Labels are compared with the clean
+The divergence is the symmetric Kullback-Leibler one, averaged over what is classified (examples; words in
+tagging; starts and ends in span_qa), and for scores the mean squared difference. This form is ours; related
+methods are SMART (arXiv 1911.03437) and xTune (arXiv 2106.08226). Labels are compared with the clean
 predictions alone.
 """
 
@@ -77,7 +76,7 @@ def divergence(model: TaskModel, clean: Tensor, view: Tensor, batch: TaskBatch) 
 
 
 def _rows(model: TaskModel, logits: Tensor, batch: TaskBatch) -> Tensor:
-    """(R, K), one row for each thing that the model classifies."""
+    # (R, K), one row for each thing that the model classifies.
     if isinstance(model, SpanModel):  # (N, L, 2): which of L tokens is the start, which the end
         return logits.transpose(1, 2).flatten(0, 1)
     if isinstance(model, TaggingModel):  # (N, L, K), of which only first sub-tokens have a tag
@@ -88,10 +87,9 @@ def _rows(model: TaskModel, logits: Tensor, batch: TaskBatch) -> Tensor:
 def _with_noise(
     model: TaskModel, batch: TaskBatch, view: NoiseView, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Logits without and with noise; the encoder runs twice unless the noise is on its last states."""
     tower, tokens = model.tower, batch.tokens
     delta_NLF = view.draw(model, batch, generator)
-    if view.layer == "last":
+    if view.layer == "last":  # the encoder runs once
         state_NLF = tower.states(tokens)
         return model.logits(state_NLF, batch), model.logits(state_NLF + delta_NLF, batch)
     with noise.replayed(tower):  # the view has the dropout of the clean pass
@@ -105,7 +103,6 @@ def _with_texts(
     view: RsDaConfig | CodeSwitchConfig,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Logits of the batch and of its rewritten texts, whose dropout differs as their lengths do."""
     if not isinstance(model, FeatureModel):
         raise UserError(
             f"method.view.kind: {view.kind} needs one label, score or choice per example; use uniform"
@@ -114,4 +111,5 @@ def _with_texts(
     # Words are drawn by numpy, so the generator only draws a seed.
     seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
     random = np.random.default_rng(int(seed))
+    # The dropout of the two differs as their lengths do.
     return model(batch), model(model.collate([rewrite(one, random) for one in batch.examples]))

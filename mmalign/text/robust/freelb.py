@@ -1,9 +1,5 @@
 """FreeLB: adversarial training whose ascent steps train the weights too.
 
-    delta, at first random -> loss / K -> backward -> gradients of the weights, added up over K passes
-      ^                                      |
-      +---------- step, project <- gradient by delta
-
 Zhu et al. 2020 (arXiv 1909.11764), algorithm 1: K passes, each both an ascent step of the noise and a K-th of
 the weights' gradient; the noise is added to the word embedding, in a ball of the entire sequence, and dropout
 is the same in all passes of a batch. Other layers and norms are ours.
@@ -14,23 +10,21 @@ from typing import Literal
 import torch
 
 from mmalign.text.heads.base import TaskBatch, TaskModel
-from mmalign.text.robust import ball, noise
-from mmalign.text.robust.ball import Norm
-from mmalign.text.robust.noise import AscentConfig
+from mmalign.text.robust import noise
+from mmalign.text.robust.noise import AscentConfig, Norm
 
 
 class FreeLbConfig(AscentConfig):
     """A batch costs K plain steps; the noise starts at random inside the ball."""
 
     kind: Literal["freelb"]
-    norm: Norm = "l2_sequence"
-    """linf: per entry; l2: per token; l2_sequence: all tokens of a sequence together, as published."""
+    norm: Norm = "l2_sequence"  # as published
 
     def backward(self, model: TaskModel, batch: TaskBatch, generator: torch.Generator) -> float:
         """The mean loss of the batch over the K noises; see `method.py`."""
         mask_NL = batch.tokens.mask_NL
         zero_NLF = noise.zeros(model.tower, batch.tokens, self.layer)
-        delta_NLF = ball.draw(zero_NLF, mask_NL, self.norm, self.radius, generator)
+        delta_NLF = noise.draw(zero_NLF, mask_NL, self.norm, self.radius, generator)
         total = 0.0
         for _ in noise.passes(model.tower, self.steps):
             delta_NLF.requires_grad_()

@@ -1,10 +1,5 @@
 """The list of robust methods: what they do to a batch's gradient, and what they do to the training texts.
 
-    model, batch -> method.backward -> mean loss, gradients in the parameters -> (the loop clips and steps)
-
-    training examples -> rs_da: rewritten copies -> shuffled -> batches                -> collate
-    training examples                            -> shuffled -> batches -> code_switch -> collate
-
 To add a method, write one file with a configuration class: a literal `kind`, the settings, and
 
     backward(model, batch, generator) -> float    add the gradients of the batch's mean loss to the
@@ -35,7 +30,7 @@ from mmalign.text.robust.freelb import FreeLbConfig
 from mmalign.text.robust.pgd import PgdConfig
 from mmalign.text.robust.rs_da import RsDaConfig
 from mmalign.text.robust.rs_rp import RsRpConfig
-from mmalign.text.tasks.example import Answer, Example
+from mmalign.text.tasks.task import Answer, Example
 
 
 class PlainConfig(Section):

@@ -6,7 +6,8 @@
 
 `embedding` is the output of the word embedding, before positions and norms. `last` is what the head sees,
 so noise there needs no second run of the encoder. The last block and `last` differ where the trunk ends in
-a norm.
+a norm. Noise is added to the tokens of the mask, special tokens included (a head may read one of those), and
+never to padding.
 
 Shapes: B examples, N sequences (an example has one or several), L tokens, F entries of a token's vector.
 """
@@ -24,11 +25,16 @@ from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder, Tokens
 from mmalign.models.text_tower import find_blocks
 from mmalign.text.heads.base import TaskBatch, TaskModel
-from mmalign.text.robust import ball
-from mmalign.text.robust.ball import Norm
 
+# The size of noise: its largest entry; the length of a token's noise; that of all tokens of a sequence
+# together (Frobenius norm).
+Norm = Literal["linf", "l2", "l2_sequence"]
+
+# The dimensions of (N, L, F) that a norm sums over.
+_SUMMED: dict[Norm, tuple[int, ...]] = {"l2": (2,), "l2_sequence": (1, 2)}
+
+# Where noise is added; a number counts the trunk's blocks from 1.
 Layer = Literal["embedding", "last"] | Annotated[int, Field(ge=1)]
-"""Where noise is added; a number counts the trunk's blocks from 1."""
 
 
 class UniformConfig(Section):
@@ -36,15 +42,14 @@ class UniformConfig(Section):
 
     kind: str
     layer: Layer = "last"
-    """Where the noise is added: `embedding`, `last`, or the number of a block from 1. `last` runs the encoder
-    once per batch, the others once per noise."""
+    """`embedding`, `last`, or the number of a block from 1; `last` runs the encoder once for all noises."""
     epsilon: float = Field(ge=0)
     """Half the width of the box: each entry's noise is uniform in [-epsilon, epsilon]."""
 
     def draw(self, model: TaskModel, batch: TaskBatch, generator: torch.Generator) -> Tensor:
         """(N, L, F), one draw."""
         zero_NLF = zeros(model.tower, batch.tokens, self.layer)
-        return ball.draw(zero_NLF, batch.tokens.mask_NL, "linf", self.epsilon, generator)
+        return draw(zero_NLF, batch.tokens.mask_NL, "linf", self.epsilon, generator)
 
 
 class AscentConfig(Section):
@@ -52,7 +57,7 @@ class AscentConfig(Section):
 
     kind: str
     layer: Layer = "embedding"
-    """Where the noise is added: `embedding`, `last`, or the number of a block from 1."""
+    """`embedding`, `last`, or the number of a block from 1."""
     norm: Norm
     """linf: per entry; l2: per token; l2_sequence: all tokens of a sequence together."""
     radius: float = Field(ge=0)
@@ -64,12 +69,49 @@ class AscentConfig(Section):
 
     def moved(self, delta_NLF: Tensor, gradient_NLF: Tensor, mask_NL: Tensor) -> Tensor:
         """The noise after one step along the gradient, projected to the ball."""
-        step_NLF = self.step_size * ball.direction(gradient_NLF, mask_NL, self.norm)
-        return ball.project(delta_NLF + step_NLF, self.norm, self.radius)
+        step_NLF = self.step_size * direction(gradient_NLF, mask_NL, self.norm)
+        return project(delta_NLF + step_NLF, self.norm, self.radius)
+
+
+def draw(
+    zero_NLF: Tensor, mask_NL: Tensor, norm: Norm, radius: float, generator: torch.Generator
+) -> Tensor:
+    """Noise with uniform entries, inside the ball; `zero_NLF` gives shape, dtype and device."""
+    # A generator on the host draws the same noise for every device.
+    unit_NLF = torch.rand(zero_NLF.shape, generator=generator, device=generator.device)
+    noise_NLF = (2 * unit_NLF - 1).to(zero_NLF) * mask_NL.unsqueeze(-1) * radius
+    if norm == "linf":
+        return noise_NLF
+    # Divided by the root of the number of entries that the norm sums over, it is inside the ball: FreeLB's
+    # start (arXiv 1909.11764, algorithm 1).
+    entries_N11 = torch.full_like(mask_NL[:, :1, None], zero_NLF.shape[2])
+    if norm == "l2_sequence":
+        entries_N11 = entries_N11 * mask_NL.sum(1)[:, None, None].clamp(min=1)
+    return noise_NLF / entries_N11.sqrt()
+
+
+def direction(gradient_NLF: Tensor, mask_NL: Tensor, norm: Norm) -> Tensor:
+    """The step of length 1 in the norm that raises a linear loss most; zero where the gradient is zero."""
+    gradient_NLF = gradient_NLF * mask_NL.unsqueeze(-1)
+    if norm == "linf":
+        return gradient_NLF.sign()
+    # The largest entry first: squares of a well-fitted model's tiny gradients would be zero.
+    largest = gradient_NLF.abs().amax(_SUMMED[norm], keepdim=True)
+    scaled_NLF = gradient_NLF / largest.clamp(min=torch.finfo(gradient_NLF.dtype).tiny)
+    return scaled_NLF / scaled_NLF.norm(dim=_SUMMED[norm], keepdim=True).clamp(min=1e-6)
+
+
+def project(delta_NLF: Tensor, norm: Norm, radius: float) -> Tensor:
+    """The nearest noise inside the ball."""
+    if norm == "linf":
+        return delta_NLF.clamp(-radius, radius)
+    size = delta_NLF.norm(dim=_SUMMED[norm], keepdim=True)
+    return delta_NLF * (radius / size.clamp(min=torch.finfo(size.dtype).tiny)).clamp(max=1)
 
 
 def zeros(tower: TextEncoder, tokens: Tokens, layer: Layer) -> Tensor:
-    """(N, L, F), no noise, in the layer's shape. Only an embedding may be narrower than the states."""
+    """(N, L, F), no noise, in the layer's shape."""
+    # Only an embedding may be narrower than the states.
     weight = tower.trunk.get_input_embeddings().weight
     width = weight.shape[1] if layer == "embedding" else tower.state_width
     return weight.new_zeros((*tokens.token_NL.shape, width), requires_grad=False)
@@ -134,16 +176,11 @@ def passes(tower: TextEncoder, count: int) -> Iterator[int]:
 
 
 def _block(tower: TextEncoder, layer: int | str) -> nn.Module:
-    """The layer-th block, from 1."""
     found = find_blocks(tower.trunk)
     if found is None:
         kind = tower.trunk.config.model_type
-        raise UserError(
-            f"layer {layer}: a {kind} trunk has no list of blocks; use embedding or last"
-        )
+        raise UserError(f"layer {layer}: {kind} has no list of blocks; use embedding or last")
     blocks = found[1]
     if int(layer) > len(blocks):
-        raise UserError(
-            f"layer {layer}: the trunk has {len(blocks)} blocks, counted from 1; use one of them"
-        )
+        raise UserError(f"layer {layer}: the trunk has {len(blocks)} blocks; use one of 1, 2, ...")
     return blocks[int(layer) - 1]

@@ -1,18 +1,9 @@
 """Adversarial training: the worst noise in a ball around the states, found by projected gradient ascent.
 
-    delta = 0 -> losses_B -> gradient by delta -> step, project -> losses_B -> ...        K times
-                    |                                                  |
-                    +--------> the worst of K + 1 per example <--------+
-                                             |
-                               mean loss -> gradients of the weights
-
 Madry et al. 2018 (arXiv 1706.06083). Huang et al. 2021 (arXiv 2104.08645) train so for cross-lingual transfer
 (ADV), but norm, radius, steps and step size of theirs are unknown: those here are our own, and a result must
 report them. Also ours: of all iterates, no noise included, each example keeps the one with its highest loss,
 and all passes of a batch have the same dropout, so that the loss trained on is never below the plain one.
-
-Where examples of a batch are each other's negatives (retrieval), an example's loss depends on its neighbours'
-noise too: there the choice per example is only approximately the worst.
 """
 
 from typing import Literal
@@ -21,9 +12,8 @@ import torch
 from torch import Tensor
 
 from mmalign.text.heads.base import TaskBatch, TaskModel
-from mmalign.text.robust import ball, noise
-from mmalign.text.robust.ball import Norm
-from mmalign.text.robust.noise import AscentConfig
+from mmalign.text.robust import noise
+from mmalign.text.robust.noise import AscentConfig, Norm
 
 
 class PgdConfig(AscentConfig):
@@ -31,7 +21,6 @@ class PgdConfig(AscentConfig):
 
     kind: Literal["pgd"]
     norm: Norm = "l2"
-    """linf: per entry; l2: per token; l2_sequence: all tokens of a sequence together."""
     random_start: bool = False
     """Begin at random noise in the ball, not at none."""
 
@@ -54,11 +43,12 @@ class PgdConfig(AscentConfig):
         if self.random_start:
             with torch.no_grad():
                 worst_B = self._losses(model, batch, worst_NLF)
-            delta_NLF = ball.draw(worst_NLF, mask_NL, self.norm, self.radius, generator)
+            delta_NLF = noise.draw(worst_NLF, mask_NL, self.norm, self.radius, generator)
         for step in range(self.steps + 1):  # K steps make K + 1 iterates
             moves = step < self.steps  # the last iterate is only looked at
             with torch.set_grad_enabled(moves):
                 losses_B = self._losses(model, batch, delta_NLF.requires_grad_(moves))
+            # Approximately the worst in retrieval: there a loss depends on the noise of the others too.
             is_worse_B = losses_B.detach() > worst_B
             worst_B = torch.where(is_worse_B, losses_B.detach(), worst_B)
             # All sequences of an example take the noise of the same iterate.

@@ -1,14 +1,8 @@
 """RS-DA: randomised smoothing by data augmentation, exactly as published.
 
-    text -> words (split at single spaces) -> each: itself or one of its neighbours, evenly -> text
-    training examples -> n copies of each, drawn independently -> training, otherwise plain
-
-Huang et al. 2021 (arXiv 2104.08645); the algorithm is that of uclanlp/Robust-XLT@175cddb, perturb.py: 10
-copies for PAWS-X, 3 for XNLI; matched with letter case, punctuation attached; each text of an example is
-drawn independently; the original is not added and survives only by chance; dev and test files are not
-changed. The published script has no seed; ours has.
-
-An epoch has `copies` times the steps of a plain one: compare with a plain run of as many steps.
+Huang et al. 2021 (arXiv 2104.08645); the algorithm is that of uclanlp/Robust-XLT@175cddb, perturb.py: each
+word is kept or becomes one of its neighbours, evenly; matched with letter case, punctuation attached; the
+original is not added and survives only by chance. The published script has no seed; ours has.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +16,11 @@ from pydantic import Field
 
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.text.tasks.example import Example
-from mmalign.text.tasks.tables import json_tree, rows
+from mmalign.text.tasks.tables import UNUSABLE, json_tree, rows
+from mmalign.text.tasks.task import Example
 
+# Word -> words that may replace it.
 Neighbours = Mapping[str, tuple[str, ...]]
-"""Word -> words that may replace it."""
 
 
 class RsDaConfig(Section):
@@ -36,15 +30,23 @@ class RsDaConfig(Section):
     neighbours: str
     """File of neighbours (.json as published, or .tsv); relative to where the command runs."""
     copies: int = Field(default=1, ge=1)
-    """Copies of each training example; published: 10 for PAWS-X, 3 for XNLI."""
+    """Copies of each training example; published: 10 for PAWS-X, 3 for XNLI. An epoch has as many times the
+    steps of a plain one: compare with a plain run of as many steps."""
 
     def rewriter(
         self, examples: Sequence[Example]
     ) -> Callable[[Example, np.random.Generator], Example]:
         """See `method.py`."""
         near = read_neighbours(Path(self.neighbours))
+
+        def draw(text: str, random: np.random.Generator) -> str:
+            choices = [(word, *near.get(word, ())) for word in text.split(" ")]
+            # All numbers in one call: one call per word would take most of the time.
+            draws = random.random(len(choices))
+            return " ".join(a[int(one * len(a))] for a, one in zip(choices, draws, strict=True))
+
         return lambda example, random: replace(
-            example, texts=tuple(_draw(text, near, random) for text in example.texts)
+            example, texts=tuple(draw(text, random) for text in example.texts)
         )
 
 
@@ -61,17 +63,12 @@ def read_neighbours(path: Path) -> Neighbours:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; `neighbours` must name a .json or .tsv file")
+    # Our own layout; the published files are JSON.
     if path.suffix != ".json":
         return {row.text("word"): tuple(row.cell("neighbours").split()) for row in rows(path)}
     tree = json_tree(path)
     for word, near in tree.items():
-        if not isinstance(near, list) or not all(isinstance(one, str) for one in near):
+        words = near if isinstance(near, list) else [None]
+        if not all(isinstance(one, str) and not UNUSABLE.search(one) for one in words):
             raise UserError(f"{path}: `{word}` must have a list of words; fix that entry")
     return {word: tuple(near) for word, near in tree.items()}
-
-
-def _draw(text: str, neighbours: Neighbours, random: np.random.Generator) -> str:
-    choices = [(word, *neighbours.get(word, ())) for word in text.split(" ")]
-    # All numbers in one call: one call per word would take most of the time.
-    draws = random.random(len(choices))
-    return " ".join(a[int(draw * len(a))] for a, draw in zip(choices, draws, strict=True))

@@ -1,9 +1,5 @@
 """RS-RP: randomised smoothing by random perturbation of the states.
 
-    tokens -> encoder, once -> state_NLF -+-> + noise 1 -> head -> loss -+
-                                          +-> + noise 2 -> head -> loss -+-> mean -> gradients
-                                          +-> + noise S -> head -> loss -+
-
 Named in Huang et al. 2021 (arXiv 2104.08645), whose code has no RS-RP and whose values we do not know. This
 is the form that LimJing7/ml-stance-detection@c5d53a4 re-implemented: S draws, uniform in a box, on the last
 hidden states. It tried a half-width of 0.01 and 0.1 with 3 draws. Ours: no noise on padding, other layers,

@@ -1,18 +1,14 @@
-"""Language codes of publishers -> BCP-47, the code that everything here carries.
+"""Language codes of publishers (FLORES-200, ISO 639-3, English names) -> BCP-47."""
 
-    swh_Latn (FLORES-200) -+
-    swa (ISO 639-3)       -+-> sw
-    swahili (English name)-+
+from typing import Annotated
 
-BCP-47 takes the shortest code that ISO 639 has (RFC 5646, section 2.2.1) and names a script only where it
-is not the usual one: `arb_Arab` is `ar`, `arb_Latn` is `ar-Latn`.
-"""
+from pydantic import AfterValidator
 
-import langcodes
+from mmalign.core.languages import canonical_language
 
-# langcodes knows the two-letter code of each ISO 639-3 code. These are exceptions: individual languages
-# that stand for their macrolanguage in the published sets (`arb` is Standard Arabic, `cmn` is Mandarin),
-# and codes that langcodes would merge with another language.
+# `canonical_language` knows the two-letter code of each ISO 639-3 code. These are exceptions: individual
+# languages that stand for their macrolanguage in the published sets (`arb` is Standard Arabic, `cmn` is
+# Mandarin), and codes that it would merge with another language.
 _EXCEPTIONS = {
     "als": "sq", "arb": "ar", "ayr": "ay", "azj": "az", "cmn": "zh", "gaz": "om", "khk": "mn", "kmr": "ku",
     "knc": "kr", "lvs": "lv", "npi": "ne", "ory": "or", "pbt": "ps", "pes": "fa", "plt": "mg", "prs": "prs",
@@ -24,23 +20,30 @@ _UNUSUAL = {
     "ace-Arab", "arb-Latn", "bjn-Arab", "kas-Deva", "knc-Arab", "min-Arab", "taq-Tfng", "zho-Hant",
 }  # fmt: skip
 
+# Languages that publishers (XLM-T, TyDiQA) call by their English names.
 NAMES = {
     "arabic": "ar", "bengali": "bn", "english": "en", "finnish": "fi", "french": "fr",
     "german": "de", "hindi": "hi", "indonesian": "id", "italian": "it", "korean": "ko",
     "portuguese": "pt", "russian": "ru", "spanish": "es", "swahili": "sw", "telugu": "te",
 }  # fmt: skip
-"""Languages that publishers (XLM-T, TyDiQA) call by their English names."""
 
 
 def bcp47(code: str) -> str:
     """The BCP-47 code of an ISO 639-3 code, a FLORES-200 code, an English name or a BCP-47 code.
 
-    `swa`, `swh_Latn` and `swahili` are `sw`; `zho_Hans` is `zh`, `zho_Hant` is `zh-Hant`; `pt-BR`
-    and unknown codes stay as they are.
+    `swa`, `swh_Latn`, `SW` and `swahili` are `sw`; `zho_Hans` is `zh`, `zho_Hant` and `zh_hant` are
+    `zh-Hant`, `iw` is `he`; unknown codes stay.
     """
-    code = NAMES.get(code, code).replace("_", "-")
+    # BCP-47 takes the shortest code that ISO 639 has (RFC 5646, section 2.2.1) and names a script only where
+    # it is not the usual one.
+    code = NAMES.get(code.lower(), code).replace("_", "-")
     language, _, rest = code.partition("-")
     is_usual_script = len(rest) == 4 and len(language) == 3 and code not in _UNUSUAL
-    if len(language) == 3:  # others are BCP-47 already, or names such as Wikipedia's `simple`
-        language = _EXCEPTIONS.get(language) or langcodes.standardize_tag(language)
-    return f"{language}-{rest}" if rest and not is_usual_script else language
+    language = _EXCEPTIONS.get(language.lower(), language)
+    code = f"{language}-{rest}" if rest and not is_usual_script else language
+    # Published sets and their languages' sizes say `tl`, `prs` and `swc`, where CLDR has other codes.
+    return code if code in _EXCEPTIONS.values() else canonical_language(code)
+
+
+# A language in a configuration, whatever its spelling.
+Language = Annotated[str, AfterValidator(bcp47)]

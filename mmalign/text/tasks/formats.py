@@ -1,9 +1,6 @@
 """Every layout that can be read: the name of a format -> the kind of its task and its examples.
 
-    format, folder -> Layout (a row of formats.yaml) -> matching files -> examples of each file -> Splits
-
-A published set needs an entry in formats.yaml. Only what no entry can express has a function of its own: our
-own layout, whose columns decide the kind of task, and two retrieval sets that read several files together.
+format, folder -> Layout (a row of formats.yaml) -> matching files -> examples of each file -> Splits
 """
 
 import re
@@ -19,10 +16,9 @@ from mmalign.core.errors import UserError
 from mmalign.core.languages import is_language_code
 from mmalign.text.tasks import meci, question_answering, retrieval
 from mmalign.text.tasks.codes import bcp47
-from mmalign.text.tasks.example import Example, Target
-from mmalign.text.tasks.layout import SPLIT, add, matching
-from mmalign.text.tasks.tables import Row, json_tree, lines, parallel, read_text, rows
-from mmalign.text.tasks.task import Entry, Kind, Splits
+from mmalign.text.tasks.layout import SPLIT, read_files
+from mmalign.text.tasks.tables import UNUSABLE, Row, json_tree, lines, parallel, read_text, rows
+from mmalign.text.tasks.task import Entry, Example, Kind, Splits, Target
 
 
 class Layout(Section):
@@ -70,22 +66,19 @@ class Layout(Section):
     """Template of columns, named parts of the path, `split`, `lang` and `number` (of the row, from 1)."""
 
     def read(self, folder: Path) -> Splits:
-        """The examples of all files of this layout in a folder.
+        """The examples of all files of this layout in a folder; errors are those of `read`."""
 
-        Raises:
-            UserError: nothing of the layout is there, or a file of it is broken (file, line, what).
-        """
-        splits: Splits = {}
-        for path, parts in matching(folder, self.files):
+        def entries(path: Path, parts: dict[str, str]) -> Iterator[Entry] | None:
             if self.unlabelled_tests and parts["split"] == "test":
                 first = next((line for line in lines(path) if line.strip()), "")
                 if first.count("\t") < len(self.columns) - 1:
-                    continue
-            add(splits, path, _READ_FILE.get(self.kind, _table)(self, path, parts), self.join)
-        return splits
+                    return None
+            return _READ_FILE.get(self.kind, _table)(self, path, parts)
+
+        return read_files(folder, self.files, entries, self.join)
 
     def target(self, row: Row) -> Target | None:
-        """The target of a row; None: the row is left out."""
+        # None: the row is left out.
         if self.score is not None:
             return row.score(self.score)
         column = next((one for one in self.label if one in row.cells), self.label[0])
@@ -95,7 +88,6 @@ class Layout(Section):
         return (self.labels or {}).get(label, label)
 
     def text(self, row: Row, columns: str) -> str:
-        """One text of a row."""
         text = " ".join(
             row.renamed(column, self.words[column]) if column in self.words else row.cell(column)
             for column in columns.split(" + ")
@@ -103,15 +95,13 @@ class Layout(Section):
         return re.sub(*self.replace, text) if self.replace else text
 
     def name(self, row: Row, parts: Mapping[str, str]) -> str:
-        """The id of a row."""
         known = {**parts, "number": str(row.number)}
         return re.sub(r"\{(\w+)\}", lambda m: known.get(m[1]) or row.name(m[1]), self.id)
 
 
 def _table(layout: Layout, path: Path, parts: dict[str, str]) -> Iterator[Entry]:
-    """One example per row."""
     for row in _rows(layout, path, parts):
-        lang = bcp47(row.text(layout.language)) if layout.language else parts.get("lang", "en")
+        lang = row.language(layout.language) if layout.language else parts.get("lang", "en")
         split = parts["split"]
         if layout.split is not None and layout.split in row.cells:
             split = row.renamed(layout.split, SPLIT)
@@ -122,11 +112,10 @@ def _table(layout: Layout, path: Path, parts: dict[str, str]) -> Iterator[Entry]
         target = None if is_empty and layout.empty == "skip" else layout.target(row)
         if target is not None:
             name = layout.name(row, {**parts, "split": split, "lang": lang})
-            yield (split, lang), Example(name, lang, texts, target)
+            yield (split, lang), Example(name, lang, texts, target, row.place)
 
 
 def _rows(layout: Layout, path: Path, parts: dict[str, str]) -> Iterable[Row]:
-    """The rows of a file, with their labels where these lie in a file beside it."""
     if layout.rows == "file":
         return [Row(path, 1, 1, {**parts, "text": read_text(path)})]
     if layout.rows is not None:
@@ -137,6 +126,7 @@ def _rows(layout: Layout, path: Path, parts: dict[str, str]) -> Iterable[Row]:
     found = rows(path, layout.columns, layout.quoted, layout.skip_broken)
     if layout.labels_file is None:
         return found  # row by row: some files have millions
+    # The labels lie in a file beside it, unless the rows have them.
     column, bare = layout.label[0], list(found)
     if any(column in row.cells for row in bare):
         return bare
@@ -154,8 +144,9 @@ def _sentences(layout: Layout, path: Path, parts: dict[str, str]) -> Iterator[En
         row = Row(path, line_number, number, cells)
         if not line.strip():
             if words:
-                example = Example(layout.name(row, parts), lang, *zip(*words, strict=True))
-                yield (parts["split"], lang), example
+                texts, tags = zip(*words, strict=True)
+                name = layout.name(row, parts)
+                yield (parts["split"], lang), Example(name, lang, texts, tags, row.place)
                 words, number = [], number + 1
         elif line.startswith("#") and layout.columns[0] == "id":
             continue  # CoNLL-U has comments; a word of other formats may start with #
@@ -194,24 +185,22 @@ def _read_own(folder: Path, files: str) -> Splits:
         premise, hypothesis, label  or  sentence1, sentence2, label        classification of pairs
         sentence1, sentence2, score                                        similarity
 
-    Rows with the same `id` are translations of each other. Without an `id` column, row n of a split is
-    the same in every language.
+    Rows with the same `id` are translations of each other, so ids differ within a split and language. Without
+    an `id` column, row n of a split is the same in every language.
     """
     for path in sorted(folder.glob("*.*")):
         match = re.fullmatch(r"(train|dev|test)\.([^./]+)\.\w+", path.name)
-        is_task_file = match is not None and is_language_code(match[2])
+        is_task_file = match is not None and is_language_code(bcp47(match[2]))
         # A typing error in a name would otherwise leave out the file.
         if path.suffix in (".tsv", ".jsonl") and not is_task_file:
             raise UserError(
                 f"{path}: not the name of a task file; call it <train, dev or test>.<language>.tsv"
             )
-    splits: Splits = {}
-    for path, parts in matching(folder, files):
-        add(splits, path, _own(path, parts["split"], parts["lang"]))
-    return splits
+    return read_files(folder, files, _own)
 
 
-def _own(path: Path, split: str, lang: str) -> Iterator[Entry]:
+def _own(path: Path, parts: dict[str, str]) -> Iterator[Entry]:
+    split, lang = parts["split"], parts["lang"]
     for row in rows(path):
         columns = next((one for one in _OWN_TEXTS if one[0] in row.cells), None)
         if columns is None or not {"label", "score"} & row.cells.keys():
@@ -221,18 +210,24 @@ def _own(path: Path, split: str, lang: str) -> Iterator[Entry]:
             )
         name = row.name("id") if "id" in row.cells else f"{split}-{row.number}"
         target = row.name("label") if "label" in row.cells else row.score("score")
-        yield (split, lang), Example(name, lang, tuple(map(row.text, columns)), target)
+        texts = tuple(map(row.text, columns))
+        yield (split, lang), Example(name, lang, texts, target, row.place)
 
 
 LAYOUTS = {
     name: validate(Layout, tree, f"formats.yaml, {name}")
     for name, tree in read_yaml(Path(__file__).with_name("formats.yaml")).items()
 }
+# What no entry of formats.yaml can express: our own layout, whose columns decide the kind of task, and two
+# retrieval sets that read several files together.
 _READ_FOLDER: dict[str, Callable[[Path, str], Splits]] = {
     "tsv": _read_own,
     "lareqa": retrieval.read_lareqa,
     "mewslix": retrieval.read_mewslix,
 }
+
+# Of ids and labels, which files of predictions hold; other control characters in a text do no harm.
+_IN_A_NAME = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 
 if TYPE_CHECKING:
     Format = str
@@ -249,9 +244,39 @@ def read(format: Format, folder: Path) -> tuple[Kind, Splits]:
     layout = LAYOUTS[format]
     is_own = format in _READ_FOLDER
     splits = _READ_FOLDER[format](folder, layout.files) if is_own else layout.read(folder)
+    # Languages may share one pool of candidates.
+    for examples in {id(one): one for one in splits.values()}.values():
+        _check(examples, folder)
     scored = {isinstance(one.target, float) for rows in splits.values() for one in rows}
     if len(scored) > 1:
         raise UserError(
             f"{folder}: some task files have the column `label` and others `score`; separate them"
         )
     return ("similarity" if scored == {True} else layout.kind), splits
+
+
+def _check(examples: Iterable[Example], folder: Path) -> None:
+    first: dict[str, Example] = {}
+    for one in examples:
+        target = one.target if isinstance(one.target, tuple) else (one.target,)
+        names = (one.id, *(part for part in target if isinstance(part, str)))
+        if not all(isinstance(part, str) for part in (one.id, *one.texts)):
+            raise UserError(
+                f"{one.place or folder}: an id or a text is not text; get the file again"
+            )
+        found = [
+            match[0]
+            for pattern, parts in ((UNUSABLE, one.texts), (_IN_A_NAME, names))
+            for part in parts
+            if (match := pattern.search(part))
+        ]
+        if found:
+            raise UserError(
+                f"{one.place or folder}: holds U+{ord(found[0]):04X}, a control character or half of a "
+                "surrogate pair; remove it"
+            )
+        # Intervals are drawn over ids: rows with one id would count as one.
+        if (other := first.setdefault(one.id, one)) is not one:
+            raise UserError(
+                f"{one.place or folder}: the id `{one.id}` is also that of {other.place}; make them differ"
+            )

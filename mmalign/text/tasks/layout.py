@@ -1,7 +1,5 @@
 """Which files of a folder belong to a set: templates of their paths.
 
-    folder, template -> files whose path fits -> split and language from the path -> readers -> Splits
-
 A template is a path below the folder, for example `[MNLI/]{train,dev}.{jsonl,tsv}`:
 
     [...]         may be missing            *    any part of a name
@@ -15,13 +13,14 @@ A set without a language in its paths is in English; one without a split is a te
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmalign.core.errors import UserError
 from mmalign.text.tasks.codes import NAMES, bcp47
 from mmalign.text.tasks.task import Entry, Splits
 
+# Publishers' names of splits -> ours.
 SPLIT = {
     **dict.fromkeys(("train", "translated_train", "in_domain_train", "trn", "TRAIN"), "train"),
     **dict.fromkeys(("dev", "val", "dev_2k", "dev_matched", "in_domain_dev"), "dev"),
@@ -30,14 +29,14 @@ SPLIT = {
     # Labelled sets of other domains or attacks that nobody tunes on: papers report them as tests.
     **dict.fromkeys(("dev_mismatched", "out_of_domain_dev", "evaluation"), "test"),
 }
-"""Publishers' names of splits -> ours."""
 
 _LANGUAGES = {
-    "language": r"[a-z]{2,3}(?:-[A-Za-z]+)?",
+    # Underscores before a region or a script alone: others begin the name of a treebank.
+    "language": r"[A-Za-z]{2,3}(?:-[A-Za-z]+|_[A-Za-z]{2}|_[A-Za-z]{4})?",
     "BCP-47 code": r"[^./]+",
     "FLORES-200 code": r"[a-z]{3}_[A-Z][a-z]{3}",
-    "Wikipedia code": r"[a-z-]{2,}",
-    "language in English": "|".join(NAMES),
+    "Wikipedia code": r"[A-Za-z_-]{2,}",
+    "language in English": f"(?i:{'|'.join(NAMES)})",
 }
 _TOKEN = re.compile(r"\*\*/|\*|\[|\]|\{[^}]*\}|<[^>]*>|[^*\[\]{<]+")
 _FIXED = {"**/": r"(?:.+/)?", "*": r"[^/]*", "[": "(?:", "]": ")?"}
@@ -76,28 +75,39 @@ def matching(folder: Path, template: str) -> list[tuple[Path, dict[str, str]]]:
     return found
 
 
-def add(splits: Splits, path: Path, examples: Iterator[Entry], join: bool = False) -> None:
-    """Put the examples of a file, each with its (split, language), into `splits`.
-
-    Args:
-        join: several files may hold the same split and language.
+def read_files(
+    folder: Path,
+    template: str,
+    reader: Callable[[Path, dict[str, str]], Iterator[Entry] | None],
+    join: bool = False,
+) -> Splits:
+    """The examples of all files that fit the template; `reader` returns None for a file to leave out.
 
     Raises:
-        UserError: there are none, or an earlier file held the same split and language.
+        UserError: a file has none, or without `join` an earlier one held the same split and language.
     """
-    part: Splits = {}
-    for key, example in examples:
-        part.setdefault(key, []).append(example)
-    if not part:
-        raise UserError(f"{path}: holds no examples; fill it or remove it")
-    for key, rows in part.items():
-        if key in splits and not join:
-            raise UserError(f"{path}: a second file for {key[0]} in `{key[1]}`; keep one of them")
-        splits.setdefault(key, []).extend(rows)
+    splits: Splits = {}
+    first: dict[tuple[str, str], Path] = {}
+    for path, parts in matching(folder, template):
+        entries = reader(path, parts)
+        if entries is None:  # XTREME's tests have no labels
+            continue
+        found: Splits = {}
+        for key, example in entries:
+            found.setdefault(key, []).append(example)
+        if not found:
+            raise UserError(f"{path}: holds no examples; fill it or remove it")
+        for key, rows in found.items():
+            # One language may be spelled in two ways: `EN` and `en`, `iw` and `he`.
+            if first.setdefault(key, path) != path and not join:
+                raise UserError(
+                    f"{path}: a second file for {key[0]} in `{key[1]}`, beside {first[key]}; keep one"
+                )
+            splits.setdefault(key, []).extend(rows)
+    return splits
 
 
 def _pattern_parts(template: str) -> Iterator[str]:
-    """The parts of a regular expression for a template."""
     named: set[str] = set()
     for token in _TOKEN.findall(template):
         name, _, choices = token[1:-1].rpartition("=")

@@ -8,21 +8,17 @@
                                                     joined by one space
     Relation  T1         T5         NoRel   ...     or CauseEffect, EffectCause; the rest is not read
 
-MECI (Lai et al., COLING 2022) asks about the pairs that a file lists, no others; files list about half of
-all pairs or fewer. A causal pair is listed in both directions and a pair without a relation in one or
-both. Here a pair is unordered, so a pair that is listed twice is one pair, and the question is whether one
-event causes the other, in either direction. Triggers may overlap, and a document may have no pair at all.
+MECI (Lai et al., COLING 2022) asks about the pairs that a file lists, no others. Triggers may overlap, and a
+document may have no pair at all.
 """
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import astuple
 from pathlib import Path
 
 from mmalign.core.errors import UserError
-from mmalign.text.tasks.example import Causality, Event, EventPair, Example, starts_of
 from mmalign.text.tasks.tables import lines
-from mmalign.text.tasks.task import Entry
+from mmalign.text.tasks.task import Causality, Entry, Event, EventPair, Example, starts_of
 
 _IS_CAUSAL = {"CauseEffect": True, "EffectCause": True, "NoRel": False}
 
@@ -33,6 +29,7 @@ def document(path: Path, parts: Mapping[str, str]) -> Iterator[Entry]:
     Raises:
         UserError: a language that no folder names, or a broken line (file, line, what).
     """
+    # The language is part of the id: files of two languages may have the same name.
     folder = path.parent.parent.resolve()  # that of one language, where no folder above it is given
     match = re.fullmatch(r"causal-([a-z]{2,3})", folder.name)
     lang = parts.get("lang") or (match and match[1])
@@ -41,11 +38,11 @@ def document(path: Path, parts: Mapping[str, str]) -> Iterator[Entry]:
             f"{folder}: holds train, dev or test, but its name has no language; name it causal-<language>"
         )
     name = f"{lang}-{parts['split']}-{path.stem}"
-    yield (parts["split"], lang), Example(name, lang, *_read(path))
+    yield (parts["split"], lang), Example(name, lang, *_read(path), str(path))
 
 
 def _read(path: Path) -> tuple[tuple[str, ...], Causality]:
-    """The sentences of a file; its events, numbered in the order of their positions, and its pairs."""
+    # Events are numbered in the order of their positions.
     events: dict[str, Event] = {}
     pairs: dict[frozenset[str], bool] = {}
     filled = [(n, line) for n, line in enumerate(lines(path), start=1) if line.strip()]
@@ -65,21 +62,17 @@ def _read(path: Path) -> tuple[tuple[str, ...], Causality]:
                 case ["Relation", one, other, relation, *_]:
                     _add_pair(pairs, events, (one, other), relation)
                 case _:
-                    raise ValueError(
-                        "neither `Event` with five columns nor `Relation` with four or more"
-                    )
+                    raise ValueError("neither `Event` with 5 columns nor `Relation` with 4 or more")
     except ValueError as error:
-        raise UserError(
-            f"{path}, line {number}: {error}; fix the line or get the file again"
-        ) from None
-    names = sorted(events, key=lambda one: astuple(events[one]))
+        raise UserError(f"{path}, line {number}: {error}; fix it or get the file again") from None
+    names = sorted(events, key=events.__getitem__)
     numbered = sorted((sorted(map(names.index, pair)), causal) for pair, causal in pairs.items())
     found = (EventPair(first, second, causal) for (first, second), causal in numbered)
     return tuple(sentences), Causality(tuple(events[name] for name in names), tuple(found))
 
 
 def _event(sentences: Sequence[str], trigger: str, offset: str) -> Event:
-    """The position of the trigger in its sentence; the file counts from the start of the document."""
+    # The file counts from the start of the document.
     if not (offset.isascii() and offset.isdecimal()):
         raise ValueError(f"the offset is `{offset}`; it must be a whole number")
     starts = starts_of(sentences)
@@ -94,7 +87,6 @@ def _event(sentences: Sequence[str], trigger: str, offset: str) -> Event:
 def _add_pair(
     pairs: dict[frozenset[str], bool], events: Collection[str], names: Sequence[str], relation: str
 ) -> None:
-    """Add a pair, which must not contradict an earlier line."""
     unknown = [name for name in names if name not in events]
     if unknown:
         raise ValueError(f"no line above it names the event `{unknown[0]}`")
@@ -102,6 +94,8 @@ def _add_pair(
         raise ValueError(f"`{names[0]}` is paired with itself")
     if relation not in _IS_CAUSAL:
         raise ValueError(f"the relation is `{relation}`; known are {', '.join(_IS_CAUSAL)}")
+    # A causal pair is listed in both directions, a pair without a relation in one or both. Here a pair has no
+    # direction: the question is whether either event causes the other.
     is_causal = _IS_CAUSAL[relation]
     if pairs.setdefault(frozenset(names), is_causal) != is_causal:
         raise ValueError(

@@ -1,9 +1,6 @@
 """Questions whose answers are spans of a paragraph, in the JSON of SQuAD 1.1.
 
-    {"data": [{"paragraphs": [{"context", "qas": [{"id", "question", "answers"}]}]}]}
-        -> paragraphs -> questions, each answer checked against its context
-
-Questions of XQuAD and MLQA have the same id in all languages.
+{"data": [{"paragraphs": [{"context", "qas": [{"id", "question", "answers"}]}]}]}
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,9 +9,8 @@ from typing import Any
 
 from mmalign.core.errors import UserError
 from mmalign.text.tasks.codes import NAMES
-from mmalign.text.tasks.example import Answer, Example
 from mmalign.text.tasks.tables import json_tree
-from mmalign.text.tasks.task import Entry
+from mmalign.text.tasks.task import Answer, Entry, Example
 
 
 def paragraphs(path: Path) -> Iterator[dict[str, Any]]:
@@ -50,9 +46,16 @@ def questions(path: Path, parts: Mapping[str, str]) -> Iterator[Entry]:
                 name, context, answers = asked["id"], paragraph["context"], correct_answers(asked)
                 # TyDiQA's files hold all languages; the English name of each begins its ids.
                 lang = parts.get("lang") or NAMES.get(name.partition("-")[0], "en")
-                examples.append(Example(name, lang, (asked["question"], context), answers))
+                place = f"{path}, question {name}"
+                examples.append(Example(name, lang, (asked["question"], context), answers, place))
+                # An answer elsewhere in its context would train and grade on wrong characters.
                 if not answers or not all(
-                    a.text and context.startswith(a.text, a.start) for a in answers
+                    a.text
+                    and type(a.start) is int
+                    and a.start >= 0
+                    # A negative start would count from the end of the context.
+                    and context.startswith(a.text, a.start)
+                    for a in answers
                 ):
                     wrong.append(name)
     except (KeyError, TypeError, AttributeError):

@@ -1,19 +1,17 @@
-"""A task as a configuration names it: the files to train on, the files to test on, the languages.
-
-TaskConfig -> readers -> splits of the training files, splits of the test files -> Task
-"""
+"""A task as a configuration names it: the files to train on, the files to test on, the languages."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.codes import Language
 from mmalign.text.tasks.formats import Format, read
-from mmalign.text.tasks.task import CANDIDATES, Kind, Splits, Task, labels_of, sample
+from mmalign.text.tasks.task import CANDIDATES, Example, Kind, Splits, Task, labels_of, sample
 
 
 class FilesConfig(Section):
@@ -25,31 +23,30 @@ class FilesConfig(Section):
     """Whose layout the files have (formats.yaml); tsv: our own, `<split>.<lang>.tsv` with a header line."""
 
 
-class _Named(Section):
+class NamedFilesConfig(FilesConfig):
+    """The files of a task's tests."""
+
     name: str = Field(pattern=r"^[\w-]+$")
-    """The task's name in metrics: `text/<name>/...`."""
+    """In metrics, `text/<name>/...`, and for XTREME's folder of predictions."""
+    relabel: dict[str, str] = Field(default_factory=dict)
+    """Label of the tests -> label of the training files, where they name the same thing differently."""
+    merge: dict[str, str] = Field(default_factory=dict)
+    """Predicted label -> coarser label of the tests (HANS: `neutral` is `not_entailment`)."""
 
 
-class TaskConfig(
-    FilesConfig, _Named
-):  # fields from the last class to the first: `name` comes first
+class TaskConfig(NamedFilesConfig):
     """A task. `folder` holds the tests, and training and dev files too unless `train` names others."""
 
     train: FilesConfig | None = None
     """Training files, where they are not those of `folder`; their dev files, if any, choose the epoch."""
-    language: str = "en"
+    language: Language = "en"
     """Language of the labels to train on."""
     train_examples: int | None = Field(default=None, ge=1)
     """Train on a sample of so many rows, drawn by their ids; by default on all."""
     test_examples: int | None = Field(default=None, ge=1)
     """Test on a sample of so many rows of each language, the same ids in all; by default on all."""
-    languages: tuple[str, ...] | None = None
+    languages: tuple[Language, ...] | None = None
     """Test only in these; by default in every language that the folder holds."""
-    relabel: dict[str, str] = Field(default_factory=dict)
-    """Label of the tests -> label of the training files, where they name the same thing differently."""
-    merge: dict[str, str] = Field(default_factory=dict)
-    """Predicted label -> coarser label of the tests (HANS: `neutral` is
-    `not_entailment`)."""
 
 
 def read_task(config: TaskConfig) -> Task:
@@ -73,6 +70,7 @@ def make_task(
     (train_kind, trained), (kind, tested) = training_files, test_files
     source = config.language
     training_folder = config.train.folder if config.train else config.folder
+    # Both must ask the same kind of question (MNLI and XNLI, SQuAD and MLQA).
     if train_kind != kind:
         raise UserError(
             f"task `{config.name}`: {training_folder} holds {train_kind} examples, {config.folder} "
@@ -82,14 +80,17 @@ def make_task(
     if not train and kind != "retrieval":  # retrieval can use the tower as it is
         there = ", ".join(sorted(lang for split, lang in trained if split == "train")) or "none"
         raise UserError(
-            f"{training_folder}: no training file for `{source}` (task `{config.name}`); languages "
-            f"with a training file: {there}"
+            f"{training_folder}: no training file for `{source}` (task `{config.name}`); "
+            f"there are some for {there}"
         )
     train = sample(train, config.train_examples)
+    # By any target: those of other kinds than classification are never among the names.
+    names: Mapping[Any, Any] = config.relabel
     by_split: dict[str, dict[str, list[Example]]] = {"dev": {}, "test": {}, CANDIDATES: {}}
     for (split, lang), rows in tested.items():
-        renamed = [_relabelled(one, config.relabel) for one in rows] if config.relabel else rows
-        by_split.setdefault(split, {})[lang] = renamed
+        if names:
+            rows = [replace(one, target=names.get(one.target, one.target)) for one in rows]
+        by_split.setdefault(split, {})[lang] = rows
     # Before `dev` gets the training files' own dev examples, which may be of another publisher.
     tests = _choose_tests(by_split["test"], by_split["dev"], config)
     dev = by_split["dev"]
@@ -145,21 +146,15 @@ def describe(task: Task) -> str:
     )
 
 
-def _relabelled(one: Example, names: Mapping[str, str]) -> Example:
-    label = one.target
-    return replace(one, target=names.get(label, label)) if isinstance(label, str) else one
-
-
 def _choose_tests(
     tests: Mapping[str, list[Example]], dev: Mapping[str, list[Example]], config: TaskConfig
 ) -> dict[str, list[Example]]:
-    """The examples to test on, by language; dev examples where a language has no others."""
+    # Dev examples where a language has no others.
     others = {lang: rows for lang, rows in dev.items() if lang != config.language}
     there = dict(sorted({**others, **tests}.items()))
     if not there:
         raise UserError(
-            f"{config.folder}: nothing to test on; add a test file, or a dev file of a language other "
-            f"than `{config.language}`"
+            f"{config.folder}: nothing to test on; add a test file, or a dev file of another language"
         )
     wanted = there if config.languages is None else config.languages
     missing = [lang for lang in wanted if lang not in there]

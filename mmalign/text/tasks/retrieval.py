@@ -1,13 +1,7 @@
 """Published sets that search: translations, answers, entities.
 
-    Tatoeba    a sentence         -> its translation among the English sentences of its file
-    LAReQA     a question         -> the sentences that answer it, in all languages
-    Mewsli-X   a mention in news  -> the description of what is meant, in any language
-
-Queries are in the splits `dev` and `test`; their target is the ids of the correct candidates.
-Candidates are in the split `candidates`, under the language of the queries that search them; a
-pool that all languages share is the same list under each. A candidate's own language is its
-`lang`, its target is its own id.
+Candidates are in the split `candidates`, under the language of the queries that search them; a pool that all
+languages share is the same list under each. A candidate's target is its own id.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,36 +10,32 @@ from pathlib import Path
 
 from mmalign.core.errors import UserError
 from mmalign.text.tasks.codes import bcp47
-from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.layout import matching
 from mmalign.text.tasks.question_answering import correct_answers, paragraphs
 from mmalign.text.tasks.tables import Row, lines, parallel, rows
-from mmalign.text.tasks.task import CANDIDATES, Entry, Splits
+from mmalign.text.tasks.task import CANDIDATES, Entry, Example, Splits
 
 
 def translations(path: Path, parts: Mapping[str, str]) -> Iterator[Entry]:
-    """Tatoeba: the queries and candidates of one file, one pool per language.
-
-    LASER has a second file with the English sentences, line by line; our tables have both texts in a row.
-    """
+    """Tatoeba: the queries and candidates of one file, one pool per language."""
     lang = parts["lang"]
     if path.suffix == ".tsv":
         pairs = [(row.text("text"), row.text("english")) for row in rows(path)]
-    else:
+    else:  # LASER has a second file with the English sentences, line by line
         english = path.with_suffix(".eng")
         pairs = list(parallel(english, lines(english), path, lines(path)))
     for number, (text, translation) in enumerate(pairs, start=1):
         # Files of different languages are not aligned: the same number means another sentence.
         found = f"{lang}-en-{number}"
-        yield ("test", lang), Example(f"{lang}-{number}", lang, (text,), (found,))
-        yield (CANDIDATES, lang), _candidate(found, "en", translation)
+        place = f"{path}, row {number}"
+        yield ("test", lang), Example(f"{lang}-{number}", lang, (text,), (found,), place)
+        yield (CANDIDATES, lang), _candidate(found, "en", translation, place)
 
 
 def read_lareqa(folder: Path, files: str) -> Splits:
     """LAReQA's XQuAD-R (Roy et al., EMNLP 2020): sentences of all languages in one pool.
 
-    A sentence is correct where the question's answer starts in it, in any language. A question whose
-    answer starts between two sentences in a language has no correct sentence there.
+    A sentence is correct where the question's answer starts in it, in any language.
     """
     splits: Splits = {}
     pool: list[Example] = []
@@ -58,14 +48,15 @@ def read_lareqa(folder: Path, files: str) -> Splits:
                     (f"{lang}-{number}-{i}", range(start, end), paragraph["context"][start:end])
                     for i, (start, end) in enumerate(paragraph["sentence_breaks"], start=1)
                 ]
-                pool += [_candidate(name, lang, text) for name, _, text in sentences]
+                pool += [_candidate(name, lang, text, str(path)) for name, _, text in sentences]
                 for asked in paragraph["qas"]:
                     starts = {answer.start for answer in correct_answers(asked)}
+                    # None, where the answer starts between two sentences.
                     holding = {text for _, span, text in sentences if starts.intersection(span)}
                     # Sentences of the same paragraph with the same words answer too.
                     names = [name for name, _, text in sentences if text in holding]
                     correct.setdefault(asked["id"], []).extend(names)
-                    query = Example(asked["id"], lang, (asked["question"],), ())
+                    query = Example(asked["id"], lang, (asked["question"],), (), str(path))
                     splits.setdefault(("test", lang), []).append(query)
             except (KeyError, TypeError, ValueError):
                 raise UserError(
@@ -83,9 +74,8 @@ def read_lareqa(folder: Path, files: str) -> Splits:
 def read_mewslix(folder: Path, files: str) -> Splits:
     """Mewsli-X (Ruder et al., EMNLP 2021): news mentions, one pool of about a million descriptions.
 
-    The publisher's script puts the news texts into `wikinews_mentions-*.jsonl`. Query and candidate
-    are written as in XTREME: the mention, a colon and its sentence with the mention in braces; the
-    sentences of the description.
+    The publisher's script puts the news texts into `wikinews_mentions-*.jsonl`. Query and candidate are
+    written as in XTREME.
     """
     splits: Splits = {}
     mentions = matching(folder, files)
@@ -98,21 +88,21 @@ def read_mewslix(folder: Path, files: str) -> Splits:
                     splits.setdefault((parts["split"], query.lang), []).append(query)
         for row in rows(entities):
             text, spans = row.cell("description"), row.cells["sentence_spans"]
-            lang = bcp47(row.text("description_language"))
+            lang = row.language("description_language")
             # The sentences without the line breaks between them.
             parts_of_text = " ".join(text[one["start"] : one["end"]] for one in spans).split()
-            pool.append(_candidate(row.text("entity_id"), lang, " ".join(parts_of_text)))
-    except (KeyError, TypeError):
+            name = row.text("entity_id")
+            pool.append(_candidate(name, lang, " ".join(parts_of_text), row.place))
+    except (KeyError, TypeError, AttributeError):
         raise row.error("lacks a key of Mewsli-X's files; get the set again") from None
     return splits | {(CANDIDATES, lang): pool for _, lang in splits}
 
 
-def _candidate(name: str, lang: str, text: str) -> Example:
-    return Example(name, lang, (text,), (name,))
+def _candidate(name: str, lang: str, text: str, place: str) -> Example:
+    return Example(name, lang, (text,), (name,), place)
 
 
 def _mentions(row: Row) -> Iterator[Example]:
-    """The queries of one news article."""
     context = row.cells["context"]
     lang, text = bcp47(context["language"]), context["text"]
     sentences = [(one["start"], one["end"]) for one in context["sentence_spans"]]
@@ -127,4 +117,5 @@ def _mentions(row: Row) -> Iterator[Example]:
         around = [(a, b) for a, b in sentences if a < end and start < b] or [(start, end)]
         left, right = text[around[0][0] : start], text[end : around[-1][1]]
         query = " ".join(f"{name}: {left} {{ {name} }} {right}".split())
-        yield Example(mention["example_id"], lang, (query,), (mention["entity_id"],))
+        target = (mention["entity_id"],)
+        yield Example(mention["example_id"], lang, (query,), target, row.place)

@@ -1,20 +1,24 @@
-"""Tables of any publisher, row by row; each row knows its file and line.
-
-    .tsv, .csv, .jsonl, .json -> Row (cells by column; file and line for the error message) -> readers
-
-Text files are UTF-8. Plain tab-separated files have no quoting: a quote is part of the text. Files
-that a CSV library wrote have quoting, and Python's csv module reads them.
-"""
+"""Tables of any publisher (.tsv, .csv, .jsonl, .json), row by row; each row knows its file and line."""
 
 import csv
 import io
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mmalign.core.errors import UserError
+from mmalign.core.languages import is_language_code
+from mmalign.text.tasks.codes import bcp47
+
+# Digits alone: `float` would also read `nan`, `inf` and `1_0`.
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+
+# Tokenizers and hashes fail on halves of surrogate pairs, which JSON can write.
+UNUSABLE = re.compile("[\0\ud800-\udfff]")
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -35,9 +39,12 @@ class Row:
     number: int
     cells: Mapping[str, Any]
 
+    @property
+    def place(self) -> str:
+        return f"{self.path}, line {self.line}"
+
     def error(self, what: str) -> UserError:
-        """The error to raise: file, line and what is wrong."""
-        return UserError(f"{self.path}, line {self.line}: {what}")
+        return UserError(f"{self.place}: {what}")
 
     def cell(self, column: str) -> str:
         """The text in `column`; it may be empty."""
@@ -59,12 +66,21 @@ class Row:
         return str(value) if type(value) is int else self.text(column)
 
     def score(self, column: str) -> float:
-        """The number in `column`."""
         value: Any = self.cells.get(column)
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            raise self.error(f"`{column}` is `{value}`; write a number") from None
+        is_number = (
+            _NUMBER.fullmatch(value) if isinstance(value, str) else type(value) in (int, float)
+        )
+        number = float(str(value)) if is_number else math.nan  # `1e400` is infinite
+        if not math.isfinite(number):
+            raise self.error(f"`{column}` is `{value}`; write a number")
+        return number
+
+    def language(self, column: str) -> str:
+        """The language code in `column` as BCP-47."""
+        code = self.text(column).strip()
+        if not is_language_code(bcp47(code)):
+            raise self.error(f"`{column}` is `{code}`; write a language code")
+        return bcp47(code)
 
     def renamed(self, column: str, names: Mapping[str, T]) -> T:
         """The class in `column` under our name; `names` holds every class of the set."""
@@ -90,9 +106,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}); convert it") from None
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; it belongs to the one beside it, get both"
-        ) from None
+        raise UserError(f"{path}: no such file; get it with the file beside it") from None
 
 
 def rows(
@@ -111,13 +125,23 @@ def rows(
         for n, text in enumerate(lines(path), start=1):
             yield Row(path, n, n, _json_object(text, f"{path}, line {n}", "write one per line"))
         return
+    delimiter = "," if path.suffix == ".csv" else "\t"
     if quoted:
-        numbered = _parsed(path, "," if path.suffix == ".csv" else "\t")
+        numbered = _parsed(path, delimiter)
     else:  # a file of one column has no delimiter: a tab is part of the text
         limit = 0 if len(columns) == 1 else -1
         numbered = ((n, line.split("\t", limit)) for n, line in enumerate(lines(path), start=1))
     columns = columns or next(numbered, (0, []))[1]
     for number, (line, cells) in enumerate(numbered, start=1):
+        for before, cell in enumerate(cells if quoted else ()):
+            inside = [part.count(delimiter) for part in cell.rstrip("\n").split("\n")]
+            last, breaks = len(columns) - 1, len(inside) - 1
+            # The rest of its row, whole rows, and the start of one: nothing closes its quotation mark.
+            if breaks and inside == [last - before, *[last] * (breaks - 1), before]:
+                raise UserError(
+                    f"{path}, line {line - breaks}: a quotation mark opens here and closes in line "
+                    f"{line}, behind other rows; remove it or double it"
+                )
         if len(cells) == len(columns):
             yield Row(path, line, number, dict(zip(columns, cells, strict=True)))
         elif not skip_broken:
@@ -130,9 +154,8 @@ def rows(
 def parallel(path: Path, own: list[T], beside: Path, other: list[U]) -> Iterator[tuple[U, T]]:
     """The rows of file `beside` with those of `path`, which belong together line by line."""
     if len(own) != len(other):
-        raise UserError(
-            f"{path}: {len(own)} lines, but {len(other)} in {beside.name}; get both again"
-        )
+        there = f"{len(other)} in {beside.name}"
+        raise UserError(f"{path}: {len(own)} lines, but {there}; get both again")
     return zip(other, own, strict=True)
 
 
@@ -144,7 +167,7 @@ def json_tree(path: Path) -> dict[str, Any]:
 def _json_object(text: str, where: str, fix: str) -> dict[str, Any]:
     try:
         tree = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: nested thousands deep
         raise UserError(f"{where}: not JSON ({error}); {fix}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{where}: not a JSON object; {fix}")
@@ -152,7 +175,6 @@ def _json_object(text: str, where: str, fix: str) -> dict[str, Any]:
 
 
 def _parsed(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(line where the row ends, cells) of a quoted file; empty lines are left out."""
     parser = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
     try:
         yield from ((parser.line_num, cells) for cells in parser if cells)

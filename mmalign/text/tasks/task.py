@@ -1,19 +1,79 @@
-"""A text task of any kind: labels in one language, tests in others.
+"""A text task of any kind, labels in one language and tests in others, and its examples.
 
-    files of one layout -> reader -> Splits -+
-    files of another    -> reader -> Splits -+-> Task (train, dev, tests) -> fine-tuning, scores
-
-A task may train on files of one publisher and test on those of another (MNLI and XNLI, SQuAD and
-MLQA): both must ask the same kind of question and share their labels.
+A task may train on files of one publisher and test on those of another (MNLI and XNLI, SQuAD and MLQA).
 """
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from itertools import accumulate
+from typing import Literal, NamedTuple
 
-from mmalign.text.tasks.example import Example
+
+class Answer(NamedTuple):
+    """A correct answer of span question answering: its text and where it starts in the context."""
+
+    text: str
+    start: int
+
+
+class Event(NamedTuple):
+    """The position of the words that name something that happens, in a document."""
+
+    sentence: int  # its number from 0; start and end count its characters
+    start: int
+    end: int
+
+
+class EventPair(NamedTuple):
+    """Two events, by their numbers from 0 (`first` < `second`), and whether one causes the other."""
+
+    first: int
+    second: int
+    causal: bool
+
+
+@dataclass(frozen=True)
+class Causality:
+    """The events of a document in the order of their positions, and the pairs that are asked about."""
+
+    events: tuple[Event, ...]
+    pairs: tuple[EventPair, ...]
+
+
+def starts_of(parts: Sequence[str]) -> list[int]:
+    """Where each part starts in the parts joined by one space."""
+    return list(accumulate((len(one) + 1 for one in parts), initial=0))[:-1]
+
+
+Target = str | float | int | tuple[str, ...] | tuple[Answer, ...] | Causality
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example of a text task of any kind.
+
+    kind of task     texts                              target
+    classification   (text,) or (first, second)         its label, str
+    similarity       (first, second)                    their score, float
+    multiple_choice  (context, choice, choice, ...)     number of the correct choice from 0, int
+    tagging          the words                          one tag per word, tuple of str
+    span_qa          (question, context)                the correct answers, tuple of Answer
+    retrieval        (query,) or (candidate,)           ids of the correct candidates, tuple of str
+    event_causality  the sentences of a document        its events and pairs of them, Causality
+
+    Attributes:
+        id: equal for texts that are translations of each other.
+        lang: BCP-47 code of all its texts.
+    """
+
+    id: str
+    lang: str
+    texts: tuple[str, ...]
+    target: Target
+    place: str = field(default="", compare=False, repr=False)  # file and line, for messages
+
 
 Kind = Literal[
     "classification",
@@ -25,14 +85,10 @@ Kind = Literal[
     "event_causality",
 ]
 
+# (split, language) -> examples; the splits are `train`, `dev` and `test`, and `candidates` in retrieval.
 Splits = dict[tuple[str, str], list[Example]]
-"""(split, language) -> examples; the splits are `train`, `dev` and `test`, and `candidates` in retrieval."""
-
-CANDIDATES = "candidates"
-
 Entry = tuple[tuple[str, str], Example]
-"""(split, language), and an example of them."""
-
+CANDIDATES = "candidates"
 CLEAN = "clean"
 
 
@@ -63,10 +119,8 @@ class Task:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The tested languages of which no label was trained on, in the order of `tests`.
-
-        Where only the source is tested (GLUE-X asks for new data, not for new languages), it is the target.
-        """
+        """The tested languages of which no label was trained on, in the order of `tests`."""
+        # Where only the source is tested (GLUE-X asks for new data, not for new languages), it is the target.
         return tuple(lang for lang in self.tests if lang != self.source) or tuple(self.tests)
 
     def hold_out(self, ids: AbstractSet[str]) -> "Task":
@@ -76,16 +130,12 @@ class Task:
         return replace(self.tested_on(ids), train=train, dev=dev)
 
     def tested_on(self, ids: AbstractSet[str]) -> "Task":
-        """The same task, tested on these ids only."""
         tests = {lang: [one for one in rows if one.id in ids] for lang, rows in self.tests.items()}
         return replace(self, tests=tests)
 
 
 def sample(examples: Sequence[Example], size: int | None, seed: int = 0) -> list[Example]:
-    """`size` of the examples in their order, drawn by their ids; all where `size` is none or too large.
-
-    The same ids are drawn in every language.
-    """
+    """`size` of the examples in their order, drawn by their ids; all where `size` is none or too large."""
     if size is None or size >= len(examples):
         return list(examples)
 

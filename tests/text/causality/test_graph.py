@@ -17,7 +17,7 @@ from mmalign.text.causality.graph import (
     edges_of,
 )
 from mmalign.text.causality.outline import Outline, outline, overlap
-from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.task import Example
 
 CPU = torch.device("cpu")
 

@@ -3,7 +3,7 @@
 from causality_cases import alone, crowded, document, overlapping, storm
 
 from mmalign.text.causality.outline import Outline, Span, outline
-from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.task import Example
 
 
 def words(found: Outline, spans: list[Span]) -> list[str]:

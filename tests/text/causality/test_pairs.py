@@ -10,8 +10,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 from mmalign.results.results import Results
 from mmalign.text.causality.pairs import f1_without_reading, pair_scores, redrawn_pair_scores
 from mmalign.text.scores import PRIMARY, chance
-from mmalign.text.tasks.example import Causality, Event, EventPair, Example
-from mmalign.text.tasks.task import Task
+from mmalign.text.tasks.task import Causality, Event, EventPair, Example, Task
 from mmalign.text.transfer import add_clean, outcome_of
 
 

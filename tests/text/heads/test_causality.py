@@ -16,22 +16,15 @@ from mmalign.core.errors import UserError
 from mmalign.models.encoder import weights_sha256
 from mmalign.text.causality.config import CausalityConfig
 from mmalign.text.finetune import FinetuneConfig, protocol
-from mmalign.text.fit import FitConfig, fit
-from mmalign.text.heads.build import build_model
+from mmalign.text.fit import FitConfig, build_model, fit
 from mmalign.text.heads.causality import CausalityModel
 from mmalign.text.measure import TestConfig as MeasureConfig
 from mmalign.text.measure import check_tests
 from mmalign.text.scores import chance, score
-from mmalign.text.tasks.example import Example
-from mmalign.text.tasks.task import Task
+from mmalign.text.tasks.task import Example, Task
 
 THINGS = ("ball", "dog", "cat", "chair", "Hund", "Ball")
 SMALL = {"width": 16, "heads": 2, "dropout": 0.0}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def rule(count: int, lang: str = "en", seed: int = 0) -> list[Example]:

@@ -14,7 +14,7 @@ from mmalign.text.heads.features import (
     Pairs,
     SimilarityModel,
 )
-from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.task import Example
 
 LABELS = ("animal", "thing")
 WORDS = ("dog", "red ball", "cat", "green chair", "Hund", "roter Ball", "mbwa", "0123")

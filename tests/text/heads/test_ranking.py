@@ -2,14 +2,16 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import tiny_model, tiny_tokenizer
+from tiny import TEXTS, tiny_model, tiny_tokenizer
 
+from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.text.heads.ranking import RetrievalModel
-from mmalign.text.tasks.example import Example
+from mmalign.text.heads.ranking import RetrievalModel, rank, rank_features
+from mmalign.text.tasks.task import Example
 
 
 @pytest.fixture
@@ -79,3 +81,87 @@ def test_the_scale_is_learnt_within_bounds(model: RetrievalModel) -> None:
         assert model.head(torch.ones(1)).item() == pytest.approx(1000, rel=1e-4)
         model.head.log_scale.fill_(-math.inf)
         assert model.head(torch.ones(1)).item() == 1
+
+
+def draw(rows: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((rows, 8)).astype(np.float32)
+
+
+def names(count: int) -> list[str]:
+    return [f"c{i}" for i in range(count)]
+
+
+def right(*ids: str) -> frozenset[str]:
+    return frozenset(ids)
+
+
+def test_it_is_the_order_of_cosines_whatever_the_lengths() -> None:
+    queries, pool = draw(7, 0), draw(50, 1)
+    pool *= np.random.default_rng(2).uniform(0.1, 10, (50, 1)).astype(np.float32)
+    cosine = queries @ pool.T / np.linalg.norm(pool, axis=1)
+    expected = [tuple(f"c{i}" for i in np.argsort(-row)[:20]) for row in cosine]
+    assert rank_features(queries, pool, [right("c3")] * 7, names(50)) == expected
+    firsts = rank_features(queries, pool, [right("c3")] * 7, names(50), depth=2)
+    assert firsts == [one[:2] for one in expected]
+
+
+def test_one_point_for_everything_finds_nothing() -> None:
+    pool = np.ones((30, 8), np.float32)
+    for place in (0, 7, 29):
+        wanted = right(f"c{place}", "c8")
+        (found,) = rank_features(pool[:1], pool, [wanted], names(30))
+        assert len(found) == 20 and wanted.isdisjoint(found)
+
+
+def test_a_correct_candidate_is_ranked_behind_wrong_ones_of_its_score() -> None:
+    pool = draw(4, 0)
+    pool[2] = 3 * pool[0]  # the same direction
+    for place, order in (("c0", ("c2", "c0")), ("c2", ("c0", "c2"))):
+        (found,) = rank_features(pool[:1], pool, [right(place)], names(4))
+        assert found[:2] == order
+    (both,) = rank_features(pool[:1], pool, [right("c0", "c2")], names(4))
+    assert set(both[:2]) == {"c0", "c2"}
+
+
+def test_more_correct_candidates_than_ranks() -> None:
+    pool = draw(40, 0)
+    pool[:30] = pool[0]
+    (found,) = rank_features(pool[:1], pool, [right(*names(30))], names(40), depth=5)
+    assert len(found) == 5 and set(found) <= set(names(30))
+
+
+def test_features_that_are_no_numbers_find_nothing() -> None:
+    pool = draw(5, 0)
+    assert rank_features(pool[:1] * np.nan, pool, [right("c0")], names(5)) == [()]
+    pool[0] = np.nan
+    (found,) = rank_features(pool[1:2], pool, [right("c0")], names(5))
+    assert "c0" not in found
+
+
+def test_an_empty_pool_and_no_queries() -> None:
+    empty = np.zeros((0, 8), np.float32)
+    assert rank_features(draw(2, 0), empty, [right("a")] * 2, []) == [(), ()]
+    assert rank_features(empty, draw(2, 0), [], names(2)) == []
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_texts_find_themselves_through_a_tower(copies: int) -> None:
+    tower = TextEncoder(tiny_model().text_tower.trunk, tiny_tokenizer(), max_length=32)
+    pool = [
+        Example(f"{i}-{copy}", "en", (text,), ())
+        for i, text in enumerate(TEXTS)
+        for copy in range(copies)
+    ]
+    queries = [Example(str(i), "en", (text,), (f"{i}-0",)) for i, text in enumerate(TEXTS)]
+    found = rank(tower, queries, pool)
+    # A copy under another id is a wrong candidate of the same score: it is ranked first.
+    assert [one[copies - 1] for one in found] == [f"{i}-0" for i in range(len(TEXTS))]
+    if copies == 2:
+        assert [one[0] for one in found] == [f"{i}-1" for i in range(len(TEXTS))]
+
+
+def test_vectors_that_are_no_numbers_rank_nothing() -> None:
+    tower = TextEncoder(tiny_model().text_tower.trunk, tiny_tokenizer(), max_length=32)
+    next(tower.parameters()).data.fill_(np.nan)
+    with pytest.raises(UserError, match="its vectors are not finite"):
+        rank(tower, [pair("a", "b", "1")], [Example("1", "en", ("b",), ("1",))])

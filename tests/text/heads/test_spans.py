@@ -11,7 +11,7 @@ from mmalign.data.tokenizer import train_tokenizer
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.models.text_tower import build_text_tower
 from mmalign.text.heads.spans import SpanModel
-from mmalign.text.tasks.example import Answer, Example
+from mmalign.text.tasks.task import Answer, Example
 
 # (context, answers in it): what NFKC makes longer, shorter, or another letter.
 CONTEXTS = {

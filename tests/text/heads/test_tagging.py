@@ -7,7 +7,7 @@ from tiny import tiny_model, tiny_tokenizer
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.tagging import TaggingModel
-from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.task import Example
 
 LABELS = ("NOUN", "O", "VERB")
 WORDS = ("red", "dog", "мяч", "赤いボール", "mwekundu", "ꦲꦏ", "0123", "ﬁne", "sleeps", "ball")
@@ -119,7 +119,7 @@ def test_a_tokenizer_without_positions_is_one_sentence() -> None:
     tower.facts = {"path": "some/model"}
     tower.tokenizer.inner, inner = Slow(), tower.tokenizer.inner
     try:
-        with pytest.raises(UserError, match="some/model: its tokenizer does not report"):
+        with pytest.raises(UserError, match="some/model: its tokenizer does not locate tokens"):
             TaggingModel(tower, LABELS)
     finally:
         tower.tokenizer.inner = inner  # the tests share it

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from lexical_cases import (
     ENGLISH,
     LAYERS,
@@ -29,11 +28,6 @@ from mmalign.text.lexical.inject import choose_layer, inject, run_seed
 
 ROOT = Path(__file__).parents[3]
 RUN_FILE = ROOT / "train" / "finetune" / "lexical_injection.yaml"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

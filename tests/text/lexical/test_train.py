@@ -109,7 +109,7 @@ def test_a_model_without_known_queries_is_one_sentence(tmp_path: Path) -> None:
         own = block.attention.self
         own.asking, own.telling = own.query, own.value
         del own.query, own.value
-    with pytest.raises(UserError, match=r"no linear layers for queries and values .* name some of"):
+    with pytest.raises(UserError, match=r"which layers make queries and values .* name some of"):
         add_lora(tower, LoraConfig(targets="query_value"), 1)
 
 

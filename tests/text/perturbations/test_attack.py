@@ -18,7 +18,7 @@ from mmalign.text.perturbations.attack import (
     translated,
 )
 from mmalign.text.perturbations.characters import alphabet_of, clusters
-from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.task import Example
 
 GOOD = {"wonderful": 2.0, "lovely": 1.5, "pleasant": 0.5}
 TEXTS = (

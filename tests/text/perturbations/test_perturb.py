@@ -11,7 +11,7 @@ import pytest
 from mmalign.core.config import Section, validate
 from mmalign.core.errors import UserError
 from mmalign.text.perturbations.perturb import PerturbationConfig, changed_share, perturb
-from mmalign.text.tasks.example import Answer, Example
+from mmalign.text.tasks.task import Answer, Example
 
 TEXTS = {
     "en": ("The red ball rolled away, twice in 1998!", "A small dog sleeps on the green chair."),

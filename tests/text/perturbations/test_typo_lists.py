@@ -41,3 +41,12 @@ def test_known_words_are_misspelt_in_their_case() -> None:
     few = misspell("The dog, the cat", np.random.default_rng(0), 0.01, typos, "en")
     assert few in ("Teh dog, the cat", "The dog, teh cat")
     assert misspell("dog", np.random.default_rng(0), 1.0, typos, "en") == "dog"
+
+
+def test_a_list_is_found_under_any_spelling_of_its_language(tmp_path: Path) -> None:
+    write(tmp_path, "zh_Hant.txt", "b->a\n")
+    write(tmp_path, "IW.tsv", "a\tb\n")
+    assert read_typos(tmp_path, "zh-Hant") == read_typos(tmp_path, "he") == {"a": ("b",)}
+    write(tmp_path, "he.txt", "b->a\n")
+    with pytest.raises(UserError, match=r"he\.txt: a second list of `he`, beside .*IW\.tsv"):
+        read_typos(tmp_path, "he")

@@ -1,19 +1,16 @@
 """Tiny models with heads that are not zero, and what a backward pass leaves in them."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_run
 from torch import Tensor, nn
 
-from mmalign.models.load import load_text_encoder
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.heads.features import ClassificationModel, Pairs
-from mmalign.text.robust.ball import Norm
-from mmalign.text.tasks.example import Example
+from mmalign.text.robust.noise import Norm
+from mmalign.text.tasks.task import Example
 
 LABELS = ("no", "perhaps", "yes")
 SENTENCES = (
@@ -23,21 +20,6 @@ SENTENCES = (
     ("green", "ein roter Ball"),
     ("mpira mwekundu na mbwa", "a ball"),
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_run(tmp_path_factory.mktemp("robust") / "run")
-
-
-@pytest.fixture
-def tower(run: Path) -> TextEncoder:
-    return load_text_encoder(str(run))
 
 
 @pytest.fixture

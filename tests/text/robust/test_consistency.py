@@ -22,7 +22,7 @@ from mmalign.text.heads.ranking import RetrievalModel
 from mmalign.text.heads.spans import SpanModel
 from mmalign.text.heads.tagging import TaggingModel
 from mmalign.text.robust.consistency import ConsistencyConfig, divergence
-from mmalign.text.tasks.example import Answer, Example
+from mmalign.text.tasks.task import Answer, Example
 
 Build = Callable[[Pairs], ClassificationModel]
 WORDS = ("a", "red", "ball", "sleeps")

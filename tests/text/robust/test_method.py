@@ -11,7 +11,7 @@ from mmalign.core.config import Section, validate
 from mmalign.core.errors import UserError
 from mmalign.text.heads.features import ClassificationModel, Pairs
 from mmalign.text.robust.method import MethodConfig, PlainConfig
-from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.task import Example
 
 LAYERS = ("embedding", 1, "last")
 CASES: list[tuple[Pairs, str | int]] = [("joint", "embedding"), ("joint", "last"), ("separate", 1)]

@@ -1,17 +1,18 @@
 """Noise arrives in the layer it was meant for, in every kind of trunk."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from tiny import tiny_tokenizer
-from torch import nn
+from torch import Tensor, nn
 
 from mmalign.core.config import Section, validate
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.robust import noise
-from mmalign.text.robust.noise import Layer
+from mmalign.text.robust.noise import Layer, Norm, direction, draw, project
 
 TEXTS = ["a red ball", "the cat sleeps on a green chair"]
 _BERT = {
@@ -139,3 +140,44 @@ def test_the_passes_of_a_batch_share_their_dropout_and_batches_do_not() -> None:
     for first, *others in batches:
         assert all(torch.equal(first, other) for other in others)
     assert not torch.allclose(batches[0][0], batches[1][0])
+
+
+NORMS: tuple[Norm, ...] = ("linf", "l2", "l2_sequence")
+NormOf = Callable[[Tensor, Norm], Tensor]
+MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+
+
+def random(seed: int) -> Tensor:
+    return torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_drawn_noise_is_inside_and_never_on_padding(norm_of: NormOf, norm: Norm) -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = [draw(torch.zeros(2, 5, 8), MASK, norm, 0.7, generator) for _ in range(200)]
+    for one in drawn:
+        assert (norm_of(one, norm) <= 0.7 + 1e-6).all()
+        assert (one[1, 3:] == 0).all() and (one[1, :3] != 0).all()
+    assert torch.stack(drawn).mean().abs() < 0.01
+    if norm == "linf":  # uniform: the deviation is the half-width over the root of 3
+        assert torch.stack(drawn)[:, 0].std().item() == pytest.approx(0.7 / 3**0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_projected_noise_is_inside_and_what_was_inside_stays(norm_of: NormOf, norm: Norm) -> None:
+    outside = random(1) * 10
+    assert (norm_of(project(outside, norm, 0.5), norm) <= 0.5 + 1e-6).all()
+    inside = project(outside, norm, 0.25)
+    torch.testing.assert_close(project(inside, norm, 0.5), inside, rtol=0, atol=0)
+    assert (project(outside, norm, 0.0) == 0).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("scale", [1.0, 1e-25])
+def test_a_direction_has_size_one_however_small_the_gradient(
+    norm_of: NormOf, norm: Norm, scale: float
+) -> None:
+    step = direction(random(2) * scale, MASK, norm)
+    assert norm_of(step, norm).tolist() == pytest.approx([1, 1], abs=1e-6)
+    assert (step[1, 3:] == 0).all()
+    assert (direction(torch.zeros(2, 5, 8), MASK, norm) == 0).all()

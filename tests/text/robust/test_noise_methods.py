@@ -9,11 +9,11 @@ from torch import Tensor
 
 from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.heads.features import ClassificationModel, Pairs
-from mmalign.text.robust import ball, noise
+from mmalign.text.robust import noise
 from mmalign.text.robust.freelb import FreeLbConfig
 from mmalign.text.robust.noise import Layer
 from mmalign.text.robust.rs_rp import RsRpConfig
-from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.task import Example
 
 Build = Callable[[Pairs], ClassificationModel]
 Under = Callable[[TaskModel, TaskBatch, Tensor], Tensor]
@@ -78,7 +78,7 @@ def test_gradients_of_freelb_are_the_mean_over_the_ascent(
     loss, found = gradients(model, lambda: config.backward(model, batch, seeded()))
 
     zero = noise.zeros(model.tower, batch.tokens, "embedding")
-    delta = ball.draw(zero, mask, "l2_sequence", 0.4, seeded())
+    delta = noise.draw(zero, mask, "l2_sequence", 0.4, seeded())
     parameters = list(model.parameters())
     total = [torch.zeros_like(one) for one in parameters]
     losses = []

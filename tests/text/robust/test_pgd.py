@@ -10,11 +10,10 @@ from torch import Tensor
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.heads.features import ChoiceModel, ClassificationModel, Pairs
-from mmalign.text.robust import ball, noise
-from mmalign.text.robust.ball import Norm
-from mmalign.text.robust.noise import Layer
+from mmalign.text.robust import noise
+from mmalign.text.robust.noise import Layer, Norm
 from mmalign.text.robust.pgd import PgdConfig
-from mmalign.text.tasks.example import Example
+from mmalign.text.tasks.task import Example
 
 LAYERS: tuple[Layer, ...] = ("embedding", 1, "last")
 RADIUS: dict[Norm, float] = {"linf": 0.02, "l2": 0.1, "l2_sequence": 0.3}
@@ -90,7 +89,7 @@ def test_it_hurts_a_trained_classifier_more_than_random_noise(
     delta = config_for(norm, steps=5).perturb(model, batch, seeded())
     clean = losses(model, batch, "embedding", torch.zeros_like(delta)).mean()
     zero = torch.zeros_like(delta)
-    drawn = ball.draw(zero, batch.tokens.mask_NL, norm, RADIUS[norm], seeded())
+    drawn = noise.draw(zero, batch.tokens.mask_NL, norm, RADIUS[norm], seeded())
     chance = losses(model, batch, "embedding", drawn).mean()
     worst = losses(model, batch, "embedding", delta).mean()
     assert clean < 0.2

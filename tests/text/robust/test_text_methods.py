@@ -12,7 +12,7 @@ from mmalign.core.errors import UserError
 from mmalign.text.robust.code_switch import CodeSwitchConfig, tables
 from mmalign.text.robust.method import AugmentConfig, build_augmentation
 from mmalign.text.robust.rs_da import RsDaConfig, read_neighbours
-from mmalign.text.tasks.example import Answer, Example
+from mmalign.text.tasks.task import Answer, Example
 
 NEIGHBOURS = {
     "dog": ["hound"],
@@ -69,6 +69,8 @@ def test_without_augmentation_nothing_changes() -> None:
         ("x.json", "{", "not JSON"),
         ("x.tsv", "word\tnear\ndog\thound\n", "line 2.*neighbours"),
         ("x.tsv", "word\tneighbours\ndog\n", "line 2"),
+        ("x.json", '{"dog": ["\\ud83d"]}', "`dog` must have a list of words"),
+        ("x.json", "[" * 100_000, "not JSON"),
         ("x.tsv", None, "no such file"),
     ],
 )

@@ -7,9 +7,8 @@ import pytest
 
 from mmalign.core.config import read_yaml
 from mmalign.core.errors import UserError
-from mmalign.text.tasks.example import Answer, Example
 from mmalign.text.tasks.formats import LAYOUTS, read
-from mmalign.text.tasks.task import Splits
+from mmalign.text.tasks.task import Answer, Example, Splits
 
 CASES = read_yaml(Path(__file__).with_name("format_cases.yaml"))
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from mmalign.core.errors import UserError
-from mmalign.text.tasks.example import Causality, Event, EventPair, Example
 from mmalign.text.tasks.formats import read
 from mmalign.text.tasks.read import TaskConfig, read_task
+from mmalign.text.tasks.task import Causality, Event, EventPair, Example
 
 TEXT = "Text\tthe storm broke the old wall .\tPeople were sad ."
 EVENTS = ("Event\tT1\tsad\tEVENT\t43", "Event\tT2\tstorm\tEVENT\t4", "Event\tT3\tbroke\tEVENT\t10")

@@ -8,10 +8,9 @@ import pytest
 
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
-from mmalign.text.tasks.example import Example
 from mmalign.text.tasks.layout import NoFiles
 from mmalign.text.tasks.read import TaskConfig, describe, make_task, read_task
-from mmalign.text.tasks.task import Task
+from mmalign.text.tasks.task import Example, Task
 
 Rows = Sequence[tuple[str, str, str]]
 """(id, label, text)."""
@@ -143,7 +142,7 @@ def test_a_label_of_dev_that_training_lacks_is_named(folder: Path) -> None:
 def test_what_is_missing_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(NoFiles, match="no such task folder"):
         task(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"no training file for `fr` .*with a training file: en"):
+    with pytest.raises(UserError, match=r"no training file for `fr` .*some for en"):
         task(folder, language="fr")
     alone = write(tmp_path / "alone", train_en=rows("a"), dev_en=rows("a"))
     with pytest.raises(UserError, match="nothing to test on") as caught:
@@ -182,3 +181,9 @@ def test_describe_tells_new_items_from_known_ones(folder: Path) -> None:
 def test_a_configuration_that_cannot_be_is_refused(fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         config(Path("x"), **fields)
+
+
+def test_a_language_may_be_spelled_in_any_way_in_files_and_fields(folder: Path) -> None:
+    (folder / "test.sw.tsv").rename(folder / "test.SWA.tsv")
+    read = task(folder, language="EN", languages=["Sw", "de"])
+    assert (read.source, list(read.tests)) == ("en", ["de", "sw"])

@@ -33,6 +33,15 @@ def write(folder: Path, name: str, *table: str) -> Path:
         ("pt-BR", "pt-BR"),
         ("zh-Hant", "zh-Hant"),
         ("en", "en"),
+        ("EN", "en"),
+        ("SWA", "sw"),
+        ("French", "fr"),
+        ("iw", "he"),
+        ("zh_hant", "zh-Hant"),
+        ("tl", "tl"),  # as XTREME names it; CLDR says `fil`
+        ("tgl_Latn", "tl"),
+        ("prs_Arab", "prs"),
+        ("zh-classical", "zh-classical"),
     ],
 )
 def test_a_code_of_any_publisher_becomes_bcp47(code: str, wanted: str) -> None:

@@ -1,7 +1,6 @@
 """A sample of rows is drawn by their ids: the same in every language, whatever the order of the file."""
 
-from mmalign.text.tasks.example import Example
-from mmalign.text.tasks.task import sample
+from mmalign.text.tasks.task import Example, sample
 
 
 def rows(lang: str, count: int = 1000) -> list[Example]:
