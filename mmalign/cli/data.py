@@ -12,6 +12,11 @@ data_app = typer.Typer(help="Make and inspect shards of image-caption pairs.", n
 app.add_typer(data_app, name="data")
 
 _SHOWN = 50  # problems of a data set that are printed
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder with a manifest.json.")]
+Processes = Annotated[int, typer.Option(min=1, help="Shards that are read at once.")]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write what was found there.")
+]
 
 
 @data_app.command("build")
@@ -47,11 +52,9 @@ def data_build(
     config = load_config(RecipeConfig, find_yaml(recipe, "data_recipes"), changes)
     out = out or Path("data") / config.name
     for manifest in build(config, out, force, processes):
-        captions = sum(manifest.languages.values())
-        say(
-            f"{out / manifest.split}: {manifest.samples} images, {captions} captions in "
-            f"{len(manifest.languages)} languages"
-        )
+        captions, languages = sum(manifest.languages.values()), len(manifest.languages)
+        counted = f"{manifest.samples} images, {captions} captions in {languages} languages"
+        say(f"{out / manifest.split}: {counted}")
     if (out / REFUSED).is_file():
         say(f"some rows could not be used; {out / REFUSED} lists them")
 
@@ -69,7 +72,7 @@ def data_index(
         Path | None,
         typer.Option(help="Folder of index and manifest; beside the tars if not given."),
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Shards that are scanned at once.")] = 1,
+    processes: Processes = 1,
 ) -> None:
     """Index existing tars: scan them once, write index and manifest. The tars stay as they are.
 
@@ -94,14 +97,12 @@ def data_index(
 
 @data_app.command("verify")
 def data_verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with a manifest.json.")],
+    folder: Folder,
     decode: Annotated[
         bool, typer.Option("--decode", help="Decode every image, not only its header.")
     ] = False,
-    processes: Annotated[int, typer.Option(min=1, help="Shards that are read at once.")] = 1,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the report there.")
-    ] = None,
+    processes: Processes = 1,
+    json_file: JsonFile = None,
 ) -> None:
     """Check a data set against its manifest; exit code 1 and the names of damaged samples if it is damaged.
 
@@ -127,7 +128,7 @@ def data_verify(
 
 @data_app.command("stats")
 def data_stats(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with a manifest.json.")],
+    folder: Folder,
     against: Annotated[
         Path | None, typer.Option(help="A test set: how many of its images are in DIR?")
     ] = None,
@@ -141,10 +142,8 @@ def data_stats(
     near: Annotated[
         bool, typer.Option(help="Look for images that look alike; decodes every image.")
     ] = True,
-    processes: Annotated[int, typer.Option(min=1, help="Shards that are read at once.")] = 1,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there.")
-    ] = None,
+    processes: Processes = 1,
+    json_file: JsonFile = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw a chart, .png or .svg.")
     ] = None,

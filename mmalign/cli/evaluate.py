@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from mmalign.cli.app import Overrides, Run, app, find_yaml, is_run, note_command, say
+from mmalign.cli.app import (
+    Overrides,
+    Run,
+    app,
+    find_yaml,
+    is_run,
+    note_command,
+    result_folder,
+    say,
+    say_metrics,
+)
 from mmalign.core.errors import UserError
 
 Model = Annotated[
@@ -45,16 +55,12 @@ def evaluate(
     from mmalign.core.config import read_yaml
 
     suite = find_yaml(suite, "eval")
+    kinds = {"groups": _measure_texts, "indexes": _measure_indexes}
     fields = read_yaml(suite)
-    measure = _measure_images
-    if "groups" in fields:
-        measure = _measure_texts
-    elif "indexes" in fields:
-        measure = _measure_indexes
+    measure = next((kinds[name] for name in kinds if name in fields), _measure_images)
     folder = measure(suite, list(overrides or ()), model, untrained, out)
     say(f"{folder / 'results.json'}")
-    if is_run(model):
-        note_command(Path(model))
+    note_command(Path(model))
     distributed.stop()
 
 
@@ -133,13 +139,13 @@ def search(
 
     distributed.start()
     index = build_index(load_model(model), data, cache)
-    serve(index, host, port, lambda url: say(f"{url}  (Ctrl-C ends it)"))
+    serve(index, host, port)
 
 
 def _measure_images(
     suite: Path, overrides: list[str], model: str, untrained: bool, out: Path | None
 ) -> Path:
-    """Run a suite of shards, on all ranks; the folder of its results."""
+    """Run a suite of shards, on all ranks; the folder of its results, as of the next two."""
     from mmalign.core import distributed
     from mmalign.core.config import load_config
     from mmalign.evaluation.suite import SuiteConfig, means_of, run_suite
@@ -147,24 +153,20 @@ def _measure_images(
     from mmalign.models.load import load_model
 
     config = load_config(SuiteConfig, suite, overrides)
-    out = _result_folder(model, config.name, out)
+    out = result_folder(model, f"eval/{config.name}", out)
     if untrained and not is_run(str(run_of(Path(model)))):
         raise UserError(f"{model}: not a run; only a run knows its model before training")
     distributed.start()
-    baselines: dict[str, DualModel] = {}
-    if untrained:
-        baselines["untrained"] = load_encoder(Path(model), untrained=True)
+    names = ["untrained"] if untrained else []
+    baselines: dict[str, DualModel] = {n: load_encoder(Path(model), untrained=True) for n in names}
     results = run_suite(config, load_model(model), out, baselines)
-    for name, value in means_of(results).items():
-        chance = f", chance {results.chance[name]:.4f}" if name in results.chance else ""
-        say(f"{name}  {value:.4f}  (n = {results.counts[name]}{chance})")
+    say_metrics(results, means_of(results))
     return out
 
 
 def _measure_indexes(
     suite: Path, overrides: list[str], model: str, untrained: bool, out: Path | None
 ) -> Path:
-    """Run a benchmark of FAISS indexes; the folder of its results."""
     from mmalign.core.config import load_config
     from mmalign.evaluation.ann.benchmark import run_faiss
     from mmalign.evaluation.ann.config import FaissConfig
@@ -174,7 +176,7 @@ def _measure_indexes(
     config = load_config(FaissConfig, suite, overrides)
     if untrained:
         raise UserError("--untrained: a benchmark of indexes takes one model; leave it out")
-    out = _result_folder(model, config.name, out)
+    out = result_folder(model, f"eval/{config.name}", out)
     tree = run_faiss(config, load_model(model), out)
     write_pareto(tree["rows"], config.timed_at, out)
     say(f"{out / 'pareto.svg'}")
@@ -184,7 +186,6 @@ def _measure_indexes(
 def _measure_texts(
     suite: Path, overrides: list[str], model: str, untrained: bool, out: Path | None
 ) -> Path:
-    """Run a suite of text tasks; the folder of its results."""
     from mmalign.core.config import load_config
     from mmalign.text.benchmark import BenchmarkConfig, run_benchmark
     from mmalign.text.scores import PRIMARY
@@ -192,20 +193,9 @@ def _measure_texts(
     config = load_config(BenchmarkConfig, suite, overrides)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"{suite}: a suite of text tasks runs in one process; leave torchrun out")
-    out = _result_folder(model, config.name, out)
+    out = result_folder(model, f"eval/{config.name}", out)
     results = run_benchmark(config, model, out, untrained)
-    for name, value in results.metrics.items():
-        is_headline = "/mean/" in name and name.rpartition("/")[2] in PRIMARY.values()
-        if is_headline or "/published/" in name:
-            say(f"{name}  {value:.4f}  (n = {results.counts[name]})")
+    primary = tuple(f"/{metric}" for metric in PRIMARY.values())
+    heads = ((name, "/mean/" in name and name.endswith(primary)) for name in results.metrics)
+    say_metrics(results, [name for name, is_mean in heads if is_mean or "/published/" in name])
     return out
-
-
-def _result_folder(model: str, suite: str, out: Path | None) -> Path:
-    """Where results go: where the user says, else into the run."""
-    if out is None and not is_run(model):
-        raise UserError(
-            f"{model}: not a run folder, it has no config.yaml; of another model say with --out where the "
-            "results go"
-        )
-    return out or Path(model) / "eval" / suite

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mmalign.cli.app import Overrides, app, find_yaml, is_run, note_command, say
-from mmalign.core.errors import UserError
+from mmalign.cli.app import Overrides, app, find_yaml, note_command, result_folder, say, say_metrics
 
 
 @app.command()
@@ -35,16 +34,11 @@ def finetune(
     from mmalign.text.jobs import headlines, name_of, read_job, run_job
 
     job = read_job(find_yaml(task, "train/finetune"), overrides or ())
-    if out is None and not is_run(model):
-        raise UserError(f"{model}: not a run folder; say with --out where the results go")
-    out = out or Path(model) / "finetune" / name_of(job)
+    out = result_folder(model, f"finetune/{name_of(job)}", out)
     results = run_job(job, model, out)
-    for name in headlines(job, results):
-        chance = f", chance {results.chance[name]:.4f}" if name in results.chance else ""
-        say(f"{name}  {results.metrics[name]:.4f}  (n = {results.counts[name]}{chance})")
+    say_metrics(results, headlines(job, results))
     say(f"{out / 'results.json'}")
-    if is_run(model):
-        note_command(Path(model))
+    note_command(Path(model))
 
 
 @app.command()

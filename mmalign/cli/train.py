@@ -114,12 +114,11 @@ def launch(
     --cpus-per-node 64 --time 1-00:00:00 --write clip.sbatch
     """
     # Before any other name is bound: every option that was given, as the target's section names it.
-    given = dict(locals())
+    given = {name: value for name, value in locals().items() if value is not None}
+    apart = ("run", "on", "overrides", "out", "write")
+    options = {name: given[name] for name in given if name not in apart}
     from mmalign.launch.render import render
 
-    for name in ("run", "on", "overrides", "out", "write"):
-        given.pop(name)
-    options = {name: value for name, value in given.items() if value is not None}
     text = render(on, run, overrides or (), out, options)
     if write is None:
         say(text.removesuffix("\n"))

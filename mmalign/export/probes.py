@@ -1,11 +1,7 @@
 """Texts and images on which an export is compared with the model that it was made from.
 
-    probe_texts.txt: many scripts, an empty text; two very long ones -+
-    5 images: RGB, grey, palette, turned, 1 pixel wide ---------------+-> write_probes: what the loaders read
-
-The texts are in Unicode's form NFC and without doubled spaces, because open_clip fixes texts (ftfy, white
-space) before it tokenizes them. The images are opaque, because libraries differ in the background that they
-give to transparent ones. The tests of each format compare more texts and images.
+probe_texts.txt: many scripts, an empty text; two very long ones -+
+5 images: RGB, grey, palette, turned, 1 pixel wide ---------------+-> write_probes: what the loaders read
 """
 
 import io
@@ -16,32 +12,34 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-_FILE = Path(__file__).with_name("probe_texts.txt")  # one text per line, the first one empty
-_SHORT = _FILE.read_text(encoding="utf-8").splitlines()
+# One text per line, the first one empty. In Unicode's form NFC and without doubled spaces, because open_clip
+# fixes texts (ftfy, white space) before it tokenizes them.
+_SHORT = Path(__file__).with_name("probe_texts.txt").read_text(encoding="utf-8").splitlines()
 # Two texts that are longer than any text tower takes.
 TEXTS = (*_SHORT, "two dogs run and " * 600 + "stop", "две собаки бегут и " * 600 + "стоят")
 
 
 def probe_images() -> list[bytes]:
     """The five images, encoded; the same at every call."""
+    # Opaque, because libraries differ in the background that they give to transparent ones.
     rng = np.random.default_rng(6)
     coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
     image = coarse.resize((150, 110), Image.Resampling.BICUBIC)
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: to be turned by 90 degrees
-    encoded: tuple[tuple[Image.Image, str, dict[str, Any]], ...] = (
-        (image, "JPEG", {}),
-        (image.convert("L"), "PNG", {}),
-        (image.quantize(64), "PNG", {}),
-        (image, "JPEG", {"exif": exif}),
-        (image.resize((1, 300)), "WEBP", {"lossless": True}),
-    )
-    files = []
-    for one, kind, options in encoded:
-        file = io.BytesIO()
-        one.save(file, kind, **options)
-        files.append(file.getvalue())
-    return files
+    return [
+        _encoded(image, "JPEG"),
+        _encoded(image.convert("L"), "PNG"),
+        _encoded(image.quantize(64), "PNG"),
+        _encoded(image, "JPEG", exif=exif),
+        _encoded(image.resize((1, 300)), "WEBP", lossless=True),
+    ]
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
 
 
 def write_probes(folder: Path) -> None:
