@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from mmalign.core import console
+from mmalign.core.commit import check_writable
 from mmalign.core.console import run_verb
 from mmalign.core.record import note_command
 from mmalign.results.metric_names import MetricName
@@ -39,6 +40,7 @@ def run_demo(out: Path) -> None:
     Raises:
         UserError: a stage stopped.
     """
+    check_writable(out, is_folder=True)
     started = time.monotonic()
     build = ["data", "build", "emoji_scenes"]
     run_verb(build)

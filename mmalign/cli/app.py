@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmalign.core.commit import check_writable
 from mmalign.core.errors import UserError
 from mmalign.core.resources import find_yaml as find_yaml
 
@@ -60,12 +61,12 @@ def is_run(model: str | Path) -> bool:
 
 
 def result_folder(model: str, below: str, out: Path | None) -> Path:
-    """Where results go: where the user says, else below the run."""
+    """Where results go: where the user says, else below the run; a UserError if it cannot be written."""
     if out is None and not is_run(model):
-        raise UserError(
-            f"{model}: not a run folder (no config.yaml); say with --out where results go"
-        )
-    return out or Path(model) / below
+        raise UserError(f"{model}: not a run folder, it has no config.yaml; say where with --out")
+    out = out or Path(model) / below
+    check_writable(out, is_folder=True)
+    return out
 
 
 def say_metrics(results: "Results", names: Iterable[str]) -> None:
@@ -79,4 +80,7 @@ def note_command(run: Path) -> None:
     if is_run(run):
         from mmalign.core import record
 
-        record.note_command(run, sys.argv[1:])
+        try:
+            record.note_command(run, sys.argv[1:])
+        except OSError as error:  # the work is done: a run of somebody else must not spoil it
+            say(f"{run}: this command is not in its commands.txt ({error.strerror})")

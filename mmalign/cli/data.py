@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mmalign.cli.app import Overrides, app, find_yaml, is_run, say
+from mmalign.core.commit import check_writable, write_json
 
 data_app = typer.Typer(help="Make and inspect shards of image-caption pairs.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -17,6 +18,11 @@ Processes = Annotated[int, typer.Option(min=1, help="Shards that are read at onc
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write what was found there.")
 ]
+
+
+def _check_files(*outputs: Path | None) -> None:
+    for path in filter(None, outputs):
+        check_writable(path)
 
 
 @data_app.command("build")
@@ -51,6 +57,7 @@ def data_build(
         changes.append(f"source.folders=[{', '.join(quoted)}]")
     config = load_config(RecipeConfig, find_yaml(recipe, "data_recipes"), changes)
     out = out or Path("data") / config.name
+    check_writable(out, is_folder=True)
     for manifest in build(config, out, force, processes):
         captions, languages = sum(manifest.languages.values()), len(manifest.languages)
         counted = f"{manifest.samples} images, {captions} captions in {languages} languages"
@@ -81,6 +88,8 @@ def data_index(
     from mmalign.data.shards.index import REFUSED, index
     from mmalign.data.shards.scan import Rules
 
+    if out is not None:
+        check_writable(out, is_folder=True)
     manifest, folder = index(tars, Rules(captions, language), out, processes)
     refused = sum(map(Counter, manifest.refused.values()), Counter[str]())
     say(
@@ -108,11 +117,12 @@ def data_verify(
 
     Example: mmalign data verify data/emoji_scenes/train
     """
-    from mmalign.core.commit import write_json
     from mmalign.data.verify import describe, verify
 
+    _check_files(json_file)
     report = verify(folder, decode, processes)
     if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(json_file, report.to_json())
     for name, state in report.features.items():
         say(f"{folder}/features/{name}: {state}")
@@ -152,10 +162,10 @@ def data_stats(
 
     Example: mmalign data stats data/emoji_scenes/train --against data/emoji_scenes/test --picture stats.png
     """
-    from mmalign.core.commit import write_json
     from mmalign.data.stats.summary import lines, summarise
     from mmalign.data.stats.survey import Options, survey
 
+    _check_files(json_file, picture)
     if picture is not None:
         from mmalign.data.stats.chart import check_target, draw
 

@@ -17,6 +17,7 @@ from mmalign.cli.app import (
     say,
     say_metrics,
 )
+from mmalign.core.commit import check_writable
 from mmalign.core.errors import UserError
 
 Model = Annotated[
@@ -89,6 +90,7 @@ def compare(
 
     if out is not None:
         table.check_target(out)
+        check_writable(out)
     comparison = compare_results(results, suite, languages)
     table.show(comparison)
     if out is not None:
@@ -110,10 +112,12 @@ def report(
     from mmalign.report.page import write_report
     from mmalign.results.collect import collect
 
+    out = out or run / "report.html"
+    check_writable(out)
     results = collect(run)
+    check_writable(run / "results.json")
     note_command(run)  # before the page, which shows the commands
     results.write(run / "results.json")
-    out = out or run / "report.html"
     write_report(run, out)
     say(f"{out}")
 
@@ -135,11 +139,13 @@ def search(
     from mmalign.core import distributed
     from mmalign.models.load import load_model
     from mmalign.search.corpus import build_index
-    from mmalign.search.server import serve
+    from mmalign.search.server import listen, serve
 
+    # Before the images are encoded, which may take long.
+    check_writable(cache, is_folder=True)
+    listener = listen(host, port)
     distributed.start()
-    index = build_index(load_model(model), data, cache)
-    serve(index, host, port)
+    serve(build_index(load_model(model), data, cache), listener, host)
 
 
 def _measure_images(

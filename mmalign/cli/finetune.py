@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mmalign.cli.app import Overrides, app, find_yaml, note_command, result_folder, say, say_metrics
+from mmalign.core.commit import check_writable
 
 
 @app.command()
@@ -61,6 +62,7 @@ def study(
     from mmalign.study.run import run_study
 
     config = load_config(StudyConfig, find_yaml(file, "eval"), overrides or ())
+    check_writable(out, is_folder=True)
     results = run_study(config, out, workers or os.cpu_count() or 1)
     for sentence in results.answer:
         say(sentence)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mmalign.cli.app import Overrides, app, find_yaml, note_command, say
+from mmalign.core.commit import check_writable, write_atomic
 
 
 @app.command()
@@ -45,6 +46,7 @@ def train(
     from mmalign.training.signals import EXIT_STOPPED
 
     out = out or Path("runs") / config.name
+    check_writable(out, is_folder=True)
     stopped = train_run(config, out, stop_after)
     note_command(out)
     distributed.stop()
@@ -119,9 +121,12 @@ def launch(
     options = {name: given[name] for name in given if name not in apart}
     from mmalign.launch.render import render
 
+    if write is not None:
+        check_writable(write)
     text = render(on, run, overrides or (), out, options)
     if write is None:
         say(text.removesuffix("\n"))
     else:
-        write.write_text(text, encoding="utf-8")
+        write.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(write, text)
         say(f"{write}")

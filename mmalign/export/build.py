@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from mmalign.core.commit import MANIFEST, committed_folder, write_json
+from mmalign.core.commit import MANIFEST, check_writable, committed_folder, write_json
 from mmalign.core.errors import UserError
 from mmalign.export.card import write_card
 from mmalign.export.measurements import write_eval_results
@@ -56,6 +56,7 @@ def export(
         raise UserError(
             f"{out}: holds something that is not an export and would be replaced; give another --out"
         )
+    check_writable(out.parent, is_folder=True)
     source = read_source(model)
     facts = source.tower.facts
     info = {"formats": list(formats), "model_sha256": facts["sha256"], "step": facts["step"]}

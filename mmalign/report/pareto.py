@@ -29,8 +29,14 @@ def write_pareto(rows: Sequence[Row], k: int, folder: Path) -> None:
     """
     with matplotlib.rc_context({**STYLE, "figure.facecolor": "white"}):
         figure = _draw(rows, k)
-        figure.savefig(folder / "pareto.svg", metadata={"Date": None, "Creator": None})
-        figure.savefig(folder / "pareto.png", dpi=150)
+        looks: dict[str, Any] = {
+            "svg": {"metadata": {"Date": None, "Creator": None}},
+            "png": {"dpi": 150},
+        }
+        for kind, look in looks.items():
+            part = folder / f".pareto.{kind}"  # a full disk must not leave half a plot
+            figure.savefig(part, format=kind, **look)
+            part.replace(folder / f"pareto.{kind}")
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

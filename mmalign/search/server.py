@@ -64,13 +64,28 @@ _POLICY = {
 }
 
 
-def serve(index: SearchIndex, host: str, port: int) -> None:
-    """Serve the page until Ctrl-C; port 0: any free one.
+def listen(host: str, port: int) -> socket.socket:
+    """A socket for the page; port 0: any free one.
 
     Raises:
         UserError: the address cannot be listened on.
     """
-    server = SearchServer(index, host, port)
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as failure:
+        raise UserError(
+            f"cannot listen on {host}, port {port} ({failure}); give another --host or --port"
+        ) from None
+
+
+def serve(index: SearchIndex, listener: socket.socket, host: str) -> None:
+    """Serve the page until Ctrl-C.
+
+    Args:
+        host: that the socket was opened with.
+    """
+    server = SearchServer(index, listener, host)
     if not _is_loopback(host):
         say(f"warning: everybody who reaches {host} can search and see these images")
     say(f"{server.url}  (Ctrl-C ends it)")
@@ -81,18 +96,12 @@ def serve(index: SearchIndex, host: str, port: int) -> None:
 
 
 class SearchServer(uvicorn.Server):
-    """Listens from the moment it is made; `run(sockets=[listener])` answers until `should_exit` is set."""
+    """The server of the page at `url`; `run(sockets=[listener])` answers until `should_exit` is set."""
 
-    def __init__(self, index: SearchIndex, host: str, port: int) -> None:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            self.listener = socket.create_server((host, port), family=family)
-        except (OSError, OverflowError) as failure:
-            raise UserError(
-                f"cannot listen on {host}, port {port} ({failure}); give another --host or --port"
-            ) from None
+    def __init__(self, index: SearchIndex, listener: socket.socket, host: str) -> None:
+        self.listener = listener
         name = f"[{host}]" if ":" in host else host
-        self.url = f"http://{name}:{self.listener.getsockname()[1]}/"
+        self.url = f"http://{name}:{listener.getsockname()[1]}/"
         # Bound to this machine, it answers to this machine's names only. Otherwise a page on the web could
         # point a name of its own at this address and read the images (DNS rebinding).
         names = ["localhost", "127.0.0.1", "[::1]", name] if _is_loopback(host) else ["*"]

@@ -18,7 +18,7 @@ from shard_sets import make_image
 from mmalign.core.errors import UserError
 from mmalign.search import server as server_module
 from mmalign.search.corpus import SearchIndex
-from mmalign.search.server import MOST_BYTES, SearchServer, serve
+from mmalign.search.server import MOST_BYTES, SearchServer, listen, serve
 
 
 def test_texts_and_images_are_answered(server: SearchServer, index: SearchIndex) -> None:
@@ -143,15 +143,15 @@ def test_ctrl_c_ends_it_and_the_address_was_reported(
     index: SearchIndex, capsys: pytest.CaptureFixture[str], ctrl_c_is_heard: None
 ) -> None:
     threading.Timer(1, interrupt_main).start()
-    serve(index, "0.0.0.0", 0)
+    serve(index, listen("0.0.0.0", 0), "0.0.0.0")
     warning, address, *_ = capsys.readouterr().out.splitlines()
     assert warning.startswith("warning: everybody who reaches 0.0.0.0")
     assert address.startswith("http://0.0.0.0:")
 
 
-def test_a_port_that_is_taken_is_reported(server: SearchServer, index: SearchIndex) -> None:
+def test_a_port_that_is_taken_is_reported(server: SearchServer) -> None:
     with pytest.raises(UserError, match=r"cannot listen on 127\.0\.0\.1.*--port"):
-        SearchServer(index, "127.0.0.1", server.listener.getsockname()[1])
+        listen("127.0.0.1", server.listener.getsockname()[1])
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
