@@ -11,9 +11,9 @@
     POSIX       a terminal that knows ASCII alone, and an output whose name does not
 
 A cell says how the verb ended: `done` (exit code 0), `sentence` (one line on stderr), `stopped` (by the
-signal), `usage` (exit code 2) or `traceback`. `lost` is added where a file of before is gone, a JSON file or a
-page is incomplete, a committed folder does not verify, or a verb that ended well left no output. Prints a table
-and, as the last line, one JSON object: `cells`, `tracebacks`, `lost`.
+signal), `usage` (exit code 2) or `traceback`. `lost` is added where a file of before is gone, a JSON file
+or a page is incomplete, a committed folder does not verify, or a verb that ended well left no output. Prints
+a table and, as the last line, one JSON object: `cells`, `tracebacks`, `lost`.
 
     python benchmarks/outputs.py [--short] [--verbs report export] [--conditions full POSIX]
 """

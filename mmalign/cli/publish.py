@@ -10,7 +10,7 @@ from mmalign.core.errors import UserError
 
 _FORMATS = (
     "sentence-transformers (texts; AutoModel loads its trunk), sentence-transformers-router (texts and "
-    "pictures), transformers (VisionTextDualEncoder), open_clip or onnx (both towers). Give it again for "
+    "images), transformers (VisionTextDualEncoder), open_clip or onnx (both towers). Give it again for "
     "several formats in one folder."
 )
 Model = Annotated[

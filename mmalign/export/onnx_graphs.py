@@ -18,7 +18,7 @@ import numpy as np
 from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.embed import embed_set
 from mmalign.evaluation.nearest import hits_at
-from mmalign.export.probes import TEXTS
+from mmalign.export.probes import probe_texts
 from mmalign.models.external.onnx import IMAGE_MODEL, OnnxModel, load_onnx
 from mmalign.results.statistics import drawn_means, interval_and_p
 
@@ -124,11 +124,12 @@ def quantisation_loss(folder: Path, data: Path | None = None) -> dict[str, Any]:
         images, with the difference in paired draws of images (95 % interval, bootstrap).
     """
     fp32, int8 = load_onnx(str(folder)), load_onnx(str(folder), "int8")
-    cosine_N = (fp32.encode_texts(TEXTS) * int8.encode_texts(TEXTS)).sum(1)
+    texts = probe_texts(fp32.tokenizer.inner)
+    cosine_N = (fp32.encode_texts(texts) * int8.encode_texts(texts)).sum(1)
     loss: dict[str, Any] = {
         "quantised": "matrix products (one scale per column, 7 bits), token embeddings (one scale per token)",
         "cosine": {
-            "measured_on": f"{len(TEXTS)} probe texts in many scripts, most of them no captions",
+            "measured_on": f"{len(texts)} probe texts in many scripts, most of them no captions",
             "mean": round(float(cosine_N.mean()), 5),
             "worst": round(float(cosine_N.min()), 5),
         },

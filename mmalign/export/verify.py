@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from mmalign.core.errors import UserError
 from mmalign.core.redact import redact_text
-from mmalign.export.probes import TEXTS, probe_images, write_probes
+from mmalign.export.probes import probe_images, probe_texts, write_probes
 from mmalign.export.source import Source
 from mmalign.models.text_encoder import TextEncoder
 
@@ -75,12 +75,13 @@ def verify_export(source: Source, folder: Path, formats: Sequence[str]) -> dict[
     check_files(folder, is_published=False)
     tower = source.tower
     trunk = TextEncoder(tower.trunk, tower.tokenizer, "mean", max_length=tower.max_length)
-    ours = {"texts": tower.encode(TEXTS), "states": trunk.encode(TEXTS)}
+    texts = probe_texts(tower.tokenizer.inner)
+    ours = {"texts": tower.encode(texts), "states": trunk.encode(texts)}
     if source.encoder is not None:
         ours["images"] = source.encoder.encode_images(probe_images())
     differences = {}
     with tempfile.TemporaryDirectory(prefix="mmalign-verify-") as probes:
-        write_probes(Path(probes))
+        write_probes(Path(probes), texts)
         for format_name in formats:
             for loader in LOADERS[format_name]:
                 theirs = run_loader(loader, folder, Path(probes))

@@ -65,9 +65,9 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     monkeypatch.chdir(tmp_path)
     Path("FILE").write_text("of somebody else")
     Path("FOLDER").mkdir()
-    code, told = run_main(arguments, monkeypatch, capsys)
+    code, message = run_main(arguments, monkeypatch, capsys)
     assert code == 1
-    assert told.startswith(("mmalign: FILE", "mmalign: FOLDER")) and told.count("\n") == 1
+    assert message.startswith(("mmalign: FILE", "mmalign: FOLDER")) and message.count("\n") == 1
     assert Path("FILE").read_text() == "of somebody else"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["FILE", "FOLDER"]
 
@@ -86,10 +86,10 @@ def test_what_the_machine_refuses_later_is_one_sentence(
         raise error
 
     monkeypatch.setattr(train_verbs, "find_yaml", fail)
-    code, told = run_main(["train", "emoji_scenes", "--dry-run"], monkeypatch, capsys)
-    assert code == 1 and told.startswith("mmalign: ") and told.count("\n") == 1
-    assert os.strerror(number) in told and "run the same command again" in told
-    assert ("out/model.safetensors" in told) == (kind != "rust")
+    code, message = run_main(["train", "emoji_scenes", "--dry-run"], monkeypatch, capsys)
+    assert code == 1 and message.startswith("mmalign: ") and message.count("\n") == 1
+    assert os.strerror(number) in message and "run the same command again" in message
+    assert ("out/model.safetensors" in message) == (kind != "rust")
 
 
 def test_any_other_error_is_a_bug_and_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
