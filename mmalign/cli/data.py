@@ -15,9 +15,7 @@ app.add_typer(data_app, name="data")
 _SHOWN = 50  # problems of a data set that are printed
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder with a manifest.json.")]
 Processes = Annotated[int, typer.Option(min=1, help="Shards that are read at once.")]
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write what was found there.")
-]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Report to write.")]
 
 
 def _check_files(*outputs: Path | None) -> None:
@@ -29,19 +27,10 @@ def _check_files(*outputs: Path | None) -> None:
 def data_build(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe YAML, or its name.")],
     overrides: Overrides = None,
-    folders: Annotated[
-        list[str] | None, typer.Option("--from", help="Folder of the source; repeat it.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Output folder; data/<name> if not given.")
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace a data set that is there.")
-    ] = False,
-    processes: Annotated[
-        int | None,
-        typer.Option(min=1, help="Processes that write shards; one per core if not given."),
-    ] = None,
+    folders: Annotated[list[str] | None, typer.Option("--from", help="Source; repeat it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; data/<name>.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a data set.")] = False,
+    processes: Annotated[int | None, typer.Option(min=1, help="That write; all cores.")] = None,
 ) -> None:
     """Run a recipe: write shards of every split, with manifests.
 
@@ -68,17 +57,10 @@ def data_build(
 
 @data_app.command("index")
 def data_index(
-    tars: Annotated[
-        str, typer.Argument(metavar="TARS", help="Folder of tars, a pattern or a brace list.")
-    ],
+    tars: Annotated[str, typer.Argument(metavar="TARS", help="Folder, pattern or brace list.")],
     captions: Annotated[str, typer.Option(help="txt, or json:FIELD.")] = "txt",
-    language: Annotated[
-        str | None, typer.Option(help="A code such as sw, json:FIELD, or identify.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of index and manifest; beside the tars if not given."),
-    ] = None,
+    language: Annotated[str | None, typer.Option(help="Code, json:FIELD or identify.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; that of the tars.")] = None,
     processes: Processes = 1,
 ) -> None:
     """Index existing tars: scan them once, write index and manifest. The tars stay as they are.
@@ -107,9 +89,7 @@ def data_index(
 @data_app.command("verify")
 def data_verify(
     folder: Folder,
-    decode: Annotated[
-        bool, typer.Option("--decode", help="Decode every image, not only its header.")
-    ] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every image in full.")] = False,
     processes: Processes = 1,
     json_file: JsonFile = None,
 ) -> None:
@@ -139,24 +119,14 @@ def data_verify(
 @data_app.command("stats")
 def data_stats(
     folder: Folder,
-    against: Annotated[
-        Path | None, typer.Option(help="A test set: how many of its images are in DIR?")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Count tokens: a run, a folder or a hub name.")
-    ] = None,
-    shards: Annotated[
-        int | None, typer.Option(min=1, help="Read this many shards of DIR, drawn by the seed.")
-    ] = None,
+    against: Annotated[Path | None, typer.Option(help="Test set to look for in DIR.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Run, folder or hub name.")] = None,
+    shards: Annotated[int | None, typer.Option(min=1, help="Read so many of DIR.")] = None,
     seed: Annotated[int, typer.Option(help="Of the choice of shards.")] = 0,
-    near: Annotated[
-        bool, typer.Option(help="Look for images that look alike; decodes every image.")
-    ] = True,
+    near: Annotated[bool, typer.Option(help="Find images that look alike; decodes all.")] = True,
     processes: Processes = 1,
     json_file: JsonFile = None,
-    picture: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw a chart, .png or .svg.")
-    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="Chart to draw, .png or .svg.")] = None,
 ) -> None:
     """Count languages, lengths, sizes and duplicates of a data set, and its overlap with a test set.
 

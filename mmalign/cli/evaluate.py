@@ -22,11 +22,7 @@ from mmalign.core.errors import UserError
 
 Model = Annotated[
     str,
-    typer.Option(
-        "--model",
-        help="Run folder or one of its checkpoints, or any model: an exported folder, a hub name, "
-        "`open_clip:ViT-B-32/laion2b_s34b_b79k`; of a text suite any text encoder.",
-    ),
+    typer.Option("--model", help="Run, checkpoint, export, hub name, `open_clip:NAME/WEIGHTS`."),
 ]
 
 
@@ -35,12 +31,8 @@ def evaluate(
     suite: Annotated[Path, typer.Argument(metavar="SUITE", help="Suite YAML, or its name.")],
     model: Model,
     overrides: Overrides = None,
-    untrained: Annotated[
-        bool, typer.Option("--untrained", help="Measure the model before its first step as well.")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Result folder; RUN/eval/<suite> if not given.")
-    ] = None,
+    untrained: Annotated[bool, typer.Option("--untrained", help="Also before training.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Result folder; RUN/eval/<suite>.")] = None,
 ) -> None:
     """Measure a model with a suite: of images and texts, of text tasks (`groups`), or of FAISS (`indexes`).
 
@@ -67,19 +59,10 @@ def evaluate(
 
 @app.command()
 def compare(
-    results: Annotated[
-        list[Path],
-        typer.Argument(metavar="A B [C]...", help="Run folders, result folders, results.json."),
-    ],
-    suite: Annotated[
-        str | None, typer.Option(help="Of run folders that were measured with several suites.")
-    ] = None,
-    languages: Annotated[
-        bool, typer.Option("--languages", help="Every language, not only the means.")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Also write the table: .json, .csv or .md.")
-    ] = None,
+    results: Annotated[list[Path], typer.Argument(metavar="A B [C]...", help="Runs or results.")],
+    suite: Annotated[str | None, typer.Option(help="Of runs with several suites.")] = None,
+    languages: Annotated[bool, typer.Option("--languages", help="All, not only means.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Table: .json, .csv or .md.")] = None,
 ) -> None:
     """One table of models measured on the same data, with paired differences to the first.
 
@@ -100,10 +83,7 @@ def compare(
 
 @app.command()
 def report(
-    run: Run,
-    out: Annotated[
-        Path | None, typer.Option(help="HTML file; RUN/report.html if not given.")
-    ] = None,
+    run: Run, out: Annotated[Path | None, typer.Option(help="Page; RUN/report.html.")] = None
 ) -> None:
     """Gather a run's results into RUN/results.json and one self-contained HTML page.
 
@@ -128,9 +108,7 @@ def search(
     data: Annotated[Path, typer.Option(help="Folder of shards to search.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
-    cache: Annotated[Path, typer.Option(help="Where embeddings are kept.")] = Path(
-        "data/embeddings"
-    ),
+    cache: Annotated[Path, typer.Option(help="For embeddings.")] = Path("data/embeddings"),
 ) -> None:
     """Serve a page: type in any language and see images, drop an image and see captions.
 

@@ -12,17 +12,10 @@ from mmalign.core.commit import check_writable
 
 @app.command()
 def finetune(
-    task: Annotated[
-        Path, typer.Argument(metavar="TASK_YAML", help="Fine-tuning YAML, or its name.")
-    ],
-    model: Annotated[
-        str,
-        typer.Option("--model", help="Run folder, sentence-transformers or transformers model."),
-    ],
+    task: Annotated[Path, typer.Argument(metavar="TASK_YAML", help="Task YAML, or its name.")],
+    model: Annotated[str, typer.Option("--model", help="Run, or any text encoder.")],
     overrides: Overrides = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Result folder; RUN/finetune/<task> if not given.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Result folder; RUN/finetune/<task>.")] = None,
 ) -> None:
     """Fine-tune a text encoder on English labels and measure it in the other languages.
 
@@ -47,9 +40,7 @@ def study(
     file: Annotated[Path, typer.Argument(metavar="STUDY_YAML", help="Study YAML, or its name.")],
     out: Annotated[Path, typer.Option(help="Folder of towers, cells, results and report.")],
     overrides: Overrides = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Cells at the same time; all cores if not given.")
-    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Cells at once; all cores.")] = None,
 ) -> None:
     """Compare towers and ways of fine-tuning over tasks, perturbations and seeds; answer in words.
 

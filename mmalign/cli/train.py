@@ -13,14 +13,9 @@ from mmalign.core.commit import check_writable, write_atomic
 def train(
     run: Annotated[Path, typer.Argument(metavar="RUN_YAML", help="Run YAML, or its name.")],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name> if not given.")] = None,
-    stop_after: Annotated[
-        int | None, typer.Option(min=1, help="Stop at this step; the same command goes on.")
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print memory and traffic by ZeRO stage; train nothing."),
-    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name>.")] = None,
+    stop_after: Annotated[int | None, typer.Option(min=1, help="Stop at this step.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan memory, traffic.")] = False,
     nodes: Annotated[int, typer.Option(min=1, help="Of --dry-run.")] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="Of --dry-run.")] = 1,
 ) -> None:
@@ -58,13 +53,8 @@ def train(
 def embed(
     run: Annotated[Path, typer.Argument(metavar="RUN_YAML|RUN", help="Run YAML, or run folder.")],
     overrides: Overrides = None,
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(help="Data set; repeat it. Those that the run trains on if not given."),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that decode, for each rank; data.workers.")
-    ] = None,
+    data: Annotated[list[Path] | None, typer.Option(help="Data set; the run's own.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Of a rank; data.workers.")] = None,
 ) -> None:
     """Write the features of a run's frozen image tower beside the shards, to train without pixels.
 

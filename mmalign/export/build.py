@@ -53,9 +53,7 @@ def export(
         if name not in FORMATS:
             raise UserError(f"--format {name}: known are {', '.join(FORMATS)}")
     if out.exists() and not _is_export(out):
-        raise UserError(
-            f"{out}: holds something that is not an export and would be replaced; give another --out"
-        )
+        raise UserError(f"{out}: holds something that is not an export; give another --out")
     check_writable(out.parent, is_folder=True)
     source = read_source(model)
     facts = source.tower.facts
@@ -121,6 +119,6 @@ def _move(path: Path, target: Path, format_name: str) -> None:
         if not are_objects or any(ours[name] != theirs[name] for name in ours.keys() & theirs):
             raise UserError(
                 f"--format {format_name}: its {target.name} and that of another format contradict each "
-                "other, so they cannot share a folder; export them one by one, each with its own --out"
+                "other; export them one by one, each with its own --out"
             )
         write_json(target, {**ours, **theirs})

@@ -93,9 +93,9 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> str | None
         # Of files that the folder lacks, those of an older export had to go.
         wrong = sorted(differ & files.keys() | set(held.missing_paths).intersection(stale))
         if wrong:
+            more = f" (and {len(wrong) - 1} more)"
             raise UserError(
-                f"--push {repo_id}: {wrong[0]} did not arrive as it was sent (and {len(wrong) - 1} more); "
-                "push again"
+                f"--push {repo_id}: {wrong[0]} did not arrive as it was sent{more}; push again"
             )
     return str(commit.commit_url)
 

@@ -136,6 +136,5 @@ def _export(
             return onnx.load(path)
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(
-            f"model.{side}: torch cannot write this tower as an ONNX graph ({one_line(error)}); export it "
-            "to another format"
+            f"model.{side}: torch cannot write an ONNX graph ({one_line(error)}); export to another format"
         ) from None

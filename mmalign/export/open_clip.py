@@ -23,6 +23,7 @@ from mmalign.models.external.open_clip import CONFIG, WEIGHTS, to_open_clip
 from mmalign.models.image_tower import TimmTower
 from mmalign.models.pooling import POOLINGS
 
+_ELSEWHERE = "export to sentence-transformers instead"
 # Fields of a configuration of transformers that do not change what the model computes.
 _IRRELEVANT = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
@@ -91,8 +92,7 @@ def _vision(encoder: Encoder, home: str) -> dict[str, Any]:
     vision["image_size"] = encoder.model.image_tower.size
     if ":" in vision.get("timm_model_name", ""):
         raise UserError(
-            f"model.image.name: the network of `{image.name}` is described in another folder; name it "
-            "under `kind: timm` to export it to open_clip"
+            f"model.image.name: `{image.name}` is described in another folder; name it under `kind: timm`"
         )
     if vision.get("timm_proj") in ("", "none"):
         vision["timm_proj"] = "linear"  # ours follows, where the network itself ends without one
@@ -106,15 +106,13 @@ def _text(encoder: Encoder, home: str) -> dict[str, Any]:
     text, kind = encoder.config.text, encoder.model.text_tower.trunk.config.model_type
     if kind not in arch_dict:
         raise UserError(
-            f"model.text: open_clip cannot hold a text tower of type `{kind}`, only "
-            f"{', '.join(sorted(arch_dict))}; export to sentence-transformers instead"
+            f"model.text: open_clip has no `{kind}`, only {', '.join(sorted(arch_dict))}; {_ELSEWHERE}"
         )
     pooler = POOLINGS[text.pooling].open_clip
     if pooler is None:
         known = [name for name, one in POOLINGS.items() if one.open_clip is not None]
         raise UserError(
-            f"model.text.pooling: open_clip cannot pool the `{text.pooling}` token of a text, only "
-            f"{' and '.join(known)}; export to sentence-transformers instead"
+            f"model.text.pooling: open_clip has no `{text.pooling}`, only {', '.join(known)}; {_ELSEWHERE}"
         )
     return {
         "hf_model_name": home,

@@ -63,8 +63,8 @@ class Source:
         """The dual encoder, or a UserError that a format holds no text tower alone."""
         if self.encoder is None:
             raise UserError(
-                f"--format {format_name}: needs an image tower too, and this is a text tower alone; "
-                "export it to sentence-transformers or onnx"
+                f"--format {format_name}: holds an image tower and a text tower, and this is a text tower "
+                "alone; export it to sentence-transformers or onnx"
             )
         return self.encoder
 

@@ -75,13 +75,12 @@ def _text_model(tower: TextEncoder) -> Any:
 
     if not isinstance(tower.projection, nn.Linear):
         raise UserError(
-            "model.text_projection: VisionTextDualEncoderModel projects texts by one linear map and holds "
-            f"no other projection; {_ELSEWHERE}"
+            f"model.text_projection: VisionTextDualEncoderModel has one linear map; {_ELSEWHERE}"
         )
     if tower.pooling != "cls":
         raise UserError(
-            "model.text.pooling: VisionTextDualEncoderModel takes a text's feature from the first token "
-            f"alone and cannot hold `{tower.pooling}` pooling; {_ELSEWHERE}"
+            f"model.text.pooling: VisionTextDualEncoderModel pools the first token, not `{tower.pooling}`; "
+            f"{_ELSEWHERE}"
         )
     with torch.device("meta"):
         model = AutoModel.from_config(tower.trunk.config)

@@ -101,10 +101,7 @@ def run_loader(
         UserError: the library is not there, fails, or takes too long.
     """
     if python == sys.executable and importlib.util.find_spec(loader.package) is None:
-        raise UserError(
-            f"{loader.library} is not installed, so the export cannot be verified in it: "
-            "pip install 'mmalign[export]'"
-        )
+        raise UserError(f"{loader.library} is not installed; run pip install 'mmalign[export]'")
     with tempfile.TemporaryDirectory(prefix="mmalign-loader-") as home:
         out = Path(home) / "out.npz"
         # -I: neither the working folder nor PYTHONPATH is searched for modules.
@@ -132,7 +129,7 @@ def run_loader(
             )
         except subprocess.TimeoutExpired:
             raise UserError(
-                f"{loader.library}: took more than {SECONDS} seconds; the export is not verified"
+                f"{loader.library}: did not finish within {SECONDS} seconds; the export is not verified"
             ) from None
         if result.returncode != 0:
             lines = result.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]

@@ -29,11 +29,8 @@ def write_pareto(rows: Sequence[Row], k: int, folder: Path) -> None:
     """
     with matplotlib.rc_context({**STYLE, "figure.facecolor": "white"}):
         figure = _draw(rows, k)
-        looks: dict[str, Any] = {
-            "svg": {"metadata": {"Date": None, "Creator": None}},
-            "png": {"dpi": 150},
-        }
-        for kind, look in looks.items():
+        plain: dict[str, Any] = {"metadata": {"Date": None, "Creator": None}}
+        for kind, look in (("svg", plain), ("png", {"dpi": 150})):
             part = folder / f".pareto.{kind}"  # a full disk must not leave half a plot
             figure.savefig(part, format=kind, **look)
             part.replace(folder / f"pareto.{kind}")

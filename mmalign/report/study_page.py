@@ -104,14 +104,11 @@ def write_study_page(tree: dict[str, Any], out: Path) -> None:
 def read_study(tree: dict[str, Any]) -> Study:
     for part in _PARTS:
         if not tree.get(part) and (part not in tree or part == "metrics"):
-            raise UserError(
-                f"not a study's results: `{part}` is missing or empty; run `mmalign study` again"
-            )
+            raise UserError(f"`{part}` is missing or empty; run `mmalign study` again")
     for name in tree["metrics"]:
         if name.count("/") != 5:
             raise UserError(
-                f"not a study's results: the metric `{name}` is not named "
-                "<tower>/<method>/<task>/<language>/<variant>/<metric>"
+                f"`{name}` is not named <tower>/<method>/<task>/<language>/<variant>/<metric>"
             )
     names = [StudyMetric(*name.split("/")) for name in tree["metrics"]]
     supervision: dict[str, str] = {}
