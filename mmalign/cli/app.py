@@ -27,7 +27,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Replace fields of the file: optimizer.lr=5e-4"),
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 
 
 def _show_version(is_asked: bool) -> None:

@@ -6,17 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mmalign.cli.app import (
-    Overrides,
-    Run,
-    app,
-    find_yaml,
-    is_run,
-    note_command,
-    result_folder,
-    say,
-    say_metrics,
-)
+from mmalign.cli.app import Overrides, app, find_yaml, note_command, result_folder, say, say_metrics
 from mmalign.core.commit import check_writable
 from mmalign.core.errors import UserError
 
@@ -83,7 +73,8 @@ def compare(
 
 @app.command()
 def report(
-    run: Run, out: Annotated[Path | None, typer.Option(help="Page; RUN/report.html.")] = None
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    out: Annotated[Path | None, typer.Option(help="Page; RUN/report.html.")] = None,
 ) -> None:
     """Gather a run's results into RUN/results.json and one self-contained HTML page.
 
@@ -93,9 +84,9 @@ def report(
     from mmalign.results.collect import collect
 
     out = out or run / "report.html"
-    check_writable(out)
+    for path in (out, run / "results.json"):
+        check_writable(path)
     results = collect(run)
-    check_writable(run / "results.json")
     note_command(run)  # before the page, which shows the commands
     results.write(run / "results.json")
     write_report(run, out)
@@ -129,19 +120,18 @@ def search(
 def _measure_images(
     suite: Path, overrides: list[str], model: str, untrained: bool, out: Path | None
 ) -> Path:
-    """Run a suite of shards, on all ranks; the folder of its results, as of the next two."""
+    """Run a suite of shards, on all ranks; returns the folder of its results, as the next two do."""
     from mmalign.core import distributed
     from mmalign.core.config import load_config
     from mmalign.evaluation.suite import SuiteConfig, means_of, run_suite
-    from mmalign.models.encoder import DualModel, load_encoder, run_of
+    from mmalign.models.encoder import DualModel, load_encoder
     from mmalign.models.load import load_model
 
     config = load_config(SuiteConfig, suite, overrides)
     out = result_folder(model, f"eval/{config.name}", out)
-    if untrained and not is_run(str(run_of(Path(model)))):
-        raise UserError(f"{model}: not a run; only a run knows its model before training")
     distributed.start()
     names = ["untrained"] if untrained else []
+    # First: only a run knows its model before training.
     baselines: dict[str, DualModel] = {n: load_encoder(Path(model), untrained=True) for n in names}
     results = run_suite(config, load_model(model), out, baselines)
     say_metrics(results, means_of(results))
@@ -161,6 +151,7 @@ def _measure_indexes(
     if untrained:
         raise UserError("--untrained: a benchmark of indexes takes one model; leave it out")
     out = result_folder(model, f"eval/{config.name}", out)
+    check_writable(Path(config.cache), is_folder=True)
     tree = run_faiss(config, load_model(model), out)
     write_pareto(tree["rows"], config.timed_at, out)
     say(f"{out / 'pareto.svg'}")
