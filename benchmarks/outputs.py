@@ -40,6 +40,7 @@ ROOT = Path(__file__).parents[1]
 NOBODY = 65534  # a user without rights; root may write everywhere
 MOST_BYTES = 2048
 SECONDS = 600
+SECONDS_TO_STOP = 120
 CONDITIONS = ("read-only", "blocked", "full", "closed", "SIGINT", "SIGTERM", "POSIX")
 ASCII = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 # OUT is the output; a verb without it writes beside its input.
@@ -113,6 +114,7 @@ def start(words: list[str], folder: Path, condition: str) -> "subprocess.Popen[b
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         preexec_fn=prepare,
+        start_new_session=True,
     )
 
 
@@ -142,8 +144,12 @@ def run_cell(verb: str, condition: str, inputs: Path, usual: float) -> tuple[str
         try:
             told = process.communicate(timeout=usual if number else SECONDS)
         except subprocess.TimeoutExpired:
-            process.send_signal(number or signal.SIGKILL)
-            told = process.communicate(timeout=SECONDS)
+            # A terminal sends SIGINT to every process of the command, `kill` sends SIGTERM to the first one.
+            if number == signal.SIGINT:
+                os.killpg(process.pid, signal.SIGINT)
+            else:
+                process.send_signal(number or signal.SIGKILL)
+            told = end(process)
         ending = describe(process.returncode, *told)
         wrong = list(broken(folder, before))
         names_output = any(place.name in word for word in words)
@@ -154,6 +160,16 @@ def run_cell(verb: str, condition: str, inputs: Path, usual: float) -> tuple[str
         if ending == "traceback":
             sys.stderr.write(f"{verb}, {condition}:\n{told[1].decode(errors='replace')[-1500:]}\n")
         return ending, bool(wrong)
+
+
+def end(process: "subprocess.Popen[bytes]") -> tuple[bytes, bytes]:
+    """What a stopped command said; processes of it that stay are ended, and make it a traceback."""
+    try:
+        return process.communicate(timeout=SECONDS_TO_STOP)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        return out, err + b"\n(Traceback (most recent call last): it did not stop)"
 
 
 def readable(folder: Path) -> None:

@@ -166,7 +166,7 @@ def _measure_texts(
     from mmalign.text.scores import PRIMARY
 
     config = load_config(BenchmarkConfig, suite, overrides)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's, and no group was started yet
         raise UserError(f"{suite}: a suite of text tasks runs in one process; leave torchrun out")
     out = result_folder(model, f"eval/{config.name}", out)
     results = run_benchmark(config, model, out, untrained)

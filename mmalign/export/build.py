@@ -32,7 +32,7 @@ def export(
     repo_id: str | None = None,
     data: Path | None = None,
 ) -> dict[str, float]:
-    """Write a model to the folder `out`. If a check fails, `out` stays as it was.
+    """Write a model to the folder `out`.
 
     Args:
         model: a run, a checkpoint, a fine-tuning or a LoRA adapter (see `read_source`).
@@ -59,6 +59,7 @@ def export(
     facts = source.tower.facts
     info = {"formats": list(formats), "model_sha256": facts["sha256"], "step": facts["step"]}
     title = repo_id or source.config.get("name") or out.name
+    # If anything below fails, nothing is left and `out` stays as it was.
     with committed_folder(out, info) as folder:
         write_files(source, folder, formats, repo_id or str(out.resolve()), data)
         write_json(folder / "lineage.json", source.lineage)
@@ -96,6 +97,7 @@ def write_files(
         "open_clip": partial(write_open_clip, home=home),
         "onnx": partial(write_onnx, data=data),
     }
+    # Each format writes its own files first; then they are merged, or found to contradict each other.
     parts = folder / ".parts"
     for name in formats:
         part = parts / name

@@ -60,6 +60,7 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> str | None
         kind = "private" if private else "public"
         say(f"{len(files)} files, {size:,} bytes, to {repo_id} ({kind}); nothing was sent")
         return None
+    # The token comes from HF_TOKEN or `hf auth login`, the address from HF_ENDPOINT.
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
     token = get_token()

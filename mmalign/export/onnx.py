@@ -93,6 +93,7 @@ class _ImageGraph(nn.Module):
 
 
 def _write_text_models(tower: TextEncoder, folder: Path) -> None:
+    # A copy, because the trunk of the caller keeps its attention, its dtype and its device.
     trunk = copy.deepcopy(tower.trunk)
     # Attention in its parts uses operators of the ONNX standard alone. Fused operators of ONNX Runtime, or of
     # a later opset, were not measurably faster, and fewer libraries read them.

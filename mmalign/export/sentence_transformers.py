@@ -43,6 +43,7 @@ _ROUTER_TYPES = {
     "Dense": "sentence_transformers.base.modules.dense.Dense",
     "Normalize": "sentence_transformers.base.modules.normalize.Normalize",
 }
+# The files are written by hand, so sentence-transformers itself is not needed here.
 # What a tokenizer remembers of the machine that it was loaded on.
 _LOCAL_FIELDS = ("is_local", "local_files_only", "name_or_path", "tokenizer_file", "vocab_file")
 

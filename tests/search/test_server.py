@@ -1,9 +1,11 @@
 """The server answers what the index finds, and says in one sentence why it refuses."""
 
 import importlib
+import io
 import json
 import signal
 import socket
+import struct
 import sys
 import threading
 from _thread import interrupt_main
@@ -12,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import pytest
+from PIL import Image
 from search.search_cases import request, request_json, serving
 from shard_sets import make_image
 
@@ -97,6 +100,22 @@ def test_what_is_no_image_is_refused(server: SearchServer, body: bytes) -> None:
     status, answer = request_json(server, "POST", "/search", body=body)
     assert status == 422
     assert answer["error"].startswith("the file cannot be read as an image; send a JPEG")
+
+
+def odd_exif(tag: int, kind: int) -> bytes:
+    """EXIF that turns the image, and has one tag of a type that it should not have."""
+    entries = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(">HHII", tag, kind, 1, 38)
+    head = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 2)
+    return head + entries + struct.pack(">III", 0, 2, 1)
+
+
+@pytest.mark.parametrize("kind", range(1, 13))
+def test_an_image_with_odd_exif_is_answered(server: SearchServer, kind: int) -> None:
+    for tag in (0x0128, 0x011A, 0x0132, 0x8769, 0x9286):  # 0x0128, 5: ResolutionUnit as RATIONAL
+        file = io.BytesIO()
+        Image.new("RGB", (8, 4), "red").save(file, "JPEG", exif=odd_exif(tag, kind))
+        status, answer = request_json(server, "POST", "/search", body=file.getvalue())
+        assert status == 200 or (status == 422 and answer["error"]), (tag, answer)
 
 
 def test_a_broken_first_line_ends_nothing(server: SearchServer) -> None:
