@@ -40,8 +40,11 @@ def export(
     if (public or dry_run) and push is None:
         raise UserError("--public and --dry-run belong to a push; give --push OWNER/NAME too")
     from mmalign.export.build import export as write_export
+    from mmalign.export.hub import check_target
     from mmalign.export.hub import push as push_folder
 
+    if push is not None:
+        check_target(push, dry_run)
     chosen = list(dict.fromkeys(formats or ["sentence-transformers"]))
     out = out or model / "export"
     for library, off in write_export(model, out, chosen, license, push, data).items():

@@ -47,7 +47,7 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> str | None
         UserError: the folder is damaged or holds what must not be published, the name is invalid, there is
             no token or no connection, the hub refuses, or files did not arrive as they were sent.
     """
-    _check_name(repo_id)
+    check_target(repo_id, dry_run)
     info = verify(folder)
     check_files(folder, is_published=True)
     manifest = folder / MANIFEST
@@ -63,9 +63,7 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> str | None
     # The token comes from HF_TOKEN or `hf auth login`, the address from HF_ENDPOINT.
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
-    token = get_token()
-    if token is None:
-        raise UserError("--push: you are not logged in; run `hf auth login` or set HF_TOKEN")
+    token = str(get_token())
     # An empty variable means the hub itself.
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)
     with _plain_errors(repo_id, api.endpoint, token):
@@ -101,7 +99,9 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> str | None
     return str(commit.commit_url)
 
 
-def _check_name(repo_id: str) -> None:
+def check_target(repo_id: str, dry_run: bool) -> None:
+    """Stop before any work if nothing could be pushed there: a wrong name, or no token. Nothing is sent."""
+    from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -112,6 +112,8 @@ def _check_name(repo_id: str) -> None:
         raise UserError(f"--push {repo_id}: not a name for the hub ({reason})") from None
     if repo_id.count("/") != 1:
         raise UserError(f"--push {repo_id}: give the owner too, OWNER/NAME")
+    if not dry_run and get_token() is None:
+        raise UserError("--push: you are not logged in; run `hf auth login` or set HF_TOKEN")
 
 
 def _stale(api: Any, repo_id: str, head: str, ours: AbstractSet[str]) -> list[str]:

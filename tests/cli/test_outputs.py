@@ -72,6 +72,22 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["FILE", "FOLDER"]
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("model", "--push model: give the owner too"), ("me/model", "--push: you are not logged in")],
+)
+def test_a_push_that_cannot_be_made_is_refused_before_the_work(
+    name: str,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    code, message = run_main(["export", str(tmp_path), "--push", name], monkeypatch, capsys)
+    assert code == 1 and message.startswith(f"mmalign: {sentence}")
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EACCES])
 @pytest.mark.parametrize("kind", ["python", "rust", "wrapped"])
 def test_what_the_machine_refuses_later_is_one_sentence(
