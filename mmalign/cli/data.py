@@ -122,7 +122,7 @@ def data_stats(
     against: Annotated[Path | None, typer.Option(help="Test set to look for in DIR.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Run, folder or hub name.")] = None,
     shards: Annotated[int | None, typer.Option(min=1, help="Read so many of DIR.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of shards.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of shards.")] = 0,
     near: Annotated[bool, typer.Option(help="Find images that look alike; decodes all.")] = True,
     processes: Processes = 1,
     json_file: JsonFile = None,
