@@ -195,6 +195,7 @@ def broken(folder: Path, before: dict[Path, bytes]) -> Iterator[Path]:
             if path.name == MANIFEST:
                 verify(path.parent)
             is_complete = path.suffix != ".html" or data.rstrip().endswith(b"</html>")
+            is_complete &= bool(data) or not before.get(path)
         except (ValueError, UserError):
             is_complete = False
         if not is_complete:

@@ -1,5 +1,6 @@
 """What all verbs share: the application that they register with, and common arguments and functions."""
 
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -79,7 +80,9 @@ def note_command(run: Path) -> None:
     if is_run(run):
         from mmalign.core import record
 
+        # A name that is not text (of another encoding, or any in the POSIX locale) is written as escapes.
+        words = [os.fsencode(word).decode("utf-8", "backslashreplace") for word in sys.argv[1:]]
         try:
-            record.note_command(run, sys.argv[1:])
+            record.note_command(run, words)
         except OSError as error:  # the work is done: a run of somebody else must not spoil it
             say(f"{run}: this command is not in its commands.txt ({error.strerror})")

@@ -12,6 +12,7 @@ from shard_sets import make_set
 
 from mmalign import cli
 from mmalign.cli import train as train_verbs
+from mmalign.cli.evaluate import note_command
 
 ROOT = Path(__file__).parents[2]
 SIZES = ("--nodes", "1", "--gpus-per-node", "0")
@@ -116,6 +117,27 @@ def test_any_other_error_is_a_bug_and_keeps_its_traceback(monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "argv", ["mmalign", "train", "emoji_scenes"])
     with pytest.raises(FileNotFoundError):
         cli.main()
+
+
+def test_a_command_with_a_name_that_is_no_text_is_noted_and_loses_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    noted = tmp_path / "commands.txt"
+    noted.write_text("mmalign train run.yaml\n")
+    monkeypatch.setattr(sys, "argv", ["mmalign", "report", os.fsdecode(b"caf\xc3\xa9-\xff")])
+    note_command(tmp_path)
+    lines = noted.read_text(encoding="utf-8").splitlines()
+    assert lines == ["mmalign train run.yaml", "mmalign report 'café-\\xff'"]
+
+
+def test_a_run_of_somebody_else_does_not_spoil_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    (tmp_path / "commands.txt").mkdir()  # also root cannot write there
+    note_command(tmp_path)
+    assert "this command is not in its commands.txt" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
