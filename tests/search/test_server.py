@@ -159,11 +159,18 @@ def ctrl_c_is_heard() -> Iterator[None]:
 
 
 def test_ctrl_c_ends_it_and_the_address_was_reported(
-    index: SearchIndex, capsys: pytest.CaptureFixture[str], ctrl_c_is_heard: None
+    index: SearchIndex, monkeypatch: pytest.MonkeyPatch, ctrl_c_is_heard: None
 ) -> None:
-    threading.Timer(1, interrupt_main).start()
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if line.startswith("http"):
+            threading.Timer(0.3, interrupt_main).start()
+
+    monkeypatch.setattr(server_module, "say", say)
     serve(index, listen("0.0.0.0", 0), "0.0.0.0")
-    warning, address, *_ = capsys.readouterr().out.splitlines()
+    warning, address, *_ = lines
     assert warning.startswith("warning: everybody who reaches 0.0.0.0")
     assert address.startswith("http://0.0.0.0:")
 
