@@ -91,6 +91,7 @@ def make_inputs(folder: Path) -> Path:
 
 def start(words: list[str], folder: Path, condition: str) -> "subprocess.Popen[bytes]":
     def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background ignores it
         if condition == "full":
             resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_BYTES, MOST_BYTES))
         if condition == "read-only":  # root may write everywhere, unless this right is given up
