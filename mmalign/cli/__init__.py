@@ -57,9 +57,13 @@ def main() -> None:
 def _refused(error: BaseException | None) -> str | None:
     """What the machine refused, as a sentence; None: the error is of another kind."""
     while error is not None:
+        code = error.errno if isinstance(error, OSError) else None
         # Libraries in Rust (safetensors, tokenizers) have errors of their own, which end in the number.
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        code = error.errno if isinstance(error, OSError) else int(number[1]) if number else None
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            code = int(number[1])
+        # numpy and torch know only that less was written than they gave.
+        if re.search(r"requested and \d+ written|PytorchStreamWriter failed writing", str(error)):
+            code = errno.ENOSPC
         if code in _REFUSALS:
             place = getattr(error, "filename", None) or "a file"
             fix = "fix that and run the same command again"

@@ -109,6 +109,26 @@ def test_what_the_machine_refuses_later_is_one_sentence(
     assert ("out/model.safetensors" in message) == (kind != "rust")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("1152 requested and 480 written"),
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+    ],
+    ids=["numpy", "torch"],
+)
+def test_less_written_than_given_is_a_full_disk(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(train_verbs, "find_yaml", fail)
+    code, message = run_main(["train", "emoji_scenes", "--dry-run"], monkeypatch, capsys)
+    assert code == 1 and message.count("\n") == 1
+    assert os.strerror(errno.ENOSPC) in message
+
+
 def test_any_other_error_is_a_bug_and_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise FileNotFoundError(errno.ENOENT, "No such file", "x")
