@@ -129,6 +129,15 @@ def test_less_written_than_given_is_a_full_disk(
     assert os.strerror(errno.ENOSPC) in message
 
 
+def test_a_name_that_a_library_cannot_take_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_verbs, "find_yaml", lambda *_: "sortie-\udcc3\udca9".encode())
+    code, message = run_main(["train", "emoji_scenes", "--dry-run"], monkeypatch, capsys)
+    assert code == 1 and message.count("\n") == 1
+    assert "sortie-\\udcc3\\udca9" in message and "PYTHONUTF8=1" in message
+
+
 def test_any_other_error_is_a_bug_and_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise FileNotFoundError(errno.ENOENT, "No such file", "x")
