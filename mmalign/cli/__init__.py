@@ -57,7 +57,7 @@ def main() -> None:
 def _refused(error: BaseException | None) -> str | None:
     """What the machine refused, as a sentence; None: the error is of another kind."""
     while error is not None:
-        # Names that are not text in this locale (POSIX) reach libraries in Rust and C++ that take UTF-8 alone.
+        # Some libraries take names in UTF-8 alone; those of another locale (POSIX) are not.
         if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
             name = ascii(error.object)[:200]
             return f"{name}: not a name in UTF-8; set PYTHONUTF8=1, or name another place"
