@@ -7,10 +7,10 @@ empty folder. Data and training that are there already are not made again: their
 """
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from mmalign.core import console
+from mmalign.core.commit import check_writable
 from mmalign.core.console import run_verb
 from mmalign.core.record import note_command
 from mmalign.results.metric_names import MetricName
@@ -40,6 +40,7 @@ def run_demo(out: Path) -> None:
     Raises:
         UserError: a stage stopped.
     """
+    check_writable(out, is_folder=True)
     started = time.monotonic()
     build = ["data", "build", "emoji_scenes"]
     run_verb(build)
@@ -67,24 +68,16 @@ def make_table(results: Results) -> str:
     untrained = results.baselines["untrained"].metrics
     for words, name in _ROWS.items():
         if name in results.metrics:
-            cells = (
-                f"{results.metrics[name]:.3f}",
-                _worst(results, name),
-                f"{untrained[name]:.3f}" if name in untrained else "",
-                f"{results.chance[name]:.3f}",
-                f"{results.counts[name]:,}",
-            )
+            tables = (results.metrics, untrained, results.chance)
+            value, before, chance = (f"{of[name]:.3f}" if name in of else "" for of in tables)
+            cells = (value, _worst(results, name), before, chance, f"{results.counts[name]:,}")
             lines.append(_LINE.format(words, *cells))
     return "\n".join(lines)
 
 
 def _worst(results: Results, mean_name: str) -> str:
     """The lowest value among the languages whose mean this is, with its language."""
-    mean = MetricName.parse(mean_name)
-    values = {}
-    for name, value in results.metrics.items():
-        one = MetricName.parse(name)
-        if not one.is_aggregate and replace(one, language=mean.language) == mean:
-            values[one.language] = value
-    worst = min(values, key=lambda language: values[language])
-    return f"{values[worst]:.3f} ({worst})"
+    names = map(MetricName.parse, results.metrics)
+    ones = (n for n in names if not n.is_aggregate and str(n.of("mean")) == mean_name)
+    worst = min(ones, key=lambda one: results.metrics[str(one)])
+    return f"{results.metrics[str(worst)]:.3f} ({worst.language})"

@@ -5,6 +5,9 @@ from typing import Any
 
 import torch
 from tiny import MODEL, tiny_tokenizer
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from mmalign.core.config import validate
 from mmalign.data.tokenizer import Tokenizer
@@ -79,6 +82,19 @@ def build_encoder(
             module.running_mean.uniform_(-0.1, 0.1)
             module.running_var.uniform_(0.5, 2.0)
     return Encoder(model, config, tokenizer, {"path": "somewhere", "step": 3, "sha256": "0" * 64})
+
+
+def bare_tokenizer() -> Tokenizer:
+    """Byte-level BPE as GPT-2 and Qwen have it: an empty text has no tokens."""
+    fast = FastTokenizer(models.BPE())
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    fast.train_from_iterator((), trainers.BpeTrainer(vocab_size=300, initial_alphabet=letters))
+    special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    inner = PreTrainedTokenizerFast(tokenizer_object=fast, **special)
+    assert inner("")["input_ids"] == []
+    return Tokenizer(inner)
 
 
 def source_of(encoder: Encoder) -> Source:

@@ -114,7 +114,7 @@ def test_a_call_that_lacks_something_is_a_usage_error(arguments: list[str]) -> N
         ),
         (
             ["finetune", "train/finetune/emoji_category.yaml", "--model", "RUN"],
-            "RUN: not a run folder; say with --out where the results go",
+            "RUN: not a run folder, it has no config.yaml; say where with --out",
         ),
         (
             [

@@ -7,13 +7,16 @@
     finetune.py  finetune, study
     publish.py   export, demo
 
-Every verb reads one YAML file, takes dotted overrides (`optimizer.lr=5e-4`) and does its work in the
-package. A verb that writes into a run folder adds its command line to `commands.txt` there. Heavy imports
-(torch, transformers, deepspeed, faiss) stay inside the verbs, so that `mmalign --help` answers at once.
+Heavy imports (torch, transformers, deepspeed, faiss) stay inside the verbs, so that `mmalign --help` answers
+at once.
 """
 
+import errno
+import io
 import os
+import re
 import sys
+from pathlib import Path
 
 from mmalign.cli.app import app
 from mmalign.core.errors import UserError
@@ -22,14 +25,52 @@ from mmalign.core.errors import UserError
 # isort: off
 from mmalign.cli import data, train, evaluate, finetune, publish  # noqa: F401
 
+# What the machine refuses to whoever asks: space, files, permission. Any other error is a bug.
+_REFUSALS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE),
+}
+
 
 def main() -> None:
-    """Run the command line; a user's mistake is one sentence on stderr and exit code 1."""
+    """Run the command line; a user's mistake, or a full disk, is one sentence on stderr and exit code 1."""
     # oneDNN keeps up to 1,024 prepared operators, one per shape that it has seen. Captions make new shapes
     # every step, and the memory of a CPU run would grow by tens of megabytes per step.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started this process: `mmalign ... >&-`
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            # A terminal that is not UTF-8 must not end a verb after its work.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except UserError as error:
-        sys.stderr.write(f"mmalign: {error}\n")
+    except Exception as error:
+        sentence = str(error) if isinstance(error, UserError) else _refused(error)
+        if sentence is None:
+            raise
+        sys.stderr.write(f"mmalign: {sentence}\n")
         sys.exit(1)
+
+
+def _refused(error: BaseException | None) -> str | None:
+    """What the machine refused, as a sentence; None: the error is of another kind."""
+    while error is not None:
+        # Some libraries take names in UTF-8 alone; those of another locale (POSIX) are not.
+        if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+            name = ascii(error.object)[:200]
+            return f"{name}: not a name in UTF-8; set PYTHONUTF8=1, or name another place"
+        code = error.errno if isinstance(error, OSError) else None
+        # Libraries in Rust (safetensors, tokenizers) have errors of their own, which end in the number.
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            code = int(number[1])
+        # numpy and torch know only that less was written than they gave.
+        if re.search(r"requested and \d+ written|PytorchStreamWriter failed writing", str(error)):
+            code = errno.ENOSPC
+        if code in _REFUSALS:
+            place = getattr(error, "filename", None) or "a file"
+            fix = "fix that and run the same command again"
+            return f"{place}: cannot be read or written ({os.strerror(code or 0)}); {fix}"
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,13 +1,20 @@
-"""What all verbs share: the application that they register with, and common arguments and functions.
+"""What all verbs share: the application that they register with, and common arguments and functions."""
 
-Nothing heavy is imported here: `mmalign --help` must answer at once.
-"""
-
+import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from mmalign.core.commit import check_writable
+from mmalign.core.errors import UserError
+from mmalign.core.resources import find_yaml as find_yaml
+
+# What imports torch is imported where it is used: `mmalign --help` must answer at once.
+if TYPE_CHECKING:
+    from mmalign.results.results import Results
 
 app = typer.Typer(
     name="mmalign",
@@ -21,7 +28,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Replace fields of the file: optimizer.lr=5e-4"),
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 
 
 def _show_version(is_asked: bool) -> None:
@@ -44,27 +50,39 @@ def _options(
     """Options of `mmalign` itself, before the verb."""
 
 
-def find_yaml(argument: Path, folder: str) -> Path:
-    """The YAML file that an argument means: a path, or the name of one that comes with mmalign."""
-    from mmalign.core import resources
-
-    return resources.find_yaml(argument, folder)
-
-
 def say(text: str) -> None:
-    """Print one line on rank 0."""
     from mmalign.core import console
 
     console.say(text)
 
 
-def is_run(model: str) -> bool:
-    """Whether this is a run folder."""
+def is_run(model: str | Path) -> bool:
     return (Path(model) / "config.yaml").is_file()
 
 
-def note_command(run: Path) -> None:
-    """Add this process's command line to the run's `commands.txt`."""
-    from mmalign.core import record
+def result_folder(model: str, below: str, out: Path | None) -> Path:
+    """Where results go: where the user says, else below the run; a UserError if it cannot be written."""
+    if out is None and not is_run(model):
+        raise UserError(f"{model}: not a run folder, it has no config.yaml; say where with --out")
+    out = out or Path(model) / below
+    check_writable(out, is_folder=True)
+    return out
 
-    record.note_command(run, sys.argv[1:])
+
+def say_metrics(results: "Results", names: Iterable[str]) -> None:
+    for name in names:
+        chance = f", chance {results.chance[name]:.4f}" if name in results.chance else ""
+        say(f"{name}  {results.metrics[name]:.4f}  (n = {results.counts[name]}{chance})")
+
+
+def note_command(run: Path) -> None:
+    """Add this process's command line to the `commands.txt` of a run folder; of others nothing is noted."""
+    if is_run(run):
+        from mmalign.core import record
+
+        # A name that is not text (of another encoding, or any in the POSIX locale) is written as escapes.
+        words = [os.fsencode(word).decode("utf-8", "backslashreplace") for word in sys.argv[1:]]
+        try:
+            record.note_command(run, words)
+        except OSError as error:  # the work is done: a run of somebody else must not spoil it
+            say(f"{run}: this command is not in its commands.txt ({error.strerror})")

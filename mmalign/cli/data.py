@@ -7,30 +7,30 @@ from typing import Annotated
 import typer
 
 from mmalign.cli.app import Overrides, app, find_yaml, is_run, say
+from mmalign.core.commit import check_writable, write_json
 
 data_app = typer.Typer(help="Make and inspect shards of image-caption pairs.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 _SHOWN = 50  # problems of a data set that are printed
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder with a manifest.json.")]
+Processes = Annotated[int, typer.Option(min=1, help="Shards that are read at once.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Report to write.")]
+
+
+def _check_files(*outputs: Path | None) -> None:
+    for path in filter(None, outputs):
+        check_writable(path)
 
 
 @data_app.command("build")
 def data_build(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe YAML, or its name.")],
     overrides: Overrides = None,
-    folders: Annotated[
-        list[str] | None, typer.Option("--from", help="Folder of the source; repeat it.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Output folder; data/<name> if not given.")
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace a data set that is there.")
-    ] = False,
-    processes: Annotated[
-        int | None,
-        typer.Option(min=1, help="Processes that write shards; one per core if not given."),
-    ] = None,
+    folders: Annotated[list[str] | None, typer.Option("--from", help="Source; repeat it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; data/<name>.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a data set.")] = False,
+    processes: Annotated[int | None, typer.Option(min=1, help="That write; all cores.")] = None,
 ) -> None:
     """Run a recipe: write shards of every split, with manifests.
 
@@ -46,30 +46,22 @@ def data_build(
         changes.append(f"source.folders=[{', '.join(quoted)}]")
     config = load_config(RecipeConfig, find_yaml(recipe, "data_recipes"), changes)
     out = out or Path("data") / config.name
+    check_writable(out, is_folder=True)
     for manifest in build(config, out, force, processes):
-        captions = sum(manifest.languages.values())
-        say(
-            f"{out / manifest.split}: {manifest.samples} images, {captions} captions in "
-            f"{len(manifest.languages)} languages"
-        )
+        captions, languages = sum(manifest.languages.values()), len(manifest.languages)
+        counted = f"{manifest.samples} images, {captions} captions in {languages} languages"
+        say(f"{out / manifest.split}: {counted}")
     if (out / REFUSED).is_file():
         say(f"some rows could not be used; {out / REFUSED} lists them")
 
 
 @data_app.command("index")
 def data_index(
-    tars: Annotated[
-        str, typer.Argument(metavar="TARS", help="Folder of tars, a pattern or a brace list.")
-    ],
+    tars: Annotated[str, typer.Argument(metavar="TARS", help="Folder, pattern or brace list.")],
     captions: Annotated[str, typer.Option(help="txt, or json:FIELD.")] = "txt",
-    language: Annotated[
-        str | None, typer.Option(help="A code such as sw, json:FIELD, or identify.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of index and manifest; beside the tars if not given."),
-    ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Shards that are scanned at once.")] = 1,
+    language: Annotated[str | None, typer.Option(help="Code, json:FIELD or identify.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; that of the tars.")] = None,
+    processes: Processes = 1,
 ) -> None:
     """Index existing tars: scan them once, write index and manifest. The tars stay as they are.
 
@@ -78,6 +70,8 @@ def data_index(
     from mmalign.data.shards.index import REFUSED, index
     from mmalign.data.shards.scan import Rules
 
+    if out is not None:
+        check_writable(out, is_folder=True)
     manifest, folder = index(tars, Rules(captions, language), out, processes)
     refused = sum(map(Counter, manifest.refused.values()), Counter[str]())
     say(
@@ -94,24 +88,21 @@ def data_index(
 
 @data_app.command("verify")
 def data_verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with a manifest.json.")],
-    decode: Annotated[
-        bool, typer.Option("--decode", help="Decode every image, not only its header.")
-    ] = False,
-    processes: Annotated[int, typer.Option(min=1, help="Shards that are read at once.")] = 1,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the report there.")
-    ] = None,
+    folder: Folder,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every image in full.")] = False,
+    processes: Processes = 1,
+    json_file: JsonFile = None,
 ) -> None:
     """Check a data set against its manifest; exit code 1 and the names of damaged samples if it is damaged.
 
     Example: mmalign data verify data/emoji_scenes/train
     """
-    from mmalign.core.commit import write_json
     from mmalign.data.verify import describe, verify
 
+    _check_files(json_file)
     report = verify(folder, decode, processes)
     if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(json_file, report.to_json())
     for name, state in report.features.items():
         say(f"{folder}/features/{name}: {state}")
@@ -127,36 +118,24 @@ def data_verify(
 
 @data_app.command("stats")
 def data_stats(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with a manifest.json.")],
-    against: Annotated[
-        Path | None, typer.Option(help="A test set: how many of its images are in DIR?")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Count tokens: a run, a folder or a hub name.")
-    ] = None,
-    shards: Annotated[
-        int | None, typer.Option(min=1, help="Read this many shards of DIR, drawn by the seed.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of shards.")] = 0,
-    near: Annotated[
-        bool, typer.Option(help="Look for images that look alike; decodes every image.")
-    ] = True,
-    processes: Annotated[int, typer.Option(min=1, help="Shards that are read at once.")] = 1,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there.")
-    ] = None,
-    picture: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw a chart, .png or .svg.")
-    ] = None,
+    folder: Folder,
+    against: Annotated[Path | None, typer.Option(help="Test set to look for in DIR.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Run, folder or hub name.")] = None,
+    shards: Annotated[int | None, typer.Option(min=1, help="Read so many of DIR.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of shards.")] = 0,
+    near: Annotated[bool, typer.Option(help="Find images that look alike; decodes all.")] = True,
+    processes: Processes = 1,
+    json_file: JsonFile = None,
+    picture: Annotated[Path | None, typer.Option(help="Chart to draw, .png or .svg.")] = None,
 ) -> None:
     """Count languages, lengths, sizes and duplicates of a data set, and its overlap with a test set.
 
     Example: mmalign data stats data/emoji_scenes/train --against data/emoji_scenes/test --picture stats.png
     """
-    from mmalign.core.commit import write_json
     from mmalign.data.stats.summary import lines, summarise
     from mmalign.data.stats.survey import Options, survey
 
+    _check_files(json_file, picture)
     if picture is not None:
         from mmalign.data.stats.chart import check_target, draw
 

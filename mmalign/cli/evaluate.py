@@ -6,16 +6,13 @@ from typing import Annotated
 
 import typer
 
-from mmalign.cli.app import Overrides, Run, app, find_yaml, is_run, note_command, say
+from mmalign.cli.app import Overrides, app, find_yaml, note_command, result_folder, say, say_metrics
+from mmalign.core.commit import check_writable
 from mmalign.core.errors import UserError
 
 Model = Annotated[
     str,
-    typer.Option(
-        "--model",
-        help="Run folder or one of its checkpoints, or any model: an exported folder, a hub name, "
-        "`open_clip:ViT-B-32/laion2b_s34b_b79k`; of a text suite any text encoder.",
-    ),
+    typer.Option("--model", help="Run, checkpoint, export, hub name, `open_clip:NAME/WEIGHTS`."),
 ]
 
 
@@ -24,12 +21,8 @@ def evaluate(
     suite: Annotated[Path, typer.Argument(metavar="SUITE", help="Suite YAML, or its name.")],
     model: Model,
     overrides: Overrides = None,
-    untrained: Annotated[
-        bool, typer.Option("--untrained", help="Measure the model before its first step as well.")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Result folder; RUN/eval/<suite> if not given.")
-    ] = None,
+    untrained: Annotated[bool, typer.Option("--untrained", help="Also before training.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Result folder; RUN/eval/<suite>.")] = None,
 ) -> None:
     """Measure a model with a suite: of images and texts, of text tasks (`groups`), or of FAISS (`indexes`).
 
@@ -45,34 +38,21 @@ def evaluate(
     from mmalign.core.config import read_yaml
 
     suite = find_yaml(suite, "eval")
+    kinds = {"groups": _measure_texts, "indexes": _measure_indexes}
     fields = read_yaml(suite)
-    measure = _measure_images
-    if "groups" in fields:
-        measure = _measure_texts
-    elif "indexes" in fields:
-        measure = _measure_indexes
+    measure = next((kinds[name] for name in kinds if name in fields), _measure_images)
     folder = measure(suite, list(overrides or ()), model, untrained, out)
     say(f"{folder / 'results.json'}")
-    if is_run(model):
-        note_command(Path(model))
+    note_command(Path(model))
     distributed.stop()
 
 
 @app.command()
 def compare(
-    results: Annotated[
-        list[Path],
-        typer.Argument(metavar="A B [C]...", help="Run folders, result folders, results.json."),
-    ],
-    suite: Annotated[
-        str | None, typer.Option(help="Of run folders that were measured with several suites.")
-    ] = None,
-    languages: Annotated[
-        bool, typer.Option("--languages", help="Every language, not only the means.")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Also write the table: .json, .csv or .md.")
-    ] = None,
+    results: Annotated[list[Path], typer.Argument(metavar="A B [C]...", help="Runs or results.")],
+    suite: Annotated[str | None, typer.Option(help="Of runs with several suites.")] = None,
+    languages: Annotated[bool, typer.Option("--languages", help="All, not only means.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Table: .json, .csv or .md.")] = None,
 ) -> None:
     """One table of models measured on the same data, with paired differences to the first.
 
@@ -83,6 +63,7 @@ def compare(
 
     if out is not None:
         table.check_target(out)
+        check_writable(out)
     comparison = compare_results(results, suite, languages)
     table.show(comparison)
     if out is not None:
@@ -92,10 +73,8 @@ def compare(
 
 @app.command()
 def report(
-    run: Run,
-    out: Annotated[
-        Path | None, typer.Option(help="HTML file; RUN/report.html if not given.")
-    ] = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    out: Annotated[Path | None, typer.Option(help="Page; RUN/report.html.")] = None,
 ) -> None:
     """Gather a run's results into RUN/results.json and one self-contained HTML page.
 
@@ -104,10 +83,12 @@ def report(
     from mmalign.report.page import write_report
     from mmalign.results.collect import collect
 
+    out = out or run / "report.html"
+    for path in (out, run / "results.json"):
+        check_writable(path)
     results = collect(run)
     note_command(run)  # before the page, which shows the commands
     results.write(run / "results.json")
-    out = out or run / "report.html"
     write_report(run, out)
     say(f"{out}")
 
@@ -118,9 +99,7 @@ def search(
     data: Annotated[Path, typer.Option(help="Folder of shards to search.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
-    cache: Annotated[Path, typer.Option(help="Where embeddings are kept.")] = Path(
-        "data/embeddings"
-    ),
+    cache: Annotated[Path, typer.Option(help="For embeddings.")] = Path("data/embeddings"),
 ) -> None:
     """Serve a page: type in any language and see images, drop an image and see captions.
 
@@ -129,42 +108,39 @@ def search(
     from mmalign.core import distributed
     from mmalign.models.load import load_model
     from mmalign.search.corpus import build_index
-    from mmalign.search.server import serve
+    from mmalign.search.server import listen, serve
 
+    # Before the images are encoded, which may take long.
+    check_writable(cache, is_folder=True)
+    listener = listen(host, port)
     distributed.start()
-    index = build_index(load_model(model), data, cache)
-    serve(index, host, port, lambda url: say(f"{url}  (Ctrl-C ends it)"))
+    serve(build_index(load_model(model), data, cache), listener, host)
 
 
 def _measure_images(
     suite: Path, overrides: list[str], model: str, untrained: bool, out: Path | None
 ) -> Path:
-    """Run a suite of shards, on all ranks; the folder of its results."""
+    """Run a suite of shards, on all ranks; returns the folder of its results, as the next two do."""
     from mmalign.core import distributed
     from mmalign.core.config import load_config
     from mmalign.evaluation.suite import SuiteConfig, means_of, run_suite
-    from mmalign.models.encoder import DualModel, load_encoder, run_of
+    from mmalign.models.encoder import DualModel, load_encoder
     from mmalign.models.load import load_model
 
     config = load_config(SuiteConfig, suite, overrides)
-    out = _result_folder(model, config.name, out)
-    if untrained and not is_run(str(run_of(Path(model)))):
-        raise UserError(f"{model}: not a run; only a run knows its model before training")
+    out = result_folder(model, f"eval/{config.name}", out)
     distributed.start()
-    baselines: dict[str, DualModel] = {}
-    if untrained:
-        baselines["untrained"] = load_encoder(Path(model), untrained=True)
+    names = ["untrained"] if untrained else []
+    # First: only a run knows its model before training.
+    baselines: dict[str, DualModel] = {n: load_encoder(Path(model), untrained=True) for n in names}
     results = run_suite(config, load_model(model), out, baselines)
-    for name, value in means_of(results).items():
-        chance = f", chance {results.chance[name]:.4f}" if name in results.chance else ""
-        say(f"{name}  {value:.4f}  (n = {results.counts[name]}{chance})")
+    say_metrics(results, means_of(results))
     return out
 
 
 def _measure_indexes(
     suite: Path, overrides: list[str], model: str, untrained: bool, out: Path | None
 ) -> Path:
-    """Run a benchmark of FAISS indexes; the folder of its results."""
     from mmalign.core.config import load_config
     from mmalign.evaluation.ann.benchmark import run_faiss
     from mmalign.evaluation.ann.config import FaissConfig
@@ -174,7 +150,8 @@ def _measure_indexes(
     config = load_config(FaissConfig, suite, overrides)
     if untrained:
         raise UserError("--untrained: a benchmark of indexes takes one model; leave it out")
-    out = _result_folder(model, config.name, out)
+    out = result_folder(model, f"eval/{config.name}", out)
+    check_writable(Path(config.cache), is_folder=True)
     tree = run_faiss(config, load_model(model), out)
     write_pareto(tree["rows"], config.timed_at, out)
     say(f"{out / 'pareto.svg'}")
@@ -184,28 +161,16 @@ def _measure_indexes(
 def _measure_texts(
     suite: Path, overrides: list[str], model: str, untrained: bool, out: Path | None
 ) -> Path:
-    """Run a suite of text tasks; the folder of its results."""
     from mmalign.core.config import load_config
     from mmalign.text.benchmark import BenchmarkConfig, run_benchmark
     from mmalign.text.scores import PRIMARY
 
     config = load_config(BenchmarkConfig, suite, overrides)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's, and no group was started yet
         raise UserError(f"{suite}: a suite of text tasks runs in one process; leave torchrun out")
-    out = _result_folder(model, config.name, out)
+    out = result_folder(model, f"eval/{config.name}", out)
     results = run_benchmark(config, model, out, untrained)
-    for name, value in results.metrics.items():
-        is_headline = "/mean/" in name and name.rpartition("/")[2] in PRIMARY.values()
-        if is_headline or "/published/" in name:
-            say(f"{name}  {value:.4f}  (n = {results.counts[name]})")
+    primary = tuple(f"/{metric}" for metric in PRIMARY.values())
+    heads = ((name, "/mean/" in name and name.endswith(primary)) for name in results.metrics)
+    say_metrics(results, [name for name, is_mean in heads if is_mean or "/published/" in name])
     return out
-
-
-def _result_folder(model: str, suite: str, out: Path | None) -> Path:
-    """Where results go: where the user says, else into the run."""
-    if out is None and not is_run(model):
-        raise UserError(
-            f"{model}: not a run folder, it has no config.yaml; of another model say with --out where the "
-            "results go"
-        )
-    return out or Path(model) / "eval" / suite

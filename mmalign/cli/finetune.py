@@ -6,23 +6,16 @@ from typing import Annotated
 
 import typer
 
-from mmalign.cli.app import Overrides, app, find_yaml, is_run, note_command, say
-from mmalign.core.errors import UserError
+from mmalign.cli.app import Overrides, app, find_yaml, note_command, result_folder, say, say_metrics
+from mmalign.core.commit import check_writable
 
 
 @app.command()
 def finetune(
-    task: Annotated[
-        Path, typer.Argument(metavar="TASK_YAML", help="Fine-tuning YAML, or its name.")
-    ],
-    model: Annotated[
-        str,
-        typer.Option("--model", help="Run folder, sentence-transformers or transformers model."),
-    ],
+    task: Annotated[Path, typer.Argument(metavar="TASK_YAML", help="Task YAML, or its name.")],
+    model: Annotated[str, typer.Option("--model", help="Run, or any text encoder.")],
     overrides: Overrides = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Result folder; RUN/finetune/<task> if not given.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Result folder; RUN/finetune/<task>.")] = None,
 ) -> None:
     """Fine-tune a text encoder on English labels and measure it in the other languages.
 
@@ -35,16 +28,11 @@ def finetune(
     from mmalign.text.jobs import headlines, name_of, read_job, run_job
 
     job = read_job(find_yaml(task, "train/finetune"), overrides or ())
-    if out is None and not is_run(model):
-        raise UserError(f"{model}: not a run folder; say with --out where the results go")
-    out = out or Path(model) / "finetune" / name_of(job)
+    out = result_folder(model, f"finetune/{name_of(job)}", out)
     results = run_job(job, model, out)
-    for name in headlines(job, results):
-        chance = f", chance {results.chance[name]:.4f}" if name in results.chance else ""
-        say(f"{name}  {results.metrics[name]:.4f}  (n = {results.counts[name]}{chance})")
+    say_metrics(results, headlines(job, results))
     say(f"{out / 'results.json'}")
-    if is_run(model):
-        note_command(Path(model))
+    note_command(Path(model))
 
 
 @app.command()
@@ -52,9 +40,7 @@ def study(
     file: Annotated[Path, typer.Argument(metavar="STUDY_YAML", help="Study YAML, or its name.")],
     out: Annotated[Path, typer.Option(help="Folder of towers, cells, results and report.")],
     overrides: Overrides = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Cells at the same time; all cores if not given.")
-    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Cells at once; all cores.")] = None,
 ) -> None:
     """Compare towers and ways of fine-tuning over tasks, perturbations and seeds; answer in words.
 
@@ -67,6 +53,7 @@ def study(
     from mmalign.study.run import run_study
 
     config = load_config(StudyConfig, find_yaml(file, "eval"), overrides or ())
+    check_writable(out, is_folder=True)
     results = run_study(config, out, workers or os.cpu_count() or 1)
     for sentence in results.answer:
         say(sentence)

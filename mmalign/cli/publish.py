@@ -10,43 +10,21 @@ from mmalign.core.errors import UserError
 
 _FORMATS = (
     "sentence-transformers (texts; AutoModel loads its trunk), sentence-transformers-router (texts and "
-    "pictures), transformers (VisionTextDualEncoder), open_clip or onnx (both towers). Give it again for "
+    "images), transformers (VisionTextDualEncoder), open_clip or onnx (both towers). Give it again for "
     "several formats in one folder."
 )
-Model = Annotated[
-    Path,
-    typer.Argument(metavar="MODEL", help="A run, a checkpoint, a fine-tuning, or a LoRA adapter."),
-]
-Formats = Annotated[list[str] | None, typer.Option("--format", help=_FORMATS)]
-Out = Annotated[Path | None, typer.Option(help="Target folder; MODEL/export if not given.")]
-License = Annotated[
-    str | None, typer.Option(help="Licence for the model card, for example apache-2.0.")
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        help="Test shards, for onnx: the loss by its 8-bit text tower is measured on them."
-    ),
-]
-Push = Annotated[str | None, typer.Option(help="OWNER/NAME: publish it on the Hugging Face hub.")]
-Public = Annotated[
-    bool, typer.Option("--public", help="With --push: everyone may read a new repository.")
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="With --push: list what would be sent, send nothing.")
-]
 
 
 @app.command()
 def export(
-    model: Model,
-    formats: Formats = None,
-    out: Out = None,
-    license: License = None,
-    data: Data = None,
-    push: Push = None,
-    public: Public = False,
-    dry_run: DryRun = False,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Run, fine-tuning or adapter.")],
+    formats: Annotated[list[str] | None, typer.Option("--format", help=_FORMATS)] = None,
+    out: Annotated[Path | None, typer.Option(help="Target folder; MODEL/export.")] = None,
+    license: Annotated[str | None, typer.Option(help="For the card: apache-2.0.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Test set for the loss by 8 bits.")] = None,
+    push: Annotated[str | None, typer.Option(help="OWNER/NAME on the hub.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make it public there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List, do not push.")] = False,
 ) -> None:
     """Write a model in the formats of other libraries, check it there, and publish it.
 
@@ -62,8 +40,11 @@ def export(
     if (public or dry_run) and push is None:
         raise UserError("--public and --dry-run belong to a push; give --push OWNER/NAME too")
     from mmalign.export.build import export as write_export
+    from mmalign.export.hub import check_target
     from mmalign.export.hub import push as push_folder
 
+    if push is not None:
+        check_target(push, dry_run)
     chosen = list(dict.fromkeys(formats or ["sentence-transformers"]))
     out = out or model / "export"
     for library, off in write_export(model, out, chosen, license, push, data).items():
@@ -77,9 +58,7 @@ def export(
 
 
 @app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
-) -> None:
+def demo(out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo")) -> None:
     """Every step on embedded data: build, train, measure, fine-tune, export, report.
 
     Example: mmalign demo

@@ -6,20 +6,16 @@ from typing import Annotated
 import typer
 
 from mmalign.cli.app import Overrides, app, find_yaml, note_command, say
+from mmalign.core.commit import check_writable, write_atomic
 
 
 @app.command()
 def train(
     run: Annotated[Path, typer.Argument(metavar="RUN_YAML", help="Run YAML, or its name.")],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name> if not given.")] = None,
-    stop_after: Annotated[
-        int | None, typer.Option(min=1, help="Stop at this step; the same command goes on.")
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print memory and traffic by ZeRO stage; train nothing."),
-    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name>.")] = None,
+    stop_after: Annotated[int | None, typer.Option(min=1, help="Stop at this step.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan memory, traffic.")] = False,
     nodes: Annotated[int, typer.Option(min=1, help="Of --dry-run.")] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="Of --dry-run.")] = 1,
 ) -> None:
@@ -45,6 +41,7 @@ def train(
     from mmalign.training.signals import EXIT_STOPPED
 
     out = out or Path("runs") / config.name
+    check_writable(out, is_folder=True)
     stopped = train_run(config, out, stop_after)
     note_command(out)
     distributed.stop()
@@ -56,13 +53,8 @@ def train(
 def embed(
     run: Annotated[Path, typer.Argument(metavar="RUN_YAML|RUN", help="Run YAML, or run folder.")],
     overrides: Overrides = None,
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(help="Data set; repeat it. Those that the run trains on if not given."),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that decode, for each rank; data.workers.")
-    ] = None,
+    data: Annotated[list[Path] | None, typer.Option(help="Data set; the run's own.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Of a rank; data.workers.")] = None,
 ) -> None:
     """Write the features of a run's frozen image tower beside the shards, to train without pixels.
 
@@ -114,15 +106,17 @@ def launch(
     --cpus-per-node 64 --time 1-00:00:00 --write clip.sbatch
     """
     # Before any other name is bound: every option that was given, as the target's section names it.
-    given = dict(locals())
+    given = {name: value for name, value in locals().items() if value is not None}
+    apart = ("run", "on", "overrides", "out", "write")
+    options = {name: given[name] for name in given if name not in apart}
     from mmalign.launch.render import render
 
-    for name in ("run", "on", "overrides", "out", "write"):
-        given.pop(name)
-    options = {name: value for name, value in given.items() if value is not None}
+    if write is not None:
+        check_writable(write)
     text = render(on, run, overrides or (), out, options)
     if write is None:
         say(text.removesuffix("\n"))
     else:
-        write.write_text(text, encoding="utf-8")
+        write.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(write, text)
         say(f"{write}")

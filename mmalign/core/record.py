@@ -76,4 +76,4 @@ def note_command(run: Path, arguments: Sequence[str]) -> None:
     known = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     command = shlex.join(["mmalign", *arguments])
     if command not in known:
-        path.write_text("".join(f"{line}\n" for line in [*known, command]), encoding="utf-8")
+        write_atomic(path, "".join(f"{line}\n" for line in [*known, command]))

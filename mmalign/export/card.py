@@ -3,8 +3,7 @@
     Source -> facts, in one dictionary -> templates/card.md.j2, which holds all sentences -> README.md
            -> ModelCardData            -> the front matter: languages, licence, model-index
 
-What was not measured or not recorded does not appear. Nothing depends on where the folder lies, so the same
-source gives the same card.
+The same source gives the same card, wherever the folder lies.
 """
 
 import json
@@ -60,20 +59,8 @@ def write_card(
     Args:
         folder: holds the exported files; the loss of 8-bit weights is read from there.
         formats: what the folder holds; the first one names the library in the front matter.
-        title: name of the model, the card's heading.
-        license: identifier of the licence; none: the card names none.
         repo_id: name on the hub that the folder was written for; none: the snippets load a folder.
     """
-    facts = _facts(source, formats, folder)
-    facts |= {"title": title, "license": license, "repo_id": repo_id, "name": repo_id or PLACE}
-    body = _environment().get_template("card.md.j2").render(**facts)
-    # The parts of the template that were left out leave empty lines behind.
-    body = re.sub(r"\n{3,}", "\n\n", body)
-    front = _metadata(source, formats, one_line(title), license).to_yaml()
-    write_atomic(folder / "README.md", f"---\n{front}\n---\n{body}")
-
-
-def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("mmalign.export"),
         # Every part of a configuration or a lineage may be absent, at any depth.
@@ -87,14 +74,24 @@ def _environment() -> Environment:
     filters = {"md": plain, "comma": "{:,}".format, "apart": percents_apart, "quoted": quoted}
     environment.filters |= filters
     environment.filters |= {one.__name__: one for one in (prose, listed, labelled, percent)}
-    return environment
+    facts = _facts(source, formats, folder)
+    facts |= {"title": title, "license": license, "repo_id": repo_id, "name": repo_id or PLACE}
+    body = environment.get_template("card.md.j2").render(**facts)
+    # The parts of the template that were left out leave empty lines behind.
+    body = re.sub(r"\n{3,}", "\n\n", body)
+    front = _metadata(source, formats, one_line(title), license, facts).to_yaml()
+    write_atomic(folder / "README.md", f"---\n{front}\n---\n{body}")
 
 
 def _metadata(
-    source: Source, formats: Sequence[str], title: str, license: str | None
+    source: Source,
+    formats: Sequence[str],
+    title: str,
+    license: str | None,
+    facts: dict[str, Any],
 ) -> ModelCardData:
-    trained = trained_languages(source.lineage)
-    codes = sorted(trained or (known_languages(source.results.metrics) if source.results else ()))
+    measured = known_languages(source.results.metrics) if source.results else ()
+    codes = sorted(facts["captions"] or measured)
     # The hub takes ISO 639 codes of two or three letters here, without scripts and regions.
     bare = sorted({code.split("-")[0].lower() for code in codes})
     tags = [tag for name in formats for tag in _LIBRARIES[name]]
@@ -108,7 +105,7 @@ def _metadata(
         library_name=_LIBRARIES[formats[0]][0],
         pipeline_tag=_PIPELINES.get(formats[0], "sentence-similarity"),
         tags=list(dict.fromkeys(tags)),
-        base_model=base_model(source.lineage),
+        base_model=facts["base_model"],
         metrics=sorted(metric for metric in metrics if metric) or None,
         model_name=title if found else None,
         eval_results=found or None,
@@ -118,16 +115,21 @@ def _metadata(
 
 def _facts(source: Source, formats: Sequence[str], folder: Path) -> dict[str, Any]:
     """What the template writes about: the towers, what was measured, how they were trained."""
-    tower, results, ancestors = source.tower, source.results, list(generations(source.lineage))
+    tower, results = source.tower, source.results
     encoder = source.encoder if set(formats) != {TEXTS_ONLY} else None
     config = without_folders(redact(source.config))
     int8 = folder / "onnx" / "config.json"
     found = measurements(results) if results else []
-    trained = trained_languages(source.lineage)
+    ancestors, sets = list(_generations(source.lineage)), dict[str, dict[str, Any]]()
+    for data in (data for one in ancestors for data in one.get("data") or ()):
+        if "manifest_sha256" in data:  # not the files of a text task
+            # A set that two generations were trained on counts once.
+            sets.setdefault(data["manifest_sha256"], data)
+    trained = Counter[str]()
+    for data in sets.values():
+        trained.update(data.get("languages") or {})
     known = known_languages(results.metrics) if results else set()
-    by_set = groupby(
-        (m for m in found if not m.of_pairs), lambda m: (m.name.measure, m.name.subject)
-    )
+    by_set = groupby((m for m in found if not m.of_pairs), lambda m: m.name.prefix)
     return {
         "formats": formats,
         "tower": tower,
@@ -151,9 +153,9 @@ def _facts(source: Source, formats: Sequence[str], folder: Path) -> dict[str, An
         "config": config,
         "config_block": code_block(write_yaml(config), "yaml") if config else "",
         "generations": ancestors,
-        "base_model": base_model(source.lineage),
-        "data": data_sets(source.lineage),
-        "captions": trained,
+        "base_model": _base_model(ancestors),
+        "data": list(sets.values()),
+        "captions": dict(sorted(trained.items())),
     }
 
 
@@ -170,37 +172,17 @@ def _language_table(group: list[Measurement]) -> dict[str, Any]:
     return {"columns": group, "name": group[0].name, "languages": len(single), "rows": rows}
 
 
-def generations(lineage: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _generations(lineage: Any) -> Iterator[dict[str, Any]]:
     """The model's own lineage, then its parent's, and so on."""
-    now: Any = lineage
-    while isinstance(now, dict) and now:
-        yield now
-        now = now.get("parent")
+    while isinstance(lineage, dict) and lineage:
+        yield lineage
+        lineage = lineage.get("parent")
 
 
-def data_sets(lineage: dict[str, Any]) -> list[dict[str, Any]]:
-    """The training sets of all generations; one that was used twice (the same manifest) once."""
-    sets: dict[str, dict[str, Any]] = {}
-    for one in generations(lineage):
-        for data in one.get("data") or ():
-            if "manifest_sha256" in data:  # not the files of a text task
-                sets.setdefault(data["manifest_sha256"], data)
-    return list(sets.values())
-
-
-def trained_languages(lineage: dict[str, Any]) -> dict[str, int]:
-    """Captions per language over all training sets, of the model and of those it came from."""
-    total: Counter[str] = Counter()
-    for one in data_sets(lineage):
-        total.update(one.get("languages") or {})
-    return dict(sorted(total.items()))
-
-
-def base_model(lineage: dict[str, Any]) -> str | None:
+def _base_model(ancestors: Sequence[dict[str, Any]]) -> str | None:
     """The hub's name of the text tower that training started from, unless it is a folder here."""
-    for one in generations(lineage):
-        name = (one.get("base_models") or {}).get("text")
-        is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name or ""))
-        if is_name and not Path(str(name)).exists():
-            return str(name)
+    for one in ancestors:
+        name = str((one.get("base_models") or {}).get("text") or "")
+        if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists():
+            return name
     return None

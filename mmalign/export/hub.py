@@ -1,11 +1,8 @@
 """A finished export onto the hub, in one commit, and a check of what has arrived there.
 
-    folder (MANIFEST.json verifies) -> files with size and sha256 -> [dry run: listed, nothing else]
-      -> token, repository (private by default) -> one commit: new files in, those of an older export out
-      -> the commit's list of files compared with ours -> its address
-
-huggingface_hub sends the requests: the token comes from `HF_TOKEN` or `hf auth login`, the address from
-`HF_ENDPOINT`.
+folder (MANIFEST.json verifies) -> files with size and sha256 -> [dry run: listed, nothing else]
+  -> token, repository (private by default) -> one commit: new files in, those of an older export out
+  -> the commit's list of files compared with ours -> its address
 """
 
 import json
@@ -14,7 +11,6 @@ import tempfile
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +22,21 @@ from mmalign.export.verify import check_files
 
 # What a repository may hold that no export wrote; it stays.
 _OTHERS = (".gitattributes", "README.md", "LICENSE")
+_CHANGED = "somebody else changed the repository meanwhile; push again"
 _BY_STATUS = {
     401: "the hub does not accept the token; run `hf auth login` or set another HF_TOKEN",
     403: "the token may not write there; give an owner that is yours and a token that may write",
     404: "the hub knows no such owner or repository, or does not show it to this token",
-    409: "somebody else changed the repository meanwhile; push again",
-    412: "somebody else changed the repository meanwhile; push again",
+    409: _CHANGED,
+    412: _CHANGED,
 }
 
 
-# As in the manifest: path inside the folder -> `size` in bytes, hexadecimal `sha256`.
-Files = dict[str, dict[str, Any]]
-
-
 def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> str | None:
-    """Publish a committed export as `repo_id`.
+    """Publish a committed export as `repo_id` (OWNER/NAME).
 
     Args:
-        folder: as `export` left it, with its manifest. Only files in the manifest are sent.
-        repo_id: OWNER/NAME.
+        folder: as `export` left it. Only files in its manifest are sent.
         private: what a new repository becomes; one that exists must not be public.
         dry_run: only list what would be sent, without any request.
 
@@ -55,12 +47,12 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> str | None
         UserError: the folder is damaged or holds what must not be published, the name is invalid, there is
             no token or no connection, the hub refuses, or files did not arrive as they were sent.
     """
-    _check_name(repo_id)
+    check_target(repo_id, dry_run)
     info = verify(folder)
     check_files(folder, is_published=True)
     manifest = folder / MANIFEST
     facts = {"size": manifest.stat().st_size, "sha256": sha256_of(manifest)}
-    files: Files = {**info["files"], MANIFEST: facts}
+    files = {**info["files"], MANIFEST: facts}
     if dry_run:
         for path, facts in files.items():
             say(f"{facts['sha256']}  {facts['size']:>13,}  {path}")
@@ -68,11 +60,11 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> str | None
         kind = "private" if private else "public"
         say(f"{len(files)} files, {size:,} bytes, to {repo_id} ({kind}); nothing was sent")
         return None
+    # The token comes from HF_TOKEN or `hf auth login`, the address from HF_ENDPOINT.
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
-    token = get_token()
-    if token is None:
-        raise UserError("--push: you are not logged in; run `hf auth login` or set HF_TOKEN")
+    token = str(get_token())
+    # An empty variable means the hub itself.
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)
     with _plain_errors(repo_id, api.endpoint, token):
         api.whoami()
@@ -81,8 +73,7 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> str | None
         # `create_repo` leaves the visibility of a repository as it is.
         if private and not before.private:
             raise UserError(
-                f"--push {repo_id}: is there already and everybody can read it; push with --public, or "
-                "make it private in its settings first"
+                f"--push {repo_id}: everybody can read it; push with --public, or make it private first"
             )
         stale = _stale(api, repo_id, str(before.sha), files.keys())
         # `upload_folder` may cut an upload into several commits (2.x, where hf_xet is installed), so that a
@@ -96,11 +87,21 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> str | None
             commit_message=f"mmalign export of model {info.get('model_sha256', 'unknown')}",
             parent_commit=str(before.sha),  # the hub refuses if somebody has pushed in between
         )
-        _check_arrival(api, repo_id, commit.oid, folder, files, stale)
+        held = api.verify_repo_checksums(repo_id, revision=commit.oid, local_dir=folder)
+        differ = {one["path"] for one in held.mismatches}.union(held.extra_paths)
+        # Of files that the folder lacks, those of an older export had to go.
+        wrong = sorted(differ & files.keys() | set(held.missing_paths).intersection(stale))
+        if wrong:
+            more = f" (and {len(wrong) - 1} more)"
+            raise UserError(
+                f"--push {repo_id}: {wrong[0]} did not arrive as it was sent{more}; push again"
+            )
     return str(commit.commit_url)
 
 
-def _check_name(repo_id: str) -> None:
+def check_target(repo_id: str, dry_run: bool) -> None:
+    """Stop before any work if nothing could be pushed there: a wrong name, or no token. Nothing is sent."""
+    from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -111,10 +112,12 @@ def _check_name(repo_id: str) -> None:
         raise UserError(f"--push {repo_id}: not a name for the hub ({reason})") from None
     if repo_id.count("/") != 1:
         raise UserError(f"--push {repo_id}: give the owner too, OWNER/NAME")
+    if not dry_run and get_token() is None:
+        raise UserError("--push: you are not logged in; run `hf auth login` or set HF_TOKEN")
 
 
 def _stale(api: Any, repo_id: str, head: str, ours: AbstractSet[str]) -> list[str]:
-    """Files of the export in the repository that the new one does not have."""
+    """Files in the repository that an older export wrote and the new one does not have."""
     there = set(api.list_repo_files(repo_id, revision=head))
     if MANIFEST not in there:
         foreign = sorted(there.difference(_OTHERS))
@@ -129,26 +132,6 @@ def _stale(api: Any, repo_id: str, head: str, ours: AbstractSet[str]) -> list[st
         older = json.loads(Path(path).read_text(encoding="utf-8"))
     listed = older.get("files", ()) if isinstance(older, dict) else ()
     return sorted(there.intersection(listed) - ours)
-
-
-def _check_arrival(
-    api: Any, repo_id: str, commit: str, folder: Path, files: Files, stale: list[str]
-) -> None:
-    """Compare the commit's files with ours: large ones by sha256, small ones by git's own hash."""
-    tree = api.list_repo_tree(repo_id, revision=commit, recursive=True)
-    files_there = (entry for entry in tree if hasattr(entry, "blob_id"))  # not a folder
-    held = {one.path: one.lfs.sha256 if one.lfs else one.blob_id for one in files_there}
-    wrong = [path for path in stale if path in held]
-    for path, facts in files.items():
-        if held.get(path) != facts["sha256"]:
-            data = (folder / path).read_bytes()
-            if held.get(path) != sha1(b"blob %d\0" % len(data) + data).hexdigest():
-                wrong.append(path)
-    if wrong:
-        raise UserError(
-            f"--push {repo_id}: {wrong[0]} did not arrive as it was sent (and {len(wrong) - 1} more); "
-            "push again"
-        )
 
 
 @contextmanager

@@ -1,14 +1,12 @@
 """Untrusted text in Markdown: names of sets, licences, configurations.
 
-    text -> escaped -> a line or a table cell, which stays one
-
-GitHub's flavour (https://github.github.com/gfm/), which the hub shows: a bar ends a cell, a newline ends a
-table, `<` begins HTML, and three backticks end a code block.
+text -> escaped -> a line or a table cell, which stays one
 """
 
 import re
 from collections.abc import Iterable, Sequence
 
+# GitHub's flavour (https://github.github.com/gfm/), which the hub shows: a bar ends a cell, `<` begins HTML.
 # An underscore inside a word marks nothing and is left alone.
 _SPECIAL = re.compile(r"[\\`*<>|~\[\]]|(?<![^\W_])_|_(?![^\W_])")
 _ESCAPE = r"\\\g<0>"
@@ -28,7 +26,7 @@ def prose(text: str) -> str:
 
 
 def one_line(text: object) -> str:
-    """The text with every run of white space made one space."""
+    """The text with every run of white space made one space; a newline would end a table."""
     return " ".join(str(text).split())
 
 

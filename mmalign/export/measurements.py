@@ -4,10 +4,9 @@
             -> EvalResult, ...      -> `model-index` in the front matter of the card
             -> EvalResultEntry, ... -> .eval_results/<set>.yaml, which feeds the hub's leaderboards
 
-Every number is looked up by its name in the results; nothing is averaged here. Values are shares, as in
-`results.json`. `model-index` takes any set. It gets one entry per task and set with what a page can show;
-the card's tables and `results.json` have the rest. `.eval_results` takes only a set with a leaderboard on the
-hub, under its name there and with all of its published tests.
+Every number is looked up by its name in the results; nothing is averaged here. `model-index` takes any set,
+`.eval_results` only a set with a leaderboard on the hub, under its name there and with all of its published
+tests.
 """
 
 import math
@@ -65,58 +64,38 @@ _MOST_LANGUAGES = 40
 
 @dataclass(frozen=True)
 class Number:
-    """One metric in one language, language pair or aggregate.
+    """One metric in one language, language pair or aggregate."""
 
-    Attributes:
-        part: the language, pair or aggregate in the metric's name; label: the same for readers.
-        is_single: of one language or of two different ones, and no aggregate.
-        share: the value, between 0 and 1.
-        interval: 95 %; untrained: the same metric of the model before its training.
-    """
-
-    part: str
-    label: str
-    is_single: bool
+    part: str  # the language, pair or aggregate in the metric's name
+    label: str  # the same for readers
+    is_single: bool  # of one language or of two different ones, and no aggregate
     share: float
     count: int
     chance: float | None
-    interval: tuple[float, float] | None
-    untrained: float | None
+    interval: tuple[float, float] | None  # 95 %
+    untrained: float | None  # the same metric of the model before its training
 
     @property
     def is_by_chance(self) -> bool:
         """Whether the 95 % interval reaches down to chance; False where either is not known."""
-        known = self.interval is not None and self.chance is not None
-        return known and self.interval[0] <= self.chance  # type: ignore[index,operator]
+        if self.interval is None or self.chance is None:
+            return False
+        return self.interval[0] <= self.chance
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One metric of a set or text task in every language in which it was measured.
+    """One metric of a set or text task in every language in which it was measured."""
 
-    Attributes:
-        name: of the mean over the languages, whether it was recorded or not.
-        words: what is measured, for readers.
-        task: the hub's name of such tasks; None: not among the numbers that the hub gets.
-        numbers: by language, language pair or aggregate, sorted.
-        drop: what the perturbation takes from the mean.
-    """
-
-    name: MetricName
-    words: str
-    task: str | None
-    numbers: dict[str, Number]
-    drop: float | None
-
-    @property
-    def of_pairs(self) -> bool:
-        """Whether the metric is measured between two languages."""
-        two_languages = self.name.setting == (parts.GENERALISED,)
-        return two_languages or self.name.measure in ("alignment", "words")
+    name: MetricName  # of the mean over the languages, whether it was recorded or not
+    words: str  # what is measured, for readers
+    task: str | None  # the hub's name of such tasks; None: the hub does not get these numbers
+    numbers: dict[str, Number]  # by language, language pair or aggregate, sorted
+    drop: float | None  # what the perturbation takes from the mean
+    of_pairs: bool  # measured between two languages
 
     @property
     def single(self) -> list[Number]:
-        """The numbers of languages, or of two different languages, without aggregates."""
         return [number for number in self.numbers.values() if number.is_single]
 
     @property
@@ -131,7 +110,7 @@ def measurements(results: Results) -> list[Measurement]:
     clean: dict[str, set[str]] = defaultdict(set)
     for name in map(MetricName.parse, sorted(results.metrics)):
         if name.language is not None:
-            groups[replace(name, language=parts.MEAN)].append(name)
+            groups[name.of(parts.MEAN)].append(name)
         if name.measure == "text" and name.setting == (CLEAN,):
             clean[name.subject].add(name.metric)
     known, found = known_languages(results.metrics), []
@@ -139,29 +118,27 @@ def measurements(results: Results) -> list[Measurement]:
         if quote := _quote(mean, clean[mean.subject]):
             order, words, task = quote
             drop = results.metrics.get(str(replace(mean, metric=f"{mean.metric}_drop")))
-            one = Measurement(mean, words, task, {}, drop)
-            of = known if one.of_pairs else None
-            one.numbers.update({str(n.language): _number(results, n, of) for n in names})
-            found.append((order, one))
+            pairs = mean.setting == (parts.GENERALISED,) or mean.measure in ("alignment", "words")
+            of = known if pairs else None
+            numbers = {str(name.language): _number(results, name, of) for name in names}
+            found.append((order, Measurement(mean, words, task, numbers, drop, pairs)))
     return [one for _, one in sorted(found, key=lambda pair: pair[0])]
 
 
 def primary_metric(clean: set[str]) -> tuple[str, str] | None:
-    """The metric that is quoted of a text task, and the hub's name of such tasks.
-
-    Args:
-        clean: the metrics that were measured on its unperturbed texts.
+    """The metric that is quoted of a text task with these metrics on its unperturbed texts, and the hub's
+    name of such tasks.
     """
     return next(((metric, task) for mark, metric, task in _KINDS if mark in clean), None)
 
 
 def _quote(name: MetricName, clean: set[str]) -> tuple[tuple[Any, ...], str, str | None] | None:
     """(position in the card, words, the hub's task) of a number that is quoted, None of any other."""
-    key = name.measure, "/".join([*name.setting, name.metric])
+    setting = "/".join(name.setting)
+    key = name.measure, f"{setting}/{name.metric}".lstrip("/")
     if key in _QUOTED:
         order = (_MEASURES.index(name.measure), name.subject, list(_QUOTED).index(key))
         return order, *_QUOTED[key]
-    setting = "/".join(name.setting)
     metric, task = primary_metric(clean) or (None, None)
     if name.measure != "text" or name.metric != metric:
         return None
@@ -192,32 +169,26 @@ def _number(results: Results, name: MetricName, known: set[str] | None) -> Numbe
 
 
 def eval_results(results: Results) -> list[EvalResult]:
-    """One entry per quoted number that the hub has a task for; values that are not finite are left out.
-
-    The language is part of the metric's name, so that a set is one entry per task. The revision is the
-    sha256 of the set's data where that is known.
-    """
-    homes, found = _entries(results), []
-    for one in measurements(results):
-        subject, metric = one.name.subject, one.name.metric
-        data = results.data
-        revision = data.get(subject, data.get(subject.partition(parts.FIRST_CAPTION)[0]))
-        found += [
-            EvalResult(
-                task_type=one.task,
-                task_name=None if one.name.measure == "text" else one.words,
-                # With the protocol: the hub merges results of the same type, configuration and revision.
-                dataset_type=_HOMES[subject][0] if subject in homes else one_line(subject),
-                dataset_name=one_line(subject),
-                dataset_revision=revision,
-                metric_type=metric.replace("@", "_at_"),
-                metric_name=f"{metric}, {AGGREGATES.get(number.part, number.part)}",
-                metric_value=number.share,
-            )
-            for number in _shown(one)
-            if one.task is not None and math.isfinite(number.share)
-        ]
-    return found
+    """One entry per quoted number that the hub has a task for; values that are not finite are left out."""
+    homes, data = _entries(results), results.data
+    return [
+        EvalResult(
+            task_type=one.task,
+            task_name=None if one.name.measure == "text" else one.words,
+            # With the protocol: the hub merges results of the same type, configuration and revision.
+            dataset_type=_HOMES[subject][0] if subject in homes else one_line(subject),
+            dataset_name=one_line(subject),
+            # The sha256 of the set's data where that is known.
+            dataset_revision=data.get(subject, data.get(subject.partition(parts.FIRST_CAPTION)[0])),
+            metric_type=one.name.metric.replace("@", "_at_"),
+            # With the language, so that a set is one entry per task.
+            metric_name=f"{one.name.metric}, {AGGREGATES.get(number.part, number.part)}",
+            metric_value=number.share,
+        )
+        for one in measurements(results)
+        for subject, number in ((one.name.subject, number) for number in _shown(one))
+        if one.task is not None and math.isfinite(number.share)
+    ]
 
 
 def write_eval_results(results: Results, folder: Path) -> None:
@@ -234,6 +205,7 @@ def _shown(one: Measurement) -> list[Number]:
         return [one.numbers[parts.MEAN]] if parts.MEAN in one.numbers else []
     order = (parts.PUBLISHED, parts.MEAN, parts.WORST5, parts.ALL)
     aggregates = [one.numbers[part] for part in order if part in one.numbers]
+    # A set by a second protocol gives its aggregates alone.
     is_long = len(one.single) > _MOST_LANGUAGES or parts.FIRST_CAPTION in one.name.subject
     return aggregates if is_long and aggregates else [*aggregates, *one.single]
 
@@ -242,11 +214,13 @@ def _entries(results: Results) -> dict[str, list[EvalResultEntry]]:
     """For each set with a leaderboard the languages with as many tests as were published."""
     found: dict[str, list[EvalResultEntry]] = defaultdict(list)
     for one in measurements(results):
-        if one.name.measure == "text" and one.name.subject in _HOMES and one.task is not None:
-            home, examples = _HOMES[one.name.subject]
-            notes = results.protocol.get(f"text/{one.name.subject}")
-            for number in one.single:
-                if number.count == examples:  # a sample of the published examples is another set
-                    entry = EvalResultEntry(home, number.part, number.share, notes=notes)
-                    found[one.name.subject].append(entry)
-    return found
+        subject = one.name.subject
+        if one.name.measure == "text" and subject in _HOMES and one.task is not None:
+            home, examples = _HOMES[subject]
+            notes = results.protocol.get(one.name.prefix)
+            found[subject] += [
+                EvalResultEntry(home, number.part, number.share, notes=notes)
+                for number in one.single
+                if number.count == examples  # a sample of the published examples is another set
+            ]
+    return {subject: entries for subject, entries in found.items() if entries}

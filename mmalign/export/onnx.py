@@ -38,9 +38,7 @@ def write_onnx(source: Source, folder: Path, data: Path | None = None) -> None:
     """Write the graphs, what their inputs are made with, and the measured loss of 8-bit weights.
 
     Args:
-        folder: empty.
-        data: a data set of images with captions (the test set of the run) on which the loss by 8-bit
-            weights is measured as recall; none: it is measured on the probe texts alone.
+        data: see `quantisation_loss`.
 
     Raises:
         UserError: the towers cannot be written as ONNX graphs, or a package is missing.
@@ -95,6 +93,7 @@ class _ImageGraph(nn.Module):
 
 
 def _write_text_models(tower: TextEncoder, folder: Path) -> None:
+    # A copy, because the trunk of the caller keeps its attention, its dtype and its device.
     trunk = copy.deepcopy(tower.trunk)
     # Attention in its parts uses operators of the ONNX standard alone. Fused operators of ONNX Runtime, or of
     # a later opset, were not measurably faster, and fewer libraries read them.
@@ -117,11 +116,7 @@ def _write_text_models(tower: TextEncoder, folder: Path) -> None:
 def _export(
     graph: nn.Module, inputs: dict[str, Tensor], axes: dict[str, Any], output: str, side: str
 ) -> Any:
-    """The graph as an `onnx.ModelProto` that holds its weights.
-
-    Raises:
-        UserError: torch cannot trace it, or not with these axes.
-    """
+    """The graph as an `onnx.ModelProto` that holds its weights, or a UserError if torch cannot trace it."""
     import onnx
 
     try:
@@ -142,6 +137,5 @@ def _export(
             return onnx.load(path)
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(
-            f"model.{side}: torch cannot write this tower as an ONNX graph ({one_line(error)}); export it "
-            "to another format"
+            f"model.{side}: torch cannot write an ONNX graph ({one_line(error)}); export to another format"
         ) from None

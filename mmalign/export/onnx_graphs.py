@@ -18,7 +18,7 @@ import numpy as np
 from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.embed import embed_set
 from mmalign.evaluation.nearest import hits_at
-from mmalign.export.probes import TEXTS
+from mmalign.export.probes import probe_texts
 from mmalign.models.external.onnx import IMAGE_MODEL, OnnxModel, load_onnx
 from mmalign.results.statistics import drawn_means, interval_and_p
 
@@ -42,7 +42,6 @@ def write_graph(model: Any, path: Path) -> None:
 
 
 def data_file(path: Path) -> Path:
-    """Where the weights of a large graph lie."""
     return path.with_name(f"{path.name}_data")
 
 
@@ -61,18 +60,13 @@ def quiet() -> Iterator[None]:
 
 
 def quantised(path: Path, rows: int) -> Any:
-    """The graph with 8-bit weights in its matrix products and its table of tokens.
-
-    Activations are quantised while the graph runs (dynamic quantisation).
-
-    Args:
-        rows: of the table of tokens.
-    """
+    """The graph with 8-bit weights in its matrix products and its table of tokens, which has `rows` rows."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with quiet(), tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "int8.onnx"
+        # Dynamic: activations are quantised while the graph runs.
         quantize_dynamic(
             path,
             out,
@@ -90,11 +84,8 @@ def quantised(path: Path, rows: int) -> Any:
 
 
 def _quantise_token_table(graph: Any, rows: int) -> None:
-    """Store the token embeddings as int8 with one scale per token, multiplied after the lookup.
-
-    The table is most of a multilingual encoder. ONNX Runtime's own way has one scale for the whole table, by
-    which tokens with small vectors lose most.
-    """
+    """Store the token embeddings as int8 with one scale per token, multiplied after the lookup."""
+    # ONNX Runtime's own way has one scale for the whole table, by which tokens with small vectors lose most.
     from onnx import TensorProto, helper, numpy_helper
 
     held = {one.name: one for one in graph.initializer if one.data_type == TensorProto.FLOAT}
@@ -107,8 +98,8 @@ def _quantise_token_table(graph: Any, rows: int) -> None:
     byte_VF = np.rint(weight_VF / scale_V1).astype(np.int8)
     bytes_name, scales_name = f"{table.name}_int8", f"{table.name}_scale"
     graph.initializer.remove(table)
-    graph.initializer.append(numpy_helper.from_array(byte_VF, bytes_name))
-    graph.initializer.append(numpy_helper.from_array(scale_V1, scales_name))
+    for array, name in ((byte_VF, bytes_name), (scale_V1, scales_name)):
+        graph.initializer.append(numpy_helper.from_array(array, name))
     position = list(graph.node).index(lookup)  # nodes stand in the order in which they are computed
     graph.node.remove(lookup)
     token, out = lookup.input[1], lookup.output[0]
@@ -129,16 +120,16 @@ def quantisation_loss(folder: Path, data: Path | None = None) -> dict[str, Any]:
         data: a data set of images with captions; not used where the folder has no image tower.
 
     Returns:
-        `cosine`: of the two vectors of each probe text, mean and worst. With `data`, `recall@1`: of captions
-        that search all images of the set, whose vectors are the same for both, with the difference in paired
-        draws of images (95 % interval, bootstrap).
+        `cosine` of the two vectors of each probe text and, with `data`, `recall@1` of captions among its
+        images, with the difference in paired draws of images (95 % interval, bootstrap).
     """
     fp32, int8 = load_onnx(str(folder)), load_onnx(str(folder), "int8")
-    cosine_N = (fp32.encode_texts(TEXTS) * int8.encode_texts(TEXTS)).sum(1)
+    texts = probe_texts(fp32.tokenizer.inner)
+    cosine_N = (fp32.encode_texts(texts) * int8.encode_texts(texts)).sum(1)
     loss: dict[str, Any] = {
         "quantised": "matrix products (one scale per column, 7 bits), token embeddings (one scale per token)",
         "cosine": {
-            "measured_on": f"{len(TEXTS)} probe texts in many scripts, most of them no captions",
+            "measured_on": f"{len(texts)} probe texts in many scripts, most of them no captions",
             "mean": round(float(cosine_N.mean()), 5),
             "worst": round(float(cosine_N.min()), 5),
         },
@@ -149,16 +140,15 @@ def quantisation_loss(folder: Path, data: Path | None = None) -> dict[str, Any]:
 
 
 def _recall_loss(fp32: OnnxModel, int8: OnnxModel, shard_set: ShardSet) -> dict[str, Any]:
-    """Recall@1 of all captions of the set among its images, with either text tower."""
     name = f"{shard_set.manifest.name}/{shard_set.manifest.split}"
     embedded = embed_set(fp32, shard_set, name)
     picture_P = np.arange(len(embedded.image_PD))
-    hits_2M = np.stack(
-        [
-            hits_at(text_MD, embedded.image_PD, embedded.picture_M, picture_P, (1,))[1]
-            for text_MD in (embedded.text_MD, int8.encode_texts(embedded.texts))
-        ]
-    )
+    texts = (
+        embedded.text_MD,
+        int8.encode_texts(embedded.texts),
+    )  # the images are the same for both
+    to_search = (embedded.image_PD, embedded.picture_M, picture_P, (1,))
+    hits_2M = np.stack([hits_at(text_MD, *to_search)[1] for text_MD in texts])
     drawn_2R = drawn_means({"all": hits_2M}, {"all": embedded.picture_M}, draws=1000)["all"]
     (low, high), _ = interval_and_p(drawn_2R[1] - drawn_2R[0])
     of_fp32, of_int8 = hits_2M.mean(1).tolist()

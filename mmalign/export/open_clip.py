@@ -3,15 +3,9 @@
     Encoder -> open_clip_config.json, open_clip_model.safetensors   both towers, as open_clip builds them
             -> config.json, tokenizer files                         what transformers and timm read of them
 
-open_clip (3.3.0) asks transformers for the architecture of a text tower, and timm for an image tower with
-options, each by a *name*: a hub id, or a path. The path or hub name that the folder will have (`home`) is
-written; the card says how a folder that was moved is loaded. One config.json serves both libraries, and
-sentence-transformers too: each reads its own fields.
-
 The pixels of an upright RGB image of any size are ours bit by bit. What open_clip does otherwise, whatever
 the model: it fixes texts with ftfy and squeezes white space before the tokenizer. It does not turn images
-upright, lays no transparency on white, and resizes images with a palette before it makes them RGB. Images
-that were turned upright and made RGB before have the same vectors.
+upright, lays no transparency on white, and resizes images with a palette before it makes them RGB.
 """
 
 import json
@@ -29,6 +23,7 @@ from mmalign.models.external.open_clip import CONFIG, WEIGHTS, to_open_clip
 from mmalign.models.image_tower import TimmTower
 from mmalign.models.pooling import POOLINGS
 
+_ELSEWHERE = "export to sentence-transformers instead"
 # Fields of a configuration of transformers that do not change what the model computes.
 _IRRELEVANT = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
@@ -37,14 +32,15 @@ def write_open_clip(source: Source, folder: Path, home: str) -> None:
     """Write both towers to `folder`.
 
     Args:
-        home: where the folder will be found by its name: its absolute path, or its name on the hub
-            (`someone/model`).
+        home: where the folder will be found: its absolute path, or its name on the hub (`someone/model`).
 
     Raises:
         UserError: there is no image tower, or open_clip cannot express the model.
     """
     from transformers import MODEL_MAPPING
 
+    # open_clip (3.3.0) asks transformers for the architecture of a text tower, and timm for an image tower
+    # with options, each by a name: a hub id, or a path. The card says how a folder that was moved is loaded.
     encoder = source.both_towers("open_clip")
     config, tower, bias = encoder.config, encoder.model.image_tower, encoder.model.logit_bias
     model = {
@@ -62,15 +58,13 @@ def write_open_clip(source: Source, folder: Path, home: str) -> None:
     facts = {name: value for name, value in text.items() if name not in _IRRELEVANT}
     # open_clip builds the complete encoder-decoder of T5 and keeps its encoder.
     facts["is_encoder_decoder"] = MODEL_MAPPING[type(trunk.config)] is not type(trunk)
-    if isinstance(config.image, TimmTower):  # the fields that timm reads
+    if isinstance(config.image, TimmTower):
+        # The fields that timm reads of the same file; sentence-transformers reads its own ones.
+        size = [3, tower.size, tower.size]
         facts |= {
             "architecture": config.image.name.split(".")[0],  # without the tag of its weights
             "model_args": {"num_classes": 0, **config.image.arguments},
-            "pretrained_cfg": {
-                "input_size": [3, tower.size, tower.size],
-                **pixels,
-                "crop_pct": 1.0,
-            },
+            "pretrained_cfg": {"input_size": size, **pixels, "crop_pct": 1.0},
         }
     write_json(folder / "config.json", facts)
     save_file(to_open_clip(encoder.model), folder / WEIGHTS[0])
@@ -98,8 +92,7 @@ def _vision(encoder: Encoder, home: str) -> dict[str, Any]:
     vision["image_size"] = encoder.model.image_tower.size
     if ":" in vision.get("timm_model_name", ""):
         raise UserError(
-            f"model.image.name: the network of `{image.name}` is described in another folder; name it "
-            "under `kind: timm` to export it to open_clip"
+            f"model.image.name: `{image.name}` is described in another folder; name it under `kind: timm`"
         )
     if vision.get("timm_proj") in ("", "none"):
         vision["timm_proj"] = "linear"  # ours follows, where the network itself ends without one
@@ -113,15 +106,13 @@ def _text(encoder: Encoder, home: str) -> dict[str, Any]:
     text, kind = encoder.config.text, encoder.model.text_tower.trunk.config.model_type
     if kind not in arch_dict:
         raise UserError(
-            f"model.text: open_clip cannot hold a text tower of type `{kind}`, only "
-            f"{', '.join(sorted(arch_dict))}; export to sentence-transformers instead"
+            f"model.text: open_clip has no `{kind}`, only {', '.join(sorted(arch_dict))}; {_ELSEWHERE}"
         )
     pooler = POOLINGS[text.pooling].open_clip
     if pooler is None:
         known = [name for name, one in POOLINGS.items() if one.open_clip is not None]
         raise UserError(
-            f"model.text.pooling: open_clip cannot pool the `{text.pooling}` token of a text, only "
-            f"{' and '.join(known)}; export to sentence-transformers instead"
+            f"model.text.pooling: open_clip has no `{text.pooling}`, only {', '.join(known)}; {_ELSEWHERE}"
         )
     return {
         "hf_model_name": home,

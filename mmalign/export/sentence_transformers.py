@@ -1,14 +1,12 @@
 """Folders that sentence-transformers loads with no code of ours: the text tower, or both as a Router.
 
-    Source -> config.json, model.safetensors, tokenizer files  the text trunk, as transformers loads it
-           -> 1_Pooling, 2_Dense, ..., N_Normalize             what sentence-transformers adds
-           -> modules.json                                     their order
+Source -> config.json, model.safetensors, tokenizer files  the text trunk, as transformers loads it
+       -> 1_Pooling, 2_Dense, ..., N_Normalize             what sentence-transformers adds
+       -> modules.json                                     their order
 
-    Source -> text_0_Transformer, text_1_Pooling, text_2_Dense, ...  the route of texts
-           -> image_0_Transformer, image_1_Dense                     the route of images (see vision.py)
-           -> router_config.json, 1_Normalize, modules.json          which route is taken, and unit length
-
-The files are written by hand, so sentence-transformers itself is not needed here.
+Source -> text_0_Transformer, text_1_Pooling, text_2_Dense, ...  the route of texts
+       -> image_0_Transformer, image_1_Dense                     the route of images (see vision.py)
+       -> router_config.json, 1_Normalize, modules.json          which route is taken, and unit length
 """
 
 import json
@@ -45,16 +43,13 @@ _ROUTER_TYPES = {
     "Dense": "sentence_transformers.base.modules.dense.Dense",
     "Normalize": "sentence_transformers.base.modules.normalize.Normalize",
 }
+# The files are written by hand, so sentence-transformers itself is not needed here.
 # What a tokenizer remembers of the machine that it was loaded on.
 _LOCAL_FIELDS = ("is_local", "local_files_only", "name_or_path", "tokenizer_file", "vocab_file")
 
 
 def write_sentence_transformers(source: Source, folder: Path) -> None:
-    """Write the text tower to `folder`.
-
-    Raises:
-        UserError: transformers cannot load this trunk without its decoder.
-    """
+    """Write the text tower to `folder`; a UserError where transformers needs a decoder for the trunk."""
     tower = source.tower
     _write_transformer(tower, folder, {})
     head = _write_head(tower, folder, "")
@@ -66,11 +61,7 @@ def write_sentence_transformers(source: Source, folder: Path) -> None:
 
 
 def write_router(source: Source, folder: Path) -> None:
-    """Write both towers to `folder`, where `model.encode` takes texts and images.
-
-    Raises:
-        UserError: this is a text tower alone, or transformers cannot load one of the towers.
-    """
+    """Write both towers to `folder`, where `model.encode` takes texts and images."""
     encoder, tower = source.both_towers("sentence-transformers-router"), source.tower
     trunk, network = folder / "text_0_Transformer", folder / "image_0_Transformer"
     trunk.mkdir()
@@ -100,7 +91,6 @@ def write_router(source: Source, folder: Path) -> None:
 
 
 def _write_transformer(tower: TextEncoder, folder: Path, output: dict[str, Any]) -> None:
-    """The trunk, its tokenizer, and how sentence-transformers uses them."""
     write_trunk(tower.trunk, folder)
     write_tokenizer(tower.tokenizer, tower.max_length, folder)
     facts = {"max_seq_length": tower.max_length, "do_lower_case": False, **output}
@@ -109,11 +99,9 @@ def _write_transformer(tower: TextEncoder, folder: Path, output: dict[str, Any])
 
 def _modality(name: str, output: str, feature: str) -> dict[str, Any]:
     """Which output of a model sentence-transformers continues with."""
-    return {
-        "transformer_task": "feature-extraction",
-        "modality_config": {name: {"method": "forward", "method_output_name": output}},
-        "module_output_name": feature,
-    }
+    forward = {"method": "forward", "method_output_name": output}
+    task = {"transformer_task": "feature-extraction", "modality_config": {name: forward}}
+    return {**task, "module_output_name": feature}
 
 
 def _write_modules(folder: Path, modules: list[tuple[str, str]]) -> None:
@@ -123,14 +111,16 @@ def _write_modules(folder: Path, modules: list[tuple[str, str]]) -> None:
         for number, (path, kind) in enumerate(modules)
     ]
     write_json(folder / "modules.json", facts)
-    write_json(
-        folder / "config_sentence_transformers.json",
-        {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
-    )
+    settings: dict[str, Any] = {
+        "prompts": {},
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    }
+    write_json(folder / "config_sentence_transformers.json", settings)
 
 
 def _write_head(tower: TextEncoder, folder: Path, prefix: str) -> list[str]:
-    """Pooling and projection behind a trunk; returns the names of their folders."""
+    """Write pooling and projection behind a trunk; returns the names of their folders."""
     flags = flags_of_sentence_transformers(tower.pooling)
     pooling = f"{prefix}1_Pooling"
     _write_config(folder / pooling, {"word_embedding_dimension": tower.state_width, **flags})
@@ -170,11 +160,7 @@ def dense_layers(projection: nn.Module | None) -> list[tuple[nn.Linear, nn.Modul
 
 
 def auto_class(trunk: Any) -> Any:
-    """The class of transformers that loads the exported trunk and nothing else.
-
-    Raises:
-        UserError: there is none: transformers would load the complete encoder-decoder, its decoder at random.
-    """
+    """The class of transformers that loads the exported trunk and nothing else, or a UserError."""
     import transformers as library
 
     for mapping, loader in (
@@ -183,15 +169,15 @@ def auto_class(trunk: Any) -> Any:
     ):
         if mapping.get(type(trunk.config), None) is type(trunk):
             return loader
+    # AutoModel would load the complete encoder-decoder, with random weights in its decoder.
     raise UserError(
-        "model.text: transformers cannot load the encoder half of a "
-        f"`{trunk.config.model_type}` model on its own, only with a decoder that this run does not "
-        "have; train on an encoder (XLM-R, BERT, mT5) to publish for sentence-transformers"
+        f"model.text: transformers cannot load the encoder half of a `{trunk.config.model_type}` model "
+        "without its decoder; train on an encoder (XLM-R, BERT, mT5) to publish for sentence-transformers"
     )
 
 
 def write_trunk(trunk: Any, folder: Path) -> None:
-    """The trunk as `auto_class(trunk).from_pretrained(folder)` loads it, with no weight left to chance."""
+    """Write the trunk as `auto_class(trunk).from_pretrained(folder)` loads it."""
     loader = auto_class(trunk)
     ours = {name: tensor.detach().cpu() for name, tensor in trunk.state_dict().items()}
     with torch.device("meta"):
@@ -210,11 +196,7 @@ def write_trunk(trunk: Any, folder: Path) -> None:
 
 
 def write_tokenizer(tokenizer: Tokenizer, max_length: int, folder: Path) -> None:
-    """The files that AutoTokenizer reads, without what a machine or a call left in them.
-
-    Args:
-        max_length: where texts are cut, in tokens; it becomes `model_max_length`.
-    """
+    """Write the files that AutoTokenizer reads, without what a machine or a call left in them."""
     tokenizer.save(folder)
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))

@@ -12,14 +12,13 @@
     adapter     adapter_config.json                    -> model, config            -+
     the model that it was made from                    -> parent: the same tree    -+
 
-What was not recorded is left out. A data set or a parent that is not in its folder any more, or has another
-sha256, is named with the recorded sha256 and `"found": false`. Of paths only the last part is published.
+A data set or a parent that is not in its folder any more, or has another sha256, is named with the recorded
+sha256 and `"found": false`.
 """
 
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.core.redact import redact
 from mmalign.data.shards.manifest import MANIFEST as DATA_MANIFEST
+from mmalign.data.shards.manifest import load_manifest
 from mmalign.models import adapters
 from mmalign.models.encoder import Encoder, load_encoder, run_of
 from mmalign.models.load import load_text_encoder
@@ -49,29 +49,18 @@ _ON_DISK = re.compile(
 
 @dataclass(frozen=True)
 class Source:
-    """A trained model that is exported.
+    """A trained model that is exported."""
 
-    Attributes:
-        tower: the text side, in evaluation mode; of a contrastive run with the projection into the shared
-            space.
-        encoder: both towers; None: a text tower alone (fine-tuned, merged, or a masked language model).
-        results: what was measured on these weights; None: nothing was.
-        config: the resolved configuration of the run or of the fine-tuning.
-        lineage: what `lineage.json` holds (see `lineage`).
-    """
-
+    # The text side in evaluation mode; of a contrastive run with the projection into the shared space.
     tower: TextEncoder
+    # Both towers; None: a text tower alone (fine-tuned, merged, or a masked language model).
     encoder: Encoder | None = None
-    results: Results | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    lineage: dict[str, Any] = field(default_factory=dict)
+    results: Results | None = None  # what was measured on these weights
+    config: dict[str, Any] = field(default_factory=dict)  # of the run or the fine-tuning, resolved
+    lineage: dict[str, Any] = field(default_factory=dict)  # what `lineage.json` holds
 
     def both_towers(self, format_name: str) -> Encoder:
-        """The dual encoder, for a format that holds one.
-
-        Raises:
-            UserError: this is a text tower alone.
-        """
+        """The dual encoder, or a UserError that a format holds no text tower alone."""
         if self.encoder is None:
             raise UserError(
                 f"--format {format_name}: holds an image tower and a text tower, and this is a text tower "
@@ -99,7 +88,7 @@ def read_source(path: str | Path) -> Source:
     if saved is not None:
         return _finetuned(saved)
     run = run_of(folder)
-    config = dict(read_yaml(run / "config.yaml")) if (run / "config.yaml").is_file() else {}
+    config = _yaml(run)
     if "model" not in config:
         raise UserError(
             f"{path}: nothing that can be exported: it is not a run (config.yaml), a checkpoint of one, a "
@@ -108,12 +97,12 @@ def read_source(path: str | Path) -> Source:
     encoder, contrastive = load_encoder(folder), is_contrastive(folder)
     found = measured_on(run, encoder.facts["sha256"])
     if not found and result_files(run):
-        say(f"{run}: everything measured there was measured on other weights, and is left out")
+        say(f"{run}: everything there was measured on other weights, and is left out")
     return Source(
         # A masked language model has a projection and an image tower that were never trained.
         tower=text_side(encoder, contrastive),
         encoder=encoder if contrastive else None,
-        results=without_paths(merged(found)) if found else None,
+        results=_without_paths(merged(found)) if found else None,
         config=config,
         lineage=lineage(folder, encoder.facts),
     )
@@ -124,12 +113,11 @@ def _finetuned(folder: Path) -> Source:
     tower = load_text_encoder(str(folder))
     file, results = folder.parent / "results.json", None
     if file.is_file():
-        results = without_paths(read_results(file))
-        # They name the model that was fine-tuned; what was measured is the tower.
+        results = _without_paths(read_results(file))
+        # The results name the model that was fine-tuned; what was measured is the tower.
         model = {**results.model, "fine_tuned_from": results.model["sha256"]}
         results = replace(results, model={**model, "sha256": tower.facts["sha256"]})
-    config = _config_of_finetuning(folder)
-    return Source(tower, None, results, config, lineage(folder, tower.facts))
+    return Source(tower, None, results, _config_of_finetuning(folder), lineage(folder, tower.facts))
 
 
 def lineage(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +131,7 @@ def lineage(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_folders(tree: Any) -> Any:
-    """The tree with every path on a disk reduced to its last part."""
+    """The tree with every path on a disk reduced to its last part, which is all that is published."""
     if isinstance(tree, dict):
         return {key: without_folders(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -151,23 +139,19 @@ def without_folders(tree: Any) -> Any:
     return _ON_DISK.sub(r"\1.../\2", tree) if isinstance(tree, str) else tree
 
 
-def without_paths(results: Results) -> Results:
-    """The results without the folder of the model; its sha256 says which model it was."""
+def _without_paths(results: Results) -> Results:
+    # The sha256 of the model says which one it was.
     facts = {name: value for name, value in results.model.items() if name != "path"}
-    baselines = {name: without_paths(inner) for name, inner in results.baselines.items()}
+    baselines = {name: _without_paths(inner) for name, inner in results.baselines.items()}
     return replace(results, model=facts, baselines=baselines)
 
 
 def _config_of_finetuning(tower: Path) -> dict[str, Any]:
-    """The resolved configuration next to a tower, or above it where each seed has a folder; {}: none."""
-    for folder in (tower.parent, tower.parent.parent):
-        if (folder / "config.yaml").is_file():
-            return dict(read_yaml(folder / "config.yaml"))
-    return {}
+    # Where each seed has a folder, the configuration is above it.
+    return _yaml(tower.parent) or _yaml(tower.parent.parent)
 
 
 def _of(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """The tree of a run, a fine-tuning or an adapter, without what was not recorded."""
     if (path / adapters.CONFIG).is_file():
         return _known(_of_adapter(path, facts))
     tower = saved_text_encoder(path)
@@ -178,7 +162,7 @@ def _of_run(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
     run = run_of(path)
     folder = run / "checkpoints" / f"step-{facts['step']:09d}" if path == run else path
     manifest, state = _json(folder / MANIFEST), _json(folder / "state.json")
-    config = dict(read_yaml(run / "config.yaml"))
+    config = _yaml(run)
     image, text = (config["model"].get(side, {}) for side in ("image", "text"))
     weights = image.get("pretrained")  # True: those that the name of the network stands for
     tower = {"library": image.get("kind"), "name": image.get("name")}
@@ -206,12 +190,11 @@ def _of_finetuning(tower: Path, facts: dict[str, Any]) -> dict[str, Any]:
     model = manifest.get("model", {})
     # The run in whose `finetune` folder it lies may have moved, together with the fine-tuning.
     homes = [one.parent for one in tower.resolve().parents if one.name == "finetune"][:1]
-    trained = {k: v for k, v in model.items() if k not in ("path", "sha256", "step")}
-    base, step = model.get("path", ""), model.get("step", 0)
-    parent = parent_of(base, model["sha256"], step, homes) if "sha256" in model else None
+    base, sha256, step = (model.pop(name, None) for name in ("path", "sha256", "step"))
+    parent = parent_of(base or "", sha256, step or 0, homes) if sha256 else None
     measured = {file: read_results(file)} if file.is_file() else {}
     return {
-        "model": {"kind": "fine-tuning", "sha256": facts["sha256"], **trained},
+        "model": {"kind": "fine-tuning", "sha256": facts["sha256"], **model},
         "code": manifest.get("code"),
         **_config(_config_of_finetuning(tower)),
         "task": manifest.get("task"),
@@ -236,11 +219,7 @@ def _of_adapter(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _config(config: dict[str, Any], recorded: str | None = None) -> dict[str, Any]:
-    """The configuration as it is published, and the sha256 of the complete one.
-
-    Args:
-        recorded: the sha256 in the model's manifest; by default that of the tree's sorted JSON.
-    """
+    """The configuration as it is published, and the sha256 of the complete one, recorded or computed."""
     if not config:
         return {}
     sha256 = recorded or sha256_of_tree(config)
@@ -251,31 +230,27 @@ def _data_set(folder: Path, sha256: str) -> dict[str, Any]:
     path = folder / DATA_MANIFEST
     if not path.is_file() or sha256_of(path) != sha256:
         return {"manifest_sha256": sha256, "found": False}
-    tree, languages = _json(path), Counter[str]()
-    shards: Any = []
-    for shard in tree["shards"]:
-        languages.update(shard["languages"])
-        file = tree["files"][shard.get("path") or shard["file"]]
-        shards.append(
-            {"file": shard["file"], "sha256": file["sha256"], "samples": shard["samples"]}
-        )
+    tree, manifest = _json(path), load_manifest(folder)
+    shards: Any = [
+        {"file": one.file, "sha256": manifest.files[one.tar]["sha256"], "samples": one.samples}
+        for one in manifest.shards
+    ]
     if len(shards) > MOST_SHARDS:
         shards = {"count": len(shards), "sha256": sha256_of_tree(shards)}
-    return _known(
-        {
-            "manifest_sha256": sha256,
-            "found": True,
-            "name": tree["name"],
-            "split": tree["split"],
-            "recipe": without_folders(redact(tree["recipe"])),
-            "recipe_sha256": tree["recipe_sha256"],
-            "samples": sum(shard["samples"] for shard in tree["shards"]),
-            "captions": sum(shard["captions"] for shard in tree["shards"]),
-            "languages": dict(sorted(languages.items())),
-            "licenses": tree.get("licenses"),
-            "shards": shards,
-        }
-    )
+    facts = {
+        "manifest_sha256": sha256,
+        "found": True,
+        "name": manifest.name,
+        "split": manifest.split,
+        "recipe": without_folders(redact(manifest.recipe)),
+        "recipe_sha256": manifest.recipe_sha256,
+        "samples": manifest.samples,
+        "captions": sum(one.captions for one in manifest.shards),
+        "languages": dict(sorted(manifest.languages.items())),
+        "licenses": tree.get("licenses"),
+        "shards": shards,
+    }
+    return _known(facts)
 
 
 def _tokenizer(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -289,8 +264,9 @@ def parent_of_run(config: dict[str, Any], recorded: dict[str, Any] | None) -> di
     """The run or export that a run continued: as recorded when it started, or as its configuration says."""
     if recorded is None:
         how = next((name for name in ("resume_from", "init_from") if config.get(name)), None)
-        unknown = {"how": how, "name": without_folders(config.get(str(how))), "found": False}
-        return None if how is None else unknown
+        if how is None:
+            return None
+        return {"how": how, "name": without_folders(config[how]), "found": False}
     path, sha256 = Path(recorded["path"]), recorded["manifest_sha256"]
     for folder in (path, *sorted(path.glob("checkpoints/step-*"))):
         if (folder / MANIFEST).is_file() and sha256_of(folder / MANIFEST) == sha256:
@@ -308,7 +284,6 @@ def parent_of(
     Args:
         name: folder or hub name, as it was given for the fine-tuning.
         sha256: of its weights; None: not recorded.
-        step: of the run it was.
         others: folders in which it may lie as well.
     """
     facts = {"name": without_folders(name), "found": True}
@@ -324,11 +299,7 @@ def parent_of(
 
 
 def _of_folder(folder: Path, sha256: str | None) -> dict[str, Any]:
-    """The lineage of the model in a folder.
-
-    Raises:
-        UserError: there is none, or one of another sha256 than the wanted one.
-    """
+    """The lineage of the model in a folder, or a UserError if there is none with this sha256."""
     written = _json(folder / FILE)
     # A lineage that an export wrote is taken as it is, unless the weights have to be checked.
     facts = {} if written and sha256 is None else load_text_encoder(str(folder)).facts
@@ -355,8 +326,13 @@ def _evaluation(measured: dict[Path, Results], home: Path) -> list[dict[str, Any
 
 
 def _known(tree: dict[str, Any]) -> dict[str, Any]:
-    """Without what was not recorded."""
     return {name: value for name, value in tree.items() if value not in (None, {}, [])}
+
+
+def _yaml(folder: Path) -> dict[str, Any]:
+    """The resolved configuration in a folder; {}: there is none."""
+    path = folder / "config.yaml"
+    return dict(read_yaml(path)) if path.is_file() else {}
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -365,5 +341,4 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def sha256_of_tree(tree: Any) -> str:
-    """Of the sorted JSON."""
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

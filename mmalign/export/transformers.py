@@ -8,11 +8,8 @@ tanh(W x + b) of the first state. With W = s I, b = 0 and a small s this is the 
 
     tanh(s x) / s = x (1 - (s x)^2 / 3 + ...)
 
-So `cls` pooling can be expressed: s is written into the pooler, and 1 / s into the projection. For s = 2^-20
-both factors are exact in binary, and while |x| <= 256 the relative error is at most 2^-24 / 3 = 2e-8, below
-the rounding of float32 (6e-8). No component of a normalised state exceeds the root of its width (64 for a
-width of 4,096) times the norm's gain. The price: such weights are for float32 and bfloat16, not for float16.
-No choice of W makes a mean or a last state out of the first one.
+So `cls` pooling can be expressed: s is written into the pooler, and 1 / s into the projection. Such weights
+are for float32 and bfloat16, not for float16. No W makes a mean or a last state out of the first one.
 """
 
 from pathlib import Path
@@ -31,15 +28,15 @@ from mmalign.models.external.onnx import PREPROCESSOR
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.models.text_tower import save_pretrained
 
+# Both factors are exact in binary, and while |x| <= 256 the relative error is at most 2^-24 / 3 = 2e-8, below
+# the rounding of float32 (6e-8). No component of a normalised state exceeds the root of its width (64 for a
+# width of 4,096) times the norm's gain.
 POOLER_SCALE = 2.0**-20
 _ELSEWHERE = "export to sentence-transformers-router, open_clip or onnx instead"
 
 
 def write_transformers(source: Source, folder: Path) -> None:
     """Write both towers to `folder`, for AutoModel and AutoProcessor.
-
-    The temperature is included. The model has no parameter for the constant that a sigmoid loss adds to every
-    score, so `logits_per_image` lacks it. Cosines depend on neither.
 
     Raises:
         UserError: this is a text tower alone, its pooling or projection cannot be expressed, or transformers
@@ -62,6 +59,8 @@ def write_transformers(source: Source, folder: Path) -> None:
         "text_model.pooler.dense.bias": torch.zeros(tower.state_width),
         "visual_projection.weight": visual_projection.weight,
         "text_projection.weight": tower.projection.weight / POOLER_SCALE,  # type: ignore[union-attr,operator]
+        # The model has no parameter for the constant that a sigmoid loss adds to every score, so
+        # `logits_per_image` lacks it. Cosines depend on neither.
         "logit_scale": encoder.model.logit_scale.reshape(()),
     }
     assert tensors.keys() == model.state_dict().keys(), tensors.keys() ^ model.state_dict().keys()
@@ -71,22 +70,17 @@ def write_transformers(source: Source, folder: Path) -> None:
 
 
 def _text_model(tower: TextEncoder) -> Any:
-    """The trunk as AutoModel builds it, pooler included, without memory for weights.
-
-    Raises:
-        UserError: its `pooler_output` cannot be our pooling.
-    """
+    """The trunk as AutoModel builds it, pooler included, without memory for weights."""
     from transformers import AutoModel
 
     if not isinstance(tower.projection, nn.Linear):
         raise UserError(
-            "model.text_projection: VisionTextDualEncoderModel projects texts by one linear map and holds "
-            f"no other projection; {_ELSEWHERE}"
+            f"model.text_projection: VisionTextDualEncoderModel has one linear map; {_ELSEWHERE}"
         )
     if tower.pooling != "cls":
         raise UserError(
-            "model.text.pooling: VisionTextDualEncoderModel takes a text's feature from the first token "
-            f"alone and cannot hold `{tower.pooling}` pooling; {_ELSEWHERE}"
+            f"model.text.pooling: VisionTextDualEncoderModel pools the first token, not `{tower.pooling}`; "
+            f"{_ELSEWHERE}"
         )
     with torch.device("meta"):
         model = AutoModel.from_config(tower.trunk.config)

@@ -1,11 +1,8 @@
 """Checks of an exported folder: what its files hold, and the vectors that each library computes from it.
 
-    folder -> check_files: nothing that runs code, leads out of the folder, or names this machine
-    Source -> our vectors of the probes -------------------------------------------+
-    folder -> loaders.py in a clean process, per library -> vectors ---------------+-> largest difference
-
-A clean process: another working folder, an empty home and cache, the hub switched off, no environment
-variable that could name a folder of ours or hold a token, mmalign not imported.
+folder -> check_files: nothing that runs code, leads out of the folder, or names this machine
+Source -> our vectors of the probes -------------------------------------------+
+folder -> loaders.py in a clean process, per library -> vectors ---------------+-> largest difference
 """
 
 import importlib.util
@@ -23,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from mmalign.core.errors import UserError
 from mmalign.core.redact import redact_text
-from mmalign.export.probes import TEXTS, probe_images, write_probes
+from mmalign.export.probes import probe_images, probe_texts, write_probes
 from mmalign.export.source import Source
 from mmalign.models.text_encoder import TextEncoder
 
@@ -42,19 +39,12 @@ _MACHINE_FOLDERS = r"/(?:home|Users|root|tmp|mnt|scratch|var)/[\w.-]+|~/[\w.-]+"
 
 
 class Loader(NamedTuple):
-    """A function of `loaders.py` and the largest difference that it may show.
+    """A function of `loaders.py` and the largest difference that it may show."""
 
-    Attributes:
-        package: what it imports, and its name.
-        library: the library's name for users.
-        outputs: what it computes, of which a text tower alone has no `images`.
-        tolerance: of one component, where the longest vector has length 1.
-    """
-
-    package: str
-    library: str
-    outputs: tuple[str, ...] = ("texts", "images")
-    tolerance: float = 1e-6
+    package: str  # what it imports, and its name
+    library: str  # the library's name for users
+    outputs: tuple[str, ...] = ("texts", "images")  # a text tower alone has no `images`
+    tolerance: float = 1e-6  # of one component, where the longest vector has length 1
 
 
 LOADERS: dict[str, tuple[Loader, ...]] = {
@@ -75,9 +65,6 @@ LOADERS: dict[str, tuple[Loader, ...]] = {
 def verify_export(source: Source, folder: Path, formats: Sequence[str]) -> dict[str, float]:
     """Load the folder in each library that serves one of its formats, and compare the vectors.
 
-    Args:
-        folder: in the state before its manifest is written, or after.
-
     Returns:
         The largest difference of a component, for each library.
 
@@ -88,12 +75,13 @@ def verify_export(source: Source, folder: Path, formats: Sequence[str]) -> dict[
     check_files(folder, is_published=False)
     tower = source.tower
     trunk = TextEncoder(tower.trunk, tower.tokenizer, "mean", max_length=tower.max_length)
-    ours = {"texts": tower.encode(TEXTS), "states": trunk.encode(TEXTS)}
+    texts = probe_texts(tower.tokenizer.inner)
+    ours = {"texts": tower.encode(texts), "states": trunk.encode(texts)}
     if source.encoder is not None:
         ours["images"] = source.encoder.encode_images(probe_images())
     differences = {}
     with tempfile.TemporaryDirectory(prefix="mmalign-verify-") as probes:
-        write_probes(Path(probes))
+        write_probes(Path(probes), texts)
         for format_name in formats:
             for loader in LOADERS[format_name]:
                 theirs = run_loader(loader, folder, Path(probes))
@@ -113,15 +101,13 @@ def run_loader(
         UserError: the library is not there, fails, or takes too long.
     """
     if python == sys.executable and importlib.util.find_spec(loader.package) is None:
-        raise UserError(
-            f"{loader.library} is not installed, so the export cannot be verified in it: "
-            "pip install 'mmalign[export]'"
-        )
+        raise UserError(f"{loader.library} is not installed; run pip install 'mmalign[export]'")
     with tempfile.TemporaryDirectory(prefix="mmalign-loader-") as home:
         out = Path(home) / "out.npz"
         # -I: neither the working folder nor PYTHONPATH is searched for modules.
-        paths = (str(path) for path in (folder.resolve(), probes, out))
+        paths = map(str, (folder.resolve(), probes, out))
         command = [python, "-I", str(PROGRAM), loader.package, *paths]
+        # No variable that could name a folder of ours or hold a token, an empty home and cache, no hub.
         environment = {
             **{name: os.environ[name] for name in _KEPT if name in os.environ},
             "HOME": home,
@@ -140,11 +126,11 @@ def run_loader(
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=SECONDS,
-                check=False,
             )
         except subprocess.TimeoutExpired:
-            reason = f"did not finish within {SECONDS} seconds"
-            raise UserError(f"{loader.library}: {reason}; the export is not verified") from None
+            raise UserError(
+                f"{loader.library}: did not finish within {SECONDS} seconds; the export is not verified"
+            ) from None
         if result.returncode != 0:
             lines = result.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
             reason = redact_text(lines[-1].strip().replace(home, "..."))[:300]
@@ -162,15 +148,16 @@ def checked_difference(
         UserError: it is beyond the loader's tolerance, or a tower is missing.
     """
     largest = 0.0
-    for name in (name for name in loader.outputs if name in ours):
+    for name in loader.outputs:
+        if name not in ours:
+            continue
         if name not in theirs:
             raise UserError(f"{loader.library}: finds no tower for {name} in the export")
         difference = largest_difference(ours[name], theirs[name])
         if not difference <= loader.tolerance:  # also where it is not a number
             raise UserError(
                 f"{loader.library}: computes other vectors from the export ({name} are off by "
-                f"{difference:.1g}, {loader.tolerance:g} is allowed), so it drops an option of the model; "
-                "export to another format"
+                f"{difference:.1g}, {loader.tolerance:g} is allowed); export to another format"
             )
         largest = max(largest, difference)
     return largest
@@ -220,8 +207,7 @@ def check_files(folder: Path, is_published: bool) -> None:
             bare = _FIELD_NAMES.sub("", text)
             if redact_text(bare) != bare:
                 raise UserError(
-                    f"{name}: holds what looks like a token or a password; take it out of the run's "
-                    "configuration and export again"
+                    f"{name}: holds what looks like a token or a password; take it out and export again"
                 )
             if name != _NAMES_ITSELF or is_published:
                 in_file = in_text.search(text)
@@ -231,5 +217,5 @@ def check_files(folder: Path, is_published: bool) -> None:
             if name == _NAMES_ITSELF:
                 fix = "export it with --push OWNER/NAME"
             raise UserError(
-                f"{name}: names a folder of this machine (`{found}`), which no other machine has; {fix}"
+                f"{name}: names a folder of this machine (`{found}`), which no other has; {fix}"
             )

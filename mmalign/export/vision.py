@@ -1,13 +1,9 @@
 """The image tower as a model of transformers, with the preprocessing that computes our pixels.
 
-    Encoder -> a network of timm             -> TimmWrapperModel  -+
-            -> open_clip's around one        -> TimmWrapperModel  -+-> pooler_output -> Linear -> shared space
-            -> open_clip's VisionTransformer -> CLIPVisionModel   -+
-            -> preprocessor_config.json: RGB, resized to the square by Pillow, normalised
-
-transformers 5 resizes by torchvision where it finds it, and such pixels differ from Pillow's by 1 of 255
-here and there. The file therefore names the class that computes with Pillow. But transformers 5.23 takes the
-name of either class for the name of both, so `backend="pil"` must be given when it is loaded.
+Encoder -> a network of timm             -> TimmWrapperModel  -+
+        -> open_clip's around one        -> TimmWrapperModel  -+-> pooler_output -> Linear -> shared space
+        -> open_clip's VisionTransformer -> CLIPVisionModel   -+
+        -> preprocessor_config.json: RGB, resized to the square by Pillow, normalised
 """
 
 from typing import Any
@@ -37,8 +33,6 @@ _CLIP_NAMES = (
 def vision_model(encoder: Encoder) -> tuple[Any, nn.Linear]:
     """The image tower in transformers, and the projection that leads from there into the shared space.
 
-    Linear maps at the end of an open_clip network are part of the projection.
-
     Returns:
         A model whose `pooler_output` is (B, F), and `Linear(F, D, bias=False)`; both in evaluation mode and
         on the encoder's device.
@@ -52,8 +46,7 @@ def vision_model(encoder: Encoder) -> tuple[Any, nn.Linear]:
     except (RuntimeError, TypeError, ValueError) as error:  # other weights, or no such option
         raise UserError(
             "model.image: transformers has no network that computes the same as this "
-            f"{type(trunk).__name__} ({one_line(error, 150)}); export to open_clip or onnx "
-            "instead"
+            f"{type(trunk).__name__} ({one_line(error, 150)}); export to open_clip or onnx instead"
         ) from None
     projection = nn.Linear(weight_DF.shape[1], weight_DF.shape[0], bias=False)
     projection.weight = nn.Parameter(weight_DF, requires_grad=False)
@@ -63,6 +56,9 @@ def vision_model(encoder: Encoder) -> tuple[Any, nn.Linear]:
 def preprocessor_config(tower: ImageTower) -> dict[str, Any]:
     """What `preprocessor_config.json` holds: `Preprocess` of an evaluation in the words of transformers."""
     return {
+        # transformers 5 resizes by torchvision where it finds it, and such pixels differ from Pillow's by 1
+        # of 255 here and there. But 5.23 takes the name of either class for both: whoever loads this must
+        # give `backend="pil"` too.
         "image_processor_type": "CLIPImageProcessorPil",
         "do_convert_rgb": True,  # also lays transparency on white
         "do_resize": True,
@@ -78,12 +74,12 @@ def preprocessor_config(tower: ImageTower) -> dict[str, Any]:
 
 
 def _equal(encoder: Encoder, weight_DF: Tensor) -> tuple[Any, Tensor]:
-    """The same network as a model of transformers, and the projection behind it."""
     image, tower = encoder.config.image, encoder.model.image_tower
     trunk: Any = tower.trunk
     if isinstance(image, TimmTower):
         return _timm_wrapper(trunk, image.arguments, tower.width), weight_DF
     kind = type(trunk).__name__
+    # Linear maps at the end of an open_clip network become part of the projection.
     if kind == "TimmModel":
         parts = {name: one for name, one in trunk.head.named_children() if name != "drop"}
         last: Any = parts.pop("proj", None)
@@ -102,7 +98,6 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _timm_wrapper(trunk: Any, arguments: dict[str, Any], width: int) -> Any:
-    """A network of timm; `arguments` are those of timm's constructor."""
     from transformers import TimmWrapperConfig, TimmWrapperModel
 
     config = TimmWrapperConfig(
@@ -143,7 +138,6 @@ def _clip_vision(trunk: Any) -> Any:
 
 
 def _clip_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of open_clip's vision transformer under the names of CLIPVisionModel."""
     tensors = {}
     for name, tensor in state.items():
         if name == "proj":  # part of the projection

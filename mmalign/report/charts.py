@@ -2,9 +2,8 @@
 
     measurements -> Figure -> SVG with a title for the chart and for each mark -> Markup for the page
 
-Equal numbers give equal bytes. Colour never carries a meaning alone: lines differ in dashes and markers, and
-cells hold numbers while they are large enough. A mark that stands for a metric carries the metric's name
-and a `<title>`, which a browser shows as a tooltip.
+Equal numbers give equal bytes. A mark that stands for a metric carries the metric's name and a `<title>`,
+which a browser shows as a tooltip.
 """
 
 import io
@@ -35,7 +34,8 @@ STYLE = rc_params_from_file(
 WIDTH = 9.6  # inches; the page scales a wide chart to its own width
 PERCENT = PercentFormatter(1, symbol=" %")
 THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
-# Cells of a larger map would not hold their number.
+# Colour never carries a meaning alone: lines differ in dashes and markers, and cells hold numbers. Those of a
+# larger map would not hold theirs.
 _LARGEST_WITH_NUMBERS = 20
 
 

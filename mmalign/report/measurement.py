@@ -1,18 +1,14 @@
 """One measured number with everything that belongs to it, and how it is written on the page.
 
-    Results, name -> Measurement -> "45.3", "0.812", "3,600", or a sentence for a tooltip
-
-Shares are written in percent, similarities and distances as they are. Whatever shows a field of a
-measurement carries the metric's name beside it, so that every number leads back to `results.json`.
+Results, name -> Measurement -> "45.3", "0.812", "3,600", or a sentence for a tooltip
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mmalign.core.languages import labelled
 from mmalign.results.formatting import MISSING, percent
-from mmalign.results.metric_names import ALL, FAMILY, FIRST_CAPTION, MEAN, WORST5
+from mmalign.results.metric_names import ALL, MEAN, WORST5
 from mmalign.results.results import Results
 
 N = TypeVar("N")
@@ -30,6 +26,8 @@ _NOT_SHARES = {
 class Measurement:
     """One metric: its name in `results.json` and what is recorded for it there."""
 
+    # The page writes the name beside every number, so that it can be traced to `results.json`.
+
     name: str
     value: float
     count: int
@@ -39,7 +37,7 @@ class Measurement:
 
     @property
     def is_share(self) -> bool:
-        """Whether the metric is a share, which is written in percent."""
+        # Shares are written in percent, similarities and distances as they are.
         return self.name.rpartition("/")[2].removesuffix("_centred") not in _NOT_SHARES
 
     def field(self, name: str) -> float | None:
@@ -59,7 +57,6 @@ class Measurement:
         return percent(value) if self.is_share else f"{value:.3f}"
 
     def described(self, of: str = "") -> str:
-        """A tooltip: what was measured, its value, interval, count, chance and untrained value."""
         sign = " %" if self.is_share else ""
         parts = [f"{of}: {self.shown()}{sign}"] if of else []
         if self.interval:
@@ -79,16 +76,3 @@ def measurements(results: Results, parse: Callable[[str], N]) -> dict[N, Measure
         known = results.counts[name], results.ci95.get(name), results.chance.get(name)
         measured[parse(name)] = Measurement(name, value, *known, untrained.get(name))
     return measured
-
-
-def row_name(part: str) -> str:
-    """A language with its code, or an aggregate, in words."""
-    if part.startswith(FAMILY):
-        return part.removeprefix(FAMILY)
-    return AGGREGATES.get(part) or labelled(part)
-
-
-def protocol_of(subject: str) -> tuple[str, str]:
-    """Set and protocol of retrieval: `xm3600@first-caption` is xm3600 by its protocol."""
-    name, is_first, _ = subject.partition(FIRST_CAPTION)
-    return name, FIRST_CAPTION.removeprefix("@") if is_first else "all-captions"

@@ -3,11 +3,9 @@
     RUN/config.yaml, {metrics, unusable}.jsonl, commands.txt, eval/*/{gallery, faiss}.json, collect(RUN)
         -> declared sections: tables and charts -> templates/report.html.j2 -> one page
 
-Nothing is loaded from outside: the page reads the same from a disk, a mail and an archive. Every number
-that was measured carries the name of its metric in `results.json` (`data-metric`, `data-field`), what
-comes from elsewhere the name of that file (`data-source`). Captions are untrusted text: the template
-escapes everything but the charts, and secrets are removed from the configuration and the commands.
-The same run folder gives the same bytes.
+Nothing is loaded from outside. Every measured number carries the name of its metric in `results.json`
+(`data-metric`, `data-field`), what comes from elsewhere the name of that file (`data-source`). The same run
+folder gives the same bytes.
 """
 
 import base64
@@ -23,17 +21,11 @@ from mmalign.core.errors import UserError
 from mmalign.core.record import read_records
 from mmalign.core.redact import redact, redact_text
 from mmalign.data.stream.ledger import UNUSABLE
+from mmalign.report import training
 from mmalign.report.measurement import UNTRAINED, Measurement, measurements
 from mmalign.report.rendering import render
 from mmalign.report.sections import measured_sections
 from mmalign.report.tables import Table, pivot
-from mmalign.report.training import (
-    captions_seen,
-    draw_progress,
-    draw_training,
-    training_facts,
-    unusable_samples,
-)
 from mmalign.results.collect import collect
 from mmalign.results.metric_names import MetricName
 from mmalign.results.results import Results
@@ -47,22 +39,25 @@ def write_report(run: Path, out: Path) -> None:
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: not a run folder, it has no config.yaml")
+    # The page may be sent to anybody: no secret of the configuration or of a command is shown.
     config = redact(read_yaml(run / "config.yaml"))
+    path = run / "commands.txt"
+    commands = redact_text(path.read_text(encoding="utf-8")) if path.is_file() else ""
     records = read_records(run / "metrics.jsonl")
     results = collect(run)
-    seen = captions_seen(records)
+    seen = training.captions_seen(records)
     sections = measured_sections(results, seen)
     page = render(
         "report.html.j2",
         kind="run report",
         config=config,
         config_text=write_yaml(config),
-        commands=_read_commands(run / "commands.txt"),
+        commands=[line for line in commands.splitlines() if line.strip()],
         seen=seen,
-        facts=training_facts(records),
-        curves=draw_training(records),
-        unusable=unusable_samples(records, read_records(run / UNUSABLE)),
-        progress=draw_progress(records),
+        facts=training.training_facts(records),
+        curves=training.draw_training(records),
+        unusable=training.unusable_samples(records, read_records(run / UNUSABLE)),
+        progress=training.draw_progress(records),
         results=results,
         has_untrained=UNTRAINED in results.baselines,
         tiles=[tile for tables in sections.values() for one in tables for tile in one["tiles"]],
@@ -104,8 +99,3 @@ def _read_all(run: Path, name: str, part: str) -> list[dict[str, Any]]:
         tree["source"], tree["suite"] = path.relative_to(run).as_posix(), path.parent.name
         found.append(tree)
     return found
-
-
-def _read_commands(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [redact_text(line) for line in lines if line.strip()]

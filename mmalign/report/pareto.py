@@ -2,9 +2,7 @@
 
     rows of faiss.json -> Figure -> pareto.svg and pareto.png
 
-Up and to the right is better. The grey step is the Pareto front: no other measured setting is better than its
-points in both. Indexes differ in their markers, not in colour alone, and the legend says how many bytes a
-vector takes. Timings are those on the fewest threads.
+Up and to the right is better, and the grey step is the Pareto front. Timings are those on the fewest threads.
 """
 
 from collections.abc import Sequence
@@ -29,8 +27,11 @@ def write_pareto(rows: Sequence[Row], k: int, folder: Path) -> None:
     """
     with matplotlib.rc_context({**STYLE, "figure.facecolor": "white"}):
         figure = _draw(rows, k)
-        figure.savefig(folder / "pareto.svg", metadata={"Date": None, "Creator": None})
-        figure.savefig(folder / "pareto.png", dpi=150)
+        plain: dict[str, Any] = {"metadata": {"Date": None, "Creator": None}}
+        for kind, look in (("svg", plain), ("png", {"dpi": 150})):
+            part = folder / f".pareto.{kind}"  # a full disk must not leave half a plot
+            figure.savefig(part, format=kind, **look)
+            part.replace(folder / f"pareto.{kind}")
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -56,7 +57,7 @@ def _draw(rows: Sequence[Row], k: int) -> Figure:
         axes.step(
             *zip(*edge, strict=True), where="post", color="#dfe3e8", lw=5, marker="", zorder=0
         )
-        # An index has the same marker in both panels, measured there or not.
+        # Indexes differ in their markers, not in colour alone, and have the same one in both panels.
         for (index, size), marker in zip(sizes.items(), cycle("osD^vPX<>*ph"), strict=False):
             points = sorted(
                 (row[f"recall@{k}"], row["queries_per_second"])

@@ -1,9 +1,6 @@
 """What the pages have in common: templates, how numbers are written, and the one script.
 
-    template + values -> HTML with an inline script whose sha256 the content security policy names
-
-Nothing is loaded from outside and nothing else runs: a browser refuses every script but this one. Without
-the script the page is complete; with it tables can be sorted and filtered.
+template + values -> HTML with an inline script whose sha256 the content security policy names
 """
 
 import base64
@@ -28,6 +25,7 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"thousands": "{:,}".format, "labelled": labelled, "points": points}
+    # It sorts and filters tables, and without it the page is complete. A browser refuses every other script.
     script = (files("mmalign.report") / "templates/report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (

@@ -1,9 +1,6 @@
 """What the page says about each measure: a declared list of sections, each with one table per set.
 
-    Results -> metric names -> Section.place -> Table -> Section.chart -> Markup
-
-To show another measure, add a `Section` to `SECTIONS`: its table, its tiles at the head of the page and the
-link to it follow.
+Results -> metric names -> Section.place -> Table -> Section.chart -> Markup
 """
 
 from collections import defaultdict
@@ -14,10 +11,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from mmalign.core.languages import labelled
 from mmalign.report.charts import Line, draw_bars, draw_heat_map, draw_lines
-from mmalign.report.measurement import Measurement, measurements, protocol_of, row_name
+from mmalign.report.measurement import Measurement, measurements
 from mmalign.report.tables import Place, Table, pivot
-from mmalign.results.metric_names import GENERALISED, MEAN, PUBLISHED, WORST5, MetricName
+from mmalign.results import metric_names as parts
+from mmalign.results.metric_names import MetricName
 from mmalign.results.results import Results
 
 DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}
@@ -33,33 +32,29 @@ _OUTPUT = "output of the model (feature)"
 
 
 def _by_setting(_: Results, name: MetricName) -> Place | None:
-    if name.language == PUBLISHED:
-        return None
     group = " ".join(DIRECTIONS.get(part, part) for part in name.setting)
     return str(name.language), group, name.metric.replace("_", " ")
 
 
 def _by_variant(results: Results, name: MetricName) -> Place | None:
     """The primary metric of a text task, which is the one with a chance level, by perturbation."""
-    if name.language == PUBLISHED or name.setting == (GENERALISED,):
+    if name.setting == (parts.GENERALISED,):
         return None
     end = next((end for end in _WITHIN_OR_ACROSS if name.metric.endswith(end)), "")
     primary = name.metric.removesuffix(end)
-    if str(replace(name, language=MEAN, setting=("clean",), metric=primary)) not in results.chance:
+    if (
+        str(replace(name, language=parts.MEAN, setting=("clean",), metric=primary))
+        not in results.chance
+    ):
         return None
     place = f", {end[1:]} sentences" if end else ""
     return str(name.language), primary, f"{name.setting[0]}{place}"
 
 
-def _by_pooling(_: Results, name: MetricName) -> Place | None:
-    layer, pooling = name.setting
-    return _layer(layer), name.metric, f"{pooling} pooling"
-
-
 def _by_state(_: Results, name: MetricName) -> Place | None:
     """Words by layer, means over languages: the model as it is, mean-centred only, after an injection."""
     metric = name.metric.removesuffix("_centred")
-    if name.language != MEAN or metric not in _WORD_METRICS:
+    if name.language != parts.MEAN or metric not in _WORD_METRICS:
         return None
     layer, split = name.setting
     state = "injected" if name.measure == "injected" else "as it is"
@@ -76,31 +71,24 @@ def _layer(part: str) -> str:
 
 def _by_index(_: Results, name: MetricName) -> Place | None:
     index, direction = name.setting
-    return (index, DIRECTIONS[direction], name.metric) if name.language == MEAN else None
+    return (index, DIRECTIONS[direction], name.metric) if name.language == parts.MEAN else None
 
 
 @dataclass(frozen=True)
 class Section:
-    """One section of the page.
+    """One section of the page; its table, its tiles and the link to it follow from these fields."""
 
-    Attributes:
-        measure: first part of the metrics' names; `also` is another one in the same tables.
-        words: how to read the section.
-        tile: label of its tiles, the groups of columns where it is empty; None: a section without tiles.
-        chart: drawn from name, title and table; `legend` says how to read it.
-        place: where a metric stands in the table; None leaves it out.
-        noun: what a row of the table is.
-    """
-
-    measure: str
+    measure: str  # first part of the metrics' names
     title: str
-    words: str
+    words: str  # how to read the section
+    # Label of its tiles; empty: the groups of columns; None: a section without tiles.
     tile: str | None = None
-    chart: Callable[[str, str, Table], Markup | None] | None = None
-    legend: str = ""
+    chart: Callable[[str, str, Table], Markup | None] | None = None  # from name, title and table
+    legend: str = ""  # how to read the chart
+    # Where a metric stands in the table; None leaves it out.
     place: Callable[[Results, MetricName], Place | None] = _by_setting
-    noun: str = "language"
-    also: str = ""
+    noun: str = "language"  # what a row of the table is
+    also: str = ""  # another measure in the same tables
 
 
 def measured_sections(
@@ -113,11 +101,9 @@ def measured_sections(
     """
     parsed: dict[tuple[str, str], dict[MetricName, Measurement]] = defaultdict(dict)
     for name, one in sorted(measurements(results, MetricName.parse).items(), key=str):
-        parsed[name.measure, name.subject][name] = one
-    # Measures that name one language at a time.
-    single = ("retrieval", "text", "zero_shot", "geometry")
-    names = (name for (measure, _), of in parsed.items() if measure in single for name in of)
-    known = {str(n.language) for n in names if n.setting != (GENERALISED,) and not n.is_aggregate}
+        if name.language != parts.PUBLISHED:
+            parsed[name.measure, name.subject][name] = one
+    known = parts.known_languages(results.metrics)
     sections: dict[Section, list[dict[str, Any]]] = {}
     for section in SECTIONS:
         for measure, subject in [key for key in parsed if key[0] == section.measure]:
@@ -132,9 +118,11 @@ def measured_sections(
 
 def _subject(section: Section, subject: str, table: Table) -> dict[str, Any]:
     """The table of one set or task, its chart, its tiles, and how many rows were left out."""
-    is_retrieval = section.measure == "retrieval"
-    name, protocol = protocol_of(subject) if is_retrieval else (subject, None)
-    words = f"{name}, {protocol}" if protocol else name
+    name, protocol, words = subject, None, subject
+    if section.measure == "retrieval":  # `xm3600@first-caption` is xm3600 by that protocol
+        name, _, mark = subject.partition("@")
+        protocol = mark or "all-captions"
+        words = f"{name}, {protocol}"
     draw = section.chart or (lambda *_: None)
     left_out = len(table.rows) if len(table.rows) > _MOST_ROWS else 0
     return {
@@ -150,7 +138,7 @@ def _subject(section: Section, subject: str, table: Table) -> dict[str, Any]:
 def _tiles(section: Section, subject: str, table: Table) -> Iterator[tuple[Any, ...]]:
     """(label, metric, set, mean over languages, mean of the worst five) of every group's first column."""
     sums = {row.part: dict(zip(table.columns, row.cells, strict=True)) for row in table.means}
-    means = sums.get(MEAN, {})
+    means = sums.get(parts.MEAN, {})
     for group in table.groups if section.tile is not None else ():
         column, tenth = next(one for one in table.columns if one[0] == group), (group, "recall@10")
         if (first := means.get(column)) and first.value < _FEW_HITS and means.get(tenth):
@@ -158,7 +146,7 @@ def _tiles(section: Section, subject: str, table: Table) -> Iterator[tuple[Any, 
         if measured := means.get(column):
             metric = ", ".join(filter(None, column)) if section.tile else column[1]
             over = f"{subject}, mean of {len(table.rows)} {section.noun}s"
-            worst = sums.get(WORST5, {}).get(column)
+            worst = sums.get(parts.WORST5, {}).get(column)
             yield section.tile or group, metric, over, measured, worst
 
 
@@ -166,12 +154,12 @@ def _bars(headings: Sequence[str], name: str, title: str, table: Table) -> Marku
     """Bars of the rows that have every column with one of these headings."""
     shown = {column: at for at, column in enumerate(table.columns) if column[1] in headings}
     rows = {
-        row_name(row.part): {c[0] or c[1]: one for c, at in shown.items() if (one := row.cells[at])}
+        labelled(row.part): {c[0] or c[1]: one for c, at in shown.items() if (one := row.cells[at])}
         for row in table.rows
     }
     rows = {row: cells for row, cells in rows.items() if len(cells) == len(shown)}
     # Several metrics of one row have several chance levels: the table shows them.
-    ones = [row.cells[at] for row in table.means if row.part == MEAN for at in shown.values()]
+    ones = [row.cells[at] for row in table.means if row.part == parts.MEAN for at in shown.values()]
     chances = {one.chance for one in ones if one and one.chance} if len(headings) == 1 else ()
     return draw_bars(name, title, rows, sorted(chances)) if shown and rows else None
 
@@ -186,7 +174,7 @@ def _map(name: str, title: str, table: Table) -> Markup | None:
         key=lambda lang: (-sum(one.value for one in ones[lang]) / len(ones[lang]), lang),
     )
     inside = {pair: one for pair, one in cells.items() if set(pair) <= set(best)}
-    rows, columns = {lang: row_name(lang) for lang in best}, {lang: lang for lang in best}
+    rows, columns = ({lang: label(lang) for lang in best} for label in (labelled, str))
     return draw_heat_map(name, title, rows, columns, inside) if inside else None
 
 
@@ -241,7 +229,7 @@ SECTIONS = (
         "bitext@1 by layer, mean over ordered pairs of languages, for each way of pooling tokens.",
         chart=_lines,
         legend="The last point is the feature that the model itself compares.",
-        place=_by_pooling,
+        place=lambda _, name: (_layer(name.setting[0]), name.metric, f"{name.setting[1]} pooling"),
         noun="layer",
     ),
     Section(

@@ -3,9 +3,7 @@
     results.json of a study (plain tree) -> names in order, Results -> tables and charts
         -> templates/study.html.j2 -> one self-contained page
 
-Everything is looked up, nothing is computed. An interval stands with the words that say which seeds it
-covers, a tower with the words that say what it has seen, a difference with its verdict.
-The same tree gives the same bytes.
+Everything is looked up, nothing is computed, and the same tree gives the same bytes.
 """
 
 from collections.abc import Iterable
@@ -55,28 +53,24 @@ Measured = dict[StudyMetric, Measurement]
 
 @dataclass(frozen=True)
 class Study:
-    """The tree of a study and what its names say, in the order of the file.
-
-    Attributes:
-        supervision: tower -> what it has seen, the same for all of its pretraining seeds.
-        tasks: task -> its primary metric, which is the one that has a chance level.
-        towers: the tower of interest first, then those that the headline compares it with.
-        method: the method that the headline is about.
-    """
+    """The tree of a study and what its names say, in the order of the file."""
 
     tree: dict[str, Any]
     measured: Measured
+    # What each tower has seen, the same for all of its pretraining seeds.
     supervision: dict[str, str]
-    tasks: dict[str, str]
-    towers: list[str]
-    method: str
+    tasks: dict[str, str]  # the primary metric of each: the one with a chance level
+    towers: list[str]  # the tower of interest, then those that the headline compares it with
+    method: str  # that the headline is about
 
-    def is_alike(self, tower: str) -> bool:
-        """Whether a tower has seen the same as the tower of interest."""
-        return self.supervision.get(tower) == self.supervision.get(self.towers[0])
+    def other(self, tower: str, words: str = "other supervision") -> str:
+        """The words where a tower has not seen the same as the tower of interest, else nothing."""
+        is_alike = self.supervision.get(tower) == self.supervision.get(self.towers[0])
+        return "" if is_alike else words
 
     def covered(self, names: Iterable[StudyMetric]) -> str:
-        """A sentence on the seeds behind these metrics; with the towers, where they differ in that."""
+        """A sentence on the seeds behind these metrics."""
+        # With the towers, where these differ in their seeds.
         towers: dict[str, dict[str, None]] = {}
         for name in names:
             towers.setdefault(self.tree["seeds"][str(name)], {})[name.tower] = None
@@ -88,10 +82,7 @@ class Study:
 
 
 def write_study_page(tree: dict[str, Any], out: Path) -> None:
-    """Write the page about a study to the file `out`.
-
-    Args:
-        tree: the content of a study's `results.json`.
+    """Write the page about the content of a study's `results.json` to the file `out`.
 
     Raises:
         UserError: the tree is not that of a study.
@@ -103,7 +94,7 @@ def write_study_page(tree: dict[str, Any], out: Path) -> None:
         tree=tree,
         tasks=[_task(study, task) for task in study.tasks],
         comparisons=[_compared(one) for one in tree["comparisons"]],
-        towers=[_tower(study, name, facts) for name, facts in tree["towers"].items()],
+        towers=[_described(study, name, facts) for name, facts in tree["towers"].items()],
         kind="study",
     )
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -111,21 +102,13 @@ def write_study_page(tree: dict[str, Any], out: Path) -> None:
 
 
 def read_study(tree: dict[str, Any]) -> Study:
-    """The names of a study's tree.
-
-    Raises:
-        UserError: a part is missing, or a metric's name is not that of a study.
-    """
     for part in _PARTS:
         if not tree.get(part) and (part not in tree or part == "metrics"):
-            raise UserError(
-                f"not a study's results: `{part}` is missing or empty; run `mmalign study` again"
-            )
+            raise UserError(f"`{part}` is missing or empty; run `mmalign study` again")
     for name in tree["metrics"]:
         if name.count("/") != 5:
             raise UserError(
-                f"not a study's results: the metric `{name}` is not named "
-                "<tower>/<method>/<task>/<language>/<variant>/<metric>"
+                f"`{name}` is not named <tower>/<method>/<task>/<language>/<variant>/<metric>"
             )
     names = [StudyMetric(*name.split("/")) for name in tree["metrics"]]
     supervision: dict[str, str] = {}
@@ -158,8 +141,7 @@ def _task(study: Study, task: str) -> dict[str, Any]:
     means = {name: one for name, one in names.items() if name.language == MEAN}
     cell = study.method, _CLEAN, metric
     clean = {n: one for n, one in names.items() if (n.method, n.variant, n.metric) == cell}
-    other = {n.tower: None if study.is_alike(n.tower) else "other supervision" for n in names}
-    rows = {f"{name.tower}, {name.method}": other[name.tower] for name in names}
+    rows = {f"{name.tower}, {name.method}": study.other(name.tower) for name in names}
     return {
         "name": task,
         "metric": metric.replace("_", " "),
@@ -168,7 +150,7 @@ def _task(study: Study, task: str) -> dict[str, Any]:
         "drops": _drops({n: one for n, one in means.items() if n.metric == f"{metric}_drop"}),
         "pairs": _pairs(study, task),
         "languages": pivot(
-            clean, lambda n: (n.language, other[n.tower] or "", n.tower), "language"
+            clean, lambda n: (n.language, study.other(n.tower), n.tower), "language"
         ),
         "seeds": study.covered(means),
     }
@@ -179,8 +161,8 @@ def _bars(study: Study, means: Measured) -> Markup:
     rows = {}
     for name, one in means.items():
         if name.tower in study.towers:
-            other = "" if study.is_alike(name.tower) else " (other supervision)"
-            rows[name.tower + other] = {f"{name.task}, {name.metric}": one}
+            row = name.tower + study.other(name.tower, " (other supervision)")
+            rows[row] = {f"{name.task}, {name.metric}": one}
     chances = {one.chance for row in rows.values() for one in row.values() if one.chance}
     task = next(iter(means)).task
     return draw_bars(f"headline-{task}", f"Means on {task} by tower", rows, sorted(chances))
@@ -203,9 +185,10 @@ def _drops(drops: Measured) -> Markup | None:
     cells = {(f"{name.tower}, {name.method}", name.variant): one for name, one in drops.items()}
     rows = {row: row for row, _ in cells}
     columns = {variant: variant.replace("_", " ") for _, variant in cells}
+    if not drops:
+        return None
     title = "Points lost under each perturbation, by tower and method"
-    name = f"drops-{next(iter(drops)).task}" if drops else ""
-    return draw_heat_map(name, title, rows, columns, cells) if drops else None
+    return draw_heat_map(f"drops-{next(iter(drops)).task}", title, rows, columns, cells)
 
 
 def _pairs(study: Study, task: str) -> Markup | None:
@@ -219,16 +202,16 @@ def _pairs(study: Study, task: str) -> Markup | None:
     }
     rows, columns = ({pair[0]: label(pair[0]) for pair in cells} for label in (labelled, str))
     title = "By language of the first text (rows) and of the second text (columns)"
-    name = f"pairs-{task}"
-    return draw_heat_map(name, title, rows, columns, cells, from_zero=False) if cells else None
+    draw = partial(draw_heat_map, f"pairs-{task}", title, from_zero=False)
+    return draw(rows, columns, cells) if cells else None
 
 
-def _tower(study: Study, name: str, facts: dict[str, Any]) -> list[str]:
+def _described(study: Study, tower: str, facts: dict[str, Any]) -> list[str]:
     """A row of the table of towers."""
-    other = "" if study.is_alike(name.partition(_SEED)[0]) else " (other supervision)"
+    other = study.other(tower.partition(_SEED)[0], " (other supervision)")
     seconds = facts["training_seconds"]
     time = "not timed" if seconds is None else f"{seconds / 60:.1f}"
-    return [name, facts["supervision"] + other, time, facts["sha256"]]
+    return [tower, facts["supervision"] + other, time, facts["sha256"]]
 
 
 def _compared(one: dict[str, Any]) -> list[str | int]:

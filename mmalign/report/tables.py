@@ -1,9 +1,6 @@
 """The one table of the pages: rows and columns are parts of the metrics' names, cells are measurements.
 
-    parsed name -> measurement, place(name) -> row and column -> Table -> templates/macros.html.j2
-
-Everything here is looked up, nothing is computed. Rows that sum up languages stand in a group of their own
-above the others, so that sorting the languages leaves them where they are.
+parsed name -> measurement, place(name) -> row and column -> Table -> templates/macros.html.j2
 """
 
 import re
@@ -13,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mmalign.core.languages import language_name, own_name
-from mmalign.report.measurement import AGGREGATES, Measurement, N, row_name
-from mmalign.results.metric_names import is_aggregate, split_pair
+from mmalign.report.measurement import AGGREGATES, Measurement, N
+from mmalign.results.metric_names import FAMILY, is_aggregate, split_pair
 
+_LAST = ("untrained", "chance")
 _WIDE = 5  # more columns leave no space for intervals below the values
 # These come first, in this order; other rows and columns follow by name.
 _FIRST = (
@@ -29,20 +27,12 @@ Place = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Row:
-    """One row.
-
-    Attributes:
-        part: of the metrics' names; `name` says it in words.
-        code: stands beside the name; `own` is a language's name in itself.
-        pair: the two languages of a row about a pair.
-    """
-
-    part: str
-    name: str
+    part: str  # of the metrics' names
+    name: str  # the same in words
     cells: list[Measurement | None]
-    code: str | None = None
-    own: str | None = None
-    pair: tuple[str, str] | None = None
+    code: str | None = None  # stands beside the name
+    own: str | None = None  # a language's name in itself
+    pair: tuple[str, str] | None = None  # the languages of a row about two
 
 
 @dataclass(frozen=True)
@@ -50,15 +40,13 @@ class Table:
     """A table as the template draws it.
 
     Attributes:
-        noun: what a row is: `language`, `pair`, `layer`, `index`.
         columns: (words above several neighbouring columns, heading).
-        means: rows that sum up others; they are never sorted.
         seen: captions in training by language; empty where the table does not show them.
     """
 
-    noun: str
+    noun: str  # what a row is: `language`, `pair`, `layer`, `index`
     columns: list[tuple[str, str]]
-    means: list[Row]
+    means: list[Row]  # rows that sum up others, which sorting leaves in their place
     rows: list[Row]
     seen: Mapping[str, int] = field(default_factory=dict)
 
@@ -69,16 +57,15 @@ class Table:
 
     @property
     def has_room(self) -> bool:
-        """Whether intervals stand below the values; they are in the tooltips in any case."""
+        # For intervals below the values; the tooltips show them in any case.
         return len(self.columns) <= _WIDE
 
     @property
     def last(self) -> list[str]:
         """The fields that have columns of their own, which describe the first metric of a row."""
         cells = [cell for row in (*self.means, *self.rows) for cell in row.cells if cell]
-        fields = ("untrained", "chance")
-        found = [one for one in fields if any(cell.field(one) is not None for cell in cells)]
-        return [*found, "count"]
+        known = {field for cell in cells for field in _LAST if cell.field(field) is not None}
+        return [*(field for field in _LAST if field in known), "count"]
 
 
 def pivot(
@@ -97,8 +84,7 @@ def pivot(
     """
     cells: dict[str, dict[tuple[str, str], Measurement]] = defaultdict(dict)
     for name, one in measured.items():
-        at = place(name)
-        if at:
+        if at := place(name):
             cells[at[0]][at[1:]] = one
     columns = sorted({column for row in cells.values() for column in row}, key=_order)
     rows = []
@@ -114,12 +100,10 @@ def pivot(
 
 def _named(part: str, noun: str, known: Iterable[str], cells: list[Measurement | None]) -> Row:
     if is_aggregate(part):
-        return Row(part, row_name(part), cells)
+        return Row(part, AGGREGATES.get(part, part.removeprefix(FAMILY)), cells)
     if noun == "pair":
-        first, second = pair = split_pair(part, known)
-        return Row(
-            part, f"{language_name(first)} → {language_name(second)}", cells, part, pair=pair
-        )
+        pair = split_pair(part, known)
+        return Row(part, " → ".join(map(language_name, pair)), cells, part, pair=pair)
     if noun != "language":
         return Row(part, part, cells)
     name = language_name(part)

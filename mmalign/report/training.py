@@ -34,10 +34,9 @@ def training_facts(records: Records) -> dict[str, Any]:
 
 def captions_seen(records: Records) -> dict[str, int]:
     """Captions per language that training saw, summed over its records."""
-    seen: Counter[str] = Counter()
+    seen = Counter[str]()
     for record in records:
-        head = "captions/"
-        seen.update({n.removeprefix(head): int(record[n]) for n in record if n.startswith(head)})
+        seen.update({name: int(count) for name, count in _below(record, "captions/").items()})
     return dict(seen)
 
 
@@ -54,13 +53,11 @@ def unusable_samples(records: Records, named: Records) -> dict[str, Any] | None:
     last = next((record for record in reversed(records) if "data/unusable" in record), {})
     if not last.get("data/unusable"):
         return None
-    prefix = "data/unusable/"
-    parts = {name.removeprefix(prefix): last[name] for name in last if name.startswith(prefix)}
     counts = Counter((f"{one['data']}/{one['shard']}", one["reason"]) for one in named)
     most = counts.most_common(_MOST_SHARDS)
     return {
         "share": last["data/unusable"],
-        "reasons": sorted(parts.items(), key=lambda item: -item[1]),
+        "reasons": sorted(_below(last, "data/unusable/").items(), key=lambda item: -item[1]),
         # A path may be a URL with a token.
         "rows": [(redact_text(shard), reason, count) for (shard, reason), count in most],
         "more": len(counts) - len(most),
@@ -71,11 +68,11 @@ def draw_training(records: Records) -> list[Markup]:
     """Small curves of what every step leaves in the records."""
     charts = []
     for key, title in _CURVES.items():
-        if any(key in record for record in records):
-            lines, words = {title: [_line(records, key)]}, f"{title} over training steps"
+        if (line := _line(records, key)).x:
+            name, words = f"curve-{key}", f"{title} over training steps"
             # Speed from 0 up; loss and temperature never come near 0.
             is_speed = key == "pairs_per_second"
-            charts.append(draw_lines(f"curve-{key}", words, lines, 3.4, 2.4, from_zero=is_speed))
+            charts.append(draw_lines(name, words, {title: [line]}, 3.4, 2.4, from_zero=is_speed))
     return charts
 
 
@@ -91,6 +88,11 @@ def draw_progress(records: Records) -> list[tuple[str, Markup]]:
         (subject, draw_lines(f"progress-{subject}", f"Means on {subject}", {"": of}))
         for subject, of in sorted(lines.items())
     ]
+
+
+def _below(record: Mapping[str, Any], head: str) -> dict[str, Any]:
+    """The fields whose names begin with `head`, without it."""
+    return {n.removeprefix(head): value for n, value in record.items() if n.startswith(head)}
 
 
 def _line(records: Records, key: str, label: str | None = None) -> Line:

@@ -4,8 +4,7 @@
     text     -> text tower  -> the nearest images, each with its captions
     image    -> image tower -> the nearest captions of each language
 
-A score is the cosine of two vectors, from -1 to 1. It ranks the answers to one question; what is a high
-cosine differs from model to model. What is found is JSON: lists of objects.
+A score is the cosine of two vectors. What is found is JSON: lists of objects.
 """
 
 import threading
@@ -24,14 +23,7 @@ Objects = list[dict[str, Any]]
 
 
 class SearchIndex:
-    """A model and a set of P images that it has encoded once. Any number of threads may ask.
-
-    Attributes:
-        embedded: the set as vectors.
-        name: of the data set, with its split.
-        model_name: the path of the model.
-        languages: BCP-47 codes of the captions, sorted.
-    """
+    """A model and a set of P images that it has encoded once. Any number of threads may ask."""
 
     def __init__(self, model: DualModel, shard_set: ShardSet, embedded: EmbeddedSet) -> None:
         self.embedded = embedded
@@ -51,11 +43,9 @@ class SearchIndex:
             first: dict[str, int] = {}  # the row of the first caption of each text
             for row in np.flatnonzero(embedded.language_M == lang).tolist():
                 first.setdefault(embedded.texts[row], row)
+            self._texts[lang] = list(first)
             # Gathered once: a copy of the captions' vectors at every question would take most of its time.
-            self._texts[lang], self._pools[lang] = (
-                list(first),
-                embedded.text_MD[list(first.values())],
-            )
+            self._pools[lang] = embedded.text_MD[list(first.values())]
 
     def __len__(self) -> int:
         return len(self.embedded.sample_P)
@@ -74,9 +64,7 @@ class SearchIndex:
         ]
 
     def by_image(self, image: bytes, k: int) -> Objects:
-        """The `k` captions of each language that are nearest to an encoded image; languages by code.
-
-        Equal captions of several images are one.
+        """The `k` captions of each language that are nearest to an encoded image; equal captions are one.
 
         Returns:
             For each language `lang` and `captions` (each `text`, `score`), the best first.
@@ -86,12 +74,13 @@ class SearchIndex:
         """
         with self._lock:
             query_1D = self._model.encode_images([image])
-        answers: Objects = []
-        for lang, texts in self._texts.items():
-            found = _nearest(query_1D, self._pools[lang], k)
-            captions = [{"text": texts[position], "score": score} for position, score in found]
-            answers.append({"lang": lang, "captions": captions})
-        return answers
+        return [
+            {"lang": lang, "captions": self._captions(lang, query_1D, k)} for lang in self._texts
+        ]
+
+    def _captions(self, lang: str, query_1D: np.ndarray, k: int) -> Objects:
+        found = _nearest(query_1D, self._pools[lang], k)
+        return [{"text": self._texts[lang][row], "score": score} for row, score in found]
 
     def read_image(self, number: int) -> bytes:
         """Image `number` as it is stored, 0 <= number < P."""
@@ -100,20 +89,16 @@ class SearchIndex:
     def examples(self, most: int) -> Objects:
         """Captions to try, each of another language, spread over the set; always the same."""
         chosen = self.languages[:: -(-len(self.languages) // most)]
-        examples: Objects = []
-        for number, lang in enumerate(chosen):
-            texts = self._texts[lang]
-            text = texts[len(texts) * number // len(chosen)]  # from other parts of the set
-            examples.append({"lang": lang, "text": text})
-        return examples
+        texts = [self._texts[lang] for lang in chosen]
+        # Each from another part of the set.
+        return [
+            {"lang": lang, "text": of[len(of) * number // len(chosen)]}
+            for number, (lang, of) in enumerate(zip(chosen, texts, strict=True))
+        ]
 
 
 def build_index(model: DualModel, shards: Path, cache: Path) -> SearchIndex:
-    """Encode a shard set, or read its vectors where the cache has them, and warm the towers up.
-
-    Args:
-        shards: folder of the data set.
-        cache: folder of all cached embeddings, see `embedding_cache.cached_set`.
+    """Encode a shard set, or read its vectors from the folder `cache`, and warm the towers up.
 
     Raises:
         UserError: no data set, no captions in it, or a model without an image tower.

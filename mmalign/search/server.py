@@ -1,13 +1,11 @@
 """The search page's server, for one person on one machine.
 
-    GET  /                    the page; its style and script are files of their own
-    GET  /picture/<n>         image n as it is stored
-    GET  /search?q=...&k=...  a text   -> {"milliseconds", "pictures": [{"picture", "score", "captions"}]}
-    POST /search?k=...        an image -> {"milliseconds", "languages": [{"lang", "captions"}]}
+GET  /                    the page; its style and script are files of their own
+GET  /picture/<n>         image n as it is stored
+GET  /search?q=...&k=...  a text   -> {"milliseconds", "pictures": [{"picture", "score", "captions"}]}
+POST /search?k=...        an image -> {"milliseconds", "languages": [{"lang", "captions"}]}
 
-    request -> host and origin checked -> SearchIndex -> JSON, or {"error": one sentence}
-
-Nothing that a client sends becomes a path on the disk: images have numbers, and the page's files are fixed.
+request -> host and origin checked -> SearchIndex -> JSON, or {"error": one sentence}
 """
 
 import hashlib
@@ -51,8 +49,7 @@ MOST_LETTERS = 1000  # of a text to search with
 MOST_RESULTS = 100
 IMAGES, CAPTIONS = 24, 3  # results of a text, and of an image in each language
 _UNDECODABLE = (
-    "the file cannot be read as an image; send a JPEG, PNG or WebP file of at most "
-    f"{MAX_PIXELS:,} pixels"
+    f"the file cannot be read as an image; send a JPEG, PNG or WebP up to {MAX_PIXELS:,} px"
 )
 _TEMPLATES = Path(__file__).parent / "templates"
 _FRESH = {"Cache-Control": "no-store"}
@@ -67,21 +64,31 @@ _POLICY = {
 }
 
 
-def serve(index: SearchIndex, host: str, port: int, on_ready: Callable[[str], None]) -> None:
-    """Serve the page until Ctrl-C.
-
-    Args:
-        host: 127.0.0.1 for this machine only; 0.0.0.0 for everybody who reaches it, with a warning.
-        port: 0 for any free one.
-        on_ready: called with the page's URL when it can be opened.
+def listen(host: str, port: int) -> socket.socket:
+    """A socket for the page; port 0: any free one.
 
     Raises:
         UserError: the address cannot be listened on.
     """
-    server = SearchServer(index, host, port)
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as failure:
+        raise UserError(
+            f"cannot listen on {host}, port {port} ({failure}); give another --host or --port"
+        ) from None
+
+
+def serve(index: SearchIndex, listener: socket.socket, host: str) -> None:
+    """Serve the page until Ctrl-C.
+
+    Args:
+        host: that the socket was opened with.
+    """
+    server = SearchServer(index, listener, host)
     if not _is_loopback(host):
         say(f"warning: everybody who reaches {host} can search and see these images")
-    on_ready(server.url)
+    say(f"{server.url}  (Ctrl-C ends it)")
     try:
         server.run(sockets=[server.listener])
     except KeyboardInterrupt:
@@ -89,24 +96,12 @@ def serve(index: SearchIndex, host: str, port: int, on_ready: Callable[[str], No
 
 
 class SearchServer(uvicorn.Server):
-    """Listens from the moment it is made; `run(sockets=[listener])` answers until `should_exit` is set.
+    """The server of the page at `url`; `run(sockets=[listener])` answers until `should_exit` is set."""
 
-    Attributes:
-        listener: the socket.
-        url: where the page is.
-    """
-
-    def __init__(self, index: SearchIndex, host: str, port: int) -> None:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            self.listener = socket.create_server((host, port), family=family)
-        except (OSError, OverflowError) as failure:
-            raise UserError(
-                f"cannot listen on {host}, port {port} ({failure}); "
-                "choose another with --host or --port"
-            ) from None
+    def __init__(self, index: SearchIndex, listener: socket.socket, host: str) -> None:
+        self.listener = listener
         name = f"[{host}]" if ":" in host else host
-        self.url = f"http://{name}:{self.listener.getsockname()[1]}/"
+        self.url = f"http://{name}:{listener.getsockname()[1]}/"
         # Bound to this machine, it answers to this machine's names only. Otherwise a page on the web could
         # point a name of its own at this address and read the images (DNS rebinding).
         names = ["localhost", "127.0.0.1", "[::1]", name] if _is_loopback(host) else ["*"]
@@ -122,10 +117,15 @@ class SearchServer(uvicorn.Server):
 
 
 def make_app(index: SearchIndex, host_names: list[str]) -> Starlette:
-    """The page's application; `host_names`: what a request may call this server, "*" for anything."""
+    """The page's application.
+
+    Args:
+        host_names: what a request may call this server; "*": anything.
+    """
     page = _Page(index)
     return Starlette(
         routes=[
+            # Nothing that a client sends becomes a path on the disk: files are fixed, images have numbers.
             *(Route(path, page.file) for path in ("/", "/search.css", "/search.js")),
             Route("/picture/{number}", page.image),
             Route("/search", page.by_text),
@@ -182,8 +182,7 @@ class _Page:
         if not text:
             raise HTTPException(400, "`q` is empty; send some words to search for")
         if len(text) > MOST_LETTERS:
-            sentence = f"the text has {len(text):,} letters; send at most {MOST_LETTERS:,}"
-            raise HTTPException(400, sentence)
+            raise HTTPException(400, f"{len(text):,} letters; send at most {MOST_LETTERS:,}")
         k = _wished_results(request, IMAGES)
         return _timed("pictures", lambda: self._index.by_text(text, k))
 
@@ -194,8 +193,7 @@ class _Page:
             raise HTTPException(411, "the length is missing; send Content-Length")
         length = int(headers["Content-Length"])
         if length > MOST_BYTES:
-            sentence = f"the image has {length:,} bytes; send at most {MOST_BYTES:,}"
-            raise HTTPException(413, sentence)
+            raise HTTPException(413, f"{length:,} bytes; send an image of at most {MOST_BYTES:,}")
         try:
             data = await request.body()
             return await run_in_threadpool(
@@ -219,7 +217,6 @@ def _own_origin(app: Any) -> Any:
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a host name means this machine only."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:  # another name
@@ -234,7 +231,6 @@ def _wished_results(request: Request, default: int) -> int:
 
 
 def _timed(name: str, find: Callable[[], Any]) -> Response:
-    """What `find` returns as JSON under `name`, with the time that it took."""
     started = time.perf_counter()
     found = find()
     milliseconds = round((time.perf_counter() - started) * 1000, 1)

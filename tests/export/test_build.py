@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from export_cases import build_encoder, files_of, source_of
-from tiny import TEXTS, tiny_run
+from tiny import TEXTS, tiny_model, tiny_run
 
 import mmalign
 from mmalign.core.commit import verify, write_json
@@ -83,6 +84,16 @@ def test_an_export_that_another_library_reads_otherwise_is_not_kept(
     run = tiny_run(tmp_path / "run")
     monkeypatch.setattr(build, "write_sentence_transformers", broken)
     with pytest.raises(UserError, match="sentence-transformers: computes other vectors"):
+        export(run, tmp_path / "out", ["sentence-transformers"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_weights_that_are_not_finite_are_not_exported(tmp_path: Path) -> None:
+    model = tiny_model()
+    torch.nn.init.constant_(model.text_projection.weight, float("nan"))
+    run = tiny_run(tmp_path / "run", model)
+    with pytest.raises(UserError, match="not finite"):
         export(run, tmp_path / "out", ["sentence-transformers"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 

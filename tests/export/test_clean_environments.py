@@ -85,7 +85,7 @@ def test_the_export_loads_without_us(
 
     probes = tmp_path / "probes"
     probes.mkdir()
-    write_probes(probes)
+    write_probes(probes, TEXTS)
     for format_name in formats.split():
         # transformers cannot pool by the mean.
         encoder = build_encoder(pooling="cls" if format_name == "transformers" else "mean")

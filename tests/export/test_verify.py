@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from export_cases import build_encoder, source_of
+from export_cases import bare_tokenizer, build_encoder, source_of
 from probe_cases import odd_texts
 
 from mmalign.core.errors import UserError
 from mmalign.export import loaders, verify
+from mmalign.export.build import write_files
 from mmalign.export.sentence_transformers import write_router, write_sentence_transformers
 from mmalign.export.source import Source
 from mmalign.export.transformers import write_transformers
@@ -58,6 +59,16 @@ def test_two_libraries_agree_on_one_folder_that_was_moved(tmp_path: Path) -> Non
         "transformers (VisionTextDualEncoder)",
     }
     assert max(differences.values()) <= 1e-6
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("name", ["sentence-transformers", "open_clip", "onnx"])
+def test_a_tokenizer_without_special_tokens_can_be_exported(name: str, tmp_path: Path) -> None:
+    """It makes no token of an empty text, of which each library makes something else."""
+    source = source_of(build_encoder(tokenizer=bare_tokenizer()))
+    write_files(source, tmp_path, [name], "someone/model")
+    differences = verify_export(source, tmp_path, [name])
+    assert max(differences.values()) <= 1e-5
 
 
 @pytest.mark.parametrize("trunk", ["xlm-roberta", "mt5"])

@@ -13,7 +13,7 @@ from tiny import tiny_run
 
 from mmalign.models.encoder import load_encoder
 from mmalign.search.corpus import SearchIndex, build_index
-from mmalign.search.server import SearchServer
+from mmalign.search.server import SearchServer, listen
 
 IMAGES = 8
 LANGUAGES = ("en", "ar", "ja")
@@ -29,7 +29,7 @@ def make_index(folder: Path) -> SearchIndex:
 @contextlib.contextmanager
 def serving(index: SearchIndex, host: str = "127.0.0.1") -> Iterator[SearchServer]:
     """A server on a free port, answering in a thread of its own."""
-    server = SearchServer(index, host, 0)
+    server = SearchServer(index, listen(host, 0), host)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [server.listener]})
     thread.start()
     yield server

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from search.search_cases import IMAGES, LANGUAGES
-from shard_sets import make_image, make_pair, write_set
-from tiny import tiny_run
+from shard_sets import make_image, make_pair, make_set, write_set
+from tiny import tiny_model, tiny_run
 
 from mmalign.core.batch import Caption
+from mmalign.core.errors import UserError
 from mmalign.data.images import UndecodableImage
 from mmalign.data.shards.reader import ShardSet
 from mmalign.models.encoder import load_encoder
@@ -57,6 +59,16 @@ def test_more_results_than_there_are(index: SearchIndex) -> None:
 def test_what_is_no_image_is_refused(index: SearchIndex) -> None:
     with pytest.raises(UndecodableImage):
         index.by_image(b"no image", 3)
+
+
+def test_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    make_set(tmp_path / "set", 3)
+    model = tiny_model()
+    torch.nn.init.constant_(model.image_projection.weight, float("nan"))
+    run = tiny_run(tmp_path / "run", model)
+    with pytest.raises(UserError, match="not finite"):
+        build_index(load_encoder(run), tmp_path / "set", tmp_path / "cache")
+    assert not list(tmp_path.glob("cache/*"))  # nothing that a later start would read
 
 
 def test_equal_captions_are_one(tmp_path: Path) -> None:

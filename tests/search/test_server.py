@@ -1,9 +1,11 @@
 """The server answers what the index finds, and says in one sentence why it refuses."""
 
 import importlib
+import io
 import json
 import signal
 import socket
+import struct
 import sys
 import threading
 from _thread import interrupt_main
@@ -12,13 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import pytest
+from PIL import Image
 from search.search_cases import request, request_json, serving
 from shard_sets import make_image
 
 from mmalign.core.errors import UserError
 from mmalign.search import server as server_module
 from mmalign.search.corpus import SearchIndex
-from mmalign.search.server import MOST_BYTES, SearchServer, serve
+from mmalign.search.server import MOST_BYTES, SearchServer, listen, serve
 
 
 def test_texts_and_images_are_answered(server: SearchServer, index: SearchIndex) -> None:
@@ -99,6 +102,22 @@ def test_what_is_no_image_is_refused(server: SearchServer, body: bytes) -> None:
     assert answer["error"].startswith("the file cannot be read as an image; send a JPEG")
 
 
+def odd_exif(tag: int, kind: int) -> bytes:
+    """EXIF that turns the image, and has one tag of a type that it should not have."""
+    entries = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(">HHII", tag, kind, 1, 38)
+    head = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 2)
+    return head + entries + struct.pack(">III", 0, 2, 1)
+
+
+@pytest.mark.parametrize("kind", range(1, 13))
+def test_an_image_with_odd_exif_is_answered(server: SearchServer, kind: int) -> None:
+    for tag in (0x0128, 0x011A, 0x0132, 0x8769, 0x9286):  # 0x0128, 5: ResolutionUnit as RATIONAL
+        file = io.BytesIO()
+        Image.new("RGB", (8, 4), "red").save(file, "JPEG", exif=odd_exif(tag, kind))
+        status, answer = request_json(server, "POST", "/search", body=file.getvalue())
+        assert status == 200 or (status == 422 and answer["error"]), (tag, answer)
+
+
 def test_a_broken_first_line_ends_nothing(server: SearchServer) -> None:
     with socket.create_connection(server.listener.getsockname(), timeout=10) as connection:
         connection.sendall(b"\x00\xff nonsense\r\n\r\n")
@@ -140,22 +159,25 @@ def ctrl_c_is_heard() -> Iterator[None]:
 
 
 def test_ctrl_c_ends_it_and_the_address_was_reported(
-    index: SearchIndex, capsys: pytest.CaptureFixture[str], ctrl_c_is_heard: None
+    index: SearchIndex, monkeypatch: pytest.MonkeyPatch, ctrl_c_is_heard: None
 ) -> None:
-    urls: list[str] = []
+    lines: list[str] = []
 
-    def ready(url: str) -> None:
-        urls.append(url)
-        threading.Timer(0.3, interrupt_main).start()
+    def say(line: str) -> None:
+        lines.append(line)
+        if line.startswith("http"):
+            threading.Timer(0.3, interrupt_main).start()
 
-    serve(index, "0.0.0.0", 0, ready)
-    assert urls[0].partition("://")[2].startswith("0.0.0.0:")
-    assert capsys.readouterr().out.startswith("warning: everybody who reaches 0.0.0.0")
+    monkeypatch.setattr(server_module, "say", say)
+    serve(index, listen("0.0.0.0", 0), "0.0.0.0")
+    warning, address, *_ = lines
+    assert warning.startswith("warning: everybody who reaches 0.0.0.0")
+    assert address.startswith("http://0.0.0.0:")
 
 
-def test_a_port_that_is_taken_is_reported(server: SearchServer, index: SearchIndex) -> None:
+def test_a_port_that_is_taken_is_reported(server: SearchServer) -> None:
     with pytest.raises(UserError, match=r"cannot listen on 127\.0\.0\.1.*--port"):
-        SearchServer(index, "127.0.0.1", server.listener.getsockname()[1])
+        listen("127.0.0.1", server.listener.getsockname()[1])
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
