@@ -24,8 +24,8 @@ from mmalign.data.shards.lazy_pair import BadRow
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _HALF = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: a byte that is not UTF-8
 
+# (file and line, the columns that are read)
 Row = tuple[str, dict[str, Any] | BadRow]
-"""(file and line, the columns that are read)"""
 
 
 class CaptionColumns(Section):
@@ -94,11 +94,7 @@ def _texts(row: Mapping[str, Any], column: str, where: str) -> list[str]:
 
 
 def check_columns(wanted: Collection[str], found: Collection[str], where: str) -> None:
-    """Check that a table has the columns that a recipe names.
-
-    Raises:
-        UserError: one is missing.
-    """
+    """Check that a table has the columns that a recipe names."""
     for name in wanted:
         if name not in found:
             raise UserError(
@@ -109,11 +105,7 @@ def check_columns(wanted: Collection[str], found: Collection[str], where: str) -
 def read_table(path: Path, columns: list[str], quotes: bool = True) -> Iterator[Row]:
     """Some columns of every row of a .csv, .tsv, .csv.gz, .tsv.gz or .parquet file.
 
-    Args:
-        quotes: whether `"..."` may enclose a cell of a text file.
-
-    Raises:
-        UserError: another suffix, a column is missing, the file is damaged, or a library is missing.
+    `quotes`: whether `"..."` may enclose a cell of a text file.
     """
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if suffix == ".parquet":

@@ -14,7 +14,7 @@ from mmalign.core.errors import UserError
 from mmalign.data.recipe import RecipeConfig, build
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.reader import ShardSet
-from mmalign.data.sources.img2dataset import Img2dataset, read_drafts
+from mmalign.data.sources.img2dataset import Img2dataset
 
 COLUMNS = {"by_language": {"en": "caption", "de": "caption_de"}}
 
@@ -63,7 +63,7 @@ def source(folder: Path, **fields: Any) -> Img2dataset:
 
 
 def read(config: Img2dataset) -> tuple[list[LazyPair], list[BadRow]]:
-    rows = list(read_drafts(config, seed=0))
+    rows = list(config.read(seed=0))
     good = [row for row in rows if isinstance(row, LazyPair)]
     return good, [row for row in rows if isinstance(row, BadRow)]
 

@@ -9,7 +9,7 @@ from shard_sets import finished, make_image
 
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.errors import UserError
-from mmalign.data.sources.jsonl import Jsonl, read_drafts
+from mmalign.data.sources.jsonl import Jsonl
 
 
 def row(number: int, **fields: Any) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def write_folder(folder: Path, rows: list[Any], splits: Any = None) -> Path:
 
 def read(*folders: Path) -> list[Pair]:
     config = Jsonl(kind="jsonl", folders=tuple(str(folder) for folder in folders))
-    return list(finished(read_drafts(config, seed=0)))
+    return list(finished(config.read(seed=0)))
 
 
 def refusal(folder: Path) -> str:

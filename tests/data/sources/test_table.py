@@ -12,7 +12,7 @@ from mmalign.core.batch import Caption
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
-from mmalign.data.sources.table import Table, read_drafts
+from mmalign.data.sources.table import Table
 
 BY_LANGUAGE = {"by_language": {"en": "caption_en", "de": "caption_de"}}
 LONG = {"text": "caption", "language": "lang"}
@@ -36,13 +36,13 @@ def write(path: Path, *lines: str) -> Path:
 
 
 def read(config: Table) -> list[LazyPair]:
-    rows = list(read_drafts(config, seed=0))
+    rows = list(config.read(seed=0))
     assert all(isinstance(row, LazyPair) for row in rows), rows
     return [row for row in rows if isinstance(row, LazyPair)]
 
 
 def bad_rows(config: Table) -> list[tuple[str, str]]:
-    rows = read_drafts(config, seed=0)
+    rows = config.read(seed=0)
     return [(row.reason, str(row)) for row in rows if isinstance(row, BadRow)]
 
 
@@ -97,7 +97,7 @@ def test_parquet_may_have_lists(folder: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "c.parquet")
     columns = {"text": "texts", "language": "langs"}
     config = table(folder, "c.parquet", captions=columns)
-    found = [row for row in read_drafts(config, seed=0) if isinstance(row, LazyPair)]
+    found = [row for row in config.read(seed=0) if isinstance(row, LazyPair)]
     assert [draft.pair.captions for draft in found] == [
         (Caption("en", "a ball"), Caption("sw", "mpira")),
         (Caption("en", "a dog"), Caption("en", "one dog")),
@@ -133,7 +133,7 @@ def test_rows_that_cannot_be_used_are_named_and_the_others_are_there(folder: Pat
         ("row", f"{path}, line 5: `file` must be a path"),
         ("not UTF-8", f"{path}, line 6: is not UTF-8"),
     ]
-    good = [row for row in read_drafts(config, seed=0) if isinstance(row, LazyPair)]
+    good = [row for row in config.read(seed=0) if isinstance(row, LazyPair)]
     assert [draft.pair.picture for draft in good] == ["images/2.jpg"]
 
 

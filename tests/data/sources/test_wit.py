@@ -21,7 +21,7 @@ from mmalign.core.errors import UserError
 from mmalign.data.recipe import RecipeConfig, build
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.reader import ShardSet
-from mmalign.data.sources.wit import WitTsv, read_wit_tsv
+from mmalign.data.sources.wit import WitTsv
 
 COLUMNS = [
     *("language", "page_url", "image_url", "page_title", "caption_reference_description"),
@@ -84,7 +84,7 @@ def source(folder: Path, **fields: Any) -> WitTsv:
 
 
 def read(config: WitTsv) -> tuple[list[LazyPair], list[BadRow]]:
-    rows = list(read_wit_tsv(config, seed=0))
+    rows = list(config.read(seed=0))
     good = [row for row in rows if isinstance(row, LazyPair)]
     return good, [row for row in rows if isinstance(row, BadRow)]
 
