@@ -27,15 +27,17 @@ import pydantic
 from mmalign.core.batch import Pair
 from mmalign.core.commit import exclusive, replace_folder, write_atomic
 from mmalign.core.config import Section
-from mmalign.core.console import track
+from mmalign.core.console import say, track
 from mmalign.core.errors import UserError
+from mmalign.core.languages import canonical_language
 from mmalign.core.workers import follow_parent
+from mmalign.data.names import fault_of
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.manifest import MANIFEST, Manifest, read_manifest
 from mmalign.data.shards.pack import STATE, Job, Report, pack, write_split
 from mmalign.data.shards.scan import MAX_REFUSALS
 from mmalign.data.shards.withhold import Withhold, choose_withheld, withheld_pairs, without_withheld
-from mmalign.data.sources.kinds import SourceConfig
+from mmalign.data.sources.kinds import SourceConfig, read_rows
 from mmalign.data.sources.task_tables import TASKS, WORDS, write_tables
 
 REFUSED = "refused.jsonl"
@@ -67,6 +69,9 @@ def build(
     """
     # A limit on bad rows changes no byte, so recipes that differ in it alone are equal.
     recipe = config.model_dump(mode="json", exclude={"max_bad_fraction"})
+    for part, value in recipe.items():
+        if fault := fault_of(json.dumps(value, ensure_ascii=False)):  # a manifest holds the recipe
+            raise UserError(f"recipe: `{part}` holds {fault[1]}; write it in UTF-8")
     recipe_sha256 = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     splits = _splits_in(out)
     if splits and not force:
@@ -81,9 +86,14 @@ def build(
         allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
         processes = len(allowed(0))
     with _work_folder(out.resolve(), recipe_sha256) as work:
-        reports = _build_shards(config, work, processes)
+        respelled = Counter[str]()  # language codes
+        reports = _build_shards(config, work, processes, respelled)
         write_tables(config.source, config.seed, work)
         facts = {"name": config.name, "recipe": recipe, "recipe_sha256": recipe_sha256}
+        if respelled := +respelled:
+            facts["respelled"] = dict(sorted(respelled.items()))
+            codes = (f"`{c}` -> `{canonical_language(c)}`: {n}" for c, n in respelled.most_common())
+            say(f"languages of captions, as BCP 47 writes them: {', '.join(codes)}")
         _remove_stale_files(work, reports)
         for split, of_split in reports.items():
             write_split(work / split, {**facts, "split": split}, of_split)
@@ -165,19 +175,23 @@ class _Refusals:
         if total <= most * self.rows:
             return
         self.write()
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in self.counts.most_common())
         raise UserError(
-            f"recipe `{self.config.name}`: {total} of {self.rows} rows cannot be used ({reasons}), "
-            f"over `max_bad_fraction` {most}; the first is {self.lines[0]['what']}; "
-            f"{self.path} lists them"
+            f"recipe `{self.config.name}`: {total} of {self.rows} rows cannot be used "
+            f"({self.reasons()}), over `max_bad_fraction` {most}; the first is "
+            f"{self.lines[0]['what']}; {self.path} lists them"
         )
 
+    def reasons(self) -> str:
+        return ", ".join(f"{reason}: {count}" for reason, count in self.counts.most_common())
 
-def _build_shards(config: RecipeConfig, work: Path, processes: int) -> dict[str, list[Report]]:
+
+def _build_shards(
+    config: RecipeConfig, work: Path, processes: int, respelled: Counter[str]
+) -> dict[str, list[Report]]:
     """Write the shards of every split below `work`; returns their reports, refusals counted."""
     reports: dict[str, list[Report]] = {}
     refusals = _Refusals(config, work / REFUSED)
-    with closing(_in_order(_jobs(config, work), processes)) as done:
+    with closing(_in_order(_jobs(config, work, respelled), processes)) as done:
         for report in track(done, "shards", None):
             # Only the counts of refused rows are kept: the lines of all shards could fill the memory.
             counted = {**report, "refused": refusals.add(report)}
@@ -190,12 +204,13 @@ def _build_shards(config: RecipeConfig, work: Path, processes: int) -> dict[str,
     usable = {split: some for split, some in reports.items() if any(r["shard"] for r in some)}
     if not usable:
         raise UserError(
-            f"recipe `{config.name}`: the source has no usable pairs, the data set would be empty"
+            f"recipe `{config.name}`: none of {refusals.rows} rows of the source can be used "
+            f"({refusals.reasons() or 'there are none'}), the data set would be empty"
         )
     return usable
 
 
-def _jobs(config: RecipeConfig, work: Path) -> Iterator[Job]:
+def _jobs(config: RecipeConfig, work: Path, respelled: Counter[str]) -> Iterator[Job]:
     # The position of each row is known before the work is distributed, so the same input gives the same
     # bytes for any number of processes. A bad row, whose split is unknown, stands with the row before it.
     pending: dict[str, list[LazyPair | BadRow]] = defaultdict(list)
@@ -207,7 +222,7 @@ def _jobs(config: RecipeConfig, work: Path) -> Iterator[Job]:
         numbers[name] += 1
         return Job(work, name, numbers[name] - 1, tuple(pending.pop(split)))
 
-    for row in _rows_of_all_splits(config):
+    for row in _rows_of_all_splits(config, respelled):
         if isinstance(row, LazyPair):
             split = row.pair.split
             if "" in pending:  # bad rows before the first good one
@@ -219,18 +234,21 @@ def _jobs(config: RecipeConfig, work: Path) -> Iterator[Job]:
         yield job(split)
 
 
-def _rows_of_all_splits(config: RecipeConfig) -> Iterator[LazyPair | BadRow]:
+def _rows_of_all_splits(
+    config: RecipeConfig, respelled: Counter[str]
+) -> Iterator[LazyPair | BadRow]:
+    all_rows = read_rows(config.source, config.seed, respelled)
     if config.withhold is None:
-        yield from config.source.read(config.seed)
+        yield from all_rows
         return
 
     def training_pairs() -> Iterator[Pair]:
-        rows = config.source.read(config.seed)
+        rows = read_rows(config.source, config.seed, Counter())
         return (r.pair for r in rows if isinstance(r, LazyPair) and r.pair.split == "train")
 
     withheld = choose_withheld(training_pairs(), config.withhold, config.seed)
     first_of: dict[str, LazyPair] = {}  # of each image
-    for row in config.source.read(config.seed):
+    for row in all_rows:
         if isinstance(row, LazyPair) and row.pair.split == "train":
             row = replace(row, pair=without_withheld(row.pair, withheld))
             first_of.setdefault(row.pair.picture, row)

@@ -225,7 +225,8 @@ def test_bad_rows_alone_are_no_data_set(tmp_path: Path) -> None:
     write_lines(tmp_path / "source", ["{"] * 9)
     with pytest.raises(UserError, match="9 of 9 rows cannot be used"):
         build(recipe(tmp_path / "source"), tmp_path / "out")
-    with pytest.raises(UserError, match="the data set would be empty"):
+    told = r"none of 9 rows of the source can be used \(json: 9\), the data set would be empty"
+    with pytest.raises(UserError, match=told):
         build(recipe(tmp_path / "source", max_bad_fraction=1), tmp_path / "out")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import regex
 
 from mmalign.core.errors import UserError
-from mmalign.core.languages import is_language_code
+from mmalign.core.languages import canonical_language, is_language_code
 from mmalign.data.dictionaries.casing import lower
 from mmalign.data.dictionaries.lines import check_folder, numbered_lines
 
@@ -44,7 +44,7 @@ def read_dictionaries(folder: Path) -> dict[str, Dictionary]:
     weights: dict[str, dict[str, dict[str, int]]] = {}
     for path in sorted(folder.iterdir()):
         match = _NAME.fullmatch(path.name)
-        lang = match and (match[1] or match[2])
+        lang = match and canonical_language(match[1] or match[2])
         if lang and is_language_code(lang):
             entries = weights.setdefault(lang, {})
             for word, translation, senses in _entries(path):

@@ -55,7 +55,7 @@ class HfDataset(FolderSource):
         try:
             # Equal bytes are equal images, so sets with one row per caption keep their meaning.
             sha256 = hashlib.sha256(image_bytes(row[self.image])).hexdigest()
-        except (OSError, TypeError) as error:
+        except (OSError, TypeError, ValueError) as error:  # ValueError: a path that holds a NUL
             sentence = f"{where}: `{self.image}` holds no image ({error})"
             raise BadRow("no image", sentence) from None
         key = key_of(f"{prefix}{name}-{number:09d}")

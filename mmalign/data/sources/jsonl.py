@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.errors import UserError
-from mmalign.core.languages import is_language_code
 from mmalign.data.shards.lazy_pair import BadRow, File, LazyPair, check_split, key_of
 from mmalign.data.sources.rows import (
     FolderSource,
     attempt,
+    is_file,
     json_object,
     numbered_lines,
     text_field,
@@ -48,9 +48,9 @@ def _read_splits(path: Path) -> dict[str, str] | None:
     if not path.is_file():
         return None
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(path.read_bytes())  # with or without a byte order mark
         return {i: split for split, ids in tree.items() if isinstance(ids, list) for i in ids}
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         raise UserError(f"{path}: must hold one JSON object of lists of ids") from None
 
 
@@ -93,7 +93,7 @@ def _read_line(
     attribution = made if isinstance(made, str) else None
     pair = Pair(key, b"", captions, picture_of[key], split, folder.name, license, attribution)
     image = folder / text_field(row, "image", where)
-    if not image.is_file():
+    if not is_file(image):
         raise BadRow("missing", f"{where}: the image {image} does not exist")
     return LazyPair(pair, File.of(image), where, f"the image {image}")
 
@@ -101,8 +101,6 @@ def _read_line(
 def _caption(row: Any, where: str) -> Caption:
     match row:
         case {"lang": str(lang), "text": str(text)}:
-            if not is_language_code(lang):
-                raise BadRow("language", f"{where}: `{lang}` is no BCP-47 language code")
             if not text.strip():
                 raise BadRow("no caption", f"{where}: the caption in `{lang}` is empty")
             return Caption(lang, text.strip())

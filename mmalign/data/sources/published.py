@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from mmalign.core.errors import UserError
-from mmalign.core.languages import is_language_code
 from mmalign.data.sources.rows import (
     PublishedSet,
     Row,
@@ -53,9 +52,6 @@ class Xm3600(PublishedSet):
             ]
             if not captions:
                 raise UserError(f"{where}: no field is a language with its captions")
-            for lang, _ in captions:
-                if not is_language_code(lang):
-                    raise UserError(f"{where}: `{lang}` is no BCP-47 language code")
             yield Row(key, find_image(folders, ["images"], f"{key}.jpg", where), captions, where)
 
 

@@ -6,14 +6,17 @@ text and JSON files --read_*--> values -----+-> Row (one per image of a publishe
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, BinaryIO, ClassVar, TypeVar, cast
 
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
+from mmalign.data.names import fault_of, readable
 from mmalign.data.shards.lazy_pair import BadRow, Encoded, File, LazyPair, key_of
 
 T = TypeVar("T")
@@ -40,6 +43,9 @@ class FolderSource(Section):
             sentence = "`source.folders` is empty; name the folders with `--from FOLDER`"
             raise UserError(f"{self.kind}: {sentence}")
         for folder in self.folders:
+            # It becomes a part of the recipe and of the source of each sample.
+            if fault := fault_of(folder):
+                raise UserError(f"{readable(folder)}: the name holds {fault[1]}; rename the folder")
             if not Path(folder).is_dir():
                 raise UserError(f"{folder}: no such folder; name another with `--from FOLDER`")
         return [Path(folder) for folder in self.folders]
@@ -93,10 +99,18 @@ class PublishedSet(FolderSource):
 # Publishers distribute captions and images apart, so each file is looked for in every folder.
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; not if a path cannot be one, because it is too long for example."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def find_file(folders: Sequence[Path], *names: str) -> Path:
     """The first file of one of these names below one of the folders."""
     for path in (folder / name for name in names for folder in folders):
-        if path.is_file():
+        if is_file(path):
             return path
     listed = ", ".join(map(str, folders))
     raise UserError(
@@ -107,7 +121,7 @@ def find_file(folders: Sequence[Path], *names: str) -> Path:
 def find_image(folders: Sequence[Path], subfolders: Sequence[str], name: str, where: str) -> Path:
     """The image `name`, which the line `where` names, in a folder itself or in its subfolders."""
     for path in (folder / sub / name for folder in folders for sub in ("", *subfolders)):
-        if path.is_file():
+        if is_file(path):
             return path
     raise UserError(
         f"{where}: the image `{name}` is neither in {', '.join(map(str, folders))} nor in a subfolder "
@@ -115,15 +129,23 @@ def find_image(folders: Sequence[Path], subfolders: Sequence[str], name: str, wh
     )
 
 
+@contextmanager
+def open_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that is read; a `.gz` is unpacked. What cannot be read is a UserError."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield cast(BinaryIO, file)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); get the file again") from None
+
+
 def read_lines(path: Path) -> list[str]:
     """The stripped lines of a UTF-8 text file, plain or `.gz`."""
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = data.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: is no readable UTF-8 text ({error}); get the file again"
-        ) from None
+    with open_file(path) as file:
+        try:
+            text = file.read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: is not UTF-8 ({error}); get the file again") from None
     # Not splitlines: captions contain other separators, such as U+2028.
     lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
     # Line n describes image n, so no line can be left out.

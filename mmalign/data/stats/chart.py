@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from mmalign.core.errors import UserError
-from mmalign.data.stats.summary import plain, short_label, size_in_words
+from mmalign.data.names import readable
+from mmalign.data.stats.summary import short_label, size_in_words
 
 SUFFIXES = (".png", ".svg")
 _BLUE, _OCHRE, _INK = "#2b5c8a", "#c77c1e", "#22272e"  # they also differ in lightness
@@ -92,7 +93,7 @@ def draw(tree: Mapping[str, Any], path: Path) -> None:
 def _title(tree: Mapping[str, Any]) -> str:
     read, of = tree["shards"]["read"], tree["shards"]["of"]
     return (
-        f"{plain(tree['name'])}/{plain(tree['split'])}: {tree['pictures']:,} images, "
+        f"{readable(tree['name'])}/{readable(tree['split'])}: {tree['pictures']:,} images, "
         f"{tree['captions']:,} captions, {len(tree['languages'])} languages, "
         f"{size_in_words(tree['bytes']['shards'])}"
     ) + (f", {read:,} of {of:,} shards" if read < of else "")

@@ -62,6 +62,7 @@ def test_a_row_becomes_a_draft(tmp_path: Path) -> None:
         (row(0, caption=3), "test", "caption"),
         (row(0, image=None), "test", "no image"),
         (row(0, image={"bytes": None, "path": "nowhere.jpg"}), "test", "no image"),
+        (row(0, image={"bytes": None, "path": "a\x00.jpg"}), "test", "no image"),
         (row(0), "a.b", "split"),
     ],
 )

@@ -145,6 +145,13 @@ def test_an_id_must_stand_in_splits_json(tmp_path: Path) -> None:
     assert refusal(broken) == f"{broken}/splits.json: must hold one JSON object of lists of ids"
 
 
+def test_splits_json_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a", [row(0)], {"val": ["p0"]})
+    path = folder / "splits.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert [pair.split for pair in read(folder)] == ["val"]
+
+
 def test_folders_must_be_named_and_hold_a_caption_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"`source\.folders` is empty.*--from"):
         read()
