@@ -7,16 +7,19 @@ Consecutive rows that name the same image are one pair, so a table may have one 
 for each language, or one row per caption. Equal paths are equal images, wherever they stand.
 """
 
+import posixpath
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+import pydantic
+
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.errors import UserError
 from mmalign.data.shards.lazy_pair import BadRow, File, LazyPair, check_split, key_of
 from mmalign.data.sources.columns import CaptionColumns, Row, read_captions, read_table
-from mmalign.data.sources.rows import FolderSource, attempt, find_file
+from mmalign.data.sources.rows import FolderSource, attempt, find_file, is_file
 
 
 class Table(FolderSource):
@@ -33,18 +36,25 @@ class Table(FolderSource):
     split_column: str | None = None
     license: str = "unknown"
     """Of every image and its captions."""
-    quotes: bool = True
-    """Whether `"..."` may enclose a cell of a CSV or TSV file; if not, every character is part of a cell."""
+    quotes: bool | None = None
+    """Whether `"..."` may enclose a cell of a CSV or TSV file; if not, every character is part of a cell.
+    Without it, a file that can be read in both ways is an error."""
+
+    @pydantic.field_serializer("quotes")
+    def _as_before(self, quotes: bool | None) -> bool:
+        # True was the default of 0.1.0: a folder that it built still counts as built.
+        return quotes is not False
 
     def read(self, seed: int) -> Iterator[LazyPair | BadRow]:
         split = [self.split_column] if self.split_column else []
         columns = list(dict.fromkeys([self.image, *self.captions.names, *split]))
 
-        def image_of(numbered: tuple[int, Row]) -> str:
+        def image_of(numbered: tuple[int, Row]) -> tuple[Any, ...]:
             where, cells = numbered[1]
-            name = None if isinstance(cells, BadRow) else cells[self.image]
-            # A row without an image belongs to no other row.
-            return name if isinstance(name, str) and name else where
+            # A row without an image belongs to no other row. Captions of two splits must not meet.
+            if isinstance(cells, BadRow) or not (name := _normal(cells[self.image])):
+                return (where,)
+            return (name, *(cells[column] for column in split))
 
         for file in self.files:
             rows = enumerate(read_table(find_file(self.paths(), file), columns, self.quotes))
@@ -66,8 +76,8 @@ class Table(FolderSource):
     def _lazy_pair(
         self, key: str, where: str, cells: dict[str, Any], captions: list[Caption]
     ) -> LazyPair:
-        name = cells[self.image]
-        if not isinstance(name, str) or not name:
+        name = _normal(cells[self.image])
+        if name is None:
             raise BadRow("row", f"{where}: `{self.image}` must be a path")
         # Downloading is the task of img2dataset, whose output is a source of its own.
         if name.startswith(("http://", "https://")):
@@ -78,9 +88,16 @@ class Table(FolderSource):
         split = cells[self.split_column] if self.split_column else self.split
         check_split(split, where)
         folders = [Path(folder) for folder in self.folders]
-        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        path = next((folder / name for folder in folders if is_file(folder / name)), None)
         if path is None:
             raise BadRow("missing", f"{where}: the image `{name}` is in none of the folders")
         once = tuple(dict.fromkeys(captions))
         pair = Pair(key, b"", once, name, split, folders[0].name, self.license)
         return LazyPair(pair, File.of(path), where, f"the image `{name}`")
+
+
+def _normal(path: Any) -> str | None:
+    """A path in its shortest form, so that `./1.png` and `1.png` are one image; None if it is no path."""
+    if not isinstance(path, str) or not path:
+        return None
+    return path if "://" in path else posixpath.normpath(path)

@@ -11,16 +11,16 @@ img2dataset`.)
 
 import base64
 import binascii
-import gzip
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.errors import UserError
+from mmalign.core.languages import canonical_language
 from mmalign.data.shards.lazy_pair import BadRow, Encoded, LazyPair
 from mmalign.data.sources.columns import read_table
 from mmalign.data.sources.rows import (
@@ -28,9 +28,12 @@ from mmalign.data.sources.rows import (
     PublishedSet,
     Row,
     find_file,
+    open_file,
     read_json_lines,
     text_field,
 )
+
+T = TypeVar("T")
 
 _TABLE = re.compile(r"wit_v1\.(train|val|test)\..*\.tsv(\.gz)?")
 _LICENSE = "captions: CC-BY-SA-3.0 (WIT); pictures: see the attribution"
@@ -75,32 +78,36 @@ class WitTsv(FolderSource):
                 "`--from`"
             )
         column = f"caption_{self.caption}_description"
-        waiting: dict[str, _Entry] = {}  # by URL
+        wanted = set(map(canonical_language, self.languages))
+        waiting: dict[str, dict[str, _Entry]] = {}  # by URL and split
         for path, named in tables:
-            for where, cells in read_table(path, ["language", "image_url", column]):
+            for where, cells in read_table(path, ["language", "image_url", column], quotes=True):
                 if isinstance(cells, BadRow):
                     yield cells
                     continue
-                # An old code of Hebrew.
-                lang = "he" if cells["language"] == "iw" else cells["language"]
-                text = cells[column].strip()
-                if text and (not self.languages or lang in self.languages):
-                    entry = waiting.setdefault(cells["image_url"], _Entry(where, named[1]))
+                lang, text = cells["language"], cells[column].strip()
+                # WIT has `iw` for Hebrew.
+                if text and (not wanted or canonical_language(lang) in wanted):
+                    of_image = waiting.setdefault(cells["image_url"], {})
+                    entry = of_image.setdefault(named[1], _Entry(where, named[1]))
                     # Several articles use an image with the same words.
                     if (lang, text) not in entry.captions:
                         entry.captions.append((lang, text))
-        for where, url, entry, encoded, page in _read_pixels(folders, waiting):
+        for where, url, entries, encoded, page in _read_pixels(folders, waiting):
             try:
                 image = Encoded(_from_base64(encoded, where))
             except UserError as error:
                 yield BadRow("row", str(error))
                 continue
             key = f"wit-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
-            captions = tuple(Caption(lang, text) for lang, text in entry.captions)
-            pair = Pair(key, b"", captions, url, entry.split, "wit", _LICENSE, page or url)
-            yield LazyPair(pair, image, where, f"the image {url}")
-        for url, entry in waiting.items():
-            yield BadRow("missing", f"{entry.where}: the image {url} is in no image_pixels file")
+            for split, entry in entries.items():
+                captions = tuple(Caption(lang, text) for lang, text in entry.captions)
+                pair = Pair(key, b"", captions, url, split, "wit", _LICENSE, page or url)
+                yield LazyPair(pair, image, where, f"the image {url}")
+        for url, entries in waiting.items():
+            for entry in entries.values():
+                sentence = f"{entry.where}: the image {url} is in no image_pixels file"
+                yield BadRow("missing", sentence)
 
 
 class Wit(PublishedSet):
@@ -152,13 +159,13 @@ class Wit(PublishedSet):
 
 
 def _read_pixels(
-    folders: Sequence[Path], waiting: dict[str, _Entry]
-) -> Iterator[tuple[str, str, _Entry, bytes, str]]:
-    """(file and line, URL, entry, base64, URL of its page or "") of the images that are waited for."""
+    folders: Sequence[Path], waiting: dict[str, T]
+) -> Iterator[tuple[str, str, T, bytes, str]]:
+    """(file and line, URL, what waits for it, base64, URL of its page or "") of the images in `waiting`."""
     patterns = ("*.csv", "*.csv.gz", "image_pixels/*.csv", "image_pixels/*.csv.gz")
     files = (p for folder in folders for pattern in patterns for p in sorted(folder.glob(pattern)))
     for path in files:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+        with open_file(path) as lines:
             for number, line in enumerate(lines, start=1):
                 first, encoded, page, *_ = (*line.rstrip(b"\r\n").split(b"\t"), b"", b"")
                 url = first.decode("utf-8", "replace")
