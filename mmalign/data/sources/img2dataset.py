@@ -11,6 +11,7 @@ captions in several columns (`--save_additional_columns`), other sizes of shards
 The layout is that of rom1504/img2dataset (writer.py, downloader.py).
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Iterator
@@ -22,8 +23,9 @@ import pydantic
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.errors import UserError
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair, Part, key_of
+from mmalign.data.shards.manifest import extent_of
 from mmalign.data.shards.reader import UnusableSample, captions_in, parse_member
-from mmalign.data.shards.scan import Rules, Scan
+from mmalign.data.shards.scan import Rules, Scan, check_picture
 from mmalign.data.sources.columns import CaptionColumns, read_captions, read_table
 from mmalign.data.sources.rows import FolderSource, attempt
 from mmalign.data.verify import describe
@@ -53,7 +55,7 @@ class Img2dataset(FolderSource):
                 raise ValueError(
                     "`language` has no meaning where `captions` names columns; leave it out"
                 )
-            return Rules("txt", "und")  # the texts of the tars do not matter then
+            return Rules("txt", "und")  # not used: _ImageScan reads no caption
         try:
             return Rules(self.captions, self.language)
         except UserError as error:
@@ -71,18 +73,21 @@ class Img2dataset(FolderSource):
 
     def _read_tar(self, tar: Path, prefix: str) -> Iterator[LazyPair | BadRow]:
         metadata = self._read_metadata(tar)
+        scan = Scan if isinstance(self.captions, str) else _ImageScan
         rows, refusals = io.StringIO(), io.StringIO()
+        refused_keys = set()
         try:
             with tar.open("rb") as file:
-                Scan(tar.name, file, self._rules(), rows, refusals, _expected(tar)).run()
+                scan(tar.name, file, self._rules(), rows, refusals, _expected(tar)).run()
                 for line in refusals.getvalue().split("\n")[:-1]:
                     refused = json.loads(line)
+                    refused_keys.add(refused.get("key"))
                     yield BadRow(refused["reason"], describe({**refused, "file": tar}))
                 for line in rows.getvalue().split("\n")[:-1]:
                     yield attempt(self._lazy_pair, tar, json.loads(line), metadata, prefix)
         except OSError as error:
             raise UserError(f"{tar}: cannot be read ({error.strerror})") from None
-        for key in metadata:
+        for key in (key for key in metadata if key not in refused_keys):
             sentence = f"{tar}: has no sample `{key}`, which its metadata say was downloaded"
             yield BadRow("status", sentence)
 
@@ -127,12 +132,26 @@ class Img2dataset(FolderSource):
         return LazyPair(pair, _part(tar, row["image"]), where, "its image")
 
 
+class _ImageScan(Scan):
+    """Samples of which the tar need hold no more than the image."""
+
+    def _row(self, group: Any) -> dict[str, Any]:
+        if "image" not in group.members:
+            raise UnusableSample("no image")
+        image = self._read(group, "image")
+        check_picture(image)
+        suffix, member = group.members["image"]
+        extent = extent_of(suffix, member.offset, image)
+        picture = hashlib.sha256(image).hexdigest()
+        return {"key": group.key, "image": extent, "picture": picture, "langs": []}
+
+
 def _expected(tar: Path) -> int | None:
     """How many samples the tar had when it was written, if its stats say so."""
     try:
         stats = json.loads(tar.with_name(f"{tar.stem}_stats.json").read_text(encoding="utf-8"))
         return int(stats["successes"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
