@@ -1,10 +1,7 @@
 """Language codes (BCP-47): their shape, their names, and how often each language is drawn.
 
-    lgg-x-official -> "Lugbara, official"        ur -> "Urdu", "اردو"
-    captions of each language -> weight of one caption -> shares between floors and caps
-
-The names are Unicode's (CLDR) and, for languages that CLDR does not know, those of the registry of
-language subtags (IANA); the library `langcodes` holds both. A code that neither knows is its own name.
+lgg-x-official -> "Lugbara, official"        ur -> "Urdu", "اردو"
+captions of each language -> weight of one caption -> shares between floors and caps
 """
 
 import re
@@ -20,8 +17,8 @@ from mmalign.core.errors import UserError
 # The shape of a tag in RFC 5646. The registry is not asked: low-resource data bring codes of their own.
 _TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
 
+# A share: of every language, or of each that is named.
 Bound = float | Mapping[str, float]
-"""A share: of every language, or of each that is named."""
 
 
 def is_language_code(code: str) -> bool:
@@ -48,6 +45,7 @@ def canonical_language(code: str) -> str:
 @lru_cache(maxsize=4096)
 def language_name(code: str) -> str:
     """The English name, followed by script, territory and private subtags: "Portuguese, Brazil"."""
+    # The names are Unicode's (CLDR) or else IANA's. A code without one is its own name.
     language = _parse(code)
     if language is None:
         return code

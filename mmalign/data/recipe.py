@@ -4,45 +4,40 @@
                      -> <out>/<split>/{00000.tar, ..., manifest.json}, <out>/refused.jsonl
                      -> <out>/tasks/<task>/<split>.<lang>.tsv, <out>/words/<list>.tsv
 
-One process reads rows and gives `samples_per_shard` of them to each shard; others finish the shards. So the
-position of each row is known before the work is distributed, and the same input gives the same bytes for any
-number of processes. Rows that cannot be used make their shard smaller; they are counted by reason in the
-manifest and listed in `refused.jsonl`, and above `max_bad_fraction` the build stops.
-
-Everything is written to `<out>.building`, which becomes `<out>` when it is complete. A shard counts once its
-report is in `.build/`, so a build that was killed continues where it was. A recipe that was already run is
-not run again: the manifests contain its hash.
+Rows that cannot be used make their shard smaller; they are counted by reason in the manifest and listed in
+`refused.jsonl`. Everything is written to `<out>.building`, which becomes `<out>` when it is complete; a build
+that was killed continues there.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import sys
 from collections import Counter, defaultdict, deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 
 import pydantic
 
 from mmalign.core.batch import Pair
-from mmalign.core.commit import replace_folder, write_atomic
+from mmalign.core.commit import exclusive, replace_folder, write_atomic
 from mmalign.core.config import Section
-from mmalign.core.console import track
+from mmalign.core.console import say, track
 from mmalign.core.errors import UserError
+from mmalign.core.languages import canonical_language
 from mmalign.core.workers import follow_parent
+from mmalign.data.names import fault_of
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.manifest import MANIFEST, Manifest, read_manifest
 from mmalign.data.shards.pack import STATE, Job, Report, pack, write_split
 from mmalign.data.shards.scan import MAX_REFUSALS
 from mmalign.data.shards.withhold import Withhold, choose_withheld, withheld_pairs, without_withheld
-from mmalign.data.sources.kinds import SourceConfig, read_drafts
+from mmalign.data.sources.kinds import SourceConfig, read_rows
 from mmalign.data.sources.task_tables import TASKS, WORDS, write_tables
 
 REFUSED = "refused.jsonl"
@@ -63,10 +58,7 @@ class RecipeConfig(Section):
 def build(
     config: RecipeConfig, out: Path, force: bool = False, processes: int | None = None
 ) -> list[Manifest]:
-    """Write every split below `out` and return the manifests.
-
-    The folder appears when it is complete. The shards that an interrupted build has finished stay in
-    `<out>.building` for the next one.
+    """Write every split below `out` and return the manifests; a recipe that was already run is not run again.
 
     Args:
         force: replace a data set that is already there.
@@ -77,6 +69,9 @@ def build(
     """
     # A limit on bad rows changes no byte, so recipes that differ in it alone are equal.
     recipe = config.model_dump(mode="json", exclude={"max_bad_fraction"})
+    for part, value in recipe.items():
+        if fault := fault_of(json.dumps(value, ensure_ascii=False)):  # a manifest holds the recipe
+            raise UserError(f"recipe: `{part}` holds {fault[1]}; write it in UTF-8")
     recipe_sha256 = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     splits = _splits_in(out)
     if splits and not force:
@@ -87,12 +82,18 @@ def build(
             f"{out}: holds the data set of another recipe; name another folder with --out, or give --force"
         )
     if processes is None:
-        on_linux = sys.platform == "linux"
-        processes = len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1
+        # Where the system knows it, only the cores that this process may use.
+        allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+        processes = len(allowed(0))
     with _work_folder(out.resolve(), recipe_sha256) as work:
-        reports = _build_shards(config, work, processes)
+        respelled = Counter[str]()  # language codes
+        reports = _build_shards(config, work, processes, respelled)
         write_tables(config.source, config.seed, work)
         facts = {"name": config.name, "recipe": recipe, "recipe_sha256": recipe_sha256}
+        if respelled := +respelled:
+            facts["respelled"] = dict(sorted(respelled.items()))
+            codes = (f"`{c}` -> `{canonical_language(c)}`: {n}" for c, n in respelled.most_common())
+            say(f"languages of captions, as BCP 47 writes them: {', '.join(codes)}")
         _remove_stale_files(work, reports)
         for split, of_split in reports.items():
             write_split(work / split, {**facts, "split": split}, of_split)
@@ -102,17 +103,14 @@ def build(
 
 
 def _splits_in(out: Path) -> list[str]:
-    """Names of the splits of a data set in `out`; none if it does not exist or is empty.
-
-    Raises:
-        UserError: `out` contains other files: a build replaces it, and must not delete files of others.
-    """
+    """Names of the splits of a data set in `out`; none if it does not exist or is empty."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; name a folder with --out")
     entries = sorted(path.name for path in out.iterdir()) if out.exists() else []
     splits = [name for name in entries if (out / name / MANIFEST).is_file()]
     ours = {*splits, TASKS, WORDS, REFUSED} if splits else set()
     foreign = [name for name in entries if name not in ours]
+    # A build replaces the folder, and must not delete files of others.
     if foreign:
         raise UserError(
             f"{out}: holds `{foreign[0]}`, which is no data set; name an empty folder with --out"
@@ -122,25 +120,14 @@ def _splits_in(out: Path) -> list[str]:
 
 @contextmanager
 def _work_folder(out: Path, recipe_sha256: str) -> Iterator[Path]:
-    """`<out>.building`, with the shards that an earlier build of the same recipe has finished there.
-
-    The folder is deleted at the end if no shard was finished.
-
-    Raises:
-        UserError: another build is running there, or it contains something else.
-    """
+    """`<out>.building`, with the shards that an earlier build of the same recipe has finished there."""
     work = out.with_name(f"{out.name}.building")
     state = work / STATE
     if work.exists() and not state.is_dir():
         raise UserError(
             f"{work}: is not of a build; move it away, or name another folder with --out"
         )
-    state.mkdir(parents=True, exist_ok=True)
-    with (state / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{work}: another build writes there; wait until it ends") from None
+    with exclusive(state):
         known = state / "recipe"
         if not known.is_file() or known.read_text() != recipe_sha256:
             for path in (path for path in work.iterdir() if path != state):
@@ -155,13 +142,15 @@ def _work_folder(out: Path, recipe_sha256: str) -> Iterator[Path]:
                 shutil.rmtree(work, ignore_errors=True)
 
 
+@dataclass
 class _Refusals:
     """Rows that cannot be used, counted by reason; the first of them with what is wrong."""
 
-    def __init__(self) -> None:
-        self.rows = 0
-        self.counts: Counter[str] = Counter()
-        self.lines: list[dict[str, str]] = []
+    config: RecipeConfig
+    path: Path  # of the file that lists them
+    rows: int = 0  # all of them, good or bad
+    counts: Counter[str] = field(default_factory=Counter)
+    lines: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, report: Report) -> dict[str, int]:
         """Count those of a shard; returns their counts by reason."""
@@ -171,56 +160,59 @@ class _Refusals:
         self.lines += report["refused"][: MAX_REFUSALS - len(self.lines)]
         return dict(sorted(counts.items()))
 
-    def write(self, path: Path) -> None:
+    def write(self) -> None:
         """List them in a file; there is no file if there are none."""
-        path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
         more = self.counts.total() - len(self.lines)
         lines = [*self.lines, {"more": more}] if more else self.lines
         if lines:
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            write_atomic(path, text)
+            write_atomic(self.path, text)
 
-    def check_limit(self, config: RecipeConfig, path: Path) -> None:
-        """Stop the build if needed.
-
-        Raises:
-            UserError: the fraction of bad rows is over the recipe's limit; the file `path` lists them.
-        """
-        if self.counts.total() <= config.max_bad_fraction * self.rows:
+    def check_limit(self) -> None:
+        """Stop the build if the fraction of bad rows is over the recipe's limit."""
+        most, total = self.config.max_bad_fraction, self.counts.total()
+        if total <= most * self.rows:
             return
-        self.write(path)
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in self.counts.most_common())
+        self.write()
         raise UserError(
-            f"recipe `{config.name}`: {self.counts.total()} of {self.rows} rows cannot be used ({reasons}), "
-            f"over `max_bad_fraction` {config.max_bad_fraction}; the first is {self.lines[0]['what']}; "
-            f"{path} lists them"
+            f"recipe `{self.config.name}`: {total} of {self.rows} rows cannot be used "
+            f"({self.reasons()}), over `max_bad_fraction` {most}; the first is "
+            f"{self.lines[0]['what']}; {self.path} lists them"
         )
 
+    def reasons(self) -> str:
+        return ", ".join(f"{reason}: {count}" for reason, count in self.counts.most_common())
 
-def _build_shards(config: RecipeConfig, work: Path, processes: int) -> dict[str, list[Report]]:
+
+def _build_shards(
+    config: RecipeConfig, work: Path, processes: int, respelled: Counter[str]
+) -> dict[str, list[Report]]:
     """Write the shards of every split below `work`; returns their reports, refusals counted."""
     reports: dict[str, list[Report]] = {}
-    refusals = _Refusals()
-    with closing(_in_order(_jobs(config, work), processes)) as done:
+    refusals = _Refusals(config, work / REFUSED)
+    with closing(_in_order(_jobs(config, work, respelled), processes)) as done:
         for report in track(done, "shards", None):
             # Only the counts of refused rows are kept: the lines of all shards could fill the memory.
             counted = {**report, "refused": refusals.add(report)}
             reports.setdefault(report["split"], []).append(counted)
             # The fraction of bad rows among fewer says little.
             if refusals.rows >= 1_000:
-                refusals.check_limit(config, work / REFUSED)
-    refusals.check_limit(config, work / REFUSED)
-    refusals.write(work / REFUSED)
+                refusals.check_limit()
+    refusals.check_limit()
+    refusals.write()
     usable = {split: some for split, some in reports.items() if any(r["shard"] for r in some)}
     if not usable:
         raise UserError(
-            f"recipe `{config.name}`: the source has no usable pairs, the data set would be empty"
+            f"recipe `{config.name}`: none of {refusals.rows} rows of the source can be used "
+            f"({refusals.reasons() or 'there are none'}), the data set would be empty"
         )
     return usable
 
 
-def _jobs(config: RecipeConfig, work: Path) -> Iterator[Job]:
-    """Every row in the shard of its split; a bad row, whose split is unknown, with the row before it."""
+def _jobs(config: RecipeConfig, work: Path, respelled: Counter[str]) -> Iterator[Job]:
+    # The position of each row is known before the work is distributed, so the same input gives the same
+    # bytes for any number of processes. A bad row, whose split is unknown, stands with the row before it.
     pending: dict[str, list[LazyPair | BadRow]] = defaultdict(list)
     numbers: Counter[str] = Counter()
     split = ""
@@ -230,7 +222,7 @@ def _jobs(config: RecipeConfig, work: Path) -> Iterator[Job]:
         numbers[name] += 1
         return Job(work, name, numbers[name] - 1, tuple(pending.pop(split)))
 
-    for row in _rows_of_all_splits(config):
+    for row in _rows_of_all_splits(config, respelled):
         if isinstance(row, LazyPair):
             split = row.pair.split
             if "" in pending:  # bad rows before the first good one
@@ -242,18 +234,21 @@ def _jobs(config: RecipeConfig, work: Path) -> Iterator[Job]:
         yield job(split)
 
 
-def _rows_of_all_splits(config: RecipeConfig) -> Iterator[LazyPair | BadRow]:
+def _rows_of_all_splits(
+    config: RecipeConfig, respelled: Counter[str]
+) -> Iterator[LazyPair | BadRow]:
+    all_rows = read_rows(config.source, config.seed, respelled)
     if config.withhold is None:
-        yield from read_drafts(config.source, config.seed)
+        yield from all_rows
         return
 
     def training_pairs() -> Iterator[Pair]:
-        rows = read_drafts(config.source, config.seed)
+        rows = read_rows(config.source, config.seed, Counter())
         return (r.pair for r in rows if isinstance(r, LazyPair) and r.pair.split == "train")
 
     withheld = choose_withheld(training_pairs(), config.withhold, config.seed)
     first_of: dict[str, LazyPair] = {}  # of each image
-    for row in read_drafts(config.source, config.seed):
+    for row in all_rows:
         if isinstance(row, LazyPair) and row.pair.split == "train":
             row = replace(row, pair=without_withheld(row.pair, withheld))
             first_of.setdefault(row.pair.picture, row)
@@ -263,11 +258,7 @@ def _rows_of_all_splits(config: RecipeConfig) -> Iterator[LazyPair | BadRow]:
 
 
 def _in_order(jobs: Iterator[Job], processes: int) -> Generator[Report, None, None]:
-    """Do the jobs, in several processes at once, and yield their reports in the order of the jobs.
-
-    Raises:
-        UserError: a job did, or its process was killed.
-    """
+    """Do the jobs, in several processes at once, and yield their reports in the order of the jobs."""
     first = list(islice(jobs, processes))
     if len(first) <= 1 or processes == 1:
         yield from map(pack, chain(first, jobs))
@@ -296,9 +287,7 @@ def _in_order(jobs: Iterator[Job], processes: int) -> Generator[Report, None, No
 
 def _remove_stale_files(work: Path, reports: dict[str, list[Report]]) -> None:
     """Delete what an interrupted build has left of a source that has changed since."""
-    ours = {
-        work / split / name for split, some in reports.items() for r in some for name in r["files"]
-    }
+    ours = {work / split / name for split in reports for r in reports[split] for name in r["files"]}
     for path in work.iterdir():
         if path.name in reports:
             for stale in set(path.iterdir()) - ours:

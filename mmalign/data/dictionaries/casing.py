@@ -1,15 +1,14 @@
 """Letter case by language: the dotted and dotless i, and scripts that have no case.
 
-    text, language -> the same text in upper, lower or swapped case
-
-Turkish, Azerbaijani and Crimean Tatar pair i with İ and ı with I (SpecialCasing.txt of the Unicode
-Character Database); Python's own methods follow the other languages.
+text, language -> the same text in upper, lower or swapped case
 """
 
 from collections.abc import Iterable
 
 import regex
 
+# Turkish, Azerbaijani and Crimean Tatar pair i with İ and ı with I (SpecialCasing.txt of the Unicode
+# Character Database); Python's own methods follow the other languages.
 _DOTTED = ("tr", "az", "crh")
 # The scripts that write two cases. Georgian is not among them: its capitals serve headlines only.
 _CASED = regex.compile(r"[\p{Latin}\p{Greek}\p{Cyrillic}\p{Armenian}\p{Adlam}&&\p{L}]", regex.V1)
@@ -22,14 +21,12 @@ def base_language(lang: str) -> str:
 
 
 def upper(text: str, lang: str) -> str:
-    """The text in capitals."""
     if base_language(lang) in _DOTTED:
         text = text.replace("i", "İ")  # `ı` becomes I by itself
     return text.upper()
 
 
 def lower(text: str, lang: str) -> str:
-    """The text in small letters."""
     if base_language(lang) in _DOTTED:
         # Python lowers İ to i and a combining dot.
         text = text.replace("İ", "i").replace("I", "ı")

@@ -4,9 +4,7 @@
     <folder>/en-<lang>.txt   MUSE: `word translation`                        -+-> language -> Dictionary
     <folder>/<lang>2.txt     CoSDA-ML: `word<TAB>translation`                -+
 
-`senses` is how many senses the two words share; the translation with the most comes first, otherwise the
-order of the file is kept. Several files of one language are joined. Sources of the layouts: Conneau et al.
-2018 (arXiv 1710.04087) for MUSE, Qin et al. 2020 (arXiv 2006.06402) for CoSDA-ML, whose `sw2.txt` is Swedish.
+Several files of one language are joined.
 """
 
 import re
@@ -18,15 +16,18 @@ from typing import Any
 import regex
 
 from mmalign.core.errors import UserError
-from mmalign.core.languages import is_language_code
+from mmalign.core.languages import canonical_language, is_language_code
 from mmalign.data.dictionaries.casing import lower
 from mmalign.data.dictionaries.lines import check_folder, numbered_lines
 
 ENGLISH = "en"
 
+# Word in small letters -> its translations, the safest first: the one that shares the most `senses` with it,
+# otherwise in the order of the file.
 Dictionary = dict[str, tuple[str, ...]]
-"""Word in small letters -> its translations, the safest first."""
 
+# Layouts: Conneau et al. 2018 (arXiv 1710.04087) for MUSE, Qin et al. 2020 (arXiv 2006.06402) for CoSDA-ML,
+# whose `sw2.txt` is Swedish.
 _NAME = re.compile(r"en-([^.]+)\.(?:tsv|txt)|([^.]+)2\.txt")
 _WORD = regex.compile(r"\w+(?:['’\u200c\u200d]\w+)*")  # ZWNJ and ZWJ occur inside words
 _COLUMNS = (["en", "translation"], ["en", "translation", "senses"])
@@ -36,9 +37,6 @@ _COLUMNS = (["en", "translation"], ["en", "translation", "senses"])
 def read_dictionaries(folder: Path) -> dict[str, Dictionary]:
     """The dictionaries of a folder by language; they are cached, so do not change them.
 
-    Left out are entries of several English words, since texts are looked up word by word, and words
-    that both languages spell alike.
-
     Raises:
         UserError: no such folder, no dictionary in it, or a broken line (file, line).
     """
@@ -46,10 +44,11 @@ def read_dictionaries(folder: Path) -> dict[str, Dictionary]:
     weights: dict[str, dict[str, dict[str, int]]] = {}
     for path in sorted(folder.iterdir()):
         match = _NAME.fullmatch(path.name)
-        lang = match and (match[1] or match[2])
+        lang = match and canonical_language(match[1] or match[2])
         if lang and is_language_code(lang):
             entries = weights.setdefault(lang, {})
             for word, translation, senses in _entries(path):
+                # Texts are looked up word by word; a word that both languages spell alike changes nothing.
                 if _WORD.fullmatch(word) and lower(word, ENGLISH) != lower(translation, lang):
                     known = entries.setdefault(lower(word, ENGLISH), {})
                     known[translation] = max(senses, known.get(translation, 0))
@@ -65,11 +64,7 @@ def choose_dictionaries(
 ) -> dict[str, Dictionary]:
     """Those to the wanted languages, sorted by language; none named: all of the folder.
 
-    Args:
-        asker: what the message begins with: the field or set that needs them.
-
-    Raises:
-        UserError: a language without a dictionary, or as in `read_dictionaries`.
+    `asker` is what the error begins with: the field or set that needs a dictionary that is not there.
     """
     known = read_dictionaries(folder)
     lacking = sorted(set(languages or ()) - known.keys())
@@ -82,12 +77,7 @@ def choose_dictionaries(
 
 
 def invert(dictionary: Mapping[str, tuple[str, ...]], lang: str) -> Dictionary:
-    """The dictionary from `lang` to English.
-
-    The English word that has the word earliest among its translations comes first, among equals the one
-    with the most translations: rare words have few. Translations of several words are left out, as in
-    `read_dictionaries`.
-    """
+    """The dictionary from `lang` to English; translations of several words are left out."""
     weights: dict[str, dict[str, tuple[int, int]]] = {}
     for english, translations in dictionary.items():
         for rank, translation in enumerate(translations):

@@ -240,7 +240,7 @@ def parse_member(suffix: str, data: bytes) -> str | dict[str, Any]:
         UnusableSample: it is not UTF-8, or not a JSON object.
     """
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")  # editors put a byte order mark before a text
         content = text if suffix == "txt" else json.loads(text)
     except UnicodeDecodeError:
         raise UnusableSample("not UTF-8") from None

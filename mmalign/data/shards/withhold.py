@@ -22,6 +22,7 @@ import pydantic
 
 from mmalign.core.batch import Pair
 from mmalign.core.config import Section
+from mmalign.core.languages import canonical_language
 
 
 class Withhold(Section):
@@ -52,7 +53,8 @@ class Withheld:
 
 def choose_withheld(pairs: Iterable[Pair], config: Withhold, seed: int) -> Withheld:
     """Choose by a hash of (seed, picture, language), so that the choice depends on nothing else."""
-    group_of = {lang: group[0] for group in config.variants for lang in group}
+    groups = (tuple(map(canonical_language, group)) for group in config.variants)
+    group_of = {lang: group[0] for group in groups for lang in group}
     languages: dict[str, list[set[str]]] = defaultdict(list)  # picture -> languages of each image
     texts = []
     for pair in pairs:

@@ -1,1 +1,1 @@
-"""Where pairs come from, one file per format. Each has its section and `read_drafts(config, seed)`."""
+"""Where pairs come from, one file per format. Each has its section, whose `read` yields them."""

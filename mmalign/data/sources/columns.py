@@ -5,10 +5,9 @@ row + CaptionColumns --read_captions--> Captions
 """
 
 import csv
-import gzip
 import io
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,15 @@ import pydantic
 from mmalign.core.batch import Caption
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.core.languages import is_language_code
+from mmalign.core.languages import canonical_language, is_language_code
 from mmalign.data.shards.lazy_pair import BadRow
+from mmalign.data.sources.rows import open_file
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _HALF = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: a byte that is not UTF-8
 
+# (file and line, the columns that are read)
 Row = tuple[str, dict[str, Any] | BadRow]
-"""(file and line, the columns that are read)"""
 
 
 class CaptionColumns(Section):
@@ -48,7 +48,7 @@ class CaptionColumns(Section):
         if not self.by_language and not (self.text and self.language):
             raise ValueError("`text` and `language` are columns that belong together; give both")
         for code in self.by_language:
-            if not is_language_code(code):
+            if not is_language_code(canonical_language(code)):
                 raise ValueError(f"`by_language` has `{code}`, which is no BCP-47 language code")
         return self
 
@@ -94,11 +94,7 @@ def _texts(row: Mapping[str, Any], column: str, where: str) -> list[str]:
 
 
 def check_columns(wanted: Collection[str], found: Collection[str], where: str) -> None:
-    """Check that a table has the columns that a recipe names.
-
-    Raises:
-        UserError: one is missing.
-    """
+    """Check that a table has the columns that a recipe names."""
     for name in wanted:
         if name not in found:
             raise UserError(
@@ -106,14 +102,10 @@ def check_columns(wanted: Collection[str], found: Collection[str], where: str) -
             )
 
 
-def read_table(path: Path, columns: list[str], quotes: bool = True) -> Iterator[Row]:
+def read_table(path: Path, columns: list[str], quotes: bool | None = None) -> Iterator[Row]:
     """Some columns of every row of a .csv, .tsv, .csv.gz, .tsv.gz or .parquet file.
 
-    Args:
-        quotes: whether `"..."` may enclose a cell of a text file.
-
-    Raises:
-        UserError: another suffix, a column is missing, the file is damaged, or a library is missing.
+    `quotes`: as in `split_rows`.
     """
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if suffix == ".parquet":
@@ -123,38 +115,105 @@ def read_table(path: Path, columns: list[str], quotes: bool = True) -> Iterator[
     return _read_text(path, _SEPARATORS[suffix], columns, quotes)
 
 
-def _read_text(path: Path, separator: str, columns: list[str], quotes: bool) -> Iterator[Row]:
+def split_rows(
+    lines: Iterable[str], path: Path, separator: str, quotes: bool | None
+) -> Iterator[tuple[int, list[str]]]:
+    """(line where it begins, cells) of every row of a CSV or TSV file that is not blank.
+
+    Args:
+        lines: with their ends as they are in the file.
+        quotes: whether `"..."` may enclose a cell. None: in CSV files, unless a cell would hold other rows;
+            in TSV files, where publishers do either, a cell that begins with a quotation mark is an error.
+    """
     # Characters. The library's limit, one for the process, is too short for some captions; but a quotation
     # mark that is not closed must end somewhere before the end of the file.
     csv.field_size_limit(1_000_000)
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    unsure = quotes is None and separator == "\t"
+    rows = csv.reader(
+        lines,
+        delimiter=separator,
+        quoting=csv.QUOTE_NONE if unsure or quotes is False else csv.QUOTE_MINIMAL,
+        strict=True,
+    )
+    line = 1
+    try:
+        for cells in rows:
+            if unsure and any(cell.startswith('"') for cell in cells):
+                raise UserError(
+                    f"{path}, line {line}: a cell begins with a quotation mark; give `quotes: true` if such "
+                    "marks enclose cells, or `quotes: false` if they are part of the text"
+                )
+            if quotes is None and holds_rows(cells, separator):
+                raise UserError(
+                    f"{path}, line {line}: the quotation mark that opens here is closed in line "
+                    f"{rows.line_num}, around what looks like other rows; close it, or give `quotes: false` "
+                    "if such marks are part of the text, or `quotes: true` if the cell is right"
+                )
+            if cells:
+                yield line, cells
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {line}: the row that begins here is invalid ({error}); close its quotation mark, "
+            "or give `quotes: false` if such marks are part of the text"
+        ) from None
+
+
+def holds_rows(cells: list[str], separator: str) -> bool:
+    """Whether a cell seems to hold other rows: its lines have the separators of rows in their place."""
+    last = len(cells) - 1
+    for i, cell in enumerate(cells):
+        first, *inner = (line.count(separator) for line in cell.split("\n"))
+        if (
+            last
+            and inner
+            and first >= last - i
+            and inner[-1] >= i
+            and min(inner[:-1], default=last) >= last
+        ):
+            return True
+    return False
+
+
+def _read_text(
+    path: Path, separator: str, columns: list[str], quotes: bool | None
+) -> Iterator[Row]:
+    with open_file(path) as file:
         # Invalid UTF-8 becomes half of a surrogate pair, so that only its row is lost.
         text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-        lines = csv.reader(
-            text,
-            delimiter=separator,
-            quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
-            strict=True,
-        )
-        try:
-            header = next(lines, [])
-            check_columns(columns, header, str(path))
-            for cells in filter(None, lines):
-                where = f"{path}, line {lines.line_num}"
-                if len(cells) != len(header):
-                    sentence = f"{where}: has {len(cells)} cells, the header has {len(header)}"
-                    yield where, BadRow("row", sentence)
-                    continue
-                row = {name: cells[header.index(name)] for name in columns}
-                if any(map(_HALF.search, row.values())):
-                    yield where, BadRow("not UTF-8", f"{where}: is not UTF-8")
-                else:
-                    yield where, row
-        except (csv.Error, OSError, EOFError) as error:
-            raise UserError(
-                f"{path}, line {lines.line_num}: is no such table ({error}); fix it, or give "
-                "`quotes: false` if quotation marks are part of its cells"
-            ) from None
+        rows = split_rows(text, path, separator, quotes)
+        header = next(rows, (1, []))[1]
+        check_columns(columns, header, str(path))
+        for line, cells in rows:
+            where = f"{path}, line {line}"
+            if len(cells) != len(header):
+                sentence = f"{where}: has {len(cells)} cells, the header has {len(header)}"
+                yield where, BadRow("row", sentence)
+                continue
+            row = {name: cells[header.index(name)] for name in columns}
+            if any(map(_HALF.search, row.values())):
+                yield where, BadRow("not UTF-8", f"{where}: is not UTF-8")
+            # No caption holds a tab: a quotation mark that is not closed made one cell of several.
+            elif separator == "\t" and (
+                holds_rows(cells, separator) or any("\t" in cell for cell in row.values())
+            ):
+                sentence = (
+                    f"{where}: a quotation mark opens that is closed after other cells or rows; close "
+                    "it, or give `quotes: false` if such marks are part of the text"
+                )
+                yield where, BadRow("row", sentence)
+            else:
+                yield where, row
+
+
+def _rows_of(batch: Any) -> list[dict[str, Any] | None]:
+    """The rows of a pyarrow.RecordBatch; None for one that is not UTF-8."""
+    try:
+        return list(batch.to_pylist())
+    except UnicodeDecodeError:
+        if len(batch) == 1:
+            return [None]
+        return [row for i in range(len(batch)) for row in _rows_of(batch.slice(i, 1))]
 
 
 def _read_parquet(path: Path, columns: list[str]) -> Iterator[Row]:
@@ -169,8 +228,9 @@ def _read_parquet(path: Path, columns: list[str]) -> Iterator[Row]:
         with parquet.ParquetFile(path) as file:
             check_columns(columns, file.schema_arrow.names, str(path))
             batches = file.iter_batches(batch_size=4096, columns=columns)
-            rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+            rows = chain.from_iterable(map(_rows_of, batches))
             for number, row in enumerate(rows, start=1):
-                yield f"{path}, row {number}", row
+                where = f"{path}, row {number}"
+                yield where, row or BadRow("not UTF-8", f"{where}: is not UTF-8")
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: is no readable parquet file ({error})".split("\n")[0]) from None

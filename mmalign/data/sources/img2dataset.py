@@ -8,12 +8,10 @@ Tars are read by the rules of `mmalign data index` (shards/scan.py): nothing is 
 refuse is refused here. That command makes such tars usable as they are. This source packs them again: for
 captions in several columns (`--save_additional_columns`), other sizes of shards, or withheld captions.
 
-URLs that img2dataset could not download have a row but no sample. They are not bad rows: img2dataset's stats
-count them. A row that says `success` without a sample, or a tar with fewer samples than its stats, is one.
-
 The layout is that of rom1504/img2dataset (writer.py, downloader.py).
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Iterator
@@ -25,10 +23,12 @@ import pydantic
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.errors import UserError
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair, Part, key_of
+from mmalign.data.shards.manifest import extent_of
 from mmalign.data.shards.reader import UnusableSample, captions_in, parse_member
-from mmalign.data.shards.scan import Rules, Scan
+from mmalign.data.shards.scan import Rules, Scan, check_picture
 from mmalign.data.sources.columns import CaptionColumns, read_captions, read_table
-from mmalign.data.sources.rows import FolderSource
+from mmalign.data.sources.rows import FolderSource, attempt
+from mmalign.data.verify import describe
 
 
 class Img2dataset(FolderSource):
@@ -44,82 +44,106 @@ class Img2dataset(FolderSource):
     """Of every image and its captions."""
 
     @pydantic.model_validator(mode="after")
-    def _rules(self) -> "Img2dataset":
-        self.rules()
+    def _check_rules(self) -> "Img2dataset":
+        self._rules()
         return self
 
-    def rules(self) -> Rules:
+    def _rules(self) -> Rules:
         """How tars are scanned."""
         if isinstance(self.captions, CaptionColumns):
             if self.language is not None:
                 raise ValueError(
                     "`language` has no meaning where `captions` names columns; leave it out"
                 )
-            return Rules("txt", "und")  # the texts of the tars do not matter then
+            return Rules("txt", "und")  # not used: _ImageScan reads no caption
         try:
             return Rules(self.captions, self.language)
         except UserError as error:
             raise ValueError(str(error).replace("--", "")) from None
 
+    def read(self, seed: int) -> Iterator[LazyPair | BadRow]:
+        for prefix, folder in self.prefixed():
+            tars = sorted(folder.glob("*.tar"))
+            if not tars:
+                raise UserError(
+                    f"{folder}: holds no .tar; name img2dataset's output folder with `--from`"
+                )
+            for tar in tars:
+                yield from self._read_tar(tar, prefix)
 
-def read_drafts(config: Img2dataset, seed: int) -> Iterator[LazyPair | BadRow]:
-    """The samples of all tars in the order of their names; `seed` is there because every source has it.
+    def _read_tar(self, tar: Path, prefix: str) -> Iterator[LazyPair | BadRow]:
+        metadata = self._read_metadata(tar)
+        scan = Scan if isinstance(self.captions, str) else _ImageScan
+        rows, refusals = io.StringIO(), io.StringIO()
+        refused_keys = set()
+        try:
+            with tar.open("rb") as file:
+                scan(tar.name, file, self._rules(), rows, refusals, _expected(tar)).run()
+                for line in refusals.getvalue().split("\n")[:-1]:
+                    refused = json.loads(line)
+                    refused_keys.add(refused.get("key"))
+                    yield BadRow(refused["reason"], describe({**refused, "file": tar}))
+                for line in rows.getvalue().split("\n")[:-1]:
+                    yield attempt(self._lazy_pair, tar, json.loads(line), metadata, prefix)
+        except OSError as error:
+            raise UserError(f"{tar}: cannot be read ({error.strerror})") from None
+        for key in (key for key in metadata if key not in refused_keys):
+            sentence = f"{tar}: has no sample `{key}`, which its metadata say was downloaded"
+            yield BadRow("status", sentence)
 
-    Raises:
-        UserError: a folder is missing or has no tars, or metadata are missing that the recipe asks for.
-    """
-    folders = config.paths()
-    for number, folder in enumerate(folders):
-        tars = sorted(folder.glob("*.tar"))
-        if not tars:
+    def _read_metadata(self, tar: Path) -> dict[str, dict[str, Any]]:
+        """The columns with captions of each image that was downloaded, by its key; empty if not asked for."""
+        if isinstance(self.captions, str):
+            return {}
+        path = tar.with_suffix(".parquet")
+        if not path.is_file():
             raise UserError(
-                f"{folder}: holds no .tar; name img2dataset's output folder with `--from`"
+                f"{path}: no such file; captions from columns need the metadata of each tar"
             )
-        prefix = f"{number}-" if len(folders) > 1 else ""
-        for tar in tars:
-            yield from _read_tar(tar, prefix, config)
+        columns = list(dict.fromkeys(["key", "status", *self.captions.names]))
+        rows = (row for _, row in read_table(path, columns) if not isinstance(row, BadRow))
+        # URLs that could not be downloaded have another status. They are not bad rows: img2dataset's stats
+        # count them.
+        return {str(row["key"]): row for row in rows if row["status"] == "success"}
+
+    def _lazy_pair(
+        self, tar: Path, row: dict[str, Any], metadata: dict[str, dict[str, Any]], prefix: str
+    ) -> LazyPair:
+        """The pair of a row of the index; its metadata are removed from those that still lack a sample."""
+        key = row["key"]
+        where = f"{tar}, sample `{key}`"
+        if isinstance(self.captions, CaptionColumns):
+            if key not in metadata:
+                raise BadRow("status", f"{where}: its metadata do not say that it was downloaded")
+            captions = read_captions(metadata.pop(key), self.captions, where)
+        else:
+            origin = self.captions.partition(":")[0]
+            try:
+                content = parse_member(origin, _part(tar, row[origin]).read())
+                found = captions_in(content, self.captions)
+            except UnusableSample as error:
+                raise BadRow(error.reason, f"{where}: {error}") from None
+            texts = (text.strip() for text, _ in found)
+            captions = tuple(map(Caption, row["langs"], texts))
+        # img2dataset's keys begin with the number of their tar; other writers may use equal keys in two tars.
+        name = key if key.startswith(tar.stem) else f"{tar.stem}-{key}"
+        picture, source = row["picture"], tar.parent.name
+        pair = Pair(key_of(prefix + name), b"", captions, picture, self.split, source, self.license)
+        return LazyPair(pair, _part(tar, row["image"]), where, "its image")
 
 
-def _read_tar(tar: Path, prefix: str, config: Img2dataset) -> Iterator[LazyPair | BadRow]:
-    metadata = _read_metadata(tar, config.captions)
-    rows, refusals = io.StringIO(), io.StringIO()
-    try:
-        with tar.open("rb") as file:
-            Scan(tar.name, file, config.rules(), rows, refusals, _expected(tar)).run()
-            for line in refusals.getvalue().split("\n")[:-1]:
-                yield _refused(tar, json.loads(line))
-            for line in rows.getvalue().split("\n")[:-1]:
-                row = json.loads(line)
-                where = f"{tar}, sample `{row['key']}`"
-                try:
-                    captions = _captions(tar, row, metadata, where, config)
-                    yield _lazy_pair(tar, row, captions, prefix, where, config)
-                except BadRow as bad:
-                    yield bad
-    except OSError as error:
-        raise UserError(f"{tar}: cannot be read ({error.strerror})") from None
-    for key in metadata:
-        sentence = f"{tar}: has no sample `{key}`, which its metadata say was downloaded"
-        yield BadRow("status", sentence)
+class _ImageScan(Scan):
+    """Samples of which the tar need hold no more than the image."""
 
-
-def _read_metadata(tar: Path, captions: str | CaptionColumns) -> dict[str, dict[str, Any]]:
-    """The columns with captions of each image that was downloaded, by its key; empty if not asked for.
-
-    Raises:
-        UserError: there is no parquet file, or it lacks a column.
-    """
-    if isinstance(captions, str):
-        return {}
-    path = tar.with_suffix(".parquet")
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such file; captions from columns need the metadata of each tar"
-        )
-    columns = list(dict.fromkeys(["key", "status", *captions.names]))
-    rows = (row for _, row in read_table(path, columns) if not isinstance(row, BadRow))
-    # `success` is img2dataset's word for an image that was downloaded.
-    return {str(row["key"]): row for row in rows if row["status"] == "success"}
+    def _row(self, group: Any) -> dict[str, Any]:
+        if "image" not in group.members:
+            raise UnusableSample("no image")
+        image = self._read(group, "image")
+        check_picture(image)
+        suffix, member = group.members["image"]
+        extent = extent_of(suffix, member.offset, image)
+        picture = hashlib.sha256(image).hexdigest()
+        return {"key": group.key, "image": extent, "picture": picture, "langs": []}
 
 
 def _expected(tar: Path) -> int | None:
@@ -127,53 +151,8 @@ def _expected(tar: Path) -> int | None:
     try:
         stats = json.loads(tar.with_name(f"{tar.stem}_stats.json").read_text(encoding="utf-8"))
         return int(stats["successes"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-
-
-def _refused(tar: Path, line: dict[str, Any]) -> BadRow:
-    """What the scan refused."""
-    sample = f", sample `{line['key']}`" if "key" in line else ""
-    detail = f" ({line['detail']})" if "detail" in line else ""
-    extent = f"bytes {line['start']} to {line['stop']}"
-    return BadRow(line["reason"], f"{tar}{sample}, {extent}: {line['reason']}{detail}")
-
-
-def _captions(
-    tar: Path,
-    row: dict[str, Any],
-    metadata: dict[str, dict[str, Any]],
-    where: str,
-    config: Img2dataset,
-) -> tuple[Caption, ...]:
-    """The captions of a row of the index; its metadata are removed from those that still lack a sample."""
-    if isinstance(config.captions, CaptionColumns):
-        if row["key"] not in metadata:
-            raise BadRow("status", f"{where}: its metadata do not say that it was downloaded")
-        return read_captions(metadata.pop(row["key"]), config.captions, where)
-    origin = config.captions.partition(":")[0]
-    try:
-        content = parse_member(origin, _part(tar, row[origin]).read())
-        found = captions_in(content, config.captions)
-    except UnusableSample as error:
-        raise BadRow(error.reason, f"{where}: {error}") from None
-    texts = (text.strip() for text, _ in found)
-    return tuple(Caption(lang, text) for lang, text in zip(row["langs"], texts, strict=True))
-
-
-def _lazy_pair(
-    tar: Path,
-    row: dict[str, Any],
-    captions: tuple[Caption, ...],
-    prefix: str,
-    where: str,
-    config: Img2dataset,
-) -> LazyPair:
-    # img2dataset's keys begin with the number of their tar; other writers may use equal keys in two tars.
-    name = row["key"] if row["key"].startswith(tar.stem) else f"{tar.stem}-{row['key']}"
-    key, source = key_of(prefix + name), tar.parent.name
-    pair = Pair(key, b"", captions, row["picture"], config.split, source, config.license)
-    return LazyPair(pair, _part(tar, row["image"]), where, "its image")
 
 
 def _part(tar: Path, extent: list[Any]) -> Part:

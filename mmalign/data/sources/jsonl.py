@@ -14,9 +14,15 @@ from typing import Any, Literal
 
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.errors import UserError
-from mmalign.core.languages import is_language_code
 from mmalign.data.shards.lazy_pair import BadRow, File, LazyPair, check_split, key_of
-from mmalign.data.sources.rows import FolderSource
+from mmalign.data.sources.rows import (
+    FolderSource,
+    attempt,
+    is_file,
+    json_object,
+    numbered_lines,
+    text_field,
+)
 
 
 class Jsonl(FolderSource):
@@ -24,28 +30,15 @@ class Jsonl(FolderSource):
 
     kind: Literal["jsonl"]
 
-
-def read_drafts(config: Jsonl, seed: int) -> Iterator[LazyPair | BadRow]:
-    """The lines of all folders in their order; `seed` is there because every source has it.
-
-    Raises:
-        UserError: a folder or a file is missing.
-    """
-    picture_of: dict[str, str] = {}  # key -> identity of its image
-    for folder in config.paths():
-        path = folder / "pairs.jsonl"
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; a jsonl source needs it in each folder")
-        split_of = _read_splits(folder / "splits.json")
-        with path.open("rb") as lines:  # bytes: a line that is not UTF-8 is one bad row
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    where = f"{path}, line {number}"
-                    row = _read_line(line, where, folder, split_of, picture_of)
-                except BadRow as bad:
-                    row = bad
+    def read(self, seed: int) -> Iterator[LazyPair | BadRow]:
+        picture_of: dict[str, str] = {}  # key -> identity of its image
+        for folder in self.paths():
+            path = folder / "pairs.jsonl"
+            if not path.is_file():
+                raise UserError(f"{path}: no such file; a jsonl source needs it in each folder")
+            split_of = _read_splits(folder / "splits.json")
+            for where, line in numbered_lines(path):
+                row = attempt(_read_line, line, where, folder, split_of, picture_of)
                 if row is not None:
                     yield row
 
@@ -55,9 +48,9 @@ def _read_splits(path: Path) -> dict[str, str] | None:
     if not path.is_file():
         return None
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(path.read_bytes())  # with or without a byte order mark
         return {i: split for split, ids in tree.items() if isinstance(ids, list) for i in ids}
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         raise UserError(f"{path}: must hold one JSON object of lists of ids") from None
 
 
@@ -68,19 +61,9 @@ def _read_line(
     split_of: dict[str, str] | None,
     picture_of: dict[str, str],
 ) -> LazyPair | BadRow | None:
-    """The pair of a line; None if its split is `unused`.
-
-    Raises:
-        BadRow: it cannot be used.
-    """
-    try:
-        row: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        sentence = f"{where}: not valid JSON ({error}); fix or remove the line"
-        raise BadRow("json", sentence) from None
-    if not isinstance(row, dict):
-        raise BadRow("json", f"{where}: must be a JSON object")
-    row_id = _field(row, "id", str, where)
+    """The pair of a line; None if its split is `unused`."""
+    row = json_object(line, where)
+    row_id = text_field(row, "id", where)
     key = key_of(row_id)
     if key in picture_of:
         raise BadRow(
@@ -99,38 +82,26 @@ def _read_line(
     check_split(split, where)
     if split == "unused":
         return None
-    captions = _read_captions(_field(row, "captions", list, where), where)
+    listed = row.get("captions")
+    if not isinstance(listed, list) or not listed:
+        raise BadRow("row", f"{where}: `captions` must be a list that is not empty")
+    captions = tuple(_caption(one, where) for one in listed)
     license = str(row.get("license") or "unknown")
     made = row.get("attribution")
     if isinstance(made, dict):  # as one text: `author: ..., illustrator: ...`
         made = ", ".join(f"{role}: {name}" for role, name in made.items() if name) or None
     attribution = made if isinstance(made, str) else None
     pair = Pair(key, b"", captions, picture_of[key], split, folder.name, license, attribution)
-    image = folder / _field(row, "image", str, where)
-    if not image.is_file():
+    image = folder / text_field(row, "image", where)
+    if not is_file(image):
         raise BadRow("missing", f"{where}: the image {image} does not exist")
     return LazyPair(pair, File.of(image), where, f"the image {image}")
 
 
-def _field(row: dict[str, Any], name: str, kind: type[str] | type[list[Any]], where: str) -> Any:
-    value = row.get(name)
-    if not isinstance(value, kind) or not value:
-        words = "a text" if kind is str else "a list that is not empty"
-        raise BadRow("row", f"{where}: `{name}` must be {words}")
-    return value
-
-
-def _read_captions(rows: list[Any], where: str) -> tuple[Caption, ...]:
-    captions = []
-    for row in rows:
-        lang = row.get("lang") if isinstance(row, dict) else None
-        text = row.get("text") if isinstance(row, dict) else None
-        if not isinstance(lang, str) or not isinstance(text, str):
-            sentence = f'{where}: a caption must look like {{"lang": "sw", "text": "..."}}'
-            raise BadRow("caption", sentence)
-        if not is_language_code(lang):
-            raise BadRow("language", f"{where}: `{lang}` is no BCP-47 language code")
-        if not text.strip():
-            raise BadRow("no caption", f"{where}: the caption in `{lang}` is empty")
-        captions.append(Caption(lang, text.strip()))
-    return tuple(captions)
+def _caption(row: Any, where: str) -> Caption:
+    match row:
+        case {"lang": str(lang), "text": str(text)}:
+            if not text.strip():
+                raise BadRow("no caption", f"{where}: the caption in `{lang}` is empty")
+            return Caption(lang, text.strip())
+    raise BadRow("caption", f'{where}: a caption must look like {{"lang": "sw", "text": "..."}}')

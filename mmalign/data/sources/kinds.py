@@ -1,30 +1,33 @@
-"""All sources: the sections that a recipe may have, and what reads each. A new source is registered here.
+"""The sections of sources that a recipe may have, and the one door through which their rows come.
 
-source section --read_drafts--> LazyPair, or BadRow if a row cannot be used
+source section --read_rows--> LazyPair, or BadRow if a row cannot be used
+
+A new source is registered here.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Annotated
 
 import pydantic
 
+from mmalign.core.languages import canonical_language
+from mmalign.data.names import fault_of, readable
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
-from mmalign.data.sources import (
-    emoji_scenes,
-    hf_dataset,
-    img2dataset,
-    jsonl,
-    published,
-    table,
-    wit,
-)
+from mmalign.data.sources import published, wit
+from mmalign.data.sources.emoji_scenes import EmojiScenes
+from mmalign.data.sources.hf_dataset import HfDataset
+from mmalign.data.sources.img2dataset import Img2dataset
+from mmalign.data.sources.jsonl import Jsonl
+from mmalign.data.sources.table import Table
 
 SourceConfig = Annotated[
-    emoji_scenes.EmojiScenes
-    | jsonl.Jsonl
-    | table.Table
-    | img2dataset.Img2dataset
-    | hf_dataset.HfDataset
+    EmojiScenes
+    | Jsonl
+    | Table
+    | Img2dataset
+    | HfDataset
     | published.Xm3600
     | published.Xtd10
     | published.Multi30k
@@ -35,21 +38,48 @@ SourceConfig = Annotated[
     pydantic.Field(discriminator="kind"),
 ]
 
-_READERS: dict[str, Callable[[Any, int], Iterator[LazyPair | BadRow]]] = {
-    "emoji_scenes": emoji_scenes.read_drafts,
-    "jsonl": jsonl.read_drafts,
-    "table": table.read_drafts,
-    "img2dataset": img2dataset.read_drafts,
-    "hf_dataset": hf_dataset.read_drafts,
-    "wit": wit.read_wit,
-    "wit_tsv": wit.read_wit_tsv,
-}
 
+def read_rows(
+    source: SourceConfig, seed: int, respelled: Counter[str]
+) -> Iterator[LazyPair | BadRow]:
+    """The rows of a source with names that a shard can hold and languages as BCP 47 writes them.
 
-def read_drafts(source: SourceConfig, seed: int) -> Iterator[LazyPair | BadRow]:
-    """The rows of a source, always in the same order.
-
-    Raises:
-        UserError: a folder or a file is missing, or it is not of the source's format.
+    `respelled` counts the captions of each code that was written in another way.
     """
-    return _READERS.get(source.kind, published.read_drafts)(source, seed)
+    for row in source.read(seed):
+        if isinstance(row, BadRow):
+            yield BadRow(row.reason, readable(str(row)))
+            continue
+        bad = _faulty_name(row)
+        if bad is not None and row.strict:
+            raise bad
+        yield bad or _respell(row, respelled)
+
+
+def _faulty_name(row: LazyPair) -> BadRow | None:
+    # File names that are not UTF-8 come as halves of surrogate pairs, which no manifest or index can hold.
+    pair = row.pair
+    names = {
+        "the id": pair.key,
+        "`picture`": pair.picture,
+        "the split": pair.split,
+        "the source": pair.source,
+        "the licence": pair.license,
+        "the attribution": pair.attribution or "",
+        "the path in": row.description,
+        "the language": " ".join(caption.lang for caption in pair.captions),
+    }
+    for what, name in names.items():
+        if fault := fault_of(name):
+            sentence = f"{row.where}: {what} `{name}` holds {fault[1]}; remove or rename it"
+            return BadRow(fault[0], readable(sentence))
+    return None
+
+
+def _respell(row: LazyPair, respelled: Counter[str]) -> LazyPair:
+    captions = []
+    for caption in row.pair.captions:
+        lang = canonical_language(caption.lang)
+        respelled[caption.lang] += lang != caption.lang
+        captions.append(replace(caption, lang=lang))
+    return replace(row, pair=replace(row.pair, captions=tuple(captions)))

@@ -1,65 +1,21 @@
 """Published retrieval sets: XM3600, XTD10, Multi30k, xFlickr&CO, Flickr8k (WIT: wit.py).
 
-    files of the publisher --a function per set--> Row: image, all its captions --> LazyPair
+    files of the publisher --a class per set--> Row: image, all its captions --> LazyPair
 
-**Crossmodal-3600** (Thapliyal et al., EMNLP 2022, arXiv 2205.12522), 3,600 images in 36 languages:
-
-    captions.jsonl            {"image/key", "image/locale", "<lang>": {"caption": [texts], ...}, ...}
-    images/<image/key>.jpg
-
-All captions of a language are kept, in the publisher's order: two protocols differ in whether they use the
-first one or all. `caption/tokenized` and `caption/tokenized/lowercase` are not read. The codes of the file
-are BCP-47 already (`fil`, `he`, `mi`, `no`, `quz`). The layout is as LAION-AI/CLIP_benchmark@55a7d82
-(datasets/crossmodal3600.py) and gregor-ge/Babel-ImageNet@317c498 (data_scripts/image_text_creation.py) read
-it; the publisher's own files were not at hand.
-
-**XTD10** (Aggarwal and Kale 2020, arXiv 2012.05107), in
-adobe-research/Cross-lingual-Test-Dataset-XTD10@d77ff16, one caption per image and language, line n of every
-file for image n:
-
-    XTD10/test_image_names.txt                            1,000 of COCO: 800 of train2014, 200 of val2014
-    XTD10/test_1kcaptions_{en,es,it,ko,pl,ru,tr,zh}.txt   the set itself
-    MIC/test_1kcaptions_{de,fr}.txt                       of the set MIC, arXiv 1510.03519
-    STAIR/test_1kcaptions_jp.txt                          of STAIR Captions; `jp` becomes `ja`
-
-**Multi30k**, task 1 (Elliott et al. 2016, arXiv 1605.00459), in multi30k/dataset@a3d2e0d, also line by line:
-
-    data/task1/image_splits/test_2016_flickr.txt          1,000 names of Flickr30k's images
-    data/task1/raw/test_2016_flickr.{cs,de,en,fr}.gz      raw text; the tokenized one is not read
-
-**xFlickr&CO** of IGLUE (Bugliarello et al., ICML 2022, arXiv 2201.11732), in e-bug/iglue@43cbac9, datasets/:
-
-    xFlickrCO/annotations/<lang>/test.jsonl               {"id", "img_path", "sentences": [text]}
-
-8 languages, 2,000 images, of which 1,000 are Flickr30k's and 1,000 COCO val2014's; one caption each. A
-caption is blank in `de` and in `id`: IGLUE counts it as a query, we leave it out.
-
-**Flickr8k** (Hodosh, Young and Hockenmaier, JAIR 2013), 8,000 images with five English captions each:
-
-    Flickr8k.token.txt                                    <name>.jpg#<0 to 4><TAB>caption
-    Flickr_8k.{trainImages,devImages,testImages}.txt      the names of each split
-    Flicker8k_Dataset/<name>.jpg                          (the publisher's spelling)
-
-The text files may be in Flickr8k_text/, as in the publisher's second archive. Captions of images that no
-list names are not read; one of them has a name without an image (`2258277193_586949ec62.jpg.1`). The layout
-is as loaders in the field read it, for example Raman-Raje/ImageCaptioning@62a7448 (descriptions.py); the
-publisher's own files were not at hand.
+Each class says where the set comes from, what its folders hold, and which files of the publisher are read.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mmalign.core.errors import UserError
-from mmalign.core.languages import is_language_code
-from mmalign.data.shards.lazy_pair import LazyPair
 from mmalign.data.sources.rows import (
-    FolderSource,
+    PublishedSet,
     Row,
     find_file,
     find_image,
-    lazy_pairs,
     read_json_lines,
     read_lines,
     text_field,
@@ -69,93 +25,89 @@ from mmalign.data.sources.rows import (
 _FLICKR30K = ("flickr30k-images", "flickr30k_images", "images")  # subfolders in copies of the set
 _COCO = ("train2014", "val2014", "images")
 
-Folders = Sequence[Path]
 
-
-class Xm3600(FolderSource):
-    """`folders`: one with captions.jsonl and images/."""
+class Xm3600(PublishedSet):
+    """Crossmodal-3600 (Thapliyal et al., EMNLP 2022, arXiv 2205.12522): 3,600 images, 36 languages."""
 
     kind: Literal["xm3600"]
+    license: ClassVar = "captions: CC-BY-4.0; pictures: CC-BY-2.0 as listed by Open Images"
+
+    # captions.jsonl            {"image/key", "image/locale", "<lang>": {"caption": [texts], ...}, ...}
+    # images/<image/key>.jpg
+    #
+    # All captions of a language are kept, in the publisher's order: two protocols differ in whether they
+    # use the first one or all. `caption/tokenized` and `caption/tokenized/lowercase` are not read. The
+    # layout is as LAION-AI/CLIP_benchmark@55a7d82 (datasets/crossmodal3600.py) and
+    # gregor-ge/Babel-ImageNet@317c498 (data_scripts/image_text_creation.py) read it; the publisher's own
+    # files were not at hand.
+    def rows(self) -> Iterator[Row]:
+        folders = self.paths()
+        for where, row in read_json_lines(find_file(folders, "captions.jsonl")):
+            key = text_field(row, "image/key", where)
+            captions = [
+                (lang, text)
+                for lang, value in row.items()
+                if isinstance(value, dict)
+                for text in texts_field(value, "caption", f"{where}: `{lang}`")
+            ]
+            if not captions:
+                raise UserError(f"{where}: no field is a language with its captions")
+            yield Row(key, find_image(folders, ["images"], f"{key}.jpg", where), captions, where)
 
 
-class Xtd10(FolderSource):
-    """`folders`: the publisher's folder, and one with COCO's train2014/ and val2014/."""
+class Xtd10(PublishedSet):
+    """XTD10 (Aggarwal and Kale 2020, arXiv 2012.05107): 1,000 images of COCO, 11 languages."""
 
     kind: Literal["xtd10"]
+    license: ClassVar = (
+        "captions: Adobe Research License (noncommercial research), those of MIC and STAIR their own; "
+        "pictures: Flickr's terms, see COCO"
+    )
+
+    # In adobe-research/Cross-lingual-Test-Dataset-XTD10@d77ff16, one caption per image and language, line n
+    # of every file for image n; images in COCO's train2014/ and val2014/:
+    #
+    # XTD10/test_image_names.txt                            800 of train2014, 200 of val2014
+    # XTD10/test_1kcaptions_{en,es,it,ko,pl,ru,tr,zh}.txt   the set itself
+    # MIC/test_1kcaptions_{de,fr}.txt                       of the set MIC, arXiv 1510.03519
+    # STAIR/test_1kcaptions_jp.txt                          of STAIR Captions; `jp` becomes `ja`
+    def rows(self) -> Iterator[Row]:
+        folders = self.paths()
+        names = find_file(folders, "XTD10/test_image_names.txt", "test_image_names.txt")
+        captions = {}
+        for lang in ("de", "en", "es", "fr", "it", "jp", "ko", "pl", "ru", "tr", "zh"):
+            places = ("XTD10/", "MIC/", "STAIR/", "")
+            path = find_file(folders, *(f"{place}test_1kcaptions_{lang}.txt" for place in places))
+            captions["ja" if lang == "jp" else lang] = path
+        return _line_by_line(names, captions, folders, _COCO)
 
 
-class Multi30k(FolderSource):
-    """`folders`: the publisher's folder, and one with Flickr30k's images."""
+class Multi30k(PublishedSet):
+    """Multi30k, task 1 (Elliott et al. 2016, arXiv 1605.00459): 1,000 images of Flickr30k, 4 languages."""
 
     kind: Literal["multi30k"]
+    license: ClassVar = "captions: not stated; pictures: Flickr's terms, see Flickr30k"
 
-
-class XFlickrCO(FolderSource):
-    """`folders`: IGLUE's datasets/xFlickrCO, and those of Flickr30k's images and COCO's val2014/."""
-
-    kind: Literal["xflickrco"]
-
-
-class Flickr8k(FolderSource):
-    """`folders`: those of the text files and Flicker8k_Dataset/."""
-
-    kind: Literal["flickr8k"]
-
-
-def read_drafts(config: FolderSource, seed: int) -> Iterator[LazyPair]:
-    """The images of a set in the publisher's order; `seed` is there because every source has it.
-
-    Raises:
-        UserError: a file or an image is missing, or a line is invalid.
-    """
-    read, license = _SETS[config.kind]
-    return lazy_pairs(read(config.paths()), config.kind, license)
-
-
-def _read_xm3600(folders: Folders) -> Iterator[Row]:
-    for where, row in read_json_lines(find_file(folders, "captions.jsonl")):
-        key = text_field(row, "image/key", where)
-        captions = [
-            (lang, text)
-            for lang, value in row.items()
-            if isinstance(value, dict)
-            for text in texts_field(value, "caption", f"{where}: `{lang}`")
-        ]
-        if not captions:
-            raise UserError(f"{where}: no field is a language with its captions")
-        for lang, _ in captions:
-            if not is_language_code(lang):
-                raise UserError(f"{where}: `{lang}` is no BCP-47 language code")
-        yield Row(key, find_image(folders, ["images"], f"{key}.jpg", where), captions, where)
-
-
-def _read_xtd10(folders: Folders) -> Iterator[Row]:
-    names = find_file(folders, "XTD10/test_image_names.txt", "test_image_names.txt")
-    captions = {}
-    for lang in ("de", "en", "es", "fr", "it", "jp", "ko", "pl", "ru", "tr", "zh"):
-        places = ("XTD10/", "MIC/", "STAIR/", "")
-        path = find_file(folders, *(f"{place}test_1kcaptions_{lang}.txt" for place in places))
-        captions["ja" if lang == "jp" else lang] = path
-    return _line_by_line(names, captions, folders, _COCO)
-
-
-def _read_multi30k(folders: Folders) -> Iterator[Row]:
-    test = "test_2016_flickr"
-    places = ("data/task1/image_splits/", "image_splits/", "")
-    names = find_file(folders, *(f"{place}{test}.txt" for place in places))
-    captions = {}
-    for lang in ("cs", "de", "en", "fr"):
-        files = (f"{place}{test}.{lang}" for place in ("data/task1/raw/", "raw/", ""))
-        captions[lang] = find_file(
-            folders, *(f"{file}{end}" for file in files for end in (".gz", ""))
-        )
-    return _line_by_line(names, captions, folders, _FLICKR30K)
+    # In multi30k/dataset@a3d2e0d, line by line as XTD10:
+    #
+    # data/task1/image_splits/test_2016_flickr.txt          names of Flickr30k's images
+    # data/task1/raw/test_2016_flickr.{cs,de,en,fr}.gz      raw text; the tokenized one is not read
+    def rows(self) -> Iterator[Row]:
+        folders, test = self.paths(), "test_2016_flickr"
+        places = ("data/task1/image_splits/", "image_splits/", "")
+        names = find_file(folders, *(f"{place}{test}.txt" for place in places))
+        captions = {}
+        for lang in ("cs", "de", "en", "fr"):
+            files = (f"{place}{test}.{lang}" for place in ("data/task1/raw/", "raw/", ""))
+            captions[lang] = find_file(
+                folders, *(f"{file}{end}" for file in files for end in (".gz", ""))
+            )
+        return _line_by_line(names, captions, folders, _FLICKR30K)
 
 
 def _line_by_line(
-    names: Path, captions: dict[str, Path], folders: Folders, subfolders: Sequence[str]
+    names: Path, captions: dict[str, Path], folders: Sequence[Path], subfolders: Sequence[str]
 ) -> Iterator[Row]:
-    """Line n of every file of captions belongs to line n of the file of names."""
     images = read_lines(names)
     texts = {lang: read_lines(path) for lang, path in captions.items()}
     for lang, lines in texts.items():
@@ -170,66 +122,64 @@ def _line_by_line(
         yield Row(name, image, [(lang, lines[number]) for lang, lines in texts.items()], where)
 
 
-def _read_xflickrco(folders: Folders) -> Iterator[Row]:
-    captions: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    first: dict[str, str] = {}  # image -> the line that names it first
-    for lang in ("de", "en", "es", "id", "ja", "ru", "tr", "zh"):
-        file = f"{lang}/test.jsonl"
-        for where, row in read_json_lines(find_file(folders, f"annotations/{file}", file)):
-            name = text_field(row, "img_path", where)
-            first.setdefault(name, where)
-            captions[name] += [(lang, text) for text in texts_field(row, "sentences", where)]
-    for name, where in first.items():
-        image = find_image(folders, (*_FLICKR30K, "val2014"), name, where)
-        yield Row(name, image, captions[name], where)
+class XFlickrCO(PublishedSet):
+    """xFlickr&CO of IGLUE (Bugliarello et al., ICML 2022, arXiv 2201.11732): 2,000 images, 8 languages."""
+
+    kind: Literal["xflickrco"]
+    license: ClassVar = "captions: MIT (IGLUE); pictures: Flickr's terms, see Flickr30k and COCO"
+
+    # In e-bug/iglue@43cbac9, datasets/; 1,000 images are Flickr30k's and 1,000 COCO val2014's:
+    #
+    # xFlickrCO/annotations/<lang>/test.jsonl               {"id", "img_path", "sentences": [text]}
+    #
+    # A caption is blank in `de` and in `id`: IGLUE counts it as a query, we leave it out.
+    def rows(self) -> Iterator[Row]:
+        folders = self.paths()
+        captions: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        first: dict[str, str] = {}  # image -> the line that names it first
+        for lang in ("de", "en", "es", "id", "ja", "ru", "tr", "zh"):
+            file = f"{lang}/test.jsonl"
+            for where, row in read_json_lines(find_file(folders, f"annotations/{file}", file)):
+                name = text_field(row, "img_path", where)
+                first.setdefault(name, where)
+                captions[name] += [(lang, text) for text in texts_field(row, "sentences", where)]
+        for name, where in first.items():
+            image = find_image(folders, (*_FLICKR30K, "val2014"), name, where)
+            yield Row(name, image, captions[name], where)
 
 
-def _read_flickr8k(folders: Folders) -> Iterator[Row]:
-    def find_text(name: str) -> Path:
-        return find_file(folders, name, f"Flickr8k_text/{name}")
+class Flickr8k(PublishedSet):
+    """Flickr8k (Hodosh, Young and Hockenmaier, JAIR 2013): 8,000 images, five English captions each."""
 
-    captions: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    path = find_text("Flickr8k.token.txt")
-    for number, line in enumerate(read_lines(path), start=1):
-        name, tab, text = line.partition("\t")
-        image, hash_sign, _ = name.partition("#")
-        if not tab or not hash_sign:
-            sentence = "must look like `name.jpg#0`, a tab, and a caption"
-            raise UserError(f"{path}, line {number}: {sentence}")
-        captions[image].append(("en", text))
-    subfolders = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images")
-    for split, listed in (("train", "train"), ("val", "dev"), ("test", "test")):
-        path = find_text(f"Flickr_8k.{listed}Images.txt")
-        for number, name in enumerate(read_lines(path), start=1):
-            where = f"{path}, line {number}"
-            if name not in captions:
-                raise UserError(f"{where}: Flickr8k.token.txt has no caption of `{name}`")
-            yield Row(
-                name, find_image(folders, subfolders, name, where), captions[name], where, split
-            )
+    kind: Literal["flickr8k"]
+    license: ClassVar = "captions: not stated; pictures: Flickr's terms"
 
-
-_SETS: dict[str, tuple[Callable[[Folders], Iterator[Row]], str]] = {
-    "xm3600": (
-        _read_xm3600,
-        "captions: CC-BY-4.0; pictures: CC-BY-2.0 as listed by Open Images",
-    ),
-    "xtd10": (
-        _read_xtd10,
-        "captions: Adobe Research License (noncommercial research), those of MIC and STAIR their own; "
-        "pictures: Flickr's terms, see COCO",
-    ),
-    "multi30k": (
-        _read_multi30k,
-        "captions: not stated; pictures: Flickr's terms, see Flickr30k",
-    ),
-    "xflickrco": (
-        _read_xflickrco,
-        "captions: MIT (IGLUE); pictures: Flickr's terms, see Flickr30k and COCO",
-    ),
-    "flickr8k": (
-        _read_flickr8k,
-        "captions: not stated; pictures: Flickr's terms",
-    ),
-}
-"""The reader of each set, and the licences as every sample of a shard states them."""
+    # Flickr8k.token.txt                                    <name>.jpg#<0 to 4><TAB>caption
+    # Flickr_8k.{trainImages,devImages,testImages}.txt      the names of each split
+    # Flicker8k_Dataset/<name>.jpg                          (the publisher's spelling)
+    #
+    # The text files may be in Flickr8k_text/, as in the publisher's second archive. Captions of images that
+    # no list names are not read; one of them has a name without an image (`2258277193_586949ec62.jpg.1`).
+    # The layout is as loaders in the field read it, for example Raman-Raje/ImageCaptioning@62a7448
+    # (descriptions.py); the publisher's own files were not at hand.
+    def rows(self) -> Iterator[Row]:
+        folders = self.paths()
+        captions: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        path = find_file(folders, "Flickr8k.token.txt", "Flickr8k_text/Flickr8k.token.txt")
+        for number, line in enumerate(read_lines(path), start=1):
+            name, tab, text = line.partition("\t")
+            image, hash_sign, _ = name.partition("#")
+            if not tab or not hash_sign:
+                sentence = "must look like `name.jpg#0`, a tab, and a caption"
+                raise UserError(f"{path}, line {number}: {sentence}")
+            captions[image].append(("en", text))
+        subfolders = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images")
+        for split, listed in (("train", "train"), ("val", "dev"), ("test", "test")):
+            file = f"Flickr_8k.{listed}Images.txt"
+            path = find_file(folders, file, f"Flickr8k_text/{file}")
+            for number, name in enumerate(read_lines(path), start=1):
+                where = f"{path}, line {number}"
+                if name not in captions:
+                    raise UserError(f"{where}: Flickr8k.token.txt has no caption of `{name}`")
+                image_path = find_image(folders, subfolders, name, where)
+                yield Row(name, image_path, captions[name], where, split)

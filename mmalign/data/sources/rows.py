@@ -1,24 +1,25 @@
-"""What sources share: their folders, finding files, reading lines, and rows that become lazy pairs.
+"""What sources share: their folders, finding files, reading lines, and the images of published sets.
 
-    folders --find_file, find_image--> paths ---+
-    text and JSON files --read_*--> values -----+-> Row (one per image of a published set) --> LazyPair
-
-Publishers distribute captions and images apart, so a reader looks for each file in every folder that it was
-given. Blank captions, which two of the published sets contain, are left out; everything else that is missing
-or invalid is an error: results on a pool that lacks images compare with nothing.
+folders --find_file, find_image--> paths ---+
+text and JSON files --read_*--> values -----+-> Row (one per image of a published set) --> LazyPair
 """
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, ClassVar, TypeVar, cast
 
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.data.shards.lazy_pair import Encoded, File, LazyPair, key_of
+from mmalign.data.names import fault_of, readable
+from mmalign.data.shards.lazy_pair import BadRow, Encoded, File, LazyPair, key_of
+
+T = TypeVar("T")
 
 
 class FolderSource(Section):
@@ -28,67 +29,88 @@ class FolderSource(Section):
     folders: tuple[str, ...] = ()
     """Read in this order; `mmalign data build --from FOLDER` sets them."""
 
-    def paths(self) -> list[Path]:
-        """The folders, of which there must be one, and which must exist.
+    def read(self, seed: int) -> Iterator[LazyPair | BadRow]:
+        """Every row, always in the same order; only a source that draws its samples needs the seed.
 
         Raises:
-            UserError: there is none, or one does not exist.
+            UserError: a folder, a file or a column is missing, or a file is not of the source's format.
         """
+        raise NotImplementedError
+
+    def paths(self) -> list[Path]:
+        """The folders, of which there must be one, and which must exist."""
         if not self.folders:
             sentence = "`source.folders` is empty; name the folders with `--from FOLDER`"
             raise UserError(f"{self.kind}: {sentence}")
         for folder in self.folders:
+            # It becomes a part of the recipe and of the source of each sample.
+            if fault := fault_of(folder):
+                raise UserError(f"{readable(folder)}: the name holds {fault[1]}; rename the folder")
             if not Path(folder).is_dir():
                 raise UserError(f"{folder}: no such folder; name another with `--from FOLDER`")
         return [Path(folder) for folder in self.folders]
 
+    def prefixed(self) -> Iterator[tuple[str, Path]]:
+        """Each folder with what its keys begin with: several folders may use equal keys."""
+        folders = self.paths()
+        for number, folder in enumerate(folders):
+            yield (f"{number}-" if len(folders) > 1 else "", folder)
+
 
 @dataclass(frozen=True)
 class Row:
-    """One image of a published set.
+    """One image of a published set."""
 
-    Attributes:
-        name: of its file, or its id; also its identity, so equal names are equal images in all sets.
-        image: path of the image, or its encoded bytes.
-        captions: (language, text) in the publisher's order; the first one of a language is what the
-            first-caption protocol keeps.
-        where: file and line, for error messages.
-    """
-
-    name: str
+    name: str  # of its file, or its id; also its identity: equal names are equal images in all sets
     image: Path | bytes
+    # (language, text) in the publisher's order: the first-caption protocol keeps the first of a language.
     captions: Sequence[tuple[str, str]]
-    where: str
+    where: str  # file and line, for error messages
     split: str = "test"
     attribution: str | None = None
 
 
-def lazy_pairs(rows: Iterable[Row], source: str, license: str) -> Iterator[LazyPair]:
-    """One lazy pair per row, in order.
+class PublishedSet(FolderSource):
+    """A set that is complete or an error: results on a pool that lacks images compare with nothing."""
 
-    Raises:
-        UserError: a split contains an image twice.
-    """
-    seen: set[tuple[str, str]] = set()
-    for row in rows:
-        key = key_of(row.name)
-        if (row.split, key) in seen:
-            raise UserError(f"{row.where}: the image `{row.name}` is in an earlier line too")
-        seen.add((row.split, key))
-        captions = tuple(Caption(lang, text.strip()) for lang, text in row.captions if text.strip())
-        pair = Pair(key, b"", captions, row.name, row.split, source, license, row.attribution)
-        image = Encoded(row.image) if isinstance(row.image, bytes) else File.of(row.image)
-        yield LazyPair(pair, image, row.where, f"the image `{row.name}`", strict=True)
+    license: ClassVar[str]  # as every sample of a shard states it
+
+    def rows(self) -> Iterator[Row]:
+        """The images in the publisher's order."""
+        raise NotImplementedError
+
+    def read(self, seed: int) -> Iterator[LazyPair]:
+        seen: set[tuple[str, str]] = set()
+        for row in self.rows():
+            name, split, made_by = row.name, row.split, row.attribution
+            key = key_of(name)
+            if (split, key) in seen:
+                raise UserError(f"{row.where}: the image `{name}` is in an earlier line too")
+            seen.add((split, key))
+            # Two of the sets contain blank captions.
+            captions = tuple(
+                Caption(lang, text.strip()) for lang, text in row.captions if text.strip()
+            )
+            pair = Pair(key, b"", captions, name, split, self.kind, self.license, made_by)
+            image = Encoded(row.image) if isinstance(row.image, bytes) else File.of(row.image)
+            yield LazyPair(pair, image, row.where, f"the image `{name}`", strict=True)
+
+
+# Publishers distribute captions and images apart, so each file is looked for in every folder.
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; not if a path cannot be one, because it is too long for example."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def find_file(folders: Sequence[Path], *names: str) -> Path:
-    """The first file of one of these names below one of the folders.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The first file of one of these names below one of the folders."""
     for path in (folder / name for name in names for folder in folders):
-        if path.is_file():
+        if is_file(path):
             return path
     listed = ", ".join(map(str, folders))
     raise UserError(
@@ -97,13 +119,9 @@ def find_file(folders: Sequence[Path], *names: str) -> Path:
 
 
 def find_image(folders: Sequence[Path], subfolders: Sequence[str], name: str, where: str) -> Path:
-    """The image `name` in a folder itself or in its subfolders.
-
-    Raises:
-        UserError: there is none; `where` is the line that names it.
-    """
+    """The image `name`, which the line `where` names, in a folder itself or in its subfolders."""
     for path in (folder / sub / name for folder in folders for sub in ("", *subfolders)):
-        if path.is_file():
+        if is_file(path):
             return path
     raise UserError(
         f"{where}: the image `{name}` is neither in {', '.join(map(str, folders))} nor in a subfolder "
@@ -111,51 +129,60 @@ def find_image(folders: Sequence[Path], subfolders: Sequence[str], name: str, wh
     )
 
 
-def read_lines(path: Path) -> list[str]:
-    """The stripped lines of a UTF-8 text file, plain or `.gz`.
-
-    Raises:
-        UserError: not UTF-8, or a blank line: if line n describes image n, no line can be left out.
-    """
+@contextmanager
+def open_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that is read; a `.gz` is unpacked. What cannot be read is a UserError."""
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = data.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: is no readable UTF-8 text ({error}); get the file again"
-        ) from None
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield cast(BinaryIO, file)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); get the file again") from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """The stripped lines of a UTF-8 text file, plain or `.gz`."""
+    with open_file(path) as file:
+        try:
+            text = file.read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: is not UTF-8 ({error}); get the file again") from None
     # Not splitlines: captions contain other separators, such as U+2028.
     lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
+    # Line n describes image n, so no line can be left out.
     if "" in lines:
         raise UserError(f"{path}, line {lines.index('') + 1}: is blank; get the file again")
     return lines
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file and line, object) of every line that is not blank.
-
-    Raises:
-        UserError: a line is not a JSON object.
-    """
+def numbered_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(file and line, line) of every line that is not blank; bytes, so that one may be invalid UTF-8."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{where}: not valid JSON ({error}); get the file again") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{where}: must be a JSON object")
-            yield where, row
+            if line.strip():
+                yield f"{path}, line {number}", line
 
 
-def text_field(row: dict[str, Any], name: str, where: str) -> str:
-    """A field that must be a text; it may be blank."""
+def json_object(line: bytes, where: str) -> dict[str, Any]:
+    """The JSON object of a line."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadRow("json", f"{where}: not valid JSON ({error}); fix or remove it") from None
+    if not isinstance(row, dict):
+        raise BadRow("json", f"{where}: must be a JSON object")
+    return row
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file and line, object) of every line that is not blank."""
+    return ((where, json_object(line, where)) for where, line in numbered_lines(path))
+
+
+def text_field(row: dict[str, Any], name: str, where: str, may_be_empty: bool = False) -> str:
+    """A field that must be a text."""
     value = row.get(name)
-    if not isinstance(value, str):
-        raise UserError(f"{where}: `{name}` must be a text")
+    if not isinstance(value, str) or not (value or may_be_empty):
+        raise BadRow("row", f"{where}: `{name}` must be a text")
     return value
 
 
@@ -163,5 +190,13 @@ def texts_field(row: dict[str, Any], name: str, where: str) -> list[str]:
     """A field that must be a list of texts."""
     value = row.get(name)
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise UserError(f"{where}: `{name}` must be a list of texts")
+        raise BadRow("row", f"{where}: `{name}` must be a list of texts")
     return value
+
+
+def attempt(make: Callable[..., T], *arguments: Any) -> T | BadRow:
+    """What `make` returns, or the BadRow that it raises."""
+    try:
+        return make(*arguments)
+    except BadRow as bad:
+        return bad

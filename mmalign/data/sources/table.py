@@ -5,21 +5,21 @@
 
 Consecutive rows that name the same image are one pair, so a table may have one row per image with a column
 for each language, or one row per caption. Equal paths are equal images, wherever they stand.
-
-A table of URLs is refused: downloading is the task of img2dataset, whose output is a source of its own
-(img2dataset.py).
 """
 
-from collections.abc import Iterator, Sequence
+import posixpath
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
+
+import pydantic
 
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.errors import UserError
 from mmalign.data.shards.lazy_pair import BadRow, File, LazyPair, check_split, key_of
 from mmalign.data.sources.columns import CaptionColumns, Row, read_captions, read_table
-from mmalign.data.sources.rows import FolderSource, find_file
+from mmalign.data.sources.rows import FolderSource, attempt, find_file, is_file
 
 
 class Table(FolderSource):
@@ -36,64 +36,68 @@ class Table(FolderSource):
     split_column: str | None = None
     license: str = "unknown"
     """Of every image and its captions."""
-    quotes: bool = True
-    """Whether `"..."` may enclose a cell of a CSV or TSV file; if not, every character is part of a cell."""
+    quotes: bool | None = None
+    """Whether `"..."` may enclose a cell of a CSV or TSV file; if not, every character is part of a cell.
+    Without it, a file that can be read in both ways is an error."""
+
+    @pydantic.field_serializer("quotes")
+    def _as_before(self, quotes: bool | None) -> bool:
+        # True was the default of 0.1.0: a folder that it built still counts as built.
+        return quotes is not False
+
+    def read(self, seed: int) -> Iterator[LazyPair | BadRow]:
+        split = [self.split_column] if self.split_column else []
+        columns = list(dict.fromkeys([self.image, *self.captions.names, *split]))
+
+        def image_of(numbered: tuple[int, Row]) -> tuple[Any, ...]:
+            where, cells = numbered[1]
+            # A row without an image belongs to no other row. Captions of two splits must not meet.
+            if isinstance(cells, BadRow) or not (name := _normal(cells[self.image])):
+                return (where,)
+            return (name, *(cells[column] for column in split))
+
+        for file in self.files:
+            rows = enumerate(read_table(find_file(self.paths(), file), columns, self.quotes))
+            for _, together in groupby(rows, image_of):
+                captions: list[Caption] = []
+                first = None
+                for number, (where, cells) in together:
+                    found: Any = cells
+                    if not isinstance(cells, BadRow):
+                        found = attempt(read_captions, cells, self.captions, where)
+                    if isinstance(found, BadRow):
+                        yield found
+                        continue
+                    captions += found
+                    first = first or (f"{key_of(file)}-{number:09d}", where, cells)
+                if first is not None:
+                    yield attempt(self._lazy_pair, *first, captions)
+
+    def _lazy_pair(
+        self, key: str, where: str, cells: dict[str, Any], captions: list[Caption]
+    ) -> LazyPair:
+        name = _normal(cells[self.image])
+        if name is None:
+            raise BadRow("row", f"{where}: `{self.image}` must be a path")
+        # Downloading is the task of img2dataset, whose output is a source of its own.
+        if name.startswith(("http://", "https://")):
+            raise UserError(
+                f"{where}: `{self.image}` holds URLs; download the images with img2dataset, and build "
+                "from its output with `kind: img2dataset`"
+            )
+        split = cells[self.split_column] if self.split_column else self.split
+        check_split(split, where)
+        folders = [Path(folder) for folder in self.folders]
+        path = next((folder / name for folder in folders if is_file(folder / name)), None)
+        if path is None:
+            raise BadRow("missing", f"{where}: the image `{name}` is in none of the folders")
+        once = tuple(dict.fromkeys(captions))
+        pair = Pair(key, b"", once, name, split, folders[0].name, self.license)
+        return LazyPair(pair, File.of(path), where, f"the image `{name}`")
 
 
-def read_drafts(config: Table, seed: int) -> Iterator[LazyPair | BadRow]:
-    """The rows of all tables in their order; `seed` is there because every source has it.
-
-    Raises:
-        UserError: a folder, a table or a column is missing, a table is not of its format or holds URLs.
-    """
-    split = [config.split_column] if config.split_column else []
-    columns = list(dict.fromkeys([config.image, *config.captions.names, *split]))
-
-    def image_of(numbered: tuple[int, Row]) -> str:
-        """The image of a row, or a name of its own for a row without one."""
-        where, cells = numbered[1]
-        name = None if isinstance(cells, BadRow) else cells[config.image]
-        return name if isinstance(name, str) and name else where
-
-    for file in config.files:
-        rows = enumerate(read_table(find_file(config.paths(), file), columns, config.quotes))
-        for _, together in groupby(rows, image_of):
-            captions: list[Caption] = []
-            good: list[tuple[int, str, dict[str, Any]]] = []
-            for number, (where, cells) in together:
-                try:
-                    if isinstance(cells, BadRow):
-                        raise cells
-                    captions += read_captions(cells, config.captions, where)
-                    good.append((number, where, cells))
-                except BadRow as bad:
-                    yield bad
-            if good:
-                number, where, cells = good[0]
-                try:
-                    key = f"{key_of(file)}-{number:09d}"
-                    yield _lazy_pair(key, cells, captions, where, config)
-                except BadRow as bad:
-                    yield bad
-
-
-def _lazy_pair(
-    key: str, cells: dict[str, Any], captions: Sequence[Caption], where: str, config: Table
-) -> LazyPair:
-    name = cells[config.image]
-    if not isinstance(name, str) or not name:
-        raise BadRow("row", f"{where}: `{config.image}` must be a path")
-    if name.startswith(("http://", "https://")):
-        raise UserError(
-            f"{where}: `{config.image}` holds URLs; download the images with img2dataset, and build "
-            "from its output with `kind: img2dataset`"
-        )
-    split = cells[config.split_column] if config.split_column else config.split
-    check_split(split, where)
-    folders = [Path(folder) for folder in config.folders]
-    path = next((folder / name for folder in folders if (folder / name).is_file()), None)
-    if path is None:
-        raise BadRow("missing", f"{where}: the image `{name}` is in none of the folders")
-    once = tuple(dict.fromkeys(captions))
-    pair = Pair(key, b"", once, name, split, folders[0].name, config.license)
-    return LazyPair(pair, File.of(path), where, f"the image `{name}`")
+def _normal(path: Any) -> str | None:
+    """A path in its shortest form, so that `./1.png` and `1.png` are one image; None if it is no path."""
+    if not isinstance(path, str) or not path:
+        return None
+    return path if "://" in path else posixpath.normpath(path)

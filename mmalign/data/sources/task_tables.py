@@ -4,40 +4,26 @@ rows  -> <folder>/tasks/<task>/<split>.<lang>.tsv
 words -> <folder>/words/<list>.tsv
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from mmalign.core.commit import write_atomic
 from mmalign.core.config import Section
-from mmalign.data.sources import emoji_tasks, emoji_words
 from mmalign.data.sources.emoji_scenes import EmojiScenes
-from mmalign.data.sources.emoji_tasks import TaskRow
+from mmalign.data.sources.emoji_tasks import TaskRow, read_tasks
+from mmalign.data.sources.emoji_words import Table, read_words
 
 TASKS = "tasks"
 WORDS = "words"
-
-Table = list[tuple[str, ...]]
-"""Rows of a TSV file; the first one names the columns."""
 
 _TEXT_COLUMNS = {1: ("text",), 2: ("premise", "hypothesis")}
 
 
 def write_tables(source: Section, seed: int, folder: Path) -> None:
     """Write the tasks and word lists of a source below `folder`; most sources have none."""
-    _write(_task_tables(_read_tasks(source, seed)), folder / TASKS)
-    _write(_read_words(source), folder / WORDS)
-
-
-def _read_tasks(source: Section, seed: int) -> Iterator[TaskRow]:
     if isinstance(source, EmojiScenes):
-        return emoji_tasks.read_tasks(source, seed)
-    return iter(())
-
-
-def _read_words(source: Section) -> dict[str, Table]:
-    if isinstance(source, EmojiScenes):
-        return emoji_words.read_words(source)
-    return {}
+        _write(_task_tables(read_tasks(source, seed)), folder / TASKS)
+        _write(read_words(source), folder / WORDS)
 
 
 def _task_tables(rows: Iterable[TaskRow]) -> dict[str, Table]:
@@ -51,8 +37,8 @@ def _task_tables(rows: Iterable[TaskRow]) -> dict[str, Table]:
 
 
 def _write(tables: dict[str, Table], folder: Path) -> None:
-    """Write TSV files without quoting: no cell may hold a tab or a line break."""
     for name, rows in tables.items():
         path = folder / f"{name}.tsv"
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Without quoting: no cell may hold a tab or a line break.
         write_atomic(path, "".join("\t".join(row) + "\n" for row in rows))

@@ -1,9 +1,7 @@
 """The statistics of a data set as one figure, PNG or SVG.
 
-    dictionary of summary.summarise -> top:    image sizes; captions, languages and bytes per image
-                                    -> bottom: one row per language: captions, their lengths
-
-Languages stand in up to three columns, so that each of many has a row that can be read.
+dictionary of summary.summarise -> top:    image sizes; captions, languages and bytes per image
+                                -> bottom: one row per language: captions, their lengths
 """
 
 import math
@@ -18,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from mmalign.core.errors import UserError
-from mmalign.data.stats.summary import plain, short_label, size_in_words
+from mmalign.data.names import readable
+from mmalign.data.stats.summary import short_label, size_in_words
 
 SUFFIXES = (".png", ".svg")
 _BLUE, _OCHRE, _INK = "#2b5c8a", "#c77c1e", "#22272e"  # they also differ in lightness
@@ -43,17 +42,14 @@ Quantiles = Mapping[str, float]
 
 
 def check_target(path: Path) -> None:
-    """Stop before any work if `draw` could not write this file.
-
-    Raises:
-        UserError: another suffix than .png or .svg.
-    """
+    """Stop before any work if `draw` could not write this file."""
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: give --picture a file that ends in {' or '.join(SUFFIXES)}")
 
 
 def draw(tree: Mapping[str, Any], path: Path) -> None:
     """Write the figure; equal statistics give equal bytes."""
+    # Languages stand in up to three columns, so that each of many has a row that can be read.
     languages = list(tree["languages"].items())[:300]
     columns = min(3, max(1, math.ceil(len(languages) / 45)))
     rows = max(1, math.ceil(len(languages) / columns))
@@ -97,15 +93,14 @@ def draw(tree: Mapping[str, Any], path: Path) -> None:
 def _title(tree: Mapping[str, Any]) -> str:
     read, of = tree["shards"]["read"], tree["shards"]["of"]
     return (
-        f"{plain(tree['name'])}/{plain(tree['split'])}: {tree['pictures']:,} images, "
+        f"{readable(tree['name'])}/{readable(tree['split'])}: {tree['pictures']:,} images, "
         f"{tree['captions']:,} captions, {len(tree['languages'])} languages, "
         f"{size_in_words(tree['bytes']['shards'])}"
     ) + (f", {read:,} of {of:,} shards" if read < of else "")
 
 
 def _draw_sizes(axes: Axes, sizes: Sequence[Sequence[int]]) -> None:
-    """One mark per group of sizes; its area is proportional to the number of samples."""
-    # The largest last, on top of no other.
+    # One mark per group of sizes, the largest last, on top of no other.
     width, height, count = np.array(sizes[::-1]).T
     area = 6 + 260 * count / count.max()
     axes.scatter(width, height, area, color=_BLUE, alpha=0.55, edgecolor="white", linewidth=0.4)
@@ -118,7 +113,6 @@ def _draw_sizes(axes: Axes, sizes: Sequence[Sequence[int]]) -> None:
 
 
 def _draw_languages(bars: Axes, lengths: Axes, part: Sequence[tuple[str, Any]], rows: int) -> None:
-    """One column of languages."""
     captions = [facts["captions"] for _, facts in part]
     # From 0.5: a single caption must have a bar on a logarithmic scale.
     bars.barh(range(len(part)), [count - 0.5 for count in captions], left=0.5, color=_BLUE)

@@ -7,10 +7,6 @@
 Training treats two samples as different images unless they share their identity (`picture` of the index). So
 copies and near duplicates under different identities are each other's false negatives, and a test image that
 was trained on tests nothing.
-
-The hash is pHash (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions"). Another
-size, quality or format hardly changes it. A mirrored or strongly cropped image has another hash, and two
-images of one scene may share theirs.
 """
 
 from collections.abc import Iterator
@@ -20,25 +16,29 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+# Hash of an image without structure. No other image has it: half of the bits of every other hash are set.
 NO_HASH = 0
-"""Hash of an image without structure. No other image has it: half of the bits of every other hash are set."""
-NEAR = 4
-"""Two hashes of similar images differ in at most so many of their 64 bits."""
+NEAR = 4  # bits of 64, in which two hashes of similar images differ at most
+# An image may be decoded down to sides of this length: its hash then changes by a bit or two at most.
 LEAST_PIXELS = 64
-"""An image may be decoded down to sides of this length: its hash then changes by a bit or two at most."""
 METHOD = f"pHash, 64 bits, Hamming distance at most {NEAR}"
 MAX_EXAMPLES = 20
 _QUERIES = 10_000  # at once: bounds the memory for pairs where very many images are similar
 
+# One entry per sample, of the type survey.ROW; `picture`, `content` and `look` are read here.
 Rows = NDArray[np.void]
-"""One entry per sample, of the type survey.ROW; `picture`, `content` and `look` are read here."""
 Positions = NDArray[np.int64]
+# Positions of two samples, and the distance of their hashes.
 Example = tuple[int, int, int]
-"""Positions of two samples, and the distance of their hashes."""
 
 
 def image_hash(image: Image.Image) -> int:
-    """64 bits of how an image looks; NO_HASH if it shows nothing."""
+    """64 bits of how an image looks; NO_HASH if it shows nothing.
+
+    pHash (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions"). Another size,
+    quality or format hardly changes it. A mirrored or strongly cropped image has another hash, and two images
+    of one scene may share theirs.
+    """
     from scipy.fft import dctn
 
     grey_HW = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), np.float64)
@@ -54,16 +54,16 @@ def near_pairs(
 ) -> Iterator[tuple[Positions, Positions, Positions]]:
     """All pairs of an asked and a known hash that differ in at most NEAR bits, each exactly once.
 
-    Multi-index hashing (Norouzi, Punjani and Fleet 2012, arXiv 1307.2982). Time is quadratic where many
-    hashes are similar, so equal hashes should be joined before.
+    Time is quadratic where many hashes are similar, so equal hashes should be joined before.
 
     Yields:
         positions in `asked`, positions in `known`, distances, each (P,); P may be 0.
     """
     import faiss
 
-    # Two hashes that differ in NEAR bits agree in at least one of NEAR + 1 groups of bits, so the search in
-    # one table per group finds every pair. The bits that are left over (64 = 5 * 12 + 4) are in no group.
+    # Multi-index hashing (Norouzi, Punjani and Fleet 2012, arXiv 1307.2982). Two hashes that differ in NEAR
+    # bits agree in at least one of NEAR + 1 groups of bits, so the search in one table per group finds every
+    # pair. The bits that are left over (64 = 5 * 12 + 4) are in no group.
     index = faiss.IndexBinaryMultiHash(64, NEAR + 1, 64 // (NEAR + 1))
     if len(known):
         index.add(_codes(known))

@@ -4,8 +4,7 @@
     dictionary -> lines: totals, one row per language, images, duplicates, leaks, what cannot be used
                -> chart.py: one figure (--picture)
 
-All numbers are of the shards that were read. Quantiles are exact. Names of sources, licences and samples are
-untrusted text: in the lines, characters that could control a terminal are replaced.
+All numbers are of the shards that were read. Quantiles are exact.
 """
 
 from collections import Counter, defaultdict
@@ -16,15 +15,22 @@ from typing import Any
 import numpy as np
 
 from mmalign.core.languages import language_name
-from mmalign.data.reasons import REASONS
+from mmalign.data.names import readable
 from mmalign.data.shards.folder import LocalFolder
 from mmalign.data.shards.shard_index import read_rows
 from mmalign.data.stats.duplicates import Example, find_duplicates, find_leaks
 from mmalign.data.stats.survey import MAX_NAMES, Facts, Survey
+from mmalign.data.verify import describe
 
-MAX_LANGUAGES = 150
-"""Languages with a line of their own."""
+MAX_LANGUAGES = 150  # with a line of their own
 _WIDTH = 30  # of the first column
+_RANGES = {
+    "captions_per_picture": "captions per image",
+    "languages_per_sample": "languages per sample",
+    "width": "width, pixels",
+    "height": "height, pixels",
+    "picture_bytes": "bytes per image",
+}
 
 
 def summarise(found: Survey, against: Survey | None = None) -> dict[str, Any]:
@@ -143,7 +149,7 @@ def _image_facts(facts: Facts) -> dict[str, Any]:
 
 
 def _pair(one: Survey, two: Survey, example: Example) -> dict[str, Any]:
-    """Shards and keys of two samples, each given by its position in the rows of a survey."""
+    """Shards and keys of two samples."""
     samples = []
     for found, position in zip((one, two), example, strict=False):
         row = found.facts.rows[position]
@@ -168,13 +174,7 @@ def lines(tree: Mapping[str, Any], folder: Path) -> Iterator[str]:
     yield from _language_lines(tree)
     yield ""
     yield f"{'':{_WIDTH}}{'5 %':>10}{'50 %':>10}{'95 %':>10}{'max':>10}"
-    for name, words in (
-        ("captions_per_picture", "captions per image"),
-        ("languages_per_sample", "languages per sample"),
-        ("width", "width, pixels"),
-        ("height", "height, pixels"),
-        ("picture_bytes", "bytes per image"),
-    ):
+    for name, words in _RANGES.items():
         cells = "".join(f"{tree[name][quantile]:>10,}" for quantile in ("p5", "p50", "p95", "max"))
         yield f"{words:{_WIDTH}}{cells}"
     yield f"formats: {_counts(tree['formats'])}; shapes: {_counts(tree['shapes'])}"
@@ -185,9 +185,7 @@ def lines(tree: Mapping[str, Any], folder: Path) -> Iterator[str]:
     if unusable["samples"]:
         yield f"cannot be used: {unusable['samples']:,} samples ({_counts(unusable['reasons'])})"
         for problem in unusable["named"]:
-            key = f", sample `{plain(problem['key'])}`" if "key" in problem else ""
-            detail = f" ({plain(problem['detail'])})" if "detail" in problem else ""
-            yield f"  {plain(problem['file'])}{key}: {REASONS[problem['reason']]}{detail}"
+            yield f"  {readable(describe(problem))}"
         yield f"`mmalign data verify {folder}` checks every file and lists all that is damaged"
 
 
@@ -225,8 +223,8 @@ def _duplicate_lines(tree: Mapping[str, Any]) -> Iterator[str]:
         alike = f", {leaks['near']['samples']:,} look alike" if "near" in leaks else ""
         yield ""
         yield (
-            f"leaks: {leaks['samples']:,} of {leaks['of']:,} samples of {plain(leaks['name'])}/"
-            f"{plain(leaks['split'])} show an image of this set: {leaks['exact']:,} with equal bytes, "
+            f"leaks: {leaks['samples']:,} of {leaks['of']:,} samples of {readable(leaks['name'])}/"
+            f"{readable(leaks['split'])} show an image of this set: {leaks['exact']:,} with equal bytes, "
             f"{leaks['same_identity']:,} of the same identity{alike}"
         )
         yield from _example_lines(leaks["examples"], " of this set")
@@ -234,13 +232,8 @@ def _duplicate_lines(tree: Mapping[str, Any]) -> Iterator[str]:
 
 def _example_lines(pairs: list[dict[str, Any]], of_first: str = "") -> Iterator[str]:
     for pair in pairs[:5]:
-        one, two = (f"{plain(s['shard'])} `{plain(s['key'])}`" for s in pair["samples"])
+        one, two = (f"{readable(s['shard'])} `{readable(s['key'])}`" for s in pair["samples"])
         yield f"  {one}{of_first} and {two}, {pair['distance']} bits apart"
-
-
-def plain(text: str) -> str:
-    """Untrusted text without characters that could control a terminal."""
-    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def size_in_words(count: int) -> str:
@@ -261,6 +254,6 @@ def short_label(name: str, code: str, width: int) -> str:
 
 def _counts(counts: Mapping[str, int]) -> str:
     """The first eight counts, in words."""
-    shown = [f"{plain(name)}: {count:,}" for name, count in list(counts.items())[:8]]
+    shown = [f"{readable(name)}: {count:,}" for name, count in list(counts.items())[:8]]
     more = len(counts) - len(shown)
     return ", ".join(shown) + (f", and {more} more" if more else "")

@@ -32,61 +32,48 @@ from mmalign.data.shards.reader import UnusableSample, picture_id, read_pair
 from mmalign.data.shards.scan import check_picture
 from mmalign.data.shards.shard_index import read_rows
 from mmalign.data.stats.duplicates import LEAST_PIXELS, NO_HASH, Rows, image_hash
-from mmalign.data.tokenizer import Tokenizer, load_tokenizer
+from mmalign.data.tokenizer import load_tokenizer
 
-MAX_NAMED = 20
-"""Samples that cannot be used of which key and reason are kept."""
-MAX_NAMES = 1_000
-"""Sources, and licences, that are counted by name."""
+MAX_NAMED = 20  # samples that cannot be used of which key and reason are kept
+MAX_NAMES = 1_000  # sources, and licences, that are counted by name
 _INTEGERS = ("shard", "number", "width", "height", "size", "captions", "languages")
+# One sample: its position, identity, hashes of its bytes and its look, `size` in bytes, and counts.
 ROW = np.dtype(
     [*((name, "i4") for name in _INTEGERS), ("picture", "i8"), ("content", "u8"), ("look", "u8")]
 )
-"""One sample: its position, identity, hashes of its bytes and its look, `size` in bytes, and counts."""
+
+_tokenizer = lru_cache(maxsize=1)(load_tokenizer)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is read, and how.
+    """What is read, and how."""
 
-    Attributes:
-        shards: how many are chosen; None: all.
-        seed: of the choice.
-        near: look for similar images, for which every image is decoded.
-        tokenizer: hub name or folder of the one whose tokens are counted.
-        processes: shards that are read at once.
-    """
-
-    shards: int | None = None
-    seed: int = 0
-    near: bool = True
-    tokenizer: str | None = None
-    processes: int = 1
+    shards: int | None = None  # how many are chosen; None: all
+    seed: int = 0  # of the choice
+    near: bool = True  # look for similar images, for which every image is decoded
+    tokenizer: str | None = None  # hub name or folder of the one whose tokens are counted
+    processes: int = 1  # shards that are read at once
 
 
 @dataclass
 class Facts:
-    """What was found in one shard, or in several.
-
-    Attributes:
-        rows: of type ROW.
-        counts: `formats`, `sources`, `licenses`, `unusable` (reasons) and `samples` (languages) by name;
-            `characters` and `tokens`: captions by (language, length), so that memory does not grow with them.
-        named: the first samples that cannot be used.
-    """
+    """What was found in one shard, or in several."""
 
     rows: Rows = field(default_factory=lambda: np.zeros(0, ROW))
+    # `formats`, `sources`, `licenses`, `unusable` (reasons) and `samples` (languages) by name; `characters`
+    # and `tokens`: captions by (language, length), so that memory does not grow with them.
     counts: dict[str, Counter[Any]] = field(default_factory=lambda: defaultdict(Counter))
-    named: list[dict[str, Any]] = field(default_factory=list)
+    named: list[dict[str, Any]] = field(default_factory=list)  # the first ones that cannot be used
 
 
 @dataclass(frozen=True)
 class Survey:
-    """A data set as it was read: `manifest` lists the shards that were, `total` is how many there are."""
+    """A data set as it was read."""
 
     folder: Path
-    manifest: Manifest
-    total: int
+    manifest: Manifest  # lists the shards that were read
+    total: int  # how many shards there are
     options: Options
     facts: Facts
 
@@ -144,15 +131,17 @@ def _read_shard(folder: Path, options: Options, job: tuple[int, Manifest]) -> Fa
                     problem = {"file": shard.tar, "key": row["key"], "reason": error.reason}
                     facts.named.append(problem | ({"detail": error.detail} if error.detail else {}))
                 continue
-            _count_names(pair, facts)
+            facts.counts["characters"].update((c.lang, len(c.text)) for c in pair.captions)
+            facts.counts["samples"].update({caption.lang for caption in pair.captions})
+            for counter, name in (("sources", pair.source), ("licenses", pair.license)):
+                _count_name(facts.counts[counter], name)
             if options.tokenizer is not None:
                 captions += [(caption.lang, caption.text) for caption in pair.captions]
     # Many at once: a tokenizer works on them in parallel.
     for chunk in batched(captions, 1_000):
         # Not truncated, and with the special tokens: this is what `max_length` of a tower counts.
-        encoded = _tokenizer(str(options.tokenizer)).inner(
-            [text for _, text in chunk], verbose=False
-        )
+        texts = [text for _, text in chunk]
+        encoded = _tokenizer(str(options.tokenizer)).inner(texts, verbose=False)
         lengths = map(len, encoded["input_ids"])
         facts.counts["tokens"].update(zip((lang for lang, _ in chunk), lengths, strict=True))
     facts.rows = np.array(rows, ROW)
@@ -167,9 +156,8 @@ def _look(pair: Pair, facts: Facts, near: bool) -> tuple[int, ...]:
     try:
         width, height = upright_size(image)
         if near:
-            image.draft(
-                "RGB", (LEAST_PIXELS, LEAST_PIXELS)
-            )  # a JPEG is decoded no larger than needed
+            # A JPEG is decoded no larger than needed.
+            image.draft("RGB", (LEAST_PIXELS, LEAST_PIXELS))
             look = image_hash(upright_rgb(image))
     except Exception as error:  # Pillow's parsers raise many kinds of errors on broken bytes
         raise UnusableSample("does not decode", str(error)) from None
@@ -180,15 +168,7 @@ def _look(pair: Pair, facts: Facts, near: bool) -> tuple[int, ...]:
     return *sizes, picture_id(pair.picture), int.from_bytes(digest, "big"), look
 
 
-def _count_names(pair: Pair, facts: Facts) -> None:
-    facts.counts["characters"].update((c.lang, len(c.text)) for c in pair.captions)
-    facts.counts["samples"].update({caption.lang for caption in pair.captions})
+def _count_name(counts: Counter[str], name: str) -> None:
     # Untrusted text: long names are cut, and a data set with very many does not fill the memory.
-    for counter, name in (("sources", pair.source[:200]), ("licenses", pair.license[:200])):
-        known = facts.counts[counter]
-        known[name if name in known or len(known) < MAX_NAMES else "others"] += 1
-
-
-@lru_cache(maxsize=1)
-def _tokenizer(name: str) -> Tokenizer:
-    return load_tokenizer(name)
+    name = name[:200]
+    counts[name if name in counts or len(counts) < MAX_NAMES else "others"] += 1

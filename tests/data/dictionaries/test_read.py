@@ -32,6 +32,15 @@ def test_layouts(tmp_path: Path) -> None:
     }
 
 
+def test_a_language_has_one_spelling(tmp_path: Path) -> None:
+    for name, word in (("en-iw.txt", "כלב"), ("en-HE.txt", "כלבה"), ("zh_CN2.txt", "狗")):
+        (tmp_path / name).write_text(f"dog\t{word}\n", encoding="utf-8")
+    assert read_dictionaries(tmp_path) == {
+        "he": {"dog": ("כלבה", "כלב")},
+        "zh-CN": {"dog": ("狗",)},
+    }
+
+
 def test_inverted() -> None:
     table = {
         "dog": ("Hund", "Rüde"),

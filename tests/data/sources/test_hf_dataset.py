@@ -13,7 +13,7 @@ from mmalign.data.recipe import RecipeConfig, build
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.sources import hf_dataset
-from mmalign.data.sources.hf_dataset import HfDataset, image_bytes, read_drafts, read_row
+from mmalign.data.sources.hf_dataset import HfDataset, image_bytes
 
 CAPTIONS = {"by_language": {"en": "caption", "sw": "captions_sw"}}
 
@@ -31,7 +31,7 @@ def row(number: int, **fields: Any) -> dict[str, Any]:
 
 def draft(folder: Path, cells: dict[str, Any], split: str | None = "test") -> LazyPair | BadRow:
     try:
-        return read_row(cells, folder, split, 7, "", source(folder))
+        return source(folder).read_row(cells, folder, split, 7, "")
     except BadRow as bad:
         return bad
 
@@ -62,6 +62,7 @@ def test_a_row_becomes_a_draft(tmp_path: Path) -> None:
         (row(0, caption=3), "test", "caption"),
         (row(0, image=None), "test", "no image"),
         (row(0, image={"bytes": None, "path": "nowhere.jpg"}), "test", "no image"),
+        (row(0, image={"bytes": None, "path": "a\x00.jpg"}), "test", "no image"),
         (row(0), "a.b", "split"),
     ],
 )
@@ -87,7 +88,7 @@ def test_without_the_library_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "datasets", None)
     hf_dataset._open.cache_clear()
     with pytest.raises(UserError, match=r"needs the extra `recipes`; run pip install 'mmalign\["):
-        list(read_drafts(source(tmp_path), seed=0))
+        list(source(tmp_path).read(seed=0))
 
 
 def saved(folder: Path, split: str | None = None) -> Path:
@@ -121,13 +122,13 @@ def test_what_save_to_disk_wrote_is_built(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_splits_is_for_training(tmp_path: Path) -> None:
-    drafts = list(read_drafts(source(saved(tmp_path / "set")), seed=0))
+    drafts = list(source(saved(tmp_path / "set")).read(seed=0))
     assert [d.pair.split for d in drafts if isinstance(d, LazyPair)] == ["train"] * 5
 
 
 def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
     folder = saved(tmp_path / "set")
     with pytest.raises(UserError, match="has no column `picture`; name one of image, caption"):
-        list(read_drafts(source(folder, image="picture"), seed=0))
+        list(source(folder, image="picture").read(seed=0))
     with pytest.raises(UserError, match="is no folder of `save_to_disk`"):
-        list(read_drafts(source(tmp_path), seed=0))
+        list(source(tmp_path).read(seed=0))

@@ -14,7 +14,7 @@ from mmalign.core.errors import UserError
 from mmalign.data.recipe import RecipeConfig, build
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.reader import ShardSet
-from mmalign.data.sources.img2dataset import Img2dataset, read_drafts
+from mmalign.data.sources.img2dataset import Img2dataset
 
 COLUMNS = {"by_language": {"en": "caption", "de": "caption_de"}}
 
@@ -63,7 +63,7 @@ def source(folder: Path, **fields: Any) -> Img2dataset:
 
 
 def read(config: Img2dataset) -> tuple[list[LazyPair], list[BadRow]]:
-    rows = list(read_drafts(config, seed=0))
+    rows = list(config.read(seed=0))
     good = [row for row in rows if isinstance(row, LazyPair)]
     return good, [row for row in rows if isinstance(row, BadRow)]
 
@@ -96,6 +96,43 @@ def test_captions_come_from_columns_of_the_metadata(folder: Path) -> None:
         *([("en", f"dog {n}"), ("de", f"Hund {n}")] for n in (1, 2, 3)),
     ]
     assert bad == []  # what was not downloaded is no loss
+
+
+@pytest.mark.parametrize("text", [None, b"", "Caf\xe9".encode("latin-1")])
+def test_captions_of_columns_need_no_text_in_the_tar(folder: Path, text: bytes | None) -> None:
+    write_metadata(folder)
+    for shard in range(2):
+        members = []
+        for n in (2 * shard, 2 * shard + 1):
+            members += [(f"{key(n)}.jpg", make_image(n, "JPEG"))]
+            members += [(f"{key(n)}.txt", text)] if text is not None else []
+        (folder / f"{shard:05d}.tar").write_bytes(tar_of(members))
+    good, bad = read(source(folder, captions=COLUMNS))
+    assert [draft.pair.captions[0].text for draft in good] == [f"dog {n}" for n in range(4)]
+    assert good[3].load().image == make_image(3, "JPEG")
+    assert bad == []
+
+
+def test_a_sample_is_refused_once(folder: Path) -> None:
+    write_metadata(folder)
+    members = [*sample(0, key(0)), (f"{key(1)}.jpg", b"no picture")]
+    (folder / "00000.tar").write_bytes(tar_of(members))
+    good, bad = read(source(folder, captions=COLUMNS))
+    assert [draft.pair.key for draft in good] == [key(0), key(2), key(3)]
+    assert [row.reason for row in bad] == ["not an image"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(folder: Path) -> None:
+    members = [
+        *[("a.jpg", make_image(0, "JPEG")), ("a.txt", "\ufeffa ball".encode())],
+        *[("b.jpg", make_image(1, "JPEG")), ("b.txt", b"x")],
+        ("b.json", '\ufeff{"caption": "a dog"}'.encode()),
+    ]
+    (folder / "00000.tar").write_bytes(tar_of(members))
+    texts = read(source(folder, language="en"))[0]
+    assert texts[0].pair.captions[0].text == "a ball"
+    fields = read(source(folder, captions="json:caption", language="en"))[0]
+    assert fields[0].pair.captions[0].text == "a dog"
 
 
 def test_metadata_and_tar_must_agree(folder: Path) -> None:

@@ -9,7 +9,7 @@ from shard_sets import finished, make_image
 
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.errors import UserError
-from mmalign.data.sources.jsonl import Jsonl, read_drafts
+from mmalign.data.sources.jsonl import Jsonl
 
 
 def row(number: int, **fields: Any) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def write_folder(folder: Path, rows: list[Any], splits: Any = None) -> Path:
 
 def read(*folders: Path) -> list[Pair]:
     config = Jsonl(kind="jsonl", folders=tuple(str(folder) for folder in folders))
-    return list(finished(read_drafts(config, seed=0)))
+    return list(finished(config.read(seed=0)))
 
 
 def refusal(folder: Path) -> str:
@@ -143,6 +143,13 @@ def test_an_id_must_stand_in_splits_json(tmp_path: Path) -> None:
     assert refusal(folder).endswith("line 2: the id `p1` is in no list of splits.json")
     broken = write_folder(tmp_path / "b", [row(0)], ["p0"])
     assert refusal(broken) == f"{broken}/splits.json: must hold one JSON object of lists of ids"
+
+
+def test_splits_json_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a", [row(0)], {"val": ["p0"]})
+    path = folder / "splits.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert [pair.split for pair in read(folder)] == ["val"]
 
 
 def test_folders_must_be_named_and_hold_a_caption_file(tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     cut = folders[0] / "data" / "task1" / "raw" / "test_2016_flickr.de.gz"
     cut.write_bytes(cut.read_bytes()[:20])
     sentence = refusal(tmp_path / "out", "multi30k", *folders)
-    assert sentence.startswith(f"{cut}: is no readable UTF-8 text (")
+    assert sentence.startswith(f"{cut}: cannot be read (")
     folders = written("flickr8k", tmp_path / "c")
     listed_names = folders[0] / "Flickr8k_text" / "Flickr_8k.devImages.txt"
     write_lines(listed_names, ["none.jpg"])

@@ -12,7 +12,7 @@ from mmalign.core.batch import Caption
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
-from mmalign.data.sources.table import Table, read_drafts
+from mmalign.data.sources.table import Table
 
 BY_LANGUAGE = {"by_language": {"en": "caption_en", "de": "caption_de"}}
 LONG = {"text": "caption", "language": "lang"}
@@ -36,13 +36,13 @@ def write(path: Path, *lines: str) -> Path:
 
 
 def read(config: Table) -> list[LazyPair]:
-    rows = list(read_drafts(config, seed=0))
+    rows = list(config.read(seed=0))
     assert all(isinstance(row, LazyPair) for row in rows), rows
     return [row for row in rows if isinstance(row, LazyPair)]
 
 
 def bad_rows(config: Table) -> list[tuple[str, str]]:
-    rows = read_drafts(config, seed=0)
+    rows = config.read(seed=0)
     return [(row.reason, str(row)) for row in rows if isinstance(row, BadRow)]
 
 
@@ -97,7 +97,7 @@ def test_parquet_may_have_lists(folder: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "c.parquet")
     columns = {"text": "texts", "language": "langs"}
     config = table(folder, "c.parquet", captions=columns)
-    found = [row for row in read_drafts(config, seed=0) if isinstance(row, LazyPair)]
+    found = [row for row in config.read(seed=0) if isinstance(row, LazyPair)]
     assert [draft.pair.captions for draft in found] == [
         (Caption("en", "a ball"), Caption("sw", "mpira")),
         (Caption("en", "a dog"), Caption("en", "one dog")),
@@ -110,6 +110,28 @@ def test_parquet_may_have_lists(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(UserError, match=r"c\.parquet: is no readable parquet file"):
         read(config)
+
+
+def test_a_parquet_row_that_is_not_utf8_is_one_bad_row(folder: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    ends, texts = pyarrow.array([0, 1, 3, 4], "int32"), b"a\xff\xfeb"
+    texts = pyarrow.Array.from_buffers(
+        pyarrow.utf8(), 3, [None, ends.buffers()[1], pyarrow.py_buffer(texts)]
+    )
+    files = pyarrow.array([f"images/{n}.jpg" for n in range(3)])
+    columns = {"file": files, "caption_en": texts}
+    parquet.write_table(pyarrow.table(columns), folder / "c.parquet")
+    config = table(folder, "c.parquet", captions={"by_language": {"en": "caption_en"}})
+    assert bad_rows(config) == [("not UTF-8", f"{folder}/c.parquet, row 2: is not UTF-8")]
+    assert len([row for row in config.read(0) if isinstance(row, LazyPair)]) == 2
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000, "a\x00.jpg"])
+def test_a_path_that_cannot_be_one_is_missing(folder: Path, name: str) -> None:
+    write(folder / "c.csv", WIDE_HEADER, f"{name},a ball,")
+    assert [reason for reason, _ in bad_rows(table(folder, "c.csv"))] == ["missing"]
 
 
 def test_rows_that_cannot_be_used_are_named_and_the_others_are_there(folder: Path) -> None:
@@ -133,7 +155,7 @@ def test_rows_that_cannot_be_used_are_named_and_the_others_are_there(folder: Pat
         ("row", f"{path}, line 5: `file` must be a path"),
         ("not UTF-8", f"{path}, line 6: is not UTF-8"),
     ]
-    good = [row for row in read_drafts(config, seed=0) if isinstance(row, LazyPair)]
+    good = [row for row in config.read(seed=0) if isinstance(row, LazyPair)]
     assert [draft.pair.picture for draft in good] == ["images/2.jpg"]
 
 
@@ -154,8 +176,83 @@ def test_quotation_marks_may_be_plain_characters(folder: Path) -> None:
     path = write(folder / "c.csv", WIDE_HEADER, 'images/0.jpg,"a ball,ein Ball', "images/1.jpg,b,")
     first, _ = read(table(folder, "c.csv", quotes=False))
     assert captions(first)[0] == ("en", '"a ball')
-    with pytest.raises(UserError, match=rf"{path}, line 3: is no such table .*`quotes: false`"):
+    with pytest.raises(UserError, match=rf"{path}, line 2: the row .* invalid .*`quotes: false`"):
         read(table(folder, "c.csv"))
+
+
+UNPAIRED = (
+    "images/0.jpg\ta red circle",
+    'images/1.jpg\t"so nice, it is',
+    "images/2.jpg\ta bar",
+    'images/0.jpg\ta black tv, 32"',
+    "images/1.jpg\tlast",
+)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_tsv_file_with_a_quotation_mark_at_the_start_of_a_cell_must_say_what_it_means(
+    folder: Path, packed: bool
+) -> None:
+    path = write(folder / "c.tsv", "file\tcaption_en", *UNPAIRED)
+    if packed:
+        path = path.with_name("c.tsv.gz")
+        path.write_bytes(gzip.compress((folder / "c.tsv").read_bytes()))
+    columns = {"captions": {"by_language": {"en": "caption_en"}}}
+    with pytest.raises(UserError) as caught:
+        read(table(folder, path.name, **columns))
+    assert str(caught.value).startswith(f"{path}, line 3: a cell begins with a quotation mark")
+    assert "`quotes: true`" in str(caught.value) and "`quotes: false`" in str(caught.value)
+    found = read(table(folder, path.name, quotes=False, **columns))
+    texts = [text for draft in found for _, text in captions(draft)]
+    assert texts == [line.split("\t")[1] for line in UNPAIRED]
+    ((reason, told),) = bad_rows(table(folder, path.name, quotes=True, **columns))
+    assert reason == "row" and told.startswith(f"{path}, line 3: a quotation mark opens")
+
+
+def test_quoted_cells_of_a_tsv_file_are_read_where_the_recipe_says_so(folder: Path) -> None:
+    write(folder / "c.tsv", "file\tcaption_en", 'images/0.jpg\t"a ""red"" ball"')
+    columns = {"captions": {"by_language": {"en": "caption_en"}}}
+    (draft,) = read(table(folder, "c.tsv", quotes=True, **columns))
+    assert captions(draft) == [("en", 'a "red" ball')]
+
+
+def test_a_csv_cell_never_holds_other_rows(folder: Path) -> None:
+    lines = [line.replace("\t", ",") for line in UNPAIRED]
+    path = write(folder / "c.csv", "file,caption_en", *lines)
+    columns = {"captions": {"by_language": {"en": "caption_en"}}}
+    with pytest.raises(UserError, match=rf"{path}, line 3: the quotation mark .* in line 5"):
+        read(table(folder, "c.csv", **columns))
+    # Cells may have several lines.
+    write(path, "file,caption_en", 'images/0.jpg,"a dog, running', 'in a ""field"""')
+    (draft,) = read(table(folder, "c.csv", **columns))
+    assert captions(draft) == [("en", 'a dog, running\nin a "field"')]
+
+
+def test_captions_of_one_image_in_two_splits_do_not_meet(folder: Path) -> None:
+    rows = ["images/0.jpg,seen,train", "images/0.jpg,held out,test", "images/1.jpg,x,test"]
+    write(folder / "c.csv", "file,caption_en,split", *rows)
+    columns = {"captions": {"by_language": {"en": "caption_en"}}, "split_column": "split"}
+    found = [
+        (d.pair.split, d.pair.picture, captions(d)) for d in read(table(folder, "c.csv", **columns))
+    ]
+    assert found == [
+        ("train", "images/0.jpg", [("en", "seen")]),
+        ("test", "images/0.jpg", [("en", "held out")]),
+        ("test", "images/1.jpg", [("en", "x")]),
+    ]
+
+
+def test_two_ways_to_write_a_path_are_one_image(folder: Path) -> None:
+    rows = ["./images/0.jpg,en,one", "images/0.jpg,en,two", "images//x/../0.jpg,sw,moja"]
+    write(folder / "c.csv", "file,lang,caption", *rows)
+    (draft,) = read(table(folder, "c.csv", captions=LONG))
+    assert draft.pair.picture == "images/0.jpg"
+    assert captions(draft) == [("en", "one"), ("en", "two"), ("sw", "moja")]
+
+
+def test_a_folder_that_0_1_0_built_counts_as_built(folder: Path) -> None:
+    assert table(folder, "c.csv").model_dump()["quotes"] is True
+    assert table(folder, "c.csv", quotes=False).model_dump()["quotes"] is False
 
 
 def test_urls_are_refused_and_the_way_is_named(folder: Path) -> None:
@@ -176,7 +273,7 @@ def test_a_table_that_is_none_is_named(folder: Path) -> None:
     with pytest.raises(UserError, match=r"c\.xlsx: must be a \.csv, \.tsv"):
         read(table(folder, "c.xlsx"))
     (folder / "c.csv.gz").write_bytes(b"no gzip")
-    with pytest.raises(UserError, match=r"c\.csv\.gz, line 0: is no such table"):
+    with pytest.raises(UserError, match=r"c\.csv\.gz: cannot be read"):
         read(table(folder, "c.csv.gz"))
 
 

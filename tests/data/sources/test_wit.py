@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from mmalign.core.errors import UserError
 from mmalign.data.recipe import RecipeConfig, build
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.reader import ShardSet
-from mmalign.data.sources.wit import WitTsv, read_wit_tsv
+from mmalign.data.sources.kinds import read_rows
+from mmalign.data.sources.wit import WitTsv
 
 COLUMNS = [
     *("language", "page_url", "image_url", "page_title", "caption_reference_description"),
@@ -84,7 +86,7 @@ def source(folder: Path, **fields: Any) -> WitTsv:
 
 
 def read(config: WitTsv) -> tuple[list[LazyPair], list[BadRow]]:
-    rows = list(read_wit_tsv(config, seed=0))
+    rows = list(read_rows(config, 0, Counter()))
     good = [row for row in rows if isinstance(row, LazyPair)]
     return good, [row for row in rows if isinstance(row, BadRow)]
 
@@ -110,6 +112,23 @@ def test_languages_and_kinds_of_captions_are_chosen(folder: Path) -> None:
     assert bad == []
     good, _ = read(source(folder, caption="alt_text"))
     assert [captions(draft) for draft in good] == [[("en", "a dog")], [("en", "ball")]]
+
+
+def test_a_quotation_mark_that_is_not_closed_loses_no_row_without_a_trace(folder: Path) -> None:
+    table = folder / "wit_v1.train.all-00001-of-00010.tsv.gz"
+    write_table(table, line("sw", 0, '"mpira'), line("de", 1, 'ein Ball"'), line("ja", 2, "犬"))
+    good, bad = read(source(folder))
+    told = f"{table}, line 2: a quotation mark opens that is closed after other cells or rows"
+    assert [(row.reason, str(row)[: len(told)]) for row in bad] == [("row", told)]
+    assert ("ja", "犬") in [caption for draft in good for caption in captions(draft)]
+
+
+def test_captions_of_one_image_in_two_splits_do_not_meet(folder: Path) -> None:
+    table = folder / "wit_v1.val.all-00000-of-00005.tsv.gz"
+    write_table(table, line("ja", 0, "球"), line("ja", 2, "犬"))
+    found = {(d.pair.split, d.pair.picture): captions(d) for d in read(source(folder))[0]}
+    assert found["val", url(0)] == [("ja", "球")]
+    assert ("ja", "球") not in found["train", url(0)]
 
 
 def test_it_is_built_as_far_as_the_recipe_allows(folder: Path, tmp_path: Path) -> None:
