@@ -5,8 +5,7 @@
     encoded images -> decoded here -> another library's own transform and tower -+-> ExternalModel
     texts          ->                 its own tokenizer and tower               -+
 
-`external/` makes these; `load.py` finds out which kind a name means. A run's newest
-checkpoint whose files verify is taken. Nothing here talks to other ranks.
+`external/` makes these; `load.py` finds out which kind a name means.
 """
 
 import hashlib
@@ -61,10 +60,11 @@ class DualModel:
             UserError: an image that cannot be decoded, or a model that has no image tower.
         """
         if not self.takes_images:
+            name = self.facts["path"]
             raise UserError(
-                f"{self.facts['path']}: a text encoder without an image tower; measure it with "
-                "`measures: [alignment]`, or give a model that takes images"
+                f"{name}: a text encoder without an image tower; measure it with `measures: [alignment]`"
             )
+        # An empty start: there may be no images.
         rows = [np.zeros((0, self.width), np.float32)]
         rows += [self._encode_images(chunk) for chunk in batched(images, batch_size)]
         return np.concatenate(rows)
@@ -123,13 +123,7 @@ class ExternalModel(DualModel):
         texts: Callable[[list[str]], Tensor],
         images: Callable[[list[Image.Image]], Tensor] | None = None,
     ) -> None:
-        """Put the interface around a model.
-
-        Args:
-            model: in evaluation mode, float32.
-            texts: n texts -> (n, D).
-            images: n RGB images -> (n, D); None: the model has no image tower.
-        """
+        """`model` is in evaluation mode and float32; `images` None: it has no image tower."""
         with torch.no_grad():  # measured: each library names it in another way
             width = texts(["a"]).shape[1]
         facts = {"path": name, "kind": kind, "sha256": weights_sha256(model), "step": 0}
@@ -154,12 +148,10 @@ def _unit_rows(row_ND: Tensor) -> np.ndarray:
 
 
 def load_encoder(path: Path, untrained: bool = False) -> Encoder:
-    """The model of a run folder.
+    """The model of a run folder, or of one of its checkpoints (`RUN/checkpoints/best`).
 
     Args:
-        path: the folder, or one of its checkpoints (`RUN/checkpoints/best`).
-        untrained: the run's model as it was before its first step (same seed, same tokenizer): the
-            baseline that shows what training did.
+        untrained: as it was before its first step: the baseline that shows what training did.
 
     Raises:
         UserError: no run there, no checkpoint that verifies, or weights of another model.
@@ -175,8 +167,14 @@ def load_encoder(path: Path, untrained: bool = False) -> Encoder:
     model = build_dual_encoder(config, tokenizer.vocabulary, tokenizer.padding_id)
     facts: dict[str, Any] = {"path": str(path), "step": 0}
     if not untrained:
-        folder, info = newest_folder(path / "checkpoints") if path == run else (path, verify(path))
-        _load_weights(model, folder / "model.safetensors")
+        folder, info = checkpoint_of(path)
+        found, own = load_file(folder / "model.safetensors"), model.state_dict()
+        if differing := differing_names(found, own):
+            raise UserError(
+                f"{folder / 'model.safetensors'}: a checkpoint of another model: `{differing[0]}` differs "
+                f"(and {len(differing) - 1} more); use the configuration that it was trained with"
+            )
+        model.load_state_dict(found)
         facts["step"] = info["step"]
     facts["sha256"] = weights_sha256(model)
     return Encoder(model, config, tokenizer, facts)
@@ -187,17 +185,15 @@ def run_of(path: Path) -> Path:
     return path.parent.parent if path.parent.name == "checkpoints" else path
 
 
-def _load_weights(model: nn.Module, path: Path) -> None:
-    """Copy the tensors of a safetensors file into the model."""
-    found, wanted = load_file(path), model.state_dict()
+def checkpoint_of(path: Path) -> tuple[Path, dict[str, Any]]:
+    """A run's newest checkpoint that verifies, or `path`, if it is one; and what its manifest says."""
+    return newest_folder(path / "checkpoints") if run_of(path) == path else (path, verify(path))
+
+
+def differing_names(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Names, sorted, that only one of two state dicts has, or that have two shapes."""
     theirs, ours = ({(n, t.shape) for n, t in tensors.items()} for tensors in (found, wanted))
-    differing = sorted({name for name, _ in theirs ^ ours})
-    if differing:
-        raise UserError(
-            f"{path}: a checkpoint of another model: `{differing[0]}` differs (and "
-            f"{len(differing) - 1} more); use the configuration that it was trained with"
-        )
-    model.load_state_dict(found)
+    return sorted({name for name, _ in theirs ^ ours})
 
 
 def weights_sha256(model: nn.Module) -> str:

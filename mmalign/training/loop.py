@@ -3,9 +3,7 @@
     ranks -> run folder -> order of samples -> tokenizer -> model -> initialization -> engine -> steps
                                                                        -> checkpoints and records
 
-Where a run starts (its own checkpoint, `resume_from`, `init_from`, from scratch) is decided in
-`initialization.py`. A run may go on with another number of ranks: the stream of samples is the same, and a
-checkpoint does not depend on ranks.
+Where a run starts is decided in `initialization.py`.
 """
 
 import time
@@ -72,7 +70,7 @@ def train(config: RunConfig, out: Path, stop_after: int | None = None) -> str | 
 
 
 class _Run:
-    """A run on one rank. `state` changes every step; `recorder` after a roll-back."""
+    """A run on one rank."""
 
     def __init__(self, config: RunConfig, out: Path, stop: StopRequest, watchdog: Watchdog) -> None:
         self.config, self.out, self.stop, self.watchdog = config, out, stop, watchdog
@@ -116,22 +114,16 @@ class _Run:
                 self.state = replace(self.state, parent=parent_of(config, self.state.step))
             # Only now: a start that fails before this line does not remove it.
             (out / STOPPED).unlink(missing_ok=True)
-        self.suite = (
-            load_config(SuiteConfig, find_yaml(config.evaluation.suite, "eval"))
-            if config.evaluation
-            else None
-        )
+        self.suite: SuiteConfig | None = None
+        if config.evaluation:
+            path = find_yaml(config.evaluation.suite, "eval")
+            self.suite = load_config(SuiteConfig, path)
         self.saver = Saver(out / "checkpoints", config.checkpoint, facts)
         self.guard = NonFiniteGuard(config.non_finite, out)
         self.recorder = self._open_recorder()
         self._say_what_starts(model, order)
-        self.ledger = Ledger(
-            out,
-            config.data.max_bad_fraction,
-            len(order),
-            self.state.stream.position,
-            self.state.ledger,
-        )
+        done = (self.state.stream.position, self.state.ledger)
+        self.ledger = Ledger(out, config.data.max_bad_fraction, len(order), *done)
         self.meter = Meter(config.batch_size)
         self.saved_step, self.saved_at = self.state.step, time.monotonic()
 
@@ -145,10 +137,9 @@ class _Run:
         )
 
     def _open_recorder(self) -> Recorder | None:
-        """On rank 0; records after the current step, left by a kill or a roll-back, are removed."""
-        if not distributed.is_main():
-            return None
-        return Recorder(self.out, self.state.step, self.config.log.tensorboard)
+        # On rank 0. Records after the current step, left by a kill or a roll-back, are removed.
+        is_main, tensorboard = distributed.is_main(), self.config.log.tensorboard
+        return Recorder(self.out, self.state.step, tensorboard) if is_main else None
 
     def take_steps(self, last: int) -> None:
         """Steps until `last`, until a request to stop, or until the run has rolled back to a checkpoint."""
@@ -187,11 +178,8 @@ class _Run:
 
     def _record(self, metrics: dict[str, float]) -> None:
         self.ledger.flush()
-        seen = {
-            **self.meter.read(),
-            **self.ledger.metrics(),
-            "pairs_seen": self.state.pairs_seen,
-        }
+        # On all ranks: both count over all of them.
+        seen = {**self.meter.read(), **self.ledger.metrics(), "pairs_seen": self.state.pairs_seen}
         if self.recorder is not None:
             self.recorder.write(self.state.step, {**metrics, **seen})
         # After the record: when too many samples are unusable, the last line says how many.
@@ -206,11 +194,7 @@ class _Run:
         self.meter.forget_time()
 
     def _evaluate(self) -> bool:
-        """Measure the suite if it is due at this step.
-
-        Returns:
-            Whether these weights are the best so far.
-        """
+        # Whether the suite is due at this step, and finds these weights the best so far.
         config, step = self.config.evaluation, self.state.step
         if config is None or self.suite is None or step % config.every:
             return False
@@ -228,8 +212,8 @@ class _Run:
         return True
 
     def _roll_back(self, batch: Batch) -> None:
-        """Take the newest checkpoint's weights and go on with the data after `batch`."""
-        # A checkpoint that is still being written may be the one to go back to.
+        # The newest checkpoint's weights, and the data after `batch`. A checkpoint that is still being
+        # written may be the one to go back to.
         self.saver.finish()
         bad_step = self.state.step
         self.guard.note_roll_back(bad_step, self.saved_step)
@@ -241,7 +225,6 @@ class _Run:
             self.recorder = self._open_recorder()
 
     def _stop(self) -> None:
-        """Commit the checkpoint, and write which signal ended the run."""
         self.saver.finish()
         # Only some ranks may have received a signal: the name is the first one in rank order.
         names = distributed.gather_objects(self.stop.requested)

@@ -1,11 +1,10 @@
 """What a run needs before its first step: its folder, its precision, its tokenizer and its batches.
 
-    run configuration, folder -> open_run -> the configuration as it runs, written to config.yaml
-                              -> load_or_train_tokenizer -> make_batches -> BatchLoader
-
-Where its weights and its state come from stands in `initialization.py`.
+run configuration, folder -> open_run -> the configuration as it runs, written to config.yaml
+                          -> load_or_train_tokenizer -> make_batches -> BatchLoader
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,38 +40,24 @@ def open_run(config: RunConfig, out: Path) -> RunConfig:
     if distributed.is_main():
         out.mkdir(parents=True, exist_ok=True)
         if path.is_file() and checkpoint.has_checkpoints(out / "checkpoints"):
-            stored = _with_defaults(read_yaml(path), path)
+            stored = read_yaml(path)
+            # Defaults in place of fields that an older version lacks; the comparison reports unknown ones.
+            with suppress(UserError):
+                stored = validate(RunConfig, stored, str(path)).model_dump(mode="json")
     # Rank 0 alone reads the file: it may be on a disk that other hosts see late.
     stored = distributed.broadcast(stored)
-    config = _with_precision(config, stored)
-    tree = config.model_dump(mode="json")
-    problem = None if stored is None else first_difference(stored, tree)
-    if problem is None and distributed.is_main():
-        write_atomic(path, write_yaml(tree))
-    if problem is not None:
-        raise UserError(
-            f"{path}: holds another run, its `{problem}` differs; name another folder with --out, or give "
-            "the same configuration to go on"
-        )
-    return config
-
-
-def _with_precision(config: RunConfig, stored: dict[str, Any] | None) -> RunConfig:
-    """The configuration with `fp32` or `bf16` in place of `auto`."""
     precision = config.engine.precision
     if precision == "auto" and stored is not None:
         precision = stored.get("engine", {}).get("precision", precision)
-    chosen = choose_precision(precision)
-    engine = config.engine.model_copy(update={"precision": chosen})
-    return config.model_copy(update={"engine": engine})
-
-
-def _with_defaults(tree: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A configuration of an older version, with defaults in place of the fields that it lacks."""
-    try:
-        return validate(RunConfig, tree, str(path)).model_dump(mode="json")
-    except UserError:  # a field that this version does not know: the comparison reports it
-        return tree
+    engine = config.engine.model_copy(update={"precision": choose_precision(precision)})
+    config = config.model_copy(update={"engine": engine})
+    tree = config.model_dump(mode="json")
+    problem = None if stored is None else first_difference(stored, tree)
+    if problem is not None:
+        raise UserError(f"{path}: holds another run, its `{problem}` differs; give another --out")
+    if distributed.is_main():
+        write_atomic(path, write_yaml(tree))
+    return config
 
 
 def load_or_train_tokenizer(config: TokenizerConfig, order: GlobalOrder, out: Path) -> Tokenizer:
@@ -96,7 +81,6 @@ def load_or_train_tokenizer(config: TokenizerConfig, order: GlobalOrder, out: Pa
 def make_batches(
     config: RunConfig, order: GlobalOrder, tokenizer: Tokenizer, model: DualEncoder
 ) -> BatchLoader:
-    """The loader of this rank's batches."""
     preprocess: Preprocess | None = None
     masker: TokenMasker | None = None
     if isinstance(config.objective, MaskedLanguageModelConfig):

@@ -3,9 +3,7 @@
     SIGTERM, SIGUSR1, SIGINT -> handler stores the name -> `requested` -> loop saves, exits with EXIT_STOPPED
 
 Schedulers send a signal before they take a machine away: Slurm the one that `--signal` names (usually
-SIGUSR1), Kubernetes and torchrun SIGTERM, a person Ctrl-C. A handler runs between any two instructions, also
-in the middle of a save, so it writes nothing and only sets the flag (signal-safety(7)). The loop acts on it
-where the state is consistent.
+SIGUSR1), Kubernetes and torchrun SIGTERM, a person Ctrl-C.
 
 A training process ends with one of these exit codes:
 
@@ -21,10 +19,8 @@ import signal
 from types import FrameType
 from typing import Any
 
-EXIT_STOPPED = 75
-"""EX_TEMPFAIL of sysexits.h: a temporary failure, the user is invited to retry."""
-EXIT_HUNG = 76
-"""Next to EXIT_STOPPED; a code of its own, so that a script can tell a hang from a request."""
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: a temporary failure, the user is invited to retry
+EXIT_HUNG = 76  # a code of its own, so that a script can tell a hang from a request
 
 _ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -44,7 +40,7 @@ class StopRequest:
 
     @property
     def requested(self) -> str | None:
-        """Name of the first signal received, for example `SIGTERM`; None: none yet."""
+        # Name of the first signal received.
         return self._name
 
     def __enter__(self) -> "StopRequest":
@@ -60,5 +56,7 @@ class StopRequest:
         name = signal.Signals(number).name
         if name == "SIGINT" and self._name == "SIGINT":
             raise KeyboardInterrupt
-        # The first one: a scheduler that asks again, or differently, has decided nothing new.
+        # This runs between any two instructions, also in the middle of a save, so it only sets the flag
+        # (signal-safety(7)). The first one counts: a scheduler that asks again, or differently, has decided
+        # nothing new.
         self._name = self._name or name

@@ -1,10 +1,8 @@
 """Models of sentence-transformers: measured as they are, or taken apart into towers of ours.
 
-    folder or hub name -> SentenceTransformer -+-> load_sentence_transformers -> ExternalModel
-                                               +-> read_text_encoder          -> TextEncoder
-                                               +-> read_router                -> weights of both towers
-
-sentence-transformers is optional (`mmalign[export]`) and is imported when the first model is opened.
+folder or hub name -> SentenceTransformer -+-> load_sentence_transformers -> ExternalModel
+                                           +-> read_text_encoder          -> TextEncoder
+                                           +-> read_router                -> weights of both towers
 """
 
 from collections.abc import Sequence
@@ -24,22 +22,15 @@ _MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
 
 
 def _open(name: str, device: str = "cpu") -> Any:
-    """The `SentenceTransformer` in a folder or on the hub."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
-        raise UserError(
-            f"{name}: a sentence-transformers model; install `mmalign[export]` to read it"
-        ) from None
+        raise UserError(f"{name}: of sentence-transformers; install `mmalign[export]`") from None
     return SentenceTransformer(name, device=device)
 
 
 def load_sentence_transformers(name: str) -> ExternalModel:
-    """A text encoder, or a model whose modules take images as well (CLIP models, Router).
-
-    Raises:
-        UserError: sentence-transformers is not installed.
-    """
+    """A text encoder, or a model whose modules take images as well (CLIP models, Router)."""
     # Its folders may hold float16; everything is compared in float32.
     model = _open(name, str(distributed.device())).float().eval()
 
@@ -75,8 +66,7 @@ def read_text_encoder(name: str) -> TextEncoder:
 
 
 def read_router(name: str) -> tuple[State, Pooling, Tokenizer]:
-    """The weights of a model with a text route and an image route, under open_clip's names, how it pools
-    texts, and its tokenizer.
+    """The weights of a model with a text and an image route, under open_clip's names; pooling; tokenizer.
 
     Raises:
         UserError: sentence-transformers is missing, or the routes hold other modules than our exports do.
@@ -99,20 +89,16 @@ def read_router(name: str) -> tuple[State, Pooling, Tokenizer]:
 
 
 def projection_of(dense: Sequence[Any], path: str) -> nn.Module | None:
-    """The projection that Dense modules are; None where there are none.
-
-    Args:
-        path: of the model, for the message.
+    """The projection that the Dense modules of the model `path` are; None where there are none.
 
     Raises:
         UserError: they have another form.
     """
-    activations = [type(one.activation_function) for one in dense]
-    forms: tuple[list[type], ...] = ([], [nn.Identity], [nn.GELU, nn.Identity])
+    activations = [type(one.activation_function).__name__ for one in dense]
+    forms: tuple[list[str], ...] = ([], ["Identity"], ["GELU", "Identity"])
     if activations not in forms or any(getattr(one, "use_residual", False) for one in dense):
-        names = ", ".join(kind.__name__ for kind in activations)
         raise UserError(
-            f"{path}: its Dense modules ({names}) cannot be read here; can be read: one that is linear, "
-            "or one with GELU before one that is linear"
+            f"{path}: its Dense modules ({', '.join(activations)}) cannot be read here; can be read: one "
+            "that is linear, or one with GELU before one that is linear"
         )
     return chain([one.linear for one in dense])

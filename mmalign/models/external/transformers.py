@@ -32,11 +32,7 @@ def has_both_towers(name: str) -> bool:
 
 
 def load_dual_encoder(name: str) -> ExternalModel:
-    """A model that embeds texts and images.
-
-    Raises:
-        UserError: its processor is not there.
-    """
+    """A model that embeds texts and images; UserError: its processor is not there."""
     from transformers import AutoModel, AutoProcessor
 
     device = distributed.device()
@@ -62,7 +58,6 @@ def load_dual_encoder(name: str) -> ExternalModel:
 
 
 def _padding(model: Any, tokenizer: Any) -> dict[str, Any]:
-    """How texts are cut and padded, as keywords of the processor."""
     kind = model.config.model_type
     if kind in _KNOW_LENGTH:
         return {"truncation": True}
@@ -89,8 +84,7 @@ def read_dual_encoder(name: str) -> tuple[State, Pooling]:
     kind = AutoConfig.from_pretrained(name).model_type
     if kind != "vision-text-dual-encoder":
         raise UserError(
-            f"init_from: {name} is a `{kind}` model of transformers, whose towers cannot be "
-            "taken apart here; give a run, or an export of one to open_clip"
+            f"init_from: {name} is a `{kind}`, which cannot be taken apart here; give a run, or an export"
         )
     model: Any = VisionTextDualEncoderModel.from_pretrained(name, dtype=torch.float32)
     # Its text path goes through BERT's pooler, tanh(W x + b) of the first state. Our exports write a small
@@ -100,8 +94,8 @@ def read_dual_encoder(name: str) -> tuple[State, Pooling]:
     scale = 0.0 if pooler is None or pooler.bias.any() else pooler.weight[0, 0].item()
     if not scale or not pooler.weight.equal(torch.eye(len(pooler.weight)) * scale):
         raise UserError(
-            f"init_from: {name} has a trained pooler behind its text tower, which has no counterpart here; "
-            "take its text model alone, with `model.text.pretrained`"
+            f"init_from: {name} has a trained pooler behind its text tower; take the text model alone, with "
+            "`model.text.pretrained`"
         )
     state = {
         **text_weights(model.text_model, model.text_projection),
