@@ -103,6 +103,7 @@ class Encoder(DualModel):
         return self.model.encode_image(image_BCHW.to(self.device)).cpu().numpy()
 
     def _encode_texts(self, texts: list[str]) -> np.ndarray:
+        texts = with_tokens(texts, self.tokenizer.inner)
         token_NL, mask_NL = self.tokenizer(texts, self.config.text.max_length)
         rows_ND = self.model.encode_text(token_NL.to(self.device), mask_NL.to(self.device))
         return rows_ND.cpu().numpy()
@@ -122,14 +123,18 @@ class ExternalModel(DualModel):
         model: nn.Module,
         texts: Callable[[list[str]], Tensor],
         images: Callable[[list[Image.Image]], Tensor] | None = None,
+        tokenizer: Any = None,
     ) -> None:
-        """`model` is in evaluation mode and float32; `images` None: it has no image tower."""
+        """`model` is in evaluation mode and float32; `images` None: it has no image tower.
+
+        `tokenizer`: of transformers, if `texts` uses one.
+        """
         with torch.no_grad():  # measured: each library names it in another way
             width = texts(["a"]).shape[1]
         facts = {"path": name, "kind": kind, "sha256": weights_sha256(model), "step": 0}
         super().__init__(facts, width)
         self.takes_images = images is not None
-        self._texts, self._images = texts, images
+        self._texts, self._images, self._tokenizer = texts, images, tokenizer
 
     def _encode_images(self, images: list[bytes]) -> np.ndarray:
         assert self._images is not None
@@ -140,7 +145,21 @@ class ExternalModel(DualModel):
         return _unit_rows(self._images(opened))
 
     def _encode_texts(self, texts: list[str]) -> np.ndarray:
-        return _unit_rows(self._texts(texts))
+        return _unit_rows(self._texts(with_tokens(texts, self._tokenizer)))
+
+
+def with_tokens(texts: Sequence[str], tokenizer: Any) -> list[str]:
+    """The texts, with the end token in place of each that would have no tokens.
+
+    Where a tokenizer of transformers adds no special tokens (GPT-2's, Qwen's), an empty text has none: models
+    fail on it alone, and in a batch its vector would depend on the padding.
+    """
+    adds = getattr(tokenizer, "num_special_tokens_to_add", None)
+    if not texts or adds is None or adds() > 0:
+        return list(texts)
+    end = tokenizer.eos_token or tokenizer.pad_token
+    ids = tokenizer(list(texts))["input_ids"]
+    return [text if tokens else end for text, tokens in zip(texts, ids, strict=True)]
 
 
 def _unit_rows(row_ND: Tensor) -> np.ndarray:

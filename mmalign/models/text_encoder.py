@@ -28,7 +28,7 @@ from mmalign.core.commit import write_json
 from mmalign.core.config import read_yaml
 from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
-from mmalign.models.encoder import BATCH_SIZE, Encoder, on_host, run_of
+from mmalign.models.encoder import BATCH_SIZE, Encoder, on_host, run_of, with_tokens
 from mmalign.models.pooling import Pooling, pool
 from mmalign.models.text_tower import load_trunk, save_pretrained
 
@@ -113,6 +113,8 @@ class TextEncoder(nn.Module):
         """
         settings = {"truncation": True, "max_length": self.max_length, **options}
         texts = [list(first)] if second is None else [list(first), list(second)]
+        if second is None and not options.get("is_split_into_words"):
+            texts = [with_tokens(first, self.tokenizer.inner)]
         encoding = self.tokenizer.inner(*texts, padding=True, return_tensors="pt", **settings)
         types = encoding.get("token_type_ids")
         # XLM-R's embedding has one type: the tokenizer's 1 for a second text would be out of its range.

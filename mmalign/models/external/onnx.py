@@ -20,7 +20,7 @@ from mmalign.core.commit import sha256_of
 from mmalign.core.errors import UserError, one_line
 from mmalign.data.preprocess import Preprocess
 from mmalign.data.tokenizer import load_tokenizer
-from mmalign.models.encoder import BATCH_SIZE, DualModel
+from mmalign.models.encoder import BATCH_SIZE, DualModel, with_tokens
 
 Precision = Literal["fp32", "int8"]
 CONFIG = "onnx/config.json"
@@ -75,12 +75,13 @@ class OnnxModel(DualModel):
     def encode_texts(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
         embedding = np.zeros((len(texts), self.width), np.float32)
         cut = {"truncation": True, "max_length": self._max_length}
+        inner = self.tokenizer.inner
         # The tokenizer takes no empty list.
-        ids = self.tokenizer.inner(list(texts), **cut)["input_ids"] if texts else []
+        ids = inner(with_tokens(texts, inner), **cut)["input_ids"] if texts else []
         # By tokens and not by characters: a character is half a token in one script and two in another.
         for chunk in length_sorted_batches(map(len, ids), batch_size):
             rows = {"input_ids": [ids[i] for i in chunk]}
-            inputs = self.tokenizer.inner.pad(rows, return_attention_mask=True, return_tensors="np")
+            inputs = inner.pad(rows, return_attention_mask=True, return_tensors="np")
             embedding[chunk] = self._text_graph.run(["text_embeds"], dict(inputs))[0]
         return _unit_rows(embedding)
 

@@ -67,6 +67,7 @@ def load_open_clip(name: str) -> ExternalModel:
         model,
         lambda texts: model.encode_text(tokenize(texts).to(device)),
         lambda images: model.encode_image(torch.stack([preprocess(i) for i in images]).to(device)),
+        getattr(tokenize, "tokenizer", None),  # of transformers; open_clip's own marks both ends
     )
 
 

@@ -39,7 +39,9 @@ def load_sentence_transformers(name: str) -> ExternalModel:
         return model.encode(inputs, batch_size=len(inputs), **options)
 
     images = encode if model.supports("image") else None
-    return ExternalModel(name, "sentence-transformers", model, encode, images)
+    # Of the route for texts, in a model that has routes.
+    tokenizer = getattr(model, "tokenizer", None)
+    return ExternalModel(name, "sentence-transformers", model, encode, images, tokenizer)
 
 
 def read_text_encoder(name: str) -> TextEncoder:

@@ -54,7 +54,7 @@ def load_dual_encoder(name: str) -> ExternalModel:
         inputs = processor(images=batch, return_tensors="pt").to(device)
         return model.get_image_features(**inputs).pooler_output
 
-    return ExternalModel(name, "transformers", model, texts, images)
+    return ExternalModel(name, "transformers", model, texts, images, processor.tokenizer)
 
 
 def _padding(model: Any, tokenizer: Any) -> dict[str, Any]:
