@@ -11,7 +11,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,8 +29,10 @@ from mmalign.data.images import decode
 from mmalign.data.preprocess import Preprocess, stack_images
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
+from mmalign.models.text_tower import longest_text
 
 BATCH_SIZE = 256  # images or texts that a tower sees at a time
+T = TypeVar("T")
 
 
 class DualModel:
@@ -42,9 +44,11 @@ class DualModel:
         facts: `path`, `sha256` of the weights, `step`, and whatever else says which model it was.
         width: D, the width of the space.
         takes_images: whether there is an image tower.
+        cut: for the protocol, where texts are cut for want of positions; empty: nowhere (see `longest_text`).
     """
 
     takes_images = True
+    cut = ""
 
     def __init__(self, facts: dict[str, Any], width: int) -> None:
         self.facts = facts
@@ -57,7 +61,8 @@ class DualModel:
         """Encoded images (JPEG, PNG, WebP) -> (n, D) float32 of unit length.
 
         Raises:
-            UserError: an image that cannot be decoded, or a model that has no image tower.
+            UserError: an image that cannot be decoded, a model that has no image tower, or whose vectors are
+                not finite.
         """
         if not self.takes_images:
             name = self.facts["path"]
@@ -66,12 +71,15 @@ class DualModel:
             )
         # An empty start: there may be no images.
         rows = [np.zeros((0, self.width), np.float32)]
-        rows += [self._encode_images(chunk) for chunk in batched(images, batch_size)]
-        return np.concatenate(rows)
+        rows += [self._encode_images(chunk) for chunk in batched(as_list(images), batch_size)]
+        return finite(np.concatenate(rows), self.facts)
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
-        """Texts -> (n, D) float32 of unit length, in the order given."""
+        """Texts -> (n, D) float32 of unit length, in the order given; UserError: they are not finite."""
+        return finite(self._encode_in_order(as_list(texts), batch_size), self.facts)
+
+    def _encode_in_order(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
         return encode_sorted(self._encode_texts, texts, batch_size, self.width)
 
     def _encode_images(self, images: list[bytes]) -> np.ndarray:
@@ -86,6 +94,7 @@ class Encoder(DualModel):
 
     Attributes:
         model: in evaluation mode, float32, on this rank's device.
+        max_length: where texts are cut, in tokens.
     """
 
     def __init__(
@@ -97,6 +106,8 @@ class Encoder(DualModel):
         self.config = config
         self.tokenizer = tokenizer
         self.preprocess = Preprocess(size=model.image_tower.size)
+        asked = config.text.max_length
+        self.max_length, self.cut = longest_text(model.text_tower.trunk, asked)
 
     def _encode_images(self, images: list[bytes]) -> np.ndarray:
         image_BCHW = stack_images([self.preprocess(image) for image in images])
@@ -104,7 +115,7 @@ class Encoder(DualModel):
 
     def _encode_texts(self, texts: list[str]) -> np.ndarray:
         texts = with_tokens(texts, self.tokenizer.inner)
-        token_NL, mask_NL = self.tokenizer(texts, self.config.text.max_length)
+        token_NL, mask_NL = self.tokenizer(texts, self.max_length)
         rows_ND = self.model.encode_text(token_NL.to(self.device), mask_NL.to(self.device))
         return rows_ND.cpu().numpy()
 
@@ -146,6 +157,22 @@ class ExternalModel(DualModel):
 
     def _encode_texts(self, texts: list[str]) -> np.ndarray:
         return _unit_rows(self._texts(with_tokens(texts, self._tokenizer)))
+
+
+def as_list(values: T) -> T:
+    """The same values; UserError: one text, which would be a list of its letters, or one image's bytes."""
+    if isinstance(values, str | bytes):
+        shown = repr(values[:40])
+        raise UserError(f"a list is needed, not {shown} alone; write [{shown}]")
+    return values
+
+
+def finite(row_ND: np.ndarray, facts: Mapping[str, Any]) -> np.ndarray:
+    """The same vectors; UserError, with the model's name: they hold NaN or infinity."""
+    if not np.isfinite(row_ND).all():
+        name = facts.get("path", "the model")
+        raise UserError(f"{name}: its vectors are not finite; give a model whose weights are")
+    return row_ND
 
 
 def with_tokens(texts: Sequence[str], tokenizer: Any) -> list[str]:

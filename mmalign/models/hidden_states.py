@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmalign.core.batching import length_sorted_batches
+from mmalign.models.encoder import as_list
 from mmalign.models.pooling import pool
 from mmalign.models.text_encoder import TextEncoder, Tokens
 
@@ -62,7 +63,7 @@ def encode_words(
     mode = tower.training
     tower.eval()
     states: dict[str, np.ndarray] = {}
-    for chunk in length_sorted_batches(map(len, words), BATCH_SIZE):
+    for chunk in length_sorted_batches(map(len, as_list(words)), BATCH_SIZE):
         for layer, row_BF in word_states(tower, [words[i] for i in chunk], pooling).items():
             kept = states.setdefault(layer, np.empty((len(words), row_BF.shape[1]), np.float32))
             # A vector that is not numbers becomes zero, which ties with everything.

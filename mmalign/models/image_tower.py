@@ -61,6 +61,7 @@ class ImageTower(nn.Module):
         width: F, the size of a feature.
         size: height and width of the input in pixels.
         mean, std: per channel, for inputs scaled to 0..1.
+        side: pixels of a patch, if the network leaves out pixels of images of this size; else 1.
     """
 
     _mean_C11: Tensor
@@ -77,13 +78,28 @@ class ImageTower(nn.Module):
         # Not persistent: they belong to the architecture and are no weights.
         for name, values in (("_mean_C11", mean), ("_std_C11", std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+        self.side = 1
+        hooks = [
+            module.register_forward_pre_hook(self._note_side)
+            for module in trunk.modules()
+            if isinstance(module, nn.Conv2d)
+        ]
         # F is measured: libraries name it in too many ways. A batch of one would move batch statistics.
         was_training = trunk.training
         with torch.no_grad():
             feature: Tensor = trunk.eval()(torch.zeros(1, 3, size, size))
         trunk.train(was_training)
+        for hook in hooks:
+            hook.remove()
         assert feature.ndim == 2, feature.shape
         self.width = feature.shape[1]
+
+    def _note_side(self, conv: nn.Module, inputs: tuple[Tensor]) -> None:
+        # Patches that neither overlap nor reach beyond the edge, of which a rest at the edge is left out.
+        assert isinstance(conv, nn.Conv2d)
+        patch, height = conv.kernel_size[0], inputs[0].shape[-2]
+        if 1 < patch == conv.stride[0] and conv.padding == (0, 0) and height % patch:
+            self.side = max(self.side, self.size // height * patch)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """(B, 3, H, W) pixels, uint8 or floating and then normalised already -> (B, F) features."""

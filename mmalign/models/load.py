@@ -111,6 +111,7 @@ def load_model(name: str) -> DualModel:
             model = ExternalModel(
                 name, "tower", encoder, lambda texts: torch.from_numpy(encoder.encode(texts))
             )
+            model.cut = encoder.cut
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -135,7 +136,8 @@ def load_text_encoder(path: str, untrained: bool = False) -> TextEncoder:
     # themselves.
     model_format, folder = detect_format(path, _TEXT_FILES), Path(path)
     if model_format == "run":
-        return text_side(load_encoder(folder, untrained), text_encoder.is_contrastive(folder))
+        run = load_encoder(folder, untrained)
+        return _checked(text_side(run, text_encoder.is_contrastive(folder)))
     if untrained:
         raise UserError(f"{path}: not a run folder; only a run knows its model before training")
     place = _without_prefix(path, model_format)
@@ -155,13 +157,18 @@ def load_text_encoder(path: str, untrained: bool = False) -> TextEncoder:
         )
     # Over the trunk and the projection, as loaded: a hub name says nothing about the revision.
     encoder.facts = {"path": path, "sha256": encoders.weights_sha256(encoder), "step": 0}
+    return _checked(encoder)
+
+
+def _checked(encoder: TextEncoder) -> TextEncoder:
+    encoder.encode(["a"])  # weights that are not finite end here, not after hours of fine-tuning
     return encoder
 
 
 def text_encoder_of(model: DualModel) -> TextEncoder:
     """The text encoder of a model that is loaded already; raises as `load_text_encoder` does."""
     if isinstance(model, Encoder):
-        return text_side(model)
+        return _checked(text_side(model))
     return load_text_encoder(str(model.facts["path"]))
 
 

@@ -28,9 +28,17 @@ from mmalign.core.commit import write_json
 from mmalign.core.config import read_yaml
 from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
-from mmalign.models.encoder import BATCH_SIZE, Encoder, on_host, run_of, with_tokens
+from mmalign.models.encoder import (
+    BATCH_SIZE,
+    Encoder,
+    as_list,
+    finite,
+    on_host,
+    run_of,
+    with_tokens,
+)
 from mmalign.models.pooling import Pooling, pool
-from mmalign.models.text_tower import load_trunk, save_pretrained
+from mmalign.models.text_tower import load_trunk, longest_text, save_pretrained
 
 FILE = "tower.json"
 _PROJECTION = "projection.safetensors"
@@ -59,7 +67,7 @@ class TextEncoder(nn.Module):
         trunk: returns `last_hidden_state`.
         projection: from pooled states to the feature; None: these are the feature.
         unit_length: whether features are scaled to length 1.
-        max_length: sequences are cut there, in tokens.
+        max_length, cut: where sequences are cut, in tokens; why (see `longest_text`).
         facts: `path`, `sha256` of the weights, `step`: what results say about the model.
         trains_in_bf16: whether the trunk runs under bfloat16 autocast while the encoder is in training mode.
     """
@@ -82,9 +90,13 @@ class TextEncoder(nn.Module):
         self.pooling: Pooling = pooling
         self.projection = projection
         self.unit_length = unit_length
-        self.max_length = max_length
+        self.cut_at(max_length)
         self.facts = facts or {}
         self.to(distributed.device()).eval()
+
+    def cut_at(self, tokens: int) -> None:
+        """Cut sequences at so many tokens, or at the trunk's last position."""
+        self.max_length, self.cut = longest_text(self.trunk, tokens)
 
     @property
     def device(self) -> torch.device:
@@ -112,6 +124,7 @@ class TextEncoder(nn.Module):
             options: of the transformers tokenizer.
         """
         settings = {"truncation": True, "max_length": self.max_length, **options}
+        as_list(first)
         texts = [list(first)] if second is None else [list(first), list(second)]
         if second is None and not options.get("is_split_into_words"):
             texts = [with_tokens(first, self.tokenizer.inner)]
@@ -153,9 +166,9 @@ class TextEncoder(nn.Module):
 
         mode = self.training  # fine-tuning encodes between its steps
         self.eval()
-        features = encode_sorted(encode_batch, texts, batch_size, self.feature_width)
+        features = encode_sorted(encode_batch, as_list(texts), batch_size, self.feature_width)
         self.train(mode)
-        return features
+        return finite(features, self.facts)
 
     def save(self, folder: Path) -> None:
         """Write the encoder as a model of transformers, with what `read_saved` needs beside it."""

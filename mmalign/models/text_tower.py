@@ -121,6 +121,23 @@ def find_blocks(trunk: Any) -> tuple[str, nn.ModuleList] | None:
     return (outer[0], lists[outer[0]]) if len(outer) == 1 else None
 
 
+def positions_of(model: Any, config: Any = None) -> int | None:
+    """Tokens that a model of transformers has positions for; None: as many as there are (T5 has no limit)."""
+    positions = getattr(config or model.config, "max_position_embeddings", None) or 0
+    # RoBERTa and its variants count positions from behind the id of their padding token.
+    tables = [m for name, m in model.named_modules() if name.endswith(".position_embeddings")]
+    offsets = [m.padding_idx + 1 for m in tables if getattr(m, "padding_idx", None) is not None]
+    return positions - max(offsets, default=0) if positions > 0 else None  # XLNet says -1
+
+
+def longest_text(trunk: Any, asked: int) -> tuple[int, str]:
+    """Where texts are cut: at `asked` tokens, or at the trunk's last position, as the sentence then says."""
+    positions = positions_of(trunk)
+    if positions is None or asked <= positions:
+        return asked, ""
+    return positions, f" Cut at {positions} tokens, not {asked}: the model has no more positions."
+
+
 def build_text_tower(config: TextTowerConfig, vocabulary: int, padding_id: int) -> TextTower:
     """The tower that the configuration names, frozen if it says so, for the vocabulary of a tokenizer.
 

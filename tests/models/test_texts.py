@@ -8,7 +8,8 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from tiny import MODEL, TEXTS
+from shard_sets import make_image
+from tiny import MODEL, TEXTS, tiny_model, tiny_run
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -20,9 +21,10 @@ from transformers import (
 )
 
 from mmalign.core.config import validate
+from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import load_tokenizer
 from mmalign.models.dual_encoder import ModelConfig, build_dual_encoder
-from mmalign.models.encoder import Encoder
+from mmalign.models.encoder import Encoder, load_encoder
 from mmalign.models.hidden_states import encode_words
 from mmalign.models.load import load_model, load_text_encoder
 from mmalign.models.text_encoder import text_side
@@ -104,3 +106,34 @@ def test_an_empty_text_has_a_vector_in_sentence_transformers(decoder: Path, pool
     model.save(str(decoder.parent / "st"))
     assert_defined(load_model(str(decoder.parent / "st")).encode_texts)
     assert_defined(load_text_encoder(str(decoder.parent / "st")).encode)
+
+
+def test_one_text_is_no_list_of_its_letters(tmp_path: Path, decoder: Path) -> None:
+    tower, encoder = load_text_encoder(str(decoder)), load_encoder(tiny_run(tmp_path / "run"))
+    doors: list[Any] = [tower.encode, tower.tokenize, encoder.encode_texts]
+    doors += [load_model(str(decoder)).encode_texts, lambda text: encode_words(tower, text, "all")]
+    for encode in doors:
+        with pytest.raises(
+            UserError, match=r"a list is needed, not 'hello' alone; write \['hello'\]"
+        ):
+            encode("hello")
+    with pytest.raises(UserError, match="a list is needed"):
+        encoder.encode_images(b"bytes of one image")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_vectors_that_are_not_finite_end_with_the_models_name(tmp_path: Path, value: float) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.text_tower.trunk.embeddings.word_embeddings.weight.fill_(value)
+        model.image_tower.trunk.conv1.get_submodule("0").weight.fill_(value)
+    run = tiny_run(tmp_path / "broken", model)
+    message = "broken: its vectors are not finite"
+    encoder = load_model(str(run))
+    with pytest.raises(UserError, match=message):
+        encoder.encode_texts(["a dog"])
+    with pytest.raises(UserError, match=message):
+        encoder.encode_images([make_image(0)])
+    with pytest.raises(UserError, match=message):  # before hours of fine-tuning
+        load_text_encoder(str(run))
+    load_text_encoder(str(run), untrained=True)

@@ -20,7 +20,7 @@ from mmalign.core.commit import sha256_of
 from mmalign.core.errors import UserError, one_line
 from mmalign.data.preprocess import Preprocess
 from mmalign.data.tokenizer import load_tokenizer
-from mmalign.models.encoder import BATCH_SIZE, DualModel, with_tokens
+from mmalign.models.encoder import DualModel, with_tokens
 
 Precision = Literal["fp32", "int8"]
 CONFIG = "onnx/config.json"
@@ -72,7 +72,7 @@ class OnnxModel(DualModel):
         pixel_BCHW = np.ascontiguousarray(pixel_BHWC.transpose(0, 3, 1, 2))
         return _unit_rows(self._image_graph.run(["image_embeds"], {"pixel_values": pixel_BCHW})[0])
 
-    def encode_texts(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
+    def _encode_in_order(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
         embedding = np.zeros((len(texts), self.width), np.float32)
         cut = {"truncation": True, "max_length": self._max_length}
         inner = self.tokenizer.inner

@@ -17,6 +17,7 @@ from mmalign.models.encoder import ExternalModel
 from mmalign.models.external.open_clip import State, text_weights, timm_wrapper_weights
 from mmalign.models.pooling import Pooling, pooling_of_sentence_transformers
 from mmalign.models.text_encoder import DEFAULT_LENGTH, TextEncoder, chain
+from mmalign.models.text_tower import longest_text
 
 _MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
 
@@ -41,7 +42,14 @@ def load_sentence_transformers(name: str) -> ExternalModel:
     images = encode if model.supports("image") else None
     # Of the route for texts, in a model that has routes.
     tokenizer = getattr(model, "tokenizer", None)
-    return ExternalModel(name, "sentence-transformers", model, encode, images, tokenizer)
+    external = ExternalModel(name, "sentence-transformers", model, encode, images, tokenizer)
+    for module in model.modules():
+        # The library cuts at `max_position_embeddings`, of which RoBERTa and its variants cannot use two.
+        trunk, asked = getattr(module, "auto_model", None), getattr(module, "max_seq_length", None)
+        if trunk is not None and asked:
+            module.max_seq_length, cut = longest_text(trunk, asked)
+            external.cut = external.cut or cut
+    return external
 
 
 def read_text_encoder(name: str) -> TextEncoder:

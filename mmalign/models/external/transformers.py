@@ -18,6 +18,7 @@ from mmalign.core.errors import UserError
 from mmalign.models.encoder import ExternalModel, find_file
 from mmalign.models.external.open_clip import State, text_weights, timm_wrapper_weights
 from mmalign.models.pooling import Pooling
+from mmalign.models.text_tower import positions_of
 
 # The processors of these know the one length to which texts are padded; that of SigLIP must be given it.
 _KNOW_LENGTH = ("align", "siglip2", "tipsv2")
@@ -63,12 +64,9 @@ def _padding(model: Any, tokenizer: Any) -> dict[str, Any]:
         return {"truncation": True}
     # SigLIP (arXiv 2303.15343) reads the state of the last position and was trained with padding up to it.
     padding = "max_length" if kind == "siglip" else True
-    # As many tokens as the tokenizer says, but no more than the text tower has positions for. RoBERTa and its
-    # variants count positions from behind the id of their padding token.
-    tables = [m for name, m in model.named_modules() if name.endswith(".position_embeddings")]
-    offsets = [m.padding_idx + 1 for m in tables if getattr(m, "padding_idx", None) is not None]
-    positions = model.config.text_config.max_position_embeddings - max(offsets, default=0)
-    longest = min(tokenizer.model_max_length, positions)
+    # As many tokens as the tokenizer says, but no more than the text tower has positions for.
+    longest = tokenizer.model_max_length
+    longest = min(longest, positions_of(model, model.config.text_config) or longest)
     return {"padding": padding, "truncation": True, "max_length": longest}
 
 
