@@ -13,6 +13,7 @@ A checkpoint does not depend on the number of ranks or the ZeRO stage that wrote
 
 import json
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,10 +83,17 @@ class Saver:
     `facts` are for the manifest: hashes of the configuration and the data, the code's version.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig, facts: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: CheckpointConfig,
+        facts: dict[str, Any],
+        heartbeat: Callable[[str, bool], None] = lambda what, saves: None,
+    ) -> None:
         self._folder = folder
         self._config = config
         self._facts = facts
+        self._heartbeat = heartbeat
         self._job: _Job | None = None
         self._thread = ThreadPoolExecutor(1)
 
@@ -102,6 +110,7 @@ class Saver:
         """
         # At most one copy of the state is on the host: the previous save must end first.
         self.finish()
+        self._heartbeat(f"saving step {state.step}", True)
         target = self._folder / f"step-{state.step:09d}"
         # One folder for all ranks: its name is random, so rank 0 makes it and sends it to the others.
         work, problem = None, None
@@ -113,16 +122,18 @@ class Saver:
         work, problem = distributed.broadcast((work, problem))
         if work is None:
             raise self._failure(target, problem)
-        files = self._thread.submit(_write, work, state, *engine.capture())
+        files = self._thread.submit(self._write, work, state, *engine.capture())
         self._job = _Job(work, target, state.step, is_best, files)
         if not self._config.asynchronous:
             self.finish()
+        self._heartbeat(f"after saving step {state.step}", False)
 
     def finish(self) -> None:
         """Wait until all ranks have written, and commit; UserError: one of them could not."""
         if self._job is None:
             return
         job, self._job = self._job, None
+        self._heartbeat(f"saving step {job.step}", True)
         files: dict[str, Any] = {}
         problem = None
         try:
@@ -140,6 +151,23 @@ class Saver:
         problem = distributed.broadcast(problem)
         if problem:
             raise self._failure(job.target, problem)
+        self._heartbeat(f"after saving step {job.step}", False)
+
+    def _write(
+        self,
+        folder: Path,
+        state: TrainState,
+        moments: dict[str, Tensor],
+        weights: dict[str, dict[str, Tensor]],
+    ) -> dict[str, Any]:
+        files = {f"{OPTIMIZER_FILES}{distributed.rank():05d}.safetensors": moments, **weights}
+        if distributed.is_main():
+            write_json(folder / "state.json", state.to_json())
+        for name, tensors in files.items():
+            self._heartbeat(f"writing {name}", True)
+            save_file(tensors, folder / name)
+        written = [*files, *(["state.json"] if distributed.is_main() else [])]
+        return {name: flush(folder / name) for name in written}
 
     def _commit(self, job: "_Job", files: dict[str, Any]) -> str | None:
         # On rank 0. Returns what went wrong.
@@ -182,21 +210,6 @@ class _Job(NamedTuple):
     step: int
     is_best: bool
     files: Future[dict[str, Any]]
-
-
-def _write(
-    folder: Path,
-    state: TrainState,
-    moments: dict[str, Tensor],
-    weights: dict[str, dict[str, Tensor]],
-) -> dict[str, Any]:
-    files = {f"{OPTIMIZER_FILES}{distributed.rank():05d}.safetensors": moments, **weights}
-    for name, tensors in files.items():
-        save_file(tensors, folder / name)
-    if distributed.is_main():
-        write_json(folder / "state.json", state.to_json())
-    written = [*files, *(["state.json"] if distributed.is_main() else [])]
-    return {name: flush(folder / name) for name in written}
 
 
 def load_newest(folder: Path, engine: Engine, plan: GlobalOrder) -> TrainState:

@@ -34,6 +34,7 @@ from mmalign.training.engine import BUCKET
 from mmalign.training.footprint import Part, build_on_meta, image_shape, live_bytes, parts_of
 from mmalign.training.loss_tiles import GPU_SIDE
 from mmalign.training.objective import MaskedLanguageModelConfig
+from mmalign.training.prepare import check_sizes
 from mmalign.training.run_config import RunConfig
 
 STAGES = (0, 1, 2, 3)
@@ -94,6 +95,7 @@ def _load_of(
     config: RunConfig, ranks: int, images: int, images_per_pass: int
 ) -> tuple[list[Part], Load]:
     model, module = build_on_meta(config.model, config.tokenizer, config.objective)
+    check_sizes(config.model, model)
     parts = parts_of(module)
     contrasts = not isinstance(config.objective, MaskedLanguageModelConfig)
     reads_features = config.data.image_features

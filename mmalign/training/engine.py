@@ -55,9 +55,9 @@ class EngineConfig(Section):
     """Keep only the inputs of the towers' blocks and recompute the rest in the backward pass."""
     compile: bool = False
     """torch.compile of the towers; the first steps take a minute longer."""
-    hang_seconds: int = pydantic.Field(default=0, ge=0)
+    hang_seconds: int = pydantic.Field(default=1800, ge=0)
     """A rank without progress for this long writes its stacks and ends; 0: never. Must exceed the longest
-    step, evaluation or save."""
+    step, batch of an evaluation and file of a checkpoint."""
 
 
 class Engine:

@@ -4,7 +4,9 @@ complete weights on every rank -> Encoder -> suite -> metrics by language -> rec
 """
 
 import difflib
+from collections.abc import Callable
 
+import numpy as np
 import pydantic
 
 from mmalign.core.config import Section
@@ -26,12 +28,32 @@ class EvaluationConfig(Section):
     """Its highest value makes `checkpoints/best`: `retrieval/test/mean/text_to_image/recall@1`."""
 
 
+class _WatchedEncoder(Encoder):
+    """An encoder that reports progress with each batch: a suite may take longer than a hang."""
+
+    heartbeat: Callable[[str], None]
+
+    def _encode_images(self, images: list[bytes]) -> np.ndarray:
+        self.heartbeat("evaluation: images")
+        return super()._encode_images(images)
+
+    def _encode_texts(self, texts: list[str]) -> np.ndarray:
+        self.heartbeat("evaluation: texts")
+        return super()._encode_texts(texts)
+
+
 def evaluate(
-    suite: SuiteConfig, engine: Engine, config: ModelConfig, tokenizer: Tokenizer
+    suite: SuiteConfig,
+    engine: Engine,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    heartbeat: Callable[[str], None],
 ) -> dict[str, float]:
     """The suite's metrics of the current weights, without those of language pairs; on all ranks."""
     with engine.full_model():
-        results = measure(suite, Encoder(engine.model, config, tokenizer, facts={}))
+        encoder = _WatchedEncoder(engine.model, config, tokenizer, facts={})
+        encoder.heartbeat = heartbeat
+        results = measure(suite, encoder)
     engine.module.train()  # `Encoder` put it into evaluation mode
     metrics = {tuple(name.split("/")): value for name, value in results.metrics.items()}
     # A run of a hundred languages has ten thousand pairs of them.

@@ -35,7 +35,14 @@ from mmalign.training.evaluate import evaluate, value_of
 from mmalign.training.initialization import initialize_weights, parent_of, restore_state
 from mmalign.training.meter import Meter, all_reduce_flags
 from mmalign.training.non_finite import NonFiniteGuard
-from mmalign.training.prepare import load_or_train_tokenizer, make_batches, open_run
+from mmalign.training.prepare import (
+    check_sizes,
+    hold,
+    load_or_train_tokenizer,
+    make_batches,
+    open_run,
+    write_config,
+)
 from mmalign.training.run_config import RunConfig
 from mmalign.training.signals import StopRequest
 from mmalign.training.watchdog import Watchdog
@@ -55,8 +62,12 @@ def train(config: RunConfig, out: Path, stop_after: int | None = None) -> str | 
     """
     # Longer than the watchdog's limit: it names the rank that hangs before the collective times out.
     distributed.start(timedelta(seconds=max(600, 2 * config.engine.hang_seconds)))
-    config = open_run(config, out)
-    with StopRequest() as stop, Watchdog(out, config.engine.hang_seconds) as watchdog:
+    with (
+        hold(out),
+        Watchdog(out, config.engine.hang_seconds) as watchdog,
+        StopRequest(watchdog.idle) as stop,
+    ):
+        config = open_run(config, out)
         run = _Run(config, out, stop, watchdog)
         last = min(config.steps, stop_after or config.steps)
         # More than one round only after a roll-back, which needs a new stream of batches.
@@ -76,7 +87,7 @@ class _Run:
         self.config, self.out, self.stop, self.watchdog = config, out, stop, watchdog
         self.stopped: str | None = None
         order = GlobalOrder(open_sets(config.data), config.data, config.seed)
-        self.tokenizer = load_or_train_tokenizer(config.tokenizer, order, out)
+        self.tokenizer = load_or_train_tokenizer(config.tokenizer, order, out, watchdog)
         watchdog.heartbeat("model")
         # After the tokenizer, right before the model: the initial weights depend on nothing but the seed.
         torch.manual_seed(config.seed)
@@ -86,6 +97,7 @@ class _Run:
         self.loader = make_batches(config, order, self.tokenizer, model)
         # Not on a resume: what `init_from` names may be gone by then.
         if not checkpoint.has_checkpoints(out / "checkpoints"):
+            check_sizes(config.model, model)
             initialize_weights(config, model, self.tokenizer)
         self.engine = Engine(
             model,
@@ -112,13 +124,17 @@ class _Run:
             facts["code"] = code_version()
             if starts:
                 self.state = replace(self.state, parent=parent_of(config, self.state.step))
-            # Only now: a start that fails before this line does not remove it.
-            (out / STOPPED).unlink(missing_ok=True)
         self.suite: SuiteConfig | None = None
         if config.evaluation:
             path = find_yaml(config.evaluation.suite, "eval")
             self.suite = load_config(SuiteConfig, path)
-        self.saver = Saver(out / "checkpoints", config.checkpoint, facts)
+        if distributed.is_main():
+            # Only now: a start that fails before this line leaves no run behind, and this file alone.
+            write_config(config, out)
+            (out / STOPPED).unlink(missing_ok=True)
+        self.saver = Saver(out / "checkpoints", config.checkpoint, facts, watchdog.heartbeat)
+        # A save in the background counts as well.
+        stop.idle = lambda: 0.0 if self.saver.is_writing else watchdog.idle()
         self.guard = NonFiniteGuard(config.non_finite, out)
         self.recorder = self._open_recorder()
         self._say_what_starts(model, order)
@@ -146,6 +162,7 @@ class _Run:
         config, saver = self.config, self.saver
         # From the position in the data, not from the step: after a roll-back the two differ.
         first = self.state.stream.position // config.batch_size
+        self.watchdog.heartbeat("the first batch")
         stream = batches(self.loader, first, first + last - self.state.step, config.data.workers)
         for batch in track(stream, "train", config.steps, done=self.state.step):
             self.watchdog.heartbeat(f"step {self.state.step + 1}")
@@ -186,7 +203,6 @@ class _Run:
         self.ledger.judge()
 
     def _save(self, is_best: bool) -> None:
-        self.watchdog.heartbeat(f"saving step {self.state.step}")
         self.ledger.flush()
         self.state = replace(self.state, ledger=self.ledger.to_json())
         self.saver.save(self.engine, self.state, is_best)
@@ -199,7 +215,8 @@ class _Run:
         if config is None or self.suite is None or step % config.every:
             return False
         self.watchdog.heartbeat(f"evaluation after step {step}")
-        metrics = evaluate(self.suite, self.engine, self.config.model, self.tokenizer)
+        beat = self.watchdog.heartbeat
+        metrics = evaluate(self.suite, self.engine, self.config.model, self.tokenizer, beat)
         if self.recorder is not None:
             self.recorder.write(step, metrics)
         self.meter.forget_time()

@@ -13,6 +13,7 @@ hanging when it continues.
 """
 
 import faulthandler
+import math
 import os
 import sys
 import threading
@@ -40,14 +41,27 @@ class Watchdog:
     def __init__(self, folder: Path, seconds: float) -> None:
         self._folder = folder
         self._seconds = seconds
-        self._last = (time.monotonic(), "start")
+        self._last = (time.monotonic(), "start", False)
         self._ended = threading.Event()
         self._watched = threading.get_ident()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def heartbeat(self, what: str) -> None:
-        """Report what begins now, in less than a microsecond; before everything that may take long."""
-        self._last = (time.monotonic(), what)  # one assignment: the thread sees both or neither
+    def heartbeat(self, what: str, saves: bool = False) -> None:
+        """Report what begins now, in less than a microsecond; before everything that may take long.
+
+        Args:
+            saves: whether it is part of a save, which a repeated signal must not end.
+        """
+        self._last = (time.monotonic(), what, saves)  # one assignment: a thread sees all or nothing
+
+    def pause(self, what: str) -> None:
+        """Watch nothing until the next heartbeat: what begins now may take as long as it needs."""
+        self._last = (math.inf, what, False)
+
+    def idle(self) -> float:
+        """Seconds since the last heartbeat; 0 in a save or a pause."""
+        since, _, saves = self._last
+        return 0.0 if saves else max(0.0, time.monotonic() - since)
 
     def __enter__(self) -> "Watchdog":
         self._watched = threading.get_ident()
@@ -68,7 +82,7 @@ class Watchdog:
         pause = min(self._seconds / 10, 1.0)
         while not self._ended.wait(pause):
             self._arm_backstop()
-            since, what = self._last
+            since, what, _ = self._last
             if time.monotonic() - since > self._seconds:
                 try:
                     self._report(time.monotonic() - since, what)
