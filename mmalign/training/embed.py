@@ -24,6 +24,7 @@ from mmalign.data.stream.image_features import FeatureSet, open_features
 from mmalign.data.tokenizer import load_tokenizer
 from mmalign.evaluation.feature_cache import describe_tower, write_features
 from mmalign.models.dual_encoder import build_dual_encoder
+from mmalign.models.encoder import finite
 from mmalign.models.image_tower import ImageTower, build_image_tower
 from mmalign.training.checkpoint import has_checkpoints
 from mmalign.training.engine import MODEL_FILE, Engine
@@ -57,6 +58,10 @@ def embed(run: Path, overrides: Sequence[str], data: Sequence[Path], workers: in
                 "with `--data FOLDER` and upload its features with the shards"
             )
     tower = load_frozen_tower(config, folder).to(distributed.device()).eval()
+    # One black image shows weights that are not finite before a data set is read.
+    black_BCHW = torch.zeros(1, 3, tower.size, tower.size, dtype=torch.uint8)
+    with torch.no_grad():
+        finite(tower(black_BCHW.to(distributed.device())).cpu().numpy(), {"path": run})
     for one in folders:
         facts = write_features(tower, one, config.data.workers if workers is None else workers)
         unusable = ", ".join(f"{reason}: {n}" for reason, n in facts["unusable"].items())

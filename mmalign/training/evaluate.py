@@ -28,7 +28,7 @@ class EvaluationConfig(Section):
     """Its highest value makes `checkpoints/best`: `retrieval/test/mean/text_to_image/recall@1`."""
 
 
-class _WatchedEncoder(Encoder):
+class WatchedEncoder(Encoder):
     """An encoder that reports progress with each batch: a suite may take longer than a hang."""
 
     heartbeat: Callable[[str], None]
@@ -51,7 +51,7 @@ def evaluate(
 ) -> dict[str, float]:
     """The suite's metrics of the current weights, without those of language pairs; on all ranks."""
     with engine.full_model():
-        encoder = _WatchedEncoder(engine.model, config, tokenizer, facts={})
+        encoder = WatchedEncoder(engine.model, config, tokenizer, facts={})
         encoder.heartbeat = heartbeat
         results = measure(suite, encoder)
     engine.module.train()  # `Encoder` put it into evaluation mode

@@ -10,7 +10,7 @@ belong to no tower: they use the common settings and train from the first step.
 import fnmatch
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 from torch import nn
@@ -22,6 +22,7 @@ from mmalign.models.image_tower import ImageTower
 from mmalign.models.text_tower import TextTower
 
 _WARMUP_STEPS = 50
+Beta = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
@@ -30,7 +31,7 @@ class OptimizerConfig(Section):
     image_lr: float | None = pydantic.Field(default=None, gt=0)
     text_lr: float | None = pydantic.Field(default=None, gt=0)
     """That of a tower; by default `lr`."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     eps: float = pydantic.Field(default=1e-6, gt=0)
     weight_decay: float = pydantic.Field(default=0.1, ge=0)
     """Of matrices. Vectors (norms, biases), the temperature, and an image tower's position and class

@@ -32,7 +32,7 @@ class RunConfig(Section):
     """One training run."""
 
     name: str
-    seed: int = pydantic.Field(default=0, ge=0)
+    seed: int = pydantic.Field(default=0, ge=0, lt=2**63)
     steps: int = pydantic.Field(ge=1)
     batch_size: int = pydantic.Field(ge=2)
     """Images of a step, over all ranks."""
