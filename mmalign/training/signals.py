@@ -32,6 +32,8 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT  # as shells report it
 IDLE_SECONDS = 30.0  # torchrun and Slurm send several signals within seconds, and then kill
 
 _ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Ctrl-C reaches a worker that is just starting as well, which must not count as the second one.
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 class StopRequest:

@@ -78,6 +78,18 @@ def test_repeated_requests_end_only_what_neither_moves_nor_saves(
     assert hung.returncode == EXIT_HUNG
 
 
+def test_signals_of_a_forked_process_do_not_count(tmp_path: Path) -> None:
+    with StopRequest(idle=lambda: 100.0) as stop:
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        time.sleep(1.5)  # long enough for the thread to end this process
+        assert stop.requested is None
+
+
 def test_the_old_handlers_come_back_after_an_error_too() -> None:
     before = [signal.getsignal(number) for number in ASKING]
     with pytest.raises(ZeroDivisionError), StopRequest(idle=lambda: 0.0):
