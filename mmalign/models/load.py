@@ -160,8 +160,12 @@ def load_text_encoder(path: str, untrained: bool = False) -> TextEncoder:
     return _checked(encoder)
 
 
+@torch.no_grad()
 def _checked(encoder: TextEncoder) -> TextEncoder:
-    encoder.encode(["a"])  # weights that are not finite end here, not after hours of fine-tuning
+    # Weights that are not finite end here, not after hours of fine-tuning.
+    tokens = encoder.tokenize(["a"])
+    feature_ND = encoder.feature(encoder.states(tokens), tokens.mask_NL)
+    encoders.finite(feature_ND.float().cpu().numpy(), encoder.facts)
     return encoder
 
 
