@@ -68,7 +68,7 @@ def write_open_clip(source: Source, folder: Path, home: str) -> None:
         }
     write_json(folder / "config.json", facts)
     save_file(to_open_clip(encoder.model), folder / WEIGHTS[0])
-    write_tokenizer(encoder.tokenizer, config.text.max_length, folder)
+    write_tokenizer(encoder.tokenizer, encoder.max_length, folder)
 
 
 def _vision(encoder: Encoder, home: str) -> dict[str, Any]:
@@ -120,6 +120,6 @@ def _text(encoder: Encoder, home: str) -> dict[str, Any]:
         "hf_tokenizer_name": home,
         "hf_pooler_type": pooler,
         "hf_proj_type": encoder.config.text_projection,
-        "context_length": text.max_length,
+        "context_length": encoder.max_length,
         "vocab_size": encoder.tokenizer.vocabulary,
     }

@@ -2,9 +2,8 @@
 
     flags of `mmalign launch` -> section of the target -> template
 
-A missing option and an option that the target does not use are errors. Names that are part of a scheduler's
-own syntax (#SBATCH lines, Kubernetes names) may contain only the characters that this syntax allows. Paths
-may be anything on one line; the templates quote them.
+Names that are part of a scheduler's own syntax (#SBATCH lines, Kubernetes names) may contain only the
+characters that this syntax allows. Paths may be anything on one line; the templates quote them.
 """
 
 import re
@@ -23,11 +22,7 @@ _SHORTEST = 10 * 60
 
 
 def one_line(text: str) -> str:
-    """The text, which must be one line of printable characters.
-
-    Raises:
-        ValueError: empty, a line break, another control character, or a dash in front.
-    """
+    """The text, which must be one line of printable characters without a dash in front (else ValueError)."""
     if not text or any(unicodedata.category(letter) in _BREAKS for letter in text):
         raise ValueError("must be one line without control characters, and not empty")
     if text.startswith("-"):
@@ -92,20 +87,35 @@ class Job(Section):
 
     @property
     def ranks(self) -> int:
-        """Processes of a node."""
+        # Of a node.
         return self.gpus_per_node or self.ranks_per_node or 1
 
 
-class TorchrunJob(Job):
+class HostJob(Job):
+    """A script on hosts that share the environment here."""
+
+    folder: Line | None = None
+    """Working folder there; by default the one where the script is started or `sbatch` is called."""
+    venv: Line | None = None
+    """Virtual environment there; by default what PATH holds."""
+
+
+class VolumeJob(Job):
+    """A container per node, with a volume that every node may write (ReadWriteMany)."""
+
+    image: Image
+    volume: Label
+    """Persistent volume claim, or volume of SkyPilot: run files, data and runs."""
+    folder: Folder
+    """Where the volume is mounted; paths are found from here, and the run folder must lie in it."""
+
+
+class TorchrunJob(HostJob):
     """Hosts that can reach each other; the script is started on each of them."""
 
     host: Word | None = None
     """Name or address of the host where the others meet; it must be one of them."""
     port: int = pydantic.Field(default=29500, ge=1, le=65535)
-    folder: Line | None = None
-    """Working folder on the hosts; by default the one where the script is started."""
-    venv: Line | None = None
-    """Virtual environment on the hosts; by default what PATH holds."""
 
     @pydantic.model_validator(mode="after")
     def _hosts_can_meet(self) -> "TorchrunJob":
@@ -114,7 +124,7 @@ class TorchrunJob(Job):
         return self
 
 
-class SlurmJob(Job):
+class SlurmJob(HostJob):
     """A batch job; Slurm's controller requeues it."""
 
     time: Annotated[str, AfterValidator(_time_limit)]
@@ -124,36 +134,24 @@ class SlurmJob(Job):
     """Memory of a node; by default the partition's."""
     partition: Word | None = None
     account: Word | None = None
-    folder: Line | None = None
-    """Working folder on the nodes; by default the one where `sbatch` is called."""
-    venv: Line | None = None
-    """Virtual environment on the nodes; by default what PATH holds."""
 
 
-class KubernetesJob(Job):
+class KubernetesJob(VolumeJob):
     """A TrainJob of Kubeflow Trainer."""
 
-    image: Image
-    volume: Label
-    """Persistent volume claim that every node may write (ReadWriteMany): run files, data and runs."""
-    folder: Folder
-    """Where the volume is mounted; paths are found from here, and the run folder must lie in it."""
     cpus_per_node: int = pydantic.Field(ge=1)
     memory_gib: int = pydantic.Field(ge=1)
     namespace: Label | None = None
 
 
-class SkyPilotJob(Job):
-    """A task of SkyPilot on Kubernetes or RunPod, which have volumes."""
+class SkyPilotJob(VolumeJob):
+    """A task of SkyPilot on Kubernetes or RunPod, which have volumes.
 
-    image: Image
-    """Debian image with Python 3.11 or newer, such as `python:3.11`; mmalign is installed into it."""
+    mmalign is installed into its image: Debian with Python 3.11 or newer, such as `python:3.11`.
+    """
+
     accelerator: Word | None = None
     """Kind of GPU, such as `H100`."""
-    volume: Label
-    """Volume of SkyPilot that every node may write: run files, data and runs."""
-    folder: Folder
-    """Where the volume is mounted; paths are found from here, and the run folder must lie in it."""
     cpus_per_node: int | None = pydantic.Field(default=None, ge=1)
     """Minimum number of cores per node; by default SkyPilot's."""
 

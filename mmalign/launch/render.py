@@ -3,10 +3,8 @@
     run YAML + overrides -> RunConfig (checked) -+
     flags -> section of the target (checked) ----+-> templates/<target>.j2 -> text
 
-Nothing is submitted and nothing is guessed. Every template ends in the same line (templates/train.sh.j2):
-torchrun with `mmalign train RUN_YAML --out OUT OVERRIDES`. Every value from the user is quoted: by
-`shlex.quote` in shell parts, and as JSON, which is valid YAML, in YAML parts. Shell parts are block scalars
-in YAML, which need no further quoting of one-line values.
+Nothing is submitted. Every template ends in the same line (templates/train.sh.j2): torchrun with `mmalign
+train RUN_YAML --out OUT OVERRIDES`.
 """
 
 import json
@@ -21,16 +19,24 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from mmalign.core.config import load_config, validate
 from mmalign.core.errors import UserError
 from mmalign.core.resources import find_yaml
-from mmalign.launch.options import Job, KubernetesJob, SkyPilotJob, SlurmJob, TorchrunJob, one_line
+from mmalign.launch.options import (
+    Job,
+    KubernetesJob,
+    SkyPilotJob,
+    SlurmJob,
+    TorchrunJob,
+    VolumeJob,
+    one_line,
+)
 from mmalign.training.run_config import RunConfig
 
+# Options and template of each target.
 TARGETS: dict[str, tuple[type[Job], str]] = {
     "torchrun": (TorchrunJob, "torchrun.sh.j2"),
     "slurm": (SlurmJob, "slurm.sh.j2"),
     "kubernetes": (KubernetesJob, "kubernetes.yaml.j2"),
     "skypilot": (SkyPilotJob, "skypilot.yaml.j2"),
 }
-"""Options and template of each target."""
 
 
 def render(
@@ -39,7 +45,6 @@ def render(
     """The script (torchrun, slurm) or manifest (kubernetes, skypilot) that trains `run` on the machines.
 
     Args:
-        target: a key of `TARGETS`.
         run: run YAML, found from the working folder here and on the machines alike, or its name.
         out: run folder on the machines; runs/<name> if not given.
         options: fields of the target's section that were given.
@@ -55,25 +60,21 @@ def render(
     job = validate(section, options, f"--on {target}")
     ranks = job.nodes * job.ranks
     if config.batch_size % ranks:
+        all_ranks = f"{job.nodes} x {job.ranks} = {ranks} ranks"
         raise UserError(
-            f"{run}: `batch_size` {config.batch_size} does not divide among {job.nodes} x {job.ranks} = "
-            f"{ranks} ranks; give another batch_size or number of nodes"
+            f"{run}: `batch_size` {config.batch_size} does not divide among {all_ranks}; change one"
         )
     name = _job_name(config.name, run)
     out = out or Path("runs") / config.name
-    if isinstance(job, KubernetesJob | SkyPilotJob):
+    if isinstance(job, VolumeJob):
         # A run folder outside the volume would be lost with its node.
         path = PurePosixPath(job.folder) / out
         if ".." in path.parts or not path.is_relative_to(job.folder):
-            raise UserError(
-                f"--out {out}: lies outside the volume at {job.folder}; name a folder in it"
-            )
+            raise UserError(f"--out {out}: lies outside the volume at {job.folder}; name one in it")
     words = ["mmalign", "train", _line(str(run), "RUN_YAML"), "--out", _line(str(out), "--out")]
     words += [_line(text, "override") for text in overrides]
-    train = shlex.join(words)
-    return (
-        _environment().get_template(template).render(job=job, name=name, out=str(out), train=train)
-    )
+    values = {"job": job, "name": name, "out": str(out), "train": shlex.join(words)}
+    return _environment().get_template(template).render(values)
 
 
 def _line(text: str, what: str) -> str:
@@ -84,14 +85,12 @@ def _line(text: str, what: str) -> str:
 
 
 def _job_name(name: str, run: Path) -> str:
-    """The run's name in the characters that every scheduler accepts (a DNS label)."""
+    # In the characters that every scheduler accepts (a DNS label).
     label = re.sub(r"[_.]", "-", name.lower())
     # A DNS label has at most 63 characters, and Kubernetes appends to the name of a job for its pods.
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,43}[a-z0-9])?", label):
-        raise UserError(
-            f"{run}: `name` {name!r} cannot name a job; give at most 45 letters a-z, digits, - and _, "
-            "a letter first"
-        )
+        rule = "give at most 45 letters a-z, digits, - and _, a letter first"
+        raise UserError(f"{run}: `name` {name!r} cannot name a job; {rule}")
     return label
 
 
@@ -104,6 +103,8 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
         autoescape=False,  # shell and YAML, not HTML: quoted by the two filters
     )
+    # Every value from the user is quoted: in shell parts, and as JSON, which is valid YAML, in YAML parts.
+    # Shell parts are block scalars in YAML, which need no further quoting of one-line values.
     environment.filters["sh"] = shlex.quote
     environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)
     # Kubernetes puts variables into commands itself, `$(NAME)`; a doubled dollar stays a dollar.

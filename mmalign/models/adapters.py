@@ -7,6 +7,7 @@ A layer's weight W becomes W + (alpha / rank) B A (LoRA, Hu et al. 2021, arXiv 2
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +23,26 @@ _PREFIX = "base_model.model."  # before every name in an adapter's file
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
-    """What the adapter's configuration sets.
-
-    Raises:
-        UserError: it is broken.
-    """
+    """What the adapter's configuration sets."""
     path = folder / CONFIG
     try:
         settings = json.loads(path.read_text(encoding="utf-8")).items()
     except (OSError, ValueError, AttributeError):
         raise UserError(f"{path}: not the configuration of an adapter of peft") from None
+    # peft writes every field, most of them empty.
     return {name: value for name, value in settings if value not in (None, {}, [])}
 
 
 def base_of(folder: Path) -> str:
-    """The folder or hub name of the model that an adapter belongs to.
-
-    Raises:
-        UserError: the adapter's configuration is broken or names none.
-    """
+    """The folder or hub name of the model that an adapter belongs to."""
     base = settings_of(folder).get("base_model_name_or_path")
     if not base:
-        raise UserError(
-            f"{folder / CONFIG}: does not say which model it adapts; write its folder or hub name as "
-            "`base_model_name_or_path`"
-        )
+        raise UserError(f"{folder / CONFIG}: set `base_model_name_or_path` to the model's name")
     return str(base)
 
 
 def merge_adapter(trunk: Any, folder: Path) -> Any:
-    """The trunk with the adapter of a folder merged in, in float32.
-
-    Args:
-        trunk: of the base model; it is changed.
+    """The base model's trunk, changed: with the adapter of a folder merged in, in float32.
 
     Raises:
         UserError: peft is not installed, or the adapter does not fit the trunk.
@@ -62,12 +50,16 @@ def merge_adapter(trunk: Any, folder: Path) -> Any:
     try:
         import peft
     except ImportError:
-        raise UserError(
-            f"{folder}: a LoRA adapter; install `mmalign[finetune]` to read it"
-        ) from None
+        raise UserError(f"{folder}: a LoRA adapter; install `mmalign[finetune]`") from None
     try:
         settings = peft.PeftConfig.from_pretrained(str(folder))
-        heads = _leave_out_heads(settings, trunk)
+        # A task's head may be saved with the adapter. It is no part of a text encoder, and peft looks for
+        # the module in the trunk.
+        saved = tuple(settings.modules_to_save or ())
+        known = {name.rpartition(".")[2] for name, _ in trunk.named_modules()}
+        settings.modules_to_save = [name for name in saved if name in known] or None
+        settings.task_type = None  # it would ask for a model with the task's head
+        heads = (name for name in saved if name not in known)
         tensors = _tensors(folder / WEIGHTS, heads, trunk.base_model_prefix)
         model = peft.PeftModel(trunk.float(), settings)
         wanted = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -77,25 +69,12 @@ def merge_adapter(trunk: Any, folder: Path) -> Any:
         peft.set_peft_model_state_dict(model, tensors)
         return model.merge_and_unload(safe_merge=True).eval()
     except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
-        raise UserError(
-            f"{folder}: the adapter does not fit {base_of(folder)} ({one_line(error)})"
-        ) from None
+        base, reason = base_of(folder), one_line(error)
+        raise UserError(f"{folder}: the adapter does not fit {base} ({reason})") from None
 
 
-def _leave_out_heads(settings: Any, trunk: Any) -> tuple[str, ...]:
-    """The parts of a task's head that were saved with the adapter; they are dropped from the settings.
-
-    A head is no part of a text encoder, and peft looks for the module in the trunk.
-    """
-    saved = tuple(settings.modules_to_save or ())
-    known = {name.rpartition(".")[2] for name, _ in trunk.named_modules()}
-    settings.modules_to_save = [name for name in saved if name in known] or None
-    settings.task_type = None  # it would ask for a model with the task's head
-    return tuple(name for name in saved if name not in known)
-
-
-def _tensors(path: Path, heads: tuple[str, ...], model_prefix: str) -> dict[str, Tensor]:
-    """The adapter's tensors, by their names for a trunk alone."""
+def _tensors(path: Path, heads: Iterable[str], model_prefix: str) -> dict[str, Tensor]:
+    # An adapter of a model with a head names the trunk in it; ours is for the trunk alone.
     inner = f"{_PREFIX}{model_prefix}." if model_prefix else _PREFIX
     dropped = tuple(f"{_PREFIX}{head}." for head in heads)
     return {

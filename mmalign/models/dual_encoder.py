@@ -3,8 +3,7 @@
     image_BCHW         -> image tower -> feature_BF -> projection -> unit length -> image_BD
     token_NL, mask_NL  -> text tower                -> projection -> unit length -> text_ND
 
-A frozen image tower gives an image the same feature every time, so cached image features may be given
-instead. The two sides share nothing. Ranks, files and losses are handled elsewhere.
+A frozen image tower gives an image the same feature every time, so cached features may be given instead.
 """
 
 import math
@@ -28,26 +27,21 @@ class ModelConfig(Section):
     embedding: int = pydantic.Field(default=512, ge=2)
     """D, the width of the shared space."""
     text_projection: Literal["linear", "mlp"] = "linear"
-    """The map from the text tower into the shared space. mlp: two layers with a GELU between them, as
-    open_clip's XLM-R models have it (its `hf_proj_type`)."""
+    """The map into the shared space. mlp: two layers with a GELU between (open_clip's `hf_proj_type`)."""
     temperature: float = pydantic.Field(default=0.07, gt=0)
-    """Temperature at the start; it is learned."""
+    """At the start; it is learned."""
     min_temperature: float = pydantic.Field(default=0.01, gt=0)
     """The temperature never falls below this (CLIP, arXiv 2103.00020: 0.01)."""
     logit_bias: float | None = None
-    """What the sigmoid loss adds to every score at the start (SigLIP, arXiv 2303.15343: -10, with a
-    temperature of 0.1); it is learned."""
+    """Added to every score by the sigmoid loss; learned (SigLIP starts at -10, temperature 0.1)."""
 
 
 class DualEncoder(nn.Module):
     """An image tower and a text tower that meet in a space of D dimensions.
 
     Attributes:
-        image_projection: one linear map without bias.
-        text_projection: the same, or `Sequential(Linear, GELU, Linear)` without biases, whose hidden width is
-            the mean of its ends.
+        image_projection, text_projection: maps without biases.
         logit_scale: (1,) float32, the natural logarithm of the inverse temperature (CLIP's convention).
-            Shape (1,) and not (): DeepSpeed cannot take a parameter without dimensions.
         logit_bias: (1,) float32, or None.
     """
 
@@ -58,16 +52,16 @@ class DualEncoder(nn.Module):
         self.image_projection = _linear(image_tower.width, config.embedding)
         make = _perceptron if config.text_projection == "mlp" else _linear
         self.text_projection: nn.Module = make(text_tower.width, config.embedding)
+        # Shape (1,) and not (): DeepSpeed cannot take a parameter without dimensions.
         self.logit_scale = nn.Parameter(torch.tensor([-math.log(config.temperature)]))
         bias = config.logit_bias
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor([bias]))
 
     def train(self, mode: bool = True) -> "DualEncoder":
-        """Frozen towers stay in evaluation mode: no dropout, no moving batch statistics."""
         super().train(mode)
         for tower in (self.image_tower, self.text_tower):
             if not any(parameter.requires_grad for parameter in tower.parameters()):
-                tower.eval()
+                tower.eval()  # frozen: no dropout, no moving batch statistics
         return self
 
     def encode_image(self, image_BCHW: Tensor) -> Tensor:
@@ -109,12 +103,9 @@ class DualEncoder(nn.Module):
 
 
 def build_dual_encoder(config: ModelConfig, vocabulary: int, padding_id: int) -> DualEncoder:
-    """The model that the configuration describes, with weights drawn from torch's global generator.
-
-    Args:
-        vocabulary, padding_id: of the tokenizer (see `build_text_tower`).
-    """
-    image_tower = build_image_tower(config.image)  # first: both draw from the generator
+    """The model that the configuration describes; `vocabulary`, `padding_id`: of the tokenizer."""
+    # Random weights come from torch's global generator, and both towers draw: the image tower first.
+    image_tower = build_image_tower(config.image)
     return DualEncoder(image_tower, build_text_tower(config.text, vocabulary, padding_id), config)
 
 
@@ -125,7 +116,7 @@ def _linear(width: int, embedding: int) -> nn.Linear:
 
 
 def _perceptron(width: int, embedding: int) -> nn.Sequential:
-    hidden = (width + embedding) // 2
+    hidden = (width + embedding) // 2  # as open_clip does
     return nn.Sequential(_linear(width, hidden), nn.GELU(), _linear(hidden, embedding))
 
 

@@ -5,14 +5,13 @@
     encoded images -> decoded here -> another library's own transform and tower -+-> ExternalModel
     texts          ->                 its own tokenizer and tower               -+
 
-`external/` makes these; `load.py` finds out which kind a name means. A run's newest
-checkpoint whose files verify is taken. Nothing here talks to other ranks.
+`external/` makes these; `load.py` finds out which kind a name means.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,8 +29,10 @@ from mmalign.data.images import decode
 from mmalign.data.preprocess import Preprocess, stack_images
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
+from mmalign.models.text_tower import longest_text
 
 BATCH_SIZE = 256  # images or texts that a tower sees at a time
+T = TypeVar("T")
 
 
 class DualModel:
@@ -43,9 +44,11 @@ class DualModel:
         facts: `path`, `sha256` of the weights, `step`, and whatever else says which model it was.
         width: D, the width of the space.
         takes_images: whether there is an image tower.
+        cut: for the protocol, where texts are cut for want of positions; empty: nowhere (see `longest_text`).
     """
 
     takes_images = True
+    cut = ""
 
     def __init__(self, facts: dict[str, Any], width: int) -> None:
         self.facts = facts
@@ -58,20 +61,25 @@ class DualModel:
         """Encoded images (JPEG, PNG, WebP) -> (n, D) float32 of unit length.
 
         Raises:
-            UserError: an image that cannot be decoded, or a model that has no image tower.
+            UserError: an image that cannot be decoded, a model that has no image tower, or whose vectors are
+                not finite.
         """
         if not self.takes_images:
+            name = self.facts["path"]
             raise UserError(
-                f"{self.facts['path']}: a text encoder without an image tower; measure it with "
-                "`measures: [alignment]`, or give a model that takes images"
+                f"{name}: a text encoder without an image tower; measure it with `measures: [alignment]`"
             )
+        # An empty start: there may be no images.
         rows = [np.zeros((0, self.width), np.float32)]
-        rows += [self._encode_images(chunk) for chunk in batched(images, batch_size)]
-        return np.concatenate(rows)
+        rows += [self._encode_images(chunk) for chunk in batched(as_list(images), batch_size)]
+        return finite(np.concatenate(rows), self.facts)
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
-        """Texts -> (n, D) float32 of unit length, in the order given."""
+        """Texts -> (n, D) float32 of unit length, in the order given; UserError: they are not finite."""
+        return finite(self._encode_in_order(as_list(texts), batch_size), self.facts)
+
+    def _encode_in_order(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
         return encode_sorted(self._encode_texts, texts, batch_size, self.width)
 
     def _encode_images(self, images: list[bytes]) -> np.ndarray:
@@ -86,6 +94,7 @@ class Encoder(DualModel):
 
     Attributes:
         model: in evaluation mode, float32, on this rank's device.
+        max_length: where texts are cut, in tokens.
     """
 
     def __init__(
@@ -97,13 +106,16 @@ class Encoder(DualModel):
         self.config = config
         self.tokenizer = tokenizer
         self.preprocess = Preprocess(size=model.image_tower.size)
+        asked = config.text.max_length
+        self.max_length, self.cut = longest_text(model.text_tower.trunk, asked)
 
     def _encode_images(self, images: list[bytes]) -> np.ndarray:
         image_BCHW = stack_images([self.preprocess(image) for image in images])
         return self.model.encode_image(image_BCHW.to(self.device)).cpu().numpy()
 
     def _encode_texts(self, texts: list[str]) -> np.ndarray:
-        token_NL, mask_NL = self.tokenizer(texts, self.config.text.max_length)
+        texts = with_tokens(texts, self.tokenizer.inner)
+        token_NL, mask_NL = self.tokenizer(texts, self.max_length)
         rows_ND = self.model.encode_text(token_NL.to(self.device), mask_NL.to(self.device))
         return rows_ND.cpu().numpy()
 
@@ -122,20 +134,18 @@ class ExternalModel(DualModel):
         model: nn.Module,
         texts: Callable[[list[str]], Tensor],
         images: Callable[[list[Image.Image]], Tensor] | None = None,
+        tokenizer: Any = None,
     ) -> None:
-        """Put the interface around a model.
+        """`model` is in evaluation mode and float32; `images` None: it has no image tower.
 
-        Args:
-            model: in evaluation mode, float32.
-            texts: n texts -> (n, D).
-            images: n RGB images -> (n, D); None: the model has no image tower.
+        `tokenizer`: of transformers, if `texts` uses one.
         """
         with torch.no_grad():  # measured: each library names it in another way
             width = texts(["a"]).shape[1]
         facts = {"path": name, "kind": kind, "sha256": weights_sha256(model), "step": 0}
         super().__init__(facts, width)
         self.takes_images = images is not None
-        self._texts, self._images = texts, images
+        self._texts, self._images, self._tokenizer = texts, images, tokenizer
 
     def _encode_images(self, images: list[bytes]) -> np.ndarray:
         assert self._images is not None
@@ -146,7 +156,37 @@ class ExternalModel(DualModel):
         return _unit_rows(self._images(opened))
 
     def _encode_texts(self, texts: list[str]) -> np.ndarray:
-        return _unit_rows(self._texts(texts))
+        return _unit_rows(self._texts(with_tokens(texts, self._tokenizer)))
+
+
+def as_list(values: T) -> T:
+    """The same values; UserError: one text, which would be a list of its letters, or one image's bytes."""
+    if isinstance(values, str | bytes):
+        shown = repr(values[:40])
+        raise UserError(f"a list is needed, not {shown} alone; write [{shown}]")
+    return values
+
+
+def finite(row_ND: np.ndarray, facts: Mapping[str, Any]) -> np.ndarray:
+    """The same vectors; UserError, with the model's name: they hold NaN or infinity."""
+    if not np.isfinite(row_ND).all():
+        name = facts.get("path", "the model")
+        raise UserError(f"{name}: its vectors are not finite; give a model whose weights are")
+    return row_ND
+
+
+def with_tokens(texts: Sequence[str], tokenizer: Any) -> list[str]:
+    """The texts, with the end token in place of each that would have no tokens.
+
+    Where a tokenizer of transformers adds no special tokens (GPT-2's, Qwen's), an empty text has none: models
+    fail on it alone, and in a batch its vector would depend on the padding.
+    """
+    adds = getattr(tokenizer, "num_special_tokens_to_add", None)
+    if not texts or adds is None or adds() > 0:
+        return list(texts)
+    end = tokenizer.eos_token or tokenizer.pad_token
+    ids = tokenizer(list(texts))["input_ids"]
+    return [text if tokens else end for text, tokens in zip(texts, ids, strict=True)]
 
 
 def _unit_rows(row_ND: Tensor) -> np.ndarray:
@@ -154,12 +194,10 @@ def _unit_rows(row_ND: Tensor) -> np.ndarray:
 
 
 def load_encoder(path: Path, untrained: bool = False) -> Encoder:
-    """The model of a run folder.
+    """The model of a run folder, or of one of its checkpoints (`RUN/checkpoints/best`).
 
     Args:
-        path: the folder, or one of its checkpoints (`RUN/checkpoints/best`).
-        untrained: the run's model as it was before its first step (same seed, same tokenizer): the
-            baseline that shows what training did.
+        untrained: as it was before its first step: the baseline that shows what training did.
 
     Raises:
         UserError: no run there, no checkpoint that verifies, or weights of another model.
@@ -175,8 +213,14 @@ def load_encoder(path: Path, untrained: bool = False) -> Encoder:
     model = build_dual_encoder(config, tokenizer.vocabulary, tokenizer.padding_id)
     facts: dict[str, Any] = {"path": str(path), "step": 0}
     if not untrained:
-        folder, info = newest_folder(path / "checkpoints") if path == run else (path, verify(path))
-        _load_weights(model, folder / "model.safetensors")
+        folder, info = checkpoint_of(path)
+        found, own = load_file(folder / "model.safetensors"), model.state_dict()
+        if differing := differing_names(found, own):
+            raise UserError(
+                f"{folder / 'model.safetensors'}: a checkpoint of another model: `{differing[0]}` differs "
+                f"(and {len(differing) - 1} more); use the configuration that it was trained with"
+            )
+        model.load_state_dict(found)
         facts["step"] = info["step"]
     facts["sha256"] = weights_sha256(model)
     return Encoder(model, config, tokenizer, facts)
@@ -187,17 +231,15 @@ def run_of(path: Path) -> Path:
     return path.parent.parent if path.parent.name == "checkpoints" else path
 
 
-def _load_weights(model: nn.Module, path: Path) -> None:
-    """Copy the tensors of a safetensors file into the model."""
-    found, wanted = load_file(path), model.state_dict()
+def checkpoint_of(path: Path) -> tuple[Path, dict[str, Any]]:
+    """A run's newest checkpoint that verifies, or `path`, if it is one; and what its manifest says."""
+    return newest_folder(path / "checkpoints") if run_of(path) == path else (path, verify(path))
+
+
+def differing_names(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Names, sorted, that only one of two state dicts has, or that have two shapes."""
     theirs, ours = ({(n, t.shape) for n, t in tensors.items()} for tensors in (found, wanted))
-    differing = sorted({name for name, _ in theirs ^ ours})
-    if differing:
-        raise UserError(
-            f"{path}: a checkpoint of another model: `{differing[0]}` differs (and "
-            f"{len(differing) - 1} more); use the configuration that it was trained with"
-        )
-    model.load_state_dict(found)
+    return sorted({name for name, _ in theirs ^ ours})
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -21,21 +21,19 @@ from mmalign.models.dual_encoder import DualEncoder
 def checkpoint_activations(model: DualEncoder) -> None:
     """Keep only the inputs of the blocks of each trunk that trains, in place (arXiv 1604.06174).
 
-    Gradients stay what they were: dropout draws the same masks in both passes, and running batch statistics
-    move once.
-
     Raises:
         UserError: a trunk that has no blocks to run again.
     """
+    # Dropout draws the same masks in both passes: torch's checkpoint restores the random state.
     checkpoints = {"image": _checkpoint_images, "text": _checkpoint_texts}
     for side, checkpoint in checkpoints.items():
         trunk: Any = getattr(model, f"{side}_tower").trunk
         if not any(parameter.requires_grad for parameter in trunk.parameters()):
             continue  # frozen trunks keep no activations anyway
         if not checkpoint(trunk):
+            kind = type(trunk).__name__
             raise UserError(
-                f"engine.checkpoint_activations: the {side} tower, a `{type(trunk).__name__}`, cannot "
-                "compute its activations again; leave the field out or take another tower"
+                f"engine.checkpoint_activations: the {side} tower, a `{kind}`, cannot do it; leave it out"
             )
         for module in trunk.modules():
             if isinstance(module, _BatchNorm):
@@ -43,10 +41,8 @@ def checkpoint_activations(model: DualEncoder) -> None:
 
 
 def compile_towers(model: DualEncoder) -> None:
-    """Compile the forward pass of each trunk, in place; the first calls are slow.
-
-    Names in the state dict stay.
-    """
+    """Compile the forward pass of each trunk, in place; the first calls are slow."""
+    # `module.compile()`, not `torch.compile(module)`: names in the state dict stay.
     model.image_tower.trunk.compile()
     # Captions differ in length from batch to batch.
     model.text_tower.trunk.compile(dynamic=True)
@@ -61,17 +57,16 @@ def unfuse_attention(model: DualEncoder) -> None:
 
 
 def _checkpoint_images(trunk: Any) -> bool:
-    """Whether a network of timm or open_clip checkpoints now; not all of them report a refusal."""
     network = getattr(trunk, "trunk", trunk)  # open_clip's adapter of timm hides a refusal
     try:
         network.set_grad_checkpointing(True)
     except (AssertionError, AttributeError):
         return False
+    # Not all networks report a refusal.
     return any(getattr(module, "grad_checkpointing", False) for module in network.modules())
 
 
 def _checkpoint_texts(trunk: Any) -> bool:
-    """Whether transformers knows how to checkpoint this encoder."""
     # Later releases of transformers 5 have the first name and warn at the second.
     enable = getattr(trunk, "activation_checkpointing_enable", None)
     enable = enable or trunk.gradient_checkpointing_enable
@@ -83,15 +78,12 @@ def _checkpoint_texts(trunk: Any) -> bool:
 
 
 def _move_statistics_once(momentum: float | None) -> Callable[..., None]:
-    """A hook that keeps a batch normalisation's running statistics as they are while backward recomputes.
-
-    They would move twice in a step otherwise. The batch's own statistics, with which it normalises, are
-    computed as in the first pass.
-    """
     tracker = ModuleTracker()
 
     def before_forward(module: _BatchNorm, _: tuple[Tensor, ...]) -> None:
         recomputes = tracker.is_bw
+        # Running statistics would move twice in a step. Those of the batch, by which it is normalised, are
+        # computed as in the first pass.
         module.momentum = 0.0 if recomputes else momentum
         if recomputes and module.training and module.num_batches_tracked is not None:
             module.num_batches_tracked -= 1  # the forward pass that follows adds it again

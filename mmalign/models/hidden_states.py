@@ -6,8 +6,7 @@
 `0` names the embeddings of the tokens, `n` the last layer, `feature` the encoder's own feature.
 
 `content` leaves special tokens out, `all` is the pooling of targeted lexical injection as published
-(arXiv 2506.15415). A decoder's start token has the same state in every word, as the token sees nothing before
-it; where that state is long, a mean that includes it hardly differs from word to word.
+(arXiv 2506.15415).
 
 Shapes: B words, L tokens of the longest, F width of a state, D width of the feature.
 """
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmalign.core.batching import length_sorted_batches
+from mmalign.models.encoder import as_list
 from mmalign.models.pooling import pool
 from mmalign.models.text_encoder import TextEncoder, Tokens
 
@@ -48,6 +48,8 @@ def word_states(
 
 def content_mask(tokens: Tokens) -> Tensor:
     """(B, L) int64, 1 on tokens that are not special; on all tokens of a word that has no others."""
+    # A decoder's start token has the same state in every word, as it sees nothing before it. Where that state
+    # is long, a mean that includes it hardly differs from word to word.
     special_BL = tokens.encoding["special_tokens_mask"].to(tokens.mask_NL.device)
     content_BL = tokens.mask_NL * (1 - special_BL)
     return torch.where(content_BL.any(1, keepdim=True), content_BL, tokens.mask_NL)
@@ -57,14 +59,11 @@ def content_mask(tokens: Tokens) -> Tensor:
 def encode_words(
     tower: TextEncoder, words: Sequence[str], pooling: WordPooling
 ) -> dict[str, np.ndarray]:
-    """Layer -> (n, F) float32 of unit length on the host, `feature` -> (n, D); without dropout.
-
-    Batches are sorted by length, which changes nothing but rounding.
-    """
+    """Layer -> (n, F) float32 of unit length on the host, `feature` -> (n, D); without dropout."""
     mode = tower.training
     tower.eval()
     states: dict[str, np.ndarray] = {}
-    for chunk in length_sorted_batches(map(len, words), BATCH_SIZE):
+    for chunk in length_sorted_batches(map(len, as_list(words)), BATCH_SIZE):
         for layer, row_BF in word_states(tower, [words[i] for i in chunk], pooling).items():
             kept = states.setdefault(layer, np.empty((len(words), row_BF.shape[1]), np.float32))
             # A vector that is not numbers becomes zero, which ties with everything.

@@ -1,8 +1,7 @@
 """Image towers: a timm or an open_clip network that turns images into one feature each.
 
-    image_BCHW, uint8 -> normalised -> trunk -> feature_BF      F: the width that the trunk gives
+image_BCHW, uint8 -> normalised -> trunk -> feature_BF      F: the width that the trunk gives
 
-The tower also says how large its images must be (`size`) and how it normalises them (`mean`, `std`).
 """
 
 import difflib
@@ -16,20 +15,23 @@ from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 
 
-class TimmTower(Section):
-    """A network of timm, by name."""
-
-    kind: Literal["timm"]
+class _Tower(Section):
     name: str
-    """Name of the network, for example `resnet10t` or `vit_base_patch16_224`."""
+    """In timm, for example `vit_base_patch16_224`; in open_clip `ViT-B-32`, `hf-hub:...`, `local-dir:...`."""
     image_size: int = pydantic.Field(ge=16)
     """Height and width of the input, in pixels."""
-    pretrained: bool = False
-    """Load timm's weights for this name (from the hub or its cache)."""
     options: dict[str, Any] = pydantic.Field(default={})
-    """Further arguments of timm's constructor."""
+    """timm: arguments of its constructor; open_clip: fields of its model configuration to replace."""
     frozen: bool = False
     """Leave the trunk as it is (LiT, arXiv 2111.07991); its projection still trains."""
+
+
+class TimmTower(_Tower):
+    """A network of timm."""
+
+    kind: Literal["timm"]
+    pretrained: bool = False
+    """Load timm's weights for this name (from the hub or its cache)."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -41,20 +43,12 @@ class TimmTower(Section):
         return {**({"img_size": self.image_size} if takes_size else {}), **self.options}
 
 
-class OpenClipTower(Section):
+class OpenClipTower(_Tower):
     """The image tower of an open_clip model."""
 
     kind: Literal["open_clip"]
-    name: str
-    """Model name, for example `ViT-B-32`, or `hf-hub:...`, or `local-dir:...`."""
-    image_size: int = pydantic.Field(ge=16)
-    """Height and width of the input, in pixels."""
     pretrained: str | None = None
     """Tag of open_clip's weights, or the path of a checkpoint; none: random weights."""
-    options: dict[str, Any] = pydantic.Field(default={})
-    """Fields of open_clip's model configuration to replace (`embed_dim`, `vision_cfg`, ...)."""
-    frozen: bool = False
-    """Leave the trunk as it is (LiT, arXiv 2111.07991); its projection still trains."""
 
 
 ImageTowerConfig = Annotated[TimmTower | OpenClipTower, pydantic.Field(discriminator="kind")]
@@ -67,6 +61,7 @@ class ImageTower(nn.Module):
         width: F, the size of a feature.
         size: height and width of the input in pixels.
         mean, std: per channel, for inputs scaled to 0..1.
+        side: pixels of a patch, if the network leaves out pixels of images of this size; else 1.
     """
 
     _mean_C11: Tensor
@@ -83,20 +78,31 @@ class ImageTower(nn.Module):
         # Not persistent: they belong to the architecture and are no weights.
         for name, values in (("_mean_C11", mean), ("_std_C11", std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+        self.side = 1
+        hooks = [
+            module.register_forward_pre_hook(self._note_side)
+            for module in trunk.modules()
+            if isinstance(module, nn.Conv2d)
+        ]
         # F is measured: libraries name it in too many ways. A batch of one would move batch statistics.
         was_training = trunk.training
         with torch.no_grad():
             feature: Tensor = trunk.eval()(torch.zeros(1, 3, size, size))
         trunk.train(was_training)
+        for hook in hooks:
+            hook.remove()
         assert feature.ndim == 2, feature.shape
         self.width = feature.shape[1]
 
-    def forward(self, image_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) pixels -> (B, F) features.
+    def _note_side(self, conv: nn.Module, inputs: tuple[Tensor]) -> None:
+        # Patches that neither overlap nor reach beyond the edge, of which a rest at the edge is left out.
+        assert isinstance(conv, nn.Conv2d)
+        patch, height = conv.kernel_size[0], inputs[0].shape[-2]
+        if 1 < patch == conv.stride[0] and conv.padding == (0, 0) and height % patch:
+            self.side = max(self.side, self.size // height * patch)
 
-        Args:
-            image_BCHW: uint8, 0 to 255; or of a floating dtype, and then normalised already.
-        """
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """(B, 3, H, W) pixels, uint8 or floating and then normalised already -> (B, F) features."""
         if image_BCHW.dtype == torch.uint8:
             # In this order, as every other library does it: the same rounding in deep networks too.
             scaled_BCHW = image_BCHW.to(self._mean_C11.dtype) / 255
@@ -106,8 +112,7 @@ class ImageTower(nn.Module):
     def layer_depths(self) -> dict[str, int] | None:
         """How many layers below the tower's output each parameter lies, by its name in the trunk.
 
-        The highest layer (a head or pooling with weights, else the last block) lies at 1, the stem or the
-        patch and position embeddings lie deepest. None: the network does not say what its layers are.
+        From 1 (a head or pooling, else the last block) to the stem or embeddings. None: not known.
         """
         layers = _layer_numbers(self.trunk)
         above = max(layers.values(), default=0) + 1
@@ -134,14 +139,11 @@ def _build_timm(config: TimmTower) -> ImageTower:
     import timm
 
     if not timm.is_model(config.name):
-        near = ", ".join(difflib.get_close_matches(config.name, timm.list_models(), n=3))
-        raise UserError(
-            f"model.image.name: timm has no network `{config.name}`; near: {near or 'none'}"
-        )
+        near = ", ".join(difflib.get_close_matches(config.name, timm.list_models())) or "none"
+        raise UserError(f"model.image.name: timm has no network `{config.name}`; near: {near}")
+    options = {"pretrained": config.pretrained, "num_classes": 0, **config.arguments}
     try:
-        trunk = timm.create_model(
-            config.name, pretrained=config.pretrained, num_classes=0, **config.arguments
-        )
+        trunk = timm.create_model(config.name, **options)
     except TypeError as error:
         raise UserError(f"model.image.options: timm's `{config.name}` says: {error}") from None
     facts = timm.data.resolve_model_data_config(trunk)
@@ -160,7 +162,7 @@ _OPEN_CLIP_LAYERS: dict[str, dict[str, Any]] = {
 
 
 def _layer_numbers(trunk: Any) -> dict[str, int]:
-    """Number of each parameter's layer, from 0 at the input; empty if the network does not say."""
+    # From 0 at the input; empty if the network does not say.
     from timm.models import group_parameters
 
     inner = getattr(trunk, "trunk", None)
@@ -168,10 +170,8 @@ def _layer_numbers(trunk: Any) -> dict[str, int]:
         below = {f"trunk.{name}": layer for name, layer in _layer_numbers(inner).items()}
         above = max(below.values(), default=0) + 1
         return {n: below.get(n, above) for n, _ in trunk.named_parameters()} if below else {}
-    if hasattr(trunk, "group_matcher"):
-        matcher = trunk.group_matcher(coarse=False)
-    else:
-        matcher = _OPEN_CLIP_LAYERS.get(type(trunk).__name__)
+    known = hasattr(trunk, "group_matcher")
+    matcher = trunk.group_matcher() if known else _OPEN_CLIP_LAYERS.get(type(trunk).__name__)
     return dict(group_parameters(trunk, matcher, reverse=True)) if matcher else {}
 
 
@@ -181,18 +181,14 @@ def _build_open_clip(config: OpenClipTower) -> ImageTower:
 
     if config.name not in open_clip.list_models() and ":" not in config.name:
         raise UserError(f"model.image.name: open_clip has no model `{config.name}`")
-    options = dict(config.options)
     # open_clip replaces sections of the configuration completely, so its own fields are merged here.
-    vision = dict(options.pop("vision_cfg", {}))
-    base = open_clip.get_model_config(config.name) or {}
-    vision = {**base.get("vision_cfg", {}), "image_size": config.image_size, **vision}
+    base = (open_clip.get_model_config(config.name) or {}).get("vision_cfg", {})
+    own = config.options.get("vision_cfg", {})
+    vision = {**base, "image_size": config.image_size, **own}
     # open_clip moves what it built to `device`, by default a CPU, where a model on meta cannot go.
+    places = {"pretrained": config.pretrained, "device": torch.get_default_device()}
     model = open_clip.create_model(
-        config.name,
-        pretrained=config.pretrained,
-        device=torch.get_default_device(),
-        vision_cfg=vision,
-        **options,
+        config.name, **places, **{**config.options, "vision_cfg": vision}
     )
     visual: Any = model.visual
     mean = getattr(visual, "image_mean", None) or OPENAI_DATASET_MEAN

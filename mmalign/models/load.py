@@ -3,8 +3,7 @@
     name -> detect_format -+-> load_model        -> DualModel     images and texts -> vectors in one space
                            +-> load_text_encoder -> TextEncoder   texts -> states of tokens, features
 
-The readers of each format are in `encoder.py` (our runs), `text_encoder.py` (fine-tuned text encoders),
-`adapters.py` and `external/`. None of them imports this file.
+The readers are in `encoder.py` (our runs), `text_encoder.py` (fine-tuned), `adapters.py` and `external/`.
 """
 
 from collections.abc import Callable, Mapping
@@ -53,18 +52,6 @@ _FILES: dict[str, Format] = {
 def detect_format(name: str, files: Mapping[str, Format] = _FILES) -> Format:
     """Which library a model is for, by its prefix, or by the files in its folder or on the hub.
 
-        tower/tower.json       tower                   a fine-tuning
-        config.yaml            run                     (of a checkpoint: in its run folder)
-        tower.json             tower                   the text encoder of a fine-tuning
-        open_clip_config.json  open_clip
-        modules.json           sentence-transformers
-        adapter_config.json    tower                   a LoRA adapter of peft, with its base
-        config.json            transformers
-        onnx/text_model.onnx   onnx
-
-    The first that is there counts; where one folder serves several libraries, a prefix chooses:
-    `open_clip:`, `sentence-transformers:`, `transformers:`, `onnx:`, `onnx-int8:`.
-
     Args:
         files: those that are looked for, in this order, after a fine-tuning's and a run's.
 
@@ -95,13 +82,10 @@ def load_model(name: str) -> DualModel:
         name: one of
 
             runs/demo, runs/demo/checkpoints/best       a run, or one of its checkpoints
-            runs/demo/export                            a folder of any library that is named below
-            open_clip:ViT-B-32/laion2b_s34b_b79k        open_clip: architecture / weights (a tag or a file)
+            runs/demo/export, OWNER/NAME                a folder or repository of any library below
+            open_clip:ViT-B-32/laion2b_s34b_b79k        architecture / weights (a tag or a file)
             local-dir:FOLDER, hf-hub:OWNER/NAME         open_clip's own names
-            sentence-transformers:NAME                  sentence-transformers, by folder or hub name
-            transformers:NAME                           transformers, where a folder serves several libraries
-            onnx:NAME, onnx-int8:NAME                   the ONNX graphs of an export, in float32 or int8
-            OWNER/NAME                                  the hub, whichever library its files are for
+            sentence-transformers:NAME, transformers:NAME, onnx:NAME, onnx-int8:NAME
 
     Raises:
         UserError: nothing there that can be loaded, or its library is not installed.
@@ -118,6 +102,7 @@ def load_model(name: str) -> DualModel:
     }
     place = _without_prefix(name, model_format)
     try:
+        # transformers also has models of text alone, which are read as our own text encoders are.
         has_images = model_format != "transformers" or transformers.has_both_towers(place)
         if model_format in load and has_images:
             model = load[model_format](place)
@@ -126,6 +111,7 @@ def load_model(name: str) -> DualModel:
             model = ExternalModel(
                 name, "tower", encoder, lambda texts: torch.from_numpy(encoder.encode(texts))
             )
+            model.cut = encoder.cut
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -139,9 +125,8 @@ def load_text_encoder(path: str, untrained: bool = False) -> TextEncoder:
     """The text encoder in a folder, or that of a model on the hub.
 
     Args:
-        path: a run folder or one of its checkpoints, a fine-tuning's folder or its tower, a
-            sentence-transformers model (folder or name), a folder with a LoRA adapter of peft, or a model of
-            transformers (folder or name), which is then pooled by the mean of its states.
+        path: a run or one of its checkpoints, a fine-tuning or its tower, a folder with a LoRA adapter of
+            peft, or a model of sentence-transformers or transformers (folder or name).
         untrained: the run's text encoder before its first step.
 
     Raises:
@@ -151,7 +136,8 @@ def load_text_encoder(path: str, untrained: bool = False) -> TextEncoder:
     # themselves.
     model_format, folder = detect_format(path, _TEXT_FILES), Path(path)
     if model_format == "run":
-        return text_side(load_encoder(folder, untrained), text_encoder.is_contrastive(folder))
+        run = load_encoder(folder, untrained)
+        return _checked(text_side(run, text_encoder.is_contrastive(folder)))
     if untrained:
         raise UserError(f"{path}: not a run folder; only a run knows its model before training")
     place = _without_prefix(path, model_format)
@@ -167,21 +153,26 @@ def load_text_encoder(path: str, untrained: bool = False) -> TextEncoder:
         encoder = _load_adapted(path) if saved is None else text_encoder.read_saved(saved)
     else:
         raise UserError(
-            f"{path}: a text encoder of {model_format} cannot be read on its own; give the run, or its "
-            "export to sentence-transformers"
+            f"{path}: a text encoder of {model_format} cannot be read on its own; give the run"
         )
+    # Over the trunk and the projection, as loaded: a hub name says nothing about the revision.
     encoder.facts = {"path": path, "sha256": encoders.weights_sha256(encoder), "step": 0}
+    return _checked(encoder)
+
+
+@torch.no_grad()
+def _checked(encoder: TextEncoder) -> TextEncoder:
+    # Weights that are not finite end here, not after hours of fine-tuning.
+    tokens = encoder.tokenize(["a"])
+    feature_ND = encoder.feature(encoder.states(tokens), tokens.mask_NL)
+    encoders.finite(feature_ND.float().cpu().numpy(), encoder.facts)
     return encoder
 
 
 def text_encoder_of(model: DualModel) -> TextEncoder:
-    """The text encoder of a model that is loaded already.
-
-    Raises:
-        UserError: a model of another library whose text tower cannot be read on its own.
-    """
+    """The text encoder of a model that is loaded already; raises as `load_text_encoder` does."""
     if isinstance(model, Encoder):
-        return text_side(model)
+        return _checked(text_side(model))
     return load_text_encoder(str(model.facts["path"]))
 
 
@@ -191,7 +182,7 @@ def _without_prefix(name: str, model_format: Format) -> str:
 
 
 def _load_adapted(name: str) -> TextEncoder:
-    """The base model of an adapter with the adapter merged in; pooling and projection are the base's."""
+    # Pooling and projection are the base model's.
     if not Path(name).is_dir():
         raise UserError(f"{name}: holds a LoRA adapter; download it and give its folder")
     encoder = load_text_encoder(adapters.base_of(Path(name)))

@@ -12,21 +12,14 @@ from mmalign.models.dual_encoder import DualEncoder
 
 
 class MaskedLanguageModel(nn.Module):
-    """A dual encoder of which only the text tower trains, and the head that predicts tokens.
-
-    The head is BERT's (arXiv 1810.04805 and its code): one transform, then a decoder that shares its matrix
-    with the input embeddings.
-
-    Attributes:
-        dual_encoder: complete, so that a run of either kind starts from and leaves the same weights; all
-            but its text tower is frozen here and unused.
-    """
+    """A dual encoder of which only the text tower trains, and BERT's head (arXiv 1810.04805 and its code)."""
 
     def __init__(self, dual_encoder: DualEncoder) -> None:
         super().__init__()
         for name, parameter in dual_encoder.named_parameters():
             if not name.startswith("text_tower."):
                 parameter.requires_grad_(False)
+        # Complete, so that a run of either kind starts from and leaves the same weights.
         self.dual_encoder = dual_encoder
         tower = dual_encoder.text_tower
         embedding = tower.trunk.get_input_embeddings()
@@ -40,15 +33,7 @@ class MaskedLanguageModel(nn.Module):
         nn.init.zeros_(self.decoder.bias)
 
     def forward(self, token_NL: Tensor, mask_NL: Tensor, predicted_NL: Tensor) -> Tensor:
-        """Scores of all tokens at the positions to predict.
-
-        Args:
-            token_NL, mask_NL: (N, L) int64, token ids with tokens hidden, and their mask.
-            predicted_NL: (N, L) bool, true at the P positions to predict.
-
-        Returns:
-            (P, V) logits, row by row in the order of the captions; float32 or wider.
-        """
+        """(P, V) logits, float32 or wider, at the P positions where `predicted_NL` (bool) is true."""
         trunk = self.dual_encoder.text_tower.trunk
         state_NLF = trunk(input_ids=token_NL, attention_mask=mask_NL).last_hidden_state
         # Only these positions pass through the decoder, the most expensive part: V is large, and P is about a

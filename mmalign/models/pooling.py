@@ -43,25 +43,15 @@ def _at(state_NLF: Tensor, index_N: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Definition:
-    """One pooling.
-
-    Attributes:
-        pool: (N, L, F) states and (N, L) mask -> (N, F).
-        sentence_transformers: its `pooling_mode`.
-        flag: the field of its configuration that versions before 6 read.
-        open_clip: its `hf_pooler_type`; None: it has no such pooling.
-        of_content: what the pooling takes where special tokens are masked out, in words.
-        needs_special: it takes a special token, so these must stay in the mask.
-        code: the same in plain torch, for a model card: `states`, `mask` -> `vectors`.
-    """
-
-    pool: Callable[[Tensor, Tensor], Tensor]
-    sentence_transformers: str
-    flag: str
-    open_clip: str | None
-    of_content: str
-    code: tuple[str, ...]
-    needs_special: bool = False
+    pool: Callable[[Tensor, Tensor], Tensor]  # (N, L, F) states, (N, L) mask -> (N, F)
+    sentence_transformers: str  # its `pooling_mode`
+    flag: str  # the field of its configuration that versions before 6 read
+    open_clip: str | None  # its `hf_pooler_type`; None: it has no such pooling
+    of_content: str  # what the pooling takes where special tokens are masked out, in words
+    code: tuple[
+        str, ...
+    ]  # the same in plain torch, for a model card: `states`, `mask` -> `vectors`
+    needs_special: bool = False  # it takes a special token, so these must stay in the mask
 
 
 POOLINGS: dict[Pooling, _Definition] = {
@@ -98,15 +88,7 @@ POOLINGS: dict[Pooling, _Definition] = {
 
 
 def pool(state_NLF: Tensor, mask_NL: Tensor, pooling: Pooling) -> Tensor:
-    """One feature per text from the states of its tokens.
-
-    Args:
-        state_NLF: (N, L, F).
-        mask_NL: (N, L), 1 on tokens and 0 on padding; padding may stand on either side.
-
-    Returns:
-        (N, F), in the states' dtype.
-    """
+    """(N, L, F) states of tokens -> (N, F); the mask is 0 on padding, which may stand on either side."""
     return POOLINGS[pooling].pool(state_NLF, mask_NL)
 
 
@@ -117,14 +99,7 @@ def flags_of_sentence_transformers(pooling: Pooling) -> dict[str, bool]:
 
 
 def pooling_of_sentence_transformers(module: Any, name: str) -> Pooling:
-    """The pooling of a loaded `Pooling` module.
-
-    Args:
-        name: of the model, for the message.
-
-    Raises:
-        UserError: it pools in a way that we have no name for, or in several at once.
-    """
+    """The pooling of the module of a model `name`; UserError: none of ours, or several at once."""
     mode = module.pooling_mode  # several at once are a tuple
     by_mode = {one.sentence_transformers: pooling for pooling, one in POOLINGS.items()}
     if mode not in by_mode:

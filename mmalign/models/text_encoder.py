@@ -5,7 +5,6 @@
 
 A feature is what the encoder's own training made comparable: the shared space of a dual encoder, the output
 of a sentence-transformers model, or the pooled states of a model that was never trained to compare texts.
-`load.load_text_encoder` makes one from any kind of model.
 
 Shapes: N sequences, L tokens of the longest, F width of a state, D width of a feature.
 """
@@ -29,9 +28,17 @@ from mmalign.core.commit import write_json
 from mmalign.core.config import read_yaml
 from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
-from mmalign.models.encoder import BATCH_SIZE, Encoder, on_host, run_of
+from mmalign.models.encoder import (
+    BATCH_SIZE,
+    Encoder,
+    as_list,
+    finite,
+    on_host,
+    run_of,
+    with_tokens,
+)
 from mmalign.models.pooling import Pooling, pool
-from mmalign.models.text_tower import load_trunk, save_pretrained
+from mmalign.models.text_tower import load_trunk, longest_text, save_pretrained
 
 FILE = "tower.json"
 _PROJECTION = "projection.safetensors"
@@ -40,22 +47,15 @@ DEFAULT_LENGTH = 128  # tokens, of models that do not say what they were trained
 
 @dataclass(frozen=True)
 class Tokens:
-    """N sequences, padded to the longest.
-
-    Attributes:
-        token_NL, mask_NL: int64; the mask is 0 on padding.
-        type_NL: int64, which of two joined texts a token belongs to; None where the trunk has no such thing.
-        encoding: what the tokenizer returned; it knows words and character offsets.
-    """
+    """N sequences, padded to the longest; int64."""
 
     token_NL: Tensor
-    mask_NL: Tensor
-    type_NL: Tensor | None
-    encoding: Any
+    mask_NL: Tensor  # 0 on padding
+    type_NL: Tensor | None  # which of two joined texts; None where the trunk has no such thing
+    encoding: Any  # what the tokenizer returned; it knows words and character offsets
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """The arguments of a trunk's forward pass."""
         types = {} if self.type_NL is None else {"token_type_ids": self.type_NL}
         return {"input_ids": self.token_NL, "attention_mask": self.mask_NL, **types}
 
@@ -65,10 +65,9 @@ class TextEncoder(nn.Module):
 
     Attributes:
         trunk: returns `last_hidden_state`.
-        projection: from pooled states to the feature, `Linear` or `Sequential(Linear, GELU, Linear)`, which
-            open_clip calls `hf_proj_type: mlp`; None: the pooled states are the feature.
+        projection: from pooled states to the feature; None: these are the feature.
         unit_length: whether features are scaled to length 1.
-        max_length: sequences are cut there, in tokens.
+        max_length, cut: where sequences are cut, in tokens; why (see `longest_text`).
         facts: `path`, `sha256` of the weights, `step`: what results say about the model.
         trains_in_bf16: whether the trunk runs under bfloat16 autocast while the encoder is in training mode.
     """
@@ -91,9 +90,13 @@ class TextEncoder(nn.Module):
         self.pooling: Pooling = pooling
         self.projection = projection
         self.unit_length = unit_length
-        self.max_length = max_length
+        self.cut_at(max_length)
         self.facts = facts or {}
         self.to(distributed.device()).eval()
+
+    def cut_at(self, tokens: int) -> None:
+        """Cut sequences at so many tokens, or at the trunk's last position."""
+        self.max_length, self.cut = longest_text(self.trunk, tokens)
 
     @property
     def device(self) -> torch.device:
@@ -101,15 +104,15 @@ class TextEncoder(nn.Module):
 
     @property
     def state_width(self) -> int:
-        """F."""
         return int(self.trunk.config.hidden_size)
 
     @property
     def feature_width(self) -> int:
-        """D."""
-        modules = [] if self.projection is None else self.projection.modules()
-        linear = [one for one in modules if isinstance(one, nn.Linear)]
-        return linear[-1].out_features if linear else self.state_width
+        if self.projection is None:
+            return self.state_width
+        return int(
+            [m for m in self.projection.modules() if isinstance(m, nn.Linear)][-1].out_features
+        )
 
     def tokenize(
         self, first: Sequence[Any], second: Sequence[str] | None = None, **options: Any
@@ -118,11 +121,13 @@ class TextEncoder(nn.Module):
 
         Args:
             first: texts; with `is_split_into_words=True` lists of words.
-            second: joined to the first by the tokenizer's own separators.
             options: of the transformers tokenizer.
         """
         settings = {"truncation": True, "max_length": self.max_length, **options}
+        as_list(first)
         texts = [list(first)] if second is None else [list(first), list(second)]
+        if second is None and not options.get("is_split_into_words"):
+            texts = [with_tokens(first, self.tokenizer.inner)]
         encoding = self.tokenizer.inner(*texts, padding=True, return_tensors="pt", **settings)
         types = encoding.get("token_type_ids")
         # XLM-R's embedding has one type: the tokenizer's 1 for a second text would be out of its range.
@@ -161,9 +166,9 @@ class TextEncoder(nn.Module):
 
         mode = self.training  # fine-tuning encodes between its steps
         self.eval()
-        features = encode_sorted(encode_batch, texts, batch_size, self.feature_width)
+        features = encode_sorted(encode_batch, as_list(texts), batch_size, self.feature_width)
         self.train(mode)
-        return features
+        return finite(features, self.facts)
 
     def save(self, folder: Path) -> None:
         """Write the encoder as a model of transformers, with what `read_saved` needs beside it."""
@@ -179,13 +184,12 @@ def read_saved(folder: Path) -> TextEncoder:
     """What `TextEncoder.save` wrote."""
     path = folder / _PROJECTION
     weights = load_file(path) if path.is_file() else {}
-    projection = chain(
-        [
-            nn.Linear(weight.shape[1], weight.shape[0], bias=name[:-6] + "bias" in weights)
-            for name, weight in sorted(weights.items())
-            if name.endswith("weight")
-        ]
-    )
+    layers = [
+        nn.Linear(weight.shape[1], weight.shape[0], name.removesuffix("weight") + "bias" in weights)
+        for name, weight in sorted(weights.items())
+        if name.endswith("weight")
+    ]
+    projection = chain(layers)
     if projection is not None:
         projection.load_state_dict(weights)
     facts = json.loads((folder / FILE).read_text(encoding="utf-8"))
@@ -211,9 +215,7 @@ def saved_text_encoder(path: Path) -> Path | None:
             return folder
     seeds = sorted(found.parents[1] for found in path.glob(f"seed-*/tower/{FILE}"))
     if seeds:
-        raise UserError(
-            f"{path}: holds one tower per seed ({len(seeds)}); name one, for example {seeds[0]}"
-        )
+        raise UserError(f"{path}: holds one tower per seed ({len(seeds)}); name one: {seeds[0]}")
     return None
 
 
@@ -224,13 +226,9 @@ def is_contrastive(path: Path) -> bool:
 
 
 def text_side(encoder: Encoder, is_comparable: bool = True) -> TextEncoder:
-    """The text side of a dual encoder.
-
-    Args:
-        is_comparable: whether training made its projection comparable. That of a masked language model was
-            never trained: a random matrix would only blur the states, so it is left out.
-    """
+    """The text side of a dual encoder; `is_comparable`: see `is_contrastive`."""
     tower = encoder.model.text_tower
+    # The projection of a masked language model was never trained: a random matrix would only blur the states.
     return TextEncoder(
         tower.trunk,
         encoder.tokenizer,

@@ -2,8 +2,7 @@
 
     token_NL, mask_NL -> trunk -> state_NLF -> pooling over the tokens (never the padding) -> feature_NF
 
-The trunk is loaded by name (`pretrained`) or built from a configuration (`architecture`). Encoder halves of
-encoder-decoder models (mT5, NLLB) are taken alone.
+Encoder halves of encoder-decoder models (mT5, NLLB) are taken alone.
 """
 
 from collections.abc import Sequence
@@ -28,9 +27,9 @@ class TextTowerConfig(Section):
     pretrained: str | None = None
     """Hub name or folder of a transformers model (XLM-R, mT5, NLLB, ModernBERT, ...)."""
     architecture: dict[str, Any] | None = None
-    """`model_type` and fields of its transformers configuration. Alone: random weights; `vocab_size` and
-    `pad_token_id` are the tokenizer's if they are not given. Beside `pretrained`: what that one holds, so
-    that a run can be planned without the hub; it is compared when the weights are loaded."""
+    """`model_type` and fields of its transformers configuration; `vocab_size` and `pad_token_id` are the
+    tokenizer's if not given. Alone: random weights. Beside `pretrained`: what that one holds, so that a run
+    can be planned without the hub; it is compared when the weights are loaded."""
     pooling: Pooling = "mean"
     """mean over the tokens, the first token (cls), or the last one."""
     max_length: int = pydantic.Field(default=64, ge=4)
@@ -48,11 +47,7 @@ class TextTowerConfig(Section):
 
 
 class TextTower(nn.Module):
-    """A transformers encoder and its pooling.
-
-    Attributes:
-        width: F, the size of a feature.
-    """
+    """A transformers encoder and its pooling; `width`: F, the size of a feature."""
 
     def __init__(self, trunk: Any, pooling: Pooling) -> None:
         super().__init__()
@@ -64,12 +59,12 @@ class TextTower(nn.Module):
         """(N, L) token ids and their mask -> (N, F) features.
 
         Args:
-            length_N: positions of each row up to its last token. Where given, captions of like length share
-                one of three forward passes, each as long as its longest: the same features, up to
-                rounding, without most of the padding.
+            length_N: positions of each row up to its last token; see below.
         """
         if not length_N:
             return self._encode(token_NL, mask_NL)
+        # Captions of like length share one of three forward passes, each as long as its longest: the same
+        # features, up to rounding, without most of the padding.
         buckets, position_N = _by_length(length_N)
         features = []
         for rows in buckets:
@@ -84,8 +79,8 @@ class TextTower(nn.Module):
     def layer_depths(self) -> dict[str, int] | None:
         """How many layers below the tower's output each parameter lies, by its name in the trunk.
 
-        The last layer and the norm after it lie at 1, the embeddings lie deepest. None: the trunk does not
-        keep its layers in one list.
+        From 1, the last layer and the norm after it, to the embeddings. None: the trunk does not keep its
+        layers in one list.
         """
         found = find_blocks(self.trunk)
         if found is None:
@@ -103,7 +98,7 @@ class TextTower(nn.Module):
 
 
 def _by_length(length_N: Sequence[int]) -> tuple[list[list[int]], list[int]]:
-    """Rows of like length in `_BUCKETS` buckets, and the position of each row in the concatenated buckets."""
+    # The rows of each bucket, and the position of each row in the concatenated buckets.
     order = sorted(range(len(length_N)), key=length_N.__getitem__)
     # With rows repeated if there are too few for all buckets: under ZeRO 3 every rank must call the trunk as
     # often as the others do.
@@ -126,12 +121,25 @@ def find_blocks(trunk: Any) -> tuple[str, nn.ModuleList] | None:
     return (outer[0], lists[outer[0]]) if len(outer) == 1 else None
 
 
-def build_text_tower(config: TextTowerConfig, vocabulary: int, padding_id: int) -> TextTower:
-    """The tower that the configuration names, frozen if it says so.
+def positions_of(model: Any, config: Any = None) -> int | None:
+    """Tokens that a model of transformers has positions for; None: as many as there are (T5 has no limit)."""
+    positions = getattr(config or model.config, "max_position_embeddings", None) or 0
+    # RoBERTa and its variants count positions from behind the id of their padding token.
+    tables = [m for name, m in model.named_modules() if name.endswith(".position_embeddings")]
+    offsets = [m.padding_idx + 1 for m in tables if getattr(m, "padding_idx", None) is not None]
+    return positions - max(offsets, default=0) if positions > 0 else None  # XLNet says -1
 
-    Args:
-        vocabulary: number of token ids of the tokenizer.
-        padding_id: the tokenizer's padding id.
+
+def longest_text(trunk: Any, asked: int) -> tuple[int, str]:
+    """Where texts are cut: at `asked` tokens, or at the trunk's last position, as the sentence then says."""
+    positions = positions_of(trunk)
+    if positions is None or asked <= positions:
+        return asked, ""
+    return positions, f" Cut at {positions} tokens, not {asked}: the model has no more positions."
+
+
+def build_text_tower(config: TextTowerConfig, vocabulary: int, padding_id: int) -> TextTower:
+    """The tower that the configuration names, frozen if it says so, for the vocabulary of a tokenizer.
 
     Raises:
         UserError: transformers knows no such model, what `pretrained` holds is not what `architecture` says,
@@ -142,35 +150,31 @@ def build_text_tower(config: TextTowerConfig, vocabulary: int, padding_id: int) 
         # `architecture` is a claim about the model here, by which a run was planned.
         for field, value in (config.architecture or {}).items():
             if (found := getattr(trunk.config, field, None)) != value:
+                name = f"model.text.architecture.{field}"
                 raise UserError(
-                    f"model.text.architecture.{field}: is {value!r}, but `{config.pretrained}` has "
-                    f"{found!r}; write down what it has"
+                    f"{name}: is {value!r}, but `{config.pretrained}` has {found!r}; write down that"
                 )
     else:
         trunk = _build(config, vocabulary, padding_id)
     rows = trunk.get_input_embeddings().weight.shape[0]
+    # More rows than tokens are usual: models pad them to a multiple of 8 or 64.
     if rows < vocabulary:
         raise UserError(
-            f"model.text: the tokenizer has {vocabulary} tokens, the model only {rows}; they do not "
-            "belong together"
+            f"model.text: {vocabulary} tokens and a model for {rows} do not belong together; give "
+            "the tokenizer that it was trained with"
         )
     return TextTower(trunk, config.pooling).requires_grad_(not config.frozen)
 
 
 def load_trunk(name: str) -> Any:
-    """The encoder in a folder or on the hub, without a pooler and without a decoder.
-
-    Raises:
-        UserError: transformers cannot load it.
-    """
+    """The encoder in a folder or on the hub, without a pooler and without a decoder."""
     from transformers import AutoConfig
 
     try:
         return _encoder(AutoConfig.from_pretrained(name), name)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{name}: transformers cannot load this text tower ({one_line(error)})"
-        ) from None
+        reason = one_line(error)
+        raise UserError(f"{name}: transformers cannot load this text tower ({reason})") from None
 
 
 def save_pretrained(model: Any, folder: Path, **options: Any) -> None:
@@ -182,11 +186,9 @@ def save_pretrained(model: Any, folder: Path, **options: Any) -> None:
 
 
 def _build(config: TextTowerConfig, vocabulary: int, padding_id: int) -> Any:
-    """The encoder that `architecture` describes, with random weights."""
     from transformers import AutoConfig
 
-    sizes = {"vocab_size": vocabulary, "pad_token_id": padding_id}
-    fields = {**sizes, **(config.architecture or {})}
+    fields = {"vocab_size": vocabulary, "pad_token_id": padding_id, **(config.architecture or {})}
     model_type = fields.pop("model_type")
     try:
         settings = AutoConfig.for_model(model_type, **fields)
@@ -200,7 +202,6 @@ def _build(config: TextTowerConfig, vocabulary: int, padding_id: int) -> Any:
 
 
 def _encoder(settings: Any, name: str | None = None) -> Any:
-    """The encoder of a configuration, with the weights of a folder or hub name, or with random ones."""
     import inspect
 
     from transformers import MODEL_MAPPING, AutoModel, AutoModelForTextEncoding

@@ -180,20 +180,14 @@ def _protocol(
     if test.published is not None:
         compared, same = deviations(test, task)
         how += f" Tests {'as' if same else 'not as'} published: {compared}."
-    if config.max_length is not None and tower.max_length < config.max_length:
-        how += f" Cut at {tower.max_length} tokens, not {config.max_length}: the model has no more positions."
-    return how
+    return how + tower.cut
 
 
 def _with_length(tower: TextEncoder, length: int | None) -> TextEncoder:
     if length is None:
         return tower
-    config = tower.trunk.config
-    positions = getattr(config, "max_position_embeddings", length)
-    if "roberta" in config.model_type:  # it counts positions from the padding token's id + 1
-        positions -= config.pad_token_id + 1
     changed = copy.copy(tower)  # shallow: both share the weights
-    changed.max_length = min(length, positions)
+    changed.cut_at(length)
     return changed
 
 

@@ -4,6 +4,8 @@ On GPUs torch has it (SyncBatchNorm, which does not run on CPUs). This is the sa
 over rows, height and width are summed over the ranks, with their gradient.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -33,28 +35,24 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _update_running(self, mean_C: Tensor, variance_C: Tensor, counted: Tensor) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked += 1
-        momentum = self.momentum
-        if momentum is None:  # torch's word for a plain mean over all batches
-            momentum = 1 / float(self.num_batches_tracked)
+        tracked: Any = self.num_batches_tracked
+        tracked += 1
+        # None is torch's word for a plain mean over all batches.
+        momentum = 1 / float(tracked) if self.momentum is None else self.momentum
         # As torch: the batch is normalised by the biased variance, the running one is unbiased.
         unbiased_C = variance_C * counted / (counted - 1)
-        self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), momentum)
-        self.running_var.lerp_(unbiased_C.to(self.running_var.dtype), momentum)
+        running: Any
+        for running, value_C in ((self.running_mean, mean_C), (self.running_var, unbiased_C)):
+            running.lerp_(value_C.to(running.dtype), momentum)
 
 
 def _sum_over_batch(value_BCHW: Tensor) -> Tensor:
-    """The sum of each channel over the images and pixels of all ranks, (C,)."""
+    # (C,), over the images and pixels of all ranks.
     return distributed.gather_rows(value_BCHW.sum((0, 2, 3))[None]).sum(0)
 
 
 def use_global_batch(model: nn.Module) -> None:
     """Make every batch normalisation that trains use the batch of all ranks, in place.
-
-    Names, parameters and buffers stay, so a checkpoint does not depend on the number of ranks.
 
     Raises:
         UserError: a kind of batch normalisation that cannot be shared between CPU ranks.
@@ -66,14 +64,12 @@ def use_global_batch(model: nn.Module) -> None:
             continue
         if module.weight is not None and not module.weight.requires_grad:
             continue
-        if type(module) is nn.BatchNorm2d and distributed.device().type == "cuda":
-            # In place, so that checkpoints and the optimizer find the same names and parameters.
-            module.__class__ = nn.SyncBatchNorm  # type: ignore[assignment]
-            module.process_group = None  # type: ignore[assignment]
-        elif type(module) is nn.BatchNorm2d:
-            module.__class__ = GlobalBatchNorm2d
-        else:
+        if type(module) is not nn.BatchNorm2d:
             raise UserError(
                 f"model.image: `{name}` is a {type(module).__name__}, whose statistics cannot be shared "
                 "between ranks; use a network without it, or one rank"
             )
+        # The class alone changes: checkpoints and the optimizer find the same names and parameters.
+        is_cuda = distributed.device().type == "cuda"
+        module.__class__ = nn.SyncBatchNorm if is_cuda else GlobalBatchNorm2d  # type: ignore[assignment]
+        module.process_group = None  # type: ignore[assignment]  # that of all ranks

@@ -6,8 +6,7 @@
 
 The result is the gradient of the complete batch, not a mean over micro-batches: every caption is compared
 with every image (GradCache, arXiv 2101.06983). The towers run forward twice, and memory holds the activations
-of one micro-batch. Both passes of a micro-batch draw the same random numbers: otherwise dropout would differ,
-and the gradient would belong to other embeddings than the loss.
+of one micro-batch.
 """
 
 from collections.abc import Callable
@@ -35,10 +34,7 @@ def cached_backward(
         backward: takes a tensor without dimensions, whose gradients accumulate, and whether it is the last
             one of the step.
         seed_part: sets the random state of a micro-batch; called before each of its forward passes.
-        images: images of a micro-batch.
-
-    Returns:
-        The loss and metrics, detached.
+        images: of a micro-batch.
     """
     total = len(batch.key_B)
     parts = [batch.part(n, min(n + images, total)) for n in range(0, total, images)]
@@ -53,7 +49,8 @@ def cached_backward(
 
     image, caption = 0, 0
     for number, part in enumerate(parts):
-        # The same number as before: the gradient must belong to the embeddings that the loss has seen.
+        # The same number as before: the gradient must belong to the embeddings that the loss has seen, also
+        # under dropout.
         seed_part(number)
         rows = embed(forward, part)
         surrogate = _dot(rows.image_BD, whole.image_BD.grad, image)
@@ -71,7 +68,7 @@ def cached_backward(
 
 
 def _as_leaf(parts: list[Embeddings]) -> Embeddings:
-    """The rows of all parts, concatenated, and scale and bias; each is a leaf that collects a gradient."""
+    # The rows of all parts, concatenated, and scale and bias; each is a leaf that collects a gradient.
     scale, bias = parts[-1].logit_scale, parts[-1].logit_bias
     return Embeddings(
         image_BD=torch.cat([part.image_BD for part in parts]).requires_grad_(),
@@ -82,6 +79,6 @@ def _as_leaf(parts: list[Embeddings]) -> Embeddings:
 
 
 def _dot(rows: Tensor, gradient: Tensor | None, first: int) -> Tensor:
-    """A surrogate loss whose gradient with respect to `rows` is that of as many rows from `first` on."""
+    # A surrogate loss whose gradient with respect to `rows` is that of as many rows from `first` on.
     assert gradient is not None
     return (rows * gradient[first : first + len(rows)].to(rows.dtype)).sum()

@@ -13,10 +13,11 @@ A checkpoint does not depend on the number of ranks or the ZeRO stage that wrote
 
 import json
 import shutil
-import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pydantic
 from safetensors import SafetensorError
@@ -34,7 +35,7 @@ from mmalign.core.commit import (
     write_json,
 )
 from mmalign.core.config import Section
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, one_line
 from mmalign.data.stream.order import FULL, ORDER_VERSION, GlobalOrder
 from mmalign.training.engine import OPTIMIZER_FILES, Engine
 
@@ -48,7 +49,7 @@ class CheckpointConfig(Section):
     minutes: float | None = pydantic.Field(default=None, gt=0)
     """Longest time between checkpoints, for slow steps."""
     keep: int = pydantic.Field(default=2, ge=1)
-    """How many of the newest checkpoints to keep."""
+    """How many of the newest to keep."""
     keep_every: int | None = pydantic.Field(default=None, ge=1)
     """Checkpoints of steps divisible by this are kept permanently."""
     asynchronous: bool = False
@@ -57,23 +58,14 @@ class CheckpointConfig(Section):
 
 @dataclass(frozen=True)
 class TrainState:
-    """The state of a run beside the engine's tensors.
+    """The state of a run beside the engine's tensors."""
 
-    Attributes:
-        step: steps taken.
-        pairs_seen: captions trained on, over all ranks.
-        stream: position of the next batch.
-        best: highest value so far of the metric that chooses the best checkpoint.
-        parent: what the run started from, as `initialization.parent_of` says; None: from scratch.
-        ledger: counts of used and unusable samples so far, as in `Ledger.to_json`.
-    """
-
-    step: int
-    pairs_seen: int
-    stream: StreamState
-    best: float | None = None
-    parent: dict[str, Any] | None = None
-    ledger: dict[str, Any] = field(default_factory=dict)
+    step: int  # steps taken
+    pairs_seen: int  # captions trained on, over all ranks
+    stream: StreamState  # position of the next batch
+    best: float | None = None  # highest value so far of the metric that chooses the best checkpoint
+    parent: dict[str, Any] | None = None  # `initialization.parent_of`; None: from scratch
+    ledger: dict[str, Any] = field(default_factory=dict)  # samples so far, as in `Ledger.to_json`
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "stream": self.stream.to_json()}
@@ -86,23 +78,29 @@ class TrainState:
 
 
 class Saver:
-    """Writes a run's checkpoints; every rank calls every method at the same step.
+    """Writes a run's checkpoints into `folder`; every rank calls every method at the same step.
 
-    Args:
-        folder: `checkpoints` of the run.
-        facts: for the manifest (hashes of the configuration and the data, the code's version).
+    `facts` are for the manifest: hashes of the configuration and the data, the code's version.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig, facts: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: CheckpointConfig,
+        facts: dict[str, Any],
+        heartbeat: Callable[[str, bool], None] = lambda what, saves: None,
+    ) -> None:
         self._folder = folder
         self._config = config
         self._facts = facts
+        self._heartbeat = heartbeat
         self._job: _Job | None = None
+        self._thread = ThreadPoolExecutor(1)
 
     @property
     def is_writing(self) -> bool:
         """Whether this rank still writes its files."""
-        return self._job is not None and self._job.is_alive()
+        return self._job is not None and not self._job.files.done()
 
     def save(self, engine: Engine, state: TrainState, is_best: bool = False) -> None:
         """Start a checkpoint, and finish it unless `asynchronous`.
@@ -112,28 +110,38 @@ class Saver:
         """
         # At most one copy of the state is on the host: the previous save must end first.
         self.finish()
+        self._heartbeat(f"saving step {state.step}", True)
         target = self._folder / f"step-{state.step:09d}"
         # One folder for all ranks: its name is random, so rank 0 makes it and sends it to the others.
-        made = distributed.broadcast(_make_folder(target) if distributed.is_main() else None)
-        if not isinstance(made, Path):
-            raise self._failure(target, made)
-        self._job = _Job(made, target, state, is_best, *engine.capture())
-        self._job.start()
+        work, problem = None, None
+        if distributed.is_main():
+            try:
+                work = temporary_folder(target)
+            except OSError as error:
+                problem = str(error)
+        work, problem = distributed.broadcast((work, problem))
+        if work is None:
+            raise self._failure(target, problem)
+        files = self._thread.submit(self._write, work, state, *engine.capture())
+        self._job = _Job(work, target, state.step, is_best, files)
         if not self._config.asynchronous:
             self.finish()
+        self._heartbeat(f"after saving step {state.step}", False)
 
     def finish(self) -> None:
-        """Wait until all ranks have written, and commit; no effect if nothing is being written.
-
-        Raises:
-            UserError: a rank could not write its files.
-        """
+        """Wait until all ranks have written, and commit; UserError: one of them could not."""
         if self._job is None:
             return
         job, self._job = self._job, None
-        job.join()
+        self._heartbeat(f"saving step {job.step}", True)
+        files: dict[str, Any] = {}
+        problem = None
+        try:
+            files = job.files.result()
+        except (OSError, SafetensorError) as error:
+            problem = one_line(error)
         # Every rank learns of a failure on any of them: a checkpoint without one rank's files is worthless.
-        outcomes = distributed.gather_objects((job.files, job.problem))
+        outcomes = distributed.gather_objects((files, problem))
         problem = next((problem for _, problem in outcomes if problem), None)
         if distributed.is_main():
             files = {name: facts for written, _ in outcomes for name, facts in written.items()}
@@ -143,14 +151,27 @@ class Saver:
         problem = distributed.broadcast(problem)
         if problem:
             raise self._failure(job.target, problem)
+        self._heartbeat(f"after saving step {job.step}", False)
+
+    def _write(
+        self,
+        folder: Path,
+        state: TrainState,
+        moments: dict[str, Tensor],
+        weights: dict[str, dict[str, Tensor]],
+    ) -> dict[str, Any]:
+        files = {f"{OPTIMIZER_FILES}{distributed.rank():05d}.safetensors": moments, **weights}
+        if distributed.is_main():
+            write_json(folder / "state.json", state.to_json())
+        for name, tensors in files.items():
+            self._heartbeat(f"writing {name}", True)
+            save_file(tensors, folder / name)
+        written = [*files, *(["state.json"] if distributed.is_main() else [])]
+        return {name: flush(folder / name) for name in written}
 
     def _commit(self, job: "_Job", files: dict[str, Any]) -> str | None:
-        """Commit the folder, on rank 0.
-
-        Returns:
-            What went wrong; None: nothing.
-        """
-        facts = {"step": job.state.step, "world_size": distributed.world_size(), **self._facts}
+        # On rank 0. Returns what went wrong.
+        facts = {"step": job.step, "world_size": distributed.world_size(), **self._facts}
         try:
             # In this order: until the folder is complete, LATEST and `best` name older ones; and nothing old
             # is removed before the new one is there.
@@ -177,46 +198,18 @@ class Saver:
         kept = sorted(path.name for path in self._folder.glob("step-*") if "." not in path.name)
         newest = f"; {kept[-1]} is complete" if kept else ""
         return UserError(
-            f"{target}: the checkpoint could not be written ({problem}){newest}; make room and start the "
-            "same command again"
+            f"{target}: the checkpoint could not be written ({problem}){newest}; make room and start again"
         )
 
 
-class _Job(threading.Thread):
-    """One rank's files of one checkpoint, being written by a thread.
+class _Job(NamedTuple):
+    """A checkpoint whose files are being written; `files`: this rank's, by name, with size and sha256."""
 
-    Attributes:
-        files: name -> size and sha256 of the files that this rank wrote.
-        problem: why it could not write; None: no problem.
-    """
-
-    def __init__(
-        self,
-        work: Path,
-        target: Path,
-        state: TrainState,
-        is_best: bool,
-        moments: dict[str, Tensor],
-        weights: dict[str, dict[str, Tensor]],
-    ) -> None:
-        super().__init__()
-        self.work, self.target, self.state, self.is_best = work, target, state, is_best
-        optimizer = f"{OPTIMIZER_FILES}{distributed.rank():05d}.safetensors"
-        self._tensors = {optimizer: moments, **weights}
-        self.files: dict[str, Any] = {}
-        self.problem: str | None = None
-
-    def run(self) -> None:
-        # An exception in a thread is printed and lost, so it is kept for `finish`.
-        try:
-            for name, tensors in self._tensors.items():
-                save_file(tensors, self.work / name)
-                self.files[name] = flush(self.work / name)
-            if distributed.is_main():
-                write_json(self.work / "state.json", self.state.to_json())
-                self.files["state.json"] = flush(self.work / "state.json")
-        except (OSError, SafetensorError) as error:
-            self.problem = " ".join(str(error).split())  # one line of what may be several
+    work: Path
+    target: Path
+    step: int
+    is_best: bool
+    files: Future[dict[str, Any]]
 
 
 def load_newest(folder: Path, engine: Engine, plan: GlobalOrder) -> TrainState:
@@ -230,30 +223,26 @@ def load_newest(folder: Path, engine: Engine, plan: GlobalOrder) -> TrainState:
             order: its position in the stream would mean other samples.
     """
     chosen, info = newest_folder(folder)
+    fix = "start another run from its weights with init_from"
     if info["data"] != plan.data:
         raise UserError(
-            f"{chosen}: was trained on other data than `data.train` now holds; build the same data "
-            "again, or start another run from its weights with init_from"
+            f"{chosen}: was trained on other data than `data.train` now holds; build them again, or {fix}"
         )
     shuffle = info.get("shuffle", FULL)  # before there were windows
     if shuffle != plan.shuffle:
         raise UserError(
-            f"{chosen}: its run shuffled the data in another way ({shuffle}, here {plan.shuffle}), so its "
-            "position in the data means other samples here; set data.shuffle_shards accordingly (full: at "
-            "least the number of shards) and go on in another folder with resume_from"
+            f"{chosen}: its run shuffled the data in another way ({shuffle}, here {plan.shuffle}); set "
+            "data.shuffle_shards accordingly (full: at least the number of shards) and go on in another "
+            "folder with resume_from"
         )
     version = info.get("order_version", 1)  # mmalign 0.1.0 did not write it
     if version != ORDER_VERSION:
         raise UserError(
             f"{chosen}: was written under version {version} of the data's order, this mmalign has version "
-            f"{ORDER_VERSION}, so its position in the data means other samples; start another run from its "
-            "weights with init_from"
+            f"{ORDER_VERSION}; {fix}"
         )
     if not any(chosen.glob(f"{OPTIMIZER_FILES}*")):
-        raise UserError(
-            f"{chosen}: holds no optimizer state that this version reads; start another run from its "
-            "weights with init_from"
-        )
+        raise UserError(f"{chosen}: holds no optimizer state that this version reads; {fix}")
     state = TrainState.from_json(json.loads((chosen / "state.json").read_text(encoding="utf-8")))
     engine.restore(chosen, state.step)
     return state
@@ -265,16 +254,7 @@ def has_checkpoints(folder: Path) -> bool:
     return any(finished) or (folder / LATEST).is_file()
 
 
-def _make_folder(target: Path) -> Path | str:
-    """A folder to write into, or why there is none."""
-    try:
-        return temporary_folder(target)
-    except OSError as error:
-        return str(error)
-
-
 def _point(link: Path, target: Path) -> None:
-    """Make `link` a link to its neighbour `target`, replacing the link that was there."""
     # A link cannot be overwritten, but it can be replaced by a rename, so that there always is one.
     temporary = link.with_name(f".{link.name}.tmp")
     temporary.unlink(missing_ok=True)

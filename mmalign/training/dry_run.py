@@ -34,6 +34,7 @@ from mmalign.training.engine import BUCKET
 from mmalign.training.footprint import Part, build_on_meta, image_shape, live_bytes, parts_of
 from mmalign.training.loss_tiles import GPU_SIDE
 from mmalign.training.objective import MaskedLanguageModelConfig
+from mmalign.training.prepare import check_sizes
 from mmalign.training.run_config import RunConfig
 
 STAGES = (0, 1, 2, 3)
@@ -43,32 +44,21 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Load:
-    """The inputs of the formulas.
+    """The inputs of the formulas."""
 
-    Attributes:
-        ranks: W.
-        parameters, trainable: P and T.
-        batch: bytes of a rank's images.
-        activations: most bytes alive in one forward and backward pass (`live_bytes`).
-        passes: forward passes with a graph in one step of a rank.
-        captions: that a step contrasts, over all ranks; 0 for masked language modelling.
-        embedding: D.
-    """
-
-    ranks: int
-    parameters: int
-    trainable: int
-    batch: int
-    activations: int
-    passes: int
-    captions: int
-    embedding: int
+    ranks: int  # W
+    parameters: int  # P
+    trainable: int  # T
+    batch: int  # bytes of a rank's images
+    activations: int  # most bytes alive in one forward and backward pass (`live_bytes`)
+    passes: int  # forward passes with a graph in one step of a rank
+    captions: int  # that a step contrasts, over all ranks; 0 for masked language modelling
+    embedding: int  # D
 
 
 def dry_run(config: RunConfig, nodes: int, gpus_per_node: int) -> str:
     """Tables of what the run needs; nothing is loaded, nothing is written.
 
-    Parameters, memory per GPU and bytes on the wire by ZeRO stage, steps per epoch, shares of languages.
     Every caption is assumed to be as long as `model.text.max_length`, and every image to have
     `data.captions_per_image` of them.
 
@@ -78,13 +68,10 @@ def dry_run(config: RunConfig, nodes: int, gpus_per_node: int) -> str:
     """
     ranks = nodes * gpus_per_node
     if config.batch_size % ranks:
-        raise UserError(
-            f"batch_size: {config.batch_size} does not divide by the {ranks} ranks of {nodes} x "
-            f"{gpus_per_node} GPUs"
-        )
+        raise UserError(f"batch_size: {config.batch_size} does not divide by the {ranks} ranks")
     images = config.batch_size // ranks
     images_per_pass = min(images, config.engine.micro_batch or images)
-    parts, load = _load_of(config, ranks, images_per_pass)
+    parts, load = _load_of(config, ranks, images, images_per_pass)
     stages = [f"ZeRO {s}{'*' if s == config.engine.zero_stage else ''}" for s in STAGES]
     kept = "the inputs of blocks" if config.engine.checkpoint_activations else "all"
     return "\n\n".join(
@@ -104,11 +91,13 @@ def dry_run(config: RunConfig, nodes: int, gpus_per_node: int) -> str:
     )
 
 
-def _load_of(config: RunConfig, ranks: int, images_per_pass: int) -> tuple[list[Part], Load]:
+def _load_of(
+    config: RunConfig, ranks: int, images: int, images_per_pass: int
+) -> tuple[list[Part], Load]:
     model, module = build_on_meta(config.model, config.tokenizer, config.objective)
+    check_sizes(config.model, model)
     parts = parts_of(module)
     contrasts = not isinstance(config.objective, MaskedLanguageModelConfig)
-    images = config.batch_size // ranks
     reads_features = config.data.image_features
     image_bytes = math.prod(image_shape(model, reads_features)) * _FLOAT
     return parts, Load(
@@ -161,15 +150,12 @@ def memory_bytes(load: Load) -> dict[str, list[float]]:
 
 
 def wire_bytes(load: Load) -> dict[str, list[float]]:
-    """Bytes that a rank sends per step, by ZeRO stage; it receives as many.
-
-    Under stage 3 this is an upper bound: weights are counted as gathered for each pass, while DeepSpeed keeps
-    those that it needs again soon.
-    """
+    """Bytes that a rank sends per step, by ZeRO stage; it receives as many."""
     half = (load.ranks - 1) / load.ranks
     trained = _FLOAT * load.trainable
     gradients = [2 * trained, 2 * trained, 2 * trained * load.passes, trained * load.passes]
     # A forward and a backward pass gather once each. Cached gradients run forward once more, without a graph.
+    # Under stage 3 this is an upper bound: DeepSpeed keeps weights that it needs again soon.
     gathers = 2 * load.passes if load.passes == 1 else 3 * load.passes
     weights = [0, trained, trained, _FLOAT * load.parameters * gathers]
     # Each caption's embedding, and its log sum of each rank.
@@ -184,12 +170,12 @@ def wire_bytes(load: Load) -> dict[str, list[float]]:
 
 def _steps_of(config: RunConfig, images: int, images_per_pass: int) -> str:
     captions = config.batch_size * config.data.captions_per_image
-    passes = f"{images_per_pass:,} in a pass, forward twice"
+    is_cached = images_per_pass < images
+    passes = f"{images_per_pass:,} in a pass, forward twice" if is_cached else "all in one pass"
     lines = [
         f"step   {config.batch_size:,} images and up to {captions:,} captions of up to "
         f"{config.model.text.max_length} tokens",
-        f"rank   {images:,} images of a step, "
-        + (passes if images_per_pass < images else "all in one pass"),
+        f"rank   {images:,} images of a step, {passes}",
         f"run    {config.steps:,} steps, {config.steps * config.batch_size:,} images",
     ]
     try:
@@ -202,7 +188,6 @@ def _steps_of(config: RunConfig, images: int, images_per_pass: int) -> str:
 
 
 def _table(heads: list[str], rows: Mapping[str, Sequence[float]], unit: int = 1) -> str:
-    """The rows and their total, in multiples of `unit`."""
     totals = [sum(column) for column in zip(*rows.values(), strict=True)]
     lines = [f"{heads[0]:<26}" + "".join(f"{head:>15}" for head in heads[1:])]
     for name, numbers in [*rows.items(), ("total", totals)]:

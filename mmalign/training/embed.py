@@ -1,9 +1,8 @@
 """`mmalign embed`: cached image features of the frozen image tower of a run.
 
-    run file or folder -> its image tower, as the run has or will have it -> write_features beside the shards
-    a run that starts, with `data.image_features` -> open_image_features -> features in place of pixels
+run file or folder -> its image tower, as the run has or will have it -> write_features beside the shards
+a run that starts, with `data.image_features` -> open_image_features -> features in place of pixels
 
-A run compares the weights of its tower, after initialization and resume, with those that made the features.
 """
 
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 
 from mmalign.core import distributed
 from mmalign.core.commit import newest_folder
@@ -25,6 +24,7 @@ from mmalign.data.stream.image_features import FeatureSet, open_features
 from mmalign.data.tokenizer import load_tokenizer
 from mmalign.evaluation.feature_cache import describe_tower, write_features
 from mmalign.models.dual_encoder import build_dual_encoder
+from mmalign.models.encoder import finite
 from mmalign.models.image_tower import ImageTower, build_image_tower
 from mmalign.training.checkpoint import has_checkpoints
 from mmalign.training.engine import MODEL_FILE, Engine
@@ -40,7 +40,6 @@ def embed(run: Path, overrides: Sequence[str], data: Sequence[Path], workers: in
 
     Args:
         run: a run file, or the folder of a run.
-        overrides: of the run file's fields.
         data: folders of data sets; none: those that the run trains on.
         workers: processes of each rank that decode; None: as many as the run has.
 
@@ -56,30 +55,29 @@ def embed(run: Path, overrides: Sequence[str], data: Sequence[Path], workers: in
         if is_remote(entry.path):
             raise UserError(
                 f"data.train: {shown(entry.path)} is at a URL, where nothing can be written; embed a copy "
-                "with `--data FOLDER` and upload its features folder with the shards"
+                "with `--data FOLDER` and upload its features with the shards"
             )
     tower = load_frozen_tower(config, folder).to(distributed.device()).eval()
+    # One black image shows weights that are not finite before a data set is read.
+    black_BCHW = torch.zeros(1, 3, tower.size, tower.size, dtype=torch.uint8)
+    with torch.no_grad():
+        finite(tower(black_BCHW.to(distributed.device())).cpu().numpy(), {"path": run})
     for one in folders:
         facts = write_features(tower, one, config.data.workers if workers is None else workers)
         unusable = ", ".join(f"{reason}: {n}" for reason, n in facts["unusable"].items())
-        say(
-            f"{one}: features of {facts['rows']} images, width {facts['width']}"
-            + (f"; of these cannot be used: {unusable}" if unusable else "")
-        )
+        tail = f"; of these cannot be used: {unusable}" if unusable else ""
+        say(f"{one}: features of {facts['rows']} images, width {facts['width']}{tail}")
 
 
 def load_frozen_tower(config: RunConfig, run: Path | None) -> ImageTower:
-    """The image tower of a run that trains, or that has not started.
-
-    Args:
-        run: its folder, if it has one.
+    """The image tower of a run that trains (in the folder `run`), or that has not started.
 
     Raises:
         UserError: a tower that is not frozen, or weights that cannot be found.
     """
     if not config.model.image.frozen:
         raise UserError(
-            "model.image.frozen: is false, so the tower's features change with every step; set it to true"
+            "model.image.frozen: is false, so features change in training; set it to true"
         )
     torch.manual_seed(config.seed)  # a tower without weights of its own is drawn as in training
     # The same order as in initialization.py.
@@ -91,9 +89,9 @@ def load_frozen_tower(config: RunConfig, run: Path | None) -> ImageTower:
         return build_image_tower(config.model.image)
     if config.tokenizer.name is None:
         raise UserError(
-            "tokenizer: a run that goes on from `init_from` needs the tokenizer of that model to be checked "
-            "against it; give `{kind: pretrained, name: FOLDER}`"
+            "tokenizer: `init_from` needs the tokenizer of that model: `{kind: pretrained, name: FOLDER}`"
         )
+    # The complete model: `init_from` is checked against all of it.
     tokenizer = load_tokenizer(config.tokenizer.name)
     model = build_dual_encoder(config.model, tokenizer.vocabulary, tokenizer.padding_id)
     initialize_weights(config, model, tokenizer)
@@ -102,17 +100,13 @@ def load_frozen_tower(config: RunConfig, run: Path | None) -> ImageTower:
 
 def _from_checkpoint(config: RunConfig, folder: Path) -> ImageTower:
     tower = build_image_tower(config.model.image)
-    with safe_open(folder / MODEL_FILE, "pt") as file:
-        # Only the tower is read. `keys`, because the handle of safetensors is no mapping.
-        names = [name for name in file.keys() if name.startswith(_TOWER)]  # noqa: SIM118
-        state = {name.removeprefix(_TOWER): file.get_tensor(name) for name in names}
+    tensors = load_file(folder / MODEL_FILE).items()
+    state = {name.removeprefix(_TOWER): t for name, t in tensors if name.startswith(_TOWER)}
     try:
         tower.load_state_dict(state)
     except RuntimeError:
-        raise UserError(
-            f"{folder}: holds another image tower than `model.image` describes; use the configuration that "
-            "it was trained with"
-        ) from None
+        problem = "holds another image tower than `model.image` describes"
+        raise UserError(f"{folder}: {problem}; use its own configuration") from None
     return tower
 
 
@@ -121,16 +115,14 @@ def open_image_features(
 ) -> list[FeatureSet] | None:
     """The features that a run reads, one set per data set; None where it reads pixels, or no images at all.
 
-    To be called on all ranks: under ZeRO 3 the tower is gathered.
-
-    Args:
-        engine: with the weights that the run goes on with.
+    To be called on all ranks, when `engine` has the weights that the run goes on with.
 
     Raises:
         UserError: see `open_features`.
     """
     if not config.data.image_features or isinstance(config.objective, MaskedLanguageModelConfig):
         return None
+    # Under ZeRO 3 the tower is gathered. Its weights are compared with those that made the features.
     with engine.full_model():
         identity = describe_tower(engine.model.image_tower)
     return [open_features(shard_set, identity) for shard_set in sets]

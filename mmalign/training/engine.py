@@ -2,10 +2,6 @@
 
     batch -> objective: forward (autocast, hooks of ZeRO), local_loss -> backward -> clip, AdamW -> bounds
 
-DeepSpeed's configuration is built from the run's own fields; there is no second file that could disagree.
-Parameters and the optimizer stay float32: `bf16` means autocast, because DeepSpeed's own bf16 mode casts
-the temperature too.
-
 Random numbers of a step (dropout) are a function of seed, step, rank and micro-batch: there is no random
 state to save, and cached gradients replay them.
 """
@@ -42,29 +38,26 @@ from mmalign.training.state import capture, restore
 MODEL_FILE = "model.safetensors"
 HEAD_FILE = "head.safetensors"
 OPTIMIZER_FILES = "optimizer-rank"
+# Gradients per message. DeepSpeed's default, ten times as many, would reserve more memory than ZeRO saves on
+# towers of this size.
 BUCKET = 50_000_000
-"""Gradients per message. DeepSpeed's default, ten times as many, would reserve more memory than ZeRO saves on
-towers of this size."""
 
 
 class EngineConfig(Section):
     precision: Precision = "auto"
-    """auto: bf16 where the device multiplies bfloat16 in hardware, else fp32; chosen at the first start for
-    all ranks, and kept on resume. bf16: matrix products in bfloat16 (autocast); weights, optimizer and loss
-    stay float32."""
+    """See `mmalign.core.precision`; auto is decided at the first start, and kept on resume."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """What is partitioned over ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters
-    (ZeRO, arXiv 1910.02054)."""
+    """What is partitioned over ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters."""
     micro_batch: int | None = pydantic.Field(default=None, ge=1)
-    """Images per forward pass and rank; the gradient is still that of the complete batch (cached gradients,
-    GradCache, arXiv 2101.06983), at the cost of a second forward pass. None: all at once."""
+    """Images per forward pass and rank (cached gradients: the same gradient, at the cost of a second forward
+    pass). None: all at once."""
     checkpoint_activations: bool = False
     """Keep only the inputs of the towers' blocks and recompute the rest in the backward pass."""
     compile: bool = False
     """torch.compile of the towers; the first steps take a minute longer."""
-    hang_seconds: int = pydantic.Field(default=0, ge=0)
+    hang_seconds: int = pydantic.Field(default=1800, ge=0)
     """A rank without progress for this long writes its stacks and ends; 0: never. Must exceed the longest
-    step, evaluation or save."""
+    step, batch of an evaluation and file of a checkpoint."""
 
 
 class Engine:
@@ -73,7 +66,7 @@ class Engine:
     Attributes:
         model: the dual encoder; under ZeRO 3 its parameters are partitioned over the ranks.
         module: what DeepSpeed wraps, the model alone or with the objective's head.
-        step_number: steps taken, including those skipped because of numbers that are not finite.
+        step_number: steps taken, also those skipped because of numbers that are not finite.
     """
 
     def __init__(
@@ -124,13 +117,8 @@ class Engine:
         Returns:
             The objective's metrics (loss of the global batch, ...), grad_norm (before clipping) and lr.
         """
-        rate = set_learning_rates(
-            self._optimizer.param_groups,
-            self._optimizer_config,
-            self.step_number,
-            self._steps,
-            self._batch_size,
-        )
+        settings = (self._optimizer_config, self.step_number, self._steps, self._batch_size)
+        rate = set_learning_rates(self._optimizer.param_groups, *settings)
         # The forward pass updates the running statistics of batch normalisation before it is known whether
         # its numbers are finite.
         statistics = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
@@ -143,11 +131,7 @@ class Engine:
         return {**metrics, "grad_norm": grad_norm, "lr": rate}
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Compute the gradients of the global loss; DeepSpeed holds and averages them.
-
-        Returns:
-            The objective's metrics of the global batch, equal on all ranks.
-        """
+        """Compute the gradients of the global loss, which DeepSpeed holds; returns the global metrics."""
         batch = batch.to(distributed.device())
         images = self._config.micro_batch
         if images is None or images >= len(batch.key_B):
@@ -161,24 +145,17 @@ class Engine:
         ).metrics
 
     def capture(self) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-        """This rank's part of the optimizer state, and on rank 0 the weights by file, as copies on the host.
-
-        To be called on all ranks.
-        """
+        """This rank's part of the optimizer state, and on rank 0 the weights by file; on all ranks."""
         state, weights = capture(self._deepspeed, self.module, self._config.zero_stage)
-        files: dict[str, dict[str, Tensor]] = {name: {} for name in self._weight_prefixes}
+        files: dict[str, dict[str, Tensor]] = {}
         for name, tensor in weights.items():
-            is_model = name.startswith(self._weight_prefixes[MODEL_FILE])
-            file = MODEL_FILE if is_model else HEAD_FILE
-            files[file][name.removeprefix(self._weight_prefixes[file])] = tensor
-        return state, files if weights else {}
+            # The model's prefix comes first; that of the head is empty and fits all names.
+            file, prefix = next(f for f in self._weight_prefixes.items() if name.startswith(f[1]))
+            files.setdefault(file, {})[name.removeprefix(prefix)] = tensor
+        return state, files
 
     def restore(self, folder: Path, step: int) -> None:
-        """Load what `capture` returned on any number of ranks; to be called on all ranks.
-
-        Raises:
-            UserError: the files of `folder` belong to another model.
-        """
+        """Load what `capture` returned on any number of ranks; on all ranks. UserError: another model's."""
         weights = {prefix: folder / name for name, prefix in self._weight_prefixes.items()}
         optimizer = sorted(folder.glob(f"{OPTIMIZER_FILES}*.safetensors"))
         restore(self._deepspeed, self.module, self._config.zero_stage, weights, optimizer)
@@ -186,10 +163,9 @@ class Engine:
 
     @property
     def _weight_prefixes(self) -> dict[str, str]:
-        """File -> prefix that turns its names into names of `module`."""
-        if self.module is self.model:
-            return {MODEL_FILE: ""}
-        return {MODEL_FILE: "dual_encoder.", HEAD_FILE: ""}
+        # File -> prefix that turns its names into names of `module`.
+        has_head = self.module is not self.model
+        return {MODEL_FILE: "dual_encoder.", HEAD_FILE: ""} if has_head else {MODEL_FILE: ""}
 
     def full_model(self) -> AbstractContextManager[Any]:
         """A context in which every rank holds the complete `model`, also under ZeRO 3; for all ranks."""
@@ -207,7 +183,7 @@ class Engine:
         self._deepspeed.backward(local_loss * distributed.world_size())
 
     def _update(self) -> float:
-        """Clip and step unless a gradient is not finite; returns the gradients' norm before clipping."""
+        # Clips and steps, unless a gradient is not finite. Returns the norm before clipping.
         if self._config.zero_stage == 0:
             # After DeepSpeed's all-reduce, so the norm is equal on all ranks.
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
@@ -230,7 +206,7 @@ class Engine:
 
     @torch.no_grad()
     def _bound_temperature(self) -> None:
-        """Keep the temperature above its minimum, also in the copy that the optimizer owns."""
+        # Also in the copy that the optimizer owns.
         from deepspeed import utils
         from deepspeed.runtime.zero import GatheredParameters
 
@@ -253,18 +229,17 @@ def _refuse_batch_statistics(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training:
             raise UserError(
-                f"engine.micro_batch: `{name}` normalises over the images of a forward pass, so "
-                "micro-batches would give another gradient than the complete batch; use a network without "
-                "batch normalisation, freeze it, or remove micro_batch"
+                f"engine.micro_batch: `{name}` normalises over the images of a forward pass, so the gradient "
+                "would differ; use a network without batch normalisation, freeze it, or remove micro_batch"
             )
 
 
 def _import_deepspeed() -> Any:
-    """DeepSpeed, without its log messages and without the operator that it would compile on a CPU."""
     import deepspeed
     import deepspeed.ops
 
-    # It speeds up the all-reduce of inference, which training never calls, and takes a minute to compile.
+    # An operator that DeepSpeed would compile on a CPU, which takes a minute. It speeds up the all-reduce of
+    # inference, which training never calls.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
@@ -273,6 +248,7 @@ def _import_deepspeed() -> Any:
 def _deepspeed_config(
     config: EngineConfig, optimizer: OptimizerConfig, batch_size: int, uses_bf16: bool
 ) -> dict[str, Any]:
+    # From the run's own fields: there is no second file that could disagree.
     return {
         "train_batch_size": batch_size,
         # Micro-batches are ours (cached.py): to DeepSpeed a step is one batch.
@@ -281,6 +257,7 @@ def _deepspeed_config(
         "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": BUCKET},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
+        # Parameters stay float32: DeepSpeed's own bf16 mode would cast the temperature too.
         "torch_autocast": {
             "enabled": uses_bf16,
             "dtype": "bfloat16",

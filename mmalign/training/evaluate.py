@@ -4,7 +4,9 @@ complete weights on every rank -> Encoder -> suite -> metrics by language -> rec
 """
 
 import difflib
+from collections.abc import Callable
 
+import numpy as np
 import pydantic
 
 from mmalign.core.config import Section
@@ -23,36 +25,45 @@ class EvaluationConfig(Section):
     every: int = pydantic.Field(ge=1)
     """Steps between two measurements."""
     best: str | None = None
-    """Metric whose highest value chooses the checkpoint that `checkpoints/best` points to, for example
-    `retrieval/test/mean/text_to_image/recall@1`."""
+    """Its highest value makes `checkpoints/best`: `retrieval/test/mean/text_to_image/recall@1`."""
+
+
+class WatchedEncoder(Encoder):
+    """An encoder that reports progress with each batch: a suite may take longer than a hang."""
+
+    heartbeat: Callable[[str], None]
+
+    def _encode_images(self, images: list[bytes]) -> np.ndarray:
+        self.heartbeat("evaluation: images")
+        return super()._encode_images(images)
+
+    def _encode_texts(self, texts: list[str]) -> np.ndarray:
+        self.heartbeat("evaluation: texts")
+        return super()._encode_texts(texts)
 
 
 def evaluate(
-    suite: SuiteConfig, engine: Engine, config: ModelConfig, tokenizer: Tokenizer
+    suite: SuiteConfig,
+    engine: Engine,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    heartbeat: Callable[[str], None],
 ) -> dict[str, float]:
-    """The suite's metrics of the current weights, without those of language pairs; to be called on all
-    ranks."""
+    """The suite's metrics of the current weights, without those of language pairs; on all ranks."""
     with engine.full_model():
-        results = measure(suite, Encoder(engine.model, config, tokenizer, facts={}))
+        encoder = WatchedEncoder(engine.model, config, tokenizer, facts={})
+        encoder.heartbeat = heartbeat
+        results = measure(suite, encoder)
     engine.module.train()  # `Encoder` put it into evaluation mode
-    return {name: value for name, value in results.metrics.items() if not _is_of_a_pair(name)}
+    metrics = {tuple(name.split("/")): value for name, value in results.metrics.items()}
+    # A run of a hundred languages has ten thousand pairs of them.
+    kept = {n: v for n, v in metrics.items() if n[0] not in ("alignment", "words") or n[2] == MEAN}
+    return {"/".join(name): value for name, value in kept.items()}
 
 
 def value_of(metrics: dict[str, float], name: str) -> float:
-    """The metric that chooses the best checkpoint.
-
-    Raises:
-        UserError: the suite has no such metric.
-    """
+    """The metric that chooses the best checkpoint; UserError: the suite has none of that name."""
     if name not in metrics:
-        near = difflib.get_close_matches(name, metrics, n=3, cutoff=0.3)
-        raise UserError(
-            f"evaluation.best: the suite has no metric `{name}`; similar names: {', '.join(near) or 'none'}"
-        )
+        near = ", ".join(difflib.get_close_matches(name, metrics, cutoff=0.3)) or "none"
+        raise UserError(f"evaluation.best: the suite has no metric `{name}`; similar names: {near}")
     return metrics[name]
-
-
-def _is_of_a_pair(name: str) -> bool:
-    """Whether a metric is of two languages; a run of a hundred languages has ten thousand of them."""
-    parts = name.split("/")
-    return parts[0] in ("alignment", "words") and parts[2] != MEAN

@@ -3,10 +3,9 @@
     config -> model on torch's meta device (shapes, no numbers) -> parameters of each part
            -> the same with fake tensors -> forward and backward -> most bytes alive at once
 
-Nothing is loaded and nothing is computed: no hub, no weights, no data, no GPU. A fake tensor
-(`torch._subclasses.fake_tensor`, used by torch.compile) has a shape, a dtype and a storage without bytes.
-Every operation of the step runs on them, including autocast and activation checkpointing, and the sizes of
-the storages that are created and freed are summed.
+Nothing is loaded and nothing is computed. A fake tensor (`torch._subclasses.fake_tensor`, used by
+torch.compile) has a shape, a dtype and a storage without bytes. Every operation of the step runs on them, and
+the sizes of the storages that are created and freed are summed.
 """
 
 import math
@@ -45,39 +44,34 @@ def build_on_meta(
         UserError: the architecture of a tower is only known to the hub.
     """
     vocabulary, padding_id = _vocabulary(model, tokenizer)
-    if ":" in model.image.name:
+    if ":" in (name := model.image.name):
         raise UserError(
-            f"model.image.name: the architecture of `{model.image.name}` is only known to the hub; to "
-            "plan a run, give a name that timm or open_clip knows"
+            f"model.image.name: only the hub knows `{name}`; to plan a run, give timm's or open_clip's name"
         )
     # The value that means "no weights" differs: timm's `pretrained` is a flag, open_clip's a tag.
-    image = {"pretrained": False if model.image.kind == "timm" else None}
-    untrained = model.model_copy(
-        update={
-            "image": model.image.model_copy(update=image),
-            "text": model.text.model_copy(update={"pretrained": None}),
-        }
-    )
+    no_weights = {"pretrained": False if model.image.kind == "timm" else None}
+    image = model.image.model_copy(update=no_weights)
+    text = model.text.model_copy(update={"pretrained": None})
+    untrained = model.model_copy(update={"image": image, "text": text})
     with torch.device("meta"):
         dual_encoder = build_dual_encoder(untrained, vocabulary, padding_id)
         return dual_encoder, trained_module(objective, dual_encoder)
 
 
 def _vocabulary(model: ModelConfig, tokenizer: TokenizerConfig) -> tuple[int, int]:
-    """Rows of the text tower's embedding, and the padding id among them."""
+    # Rows of the text tower's embedding, and the padding id among them.
     architecture = model.text.architecture
     if architecture is None:
         raise UserError(
-            f"model.text.architecture: that of `{model.text.pretrained}` is only known to the hub; to plan "
-            "the run, give its `model_type`, `vocab_size` and sizes"
+            f"model.text.architecture: only the hub knows `{model.text.pretrained}`; to plan the run, give "
+            "its `model_type`, `vocab_size` and sizes"
         )
     if "vocab_size" in architecture:
         return architecture["vocab_size"], architecture.get("pad_token_id", 0)
     if tokenizer.kind == "trained":
         return tokenizer.vocabulary, 0
     raise UserError(
-        f"model.text.architecture.vocab_size: that of `{tokenizer.name}` is only known to the hub; "
-        "give it to plan the run"
+        f"model.text.architecture.vocab_size: only the hub knows `{tokenizer.name}`; give it to plan the run"
     )
 
 
@@ -104,15 +98,14 @@ def live_bytes(
 ) -> int:
     """Peak bytes of a forward and backward pass, without weights and gradients.
 
-    These are the tensors that autograd saves, the 16-bit copies of weights that autocast keeps, and the
-    temporary tensors of operations. The model is left with fake tensors for parameters.
-
     Args:
-        model, module: from `build_on_meta`.
+        model, module: from `build_on_meta`; left with fake tensors for parameters.
         images, captions, tokens: of one forward pass of one rank; `tokens` of the longest caption.
         checkpoints: whether the towers keep only the inputs of their blocks.
         reads_features: whether batches hold image features, so that the image tower computes nothing.
     """
+    # Counted: the tensors that autograd saves, the 16-bit copies of weights that autocast keeps, and the
+    # temporary tensors of operations.
     live = _LiveBytes()
     # On the CPU: a machine without a GPU cannot run a backward pass on fake tensors of one.
     with FakeTensorMode(allow_non_fake_inputs=True), _fused_attention():
@@ -123,7 +116,19 @@ def live_bytes(
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(live.hand_over)
         # Before `live` counts: the batch is a row of its own in the table.
-        inputs = _inputs_of(model, objective, images, captions, tokens, reads_features)
+        token_NL = torch.ones(captions, tokens, dtype=torch.int64)
+        mask_NL = torch.ones_like(token_NL)
+        shape = (images, *image_shape(model, reads_features))
+        inputs: tuple[Any, ...]
+        if isinstance(objective, MaskedLanguageModelConfig):
+            # Complete captions in place of single tokens: as many tokens, and a shape that does not depend
+            # on data.
+            predicted = math.ceil(captions * objective.share)
+            inputs = (token_NL, mask_NL, torch.arange(predicted))
+        elif reads_features:
+            inputs = (None, token_NL, mask_NL, (), torch.empty(shape, dtype=torch.float16))
+        else:
+            inputs = (torch.empty(shape, dtype=torch.uint8), token_NL, mask_NL)
         with live:
             with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
                 scalar = _sum_of_outputs(module, *inputs)
@@ -138,8 +143,7 @@ def image_shape(model: DualEncoder, reads_features: bool) -> tuple[int, ...]:
 
 
 def _take_fake_tensors(module: nn.Module) -> None:
-    """Replace parameters and buffers on the meta device, in place; those that are shared stay shared."""
-    fake: dict[Tensor, Tensor] = {}
+    fake: dict[Tensor, Tensor] = {}  # parameters that are shared stay shared
     for part in module.modules():
         for name, old in part.named_parameters(recurse=False):
             if old not in fake:
@@ -150,37 +154,13 @@ def _take_fake_tensors(module: nn.Module) -> None:
             setattr(part, name, torch.empty_like(buffer, device="cpu"))
 
 
-def _inputs_of(
-    model: DualEncoder,
-    objective: ObjectiveConfig,
-    images: int,
-    captions: int,
-    tokens: int,
-    reads_features: bool,
-) -> tuple[Any, ...]:
-    """Arguments of the forward pass of the module that trains."""
-    token_NL = torch.ones(captions, tokens, dtype=torch.int64)
-    mask_NL = torch.ones_like(token_NL)
-    if isinstance(objective, MaskedLanguageModelConfig):
-        # Complete captions in place of single tokens: as many tokens, and a shape that does not depend on
-        # data.
-        return token_NL, mask_NL, torch.arange(math.ceil(captions * objective.share))
-    shape = (images, *image_shape(model, reads_features))
-    if reads_features:
-        return None, token_NL, mask_NL, (), torch.empty(shape, dtype=torch.float16)
-    return torch.empty(shape, dtype=torch.uint8), token_NL, mask_NL
-
-
-def _sum_of_outputs(module: nn.Module, first: Tensor | None, *others: Any) -> Tensor:
+def _sum_of_outputs(module: nn.Module, first: Tensor | None, *others: Any) -> Any:
     if first is not None and first.ndim == 4:  # pixels; a step copies them as well (objective.py)
         first = first.contiguous(memory_format=torch.channels_last)
     outputs = module(first, *others)
-    total: Tensor = (
-        outputs.sum()
-        if isinstance(outputs, Tensor)
-        else outputs.image_BD.sum() + outputs.text_ND.sum()
-    )
-    return total
+    if isinstance(outputs, Tensor):
+        return outputs.sum()
+    return outputs.image_BD.sum() + outputs.text_ND.sum()
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -196,7 +176,6 @@ class _LiveBytes(TorchDispatchMode):
 
     @property
     def most(self) -> int:
-        """Peak bytes."""
         return max(self._most, self._latest)
 
     def __torch_dispatch__(
@@ -217,7 +196,7 @@ class _LiveBytes(TorchDispatchMode):
         return result
 
     def hand_over(self, parameter: Tensor) -> None:
-        """Take out a parameter's gradient, which is counted elsewhere."""
+        # A parameter's gradient is counted elsewhere.
         assert parameter.grad is not None
         self._latest -= self._forget(parameter.grad.untyped_storage()._cdata)
         parameter.grad = None
@@ -230,9 +209,8 @@ class _LiveBytes(TorchDispatchMode):
 
 @contextmanager
 def _fused_attention() -> Iterator[None]:
-    """Replace torch's attention by one without dropout on its probabilities, within the block."""
-    # GPU kernels draw that dropout inside and keep no tokens x tokens matrix; torch on a CPU has no such
-    # kernel and would keep several.
+    # Torch's attention, without dropout on its probabilities. GPU kernels draw that dropout inside and keep
+    # no tokens x tokens matrix; torch on a CPU has no such kernel and would keep several.
     real = nn.functional.scaled_dot_product_attention
 
     def without_dropout(

@@ -7,8 +7,6 @@
 
     model -> initialize_weights (3, before the engine takes the model) -> engine -> restore_state (1, 2 or 4)
 
-A run whose folder has checkpoints of which none can be used stops: it never starts from scratch by accident.
-
 What `init_from` can name, and what it fills:
 
     run, checkpoint                                     -> model.safetensors        -> everything
@@ -16,8 +14,6 @@ What `init_from` can name, and what it fills:
     Router, VisionTextDualEncoder                       -> open_clip's names -> ours -> both towers
     sentence-transformers, fine-tuned tower, transformers model                     -> the text tower
 
-Pooling, normalisation of pixels, vocabulary, names and shapes are checked first; then all weights are
-copied, or none. Nothing is unpickled but tensors, and no code of a repository runs.
 """
 
 from dataclasses import dataclass
@@ -28,51 +24,48 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmalign.core.batch import StreamState
-from mmalign.core.commit import MANIFEST, newest_folder, sha256_of, verify
+from mmalign.core.commit import MANIFEST, newest_folder, sha256_of
 from mmalign.core.config import read_yaml
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.data.stream.order import GlobalOrder
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
 from mmalign.models.dual_encoder import DualEncoder
-from mmalign.models.encoder import find_file, run_of
+from mmalign.models.encoder import checkpoint_of, differing_names, find_file, run_of
 from mmalign.models.external.open_clip import from_open_clip, read_open_clip
 from mmalign.models.external.sentence_transformers import read_router
 from mmalign.models.external.transformers import has_both_towers, read_dual_encoder
 from mmalign.models.load import detect_format, load_text_encoder
 from mmalign.models.pooling import pooling_of_open_clip
 from mmalign.training.checkpoint import TrainState, has_checkpoints, load_newest
-from mmalign.training.engine import Engine
+from mmalign.training.engine import MODEL_FILE, Engine
 from mmalign.training.run_config import RunConfig
 
 TEXT_TOWER = ("text_tower.",)
 TEXT_SIDE = ("text_tower.", "text_projection.")
 TOWERS = (*TEXT_SIDE, "image_tower.", "image_projection.")
 EVERYTHING = ("",)
+_FILLED = {
+    TEXT_TOWER: "text tower alone; the rest starts as `model` says",
+    TEXT_SIDE: "text tower and its projection; the rest starts as `model` says",
+    TOWERS: "both towers and projections; the temperature starts as `model.temperature` says",
+    EVERYTHING: "both towers, projections and temperature",
+}
 
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Weights under our names, and the inputs that they were trained with.
-
-    Attributes:
-        fills: prefixes of the parameters that they fill; other parameters keep their values.
-        tokenizer: of its texts; None: not known.
-        pooling: of its texts; None: not known.
-        mean: by which its pixels were normalised; None: not known.
-    """
+    """Weights under our names, and the inputs that they were trained with; None: not known."""
 
     state: dict[str, Tensor]
-    fills: tuple[str, ...]
+    fills: tuple[str, ...]  # prefixes of the parameters that they fill; others keep their values
     tokenizer: Tokenizer | None = None
     pooling: str | None = None
-    mean: tuple[float, ...] | None = None
+    mean: tuple[float, ...] | None = None  # by which pixels were normalised
 
 
 def initialize_weights(config: RunConfig, model: DualEncoder, tokenizer: Tokenizer) -> None:
     """Step 3 of the order: copy the weights that `init_from` names into the model, if it names any.
-
-    Optimizer and position in the data start from scratch.
 
     Raises:
         UserError: nothing there that can be trained further, or weights of another model; the model is then
@@ -82,20 +75,12 @@ def initialize_weights(config: RunConfig, model: DualEncoder, tokenizer: Tokeniz
     if name is None:
         return
     found = _read(name, model)
+    # All checks before the first copy: all weights are copied, or none.
     _check_inputs(found, name, model, tokenizer)
     own = model.state_dict()
     _check_names(found, name, own)
     model.load_state_dict({**own, **found.state})
-    say(f"init_from: {name}: {_what(found)}")
-
-
-def _what(found: InitialWeights) -> str:
-    if found.fills == EVERYTHING:
-        return "both towers, projections and temperature"
-    if found.fills == TOWERS:
-        return "both towers and projections; the temperature starts as `model.temperature` says"
-    text = "text tower and its projection" if found.fills == TEXT_SIDE else "text tower alone"
-    return f"{text}; the rest starts as `model` says"
+    say(f"init_from: {name}: {_FILLED[found.fills]}")
 
 
 def _read(name: str, model: DualEncoder) -> InitialWeights:
@@ -106,8 +91,7 @@ def _read(name: str, model: DualEncoder) -> InitialWeights:
         return _from_open_clip(name, model)
     if kind.startswith("onnx"):
         raise UserError(
-            f"init_from: {name} holds ONNX graphs, which have no weights to train; give the run, or its "
-            "export to sentence-transformers or open_clip"
+            f"init_from: {name}: ONNX graphs, which have no weights to train; give the run"
         )
     place = name.removeprefix("sentence-transformers:").removeprefix("transformers:")
     if kind == "sentence-transformers" and find_file(place, "router_config.json"):
@@ -115,29 +99,22 @@ def _read(name: str, model: DualEncoder) -> InitialWeights:
         return InitialWeights(from_open_clip(state, model), TOWERS, tokenizer, pooling)
     if kind == "transformers" and has_both_towers(place):
         state, pooling = read_dual_encoder(place)
-        return InitialWeights(
-            from_open_clip(state, model), EVERYTHING, _tokenizer_at(place), pooling
-        )
+        state = from_open_clip(state, model)
+        return InitialWeights(state, EVERYTHING, _tokenizer_at(place), pooling)
     return _from_tower(place, model)
 
 
 def _from_run(path: Path) -> InitialWeights:
-    run = run_of(path)
-    if run == path:
-        folder, _ = newest_folder(path / "checkpoints")
-    else:
-        folder = path
-        verify(folder)
-    state = load_file(folder / "model.safetensors")
-    return InitialWeights(state, EVERYTHING, _tokenizer_at(str(run / "tokenizer")))
+    state = load_file(checkpoint_of(path)[0] / MODEL_FILE)
+    return InitialWeights(state, EVERYTHING, _tokenizer_at(str(run_of(path) / "tokenizer")))
 
 
 def _from_open_clip(name: str, model: DualEncoder) -> InitialWeights:
     found = read_open_clip(name)
     if any(tensor.endswith("token_embedding.weight") for tensor in found.state):
         raise UserError(
-            f"init_from: the text tower of {name} is open_clip's own and none of transformers; take its "
-            "image tower alone, with `model.image.pretrained` and without init_from"
+            f"init_from: the text tower of {name} is none of transformers; take its image tower alone, with "
+            "`model.image.pretrained`"
         )
     mean = found.preprocess.get("mean")
     return InitialWeights(
@@ -150,7 +127,6 @@ def _from_open_clip(name: str, model: DualEncoder) -> InitialWeights:
 
 
 def _from_tower(name: str, model: DualEncoder) -> InitialWeights:
-    """A text tower, with its projection if it has one."""
     tower = load_text_encoder(name)
     own = model.text_tower.trunk.state_dict()
     # Variants of BERT are loaded with a pooler that mmalign does not use.
@@ -169,12 +145,11 @@ def _from_tower(name: str, model: DualEncoder) -> InitialWeights:
 def _check_inputs(
     found: InitialWeights, name: str, model: DualEncoder, tokenizer: Tokenizer
 ) -> None:
-    """Stop where the weights would see other tokens, states or pixels than those they were trained on."""
+    # The weights must see the tokens, states and pixels that they were trained on.
     ours = model.text_tower.pooling
     if found.pooling not in (None, ours):
         raise UserError(
-            f"init_from: {name} pools texts by `{found.pooling}`, this run by `{ours}`; set "
-            f"`model.text.pooling: {found.pooling}`"
+            f"init_from: {name} pools texts in another way; set `model.text.pooling: {found.pooling}`"
         )
     mean = model.image_tower.mean
     if found.mean and max(abs(a - b) for a, b in zip(found.mean, mean, strict=True)) > 1e-4:
@@ -183,46 +158,36 @@ def _check_inputs(
             f"{mean}; take its tower with `model.image.kind: open_clip`, which brings its own"
         )
     theirs = found.tokenizer
-    if theirs is not None and (theirs.inner.get_vocab(), theirs.padding_id) != (
-        tokenizer.inner.get_vocab(),
-        tokenizer.padding_id,
-    ):
-        raise UserError(
-            f"init_from: {name} has another vocabulary than this run; set `tokenizer: {{kind: pretrained, "
-            f"name: {theirs.inner.name_or_path}}}`"
-        )
+    if theirs and _ids(theirs) != _ids(tokenizer):
+        its = f"{{kind: pretrained, name: {theirs.inner.name_or_path}}}"
+        raise UserError(f"init_from: {name} has another vocabulary; set `tokenizer: {its}`")
+
+
+def _ids(tokenizer: Tokenizer) -> tuple[dict[str, int], int]:
+    return tokenizer.inner.get_vocab(), tokenizer.padding_id
 
 
 def _tokenizer_at(place: str | None) -> Tokenizer | None:
-    """The tokenizer in a folder or on the hub, if there is one."""
-    if place is None or not find_file(place, "tokenizer_config.json"):
-        return None
-    return load_tokenizer(place)
+    has_one = place is not None and find_file(place, "tokenizer_config.json")
+    return load_tokenizer(place) if place is not None and has_one else None
 
 
 def _check_names(found: InitialWeights, name: str, own: dict[str, Any]) -> None:
-    """Stop unless the weights fill their parts of the model exactly."""
-    wanted = {part for part in own if part.startswith(found.fills)}
-    differing = sorted(
-        part
-        for part in wanted | found.state.keys()
-        if part not in wanted
-        or part not in found.state
-        or own[part].shape != found.state[part].shape
-    )
-    if differing:
+    # The weights must fill their parts of the model exactly.
+    wanted = {part: tensor for part, tensor in own.items() if part.startswith(found.fills)}
+    if differing := differing_names(found.state, wanted):
         first = differing[0]
+        sizes = f"{_shape(found.state, first)} there and {_shape(own, first)} here"
         raise UserError(
-            f"init_from: {name} is a checkpoint of another model: `{first}` is "
-            f"{_shape(found.state, first)} there and {_shape(own, first)} here (and "
-            f"{len(differing) - 1} more differ); use the `model` section that it was trained with"
+            f"init_from: {name} is another model: `{first}` is {sizes} (and {len(differing) - 1} more "
+            "differ); use the `model` section that it was trained with"
         )
 
 
 def _shape(state: dict[str, Any], name: str) -> str:
     if name not in state:
         return "absent"
-    return " x ".join(str(size) for size in state[name].shape) or "one number"
+    return " x ".join(map(str, state[name].shape)) or "one number"
 
 
 def restore_state(
@@ -237,30 +202,24 @@ def restore_state(
         UserError: there are checkpoints and none can be used, or `resume_from` orders its samples otherwise.
     """
     own = out / "checkpoints"
+    # Checkpoints of which none can be used are an error: a run never starts from scratch by accident.
     if has_checkpoints(own):
         return load_newest(own, engine, order), False
     if config.resume_from is None:
-        state = TrainState(step=0, pairs_seen=0, stream=StreamState(config.seed, 0))
-    else:
-        other = Path(config.resume_from)
-        _check_same_order(config, other)
-        state = load_newest(other / "checkpoints", engine, order)
-    return state, True
-
-
-def _check_same_order(config: RunConfig, other: Path) -> None:
+        return TrainState(step=0, pairs_seen=0, stream=StreamState(config.seed, 0)), True
+    other = Path(config.resume_from)
     path = other / "config.yaml"
     theirs, ours = _order_fields(read_yaml(path)), _order_fields(config.model_dump(mode="json"))
-    for name, value in ours.items():
-        if theirs[name] != value:
-            raise UserError(
-                f"resume_from: {path} has another `{name}` ({theirs[name]}), so its position in the data "
-                "means other samples here; give the same value, or take only its weights with init_from"
-            )
+    if name := next((name for name in ours if theirs[name] != ours[name]), None):
+        raise UserError(
+            f"resume_from: {path} has another `{name}` ({theirs[name]}), so other samples come next; give "
+            "the same value, or take only its weights with init_from"
+        )
+    return load_newest(other / "checkpoints", engine, order), True
 
 
 def _order_fields(run: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a run file that decide the order of its samples; hashes of the data are checked apart."""
+    # The fields that decide the order of samples; hashes of the data are checked apart.
     data = run.get("data", {})
     drawn = ("languages", "language_temperature", "language_floor", "language_cap")
     return {
@@ -274,23 +233,19 @@ def _order_fields(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def parent_of(config: RunConfig, step: int) -> dict[str, Any] | None:
-    """The lineage of a run that starts: which files it goes on from.
+    """The lineage of a run that starts at `step`: which files it goes on from; None: from scratch.
 
-    Args:
-        step: that the state of `resume_from` was at.
-
-    Returns:
-        `how` (resume_from or init_from), `path` as the configuration gives it, and `manifest_sha256`, of the
-        MANIFEST.json that lists every file's hash (None: there is none). None: from scratch.
+    `how` (resume_from or init_from), `path` as the configuration gives it, and `manifest_sha256`, of the
+    MANIFEST.json that lists every file's hash (None: there is none).
     """
     path = config.resume_from or config.init_from
     if path is None:
         return None
-    how, run = ("resume_from" if config.resume_from else "init_from"), Path(path)
+    how, folder = ("resume_from" if config.resume_from else "init_from"), Path(path)
     if config.resume_from:
-        folder = run / "checkpoints" / f"step-{step:09d}"
-    else:
-        folder = newest_folder(run / "checkpoints")[0] if (run / "checkpoints").is_dir() else run
+        folder = folder / "checkpoints" / f"step-{step:09d}"
+    elif (folder / "checkpoints").is_dir():
+        folder = newest_folder(folder / "checkpoints")[0]
     manifest = folder / MANIFEST
     sha256 = sha256_of(manifest) if manifest.is_file() else None
     return {"how": how, "path": path, "manifest_sha256": sha256}

@@ -3,9 +3,7 @@
     ranks -> run folder -> order of samples -> tokenizer -> model -> initialization -> engine -> steps
                                                                        -> checkpoints and records
 
-Where a run starts (its own checkpoint, `resume_from`, `init_from`, from scratch) is decided in
-`initialization.py`. A run may go on with another number of ranks: the stream of samples is the same, and a
-checkpoint does not depend on ranks.
+Where a run starts is decided in `initialization.py`.
 """
 
 import time
@@ -37,7 +35,14 @@ from mmalign.training.evaluate import evaluate, value_of
 from mmalign.training.initialization import initialize_weights, parent_of, restore_state
 from mmalign.training.meter import Meter, all_reduce_flags
 from mmalign.training.non_finite import NonFiniteGuard
-from mmalign.training.prepare import load_or_train_tokenizer, make_batches, open_run
+from mmalign.training.prepare import (
+    check_sizes,
+    hold,
+    load_or_train_tokenizer,
+    make_batches,
+    open_run,
+    write_config,
+)
 from mmalign.training.run_config import RunConfig
 from mmalign.training.signals import StopRequest
 from mmalign.training.watchdog import Watchdog
@@ -57,8 +62,12 @@ def train(config: RunConfig, out: Path, stop_after: int | None = None) -> str | 
     """
     # Longer than the watchdog's limit: it names the rank that hangs before the collective times out.
     distributed.start(timedelta(seconds=max(600, 2 * config.engine.hang_seconds)))
-    config = open_run(config, out)
-    with StopRequest() as stop, Watchdog(out, config.engine.hang_seconds) as watchdog:
+    with (
+        hold(out),
+        Watchdog(out, config.engine.hang_seconds) as watchdog,
+        StopRequest(watchdog.idle) as stop,
+    ):
+        config = open_run(config, out)
         run = _Run(config, out, stop, watchdog)
         last = min(config.steps, stop_after or config.steps)
         # More than one round only after a roll-back, which needs a new stream of batches.
@@ -72,13 +81,13 @@ def train(config: RunConfig, out: Path, stop_after: int | None = None) -> str | 
 
 
 class _Run:
-    """A run on one rank. `state` changes every step; `recorder` after a roll-back."""
+    """A run on one rank."""
 
     def __init__(self, config: RunConfig, out: Path, stop: StopRequest, watchdog: Watchdog) -> None:
         self.config, self.out, self.stop, self.watchdog = config, out, stop, watchdog
         self.stopped: str | None = None
         order = GlobalOrder(open_sets(config.data), config.data, config.seed)
-        self.tokenizer = load_or_train_tokenizer(config.tokenizer, order, out)
+        self.tokenizer = load_or_train_tokenizer(config.tokenizer, order, out, watchdog)
         watchdog.heartbeat("model")
         # After the tokenizer, right before the model: the initial weights depend on nothing but the seed.
         torch.manual_seed(config.seed)
@@ -88,6 +97,7 @@ class _Run:
         self.loader = make_batches(config, order, self.tokenizer, model)
         # Not on a resume: what `init_from` names may be gone by then.
         if not checkpoint.has_checkpoints(out / "checkpoints"):
+            check_sizes(config.model, model)
             initialize_weights(config, model, self.tokenizer)
         self.engine = Engine(
             model,
@@ -114,24 +124,22 @@ class _Run:
             facts["code"] = code_version()
             if starts:
                 self.state = replace(self.state, parent=parent_of(config, self.state.step))
-            # Only now: a start that fails before this line does not remove it.
+        self.suite: SuiteConfig | None = None
+        if config.evaluation:
+            path = find_yaml(config.evaluation.suite, "eval")
+            self.suite = load_config(SuiteConfig, path)
+        if distributed.is_main():
+            # Only now: a start that fails before this line leaves no run behind, and this file alone.
+            write_config(config, out)
             (out / STOPPED).unlink(missing_ok=True)
-        self.suite = (
-            load_config(SuiteConfig, find_yaml(config.evaluation.suite, "eval"))
-            if config.evaluation
-            else None
-        )
-        self.saver = Saver(out / "checkpoints", config.checkpoint, facts)
+        self.saver = Saver(out / "checkpoints", config.checkpoint, facts, watchdog.heartbeat)
+        # A save in the background counts as well.
+        stop.idle = lambda: 0.0 if self.saver.is_writing else watchdog.idle()
         self.guard = NonFiniteGuard(config.non_finite, out)
         self.recorder = self._open_recorder()
         self._say_what_starts(model, order)
-        self.ledger = Ledger(
-            out,
-            config.data.max_bad_fraction,
-            len(order),
-            self.state.stream.position,
-            self.state.ledger,
-        )
+        done = (self.state.stream.position, self.state.ledger)
+        self.ledger = Ledger(out, config.data.max_bad_fraction, len(order), *done)
         self.meter = Meter(config.batch_size)
         self.saved_step, self.saved_at = self.state.step, time.monotonic()
 
@@ -145,16 +153,16 @@ class _Run:
         )
 
     def _open_recorder(self) -> Recorder | None:
-        """On rank 0; records after the current step, left by a kill or a roll-back, are removed."""
-        if not distributed.is_main():
-            return None
-        return Recorder(self.out, self.state.step, self.config.log.tensorboard)
+        # On rank 0. Records after the current step, left by a kill or a roll-back, are removed.
+        is_main, tensorboard = distributed.is_main(), self.config.log.tensorboard
+        return Recorder(self.out, self.state.step, tensorboard) if is_main else None
 
     def take_steps(self, last: int) -> None:
         """Steps until `last`, until a request to stop, or until the run has rolled back to a checkpoint."""
         config, saver = self.config, self.saver
         # From the position in the data, not from the step: after a roll-back the two differ.
         first = self.state.stream.position // config.batch_size
+        self.watchdog.heartbeat("the first batch")
         stream = batches(self.loader, first, first + last - self.state.step, config.data.workers)
         for batch in track(stream, "train", config.steps, done=self.state.step):
             self.watchdog.heartbeat(f"step {self.state.step + 1}")
@@ -187,18 +195,14 @@ class _Run:
 
     def _record(self, metrics: dict[str, float]) -> None:
         self.ledger.flush()
-        seen = {
-            **self.meter.read(),
-            **self.ledger.metrics(),
-            "pairs_seen": self.state.pairs_seen,
-        }
+        # On all ranks: both count over all of them.
+        seen = {**self.meter.read(), **self.ledger.metrics(), "pairs_seen": self.state.pairs_seen}
         if self.recorder is not None:
             self.recorder.write(self.state.step, {**metrics, **seen})
         # After the record: when too many samples are unusable, the last line says how many.
         self.ledger.judge()
 
     def _save(self, is_best: bool) -> None:
-        self.watchdog.heartbeat(f"saving step {self.state.step}")
         self.ledger.flush()
         self.state = replace(self.state, ledger=self.ledger.to_json())
         self.saver.save(self.engine, self.state, is_best)
@@ -206,16 +210,13 @@ class _Run:
         self.meter.forget_time()
 
     def _evaluate(self) -> bool:
-        """Measure the suite if it is due at this step.
-
-        Returns:
-            Whether these weights are the best so far.
-        """
+        # Whether the suite is due at this step, and finds these weights the best so far.
         config, step = self.config.evaluation, self.state.step
         if config is None or self.suite is None or step % config.every:
             return False
         self.watchdog.heartbeat(f"evaluation after step {step}")
-        metrics = evaluate(self.suite, self.engine, self.config.model, self.tokenizer)
+        beat = self.watchdog.heartbeat
+        metrics = evaluate(self.suite, self.engine, self.config.model, self.tokenizer, beat)
         if self.recorder is not None:
             self.recorder.write(step, metrics)
         self.meter.forget_time()
@@ -228,8 +229,8 @@ class _Run:
         return True
 
     def _roll_back(self, batch: Batch) -> None:
-        """Take the newest checkpoint's weights and go on with the data after `batch`."""
-        # A checkpoint that is still being written may be the one to go back to.
+        # The newest checkpoint's weights, and the data after `batch`. A checkpoint that is still being
+        # written may be the one to go back to.
         self.saver.finish()
         bad_step = self.state.step
         self.guard.note_roll_back(bad_step, self.saved_step)
@@ -241,7 +242,6 @@ class _Run:
             self.recorder = self._open_recorder()
 
     def _stop(self) -> None:
-        """Commit the checkpoint, and write which signal ended the run."""
         self.saver.finish()
         # Only some ranks may have received a signal: the name is the first one in rank order.
         names = distributed.gather_objects(self.stop.requested)

@@ -101,14 +101,8 @@ def sigmoid_loss(
     The sum of -log sigmoid(z (s + logit_bias)) over all images and captions, z being 1 where they share a
     picture and -1 elsewhere, divided by the number of images.
 
-    Args:
-        embeddings: image_BD, text_ND, logit_scale and logit_bias of this rank.
-        picture_id_B, picture_id_N, tile: as in `contrastive_loss`.
-        weight_N: positive, one weight per caption, which multiplies the loss of all its pairs; only ratios
-            of weights matter. None: equal weights.
-
-    Returns:
-        A tensor without dimensions, in the embeddings' dtype.
+    Args: as in `contrastive_loss`; the weight of a caption multiplies the loss of all its pairs, and only
+    ratios of weights matter.
     """
     assert embeddings.logit_bias is not None, "the sigmoid loss needs a logit_bias"
     gathered = _gather(embeddings, picture_id_B, picture_id_N, weight_N)
@@ -131,15 +125,7 @@ def text_text_loss(
     """local_loss of the loss between captions of one picture, over the global batch.
 
     The mean is over the captions that have a partner: another caption of the same picture, on whatever
-    rank.
-
-    Args:
-        embeddings: text_ND and logit_scale of this rank.
-        picture_id_N: int64, the picture of each caption.
-        tile: as in `contrastive_loss`.
-
-    Returns:
-        A tensor without dimensions, in the embeddings' dtype; 0 where no caption has a partner.
+    rank. It is 0 where no caption has one. Args: as in `contrastive_loss`.
     """
     text_ND = embeddings.text_ND
     text_MD = distributed.gather_rows(text_ND)
@@ -162,15 +148,12 @@ def text_text_loss(
 
 @dataclass(frozen=True)
 class _GatheredBatch:
-    """What is gathered from all ranks: M captions, and the pictures of R images.
-
-    weight_M has the embeddings' dtype.
-    """
+    """What is gathered from all ranks: M captions, and the pictures of R images."""
 
     text_MD: Tensor
     picture_id_R: Tensor
     picture_id_M: Tensor
-    weight_M: Tensor
+    weight_M: Tensor  # of the embeddings' dtype
 
 
 def _gather(
@@ -188,31 +171,22 @@ def _gather(
 
 @dataclass(frozen=True)
 class _DirectionTerm:
-    """The loss of one direction, image to text or text to image, for the P positive pairs of this rank.
+    """The loss of one direction, image to text or text to image, for the P positive pairs of this rank."""
 
-    Attributes:
-        query_index_P: int64, the query (image or caption) of each pair.
-        weight_P: weight of each pair in the global loss.
-        weight_Q: weight of each query in it, over all pairs on all ranks.
-        negatives_Q: number of negatives of each query, on all ranks.
-    """
-
-    query_index_P: Tensor
-    weight_P: Tensor
-    weight_Q: Tensor
-    negatives_Q: Tensor
+    query_index_P: Tensor  # int64, the query (image or caption) of each pair
+    weight_P: Tensor  # of each pair in the global loss
+    weight_Q: Tensor  # of each query in it, over all pairs on all ranks
+    negatives_Q: Tensor  # number of negatives of each query, on all ranks
 
     def contrast(self, log_sum_Q: Tensor, score_P: Tensor) -> Tensor:
-        """The loss without smoothing. `log_sum_Q`: log of the sum of exp(score) over the negatives."""
+        # `log_sum_Q`: log of the sum of exp(score) over the negatives.
         # -log(e^s / (e^s + e^n)) = softplus(n - s), which neither overflows nor loses its gradient.
         return (self.weight_P * F.softplus(log_sum_Q[self.query_index_P] - score_P)).sum()
 
     def smoothing(self, sum_Q: Tensor, score_P: Tensor) -> Tensor:
-        """What label smoothing of 1 adds. `sum_Q`: sum of the scores of each query on this rank.
-
-        Every log p contains the same log of the denominator, which therefore cancels. What is left is linear
-        in the scores: s_n - (s_n + sum over the negatives of s_m) / K.
-        """
+        # What label smoothing of 1 adds. `sum_Q`: sum of the scores of each query on this rank.
+        # Every log p contains the same log of the denominator, which therefore cancels. What is left is
+        # linear in the scores: s_n - (s_n + sum over the negatives of s_m) / K.
         chance_Q = 1 / (1 + self.negatives_Q)
         own = (self.weight_P * score_P * (1 - chance_Q[self.query_index_P])).sum()
         negative_Q = sum_Q.index_add(0, self.query_index_P, -score_P)
@@ -220,7 +194,7 @@ class _DirectionTerm:
 
 
 def _image_to_text_term(tiling: Tiling, gathered: _GatheredBatch) -> _DirectionTerm:
-    """Images as queries: the mean over images of the weighted mean over their captions."""
+    # The mean over images of the weighted mean over their captions.
     row_P, dtype = tiling.row_P, gathered.weight_M.dtype
     weight_P = gathered.weight_M[tiling.column_P]
     sum_B = weight_P.new_zeros(tiling.rows).index_add(0, row_P, weight_P)
@@ -232,7 +206,7 @@ def _image_to_text_term(tiling: Tiling, gathered: _GatheredBatch) -> _DirectionT
 
 
 def _text_to_image_term(tiling: Tiling, gathered: _GatheredBatch) -> _DirectionTerm:
-    """Captions as queries: the weighted mean over captions of the mean over their images."""
+    # The weighted mean over captions of the mean over their images.
     column_P, dtype = tiling.column_P, gathered.weight_M.dtype
     weight_M = gathered.weight_M / (2 * gathered.weight_M.sum())
     images_M = _count(gathered.picture_id_M, gathered.picture_id_R).to(dtype)
@@ -241,7 +215,7 @@ def _text_to_image_term(tiling: Tiling, gathered: _GatheredBatch) -> _DirectionT
 
 
 def _count(of: Tensor, among: Tensor) -> Tensor:
-    """How often each value of `of` occurs in `among`; both int64."""
-    # By binary search: comparing each with each would need a matrix of batch x batch.
+    # How often each value of `of` occurs in `among`; both int64. By binary search: comparing each with each
+    # would need a matrix of batch x batch.
     among = among.sort()[0]
     return torch.searchsorted(among, of, right=True) - torch.searchsorted(among, of)

@@ -20,29 +20,22 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+# Two float32 tiles of this side take 8 MiB. Sides of 512 to 2048 differed by a few per cent.
 CPU_SIDE = 1024
-"""Two float32 tiles of this side take 8 MiB. Sides of 512 to 2048 differed by a few per cent."""
+# Large enough to keep a GPU busy with one tile; two float32 tiles take 128 MiB.
 GPU_SIDE = 4096
-"""Large enough to keep a GPU busy with one tile; two float32 tiles take 128 MiB."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How rows x columns are divided into tiles, and where the positive pairs are.
-
-    Attributes:
-        rows, columns: their number.
-        side: rows and columns of a tile; the last tiles are smaller.
-        row_P, column_P: int64, row and column of each positive pair, ordered by tile.
-        first: the positive pairs of tile k are first[k] to first[k + 1].
-    """
+    """How rows x columns are divided into tiles, and where the positive pairs are."""
 
     rows: int
     columns: int
-    side: int
-    row_P: Tensor
+    side: int  # rows and columns of a tile; the last tiles are smaller
+    row_P: Tensor  # int64, row and column of each positive pair, ordered by tile
     column_P: Tensor
-    first: list[int]
+    first: list[int]  # the positive pairs of tile k are first[k] to first[k + 1]
 
     def tiles(self) -> Iterator[tuple[slice, slice, slice]]:
         """Rows, columns and positive pairs of each tile; the tiles of one row follow each other."""
@@ -73,7 +66,7 @@ def make_tiling(picture_id_R: Tensor, picture_id_C: Tensor, side: int | None = N
 
 
 def _matching_pairs(row_R: Tensor, column_C: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices (row_P, column_P) of all rows and columns with equal values."""
+    # Indices of all rows and columns with equal values.
     # Sort and binary search: comparing each with each would need a matrix of rows x columns.
     sorted_C, order_C = column_C.sort(stable=True)
     start_R = torch.searchsorted(sorted_C, row_R)
@@ -193,19 +186,16 @@ class _SigmoidSums(torch.autograd.Function):
 
 
 class _RunningLogSum:
-    """log(sum of exp) over one dimension of tiles that arrive one after another.
-
-    It keeps the largest score so far, and the sum relative to it, so that exp never overflows (the online
-    softmax of arXiv 1805.02867).
-    """
+    """log(sum of exp) over one dimension of tiles that arrive one after another (arXiv 1805.02867)."""
 
     def __init__(self, like: Tensor, dim: int) -> None:
         self._dim = dim
+        # The largest score so far, and the sum relative to it, so that exp never overflows.
         self._most = like.new_full((len(like),), _lowest(like.dtype))
         self._sum = like.new_zeros(len(like))
 
     def add(self, tile: Tensor, place: slice, workspace: Tensor) -> None:
-        """Add a tile to the sums `place`. `workspace`: memory for one tile, overwritten."""
+        # To the sums `place`. `workspace`: memory for one tile, overwritten.
         before = self._most[place]
         most = torch.maximum(before, tile.amax(self._dim))
         terms = workspace[: tile.numel()].view_as(tile)
@@ -226,7 +216,7 @@ class _Gradients:
         self._grad_RD, self._grad_CD = torch.zeros_like(row_RD), torch.zeros_like(column_CD)
 
     def add(self, grad_logits: Tensor, rows: slice, columns: slice) -> None:
-        """`grad_logits`: the gradient of one tile of scores."""
+        # `grad_logits`: the gradient of one tile of scores.
         self._grad_RD[rows].addmm_(grad_logits, self._column_CD[columns])
         self._grad_CD[columns].addmm_(grad_logits.T, self._row_RD[rows])
 
@@ -239,7 +229,7 @@ class _Gradients:
 def _score_tiles(
     row_RD: Tensor, column_CD: Tensor, scale: Tensor, tiling: Tiling
 ) -> Iterator[tuple[slice, slice, slice, Tensor]]:
-    """Rows, columns, positive pairs and scores of each tile; a tile overwrites the one before."""
+    # Rows, columns, positive pairs and scores of each tile; a tile overwrites the one before.
     buffer = tiling.buffer(row_RD)
     for rows, columns, pairs in tiling.tiles():
         height, width = rows.stop - rows.start, columns.stop - columns.start
@@ -249,7 +239,7 @@ def _score_tiles(
 
 
 def _without_autocast(like: Tensor) -> torch.autocast:
-    """Scores are computed in the dtype of the embeddings; autocast would make them 16-bit."""
+    # Scores are computed in the dtype of the embeddings; autocast would make them 16-bit.
     return torch.autocast(like.device.type, enabled=False)
 
 
@@ -258,11 +248,11 @@ def _negate(tile: Tensor, positives_in_tile: tuple[Tensor, Tensor]) -> None:
 
 
 def _without_empty(log_sum: Tensor) -> Tensor:
-    """Infinity in place of log sums without terms, so that exp(score - log sum) is 0 there."""
+    # Infinity in place of log sums without terms, so that exp(score - log sum) is 0 there.
     return log_sum.masked_fill(log_sum <= _lowest(log_sum.dtype) / 2, torch.inf)
 
 
 def _lowest(dtype: torch.dtype) -> float:
-    """A score that adds nothing to a softmax."""
-    # Not -inf: the gradient of a log sum without terms would be NaN. A quarter leaves room for differences.
+    # A score that adds nothing to a softmax. Not -inf: the gradient of a log sum without terms would be NaN.
+    # A quarter leaves room for differences.
     return torch.finfo(dtype).min / 4

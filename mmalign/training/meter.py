@@ -15,19 +15,12 @@ from mmalign.core.batch import Batch
 
 
 class Flags(NamedTuple):
-    """Equal on all ranks.
+    """Equal on all ranks."""
 
-    Attributes:
-        captions: of the global batch.
-        stop: at least one rank was asked to stop.
-        writing: at least one rank still writes its files of a checkpoint.
-        save_is_due: by rank 0's clock it is time for a checkpoint.
-    """
-
-    captions: int
-    stop: bool
-    writing: bool
-    save_is_due: bool
+    captions: int  # of the global batch
+    stop: bool  # at least one rank was asked to stop
+    writing: bool  # at least one rank still writes its files of a checkpoint
+    save_is_due: bool  # by rank 0's clock it is time for a checkpoint
 
 
 def all_reduce_flags(captions: int, stop: bool, writing: bool, save_is_due: bool) -> Flags:
@@ -51,7 +44,6 @@ class Meter:
         self._since = time.monotonic()
 
     def count(self, batch: Batch) -> None:
-        """Count a step on this rank's batch."""
         now = time.monotonic()
         self._seconds += now - self._since
         self._since = now

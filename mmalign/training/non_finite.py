@@ -32,11 +32,7 @@ class NonFiniteConfig(Section):
 
 
 class NonFiniteGuard:
-    """Watches a run's metrics.
-
-    Args:
-        folder: of the run; its `non_finite.jsonl` lists the skipped batches.
-    """
+    """Watches a run's metrics; `non_finite.jsonl` in the run's folder lists the skipped batches."""
 
     def __init__(self, config: NonFiniteConfig, folder: Path) -> None:
         self._config = config
@@ -45,14 +41,7 @@ class NonFiniteGuard:
         self._back_to: int | None = None
 
     def must_act(self, step: int, metrics: dict[str, float], batch: Batch) -> bool:
-        """Record a step.
-
-        Returns:
-            Whether too many consecutive steps were not finite and the run must roll back.
-
-        Raises:
-            UserError: that, where `then` is `stop`.
-        """
+        """Record a step; true, or UserError, after too many consecutive steps that were not finite."""
         # The norm as well: a finite loss can have gradients that overflow.
         if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]):
             self._in_a_row = 0
@@ -63,24 +52,19 @@ class NonFiniteGuard:
             return False
         if self._config.then == "stop":
             raise UserError(
-                f"step {step}: loss or gradients were not finite on {self._in_a_row} batches in a row, whose "
-                f"keys are in {self._ledger}; no weight was changed: look at these samples, or go on "
-                "with a lower optimizer.lr or `non_finite.then=roll_back`"
+                f"step {step}: loss or gradients were not finite on {self._in_a_row} batches in a row; no "
+                f"weight was changed: look at these samples (keys: {self._ledger}), or go on with a lower "
+                "optimizer.lr or `non_finite.then=roll_back`"
             )
         self._in_a_row = 0
         return True
 
     def note_roll_back(self, step: int, saved_step: int) -> None:
-        """Allow one roll-back to the checkpoint of `saved_step`.
-
-        Raises:
-            UserError: the run rolled back to it before, so the cause is not in single batches.
-        """
+        """Allow one roll-back to the checkpoint of `saved_step`; UserError: the second one."""
         if self._back_to == saved_step:
             raise UserError(
-                f"step {step}: loss or gradients are not finite again after rolling back to step "
-                f"{saved_step}, so the cause is not in single batches (those skipped: {self._ledger}); go on "
-                "with a lower optimizer.lr"
+                f"step {step}: not finite again after rolling back to step {saved_step}, so the cause is not "
+                f"in single batches (those skipped: {self._ledger}); go on with a lower optimizer.lr"
             )
         self._back_to = saved_step
 
@@ -88,6 +72,7 @@ class NonFiniteGuard:
         keys = distributed.gather_objects(batch.key_B)
         if not distributed.is_main():
             return
+        # One line per skipped batch.
         entry = {
             "step": step,
             "position": batch.state.position,

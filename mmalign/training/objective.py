@@ -4,9 +4,6 @@
     config, its forward, a batch  -> outcome_of       -> local_loss and metrics
     config, embeddings, a batch   -> contrast         -> the same from embeddings (cached gradients)
 
-Two objectives: contrastive learning of images and captions, with an optional term between the captions of
-one image; and masked language modelling of the same captions, the control that sees no image.
-
 To add a loss: write it in `loss.py` (or a file beside it), give `ContrastiveConfig.loss` its name and call it
 in `contrast`.
 """
@@ -33,11 +30,9 @@ class ContrastiveConfig(Section):
 
     kind: Literal["contrastive"]
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    """softmax: CLIP's, with many positives; sigmoid: SigLIP's (arXiv 2303.15343), which needs
-    `model.logit_bias`."""
+    """softmax: CLIP's, with many positives; sigmoid: SigLIP's, which needs `model.logit_bias`."""
     text_text: float = pydantic.Field(default=0.0, ge=0)
-    """Weight of the loss between captions of one image; it needs `data.captions_per_image` of 2 or more,
-    or equal images."""
+    """Weight of the loss between captions of one image; give `data.captions_per_image` of 2 or more."""
     label_smoothing: float = pydantic.Field(default=0.0, ge=0, lt=1)
     """Share of a softmax target that is spread over all columns of its row."""
     language_weights: dict[str, pydantic.PositiveFloat] = pydantic.Field(default={})
@@ -65,16 +60,12 @@ ObjectiveConfig = Annotated[
 
 @dataclass(frozen=True)
 class Outcome:
-    """The loss of a batch.
+    """The loss of a batch."""
 
-    Attributes:
-        local_loss: without dimensions, with its graph. Its sum over ranks is the global loss, and the sum of
-            its gradients the gradient of that.
-        metrics: detached, of the global batch, equal on all ranks.
-    """
-
+    # Without dimensions, with its graph. Its sum over ranks is the global loss, and the sum of its gradients
+    # the gradient of that.
     local_loss: Tensor
-    metrics: dict[str, Tensor]
+    metrics: dict[str, Tensor]  # detached, of the global batch, equal on all ranks
 
     @property
     def to_minimise(self) -> Tensor:
@@ -87,20 +78,13 @@ class Outcome:
 def trained_module(config: ObjectiveConfig, model: DualEncoder) -> nn.Module:
     """The module whose forward `outcome_of` calls: the model, or the model with a head.
 
-    A head's weights are drawn from torch's global generator. For masked language modelling everything but the
-    text tower of `model` is frozen, in place.
+    For masked language modelling everything but the text tower of `model` is frozen, in place.
     """
     return MaskedLanguageModel(model) if isinstance(config, MaskedLanguageModelConfig) else model
 
 
 def outcome_of(config: ObjectiveConfig, forward: Callable[..., Any], batch: Batch) -> Outcome:
-    """The loss of this rank's batch.
-
-    Args:
-        forward: of `trained_module`, or of its wrapper.
-        batch: on the rank's device; with images or their features, or with labels for masked language
-            modelling.
-    """
+    """The loss of this rank's batch, on its device; `forward`: of `trained_module`, or of its wrapper."""
     if isinstance(config, MaskedLanguageModelConfig):
         return _predict_tokens(forward, batch)
     return contrast(config, embed(forward, batch), batch)

@@ -5,16 +5,12 @@
 
 A tower's settings apply to its trunk. The projections, the temperature, the bias and an objective's head
 belong to no tower: they use the common settings and train from the first step.
-
-Before its first step a trunk has a learning rate of 0. AdamW multiplies its decoupled decay by the rate as
-well, so its weights stay bit-equal, and the partitions of ZeRO need not change. Its gradients are computed
-nevertheless: they count in the clipped norm and update Adam's moments.
 """
 
 import fnmatch
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 from torch import nn
@@ -26,35 +22,31 @@ from mmalign.models.image_tower import ImageTower
 from mmalign.models.text_tower import TextTower
 
 _WARMUP_STEPS = 50
+Beta = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
     lr: float = pydantic.Field(gt=0)
     """Highest learning rate."""
     image_lr: float | None = pydantic.Field(default=None, gt=0)
-    """Highest learning rate of the image tower; by default `lr`."""
     text_lr: float | None = pydantic.Field(default=None, gt=0)
-    """Highest learning rate of the text tower; by default `lr`."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    """That of a tower; by default `lr`."""
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     eps: float = pydantic.Field(default=1e-6, gt=0)
     weight_decay: float = pydantic.Field(default=0.1, ge=0)
-    """Decoupled decay of matrices. Vectors (norms, biases), the temperature, and an image tower's position
-    and class embeddings have none."""
+    """Of matrices. Vectors (norms, biases), the temperature, and an image tower's position and class
+    embeddings have none."""
     image_weight_decay: float | None = pydantic.Field(default=None, ge=0)
-    """Weight decay of the image tower; by default `weight_decay`."""
     text_weight_decay: float | None = pydantic.Field(default=None, ge=0)
-    """Weight decay of the text tower; by default `weight_decay`."""
+    """That of a tower; by default `weight_decay`."""
     image_layer_decay: float = pydantic.Field(default=1.0, gt=0, le=1)
-    """Each block of the image tower learns at this many times the rate of the block above it, the highest
-    one at this many times the tower's rate; the embeddings (or the stem) are the deepest (ELECTRA,
-    arXiv 2003.10555; BEiT, arXiv 2106.08254)."""
     text_layer_decay: float = pydantic.Field(default=1.0, gt=0, le=1)
-    """The same for the text tower."""
+    """Each block of the tower learns at this many times the rate of the block above it, the highest one at
+    this many times the tower's rate (ELECTRA, arXiv 2003.10555; BEiT, arXiv 2106.08254)."""
     image_from_step: int = pydantic.Field(default=0, ge=0)
-    """The image tower does not change before this step (from 0), where its own warm-up begins; its
-    projection trains from the start."""
     text_from_step: int = pydantic.Field(default=0, ge=0)
-    """The same for the text tower."""
+    """The tower does not change before this step (from 0), where its own warm-up begins; its projection
+    trains from the start."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up: cosine decay to the last step, or constant until the cooldown."""
     warmup_steps: int | None = pydantic.Field(default=None, ge=0)
@@ -80,21 +72,17 @@ class OptimizerConfig(Section):
 
 
 class _Setting(NamedTuple):
-    """Hyperparameters of one parameter; parameters of equal settings share a group."""
-
+    # Of one parameter; parameters of equal settings share a group.
     highest_lr: float
     weight_decay: float
     from_step: int
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
-    """AdamW over every trainable parameter, each in exactly one group.
+    """AdamW over every trainable parameter of a dual encoder, or of a module that holds one.
 
     Each group carries `highest_lr` and `from_step`, from which `set_learning_rates` derives the rate of a
-    step. Groups stand in the order of their first parameters.
-
-    Args:
-        model: a dual encoder, or a module that holds one.
+    step.
 
     Raises:
         UserError: a layer decay for a tower whose layers are not known.
@@ -128,81 +116,67 @@ def set_learning_rates(
 ) -> float:
     """Set every group's `lr` to that of step `step` (from 0) of `steps`.
 
-    Args:
-        groups: those of `build_optimizer`, or of what wraps it.
-        batch_size: images of a step over all ranks.
-
     Returns:
         The rate of the parameters that belong to no tower (projections, temperature, bias, head).
     """
-    share = _share_after_warmup(config, step, steps, batch_size)
+    warmup = _WARMUP_STEPS if config.warmup_steps is None else config.warmup_steps
+    if config.warmup_pairs is not None:
+        warmup = math.ceil(config.warmup_pairs / batch_size)
+    share = _share_after_warmup(config, step, steps, warmup)
     for group in groups:
-        warm = _warmth(config, step - group["from_step"], batch_size)
+        # Before its first step a trunk has a rate of 0. AdamW multiplies its decoupled decay by the rate as
+        # well, so its weights stay bit-equal, and the partitions of ZeRO need not change. Its gradients are
+        # computed nevertheless: they count in the clipped norm and update Adam's moments.
+        warm = _warmth(step - group["from_step"], warmup)
         group["lr"] = group["highest_lr"] * warm * share
-    return config.lr * _warmth(config, step, batch_size) * share
+    return config.lr * _warmth(step, warmup) * share
 
 
 def _tower_settings(model: nn.Module, config: OptimizerConfig) -> Iterator[tuple[str, _Setting]]:
-    """Name in `model` and setting of each parameter of the towers' trunks."""
-    # Found by type: the model may be the dual encoder itself or hold it under any name.
+    # Name in `model` and setting of each parameter of the towers' trunks. Found by type: the model may be the
+    # dual encoder itself or hold it under any name.
     for prefix, module in model.named_modules():
         if not isinstance(module, ImageTower | TextTower):
             continue
         side = "image" if isinstance(module, ImageTower) else "text"
-        own_lr, own_decay = (getattr(config, f"{side}_{name}") for name in ("lr", "weight_decay"))
+        names = ("lr", "weight_decay", "layer_decay", "from_step")
+        lr, weight_decay, layer_decay, from_step = (getattr(config, f"{side}_{n}") for n in names)
         # Not `or`: a weight decay of 0 is a choice.
-        lr = config.lr if own_lr is None else own_lr
-        weight_decay = config.weight_decay if own_decay is None else own_decay
+        lr = config.lr if lr is None else lr
+        weight_decay = config.weight_decay if weight_decay is None else weight_decay
         undecayed = module.undecayed() if isinstance(module, ImageTower) else set()
-        scales = _scales(module, side, getattr(config, f"{side}_layer_decay"))
-        for name, scale in scales.items():
+        for name, scale in _scales(module, side, layer_decay).items():
             spared = any(fnmatch.fnmatch(name, pattern) for pattern in undecayed)
-            decay = 0.0 if spared else weight_decay
-            setting = _Setting(lr * scale, decay, getattr(config, f"{side}_from_step"))
+            setting = _Setting(lr * scale, 0.0 if spared else weight_decay, from_step)
             yield f"{prefix}.trunk.{name}", setting
 
 
 def _scales(tower: ImageTower | TextTower, side: str, layer_decay: float) -> dict[str, float]:
-    """Share of the tower's rate for each parameter of its trunk, by its name there."""
-    # Apart, so that a tower whose layers are not known can train without layer decay.
+    # Share of the tower's rate for each parameter of its trunk, by its name there. 1.0 apart, so that a tower
+    # whose layers are not known can train without layer decay.
     if layer_decay == 1.0:
         return {name: 1.0 for name, _ in tower.trunk.named_parameters()}
     depths = tower.layer_depths()
     if depths is None:
-        raise UserError(
-            f"optimizer.{side}_layer_decay: the layers of a `{type(tower.trunk).__name__}` are not "
-            "known; leave the field out or choose another tower"
-        )
+        layers = f"the layers of a `{type(tower.trunk).__name__}`"
+        raise UserError(f"optimizer.{side}_layer_decay: {layers} are not known; leave it out")
     return {name: layer_decay**depth for name, depth in depths.items()}
 
 
-def _warmth(config: OptimizerConfig, step: int, batch_size: int) -> float:
-    """Factor of the warm-up at step `step` since the tower's first: 0 before it, linear, then 1."""
+def _warmth(step: int, warmup: int) -> float:
+    # `step` is counted from the tower's first. + 1: that one has a rate above 0, and the last one of the
+    # warm-up the highest.
     if step < 0:
         return 0.0
-    warmup = _warmup_steps(config, batch_size)
-    # + 1: the first step has a rate above 0, and the last one of the warm-up the highest.
     return (step + 1) / warmup if step < warmup else 1.0
 
 
-def _share_after_warmup(config: OptimizerConfig, step: int, steps: int, batch_size: int) -> float:
-    """Factor of the schedule after the warm-up."""
-    if config.schedule == "cosine":
-        # A warm-up longer than the run leaves no steps to decay in.
-        start = min(_warmup_steps(config, batch_size), steps)
-    else:
-        start = max(0, steps - config.cooldown_steps)
+def _share_after_warmup(config: OptimizerConfig, step: int, steps: int, warmup: int) -> float:
+    is_cosine = config.schedule == "cosine"
+    # A warm-up longer than the run leaves no steps to decay in.
+    start = min(warmup, steps) if is_cosine else max(0, steps - config.cooldown_steps)
     if step < start or start == steps:
         return 1.0
     progress = (step - start) / (steps - start)
-    if config.schedule == "cosine":
-        left = 0.5 * (1 + math.cos(math.pi * progress))
-    else:
-        left = 1 - math.sqrt(progress)
+    left = 0.5 * (1 + math.cos(math.pi * progress)) if is_cosine else 1 - math.sqrt(progress)
     return config.final_lr_share + (1 - config.final_lr_share) * left
-
-
-def _warmup_steps(config: OptimizerConfig, batch_size: int) -> int:
-    if config.warmup_pairs is not None:
-        return math.ceil(config.warmup_pairs / batch_size)
-    return _WARMUP_STEPS if config.warmup_steps is None else config.warmup_steps

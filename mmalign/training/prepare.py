@@ -1,16 +1,16 @@
 """What a run needs before its first step: its folder, its precision, its tokenizer and its batches.
 
-    run configuration, folder -> open_run -> the configuration as it runs, written to config.yaml
-                              -> load_or_train_tokenizer -> make_batches -> BatchLoader
-
-Where its weights and its state come from stands in `initialization.py`.
+run configuration, folder -> hold -> open_run -> load_or_train_tokenizer -> make_batches -> BatchLoader
+                          -> write_config, when all is ready
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from mmalign.core import distributed
-from mmalign.core.commit import replace_folder, temporary_folder, write_atomic
+from mmalign.core.commit import exclusive, replace_folder, temporary_folder, write_atomic
 from mmalign.core.config import read_yaml, validate, write_yaml
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
@@ -20,14 +20,16 @@ from mmalign.data.stream.loader import BatchLoader, captions_of
 from mmalign.data.stream.order import GlobalOrder
 from mmalign.data.stream.token_noise import TokenMasker
 from mmalign.data.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
-from mmalign.models.dual_encoder import DualEncoder
+from mmalign.models.dual_encoder import DualEncoder, ModelConfig
+from mmalign.models.text_tower import longest_text
 from mmalign.training import checkpoint
 from mmalign.training.objective import MaskedLanguageModelConfig
 from mmalign.training.run_config import RunConfig, first_difference
+from mmalign.training.watchdog import Watchdog
 
 
 def open_run(config: RunConfig, out: Path) -> RunConfig:
-    """Make the run folder with the resolved configuration, or check that it belongs to this one.
+    """Check that the run folder, if there is one, belongs to this run; nothing is written.
 
     Returns:
         The configuration with its precision chosen: that of the run's checkpoints where there are any, so
@@ -38,53 +40,85 @@ def open_run(config: RunConfig, out: Path) -> RunConfig:
     """
     path = out / "config.yaml"
     stored: dict[str, Any] | None = None
-    if distributed.is_main():
-        out.mkdir(parents=True, exist_ok=True)
-        if path.is_file() and checkpoint.has_checkpoints(out / "checkpoints"):
-            stored = _with_defaults(read_yaml(path), path)
+    has_run = path.is_file() and checkpoint.has_checkpoints(out / "checkpoints")
+    if distributed.is_main() and has_run:
+        stored = read_yaml(path)
+        # Defaults in place of fields that an older version lacks; the comparison reports unknown ones.
+        with suppress(UserError):
+            stored = validate(RunConfig, stored, str(path)).model_dump(mode="json")
     # Rank 0 alone reads the file: it may be on a disk that other hosts see late.
     stored = distributed.broadcast(stored)
-    config = _with_precision(config, stored)
-    tree = config.model_dump(mode="json")
-    problem = None if stored is None else first_difference(stored, tree)
-    if problem is None and distributed.is_main():
-        write_atomic(path, write_yaml(tree))
-    if problem is not None:
-        raise UserError(
-            f"{path}: holds another run, its `{problem}` differs; name another folder with --out, or give "
-            "the same configuration to go on"
-        )
-    return config
-
-
-def _with_precision(config: RunConfig, stored: dict[str, Any] | None) -> RunConfig:
-    """The configuration with `fp32` or `bf16` in place of `auto`."""
     precision = config.engine.precision
     if precision == "auto" and stored is not None:
         precision = stored.get("engine", {}).get("precision", precision)
-    chosen = choose_precision(precision)
-    engine = config.engine.model_copy(update={"precision": chosen})
-    return config.model_copy(update={"engine": engine})
+    engine = config.engine.model_copy(update={"precision": choose_precision(precision)})
+    config = config.model_copy(update={"engine": engine})
+    tree = config.model_dump(mode="json")
+    problem = None if stored is None else first_difference(stored, tree)
+    if problem is not None:
+        raise UserError(f"{path}: holds another run, its `{problem}` differs; give another --out")
+    return config
 
 
-def _with_defaults(tree: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A configuration of an older version, with defaults in place of the fields that it lacks."""
+def write_config(config: RunConfig, out: Path) -> None:
+    """Write config.yaml, on rank 0, once all is ready: a folder that has one is taken for a run."""
+    write_atomic(out / "config.yaml", write_yaml(config.model_dump(mode="json")))
+
+
+@contextmanager
+def hold(out: Path) -> Iterator[None]:
+    """The run folder for these ranks alone, made if needed; left as it was where nothing was written.
+
+    Raises:
+        UserError: another process holds it; on all ranks.
+    """
     try:
-        return validate(RunConfig, tree, str(path)).model_dump(mode="json")
-    except UserError:  # a field that this version does not know: the comparison reports it
-        return tree
+        with ExitStack() as stack:
+            problem = None
+            try:
+                if distributed.is_main():
+                    stack.enter_context(exclusive(out))
+            except UserError as error:
+                problem = str(error)
+            # All ranks learn of it: they would wait for rank 0.
+            if problem := distributed.broadcast(problem):
+                raise UserError(problem)
+            yield
+    finally:
+        with suppress(OSError):  # not empty, as it should be
+            out.rmdir()
 
 
-def load_or_train_tokenizer(config: TokenizerConfig, order: GlobalOrder, out: Path) -> Tokenizer:
+def check_sizes(config: ModelConfig, model: DualEncoder) -> None:
+    """Refuse texts that the text tower has no positions for, and images of which pixels would be left out."""
+    length = config.text.max_length
+    fits, _ = longest_text(model.text_tower.trunk, length)
+    if fits < length:
+        raise UserError(
+            f"model.text.max_length: is {length}, but the text tower has positions for {fits} tokens; "
+            f"set it to {fits} or less"
+        )
+    size, side = config.image.image_size, model.image_tower.side
+    if rest := size % side:
+        raise UserError(
+            f"model.image.image_size: is {size}, but the network takes {side} x {side} pixels at a time and "
+            f"would leave out {rest} of {size}; set it to {size - rest} or {size - rest + side}"
+        )
+
+
+def load_or_train_tokenizer(
+    config: TokenizerConfig, order: GlobalOrder, out: Path, watchdog: Watchdog
+) -> Tokenizer:
     """The run's tokenizer, from its folder if it is there already."""
     folder = out / "tokenizer"
+    watchdog.pause("the tokenizer of rank 0")  # which has a watchdog of its own
     if distributed.is_main() and not (folder / "tokenizer_config.json").is_file():
         if config.kind == "pretrained":
             assert config.name is not None
             tokenizer = load_tokenizer(config.name)
         else:
             say("tokenizer: training on the captions")
-            tokenizer = train_tokenizer(captions_of(order), config.vocabulary)
+            tokenizer = train_tokenizer(_watched(captions_of(order), watchdog), config.vocabulary)
         work = temporary_folder(folder)
         tokenizer.save(work)
         # Complete or absent: a kill in between must not block the next start.
@@ -93,10 +127,16 @@ def load_or_train_tokenizer(config: TokenizerConfig, order: GlobalOrder, out: Pa
     return load_tokenizer(folder)
 
 
+def _watched(captions: Iterable[str], watchdog: Watchdog) -> Iterator[str]:
+    for caption in captions:
+        watchdog.heartbeat("tokenizer: reading captions")
+        yield caption
+    watchdog.pause("tokenizer: training")  # in Rust, for as long as the captions need
+
+
 def make_batches(
     config: RunConfig, order: GlobalOrder, tokenizer: Tokenizer, model: DualEncoder
 ) -> BatchLoader:
-    """The loader of this rank's batches."""
     preprocess: Preprocess | None = None
     masker: TokenMasker | None = None
     if isinstance(config.objective, MaskedLanguageModelConfig):

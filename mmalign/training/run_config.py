@@ -32,7 +32,7 @@ class RunConfig(Section):
     """One training run."""
 
     name: str
-    seed: int = pydantic.Field(default=0, ge=0)
+    seed: int = pydantic.Field(default=0, ge=0, lt=2**63)
     steps: int = pydantic.Field(ge=1)
     batch_size: int = pydantic.Field(ge=2)
     """Images of a step, over all ranks."""
@@ -40,8 +40,7 @@ class RunConfig(Section):
     tokenizer: TokenizerConfig
     model: ModelConfig
     objective: ObjectiveConfig = ContrastiveConfig(kind="contrastive")
-    """What the towers learn from: images and captions (contrastive), or captions alone (masked language
-    modelling, the control)."""
+    """Images and captions (contrastive), or captions alone (masked language modelling, the control)."""
     optimizer: OptimizerConfig
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -51,23 +50,11 @@ class RunConfig(Section):
     resume_from: str | None = None
     """Run folder whose newest checkpoint, with all state, this run goes on from."""
     init_from: str | None = None
-    """What this run's weights start as; optimizer and position in the data start
-    from scratch. One of
-
-        runs/a, runs/a/checkpoints/best             a run's newest weights, or one of its checkpoints
-        runs/a/export                               an export to open_clip (complete), to
-                                                    sentence-transformers-router or transformers (both
-                                                    towers), or to sentence-transformers (text side)
-        local-dir:FOLDER, hf-hub:OWNER/NAME         a model of open_clip whose text tower is of transformers
-        open_clip:ARCHITECTURE/TAG, epoch_3.pt      its released weights; a checkpoint of its trainer
-        runs/a/finetune/x, OWNER/NAME               a fine-tuned tower, or any other text encoder
-
-    `model` and `tokenizer` must describe what it holds: an export has its tokenizer with it, which
-    `tokenizer: {kind: pretrained, name: FOLDER}` takes. Parts that it does not hold start as `model` says."""
+    """What this run's weights start as (see `initialization.py`): a run, a checkpoint, an export, a
+    fine-tuned tower, a model of another library. `model` and `tokenizer` must describe what it holds."""
 
     @property
     def sha256(self) -> str:
-        """Of the whole configuration."""
         tree = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(tree.encode()).hexdigest()
 
@@ -78,32 +65,21 @@ class RunConfig(Section):
         # What begins or ends within the run must fit into its steps; a run of one step is a smoke test.
         for name in ("image_from_step", "text_from_step", "cooldown_steps"):
             if getattr(self.optimizer, name) >= self.steps > 1:
-                raise ValueError(
-                    f"`optimizer.{name}` is not below `steps` ({self.steps}); make it smaller"
-                )
+                raise ValueError(f"`optimizer.{name}` is not below `steps`; make it smaller")
         if isinstance(self.objective, MaskedLanguageModelConfig):
-            self._check_masked()
+            if self.model.text.frozen:
+                raise ValueError("`model.text.frozen` leaves the objective nothing; remove it")
+            if self.engine.micro_batch is not None:
+                raise ValueError("`engine.micro_batch` is of the contrastive objective; remove it")
         elif self.data.image_features and not self.model.image.frozen:
             raise ValueError(
-                "`data.image_features` are of an image tower that stays as it is, and `model.image.frozen` "
-                "is false; set it to true, or remove `image_features`"
+                "`data.image_features` are of an image tower that stays as it is; set `model.image.frozen`"
             )
         elif (self.objective.loss == "sigmoid") != (self.model.logit_bias is not None):
             raise ValueError(
-                "`objective.loss: sigmoid` and `model.logit_bias` go together: give both or neither "
-                "(SigLIP starts with -10 and a temperature of 0.1)"
+                "`objective.loss: sigmoid` and `model.logit_bias` (-10) go together: give both or neither"
             )
         return self
-
-    def _check_masked(self) -> None:
-        if self.model.text.frozen:
-            raise ValueError(
-                "`model.text.frozen` leaves masked language modelling no tower to train; remove it"
-            )
-        if self.engine.micro_batch is not None:
-            raise ValueError(
-                "`engine.micro_batch` is of the contrastive objective; remove it from this run"
-            )
 
 
 # A run may continue with other values of these. They change nothing that it computes, except rounding and the

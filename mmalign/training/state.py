@@ -42,8 +42,7 @@ def capture(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Copies of all that an engine trains, on the CPU and contiguous; called on all ranks between steps.
 
-    A rank needs memory for what it returns and for one complete parameter, also under ZeRO 3. Training may
-    continue while the copies are written.
+    A rank needs memory for what it returns and for one complete parameter, also under ZeRO 3.
 
     Returns:
         AdamW's state of every world_size-th trainable parameter, starting with the rank's number.
@@ -83,8 +82,6 @@ def restore(
 ) -> None:
     """Load what `capture` returned from any engine of the same model; called on all ranks between steps.
 
-    Every rank checks all headers before it changes a tensor, so all ranks raise the same error.
-
     Args:
         weights_files: prefix -> file. A name in the file and the prefix before it make the name in
             `module`: `{"": file}` where the file has the module's own names.
@@ -93,26 +90,28 @@ def restore(
     Raises:
         UserError: a file cannot be read, or a name is missing, unknown or duplicated, or a shape differs.
     """
+    from deepspeed.runtime.zero import GatheredParameters
+
     weights = _index(weights_files.items())
     moments = _index(("", file) for file in state_files)
-    weight_shapes = {name: _shape(tensor) for name, tensor in _weights(module).items()}
-    _check(weights, weight_shapes, list(weights_files.values()))
-    _check(moments, _moment_shapes(module), state_files)
-    _restore_weights(module, weights)
+    own = _weights(module)
+    moment_shapes = {
+        f"{kind}/{name}": () if kind == _UPDATES else _shape(parameter)
+        for name, parameter in _trainable(module)
+        for kind in (*_MOMENTS, _UPDATES)
+    }
+    # All headers before the first change, on every rank, so that all ranks raise the same error.
+    _check(weights, {n: _shape(tensor) for n, tensor in own.items()}, list(weights_files.values()))
+    _check(moments, moment_shapes, state_files)
+    for name, tensor in own.items():
+        with GatheredParameters([tensor], modifier_rank=0):
+            # A tensor that ZeRO 3 has split is read by rank 0 and sent to the others.
+            if distributed.is_main() or not _is_split(tensor):
+                tensor.copy_(weights[name].read())
     if zero_stage > 0:
         # ZeRO steps master weights of its own, which still hold the values from before.
         deepspeed_engine.optimizer.refresh_fp32_params()
     _restore_moments(module, _adamw_states(deepspeed_engine, zero_stage), zero_stage, moments)
-
-
-def _restore_weights(module: nn.Module, stored: dict[str, "_Stored"]) -> None:
-    from deepspeed.runtime.zero import GatheredParameters
-
-    for name, tensor in _weights(module).items():
-        with GatheredParameters([tensor], modifier_rank=0):
-            # A tensor that ZeRO 3 has split is read by rank 0 and sent to the others.
-            if distributed.is_main() or not _is_split(tensor):
-                tensor.copy_(stored[name].read())
 
 
 def _restore_moments(
@@ -136,7 +135,7 @@ def _restore_moments(
 
 
 def _adamw_states(deepspeed_engine: Any, zero_stage: int) -> dict[nn.Parameter, AdamWState]:
-    """Parameter -> AdamW's state of the tensor that holds it; zeros before the first step."""
+    # Parameter -> the state of the tensor that holds it; zeros before the first step.
     states: dict[nn.Parameter, AdamWState] = {}
     zero = deepspeed_engine.optimizer
     adamw = zero if zero_stage == 0 else zero.optimizer
@@ -158,10 +157,8 @@ def _adamw_states(deepspeed_engine: Any, zero_stage: int) -> dict[nn.Parameter, 
 def _stepped_tensors(
     zero: Any, zero_stage: int
 ) -> Iterator[tuple[Tensor, list[nn.Parameter], dict[str, Any]]]:
-    """The tensors that AdamW steps: each with the parameters it is made of, and its parameter group.
-
-    DeepSpeed has no public name for these (0.19: runtime/zero/stage_1_and_2.py, stage3.py).
-    """
+    # The tensors that AdamW steps: each with the parameters it is made of, and its parameter group. DeepSpeed
+    # has no public name for these (0.19: runtime/zero/stage_1_and_2.py, stage3.py).
     if zero_stage == 0:
         for group in zero.param_groups:
             yield from ((parameter, [parameter], group) for parameter in group["params"])
@@ -200,17 +197,9 @@ def _trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and persistent buffer, themselves; tied ones under each of their names."""
+    # Every parameter and persistent buffer, themselves; tied ones under each of their names.
     weights: dict[str, Tensor] = module.state_dict(keep_vars=True)
     return weights
-
-
-def _moment_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, parameter in _trainable(module):
-        shapes |= {f"{moment}/{name}": _shape(parameter) for moment in _MOMENTS}
-        shapes[f"{_UPDATES}/{name}"] = ()
-    return shapes
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:
@@ -238,7 +227,7 @@ class _Stored(NamedTuple):
 
 
 def _index(files: Iterable[tuple[str, Path]]) -> dict[str, _Stored]:
-    """The tensors of safetensors files, by prefix and name; only the headers are read."""
+    # By prefix and name; only the headers are read.
     stored: dict[str, _Stored] = {}
     for prefix, file in files:
         try:
@@ -248,10 +237,8 @@ def _index(files: Iterable[tuple[str, Path]]) -> dict[str, _Stored]:
         names: list[str] = handle.keys()
         for key in names:
             if prefix + key in stored:
-                raise UserError(
-                    f"{file}: holds `{key}`, which {stored[prefix + key].file} holds too; "
-                    "remove the stale file of another save"
-                )
+                other = stored[prefix + key].file
+                raise UserError(f"{file}: holds `{key}`, as {other} does; remove the stale file")
             stored[prefix + key] = _Stored(file, handle, key)
     return stored
 
@@ -259,17 +246,14 @@ def _index(files: Iterable[tuple[str, Path]]) -> dict[str, _Stored]:
 def _check(
     stored: dict[str, _Stored], shapes: dict[str, tuple[int, ...]], files: Sequence[Path]
 ) -> None:
-    """Refuse files that do not hold exactly the expected tensors."""
+    # The files must hold exactly the expected tensors.
     for name, found in stored.items():
         if name not in shapes:
-            raise UserError(
-                f"{found.file}: holds `{found.key}`, which this model does not have; {_FIX}"
-            )
+            problem = f"holds `{found.key}`, which this model does not have"
+            raise UserError(f"{found.file}: {problem}; {_FIX}")
         if found.shape != shapes[name]:
-            raise UserError(
-                f"{found.file}: `{found.key}` has the shape {list(found.shape)}, but in this model it "
-                f"has {list(shapes[name])}; {_FIX}"
-            )
+            problem = f"`{found.key}` is {list(found.shape)}, in this model {list(shapes[name])}"
+            raise UserError(f"{found.file}: {problem}; {_FIX}")
     missing = shapes.keys() - stored.keys()
     if missing:
         others = f" and the {len(files) - 1} files beside it" if len(files) > 1 else ""

@@ -7,17 +7,13 @@
 One rank that hangs makes all others wait in a collective. Every rank has its own watchdog, so all of them
 report at about the same time. The rank whose stack is *not* inside a collective is the one to look at.
 
-The thread needs Python's lock (GIL). Waiting calls (sleep, locks, sockets, collectives, torch's operators)
-release it, but C code that hangs without releasing it stops the thread too. For that case `faulthandler`
-waits in C: 2 T after the *thread* last ran, it writes all stacks to stderr and ends the process with exit
-code 1. On GPUs collectives are asynchronous: a rank that waits for others stops where it next reads a result,
-so there the line cannot tell the two cases apart.
-
-T must be shorter than the process group's own timeout, or that one ends the run first, with a traceback. A
-process that is suspended for longer than T counts as hanging when it continues.
+On GPUs collectives are asynchronous: a rank that waits for others stops where it next reads a result, so
+there the line cannot tell the two cases apart. A process that is suspended for longer than T counts as
+hanging when it continues.
 """
 
 import faulthandler
+import math
 import os
 import sys
 import threading
@@ -37,29 +33,35 @@ _LIBRARIES = (*_WAITING, "torch", "deepspeed", *sys.stdlib_module_names)
 
 
 class Watchdog:
-    """Ends this process when `heartbeat` was not called for `seconds` within the `with` block.
+    """Ends this process when `heartbeat` was not called for `seconds` within the `with` block; 0: never.
 
-    Args:
-        folder: of `hang-rank<r>.txt`; the run's folder, the same on all ranks.
-        seconds: longest time between two heartbeats; longer than a step with its data, a save or an
-            evaluation. 0: no watchdog.
+    `folder`: of `hang-rank<r>.txt`, the same on all ranks.
     """
 
     def __init__(self, folder: Path, seconds: float) -> None:
         self._folder = folder
         self._seconds = seconds
-        self._last = (time.monotonic(), "start")
+        self._last = (time.monotonic(), "start", False)
         self._ended = threading.Event()
         self._watched = threading.get_ident()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def heartbeat(self, what: str) -> None:
-        """Report progress. It takes less than a microsecond: call it before everything that may take long.
+    def heartbeat(self, what: str, saves: bool = False) -> None:
+        """Report what begins now, in less than a microsecond; before everything that may take long.
 
         Args:
-            what: what begins now, for example `step 12: backward`.
+            saves: whether it is part of a save, which a repeated signal must not end.
         """
-        self._last = (time.monotonic(), what)  # one assignment: the thread sees both or neither
+        self._last = (time.monotonic(), what, saves)  # one assignment: a thread sees all or nothing
+
+    def pause(self, what: str) -> None:
+        """Watch nothing until the next heartbeat: what begins now may take as long as it needs."""
+        self._last = (math.inf, what, False)
+
+    def idle(self) -> float:
+        """Seconds since the last heartbeat; 0 in a save or a pause."""
+        since, _, saves = self._last
+        return 0.0 if saves else max(0.0, time.monotonic() - since)
 
     def __enter__(self) -> "Watchdog":
         self._watched = threading.get_ident()
@@ -80,7 +82,7 @@ class Watchdog:
         pause = min(self._seconds / 10, 1.0)
         while not self._ended.wait(pause):
             self._arm_backstop()
-            since, what = self._last
+            since, what, _ = self._last
             if time.monotonic() - since > self._seconds:
                 try:
                     self._report(time.monotonic() - since, what)
@@ -91,7 +93,9 @@ class Watchdog:
                     os._exit(EXIT_HUNG)  # sys.exit would end this thread alone
 
     def _arm_backstop(self) -> None:
-        """Restart a timer of C code, which fires only if this thread no longer runs (the GIL is held)."""
+        # The thread needs Python's lock (GIL), which waiting calls release. C code that hangs without
+        # releasing it stops the thread too. For that case `faulthandler` waits in C: 2 T after the *thread*
+        # last ran, it writes all stacks to stderr and ends the process with exit code 1.
         if sys.__stderr__ is not None:
             faulthandler.dump_traceback_later(2 * self._seconds, exit=True, file=sys.__stderr__)
 
@@ -109,12 +113,8 @@ class Watchdog:
 
 
 def _verdict(frames: dict[int, FrameType], watched: int) -> str:
-    """`waits for other ranks at FILE:LINE in FUNCTION`, or `hangs at ...`.
-
-    The position is the innermost one outside torch and Python's own library. autograd runs backward
-    functions of a GPU on threads of its own, which `threading` does not know: a collective in one of them
-    counts as well.
-    """
+    # autograd runs backward functions of a GPU on threads of its own, which `threading` does not know: a
+    # collective in one of them counts as well.
     known = {thread.ident for thread in threading.enumerate()} - {watched}
     candidates = [watched, *(number for number in frames if number not in known | {watched})]
     for number in candidates:
@@ -126,6 +126,7 @@ def _verdict(frames: dict[int, FrameType], watched: int) -> str:
 
 
 def _location(innermost: FrameType) -> str:
+    # The innermost position outside torch and Python's own library.
     stack = list(traceback.walk_stack(innermost))
     own = [entry for entry in stack if not _is_of(_module(entry[0]), _LIBRARIES)]
     frame, line = (own or stack)[0]
@@ -141,7 +142,6 @@ def _is_of(name: str, packages: tuple[str, ...]) -> bool:
 
 
 def _stacks(frames: dict[int, FrameType]) -> str:
-    """Every thread with its name and its calls, the innermost last."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     parts = []
     for number, frame in frames.items():

@@ -135,7 +135,7 @@ def broken(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("no base", "does not say which model it adapts"),
+        ("no base", "set `base_model_name_or_path` to"),
         ("not JSON", "not the configuration of an adapter"),
         ("a tensor too few", "does not fit .*lora_A.weight` and 0 more names differ"),
         ("a tensor too many", "does not fit .*`base_model.model.other.weight`"),

@@ -146,9 +146,7 @@ def test_a_fine_tuning_is_its_tower_and_several_seeds_must_be_told_apart(
     place = tmp_path / "seed-3" / "tower"
     place.mkdir(parents=True)
     load_text_encoder(str(run)).save(place)
-    with pytest.raises(
-        UserError, match=r"holds one tower per seed \(1\); name one, for example .*seed-3"
-    ):
+    with pytest.raises(UserError, match=r"holds one tower per seed \(1\); name one: .*seed-3"):
         load_text_encoder(str(tmp_path))
     tower = load_text_encoder(str(place.parent))
     assert tower.facts["path"] == str(place.parent)

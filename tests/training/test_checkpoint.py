@@ -104,7 +104,7 @@ def test_a_checkpoint_under_another_version_of_the_order_is_refused(
             load_newest(tmp_path, None, plan)  # type: ignore[arg-type]
         return str(error.value)
 
-    refused = "under version {} of the data's order, this mmalign has version {}, so its position"
+    refused = "under version {} of the data's order, this mmalign has version {}"
     accepted = "holds no optimizer state"  # what is checked after the version
     assert accepted in refusal({"order_version": ORDER_VERSION})
     other = refusal({"order_version": ORDER_VERSION + 1})

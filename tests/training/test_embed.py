@@ -1,9 +1,11 @@
 """`mmalign embed`: the tower whose features are written is the one that the run has, or will have."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from frozen_towers import FROZEN, frozen_tower, make_set_to_embed
 from ranks import run_command
 from safetensors.torch import load_file, save_file
@@ -86,6 +88,18 @@ def test_a_set_at_a_url_is_refused(tmp_path: Path) -> None:
     refused = run_command(["embed", "run.yaml", "data.train=[s3://bucket/train]"], tmp_path)
     assert refused.returncode == 1
     assert "data.train: s3://bucket/train is at a URL" in refused.stderr
+
+
+def test_a_tower_whose_features_are_not_finite_is_refused(tmp_path: Path) -> None:
+    trained = tiny_model(7)
+    with torch.no_grad():
+        trained.image_tower.trunk.get_parameter("conv1.0.weight").fill_(math.nan)
+    run = tiny_run(tmp_path / "broken", trained)
+    data = make_set_to_embed(tmp_path / "train")
+    (run / "config.yaml").write_text(write_yaml(run_tree(data)))
+    refused = run_command(["embed", "broken"], tmp_path)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "broken: its vectors are not finite" in refused.stderr
 
 
 def test_the_verb_writes_what_a_run_will_ask_for(tmp_path: Path) -> None:

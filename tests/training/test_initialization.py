@@ -229,7 +229,7 @@ def test_another_vocabulary_is_refused_and_names_the_tokenizer(tmp_path: Path) -
     encoder = build_encoder()
     folder = export(encoder, tmp_path / "export")
     encoder.tokenizer = train_tokenizer([text[::-1] for text in TEXTS] * 4, vocabulary=160)
-    with pytest.raises(UserError, match=rf"another vocabulary .* name: {folder}}}"):
+    with pytest.raises(UserError, match=rf"another vocabulary; .* name: {folder}}}"):
         start(encoder, folder)
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from shard_sets import make_pair, make_set, write_set
 from tiny import MODEL
 
+from mmalign.core.commit import exclusive
 from mmalign.core.config import write_yaml
 from mmalign.core.record import read_records
 from mmalign.models.encoder import load_encoder
@@ -116,6 +117,38 @@ def test_a_run_leaves_records_and_checkpoints(folder: Path) -> None:
     ]
     state = json.loads((newest(run) / "state.json").read_text())
     assert state["stream"] == {"seed": 0, "position": STEPS * 4}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_that_another_process_holds_is_refused(folder: Path, ranks: int) -> None:
+    arguments = ("train", "run.yaml", "--out", f"held{ranks}", "--stop-after", "1")
+    with exclusive(folder / f"held{ranks}"):
+        refused = mmalign(*arguments, ranks=ranks, expect=1, folder=folder)
+    assert f"held{ranks}: in use by process {os.getpid()} on " in refused.stderr
+    assert "Traceback" not in refused.stderr
+    # What a killed process leaves does not count.
+    (folder / f"held{ranks}").mkdir(exist_ok=True)
+    (folder / f"held{ranks}" / ".lock").write_text("process 1 on nowhere\n")
+    mmalign(*arguments, ranks=ranks, folder=folder)
+    assert not (folder / f"held{ranks}" / ".lock").exists()
+
+
+def test_a_start_that_fails_leaves_no_run(folder: Path) -> None:
+    def fails(change: str) -> str:
+        done = mmalign("train", "run.yaml", change, "--out", "failed", expect=1, folder=folder)
+        assert not (folder / "failed" / "config.yaml").exists()
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    assert "nowhere" in fails("data.train=[nowhere]")
+    assert not (folder / "failed").exists()
+    assert "max_length: is 65, but the text tower has positions for 64" in fails(
+        "model.text.max_length=65"
+    )
+    dry = mmalign(
+        "train", "run.yaml", "--dry-run", "model.text.max_length=65", expect=1, folder=folder
+    )
+    assert "set it to 64 or less" in dry.stderr
 
 
 def test_stopping_and_resuming_is_bit_for_bit_the_same(folder: Path, stopped: Path) -> None:

@@ -274,6 +274,7 @@ def test_a_warm_up_in_pairs_is_as_long_at_any_batch_size() -> None:
         ({"cooldown_steps": 5}, "`cooldown_steps` belongs to `schedule: constant`"),
         ({"schedule": "constant", "final_lr_share": 0.1}, "needs `cooldown_steps`"),
         ({"text_layer_decay": 0.0}, "text_layer_decay"),
+        ({"betas": (0.9, 1.5)}, r"betas\.1` is 1\.5: input should be less than 1"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(

@@ -123,8 +123,8 @@ def test_files_of_another_model_are_refused_and_change_nothing(
     name = "`exp_avg/logit_scale`"
     assert f"missing/optimizer-0.safetensors: {name} is missing; resume with" in errors["missing"]
     assert "optimizer-0.safetensors: holds `exp_avg/other`, which this model" in errors["unknown"]
-    assert f"{name} has the shape [2], but in this model it has [1]" in errors["shape"]
+    assert f"{name} is [2], in this model [1]" in errors["shape"]
     assert "model.safetensors: `logit_scale` is missing; resume with" in errors["weight"]
-    assert f"optimizer-9.safetensors: holds {name}, which" in errors["double"]
+    assert f"optimizer-9.safetensors: holds {name}, as" in errors["double"]
     assert "model.safetensors: cannot be read as safetensors" in errors["unreadable"]
     assert not errors["changed"]

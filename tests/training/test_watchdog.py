@@ -8,8 +8,12 @@ import time
 from pathlib import Path
 
 import torch.distributed as dist
+from shard_sets import make_image
+from tiny import tiny_model, tiny_model_config, tiny_tokenizer
 
 from mmalign.core import distributed
+from mmalign.training.engine import EngineConfig
+from mmalign.training.evaluate import WatchedEncoder
 from mmalign.training.signals import EXIT_HUNG
 from mmalign.training.watchdog import Watchdog
 
@@ -63,6 +67,30 @@ def test_heartbeats_keep_it_quiet(tmp_path: Path) -> None:
             time.sleep(0.2)
     time.sleep(0.6)  # nothing watches any more
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pause_is_no_hang_and_a_save_is_not_idle(tmp_path: Path) -> None:
+    with Watchdog(tmp_path, 0.4) as watchdog:
+        watchdog.pause("tokenizer: training")
+        time.sleep(1.0)
+        assert watchdog.idle() == 0
+        watchdog.heartbeat("saving step 1", saves=True)
+        time.sleep(0.2)
+        assert watchdog.idle() == 0
+        watchdog.heartbeat("step 2")
+        time.sleep(0.2)
+        assert 0.2 <= watchdog.idle() < 0.4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_are_watched_and_their_long_phases_report(tmp_path: Path) -> None:
+    assert EngineConfig().hang_seconds == 1800
+    beats: list[str] = []
+    encoder = WatchedEncoder(tiny_model(), tiny_model_config(), tiny_tokenizer(), facts={})
+    encoder.heartbeat = beats.append
+    encoder.encode_texts(["a dog"] * 3, batch_size=2)
+    encoder.encode_images([make_image(0)] * 3, batch_size=2)
+    assert beats == ["evaluation: texts"] * 2 + ["evaluation: images"] * 2
 
 
 def test_zero_seconds_watch_nothing(tmp_path: Path) -> None:

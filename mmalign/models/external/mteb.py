@@ -3,8 +3,7 @@
     mteb's loader (batches of texts, images or both) -> DualModel -> (n, D) of unit length -> mteb's scores
 
 A row with a text and an image is the sum of both vectors, scaled back to length 1, as mteb's own models
-of this kind do it. mteb (2.26) needs packages that nothing else here does, so it is imported
-only where one of its classes must be made.
+of this kind do it.
 
     mteb.evaluate(MtebModel(load_model("runs/demo")), tasks=mteb.get_tasks(["XM3600T2IRetrieval"]))
 """
@@ -26,17 +25,14 @@ _PNG_MODES = ("RGB", "RGBA", "L", "LA", "P")  # what `decode` turns into RGB as 
 
 
 class MtebModel:
-    """The interface that mteb calls `EncoderProtocol`, around anything that can be measured here.
-
-    Attributes:
-        mteb_model_meta: what mteb's results say about the model: its name and its weights' sha256.
-    """
+    """The interface that mteb calls `EncoderProtocol`, around anything that can be measured here."""
 
     def __init__(self, encoder: DualModel) -> None:
         self._encoder = encoder
 
     @property
     def mteb_model_meta(self) -> Any:
+        # mteb (2.26) needs packages that nothing else here does.
         from mteb.models import ModelMeta
 
         facts = self._encoder.facts
@@ -61,17 +57,13 @@ class MtebModel:
         batch_size: int = BATCH_SIZE,
         **kwargs: Any,
     ) -> np.ndarray:
-        """Vectors of all rows of a loader.
+        """(n, D) float32 of unit length: vectors of all rows of a loader.
 
         Args:
             inputs: batches, each with a list of texts under `text`, of PIL images under `image`, or
                 both; other columns are ignored.
-            task_metadata, hf_split, hf_subset, prompt_type: what the rows belong to; the model gives a
-                text the same vector in every task.
-
-        Returns:
-            (n, D) float32 of unit length.
         """
+        # A text has the same vector in every task, so what the rows belong to plays no part.
         texts: list[str] = []
         # One pass: images are encoded as they come, their texts are kept.
         images = _encoded(inputs, texts)
@@ -93,7 +85,7 @@ class MtebModel:
 
 
 def _encoded(batches: Iterable[dict[str, Any]], texts: list[str]) -> Iterator[bytes]:
-    """The images as files without loss; the texts beside them are added to `texts`."""
+    # Images as files without loss; the texts beside them are added to `texts`.
     for batch in batches:
         texts += batch.get("text", ())
         for image in batch.get("image", ()):
@@ -104,6 +96,6 @@ def _encoded(batches: Iterable[dict[str, Any]], texts: list[str]) -> Iterator[by
 
 
 def _unit(embeddings: Any) -> Tensor:
-    """(n, D) float32 of unit length, from an array or a tensor of any device; one vector is one row."""
+    # From an array or a tensor of any device; one vector is one row.
     rows = torch.as_tensor(embeddings, dtype=torch.float32, device="cpu").detach()
     return F.normalize(torch.atleast_2d(rows), dim=1)

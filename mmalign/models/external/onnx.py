@@ -3,9 +3,6 @@
     texts  -> tokenizer -> sorted by tokens -> onnx/text_model.onnx  -> unit length
     images -> Preprocess -> normalised      -> onnx/image_model.onnx -> unit length
 
-    onnx/config.json            longest text in tokens, width of the space
-    preprocessor_config.json    size, mean and standard deviation of images; where there is an image tower
-
 Pooling and projection are inside the graphs.
 """
 
@@ -23,7 +20,7 @@ from mmalign.core.commit import sha256_of
 from mmalign.core.errors import UserError, one_line
 from mmalign.data.preprocess import Preprocess
 from mmalign.data.tokenizer import load_tokenizer
-from mmalign.models.encoder import BATCH_SIZE, DualModel
+from mmalign.models.encoder import DualModel, with_tokens
 
 Precision = Literal["fp32", "int8"]
 CONFIG = "onnx/config.json"
@@ -33,6 +30,7 @@ TEXT_MODELS: dict[Precision, str] = {
     "int8": "onnx/text_model_int8.onnx",
 }
 PREPROCESSOR = "preprocessor_config.json"
+_AGAIN = "export or download it again"
 # What transformers may need to build a tokenizer, whichever kind it is.
 _TOKENIZER_FILES = (
     *("tokenizer*", "config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -41,15 +39,9 @@ _TOKENIZER_FILES = (
 
 
 class OnnxModel(DualModel):
-    """Both towers, or the text tower alone, in ONNX Runtime.
-
-    Attributes:
-        facts: `path`, `kind`, `precision` of the text tower, `sha256` over the graphs, `files` with the
-            sha256 of each, `step` (0): what results say about the model.
-    """
+    """Both towers, or the text tower alone, in ONNX Runtime; `load_onnx` makes one."""
 
     def __init__(self, name: str, folder: Path, precision: Precision) -> None:
-        """Open the graphs; use `load_onnx`, which finds the folder."""
         settings = _read_json(folder / CONFIG, "max_length", "embedding")
         present = (name for name in _graph_files(precision) if (folder / name).is_file())
         files = {name: sha256_of(folder / name) for name in present}
@@ -80,16 +72,16 @@ class OnnxModel(DualModel):
         pixel_BCHW = np.ascontiguousarray(pixel_BHWC.transpose(0, 3, 1, 2))
         return _unit_rows(self._image_graph.run(["image_embeds"], {"pixel_values": pixel_BCHW})[0])
 
-    def encode_texts(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
-        """Texts -> (n, D) float32 of unit length, in the order given."""
+    def _encode_in_order(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
         embedding = np.zeros((len(texts), self.width), np.float32)
         cut = {"truncation": True, "max_length": self._max_length}
+        inner = self.tokenizer.inner
         # The tokenizer takes no empty list.
-        ids = self.tokenizer.inner(list(texts), **cut)["input_ids"] if texts else []
+        ids = inner(with_tokens(texts, inner), **cut)["input_ids"] if texts else []
         # By tokens and not by characters: a character is half a token in one script and two in another.
         for chunk in length_sorted_batches(map(len, ids), batch_size):
             rows = {"input_ids": [ids[i] for i in chunk]}
-            inputs = self.tokenizer.inner.pad(rows, return_attention_mask=True, return_tensors="np")
+            inputs = inner.pad(rows, return_attention_mask=True, return_tensors="np")
             embedding[chunk] = self._text_graph.run(["text_embeds"], dict(inputs))[0]
         return _unit_rows(embedding)
 
@@ -98,7 +90,7 @@ def load_onnx(name: str, precision: Precision = "fp32") -> OnnxModel:
     """The model in a folder that `mmalign export --format onnx` wrote, or in such a repository of the hub.
 
     Args:
-        precision: which text tower: float32 weights, or 8-bit ones; the image tower has one only.
+        precision: of the text tower; the image tower has one only.
 
     Raises:
         UserError: no such folder or repository, a missing or damaged file, or no ONNX Runtime.
@@ -110,27 +102,18 @@ def load_onnx(name: str, precision: Precision = "fp32") -> OnnxModel:
         wanted = [CONFIG, PREPROCESSOR, *_graph_files(precision), *_TOKENIZER_FILES]
         try:
             folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # no such repository, no connection, or no name of one
-            raise UserError(
-                f"{name}: neither a folder nor a model on the hub ({one_line(error)})"
-            ) from None
+        # No such repository, no connection, or no name of one.
+        except (OSError, ValueError) as error:
+            reason = one_line(error)
+            raise UserError(f"{name}: neither a folder nor a model on the hub ({reason})") from None
     for file in (CONFIG, TEXT_MODELS[precision]):
         if not (folder / file).is_file():
-            raise UserError(
-                f"{name}: has no {file}; give the complete folder that `mmalign export --format onnx` wrote"
-            )
+            raise UserError(f"{name}: has no {file}; give all that `mmalign export` wrote")
     return OnnxModel(name, folder, precision)
 
 
 def open_session(path: Path) -> Any:
-    """An `onnxruntime.InferenceSession` on the CPU, with as many threads as torch has.
-
-    Raises:
-        UserError: ONNX Runtime is not installed or cannot read the file.
-    """
+    """An `onnxruntime.InferenceSession` on the CPU, with as many threads as torch has."""
     try:
         import onnxruntime
     except ImportError:
@@ -142,28 +125,26 @@ def open_session(path: Path) -> Any:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         return onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            path, options, ["CPUExecutionProvider"], enable_fallback=0
         )
     except Exception as error:  # the library's errors have no base class of their own
-        raise UserError(
-            f"{path}: ONNX Runtime cannot read it ({one_line(error)}); export or download it again"
-        ) from None
+        reason = f"ONNX Runtime cannot read it ({one_line(error)})"
+        raise UserError(f"{path}: {reason}; {_AGAIN}") from None
 
 
 def _graph_files(precision: Precision) -> list[str]:
-    """The files that the graphs may lie in; those of large graphs have their weights beside them."""
+    # Large graphs have their weights beside them.
     graphs = (TEXT_MODELS[precision], IMAGE_MODEL)
     return [name for graph in graphs for name in (graph, f"{graph}_data")]
 
 
 def _read_json(path: Path, *fields: str) -> dict[str, Any]:
-    """A JSON object that has these fields."""
     try:
         tree = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); export or download it again") from None
+        raise UserError(f"{path}: cannot be read ({error}); {_AGAIN}") from None
     if missing := [name for name in fields if not tree.get(name)]:
-        raise UserError(f"{path}: `{missing[0]}` is missing; export or download it again")
+        raise UserError(f"{path}: `{missing[0]}` is missing; {_AGAIN}")
     return tree
 
 

@@ -13,8 +13,7 @@
     logit_scale, logit_bias (1,)            logit_scale, logit_bias ()
 
 A network of open_clip ends in a linear map of its own, and ours has one more behind it. On the way out the
-two become one; on the way back one becomes two that compute the same. Nothing is unpickled but tensors and
-plain values.
+two become one; on the way back one becomes two that compute the same.
 """
 
 import json
@@ -68,21 +67,20 @@ def load_open_clip(name: str) -> ExternalModel:
         model,
         lambda texts: model.encode_text(tokenize(texts).to(device)),
         lambda images: model.encode_image(torch.stack([preprocess(i) for i in images]).to(device)),
+        getattr(tokenize, "tokenizer", None),  # of transformers; open_clip's own marks both ends
     )
 
 
 def load_open_clip_folder(folder: Path, device: str = "cpu") -> tuple[Any, Any, Any]:
-    """Model, preprocessing and tokenizer of an exported folder, also after it was moved.
-
-    Only open_clip's own functions are used; the model card describes the same way.
-    """
+    """Model, preprocessing and tokenizer of an exported folder, also after it was moved."""
     import open_clip
     from open_clip.hf_configs import arch_dict  # it builds text towers of these model types only
 
     name = f"local-dir:{folder}"
     config: Any = open_clip.get_model_config(name)
-    # open_clip (3.3.0) finds the architecture of a text tower of transformers, and of a timm tower with
-    # options, by a name. In an export that is the folder or repository for which it was written.
+    # Only open_clip's own functions are used; the model card describes the same way. open_clip (3.3.0) finds
+    # the architecture of a text tower of transformers, and of a timm tower with options, by a name. In an
+    # export that is the folder or repository for which it was written.
     moved: dict[str, Any] = {}
     # Beside a model of others, config.json may describe another one.
     path = folder / "config.json"
@@ -105,25 +103,16 @@ def _create(name: str, device: str, **options: Any) -> tuple[Any, Any, Any]:
 
 @dataclass(frozen=True)
 class OpenClipWeights:
-    """A checkpoint of open_clip.
-
-    Attributes:
-        state: tensors under open_clip's names.
-        model, preprocess: the sections of its configuration; empty where only weights were given.
-        folder: where its tokenizer lies, or its name on the hub; None: not known.
-    """
+    """A checkpoint: tensors under open_clip's names, and sections of its configuration where known."""
 
     state: State
     model: dict[str, Any] = field(default_factory=dict)
     preprocess: dict[str, Any] = field(default_factory=dict)
-    folder: str | None = None
+    folder: str | None = None  # where its tokenizer lies, or its name on the hub
 
 
 def read_open_clip(name: str) -> OpenClipWeights:
-    """The weights that a name means, without building a model.
-
-    Args:
-        name: any of those in the module's docstring.
+    """The weights that a name means (see above), without building a model.
 
     Raises:
         UserError: nothing there, or a file that holds more than tensors.
@@ -139,14 +128,13 @@ def read_open_clip(name: str) -> OpenClipWeights:
 
 
 def _by_architecture(name: str, architecture: str, tag: str) -> OpenClipWeights:
-    """`open_clip:ARCHITECTURE/TAG`, where the tag may also be a file."""
     import open_clip
 
     config: Any = open_clip.get_model_config(architecture)
     if config is None:
         raise UserError(f"{name}: open_clip has no model `{architecture}`")
     known: Any = open_clip.get_pretrained_cfg(architecture, tag) or {}
-    path = Path(tag)
+    path = Path(tag)  # a tag may also be a file
     if known:
         try:
             path = Path(open_clip.download_pretrained(known))
@@ -162,18 +150,14 @@ def _by_architecture(name: str, architecture: str, tag: str) -> OpenClipWeights:
 
 
 def _file_of(place: str, names: tuple[str, ...]) -> Path:
-    """The first of the files that the folder or the hub's repository has."""
     found = next(filter(None, (find_file(place, name) for name in names)), None)
     if found is None:
-        where = (
-            "in this folder" if Path(place).is_dir() else "in a repository of the hub that answers"
-        )
+        where = "in this folder" if Path(place).is_dir() else "on the hub, or it does not answer"
         raise UserError(f"{place}: no {' or '.join(names)} {where}; it is no model of open_clip")
     return found
 
 
 def _read_tensors(path: Path) -> State:
-    """The tensors of a checkpoint: safetensors, or what open_clip's trainer saves (`state_dict`)."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -181,17 +165,14 @@ def _read_tensors(path: Path) -> State:
         if path.suffix == ".safetensors":
             tree: Any = load_file(path)
         else:
-            # `weights_only` runs no code of the file.
+            # What open_clip's trainer saves. `weights_only` runs no code of the file.
             tree = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"{path}: no checkpoint of tensors alone, and nothing else is read ({one_line(error)})"
-        ) from None
+        reason = one_line(error)
+        raise UserError(f"{path}: no checkpoint of tensors alone ({reason})") from None
     state = tree.get("state_dict", tree) if isinstance(tree, dict) else {}
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(
-            f"{path}: holds no `state_dict` of tensors, so it is no checkpoint of open_clip"
-        )
+        raise UserError(f"{path}: holds no `state_dict` of tensors; give a checkpoint of open_clip")
     # On several ranks the trainer saves DistributedDataParallel's names, which begin with `module.`.
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
@@ -220,12 +201,12 @@ def timm_wrapper_weights(name: str, model: Any, projection: nn.Linear) -> State:
     """An image tower of transformers and the projection behind it, under open_clip's names.
 
     Raises:
-        UserError: the tower is none of timm's; `name` is that of the model, for the message.
+        UserError: the tower of the model `name` is none of timm's.
     """
     if not hasattr(model, "timm_model"):
+        kind = f"is a {type(model).__name__} of transformers"
         raise UserError(
-            f"init_from: the image tower of {name} is a {type(model).__name__} of transformers, whose names "
-            "are not read here; give the run, or its export to open_clip"
+            f"init_from: the image tower of {name} {kind}; give the run, or open_clip's"
         )
     return _timm_weights(model.timm_model, projection.weight.detach())
 
@@ -234,13 +215,12 @@ def from_open_clip(state: State, model: DualEncoder) -> State:
     """The weights of open_clip under our names, so that the model computes what open_clip's did.
 
     Args:
-        state: as open_clip's `state_dict` gives it.
         model: what will take them. Weights that open_clip's model has not (the bias of scores, the part of an
             image tower's width that the folded map does not fill) stay as they are there.
 
     Returns:
-        Our names. Weights without a counterpart in the model keep open_clip's name, and missing ones are left
-        out: the caller compares names and shapes with the model's.
+        Our names. Weights without a counterpart keep open_clip's name, and missing ones are left out: the
+        caller compares names and shapes.
     """
     parts: dict[str, State] = {"visual.": {}, _TEXT: {}, _PROJECTION: {}, "": {}}
     for name, tensor in state.items():
@@ -261,12 +241,11 @@ def from_open_clip(state: State, model: DualEncoder) -> State:
 
 
 def _is_of_open_clip(trunk: Any) -> bool:
-    """Whether an image tower's trunk is a network of open_clip and not of timm."""
     return type(trunk).__module__.startswith("open_clip.")
 
 
 def _stack(trunk: Any) -> Any:
-    """The encoder stack, as open_clip takes it out of a T5 model; T5's encoder class wraps it."""
+    # As open_clip takes it out of a T5 model, whose encoder class wraps it.
     return trunk.encoder if type(trunk).__name__.endswith("EncoderModel") else trunk
 
 
@@ -332,7 +311,7 @@ def unfolded(map_DK: Tensor, own_FK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _last_map(state: State) -> tuple[str, ...]:
-    """Names of the weight and the bias of a network's last linear map; empty if it has none."""
+    # Of the weight and the bias; empty if the network ends in no linear map.
     if "proj" in state:
         return ("proj",)
     last = next((name for name in _LAST_LINEAR if f"{name}.weight" in state), None)
@@ -340,9 +319,9 @@ def _last_map(state: State) -> tuple[str, ...]:
 
 
 def _map_of(names: tuple[str, ...], state: State) -> Tensor:
-    """(outputs, inputs); a bias is the input that is always 1, in the last column."""
     if names == ("proj",):  # its vision transformer keeps the map transposed
         return state["proj"].T
+    # A bias is the input that is always 1, in the last column.
     columns = [state[name].reshape(len(state[name]), -1) for name in names]
     return torch.cat(columns, dim=1)
 

@@ -1,10 +1,8 @@
 """Models of sentence-transformers: measured as they are, or taken apart into towers of ours.
 
-    folder or hub name -> SentenceTransformer -+-> load_sentence_transformers -> ExternalModel
-                                               +-> read_text_encoder          -> TextEncoder
-                                               +-> read_router                -> weights of both towers
-
-sentence-transformers is optional (`mmalign[export]`) and is imported when the first model is opened.
+folder or hub name -> SentenceTransformer -+-> load_sentence_transformers -> ExternalModel
+                                           +-> read_text_encoder          -> TextEncoder
+                                           +-> read_router                -> weights of both towers
 """
 
 from collections.abc import Sequence
@@ -19,27 +17,21 @@ from mmalign.models.encoder import ExternalModel
 from mmalign.models.external.open_clip import State, text_weights, timm_wrapper_weights
 from mmalign.models.pooling import Pooling, pooling_of_sentence_transformers
 from mmalign.models.text_encoder import DEFAULT_LENGTH, TextEncoder, chain
+from mmalign.models.text_tower import longest_text
 
 _MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
 
 
 def _open(name: str, device: str = "cpu") -> Any:
-    """The `SentenceTransformer` in a folder or on the hub."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
-        raise UserError(
-            f"{name}: a sentence-transformers model; install `mmalign[export]` to read it"
-        ) from None
+        raise UserError(f"{name}: of sentence-transformers; install `mmalign[export]`") from None
     return SentenceTransformer(name, device=device)
 
 
 def load_sentence_transformers(name: str) -> ExternalModel:
-    """A text encoder, or a model whose modules take images as well (CLIP models, Router).
-
-    Raises:
-        UserError: sentence-transformers is not installed.
-    """
+    """A text encoder, or a model whose modules take images as well (CLIP models, Router)."""
     # Its folders may hold float16; everything is compared in float32.
     model = _open(name, str(distributed.device())).float().eval()
 
@@ -48,7 +40,16 @@ def load_sentence_transformers(name: str) -> ExternalModel:
         return model.encode(inputs, batch_size=len(inputs), **options)
 
     images = encode if model.supports("image") else None
-    return ExternalModel(name, "sentence-transformers", model, encode, images)
+    # Of the route for texts, in a model that has routes.
+    tokenizer = getattr(model, "tokenizer", None)
+    external = ExternalModel(name, "sentence-transformers", model, encode, images, tokenizer)
+    for module in model.modules():
+        # The library cuts at `max_position_embeddings`, of which RoBERTa and its variants cannot use two.
+        trunk, asked = getattr(module, "auto_model", None), getattr(module, "max_seq_length", None)
+        if trunk is not None and asked:
+            module.max_seq_length, cut = longest_text(trunk, asked)
+            external.cut = external.cut or cut
+    return external
 
 
 def read_text_encoder(name: str) -> TextEncoder:
@@ -75,8 +76,7 @@ def read_text_encoder(name: str) -> TextEncoder:
 
 
 def read_router(name: str) -> tuple[State, Pooling, Tokenizer]:
-    """The weights of a model with a text route and an image route, under open_clip's names, how it pools
-    texts, and its tokenizer.
+    """The weights of a model with a text and an image route, under open_clip's names; pooling; tokenizer.
 
     Raises:
         UserError: sentence-transformers is missing, or the routes hold other modules than our exports do.
@@ -99,20 +99,16 @@ def read_router(name: str) -> tuple[State, Pooling, Tokenizer]:
 
 
 def projection_of(dense: Sequence[Any], path: str) -> nn.Module | None:
-    """The projection that Dense modules are; None where there are none.
-
-    Args:
-        path: of the model, for the message.
+    """The projection that the Dense modules of the model `path` are; None where there are none.
 
     Raises:
         UserError: they have another form.
     """
-    activations = [type(one.activation_function) for one in dense]
-    forms: tuple[list[type], ...] = ([], [nn.Identity], [nn.GELU, nn.Identity])
+    activations = [type(one.activation_function).__name__ for one in dense]
+    forms: tuple[list[str], ...] = ([], ["Identity"], ["GELU", "Identity"])
     if activations not in forms or any(getattr(one, "use_residual", False) for one in dense):
-        names = ", ".join(kind.__name__ for kind in activations)
         raise UserError(
-            f"{path}: its Dense modules ({names}) cannot be read here; can be read: one that is linear, "
-            "or one with GELU before one that is linear"
+            f"{path}: its Dense modules ({', '.join(activations)}) cannot be read here; can be read: one "
+            "that is linear, or one with GELU before one that is linear"
         )
     return chain([one.linear for one in dense])

@@ -18,6 +18,7 @@ from mmalign.core.errors import UserError
 from mmalign.models.encoder import ExternalModel, find_file
 from mmalign.models.external.open_clip import State, text_weights, timm_wrapper_weights
 from mmalign.models.pooling import Pooling
+from mmalign.models.text_tower import positions_of
 
 # The processors of these know the one length to which texts are padded; that of SigLIP must be given it.
 _KNOW_LENGTH = ("align", "siglip2", "tipsv2")
@@ -32,11 +33,7 @@ def has_both_towers(name: str) -> bool:
 
 
 def load_dual_encoder(name: str) -> ExternalModel:
-    """A model that embeds texts and images.
-
-    Raises:
-        UserError: its processor is not there.
-    """
+    """A model that embeds texts and images; UserError: its processor is not there."""
     from transformers import AutoModel, AutoProcessor
 
     device = distributed.device()
@@ -58,22 +55,18 @@ def load_dual_encoder(name: str) -> ExternalModel:
         inputs = processor(images=batch, return_tensors="pt").to(device)
         return model.get_image_features(**inputs).pooler_output
 
-    return ExternalModel(name, "transformers", model, texts, images)
+    return ExternalModel(name, "transformers", model, texts, images, processor.tokenizer)
 
 
 def _padding(model: Any, tokenizer: Any) -> dict[str, Any]:
-    """How texts are cut and padded, as keywords of the processor."""
     kind = model.config.model_type
     if kind in _KNOW_LENGTH:
         return {"truncation": True}
     # SigLIP (arXiv 2303.15343) reads the state of the last position and was trained with padding up to it.
     padding = "max_length" if kind == "siglip" else True
-    # As many tokens as the tokenizer says, but no more than the text tower has positions for. RoBERTa and its
-    # variants count positions from behind the id of their padding token.
-    tables = [m for name, m in model.named_modules() if name.endswith(".position_embeddings")]
-    offsets = [m.padding_idx + 1 for m in tables if getattr(m, "padding_idx", None) is not None]
-    positions = model.config.text_config.max_position_embeddings - max(offsets, default=0)
-    longest = min(tokenizer.model_max_length, positions)
+    # As many tokens as the tokenizer says, but no more than the text tower has positions for.
+    longest = tokenizer.model_max_length
+    longest = min(longest, positions_of(model, model.config.text_config) or longest)
     return {"padding": padding, "truncation": True, "max_length": longest}
 
 
@@ -89,8 +82,7 @@ def read_dual_encoder(name: str) -> tuple[State, Pooling]:
     kind = AutoConfig.from_pretrained(name).model_type
     if kind != "vision-text-dual-encoder":
         raise UserError(
-            f"init_from: {name} is a `{kind}` model of transformers, whose towers cannot be "
-            "taken apart here; give a run, or an export of one to open_clip"
+            f"init_from: {name} is a `{kind}`, which cannot be taken apart here; give a run, or an export"
         )
     model: Any = VisionTextDualEncoderModel.from_pretrained(name, dtype=torch.float32)
     # Its text path goes through BERT's pooler, tanh(W x + b) of the first state. Our exports write a small
@@ -100,8 +92,8 @@ def read_dual_encoder(name: str) -> tuple[State, Pooling]:
     scale = 0.0 if pooler is None or pooler.bias.any() else pooler.weight[0, 0].item()
     if not scale or not pooler.weight.equal(torch.eye(len(pooler.weight)) * scale):
         raise UserError(
-            f"init_from: {name} has a trained pooler behind its text tower, which has no counterpart here; "
-            "take its text model alone, with `model.text.pretrained`"
+            f"init_from: {name} has a trained pooler behind its text tower; take the text model alone, with "
+            "`model.text.pretrained`"
         )
     state = {
         **text_weights(model.text_model, model.text_projection),
