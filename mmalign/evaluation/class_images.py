@@ -25,10 +25,9 @@ class LabelledImages:
     """The images of a set and the names of their classes.
 
     Attributes:
-        where: one entry per image: its file or sample, for messages.
+        where: the file or sample of each image, for messages.
         classes: the class of each image.
-        names: language -> class -> name.
-        sha256: of the set: the manifest, or names and sizes of the files and names of the classes.
+        sha256: of the manifest, or of names and sizes of the files and names of the classes.
         read: number of an image -> its bytes.
     """
 
@@ -41,9 +40,6 @@ class LabelledImages:
 
 def images_of_folder(folder: Path, class_names: str) -> LabelledImages:
     """All images right below the subfolders, in alphabetical order: ImageNet's layout.
-
-    Args:
-        class_names: `source` of `class_names.read_names`.
 
     Raises:
         UserError: no such folder, no images in it, or names that cannot be read.

@@ -3,9 +3,7 @@
     open_clip's names, Babel-ImageNet's file, a folder of <lang>.json -> read_names -> {lang: {class: name}}
     `label`, `openai`, a folder of <lang>.json                    -> read_templates -> {lang: templates}
 
-A class is identified by the name of its folder. In ImageNet that is a WordNet id (`n01440764`), and class
-number i of ImageNet-1k is the i-th of the 1,000 ids in alphabetical order: timm lists them, and torchvision,
-open_clip's names and Babel-ImageNet count in the same way.
+A class is identified by the name of its folder. In ImageNet that is a WordNet id (`n01440764`).
 """
 
 from collections.abc import Sequence
@@ -21,11 +19,9 @@ from mmalign.core.resources import find_folder
 LABEL = "label"  # the names alone, without a sentence
 OPENAI = "openai"  # the names and templates of CLIP's authors, English
 SLOT = "{}"
-_ALONE = (SLOT,)
 _CLASSES = 1000  # of ImageNet-1k
 
-Names = dict[str, dict[str, str]]
-"""language -> class -> its name"""
+Names = dict[str, dict[str, str]]  # language -> class -> its name
 
 _Index = Annotated[int, pydantic.Field(ge=0, lt=_CLASSES)]
 _Name = Annotated[str, pydantic.StringConstraints(strip_whitespace=True, min_length=1)]
@@ -50,10 +46,6 @@ class Prompts(Section):
         if len(set(templates)) < len(templates):
             raise ValueError("a template is there twice")
         return templates
-
-    @property
-    def are_names_alone(self) -> bool:
-        return self.templates == _ALONE
 
 
 def read_names(source: str, classes: Sequence[str]) -> Names:
@@ -80,7 +72,8 @@ def read_names(source: str, classes: Sequence[str]) -> Names:
         from open_clip import IMAGENET_CLASSNAMES
         from timm.data import ImageNetInfo
 
-        ids = ImageNetInfo("imagenet-1k").label_names()  # class number i is the i-th
+        # In alphabetical order; torchvision, open_clip's names and Babel-ImageNet number classes so.
+        ids = ImageNetInfo("imagenet-1k").label_names()
         names = {} if source == OPENAI else _read_babel(Path(source), ids)
         names["en"] = dict(zip(ids, IMAGENET_CLASSNAMES, strict=True))
         if unknown := sorted(set(classes) - set(ids)):
@@ -108,16 +101,12 @@ def _read_babel(path: Path, ids: Sequence[str]) -> Names:
 
 
 def read_templates(prompts: str, languages: Sequence[str]) -> dict[str, Prompts]:
-    """The templates of each language.
-
-    Args:
-        prompts: `label`: the name alone. `openai`: the 80 templates of CLIP's authors, English. Else a folder
-            of `<lang>.json`; a language without a file there has its names alone.
+    """The templates of each language; one without a file in a folder of prompts has its names alone.
 
     Raises:
         UserError: no such folder, a broken file, or `openai` for another language than English.
     """
-    alone = {lang: Prompts(lang=lang, templates=_ALONE, source=LABEL) for lang in languages}
+    alone = {lang: Prompts(lang=lang, templates=(SLOT,), source=LABEL) for lang in languages}
     if prompts == LABEL:
         return alone
     if prompts == OPENAI:
@@ -138,11 +127,6 @@ def read_templates(prompts: str, languages: Sequence[str]) -> dict[str, Prompts]
 
 
 def read_prompts(path: Path) -> Prompts:
-    """One file of templates.
-
-    Raises:
-        UserError: another layout, a template without `{}`, or another language than the file's name says.
-    """
     prompts = _read(path, pydantic.TypeAdapter(Prompts), "`lang`, `templates` and `source`")
     if prompts.lang != path.stem:
         raise UserError(f"{path}: `lang` is `{prompts.lang}`; name the file {prompts.lang}.json")

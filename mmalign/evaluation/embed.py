@@ -2,11 +2,8 @@
 
     ShardSet -> batches, shared by the ranks -> DualModel -> gathered, in the set's order -> EmbeddedSet
 
-A set is cut into batches in one way, whatever the number of ranks, so that W ranks take 1/W of the time.
-
 Of a sharded set no rank holds all images: rank r encodes and keeps the r-th run of batches, and retrieval
-searches the runs (`nearest.search_shards`). The captions, which are the smaller part of the work and are
-divided by language, are all on every rank: 2 GB per million at D = 512.
+searches the runs (`nearest.search_shards`). The captions are all on every rank: 2 GB per million at D = 512.
 """
 
 from collections import Counter
@@ -29,16 +26,11 @@ class EmbeddedSet:
     """P distinct images and M captions in one space.
 
     Attributes:
-        name: of the set in metric names.
         image_PD, text_MD: float32, unit length. Of a sharded set, image_PD is this rank's run of the
-            images, which may be empty; the runs of all ranks, in rank order, are all P.
-            Empty, too, where no measure looks at images.
+            images, from `first_picture` on. Empty where no measure looks at images.
         sample_P: which sample of the shard set shows each image.
         picture_M: int64, which of the P images each caption describes.
         language_M: BCP-47 code of each caption.
-        texts: the captions themselves.
-        sharded: whether each rank holds only a run of the images.
-        first_picture: where this rank's run begins; 0 if the set is not sharded.
     """
 
     name: str
@@ -79,7 +71,8 @@ class EmbeddedSet:
 
 
 def take(rows_ND: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """The rows at these ascending positions; no copy if they are all."""
+    """The rows at these ascending positions."""
+    # No copy if they are all: a set may fill half of the memory.
     return rows_ND if len(kept) == len(rows_ND) else rows_ND[kept]
 
 
@@ -91,16 +84,12 @@ def embed_set(
     sharded: bool = False,
     pictures: bool = True,
 ) -> EmbeddedSet:
-    """Encode the set; samples that show the same image are one image with all their captions.
-
-    A collective: every rank calls it with equal weights and equal data, and gets the complete set, or with
-    `sharded` all but the images of the others.
+    """Encode the set; samples that show the same image are one image with all their captions. A collective.
 
     Args:
         languages: captions in these only; none: all.
-        sharded: for sets whose images one process should not hold, or not search alone.
-        pictures: whether a measure looks at the images; if not, `image_PD` has no rows, and the model may be
-            a text encoder alone.
+        sharded: each rank keeps its run of the images only.
+        pictures: whether a measure looks at the images; if not, the model may be a text encoder alone.
 
     Raises:
         UserError: a language that the set lacks, or no captions at all.
@@ -111,7 +100,8 @@ def embed_set(
     order = np.argsort(first_S)
     sample_P, number = first_S[order].tolist(), np.argsort(order)
     rank, ranks, samples = distributed.rank(), distributed.world_size(), len(shard_set)
-    mine = range(samples * rank // ranks, samples * (rank + 1) // ranks)  # a rank reads some shards
+    # Neighbours, so that a rank reads some of the shards only.
+    mine = range(samples * rank // ranks, samples * (rank + 1) // ranks)
     parts = distributed.gather_objects([shard_set.read(sample).captions for sample in mine])
     captions = [
         (image, caption)
@@ -127,7 +117,7 @@ def embed_set(
         return encoder.encode_images(shard_set.read(sample_P[i]).image for i in batch)
 
     # Texts first: they say how wide a vector is, where no image is encoded.
-    text_MD = encode_texts_over_ranks(encoder, texts)
+    text_MD = encode_texts_over_ranks(encoder.encode_texts, texts)
     first_picture, image_PD = 0, np.zeros((0, text_MD.shape[1]), np.float32)
     batches = list(batched(range(len(ids)), BATCH_SIZE))
     if pictures and sharded:
@@ -142,7 +132,6 @@ def embed_set(
 
 
 def check_languages(wanted: Sequence[str] | None, there: set[str], name: str) -> None:
-    """Stop if a set lacks a language that was asked for."""
     if lacking := sorted(set(wanted or ()) - there):
         raise UserError(
             f"set `{name}`: language `{lacking[0]}` is not in it; it has {', '.join(sorted(there))}"

@@ -26,6 +26,7 @@ from mmalign.evaluation.geometry import measure_geometry
 from mmalign.evaluation.layers import LayersConfig, probe_layers
 from mmalign.evaluation.lexical_probe import HELD_OUT, MEASURE, PRECISION, ProbeConfig, probe
 from mmalign.evaluation.lexicon import read_lexicon
+from mmalign.evaluation.measured import Measured
 from mmalign.evaluation.over_ranks import must_agree
 from mmalign.evaluation.retrieval import Protocol, measure_retrieval
 from mmalign.evaluation.words import WordsConfig, measure_words
@@ -38,13 +39,9 @@ from mmalign.results.results import Results, environment
 Measure = Literal["retrieval", "alignment", "geometry"]
 
 
-class SetConfig(Section):
-    name: str = pydantic.Field(pattern=r"^[\w-]+$")
-    """Name of the set in metric names."""
+class SetConfig(Measured):
     shards: str
     """Folder of its shards."""
-    languages: tuple[str, ...] | None = None
-    """Captions in these languages only; none: all."""
     measures: tuple[Measure, ...] = ("retrieval", "alignment")
     protocols: tuple[Protocol, ...] = pydantic.Field(default=("all-captions",), min_length=1)
     """Of retrieval: every caption counts, or the first one of an image in each language."""
@@ -89,11 +86,11 @@ def means_of(results: Results) -> dict[str, float]:
     means = {}
     for name, value in results.metrics.items():
         one = MetricName.parse(name)
-        is_headline = one.measure != MEASURE or (*one.setting[1:], one.metric) == (
-            HELD_OUT,
+        of_words = one.measure == MEASURE and (one.setting[1:], one.metric) != (
+            (HELD_OUT,),
             PRECISION,
         )
-        if one.language in (MEAN, WORST5, ALL) and is_headline:
+        if one.language in (MEAN, WORST5, ALL) and not of_words:
             means[name] = value
     return means
 
@@ -101,13 +98,7 @@ def means_of(results: Results) -> dict[str, float]:
 def run_suite(
     config: SuiteConfig, model: DualModel, out: Path, baselines: dict[str, DualModel]
 ) -> Results:
-    """Measure the model and the baselines; rank 0 writes `results.json` and `gallery.json` into `out`.
-
-    A collective, as `measure`.
-
-    Raises:
-        UserError: a set is missing or lacks a language, or the ranks differ in weights or data.
-    """
+    """`measure` the model and the baselines; rank 0 writes `results.json` and `gallery.json` into `out`."""
     results = measure(config, model, out)
     for name, baseline in baselines.items():
         say(f"suite {config.name}: the {name} model")
@@ -118,9 +109,7 @@ def run_suite(
 
 
 def measure(config: SuiteConfig, model: DualModel, out: Path | None = None) -> Results:
-    """All measures of the suite on one model.
-
-    A collective: every rank calls it, with equal weights, and gets the same results.
+    """All measures of the suite on one model. A collective: every rank gets the same results.
 
     Args:
         out: where rank 0 writes `gallery.json`, if the suite has one; none: nowhere.

@@ -5,8 +5,7 @@
      "baselines": {name: Results}}
 
 Beside it is `queries.npz` with the value of every single query, for metrics that have one per query: two
-models are compared query by query (`comparison/`). Names are those of `metric_names.py`. Every metric has a
-count.
+models are compared query by query (`comparison.py`). Names are those of `metric_names.py`.
 """
 
 import importlib.metadata
@@ -38,7 +37,7 @@ class Results:
         model: `path`, `sha256` of the weights and whatever else identifies the model.
         counts: for each metric, how many queries or examples it was measured on.
         data: for each set, the sha256 of its manifest.
-        values: for metrics of single queries their values, uint8 if all are 0 or 1, else float32.
+        values: for metrics of single queries their values.
         ids: by `MetricName.group`, int32, what each query is about: an image has one id in all languages.
     """
 
@@ -71,14 +70,14 @@ class Results:
         Args:
             hits: one value (0/1) per query, from which mean, count and interval follow, or the value.
             count: needed where `hits` is the value itself.
-            ids: (n,) whole numbers below 2^31, what each query is about; equal ids are one thing (an
-                image), in every language of the set.
+            ids: (n,) whole numbers below 2^31, what each query is about.
         """
         name = str(metric)
         if isinstance(hits, np.ndarray):
             self.metrics[name], self.counts[name] = float(hits.mean()), len(hits)
             self.ci95[name] = bootstrap_interval(hits)
-            is_binary = np.isin(hits, (0, 1)).all()  # as most are: a byte each is enough
+            # Most are hits and misses: a byte each is enough.
+            is_binary = np.isin(hits, (0, 1)).all()
             self.values[name] = hits.astype(np.uint8 if is_binary else np.float32)
             if ids is not None:
                 self.ids[MetricName.parse(name).group] = ids.astype(np.int32)
@@ -141,7 +140,7 @@ def read_results(path: Path) -> Results:
             array.mean(dtype=np.float64), results.metrics[name], atol=1e-6, equal_nan=True
         ):
             raise UserError(
-                f"{path}: not of the results beside it (`{name}` differs); measure again, or remove it"
+                f"{path}: not of the results beside it (`{name}`); measure again, or remove it"
             )
         else:
             results.values[name] = array
@@ -155,15 +154,12 @@ def _from_tree(tree: dict[str, Any]) -> Results:
 
 
 def mean_over_seeds(runs: Sequence[Results]) -> Results:
-    """The mean of each metric over runs that differ only in their seed; a single run stays as it is.
-
-    With two runs or more the interval is Student's t over the seeds (95 %): it covers the choice of the seed,
-    not that of the texts.
-    """
+    """The mean of each metric over runs that differ only in their seed; a single run stays as it is."""
     if len(runs) == 1:
         return runs[0]
     first = runs[0]
     values = {name: [run.metrics[name] for run in runs] for name in first.metrics}
+    # Student's t over the seeds covers the choice of the seed, not that of the texts.
     about = f"Mean of {len(runs)} seeds; the interval covers these seeds only."
     return replace(
         first,

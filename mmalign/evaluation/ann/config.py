@@ -1,7 +1,4 @@
-"""What a FAISS benchmark's YAML may say.
-
-name, set, pool -> what is searched          indexes -> factory strings x search parameters
-"""
+"""What a FAISS benchmark's YAML may say."""
 
 import itertools
 import os
@@ -10,15 +7,12 @@ from typing import Literal
 import pydantic
 
 from mmalign.core.config import Section
+from mmalign.evaluation.measured import Measured
 
 
-class FaissSet(Section):
-    name: str = pydantic.Field(pattern=r"^[\w-]+$")
-    """Name of the set in metric names."""
+class FaissSet(Measured):
     shards: str
     """Folder of its shards: its captions and images are the queries and the right answers."""
-    languages: tuple[str, ...] | None = None
-    """Captions in these languages only; none: all."""
 
 
 class IndexConfig(Section):

@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 
 from mmalign.core.errors import UserError
-from mmalign.results.comparison.compare import Comparison, Row, compare, find_results
-from mmalign.results.comparison.table import check_target, csv_text, markdown, write_comparison
+from mmalign.results.comparison import (
+    Comparison,
+    Row,
+    check_target,
+    compare,
+    csv_text,
+    find_results,
+    markdown,
+    write_comparison,
+)
 from mmalign.results.results import Results
 
 LANGUAGES = ("de", "en", "fr", "it", "sw", "tr", "zh")
