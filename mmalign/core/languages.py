@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
-from langcodes import Language
+from langcodes import Language, standardize_tag
 from langcodes.tag_parser import LanguageTagError
 
 from mmalign.core.errors import UserError
@@ -27,6 +27,22 @@ Bound = float | Mapping[str, float]
 def is_language_code(code: str) -> bool:
     """Whether `code` has the shape of a BCP-47 tag, for example `sw`, `pt-BR`, `lgg-x-official`."""
     return _TAG.fullmatch(code) is not None
+
+
+@lru_cache(maxsize=4096)
+def canonical_language(code: str) -> str:
+    """The code as BCP 47 and CLDR write it: `iw` -> `he`, `zh_CN` -> `zh-CN`, `EN` -> `en`, `deu` -> `de`.
+
+    What has not the shape of a code is returned as it is. Whoever reads codes compares the two and counts
+    the changes.
+    """
+    # langcodes would also read an empty text, as `und`.
+    if not is_language_code(code.replace("_", "-")):
+        return code
+    try:
+        return standardize_tag(code)
+    except LanguageTagError:
+        return code
 
 
 @lru_cache(maxsize=4096)
