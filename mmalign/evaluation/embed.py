@@ -7,7 +7,7 @@ searches the runs (`nearest.search_shards`). The captions are all on every rank:
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -16,6 +16,8 @@ import numpy as np
 from mmalign.core import distributed
 from mmalign.core.batching import batched
 from mmalign.core.errors import UserError
+from mmalign.core.languages import canonical_language
+from mmalign.data.images import UndecodableImage, decode
 from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.over_ranks import encode_over_ranks, encode_run, encode_texts_over_ranks
 from mmalign.models.encoder import BATCH_SIZE, DualModel
@@ -94,7 +96,8 @@ def embed_set(
     Raises:
         UserError: a language that the set lacks, or no captions at all.
     """
-    check_languages(languages, {one for langs in shard_set.languages for one in langs}, name)
+    spelled = {one for langs in shard_set.languages for one in langs}
+    check_languages(languages, set(map(canonical_language, spelled)), name)
     ids, first_S, image_S = np.unique(shard_set.picture_ids, return_index=True, return_inverse=True)
     # np.unique sorts by id; images are numbered in the order in which the set shows them first.
     order = np.argsort(first_S)
@@ -103,32 +106,56 @@ def embed_set(
     # Neighbours, so that a rank reads some of the shards only.
     mine = range(samples * rank // ranks, samples * (rank + 1) // ranks)
     parts = distributed.gather_objects([shard_set.read(sample).captions for sample in mine])
+    # Shards may spell a language in several ways; it is measured as one.
     captions = [
-        (image, caption)
+        (image, lang, caption.text)
         for image, of_sample in zip(number[image_S], chain.from_iterable(parts), strict=True)
         for caption in of_sample
-        if languages is None or caption.lang in languages
+        if (lang := canonical_language(caption.lang)) in (languages or (lang,))
     ]
     if not captions:
         raise UserError(f"set `{name}`: {shard_set.folder} has no captions to measure")
-    texts = [caption.text for _, caption in captions]
+    texts = [text for _, _, text in captions]
 
-    def encode_images(batch: Sequence[int]) -> np.ndarray:
-        return encoder.encode_images(shard_set.read(sample_P[i]).image for i in batch)
+    def encode(batch: Sequence[int]) -> np.ndarray:
+        return encode_images(
+            encoder,
+            lambda i: shard_set.read(sample_P[i]).image,
+            lambda i: f"{shard_set.folder}, sample `{shard_set.keys[sample_P[i]]}`",
+            batch,
+        )
 
     # Texts first: they say how wide a vector is, where no image is encoded.
     text_MD = encode_texts_over_ranks(encoder.encode_texts, texts)
     first_picture, image_PD = 0, np.zeros((0, text_MD.shape[1]), np.float32)
     batches = list(batched(range(len(ids)), BATCH_SIZE))
     if pictures and sharded:
-        first_picture, image_PD = encode_run(encode_images, batches)
+        first_picture, image_PD = encode_run(encode, batches)
     elif pictures:
-        image_PD = encode_over_ranks(encode_images, batches)
-    picture_M = np.array([image for image, _ in captions], np.int64)
-    language_M = np.array([caption.lang for _, caption in captions])
+        image_PD = encode_over_ranks(encode, batches)
+    picture_M = np.array([image for image, _, _ in captions], np.int64)
+    language_M = np.array([lang for _, lang, _ in captions])
     return EmbeddedSet(
         name, image_PD, text_MD, sample_P, picture_M, language_M, texts, sharded, first_picture
     )
+
+
+def encode_images(
+    model: DualModel,
+    read: Callable[[int], bytes],
+    where: Callable[[int], str],
+    numbers: Sequence[int],
+) -> np.ndarray:
+    """(n, D) float32 of unit length; a UserError says where an image lies that cannot be decoded."""
+    try:
+        return model.encode_images(read(i) for i in numbers)
+    except UndecodableImage:
+        for i in numbers:  # the model does not say which one it is
+            try:
+                decode(read(i))
+            except UndecodableImage as error:
+                raise UserError(f"{where(i)}: {error}; fix it or remove it") from None
+        raise
 
 
 def check_languages(wanted: Sequence[str] | None, there: set[str], name: str) -> None:

@@ -19,14 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from mmalign.core.commit import MANIFEST, committed_folder, verify
+from mmalign.core.commit import MANIFEST, check_writable, committed_folder, verify
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
+from mmalign.core.languages import canonical_language
 from mmalign.data.preprocess import PIXELS
 from mmalign.data.shards.manifest import read_manifest
 from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.embed import EmbeddedSet, embed_set
 from mmalign.models.encoder import DualModel
+from mmalign.results.results import writing
 
 ROWS_PER_FILE = 1_000_000
 
@@ -64,11 +66,13 @@ def cached_set(encoder: DualModel, shards: Path, name: str, cache: Path) -> Cach
     folder = cache / "-".join(one[:16] for one in sha256.values())
     key = {**sha256, "pixels": PIXELS}  # another decoding of images makes other vectors
     if not folder.exists():
+        check_writable(folder, is_folder=True)
         say(f"embedding {shards} into {folder}")
         shard_set = ShardSet(shards)
         embedded = embed_set(encoder, shard_set, name)
         facts = {**key, "model": encoder.facts, "data": str(shards)}
-        write_embeddings(folder, embedded, shard_set, facts)
+        with writing(folder):
+            write_embeddings(folder, embedded, shard_set, facts)
         shard_set.close()
     return read_embeddings(folder, key, name)
 
@@ -146,7 +150,7 @@ def read_embeddings(folder: Path, key: dict[str, str], name: str) -> CachedSet:
         text_MD=_vectors(folder, "text_emb")[described],
         sample_P=[rows[first]["sample"] for first in first_P],
         picture_M=(np.searchsorted(first_P, described, side="right") - 1).astype(np.int64),
-        language_M=np.array([rows[number]["lang"] for number in described]),
+        language_M=np.array([canonical_language(rows[number]["lang"]) for number in described]),
         texts=[rows[number]["caption"] for number in described],
     )
     sha256 = {f: facts["sha256"] for f, facts in info["files"].items() if f.endswith(".npy")}

@@ -97,6 +97,7 @@ def add_answers(
         lang: np.stack([one.hits[k] for k in ks]).astype(np.uint8) for lang, one in answers.items()
     }
     ids = {lang: one.image_Q for lang, one in answers.items()}
+    images = np.unique(np.concatenate(list(ids.values())))
     chance = {lang: one.chance for lang, one in answers.items()}
     aggregates = [MEAN]
     if pooled:
@@ -118,7 +119,9 @@ def add_answers(
         add_aggregates(results, metric, list(answers), families=pooled)
         for part, drawn_KR in drawn_of.items():
             assert drawn_KR is not None
-            results.ci95[str(metric.of(part))] = percentile_interval(drawn_KR[i])
+            # One image cannot tell how much others would differ.
+            if len(images) > 1:
+                results.ci95[str(metric.of(part))] = percentile_interval(drawn_KR[i])
 
 
 def _answers(embedded: EmbeddedSet, ks: Sequence[int], lang: str) -> dict[str, Answers]:

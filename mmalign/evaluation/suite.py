@@ -15,7 +15,7 @@ from typing import Literal
 import pydantic
 
 from mmalign.core import distributed
-from mmalign.core.commit import write_json
+from mmalign.core.commit import check_writable, write_json
 from mmalign.core.config import Section
 from mmalign.core.console import say
 from mmalign.data.shards.reader import ShardSet
@@ -26,7 +26,7 @@ from mmalign.evaluation.geometry import measure_geometry
 from mmalign.evaluation.layers import LayersConfig, probe_layers
 from mmalign.evaluation.lexical_probe import HELD_OUT, MEASURE, PRECISION, ProbeConfig, probe
 from mmalign.evaluation.lexicon import read_lexicon
-from mmalign.evaluation.measured import Measured
+from mmalign.evaluation.measured import Language, Measured
 from mmalign.evaluation.over_ranks import must_agree
 from mmalign.evaluation.retrieval import Protocol, measure_retrieval
 from mmalign.evaluation.words import WordsConfig, measure_words
@@ -34,7 +34,7 @@ from mmalign.evaluation.zero_shot import ZeroShotConfig, measure_zero_shot
 from mmalign.models.encoder import DualModel
 from mmalign.models.load import text_encoder_of
 from mmalign.results.metric_names import ALL, MEAN, WORST5, MetricName
-from mmalign.results.results import Results, environment
+from mmalign.results.results import Results, environment, writing
 
 Measure = Literal["retrieval", "alignment", "geometry"]
 
@@ -63,7 +63,7 @@ class SuiteConfig(Section):
     lexical: tuple[ProbeConfig, ...] = ()
     zero_shot: tuple[ZeroShotConfig, ...] = ()
     recall_at: tuple[pydantic.PositiveInt, ...] = pydantic.Field(default=(1, 5, 10), min_length=1)
-    gallery: tuple[str, ...] = ()
+    gallery: tuple[Language, ...] = ()
     """Languages of the queries shown in the report, from the first set."""
 
     @pydantic.model_validator(mode="after")
@@ -99,6 +99,9 @@ def run_suite(
     config: SuiteConfig, model: DualModel, out: Path, baselines: dict[str, DualModel]
 ) -> Results:
     """`measure` the model and the baselines; rank 0 writes `results.json` and `gallery.json` into `out`."""
+    if distributed.is_main():
+        for file in ("results.json", *(["gallery.json"] if config.gallery else [])):
+            check_writable(out / file)
     results = measure(config, model, out)
     for name, baseline in baselines.items():
         say(f"suite {config.name}: the {name} model")
@@ -140,8 +143,10 @@ def _measure_set(
     images = set(entry.measures) != {"alignment"} or bool(config.gallery)
     embedded = embed_set(model, shard_set, entry.name, entry.languages, entry.sharded, images)
     if config.gallery and out is not None and distributed.is_main():
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "gallery.json", make_gallery(embedded, shard_set, config.gallery))
+        gallery = make_gallery(embedded, shard_set, config.gallery)
+        with writing(out / "gallery.json"):
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / "gallery.json", gallery)
     shard_set.close()
     if "retrieval" in entry.measures:
         measure_retrieval(embedded, config.recall_at, results, entry.protocols)

@@ -13,9 +13,11 @@ import numpy as np
 import pydantic
 
 from mmalign.core.batching import batched
+from mmalign.core.console import say
 from mmalign.core.errors import UserError
-from mmalign.evaluation.class_images import encode_images, images_of_folder, images_of_shards
+from mmalign.evaluation.class_images import LabelledImages, images_of_folder, images_of_shards
 from mmalign.evaluation.class_names import LABEL, SLOT, Names, Prompts, read_templates
+from mmalign.evaluation.embed import encode_images
 from mmalign.evaluation.measured import Measured
 from mmalign.evaluation.nearest import hits_at
 from mmalign.evaluation.over_ranks import (
@@ -74,11 +76,15 @@ def measure_zero_shot(model: DualModel, config: ZeroShotConfig, results: Results
         assert config.images is not None and config.class_names is not None
         images = images_of_folder(Path(config.images), config.class_names)
     must_agree(images.sha256, f"zero-shot set `{config.name}`: images or names")
-    names = _usable(images.names, config)
+    for left_out in images.left_out:
+        say(f"zero-shot set `{config.name}`: {left_out}")
+    names = _usable(images, config)
     prompts = read_templates(config.prompts, list(names))
     kept = np.array(_draw(images.classes, names, config))
     image_ND = encode_over_ranks(
-        lambda batch: encode_images(model, images, kept[batch].tolist()),
+        lambda batch: encode_images(
+            model, images.read, images.where.__getitem__, kept[batch].tolist()
+        ),
         list(batched(range(len(kept)), BATCH_SIZE)),
     )
     # Names that are equal are one class: no model can tell them apart, and ties count against it.
@@ -96,7 +102,8 @@ def measure_zero_shot(model: DualModel, config: ZeroShotConfig, results: Results
 
     answers = map_over_ranks(dict.fromkeys(names, 1), measure)
     name = MetricName("zero_shot", config.name, MEAN, (), "accuracy")
-    results.protocol[name.prefix] = _protocol(config, len(kept), words, prompts)
+    protocol = _protocol(config, len(kept), words, prompts)
+    results.protocol[name.prefix] = "; ".join([protocol, *images.left_out])
     results.data[config.name] = images.sha256
     add_answers(results, name, answers, config.accuracy_at, pooled=False)
 
@@ -114,10 +121,15 @@ def embed_names(model: DualModel, words: Sequence[str], prompts: Prompts) -> np.
     return (class_CD / np.maximum(length_C1, 1e-12)).astype(np.float32)
 
 
-def _usable(names: Names, config: ZeroShotConfig) -> Names:
+def _usable(images: LabelledImages, config: ZeroShotConfig) -> Names:
     """The names in the languages to measure, sorted by language."""
-    # One name alone leaves nothing to choose.
-    usable = {lang: names[lang] for lang in sorted(names) if len(set(names[lang].values())) > 1}
+    shown, names = set(images.classes), images.names
+    # One name alone leaves nothing to choose, and names of classes without images nothing to ask.
+    usable = {
+        lang: names[lang]
+        for lang in sorted(names)
+        if len(set(names[lang].values())) > 1 and shown & names[lang].keys()
+    }
     lacking = [lang for lang in config.languages or () if lang not in usable]
     if lacking or not usable:
         raise UserError(

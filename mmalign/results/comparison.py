@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mmalign.core.commit import write_atomic, write_json
+from mmalign.core.commit import check_writable, write_atomic, write_json
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.results.aggregates import summed_up
 from mmalign.results.metric_names import FAMILY, MetricName
-from mmalign.results.results import Results, read_results
+from mmalign.results.results import Results, read_results, without_nan, writing
 from mmalign.results.statistics import DRAWS, LEVEL, drawn_means, holm, interval_and_p
 
 _FILE = "results.json"
@@ -214,7 +214,7 @@ def _row(
     drawn_MR = summed_up(language, drawn)
     # A mean over other languages than these (a task's own choice) cannot be drawn from them.
     if recomputed_M is None or not np.allclose(recomputed_M, value_M, rtol=0, atol=1e-9):
-        drawn_MR = None
+        drawn_MR = None  # nor can one that is not a number
     differences = []
     for model in range(1, len(found)):
         # The recorded values, not the means of the draws.
@@ -268,16 +268,19 @@ def check_target(path: Path) -> None:
     """Stop before any work if `write_comparison` could not write this file."""
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: give --out a file that ends in {', '.join(SUFFIXES)}")
+    check_writable(path)
 
 
 def write_comparison(comparison: Comparison, path: Path) -> None:
     """Write the comparison as JSON, CSV or Markdown, by the file's suffix."""
     check_target(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".json":
-        write_json(path, asdict(comparison))
-    else:
-        write_atomic(path, csv_text(comparison) if path.suffix == ".csv" else markdown(comparison))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".json":
+            write_json(path, without_nan(asdict(comparison)))
+        else:
+            as_text = csv_text if path.suffix == ".csv" else markdown
+            write_atomic(path, as_text(comparison))
 
 
 def markdown(comparison: Comparison) -> str:

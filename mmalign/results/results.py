@@ -10,9 +10,11 @@ models are compared query by query (`comparison.py`). Names are those of `metric
 
 import importlib.metadata
 import json
+import math
 import platform
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,9 @@ class Results:
         name = str(metric)
         if isinstance(hits, np.ndarray):
             self.metrics[name], self.counts[name] = float(hits.mean()), len(hits)
-            self.ci95[name] = bootstrap_interval(hits)
+            # A single query, or several about one thing, cannot tell how much others would differ.
+            if len(hits if ids is None else np.unique(ids)) > 1:
+                self.ci95[name] = bootstrap_interval(hits)
             # Most are hits and misses: a byte each is enough.
             is_binary = np.isin(hits, (0, 1)).all()
             self.values[name] = hits.astype(np.uint8 if is_binary else np.float32)
@@ -99,18 +103,44 @@ class Results:
         """Write the file, completely or not at all, and the values of its queries beside it."""
         missing = self.metrics.keys() - self.counts.keys()
         assert not missing, f"metrics without a count: {missing}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # First of all: the values of other results must never be found beside these.
-        queries = path.with_name(QUERIES)
-        queries.unlink(missing_ok=True)
-        write_json(path, asdict(self))
-        if self.values:
-            arrays: dict[str, Any] = {f"{group}{_IDS}": ids for group, ids in self.ids.items()}
-            arrays |= self.values
-            temporary = path.with_name(f".{QUERIES}.tmp")
-            with temporary.open("wb") as file:  # given a path, numpy would add a suffix to it
-                np.savez_compressed(file, **arrays)
-            temporary.replace(queries)
+        queries, temporary = path.with_name(QUERIES), path.with_name(f".{QUERIES}.tmp")
+        written = path.with_name(f".{path.name}.new")
+        arrays: dict[str, Any] = {f"{group}{_IDS}": ids for group, ids in self.ids.items()}
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                # Before anything is replaced: on a full disk what was there stays.
+                with temporary.open("wb") as file:  # given a path, numpy would add a suffix to it
+                    np.savez_compressed(file, **arrays, **self.values)
+                write_json(written, without_nan(asdict(self)))
+                # The values of other results must never be found beside these.
+                queries.unlink(missing_ok=True)
+                written.replace(path)
+                if self.values:
+                    temporary.replace(queries)
+            finally:
+                temporary.unlink(missing_ok=True)
+                written.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the disk refuses in the block is a UserError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); fix that and run it again"
+        ) from None
+
+
+def without_nan(tree: Any) -> Any:
+    """The tree with null in place of NaN and infinity, which JSON does not know."""
+    if isinstance(tree, dict):
+        return {key: without_nan(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [without_nan(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def read_results(path: Path) -> Results:
@@ -149,8 +179,16 @@ def read_results(path: Path) -> Results:
 
 def _from_tree(tree: dict[str, Any]) -> Results:
     baselines = {name: _from_tree(inner) for name, inner in tree.pop("baselines", {}).items()}
-    ci95 = {name: (low, high) for name, (low, high) in tree.pop("ci95", {}).items()}
+    ci95 = {
+        name: (_number(low), _number(high)) for name, (low, high) in tree.pop("ci95", {}).items()
+    }
+    for part in ("metrics", "chance"):
+        tree[part] = {name: _number(value) for name, value in tree.get(part, {}).items()}
     return Results(**tree, ci95=ci95, baselines=baselines)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value + 0.0  # a TypeError where it is no number
 
 
 def mean_over_seeds(runs: Sequence[Results]) -> Results:

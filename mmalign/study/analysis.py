@@ -208,7 +208,8 @@ def _compare(
     """The comparison, None where fewer than two seeds are on both sides."""
     many = kind == "headline" and len(study.pretraining_seeds) > 1
     ours, theirs = (_drawn(study, values, one, task, metric, many) for one in (left, right))
-    shared = [seed for seed in ours if seed in theirs]
+    # A metric may be undefined for a seed, such as a correlation with constant scores.
+    shared = [seed for seed in ours if np.isfinite(ours[seed] - theirs.get(seed, np.nan))]
     if len(shared) < 2:
         return None
     differences = np.array([ours[seed] - theirs[seed] for seed in shared])

@@ -16,11 +16,11 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 
-from mmalign.core.commit import write_atomic
+from mmalign.core.commit import check_writable, write_atomic
 from mmalign.core.config import write_yaml
 from mmalign.core.console import say, track
 from mmalign.report.study_page import write_study_page
-from mmalign.results.results import Results
+from mmalign.results.results import Results, writing
 from mmalign.study.analysis import StudyResults, analyse
 from mmalign.study.cells import Cell, cells_of, run_cell
 from mmalign.study.config import StudyConfig
@@ -36,6 +36,8 @@ def run_study(study: StudyConfig, out: Path, workers: int) -> StudyResults:
     Raises:
         UserError: a part of the study that cannot be used, or a training that stops.
     """
+    for file in ("study.yaml", "results.json", "report.html", "towers/x", "cells/x"):
+        check_writable(out / file)
     out.mkdir(parents=True, exist_ok=True)
     towers = prepare_towers(study, out / "towers")
     cells = cells_of(study, towers)
@@ -46,9 +48,11 @@ def run_study(study: StudyConfig, out: Path, workers: int) -> StudyResults:
     seconds = round(time.monotonic() - started, 1)
     results = analyse(study, towers, done)
     results.environment |= {"cells_seconds": seconds, "workers": workers}
-    write_atomic(out / "study.yaml", write_yaml(study.model_dump(mode="json")))
+    with writing(out / "study.yaml"):
+        write_atomic(out / "study.yaml", write_yaml(study.model_dump(mode="json")))
     results.write(out / "results.json")
-    write_study_page(asdict(results), out / "report.html")
+    with writing(out / "report.html"):
+        write_study_page(asdict(results), out / "report.html")
     return results
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mmalign.core import distributed
-from mmalign.core.commit import write_json
+from mmalign.core.commit import check_writable, write_json
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.evaluation.ann import searches as ann
@@ -32,7 +32,7 @@ from mmalign.evaluation.embedding_cache import cached_set
 from mmalign.models.encoder import DualModel
 from mmalign.results.aggregates import add_mean
 from mmalign.results.metric_names import MEAN, MetricName
-from mmalign.results.results import Results, environment
+from mmalign.results.results import Results, environment, writing
 
 # Recorded in results and compared between them: another wording makes older results incomparable.
 PROTOCOL = (
@@ -56,6 +56,8 @@ def run_faiss(config: FaissConfig, encoder: DualModel, out: Path) -> dict[str, A
     # Other ranks would take the processors that are timed.
     if distributed.world_size() > 1:
         raise UserError(f"suite {config.name}: it times one process; leave torchrun out")
+    for file in ("results.json", "faiss.csv", "faiss.json"):
+        check_writable(out / file)
     named = [(config.set.name, config.set.shards), *((shards, shards) for shards in config.pool)]
     sets = [cached_set(encoder, Path(path), name, Path(config.cache)) for name, path in named]
     searches = ann.make_searches(
@@ -97,10 +99,10 @@ def run_faiss(config: FaissConfig, encoder: DualModel, out: Path) -> dict[str, A
         "throughput_at_recall": throughput_at(rows, config.timed_at),
         "rows": rows,
     }
-    out.mkdir(parents=True, exist_ok=True)
     results.write(out / "results.json")
-    write_csv(out / "faiss.csv", rows)
-    write_json(out / "faiss.json", tree)
+    with writing(out / "faiss.json"):
+        write_csv(out / "faiss.csv", rows)
+        write_json(out / "faiss.json", tree)
     for sentence in advice:
         say(sentence)
     return tree

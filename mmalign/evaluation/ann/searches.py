@@ -102,10 +102,13 @@ def make_searches(
     langs = list(languages or test.embedded.languages)
     own = test.embedded.with_captions(np.flatnonzero(np.isin(test.embedded.language_M, langs)))
     images, texts, text_langs = [own.image_PD], [own.text_MD], [own.language_M]
+    known = test.picture_id_P
     for other in pool:
         one = other.embedded
-        # Images that the test set holds as well would answer a query without being counted as right.
-        new_P = ~np.isin(other.picture_id_P, test.picture_id_P)
+        # Images that the test set holds as well would answer a query without being counted as right; those
+        # of another folder of the pool would only make the search look larger.
+        new_P = ~np.isin(other.picture_id_P, known)
+        known = np.concatenate([known, other.picture_id_P])
         kept = new_P[one.picture_M] & np.isin(one.language_M, langs)
         images.append(one.image_PD[new_P])
         texts.append(one.text_MD[kept])

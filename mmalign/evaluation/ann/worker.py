@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mmalign.core.workers import die_with
-from mmalign.evaluation.ann.config import FaissConfig, IndexConfig
+from mmalign.evaluation.ann.config import FaissConfig, IndexConfig, faiss_reason
 
 _WARM_UP = 20  # single queries that are not counted
 
@@ -34,9 +34,7 @@ def run(folder: Path, number: int) -> None:
     try:
         facts, found = _measure(config, index, pool_MD, query_QD)
     except (RuntimeError, AssertionError, MemoryError) as error:
-        # FAISS's message in one line, without its position in FAISS's source.
-        text = re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", " ".join(str(error).split()))
-        facts, found = {"refused": text or type(error).__name__}, {}
+        facts, found = {"refused": faiss_reason(error)}, {}
     np.savez(folder / "found.npz", **found)
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
