@@ -69,9 +69,9 @@ def images_of_folder(folder: Path, class_names: str) -> LabelledImages:
     stray = sum(map(_is_image, (*folder.glob("*.*"), *folder.glob("*/*/**/*.*"))))
     formats = Counter(file.suffix or file.name for file in below if not _is_image(file))
     left_out = {
-        f"{len(bare)} classes without images ({', '.join(bare[:3])})": bare,
-        f"{stray} images that lie in no subfolder of a class": stray,
-        f"{formats.total()} files of other formats ({', '.join(sorted(formats))})": formats,
+        f"classes without images: {len(bare)} ({', '.join(bare[:3])})": bare,
+        f"images that lie in no subfolder of a class: {stray}": stray,
+        f"files of other formats: {formats.total()} ({', '.join(sorted(formats))})": formats,
     }
     # Sizes instead of contents: ImageNet's 50,000 files would take minutes to read twice.
     listing = [[file.relative_to(folder).as_posix(), file.stat().st_size] for file in files]

@@ -162,9 +162,9 @@ def test_what_is_left_out_is_counted_and_chance_is_that_of_all_classes(
     assert results.counts["zero_shot/s/en/accuracy@1"] == 2
     said = capsys.readouterr().out
     for words in (
-        "3 classes without images (empty, gifs, never)",
-        "2 images that lie in no subfolder of a class",
-        "3 files of other formats (.BMP, .gif, .txt)",
+        "classes without images: 3 (empty, gifs, never)",
+        "images that lie in no subfolder of a class: 2",
+        "files of other formats: 3 (.BMP, .gif, .txt)",
     ):
         assert words in results.protocol["zero_shot/s"]
         assert f"zero-shot set `s`: {words}\n" in said
