@@ -106,12 +106,13 @@ class Results:
         queries, temporary = path.with_name(QUERIES), path.with_name(f".{QUERIES}.tmp")
         written = path.with_name(f".{path.name}.new")
         arrays: dict[str, Any] = {f"{group}{_IDS}": ids for group, ids in self.ids.items()}
+        arrays |= self.values
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 # Before anything is replaced: on a full disk what was there stays.
                 with temporary.open("wb") as file:  # given a path, numpy would add a suffix to it
-                    np.savez_compressed(file, **arrays, **self.values)
+                    np.savez_compressed(file, **arrays)
                 write_json(written, without_nan(asdict(self)))
                 # The values of other results must never be found beside these.
                 queries.unlink(missing_ok=True)
