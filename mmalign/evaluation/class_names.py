@@ -121,6 +121,11 @@ def read_templates(prompts: str, languages: Sequence[str]) -> dict[str, Prompts]
     if folder is None:
         raise UserError(f"`prompts: {prompts}`: no such folder; name one, or `{LABEL}`")
     files = {canonical_language(file.stem): file for file in sorted(folder.glob("*.json"))}
+    if not files.keys() & set(languages):
+        raise UserError(
+            f"`prompts: {prompts}`: no file <lang>.json there for any of {', '.join(languages)}; add "
+            f"one, name another folder, or `{LABEL}`"
+        )
     return alone | {lang: read_prompts(files[lang]) for lang in languages if lang in files}
 
 

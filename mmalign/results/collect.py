@@ -23,7 +23,9 @@ def result_files(run: Path) -> list[Path]:
 def measured_on(run: Path, sha256: str) -> dict[Path, Results]:
     """The results of the weights with this sha256, by the file that holds them."""
     found = {path: read_results(path) for path in result_files(run)}
-    return {path: results for path, results in found.items() if results.model["sha256"] == sha256}
+    return {
+        path: results for path, results in found.items() if results.model.get("sha256") == sha256
+    }
 
 
 def collect(run: Path) -> Results:
@@ -39,7 +41,7 @@ def collect(run: Path) -> Results:
         )
     first = next(iter(found))
     for path, results in found.items():
-        if results.model["sha256"] != found[first].model["sha256"]:
+        if results.model.get("sha256") != found[first].model.get("sha256"):
             raise UserError(f"{path}: measured on other weights than {first}; remove the older one")
     return merged(found)
 

@@ -382,6 +382,7 @@ def test_broken_names_and_prompts_are_one_sentence(
         ({"images": "none"}, "none: no such folder"),
         ({"languages": ["xx"]}, "fewer than two classes have names in `xx`"),
         ({"prompts": "none"}, "`prompts: none`: no such folder"),
+        ({"prompts": str(ROOT / "docs")}, "no file <lang>.json there for any of de, en"),
         ({"prompts": "openai"}, "`prompts: openai` are English, but `de` is measured too"),
         ({"shards": "x"}, "name either `images` or `shards`"),
     ],
