@@ -497,7 +497,7 @@ def config_file(rng: random.Random, scratch: Path) -> None:
         as_yaml = as_yaml or (".nan" if new != new else json.dumps(new))
         lines[n] = rng.choice(
             (
-                *[f"{key}: {as_yaml}"] * 4,
+                *[f"{key}: {as_yaml}"] * 16,
                 *(
                     f"{key}s:{value}",
                     f"{key}",
