@@ -58,16 +58,15 @@ def compare(
 
     Example: mmalign compare runs/demo runs/peer --languages --out comparison.md
     """
-    from mmalign.results.comparison import table
-    from mmalign.results.comparison.compare import compare as compare_results
+    from mmalign.results import comparison
 
     if out is not None:
-        table.check_target(out)
+        comparison.check_target(out)
         check_writable(out)
-    comparison = compare_results(results, suite, languages)
-    table.show(comparison)
+    table = comparison.compare(results, suite, languages)
+    comparison.show(table)
     if out is not None:
-        table.write_comparison(comparison, out)
+        comparison.write_comparison(table, out)
         say(f"{out}")
 
 

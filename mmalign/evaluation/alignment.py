@@ -6,12 +6,7 @@ alignment/<set>/<a>-<b> or mean/translation_gap           cosine of translations
 alignment/<set>/<a>-<b> or mean/translation_gap_centred   the same after each language's mean is subtracted
 alignment/<set>/<a>-<b> or mean/cka                       linear centred kernel alignment
 
-    EmbeddedSet -> pairs of languages, shared by the ranks -> Pair -> both directions searched
-                                                                   -> what has no direction, under both names
-
-bitext@1 asks which caption is first, the gap asks for a distance, the centred gap whether languages that look
-far apart are merely offset, and CKA whether they have the same shape, however rotated. `mean` is over all
-ordered pairs.
+`mean` is over all ordered pairs.
 """
 
 from collections.abc import Callable
@@ -24,7 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmalign.evaluation.bitext import NEIGHBOURS, Direction, Relevance, both_directions, on_device
+from mmalign.evaluation.bitext import (
+    NEIGHBOURS,
+    Direction,
+    Relevance,
+    both_directions,
+    number,
+    on_device,
+)
 from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.evaluation.over_ranks import map_over_ranks
 from mmalign.results.aggregates import merge_with_means
@@ -49,13 +51,7 @@ PROTOCOL = (
 
 @dataclass(frozen=True)
 class Pair:
-    """The N captions in two languages of the images that have both.
-
-    Attributes:
-        a, b: the languages.
-        image_N: int64, the images.
-        directions: from a to b, and from b to a; row i of the queries and of the pool is of image i.
-    """
+    """The N captions in languages a and b of the images that have both; both directions."""
 
     a: str
     b: str
@@ -64,26 +60,22 @@ class Pair:
 
 
 def measure_alignment(embedded: EmbeddedSet, results: Results) -> None:
-    """Add the five measures of every ordered pair of languages that share at least two images.
-
-    A collective: every rank calls it with the same set and has the same results afterwards.
-    """
+    """Add the five measures of every ordered pair of languages that share two images. A collective."""
     results.protocol[f"alignment/{embedded.name}"] = PROTOCOL
     parts = for_each_pair(embedded, lambda pair: _measure_pair(pair, embedded.name))
     merge_with_means(results, parts)
 
 
 def for_each_pair(embedded: EmbeddedSet, measure: Callable[[Pair], T]) -> list[T]:
-    """What `measure` returns for each two languages that share at least two images, on every rank.
+    """What `measure` returns for each two languages that share at least two images. A collective.
 
-    Each two languages are measured once, on one rank. A collective, as `map_over_ranks`.
+    Each two languages are measured once, on one rank.
     """
     first = embedded.first_captions()
     languages = embedded.languages
     caption_of = {lang: first[embedded.language_M[first] == lang] for lang in languages}
     # Equal texts have one label: a query that finds the same words has found the translation.
-    label_of_text = {text: i for i, text in enumerate(dict.fromkeys(embedded.texts))}
-    label_M = np.array([label_of_text[text] for text in embedded.texts], np.int64)
+    _, label_M = number(embedded.texts)
 
     def of_language(a: str) -> list[T]:
         outcomes = []
@@ -93,9 +85,9 @@ def for_each_pair(embedded: EmbeddedSet, measure: Callable[[Pair], T]) -> list[T
             image_a, image_b = (embedded.picture_M[caption_of[lang]] for lang in (a, b))
             both, row_a, row_b = np.intersect1d(image_a, image_b, True, return_indices=True)
             if len(both) >= 2:
-                in_a, in_b = caption_of[a][row_a], caption_of[b][row_b]
-                a_ND, b_ND = (on_device(embedded.text_MD[rows]) for rows in (in_a, in_b))
-                right_in_b, right_in_a = (Relevance.of_labels(label_M[x]) for x in (in_b, in_a))
+                rows = caption_of[a][row_a], caption_of[b][row_b]
+                a_ND, b_ND = (on_device(embedded.text_MD[one]) for one in rows)
+                right_in_a, right_in_b = (Relevance.of_labels(label_M[one]) for one in rows)
                 directions = both_directions(a_ND, b_ND, right_in_b, right_in_a)
                 outcomes.append(measure(Pair(a, b, both, directions)))
         return outcomes
@@ -105,11 +97,12 @@ def for_each_pair(embedded: EmbeddedSet, measure: Callable[[Pair], T]) -> list[T
 
 
 def _measure_pair(pair: Pair, subject: str) -> Results:
-    """All measures of two languages, under both orders of their names."""
     results = Results(suite="", model={})
     there, back = pair.directions
     a_ND, b_ND = there.query_QD, back.query_QD
     centred = centre(a_ND), centre(b_ND)
+    # Languages that look far apart may be merely offset, which the centred gap shows, or rotated, which does
+    # not change CKA.
     scaled = (F.normalize(one, eps=AT_THE_MEAN) for one in centred)
     # Value and chance level of the measures that are the same in both directions. Were the captions paired
     # at random, translations would be as near as the others: a gap of 0.
@@ -129,17 +122,16 @@ def _measure_pair(pair: Pair, subject: str) -> Results:
 
 
 def centre(rows_ND: Tensor) -> Tensor:
-    """The rows less their mean, which is computed in float64: equal rows become zero."""
+    """The rows less their mean."""
+    # A mean in float64: equal rows become exactly zero.
     return (rows_ND.double() - rows_ND.mean(0, dtype=torch.float64)).to(rows_ND.dtype)
 
 
 def translation_gap(a_ND: Tensor, b_ND: Tensor) -> float:
-    """Mean of a_i * b_i less the mean of a_i * b_j over all i != j; N > 1.
-
-    Exact, without the N x N products: those of all pairs add up to the product of the two sums.
-    """
+    """Mean of a_i * b_i less the mean of a_i * b_j over all i != j; N > 1."""
     n = len(a_ND)
     same = float((a_ND * b_ND).sum(dtype=torch.float64))
+    # Exact without the N x N products: all pairs add up to the product of the two sums.
     every = float(a_ND.sum(0, dtype=torch.float64) @ b_ND.sum(0, dtype=torch.float64))
     return same / n - (every - same) / (n * (n - 1))
 
@@ -147,9 +139,7 @@ def translation_gap(a_ND: Tensor, b_ND: Tensor) -> float:
 def linear_cka(a_ND: Tensor, b_ND: Tensor) -> tuple[float, float]:
     """Linear CKA of centred rows (Kornblith et al. 2019, arXiv 1905.00414), and its chance level.
 
-    With A and B of N rows, |A'B|^2 / (|A'A| |B'B|) in Frobenius norms. Chance is the mean over all ways to
-    pair the rows: a random permutation P of N leaves E[tr(AA' P BB' P')] = tr(AA') tr(BB') / (N - 1), because
-    the rows are centred. Both are 0 where one language is a single point.
+    |A'B|^2 / (|A'A| |B'B|) in Frobenius norms. Both are 0 where one language is a single point.
     """
     spread_a, spread_b = (float(one.square().sum(dtype=torch.float64)) for one in (a_ND, b_ND))
     if min(spread_a, spread_b) <= len(a_ND) * AT_THE_MEAN**2:
@@ -158,5 +148,7 @@ def linear_cka(a_ND: Tensor, b_ND: Tensor) -> tuple[float, float]:
     # |A'A| = |AA'|: the smaller of the two is computed.
     grams = (one @ one.T if n < d else one.T @ one for one in (a_ND, b_ND))
     own_a, own_b = (float(gram.square().sum(dtype=torch.float64).sqrt()) for gram in grams)
+    # Chance is the mean over all ways to pair the rows: a random permutation P of N centred rows leaves
+    # E[tr(AA' P BB' P')] = tr(AA') tr(BB') / (N - 1).
     across = float((a_ND.T @ b_ND).square().sum(dtype=torch.float64))
     return across / (own_a * own_b), spread_a * spread_b / ((n - 1) * (own_a * own_b))

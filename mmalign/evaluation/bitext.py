@@ -2,14 +2,11 @@
 
     vectors of a and b, which items answer each other -> `both_directions` -> hits at 1, by cosine or by CSLS
 
-The exact scores of a pair of languages are needed several times over (twice in each direction, and for CSLS),
-so they are kept where they are few; `nearest.py` searches large pools once. Ties are counted against the
-model in the same way.
-
+Ties are counted against the model, as in `nearest.py`.
 Shapes: Q queries, M items of the pool, R pairs of a query and an answer, D width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,9 +23,9 @@ _BLOCK = 2**21  # scores that are looked at in one go: 8 MiB
 
 @dataclass(frozen=True)
 class Relevance:
-    """Which items of a pool answer each of Q queries: for query q, `count_Q[q]` entries of `item_R` from
-    `start_Q[q]` on. Queries may share entries. All int64."""
+    """Which items of a pool answer each of Q queries; all int64."""
 
+    # For query q, `count_Q[q]` entries of `item_R` from `start_Q[q]` on; queries may share entries.
     item_R: np.ndarray
     start_Q: np.ndarray
     count_Q: np.ndarray
@@ -57,16 +54,13 @@ class Relevance:
 
 @dataclass(frozen=True)
 class Direction:
-    """Q queries that search a pool of M items by inner product, in blocks of rows.
-
-    Attributes:
-        kept_QM: all scores, where they are few; otherwise each pass computes them again, so that memory
-            stays bounded.
-    """
+    """Q queries that search a pool of M items by inner product, in blocks of rows."""
 
     query_QD: Tensor
     pool_MD: Tensor
     right: Relevance
+    # The scores are needed twice in each direction, and for CSLS. Where they are many, each pass computes
+    # them again, so that memory stays bounded.
     kept_QM: Tensor | None
 
     @property
@@ -77,8 +71,7 @@ class Direction:
     def hits(self, less_M: Tensor | None = None) -> np.ndarray:
         """(Q,) float64 of 0 and 1: whether a right item scores higher than all wrong ones.
 
-        Args:
-            less_M: what to subtract from the score of each item of the pool.
+        `less_M` is subtracted from the score of each item of the pool.
         """
         hits = []
         for start, block in self._blocks():
@@ -92,11 +85,7 @@ class Direction:
         return torch.cat(hits).cpu().numpy().astype(np.float64)
 
     def csls_hits(self, back: "Direction") -> np.ndarray:
-        """The same by cross-domain similarity local scaling (CSLS; Conneau et al. 2018, arXiv 1710.04087).
-
-        Args:
-            back: the direction from the pool to the queries.
-        """
+        """The same by cross-domain similarity local scaling (CSLS; Conneau et al. 2018, arXiv 1710.04087)."""
         # CSLS is 2 cos(x, y) - r(x) - r(y), where r is the mean cosine with the nearest items of the other
         # language. r(x) is the same for all items of a query and decides nothing.
         k = min(NEIGHBOURS, len(back.pool_MD))
@@ -111,6 +100,13 @@ class Direction:
                 yield start, self.query_QD[start : start + rows] @ self.pool_MD.T
             else:
                 yield start, self.kept_QM[start : start + rows]
+
+
+def number(items: Iterable[str]) -> tuple[list[str], np.ndarray]:
+    """The distinct items in the order of their first appearance, and the number (int64) of each item."""
+    numbers: dict[str, int] = {}
+    number_N = np.array([numbers.setdefault(one, len(numbers)) for one in items], np.int64)
+    return list(numbers), number_N
 
 
 def directions_of_entries(
@@ -131,5 +127,6 @@ def both_directions(
 
 
 def on_device(rows_ND: np.ndarray) -> Tensor:
-    """On this rank's device; vectors that are not numbers become zero, which ties with everything."""
+    """The rows on this rank's device."""
+    # Vectors that are not numbers become zero, which ties with everything.
     return torch.from_numpy(rows_ND).to(distributed.device()).nan_to_num(0.0, 0.0, 0.0)

@@ -4,20 +4,19 @@
 shards, captions = class names                          -+
 """
 
+import difflib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from mmalign.core.errors import UserError
+from mmalign.core.languages import canonical_language
 from mmalign.data.image_formats import READ_SUFFIXES
-from mmalign.data.images import UndecodableImage, decode
 from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.class_names import Names, read_names
-from mmalign.models.encoder import DualModel
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,11 @@ class LabelledImages:
     """The images of a set and the names of their classes.
 
     Attributes:
-        where: one entry per image: its file or sample, for messages.
+        where: the file or sample of each image, for messages.
         classes: the class of each image.
-        names: language -> class -> name.
-        sha256: of the set: the manifest, or names and sizes of the files and names of the classes.
+        sha256: of the manifest, or of names and sizes of the files and names of the classes.
         read: number of an image -> its bytes.
+        left_out: what is not measured, in words.
     """
 
     where: list[str]
@@ -37,33 +36,52 @@ class LabelledImages:
     names: Names
     sha256: str
     read: Callable[[int], bytes]
+    left_out: tuple[str, ...] = ()
 
 
 def images_of_folder(folder: Path, class_names: str) -> LabelledImages:
     """All images right below the subfolders, in alphabetical order: ImageNet's layout.
-
-    Args:
-        class_names: `source` of `class_names.read_names`.
 
     Raises:
         UserError: no such folder, no images in it, or names that cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; it must hold one subfolder of images per class")
-    below = sorted(folder.glob("*/*"))
-    files = [file for file in below if file.suffix.lower().removeprefix(".") in READ_SUFFIXES]
+    below = [file for file in sorted(folder.glob("*/*")) if file.is_file()]
+    files = list(filter(_is_image, below))
     if not files:
         raise UserError(
             f"{folder}: no subfolder holds images ({', '.join(READ_SUFFIXES)}); unpack them into one "
             "subfolder per class"
         )
     classes = [file.parent.name for file in files]
-    names = read_names(class_names, list(dict.fromkeys(classes)))
+    names = read_names(class_names, [one.name for one in folder.iterdir() if one.is_dir()])
+    named = set().union(*names.values())
+    if unnamed := sorted(set(classes) - named):
+        near = difflib.get_close_matches(unnamed[0], named - set(classes), n=1)
+        hint = f"did you mean `{near[0]}`?" if near else "rename it, remove it, or name its class"
+        raise UserError(
+            f"{folder}: `images` has a subfolder `{unnamed[0]}`, which is no class of `class_names: "
+            f"{class_names}`; {hint}"
+        )
+    # A class without images stays among the names to choose from: chance is that of what was asked for.
+    bare = sorted(named - set(classes))
+    stray = sum(map(_is_image, (*folder.glob("*.*"), *folder.glob("*/*/**/*.*"))))
+    formats = Counter(file.suffix or file.name for file in below if not _is_image(file))
+    left_out = {
+        f"classes without images: {len(bare)} ({', '.join(bare[:3])})": bare,
+        f"images that lie in no subfolder of a class: {stray}": stray,
+        f"files of other formats: {formats.total()} ({', '.join(sorted(formats))})": formats,
+    }
     # Sizes instead of contents: ImageNet's 50,000 files would take minutes to read twice.
     listing = [[file.relative_to(folder).as_posix(), file.stat().st_size] for file in files]
     sha256 = hashlib.sha256(json.dumps([listing, names]).encode()).hexdigest()
-    where = list(map(str, files))
-    return LabelledImages(where, classes, names, sha256, lambda i: files[i].read_bytes())
+    where, found = list(map(str, files)), tuple(words for words, some in left_out.items() if some)
+    return LabelledImages(where, classes, names, sha256, lambda i: files[i].read_bytes(), found)
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower().removeprefix(".") in READ_SUFFIXES
 
 
 def images_of_shards(folder: Path) -> LabelledImages:
@@ -77,27 +95,11 @@ def images_of_shards(folder: Path) -> LabelledImages:
     names: Names = {}
     for sample in range(len(shard_set)):
         # Reversed: of several captions in a language the first one stays.
-        called = {one.lang: one.text for one in reversed(shard_set.read(sample).captions)}
+        captions = reversed(shard_set.read(sample).captions)
+        called = {canonical_language(one.lang): one.text for one in captions}
         classes.append(json.dumps(called, sort_keys=True))
         for lang, name in called.items():
             names.setdefault(lang, {})[classes[-1]] = name
     where = [f"{folder}, sample `{key}`" for key in shard_set.keys]
     sha256 = shard_set.manifest.sha256
     return LabelledImages(where, classes, names, sha256, lambda i: shard_set.read(i).image)
-
-
-def encode_images(model: DualModel, images: LabelledImages, numbers: Sequence[int]) -> np.ndarray:
-    """(n, D) float32 of unit length.
-
-    Raises:
-        UserError: an image that cannot be decoded, by its name.
-    """
-    try:
-        return model.encode_images(images.read(i) for i in numbers)
-    except UndecodableImage:
-        for i in numbers:  # the model does not say which one it is
-            try:
-                decode(images.read(i))
-            except UndecodableImage as error:
-                raise UserError(f"{images.where[i]}: {error}; fix it or remove it") from None
-        raise

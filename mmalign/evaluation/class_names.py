@@ -3,9 +3,7 @@
     open_clip's names, Babel-ImageNet's file, a folder of <lang>.json -> read_names -> {lang: {class: name}}
     `label`, `openai`, a folder of <lang>.json                    -> read_templates -> {lang: templates}
 
-A class is identified by the name of its folder. In ImageNet that is a WordNet id (`n01440764`), and class
-number i of ImageNet-1k is the i-th of the 1,000 ids in alphabetical order: timm lists them, and torchvision,
-open_clip's names and Babel-ImageNet count in the same way.
+A class is identified by the name of its folder. In ImageNet that is a WordNet id (`n01440764`).
 """
 
 from collections.abc import Sequence
@@ -16,16 +14,15 @@ import pydantic
 
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
+from mmalign.core.languages import canonical_language
 from mmalign.core.resources import find_folder
 
 LABEL = "label"  # the names alone, without a sentence
 OPENAI = "openai"  # the names and templates of CLIP's authors, English
 SLOT = "{}"
-_ALONE = (SLOT,)
 _CLASSES = 1000  # of ImageNet-1k
 
-Names = dict[str, dict[str, str]]
-"""language -> class -> its name"""
+Names = dict[str, dict[str, str]]  # language -> class -> its name
 
 _Index = Annotated[int, pydantic.Field(ge=0, lt=_CLASSES)]
 _Name = Annotated[str, pydantic.StringConstraints(strip_whitespace=True, min_length=1)]
@@ -51,43 +48,43 @@ class Prompts(Section):
             raise ValueError("a template is there twice")
         return templates
 
-    @property
-    def are_names_alone(self) -> bool:
-        return self.templates == _ALONE
-
 
 def read_names(source: str, classes: Sequence[str]) -> Names:
-    """The names of `classes`, in every language that has some.
+    """Names of classes, in every language that has some.
 
     Args:
         source: one of
 
             - `openai`: English names of ImageNet-1k, as open_clip holds them.
             - a file in Babel-ImageNet's layout, {language: [[class numbers], [names]]}
-              (gregor-ge/Babel-ImageNet@317c498, `data/babel_imagenet-298.json`). Its codes become lower
-              case, with hyphens. English comes from open_clip, as in its own evaluation.
-            - a folder of `<lang>.json`, {class: name}.
+              (gregor-ge/Babel-ImageNet@317c498, `data/babel_imagenet-298.json`). English comes from
+              open_clip, as in its own evaluation.
+            - a folder of `<lang>.json`, {class: name}: all its classes.
 
-        classes: names of the folders of images; for ImageNet any of the 1,000 WordNet ids.
+        classes: which of ImageNet-1k, by their WordNet ids.
 
     Raises:
-        UserError: no such file, another layout, or folders that are not classes of ImageNet-1k.
+        UserError: no such file, or another layout.
     """
+    names: Names = {}
     if Path(source).is_dir():
-        files = sorted(Path(source).glob("*.json"))
-        names: Names = {file.stem: _read(file, _NAMES, "{class: name}") for file in files}
-    else:
-        from open_clip import IMAGENET_CLASSNAMES
-        from timm.data import ImageNetInfo
+        for file in sorted(Path(source).glob("*.json")):
+            _join(names, file.stem, _read(file, _NAMES, "{class: name}"))
+        return names
+    from open_clip import IMAGENET_CLASSNAMES
+    from timm.data import ImageNetInfo
 
-        ids = ImageNetInfo("imagenet-1k").label_names()  # class number i is the i-th
-        names = {} if source == OPENAI else _read_babel(Path(source), ids)
-        names["en"] = dict(zip(ids, IMAGENET_CLASSNAMES, strict=True))
-        if unknown := sorted(set(classes) - set(ids)):
-            raise UserError(
-                f"`images` has a subfolder `{unknown[0]}`, which is no class of ImageNet-1k (WordNet ids "
-                "such as n01440764); for other classes give `class_names` a folder of <lang>.json"
-            )
+    # In alphabetical order; torchvision, open_clip's names and Babel-ImageNet number classes so.
+    ids = ImageNetInfo("imagenet-1k").label_names()
+    if source != OPENAI:
+        layout = "{language: [[class numbers below 1000], [names]]}"
+        for code, (numbers, words) in _read(Path(source), _BABEL, layout).items():
+            if len(numbers) != len(words) or len(set(numbers)) < len(numbers):
+                raise UserError(f"{source}: `{code}` must have one name for each class number")
+            of_lang = {ids[number]: word for number, word in zip(numbers, words, strict=True)}
+            # Babel-ImageNet writes codes as `ZH_YUE`.
+            _join(names, code.lower().replace("_", "-"), of_lang)
+    names["en"] = dict(zip(ids, IMAGENET_CLASSNAMES, strict=True))
     wanted = set(classes)
     return {
         lang: {one: name for one, name in of_lang.items() if one in wanted}
@@ -95,29 +92,19 @@ def read_names(source: str, classes: Sequence[str]) -> Names:
     }
 
 
-def _read_babel(path: Path, ids: Sequence[str]) -> Names:
-    names: Names = {}
-    layout = "{language: [[class numbers below 1000], [names]]}"
-    for code, (numbers, words) in _read(path, _BABEL, layout).items():
-        if len(numbers) != len(words) or len(set(numbers)) < len(numbers):
-            raise UserError(f"{path}: `{code}` must have one name for each class number")
-        of_lang = {ids[number]: word for number, word in zip(numbers, words, strict=True)}
-        # Babel-ImageNet writes codes as `ZH_YUE`; metric names use BCP-47's hyphens.
-        names[code.lower().replace("_", "-")] = of_lang
-    return names
+def _join(names: Names, code: str, of_lang: dict[str, str]) -> None:
+    # One language may have several spellings; of two names of a class the first stays.
+    lang = canonical_language(code)
+    names[lang] = of_lang | names.get(lang, {})
 
 
 def read_templates(prompts: str, languages: Sequence[str]) -> dict[str, Prompts]:
-    """The templates of each language.
-
-    Args:
-        prompts: `label`: the name alone. `openai`: the 80 templates of CLIP's authors, English. Else a folder
-            of `<lang>.json`; a language without a file there has its names alone.
+    """The templates of each language; one without a file in a folder of prompts has its names alone.
 
     Raises:
         UserError: no such folder, a broken file, or `openai` for another language than English.
     """
-    alone = {lang: Prompts(lang=lang, templates=_ALONE, source=LABEL) for lang in languages}
+    alone = {lang: Prompts(lang=lang, templates=(SLOT,), source=LABEL) for lang in languages}
     if prompts == LABEL:
         return alone
     if prompts == OPENAI:
@@ -133,18 +120,18 @@ def read_templates(prompts: str, languages: Sequence[str]) -> dict[str, Prompts]
     folder = find_folder(prompts)
     if folder is None:
         raise UserError(f"`prompts: {prompts}`: no such folder; name one, or `{LABEL}`")
-    files = (folder / f"{lang}.json" for lang in languages)
-    return alone | {file.stem: read_prompts(file) for file in files if file.is_file()}
+    files = {canonical_language(file.stem): file for file in sorted(folder.glob("*.json"))}
+    if not files.keys() & set(languages):
+        raise UserError(
+            f"`prompts: {prompts}`: no file <lang>.json there for any of {', '.join(languages)}; add "
+            f"one, name another folder, or `{LABEL}`"
+        )
+    return alone | {lang: read_prompts(files[lang]) for lang in languages if lang in files}
 
 
 def read_prompts(path: Path) -> Prompts:
-    """One file of templates.
-
-    Raises:
-        UserError: another layout, a template without `{}`, or another language than the file's name says.
-    """
     prompts = _read(path, pydantic.TypeAdapter(Prompts), "`lang`, `templates` and `source`")
-    if prompts.lang != path.stem:
+    if canonical_language(prompts.lang) != canonical_language(path.stem):
         raise UserError(f"{path}: `lang` is `{prompts.lang}`; name the file {prompts.lang}.json")
     return prompts
 

@@ -2,15 +2,12 @@
 
     ShardSet -> batches, shared by the ranks -> DualModel -> gathered, in the set's order -> EmbeddedSet
 
-A set is cut into batches in one way, whatever the number of ranks, so that W ranks take 1/W of the time.
-
 Of a sharded set no rank holds all images: rank r encodes and keeps the r-th run of batches, and retrieval
-searches the runs (`nearest.search_shards`). The captions, which are the smaller part of the work and are
-divided by language, are all on every rank: 2 GB per million at D = 512.
+searches the runs (`nearest.search_shards`). The captions are all on every rank: 2 GB per million at D = 512.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -19,6 +16,8 @@ import numpy as np
 from mmalign.core import distributed
 from mmalign.core.batching import batched
 from mmalign.core.errors import UserError
+from mmalign.core.languages import canonical_language
+from mmalign.data.images import UndecodableImage, decode
 from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.over_ranks import encode_over_ranks, encode_run, encode_texts_over_ranks
 from mmalign.models.encoder import BATCH_SIZE, DualModel
@@ -29,16 +28,11 @@ class EmbeddedSet:
     """P distinct images and M captions in one space.
 
     Attributes:
-        name: of the set in metric names.
         image_PD, text_MD: float32, unit length. Of a sharded set, image_PD is this rank's run of the
-            images, which may be empty; the runs of all ranks, in rank order, are all P.
-            Empty, too, where no measure looks at images.
+            images, from `first_picture` on. Empty where no measure looks at images.
         sample_P: which sample of the shard set shows each image.
         picture_M: int64, which of the P images each caption describes.
         language_M: BCP-47 code of each caption.
-        texts: the captions themselves.
-        sharded: whether each rank holds only a run of the images.
-        first_picture: where this rank's run begins; 0 if the set is not sharded.
     """
 
     name: str
@@ -79,7 +73,8 @@ class EmbeddedSet:
 
 
 def take(rows_ND: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """The rows at these ascending positions; no copy if they are all."""
+    """The rows at these ascending positions."""
+    # No copy if they are all: a set may fill half of the memory.
     return rows_ND if len(kept) == len(rows_ND) else rows_ND[kept]
 
 
@@ -91,58 +86,79 @@ def embed_set(
     sharded: bool = False,
     pictures: bool = True,
 ) -> EmbeddedSet:
-    """Encode the set; samples that show the same image are one image with all their captions.
-
-    A collective: every rank calls it with equal weights and equal data, and gets the complete set, or with
-    `sharded` all but the images of the others.
+    """Encode the set; samples that show the same image are one image with all their captions. A collective.
 
     Args:
         languages: captions in these only; none: all.
-        sharded: for sets whose images one process should not hold, or not search alone.
-        pictures: whether a measure looks at the images; if not, `image_PD` has no rows, and the model may be
-            a text encoder alone.
+        sharded: each rank keeps its run of the images only.
+        pictures: whether a measure looks at the images; if not, the model may be a text encoder alone.
 
     Raises:
         UserError: a language that the set lacks, or no captions at all.
     """
-    check_languages(languages, {one for langs in shard_set.languages for one in langs}, name)
+    spelled = {one for langs in shard_set.languages for one in langs}
+    check_languages(languages, set(map(canonical_language, spelled)), name)
     ids, first_S, image_S = np.unique(shard_set.picture_ids, return_index=True, return_inverse=True)
     # np.unique sorts by id; images are numbered in the order in which the set shows them first.
     order = np.argsort(first_S)
     sample_P, number = first_S[order].tolist(), np.argsort(order)
     rank, ranks, samples = distributed.rank(), distributed.world_size(), len(shard_set)
-    mine = range(samples * rank // ranks, samples * (rank + 1) // ranks)  # a rank reads some shards
+    # Neighbours, so that a rank reads some of the shards only.
+    mine = range(samples * rank // ranks, samples * (rank + 1) // ranks)
     parts = distributed.gather_objects([shard_set.read(sample).captions for sample in mine])
+    # Shards may spell a language in several ways; it is measured as one.
     captions = [
-        (image, caption)
+        (image, lang, caption.text)
         for image, of_sample in zip(number[image_S], chain.from_iterable(parts), strict=True)
         for caption in of_sample
-        if languages is None or caption.lang in languages
+        if (lang := canonical_language(caption.lang)) in (languages or (lang,))
     ]
     if not captions:
         raise UserError(f"set `{name}`: {shard_set.folder} has no captions to measure")
-    texts = [caption.text for _, caption in captions]
+    texts = [text for _, _, text in captions]
 
-    def encode_images(batch: Sequence[int]) -> np.ndarray:
-        return encoder.encode_images(shard_set.read(sample_P[i]).image for i in batch)
+    def encode(batch: Sequence[int]) -> np.ndarray:
+        return encode_images(
+            encoder,
+            lambda i: shard_set.read(sample_P[i]).image,
+            lambda i: f"{shard_set.folder}, sample `{shard_set.keys[sample_P[i]]}`",
+            batch,
+        )
 
     # Texts first: they say how wide a vector is, where no image is encoded.
-    text_MD = encode_texts_over_ranks(encoder, texts)
+    text_MD = encode_texts_over_ranks(encoder.encode_texts, texts)
     first_picture, image_PD = 0, np.zeros((0, text_MD.shape[1]), np.float32)
     batches = list(batched(range(len(ids)), BATCH_SIZE))
     if pictures and sharded:
-        first_picture, image_PD = encode_run(encode_images, batches)
+        first_picture, image_PD = encode_run(encode, batches)
     elif pictures:
-        image_PD = encode_over_ranks(encode_images, batches)
-    picture_M = np.array([image for image, _ in captions], np.int64)
-    language_M = np.array([caption.lang for _, caption in captions])
+        image_PD = encode_over_ranks(encode, batches)
+    picture_M = np.array([image for image, _, _ in captions], np.int64)
+    language_M = np.array([lang for _, lang, _ in captions])
     return EmbeddedSet(
         name, image_PD, text_MD, sample_P, picture_M, language_M, texts, sharded, first_picture
     )
 
 
+def encode_images(
+    model: DualModel,
+    read: Callable[[int], bytes],
+    where: Callable[[int], str],
+    numbers: Sequence[int],
+) -> np.ndarray:
+    """(n, D) float32 of unit length; a UserError says where an image lies that cannot be decoded."""
+    try:
+        return model.encode_images(read(i) for i in numbers)
+    except UndecodableImage:
+        for i in numbers:  # the model does not say which one it is
+            try:
+                decode(read(i))
+            except UndecodableImage as error:
+                raise UserError(f"{where(i)}: {error}; fix it or remove it") from None
+        raise
+
+
 def check_languages(wanted: Sequence[str] | None, there: set[str], name: str) -> None:
-    """Stop if a set lacks a language that was asked for."""
     if lacking := sorted(set(wanted or ()) - there):
         raise UserError(
             f"set `{name}`: language `{lacking[0]}` is not in it; it has {', '.join(sorted(there))}"

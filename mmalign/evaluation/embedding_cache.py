@@ -7,10 +7,8 @@
         metadata/metadata_0.parquet  the same for clip-retrieval, where pyarrow is installed
         MANIFEST.json                written last: model, data, normalisation, sha256 of each file
 
-clip-retrieval (rom1504/clip-retrieval, `clip_inference/writer.py`) pairs one image with one caption per row
-and mostly writes float16. So an image with several captions has several rows, and an image without any has
-one, with an empty caption whose vector is zero. Rows are float32, so that cached and fresh embeddings give
-equal numbers.
+clip-retrieval (rom1504/clip-retrieval, `clip_inference/writer.py`) pairs one image with one caption per row.
+So an image with several captions has several rows, and an image without any has one, whose vector is zero.
 """
 
 import json
@@ -21,26 +19,26 @@ from typing import Any
 
 import numpy as np
 
-from mmalign.core.commit import MANIFEST, committed_folder, verify
+from mmalign.core.commit import MANIFEST, check_writable, committed_folder, verify
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
+from mmalign.core.languages import canonical_language
 from mmalign.data.preprocess import PIXELS
 from mmalign.data.shards.manifest import read_manifest
 from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.embed import EmbeddedSet, embed_set
 from mmalign.models.encoder import DualModel
+from mmalign.results.results import writing
 
 ROWS_PER_FILE = 1_000_000
 
 
 @dataclass(frozen=True)
 class CachedSet:
-    """A complete shard set as vectors, from disk.
+    """A complete shard set as vectors, from disk; the captions are sorted by image.
 
     Attributes:
-        embedded: all images and all captions; the captions are sorted by image.
         picture_id_P: int64, equal where images are equal, in every data set.
-        folder: where it is kept.
         data_sha256: of the data set's manifest.
         sha256: file name -> hexadecimal sha256 of its bytes, of the files with vectors.
     """
@@ -58,8 +56,6 @@ def cached_set(encoder: DualModel, shards: Path, name: str, cache: Path) -> Cach
     For one process: the ranks of a run would write the same folder.
 
     Args:
-        shards: folder of the data set.
-        name: of the set in metric names.
         cache: folder of all cached embeddings; another model or other data get a folder of their own.
 
     Raises:
@@ -70,11 +66,13 @@ def cached_set(encoder: DualModel, shards: Path, name: str, cache: Path) -> Cach
     folder = cache / "-".join(one[:16] for one in sha256.values())
     key = {**sha256, "pixels": PIXELS}  # another decoding of images makes other vectors
     if not folder.exists():
+        check_writable(folder, is_folder=True)
         say(f"embedding {shards} into {folder}")
         shard_set = ShardSet(shards)
         embedded = embed_set(encoder, shard_set, name)
         facts = {**key, "model": encoder.facts, "data": str(shards)}
-        write_embeddings(folder, embedded, shard_set, facts)
+        with writing(folder):
+            write_embeddings(folder, embedded, shard_set, facts)
         shard_set.close()
     return read_embeddings(folder, key, name)
 
@@ -82,11 +80,7 @@ def cached_set(encoder: DualModel, shards: Path, name: str, cache: Path) -> Cach
 def write_embeddings(
     folder: Path, embedded: EmbeddedSet, shard_set: ShardSet, facts: dict[str, Any]
 ) -> None:
-    """Write the embeddings of a set, completely or not at all.
-
-    Args:
-        facts: what the manifest states besides the layout; at least the `key` of `read_embeddings`.
-    """
+    """Write the embeddings of a set; the manifest states the `facts`, among them `read_embeddings`' `key`."""
     # Of each row the image and the caption, -1 where the image has none.
     bare = np.setdiff1d(np.arange(len(embedded.image_PD)), embedded.picture_M)
     image_R = np.concatenate([embedded.picture_M, bare])
@@ -98,6 +92,7 @@ def write_embeddings(
     info = {
         **facts,
         "layout": "clip-retrieval",
+        # clip-retrieval mostly writes float16; these give the numbers of vectors that were never stored.
         "dtype": "float32",
         "normalised": True,
         "rows": len(image_R),
@@ -129,11 +124,8 @@ def write_embeddings(
 def read_embeddings(folder: Path, key: dict[str, str], name: str) -> CachedSet:
     """The set that `write_embeddings` wrote, after every byte was checked.
 
-    Args:
-        key: `model_sha256`, `data_sha256` and `pixels` that the manifest must state.
-
     Raises:
-        UserError: damaged files, or embeddings of another model or of other data.
+        UserError: damaged files, or a manifest that does not state what `key` does.
     """
     try:
         info = verify(folder)
@@ -145,12 +137,9 @@ def read_embeddings(folder: Path, key: dict[str, str], name: str) -> CachedSet:
                 f"{folder / MANIFEST}: `{field}` is {info.get(field)}, wanted is {wanted}; delete "
                 f"{folder} and repeat"
             )
-    rows: list[dict[str, Any]] = []
-    for path in sorted(folder.glob("metadata/*.jsonl")):
-        with path.open(
-            "rb"
-        ) as lines:  # bytes: a caption may hold what text mode takes for a line end
-            rows += map(json.loads, lines)
+    # Split as bytes, at line feeds only: a caption may hold what text mode takes for a line end.
+    files = sorted(folder.glob("metadata/*.jsonl"))
+    rows = [json.loads(line) for path in files for line in path.read_bytes().split(b"\n") if line]
     picture_id_R = np.array([row["picture_id"] for row in rows], np.int64)
     # Rows are sorted by image: where the id changes, the next image begins.
     first_P = np.flatnonzero(np.r_[True, picture_id_R[1:] != picture_id_R[:-1]])
@@ -161,7 +150,7 @@ def read_embeddings(folder: Path, key: dict[str, str], name: str) -> CachedSet:
         text_MD=_vectors(folder, "text_emb")[described],
         sample_P=[rows[first]["sample"] for first in first_P],
         picture_M=(np.searchsorted(first_P, described, side="right") - 1).astype(np.int64),
-        language_M=np.array([rows[number]["lang"] for number in described]),
+        language_M=np.array([canonical_language(rows[number]["lang"]) for number in described]),
         texts=[rows[number]["caption"] for number in described],
     )
     sha256 = {f: facts["sha256"] for f, facts in info["files"].items() if f.endswith(".npy")}

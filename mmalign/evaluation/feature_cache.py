@@ -5,8 +5,7 @@
     all shards -> features.json; without it the folder is not done
 
 The ranks share the shards, and one that is done already is not made again: a run that was stopped goes on
-with the next shard, and a data set that grew costs its new shards. A shard is cut into batches in one way, so
-that its rows do not depend on ranks and stops.
+with the next shard, and a data set that grew costs its new shards.
 """
 
 import json
@@ -35,28 +34,17 @@ from mmalign.data.images import UndecodableImage
 from mmalign.data.preprocess import Preprocess, stack_images
 from mmalign.data.shards.manifest import Manifest, Shard
 from mmalign.data.shards.reader import ShardSet, UnusableSample
-from mmalign.data.stream.image_features import (
-    FORMAT_VERSION,
-    INDEX,
-    TowerIdentity,
-    describe_preprocessing,
-    no_feature,
-    plain_view,
-    read_facts,
-    record_file,
-    rows_file,
-)
+from mmalign.data.stream import image_features as layout
+from mmalign.data.stream.image_features import INDEX, TowerIdentity, record_file, rows_file
 from mmalign.models.encoder import weights_sha256
 from mmalign.models.image_tower import ImageTower
 
 BATCH_SIZE = 64  # images that the tower sees at a time
-Job = tuple[int, range]
-"""Number of a shard, and the samples of a batch, counted in the complete set."""
+Job = tuple[int, range]  # a shard, and the samples of a batch, counted in the complete set
 
 
 def describe_tower(tower: ImageTower) -> TowerIdentity:
-    """The identity that features of this tower must have been made with."""
-    preprocessing = describe_preprocessing(tower.size, tower.mean, tower.std)
+    preprocessing = layout.describe_preprocessing(tower.size, tower.mean, tower.std)
     return TowerIdentity(weights_sha256(tower), preprocessing, tower.width)
 
 
@@ -67,7 +55,6 @@ def write_features(tower: ImageTower, data: Path, workers: int) -> dict[str, Any
 
     Args:
         tower: in evaluation mode, float32.
-        data: folder of the data set.
         workers: processes of each rank that decode images; 0: the rank itself.
 
     Raises:
@@ -86,14 +73,14 @@ def write_features(tower: ImageTower, data: Path, workers: int) -> dict[str, Any
             if is_main:
                 _finish(folder, shard_set.manifest, identity)
     shard_set.close()
-    facts = read_facts(folder)
+    facts = layout.read_facts(folder)
     assert facts is not None
     return facts
 
 
 @contextmanager
 def _on_all_ranks(folder: Path) -> Iterator[None]:
-    """An error on one rank in the block is raised on all, so that none waits for the others for ever."""
+    # An error on one rank in the block is raised on all, so that none waits for the others for ever.
     problem = None
     try:
         yield
@@ -110,7 +97,7 @@ def _shards_to_do(folder: Path, manifest: Manifest) -> list[int] | None:
     folder.mkdir(parents=True, exist_ok=True)
     shards = enumerate(manifest.shards)
     todo = [n for n, one in shards if one.samples and not _is_done(folder, manifest, one)]
-    facts = read_facts(folder)
+    facts = layout.read_facts(folder)
     if facts is not None and facts["data_sha256"] == manifest.sha256 and not todo:
         return None
     (folder / INDEX).unlink(missing_ok=True)  # while the folder is being changed it is not complete
@@ -118,7 +105,6 @@ def _shards_to_do(folder: Path, manifest: Manifest) -> list[int] | None:
 
 
 def _is_done(folder: Path, manifest: Manifest, shard: Shard) -> bool:
-    """Whether a shard's rows are there, of the bytes that it has today."""
     try:
         record = json.loads((folder / record_file(shard)).read_bytes())
         size = (folder / rows_file(shard)).stat().st_size
@@ -128,7 +114,6 @@ def _is_done(folder: Path, manifest: Manifest, shard: Shard) -> bool:
 
 
 def _source(manifest: Manifest, shard: Shard) -> dict[str, Any]:
-    """What a shard's features depend on beside the tower."""
     files = {name: manifest.files.get(name, {}).get("sha256") for name in (shard.tar, shard.index)}
     return {"samples": shard.samples, "sha256": files}
 
@@ -137,6 +122,7 @@ def _write_shards(
     tower: ImageTower, shard_set: ShardSet, numbers: Sequence[int], folder: Path, workers: int
 ) -> None:
     first = shard_set.first.tolist()
+    # A shard is cut into batches in one way, so that its rows do not depend on ranks and stops.
     jobs: list[Job] = [
         (number, range(first[number + 1])[start : start + BATCH_SIZE])
         for number in numbers
@@ -145,7 +131,7 @@ def _write_shards(
     loader: DataLoader[Any] = DataLoader(
         jobs,  # type: ignore[arg-type]  # a list is a data set: it has a length and items
         batch_size=None,
-        collate_fn=partial(_load, shard_set, plain_view(tower.size)),  # runs in the workers
+        collate_fn=partial(_load, shard_set, layout.plain_view(tower.size)),  # runs in the workers
         num_workers=workers,
         worker_init_fn=leave_signals_to_the_parent,
     )
@@ -169,10 +155,7 @@ def _write_shards(
 def _load(
     shard_set: ShardSet, view: Preprocess, job: Job
 ) -> tuple[Tensor, dict[int, dict[str, str]]] | UserError:
-    """Pixels of a batch, and by row why an image cannot be used, whose pixels are black.
-
-    An error is returned: a loader wraps what a worker raises into a traceback.
-    """
+    """Pixels of a batch, and by row why an image cannot be used, whose pixels are black."""
     _, samples = job
     pixels = [torch.zeros(view.size, view.size, 3, dtype=torch.uint8)] * len(samples)
     unusable = {}
@@ -182,23 +165,22 @@ def _load(
             # A generator as in training; without augmentation it decides nothing.
             pixels[row] = view(pair.image, np.random.default_rng(0))
         except UnusableSample as error:
-            unusable[row] = no_feature(error.key, error.reason, error.detail)
+            unusable[row] = layout.no_feature(error.key, error.reason, error.detail)
         except UndecodableImage as error:
-            unusable[row] = no_feature(pair.key, error.reason, str(error))
+            unusable[row] = layout.no_feature(pair.key, error.reason, str(error))
         except UserError as error:
+            # Returned: a loader wraps what a worker raises into a traceback.
             return error
     return stack_images(pixels), unusable
 
 
 @torch.no_grad()
 def _features(tower: ImageTower, image_BCHW: Tensor, where: str) -> np.ndarray:
-    """(B, F) float16. `where` is the position of the first image."""
     image_BCHW = image_BCHW.to(next(tower.parameters()).device)
     feature_BF = tower(image_BCHW.contiguous(memory_format=torch.channels_last)).half().cpu()
     if not feature_BF.isfinite().all():
         raise UserError(
-            f"{where} or one behind it: its feature is not finite in float16; train from pixels, or take "
-            "another image tower"
+            f"{where} or one behind it: its feature is not finite in float16; train from pixels"
         )
     rows: np.ndarray = feature_BF.numpy()
     return rows
@@ -217,7 +199,6 @@ def _write_shard(folder: Path, shard: Shard, row_SF: np.ndarray, record: dict[st
 
 
 def _finish(folder: Path, manifest: Manifest, identity: TowerIdentity) -> None:
-    """Write `features.json`, and remove the files of shards that the data set no longer has."""
     files: dict[str, dict[str, Any]] = {}
     reasons: Counter[str] = Counter()
     for shard in (shard for shard in manifest.shards if shard.samples):
@@ -226,10 +207,11 @@ def _finish(folder: Path, manifest: Manifest, identity: TowerIdentity) -> None:
         files[record_file(shard)] = flush(folder / record_file(shard))
         reasons.update(why["reason"] for why in record["unusable"].values())
     for path in folder.iterdir():
+        # Of shards that the data set no longer has.
         if path.name not in files:
             path.unlink()
     info = {
-        "format": FORMAT_VERSION,
+        "format": layout.FORMAT_VERSION,
         "rows": manifest.samples,
         "width": identity.width,
         "dtype": "float16",

@@ -1,7 +1,4 @@
-"""A gallery: a few captions in different scripts and the images that the model finds for them.
-
-EmbeddedSet -> one query per language -> first five images -> gallery.json for the report
-"""
+"""A gallery: a few captions in different scripts and the images that the model finds for them."""
 
 import base64
 import io

@@ -5,8 +5,6 @@ geometry/<set>/<lang> or mean/modality_gap   distance of the mean image from the
 geometry/<set>/<lang> or mean/alignment      mean squared distance of a caption to its image; less is better
 geometry/<set>/<lang> or mean/uniformity     of captions on the sphere, 0: one point; less is better
 
-    EmbeddedSet -> languages shared by the ranks -> captions of one, each with its image -> Results
-
 None of them has a chance level, and none shows by itself that a model is good: a collapsed model is perfectly
 aligned, and a random one is uniform.
 """
@@ -45,17 +43,13 @@ PROTOCOL = (
 
 
 def measure_geometry(embedded: EmbeddedSet, results: Results) -> None:
-    """Add the four measures of every language with enough captions, and their means.
-
-    A collective: every rank calls it with the same set and has the same results afterwards.
-    """
+    """Add the four measures of every language with enough captions, and their means. A collective."""
     results.protocol[f"geometry/{embedded.name}"] = PROTOCOL
     parts = map_over_ranks(embedded.captions, lambda lang: _measure_language(embedded, lang))
     merge_with_means(results, parts.values())
 
 
 def _measure_language(embedded: EmbeddedSet, lang: str) -> Results:
-    """The measures of a language; none if it has too few captions."""
     results = Results(suite="", model={})
     mine = embedded.language_M == lang
     if mine.sum() < FEWEST:
@@ -63,10 +57,10 @@ def _measure_language(embedded: EmbeddedSet, lang: str) -> Results:
     text_ND = on_device(embedded.text_MD[mine])
     image_ND = on_device(embedded.image_PD[embedded.picture_M[mine]])
     some_ND = text_ND
-    if len(text_ND) > MOST_FOR_UNIFORMITY:  # always the same rows
-        drawn = np.random.default_rng(_SEED).choice(
-            len(text_ND), MOST_FOR_UNIFORMITY, replace=False
-        )
+    if len(text_ND) > MOST_FOR_UNIFORMITY:
+        # Always the same rows, for every model.
+        rng = np.random.default_rng(_SEED)
+        drawn = rng.choice(len(text_ND), MOST_FOR_UNIFORMITY, replace=False)
         some_ND = text_ND[torch.from_numpy(np.sort(drawn)).to(text_ND.device)]
     gap_D = text_ND.mean(0, dtype=torch.float64) - image_ND.mean(0, dtype=torch.float64)
     distance_N = (text_ND - image_ND).square().sum(1).double().cpu().numpy()
@@ -79,11 +73,9 @@ def _measure_language(embedded: EmbeddedSet, lang: str) -> Results:
 
 
 def isotropy(text_ND: Tensor) -> float:
-    """IsoScore of N > 3 rows: 1 if they vary alike in all D directions, 0 if in one only or not at all.
-
-    IsoScore (Rudman et al. 2022, arXiv 2108.07344) rotates to principal components and rescales, which equals
-    (p - 1) / (D - 1) with p = tr(C)^2 / tr(C^2) of the covariance C, the number of directions in use.
-    """
+    """IsoScore (arXiv 2108.07344) of N > 3 rows: 1 if they vary alike in all directions, 0 if in one only."""
+    # It rotates to principal components and rescales, which equals (p - 1) / (D - 1) with the number of
+    # directions in use, p = tr(C)^2 / tr(C^2) of the covariance C.
     n, d = text_ND.shape
     row_ND = centre(text_ND.double())
     length_N = row_ND.square().sum(1)
@@ -102,12 +94,10 @@ def isotropy(text_ND: Tensor) -> float:
 
 
 def uniformity(text_ND: Tensor) -> float:
-    """log of the mean of exp(-2 |x - y|^2) over all pairs of N > 1 rows of unit length.
-
-    Wang and Isola 2020, arXiv 2005.10242, with t = 2; there |x - y|^2 = 2 - 2 x * y.
-    """
+    """log of the mean of exp(-2 |x - y|^2) over all pairs of N > 1 rows of unit length (arXiv 2005.10242)."""
     n = len(text_ND)
     rows = max(1, _BLOCK // n)
+    # Of unit vectors |x - y|^2 = 2 - 2 x * y.
     total = sum(
         float((4 * (text_ND[start : start + rows] @ text_ND.T) - 4).exp().sum(dtype=torch.float64))
         for start in range(0, n, rows)

@@ -3,11 +3,7 @@
 layers/<set>/<0 ... n>/<pooling>/bitext@1      0: the token embeddings, n: the last layer
 layers/<set>/feature/<pooling>/bitext@1        what the tower itself gives, pooled in its own way
 
-    EmbeddedSet -> a sample of its images, one caption per language -> batches, shared by the ranks
-                -> states of every layer, pooled at once -> bitext@1 of every pair of languages -> mean
-
-Start, end and padding tokens are the same in every text and would make all texts alike; they are left out of
-the pooling. Shapes: N captions, L tokens, F width of a state.
+Shapes: N captions, L tokens, F width of a state.
 """
 
 from collections.abc import Sequence
@@ -19,11 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmalign.core.batching import length_sorted_batches
 from mmalign.core.config import Section
-from mmalign.evaluation.alignment import Pair, for_each_pair
+from mmalign.evaluation.alignment import for_each_pair
 from mmalign.evaluation.embed import EmbeddedSet
-from mmalign.evaluation.over_ranks import encode_over_ranks
+from mmalign.evaluation.over_ranks import encode_texts_over_ranks
 from mmalign.models.hidden_states import content_mask
 from mmalign.models.pooling import POOLINGS, Pooling, pool
 from mmalign.models.text_encoder import TextEncoder
@@ -56,11 +51,7 @@ def probe_layers(
 ) -> None:
     """Add bitext@1 of every layer of the tower, and of its own feature, on captions of the set.
 
-    A collective: every rank calls it with equal weights and the same set, and has the same results
-    afterwards. Nothing is added where no two languages share two images.
-
-    Args:
-        embedded: its captions are used, its vectors are not.
+    A collective. Nothing is added where no two languages share two images.
     """
     sample = _sample(embedded, config.pictures, config.seed)
     if len(sample.texts) == 0:
@@ -72,7 +63,12 @@ def probe_layers(
         seed=config.seed,
     )
     for setting, state_NF in _encode(tower, sample.texts, config.poolings).items():
-        parts = for_each_pair(replace(sample, text_MD=state_NF), _bitext)
+        parts = for_each_pair(
+            replace(sample, text_MD=state_NF),
+            lambda pair: [
+                (one.hits().mean(), len(one.query_QD), one.chance) for one in pair.directions
+            ],
+        )
         if parts:
             value, count, chance = np.concatenate(parts).T
             name = replace(first, setting=setting)
@@ -80,7 +76,6 @@ def probe_layers(
 
 
 def _sample(embedded: EmbeddedSet, max_images: int, seed: int) -> EmbeddedSet:
-    """First captions only, of some of the images that have two languages or more."""
     first = embedded.first_captions()
     described, languages = np.unique(embedded.picture_M[first], return_counts=True)
     images = described[languages > 1]  # the others have no translation
@@ -95,13 +90,13 @@ def _encode(
     """(layer, pooling) -> (N, F) float32 of unit length, the same on all ranks."""
     widths: dict[tuple[str, str], int] = {}
 
-    def encode(batch: list[int]) -> np.ndarray:
-        """All layers side by side, so that the ranks gather them in one go."""
-        rows = _encode_batch(tower, [texts[i] for i in batch], poolings)
+    def encode(batch: list[str]) -> np.ndarray:
+        # All layers side by side, so that the ranks gather them in one go.
+        rows = _encode_batch(tower, batch, poolings)
         widths.update((setting, row_BF.shape[1]) for setting, row_BF in rows.items())
         return torch.cat(list(rows.values()), dim=1).numpy()
 
-    state_NS = encode_over_ranks(encode, list(length_sorted_batches(map(len, texts), BATCH_SIZE)))
+    state_NS = encode_texts_over_ranks(encode, texts, BATCH_SIZE)
     ends = np.cumsum(list(widths.values()))  # in the order of the columns
     return dict(zip(widths, np.split(state_NS, ends[:-1], axis=1), strict=True))
 
@@ -110,7 +105,7 @@ def _encode(
 def _encode_batch(
     tower: TextEncoder, texts: list[str], poolings: Sequence[Pooling]
 ) -> dict[tuple[str, str], Tensor]:
-    """(layer, pooling) -> (B, F) float32 of unit length, on the host; without dropout."""
+    """(layer, pooling) -> (B, F) float32 of unit length, on the host."""
     mode = tower.training  # a probe during training must not change it
     tower.eval()
     tokens = tower.tokenize(texts, return_special_tokens_mask=True)
@@ -118,6 +113,7 @@ def _encode_batch(
     output = tower.trunk(
         input_ids=tokens.token_NL, attention_mask=tokens.mask_NL, output_hidden_states=True, **types
     )
+    # Start, end and padding tokens are the same in every text and would make all texts alike.
     content_BL = content_mask(tokens)
     masks = {one: tokens.mask_NL if POOLINGS[one].needs_special else content_BL for one in poolings}
     rows = {
@@ -128,8 +124,3 @@ def _encode_batch(
     rows["feature", tower.pooling] = tower.feature(output.last_hidden_state, tokens.mask_NL)
     tower.train(mode)
     return {setting: F.normalize(row.float(), dim=-1).cpu() for setting, row in rows.items()}
-
-
-def _bitext(pair: Pair) -> list[tuple[float, int, float]]:
-    """bitext@1, number of queries and chance level of both directions."""
-    return [(float(one.hits().mean()), len(one.query_QD), one.chance) for one in pair.directions]

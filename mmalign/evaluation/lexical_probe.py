@@ -9,9 +9,6 @@
     csls@1               the same by CSLS, which discounts hubs
     <metric>_centred     the same after each language's mean is subtracted, which needs no training
 
-    Lexicon -> words of both languages -> unit vectors of every layer -> one value per word -> Results
-
-Means for the centring are those of the *trained* words, so that held-out words stay unseen.
 Shapes: E English and V foreign words, R entries, F width of a vector.
 """
 
@@ -24,7 +21,7 @@ from torch import Tensor
 
 from mmalign.core import distributed
 from mmalign.evaluation.alignment import AT_THE_MEAN
-from mmalign.evaluation.bitext import NEIGHBOURS, directions_of_entries
+from mmalign.evaluation.bitext import NEIGHBOURS, directions_of_entries, number
 from mmalign.evaluation.lexicon import Lexicon, LexiconConfig, WordList
 from mmalign.evaluation.nearest import chance_at
 from mmalign.evaluation.over_ranks import map_over_ranks
@@ -65,17 +62,11 @@ class ProbeConfig(LexiconConfig):
 
 @dataclass(frozen=True)
 class _Side:
-    """The distinct words of one language, E of them.
-
-    Attributes:
-        words: in the order of their vectors.
-        number_R: int64, the word of every entry of the list.
-        asks_E: split -> (E,) bool, the words that ask in it.
-    """
+    """The distinct words of one language, E of them, in the order of their vectors."""
 
     words: list[str]
-    number_R: np.ndarray
-    asks_E: dict[str, np.ndarray]
+    number_R: np.ndarray  # int64, the word of every entry of the list
+    asks_E: dict[str, np.ndarray]  # split -> bool, whether a word asks in it
 
 
 def probe(
@@ -86,10 +77,7 @@ def probe(
     measure: str = MEASURE,
     name: str | None = None,
 ) -> None:
-    """Add all metrics of every layer, of each language and of their mean.
-
-    A collective: every rank calls it with equal weights and equal files, measures its share of the languages,
-    and has the same results afterwards.
+    """Add all metrics of every layer, of each language and of their mean. A collective.
 
     Args:
         measure, name: the first two parts of the metrics' names; by default `lexical` and the lexicon's own.
@@ -100,11 +88,11 @@ def probe(
     results.data[lexicon.name] = lexicon.sha256
     # Once, on every rank: English words are shared by most languages.
     states = encode_words(tower, lexicon.english, pooling)
-    number = {word: i for i, word in enumerate(lexicon.english)}
+    row_of = {word: i for i, word in enumerate(lexicon.english)}
 
     def of_language(lang: str) -> Results:
         english, foreign = (_side(lexicon.lists[lang], i) for i in (0, 1))
-        rows = [number[word] for word in english.words]
+        rows = [row_of[word] for word in english.words]
         part = Results(suite="", model={})
         for layer, state_VF in encode_words(tower, foreign.words, pooling).items():
             both = (states[layer][rows], state_VF)
@@ -122,18 +110,17 @@ def probe(
 
 
 def _side(words: WordList, side: int) -> _Side:
-    """English (0) or the other language (1) of the entries."""
-    number: dict[str, int] = {}
-    number_R = [number.setdefault(entry[side], len(number)) for entry in words.entries]
+    distinct, number_R = number(entry[side] for entry in words.entries)
     asks_E = {}
     for split, entries in ((TRAINED, words.trained), (HELD_OUT, words.held_out)):
         asking = {entry[side] for entry in entries}
-        asks_E[split] = np.array([word in asking for word in number])
-    return _Side(list(number), np.array(number_R, np.int64), asks_E)
+        asks_E[split] = np.array([word in asking for word in distinct])
+    return _Side(distinct, number_R, asks_E)
 
 
 def centred(row_NF: Tensor, is_trained_N: np.ndarray) -> Tensor:
-    """The rows minus the mean of the trained ones, at length 1; a row at that mean becomes short."""
+    """The rows minus the mean of the trained ones, at length 1."""
+    # A row at that mean has no direction; it becomes short.
     mean_F = row_NF[torch.from_numpy(is_trained_N)].mean(0, dtype=torch.float64)
     return F.normalize((row_NF.double() - mean_F).to(row_NF.dtype), dim=-1, eps=AT_THE_MEAN)
 
@@ -141,11 +128,7 @@ def centred(row_NF: Tensor, is_trained_N: np.ndarray) -> Tensor:
 def _add(
     results: Results, english: _Side, foreign: _Side, a_EF: Tensor, b_VF: Tensor, name: MetricName
 ) -> None:
-    """The five metrics of one pair of matrices, of both splits.
-
-    Args:
-        name: its metric is what is put behind the names of all five.
-    """
+    """The five metrics of one pair of matrices, of both splits; `name.metric` is put behind their names."""
     same_E, other_E = _similarities(a_EF, b_VF, english.number_R, foreign.number_R)
     there, back = directions_of_entries(a_EF, b_VF, english.number_R, foreign.number_R)
     hits = {
@@ -177,7 +160,7 @@ def _add(
 def _similarities(
     a_EF: Tensor, b_VF: Tensor, english_R: np.ndarray, foreign_R: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(E,) float64 each: mean cosine of an English word with its translations, and with all other words."""
+    """(E,) float64 each: mean cosine of an English word with its translations, and with all others."""
     row_E, row_V = torch.from_numpy(english_R), torch.from_numpy(foreign_R)
     product_R = (a_EF[row_E] * b_VF[row_V]).sum(1, dtype=torch.float64).cpu().numpy()
     # Exact without the E x V products: those of all pairs add up to the product with the sum of the rows.

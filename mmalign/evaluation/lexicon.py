@@ -3,10 +3,8 @@
     folder of dictionaries -> single words -> English words drawn -> entries of each language
         -> trained  |  held out: no word of theirs occurs in a trained entry of any language  |  neither
 
-Left out are what `data/dictionaries/read.py` leaves out (English entries of several words, words that both
-languages write alike), foreign entries of several words, and entries with a note in brackets. Which English
-words are drawn, and which are kept from training, depends only on a hash of the seed and the word: it is the
-same for every model and in every language.
+Left out are what `data/dictionaries/read.py` leaves out, foreign entries of several words, and entries with a
+note in brackets.
 """
 
 import hashlib
@@ -17,24 +15,19 @@ from pathlib import Path
 
 import pydantic
 
-from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.data.dictionaries.read import choose_dictionaries
+from mmalign.evaluation.measured import Measured
 
-Entry = tuple[str, str]
-"""An English word and one of its translations."""
+Entry = tuple[str, str]  # an English word and one of its translations
 
 _FEWEST = 10  # English words of a split; fewer say nothing
 _PHRASE_OR_NOTE = re.compile(r"[\s()\[\]（）]")
 
 
-class WordsConfig(Section):
-    name: str = pydantic.Field(pattern=r"^[\w-]+$")
-    """Name of the dictionaries in metric names."""
+class WordsConfig(Measured):
     folder: str
     """Folder with dictionaries from English: `en-<lang>.tsv`, `en-<lang>.txt` or `<lang>2.txt`."""
-    languages: tuple[str, ...] | None = None
-    """Only the dictionaries to these languages; none: all in the folder."""
     words: int = pydantic.Field(default=2000, ge=2)
     """How many English words at most are drawn from each dictionary."""
     seed: int = pydantic.Field(default=0, ge=0)
@@ -50,23 +43,18 @@ class LexiconConfig(WordsConfig):
 
 @dataclass(frozen=True)
 class WordList:
-    """The words of one language.
+    """The words of one language: all that were drawn, sorted, and two parts of them."""
 
-    Attributes:
-        entries: all that were drawn, sorted; any of them is a right answer.
-        trained: those that may be trained on.
-        held_out: all translations of English words that share nothing with a trained entry. An entry that
-            is neither shares a word with training.
-    """
-
-    entries: tuple[Entry, ...]
+    entries: tuple[Entry, ...]  # any of them is a right answer
     trained: tuple[Entry, ...]
-    held_out: tuple[Entry, ...]
+    held_out: tuple[
+        Entry, ...
+    ]  # all translations of English words that share nothing with a trained entry
 
 
 @dataclass(frozen=True)
 class Lexicon:
-    """Word lists by language, sorted; `config` states their source."""
+    """Word lists by language, sorted."""
 
     config: LexiconConfig
     lists: Mapping[str, WordList]
@@ -90,8 +78,7 @@ def read_lexicon(config: LexiconConfig) -> Lexicon:
     """The lexicon that the section describes.
 
     Raises:
-        UserError: no such folder, no dictionary in it, a broken line, a language without a dictionary, or
-            one with too few words on either side of the split.
+        UserError: dictionaries that cannot be read, or one with too few words on either side of the split.
     """
     asker = f"lexicon `{config.name}`"
     chosen = choose_dictionaries(Path(config.folder), config.languages, asker)
@@ -101,9 +88,8 @@ def read_lexicon(config: LexiconConfig) -> Lexicon:
             words = len(dict(entries))
             if words < _FEWEST:
                 raise UserError(
-                    f"{asker}: the dictionary to `{lang}` in {config.folder} leaves {words} "
-                    f"{split} English words, {_FEWEST} are the least; raise `words`, change `held_out` or "
-                    "name other `languages`"
+                    f"{asker}: the dictionary to `{lang}` in {config.folder} leaves {words} {split} English "
+                    f"words, {_FEWEST} are the least; raise `words`, change `held_out` or `languages`"
                 )
     return Lexicon(config, lists)
 
@@ -119,8 +105,6 @@ def _drawn(dictionary: Mapping[str, tuple[str, ...]], config: LexiconConfig) -> 
 
 
 def _split(drawn: Mapping[str, tuple[Entry, ...]], config: LexiconConfig) -> dict[str, WordList]:
-    """Every language's entries, with those that are trained and held out."""
-
     def is_trained(entry: Entry) -> bool:
         return _hash(config.seed, "split", entry[0]) >= config.held_out
 
@@ -137,7 +121,7 @@ def _split(drawn: Mapping[str, tuple[Entry, ...]], config: LexiconConfig) -> dic
 
 
 def _hash(seed: int, what: str, word: str) -> float:
-    """A number in [0, 1) that looks random."""
-    # Not a generator: adding a dictionary must not move the words of the others.
+    # Not a generator: what is drawn and held out must be the same in every language, and adding a dictionary
+    # must not move the words of the others.
     digest = hashlib.sha256(f"{seed} {what} {word}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,16 +1,10 @@
 """Exact nearest neighbours with FAISS, and what counts as a hit.
 
-    query_QD, pool_MD -> inner products -> the first K of the pool for each query -> hits at each k
-
-    sharded pool: rank's slice of the pool -> its first K -> gathered, merged -> first K of the complete pool
-
 Ties are counted against the model: an item that scores as high as the right one, to the rounding of
 float32, ranks before it. So a model that maps everything to one point scores zero, whatever the
 order of the pool, and so does one whose vectors are not numbers.
 
-Memory above the vectors is below 0.2 GB at D = 512, for a pool of any size: FAISS multiplies blocks of 4,096
-queries by 1,024 items (16 MiB), the pool is never copied, and `hits_at` holds one chunk of queries. What
-grows with the queries is 16 bytes each, and 8 for each k.
+Memory above the vectors is below 0.2 GB at D = 512, for a pool of any size, and 16 bytes for each query.
 """
 
 from collections.abc import Sequence
@@ -34,8 +28,8 @@ def search(query_QD: np.ndarray, pool_MD: np.ndarray, depth: int) -> tuple[np.nd
         query_QD, pool_MD: float32; contiguous ones are not copied, so they may be memory maps.
 
     Returns:
-        Scores (Q, K) float32, descending, and indices (Q, K) int64, with K = min(depth, M). Where
-        scores are not numbers, the index is -1.
+        Scores (Q, K) float32, descending, and indices (Q, K) int64, with K = min(depth, M); -1 where
+        scores are not numbers.
     """
     import faiss
 
@@ -47,10 +41,9 @@ def search(query_QD: np.ndarray, pool_MD: np.ndarray, depth: int) -> tuple[np.nd
 def search_shards(
     query_QD: np.ndarray, shard_SD: np.ndarray, depth: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `search`, where each rank holds a slice of the pool and no rank holds all of it.
+    """As `search`, where each rank holds a slice of the pool, which may be empty. A collective.
 
-    A collective: every rank calls it with the same queries and has the same lists afterwards. Indices count
-    through the slices in rank order. Slices may differ in size, and be empty.
+    Indices count through the slices in rank order.
     """
     sizes = distributed.gather_objects(len(shard_SD))
     depth = min(depth, sum(sizes))
@@ -71,15 +64,11 @@ def hits_at(
     ks: Sequence[int],
     sharded: bool = False,
 ) -> dict[int, np.ndarray]:
-    """For each k, whether an item with the query's label is among the first k: the field's recall@k.
+    """k -> (Q,) float64 of 0 and 1, whether an item with the query's label is among the first k.
 
     Args:
-        query_label_Q, pool_label_M: int64; an item answers a query if the labels are equal.
         sharded: `pool_MD` is this rank's slice of a pool that lies on all ranks (`search_shards`), and
             `pool_label_M` has the labels of the complete pool. Then this is a collective.
-
-    Returns:
-        k -> (Q,) float64 of 0 and 1.
     """
     pool_MD = np.ascontiguousarray(pool_MD, np.float32)
     find = search_shards if sharded else search
@@ -89,9 +78,8 @@ def hits_at(
     unclear, depth = np.arange(len(query_QD)), max(ks) + 1
     while len(unclear):
         still = []
-        for chunk in np.array_split(
-            unclear, ceil(len(unclear) / max(1, min(_CHUNK, _ENTRIES // depth)))
-        ):
+        chunks = ceil(len(unclear) / max(1, min(_CHUNK, _ENTRIES // depth)))
+        for chunk in np.array_split(unclear, chunks):
             query = np.ascontiguousarray(query_QD[chunk], np.float32)
             scores, indices = find(query, pool_MD, depth)
             right_QK = (pool_label_M[indices] == query_label_Q[chunk, None]) & (indices >= 0)
@@ -112,7 +100,6 @@ def wrong_before(scores_QK: np.ndarray, right_QK: np.ndarray) -> tuple[np.ndarra
 
 
 def _beside(rows_QK: np.ndarray) -> np.ndarray:
-    """The rows of all ranks side by side: (Q, W * K)."""
     gathered = distributed.gather_rows(torch.from_numpy(np.ascontiguousarray(rows_QK))).numpy()
     parts = gathered.reshape(distributed.world_size(), *rows_QK.shape)
     return np.concatenate(list(parts), axis=1)

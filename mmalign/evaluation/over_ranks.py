@@ -1,8 +1,5 @@
 """Work that the ranks share: batches to encode, languages to measure. All ranks have the same outcome.
 
-    batches   -> batch i on rank i % W -> rows, gathered turn by turn and put in order
-    languages -> the most expensive first, each on the rank with the least work -> gathered, in order
-
 Without a process group, everything is done here.
 """
 
@@ -16,7 +13,7 @@ import torch
 from mmalign.core import distributed
 from mmalign.core.batching import length_sorted_batches
 from mmalign.core.errors import UserError
-from mmalign.models.encoder import BATCH_SIZE, DualModel
+from mmalign.models.encoder import BATCH_SIZE
 
 T = TypeVar("T")
 
@@ -24,13 +21,12 @@ T = TypeVar("T")
 def encode_over_ranks(
     encode: Callable[[list[int]], np.ndarray], batches: Sequence[list[int]]
 ) -> np.ndarray:
-    """Row i is what `encode` makes of i; (n, D) float32, the same on all ranks.
+    """Row i is what `encode` makes of i; (n, D) float32, the same on all ranks. A collective.
 
-    A collective: every rank calls it with the same batches. With equal processors and threads the rows do
-    not depend on the number of ranks; with others they differ by rounding, below 1e-6 in float32.
+    With equal processors and threads the rows do not depend on the number of ranks; with others they differ
+    by rounding, below 1e-6 in float32.
 
     Args:
-        encode: the numbers of a batch -> as many rows.
         batches: lists that hold the numbers from 0 to n - 1 once each, n > 0.
     """
     rank, ranks = distributed.rank(), distributed.world_size()
@@ -59,23 +55,23 @@ def encode_run(
     return sum(map(len, batches[:first])), np.concatenate(rows)
 
 
-def encode_texts_over_ranks(model: DualModel, texts: Sequence[str]) -> np.ndarray:
+def encode_texts_over_ranks(
+    encode: Callable[[list[str]], np.ndarray], texts: Sequence[str], batch_size: int = BATCH_SIZE
+) -> np.ndarray:
     """(n, D) float32, the vectors of the texts in their order. A collective."""
     # Texts of like length share a batch: little padding.
-    batches = list(length_sorted_batches(map(len, texts), BATCH_SIZE))
-    return encode_over_ranks(lambda batch: model.encode_texts([texts[i] for i in batch]), batches)
+    batches = list(length_sorted_batches(map(len, texts), batch_size))
+    return encode_over_ranks(lambda batch: encode([texts[i] for i in batch]), batches)
 
 
 def map_over_ranks(costs: Mapping[str, int], measure: Callable[[str], T]) -> dict[str, T]:
-    """What `measure` returns for each key, in their order, on every rank; each key is measured on one rank.
+    """What `measure` returns for each key of `costs`, in their order, on every rank. A collective.
 
-    A collective. What `measure` returns is pickled.
-
-    Args:
-        costs: key, for example a language -> how much work it is.
+    What `measure` returns is pickled.
     """
     load = [0] * distributed.world_size()
     mine = []
+    # The most expensive first, each on the rank with the least work.
     for key in sorted(costs, key=lambda key: -costs[key]):
         idlest = load.index(min(load))
         load[idlest] += costs[key]
@@ -87,13 +83,7 @@ def map_over_ranks(costs: Mapping[str, int], measure: Callable[[str], T]) -> dic
 
 
 def must_agree(fingerprint: str | None, what: str) -> None:
-    """Stop if the ranks differ: hosts with files of their own, or a checkpoint that was written meanwhile,
-    would mix two models or two sets. A collective.
-
-    Raises:
-        UserError: on all ranks.
-    """
+    """Stop all ranks if they differ. A collective."""
+    # Hosts with files of their own, or a checkpoint that was written meanwhile, would mix two models or sets.
     if len(set(distributed.gather_objects(fingerprint))) > 1:
-        raise UserError(
-            f"{what} differ between the ranks; give every host the same files and repeat"
-        )
+        raise UserError(f"{what} differ between the ranks; give every host the same files")

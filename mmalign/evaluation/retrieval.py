@@ -9,13 +9,9 @@ retrieval/<set>/<lang>/<direction>/recall@<k>     lang: a code, or an aggregate 
     family:<Name>   the mean of one family's (`language_families.py`)
     all             all queries, each counting once
 
-    EmbeddedSet, the same on all ranks -> languages shared by the ranks -> Answers -> gathered -+
-    sharded set, images on all ranks   -> every language on every rank ------------> merged ----+-> Results
-
 Two protocols are quoted side by side in the field, though they differ by seven points on XM3600's image to
 text. `all-captions` is that of big_vision and MetaCLIP. `first-caption` keeps the first caption that an
-image has in a language, in both directions, as CLIP_benchmark does on XM3600; its metrics are those of the
-set `<set>@first-caption`.
+image has in a language, as CLIP_benchmark does; its metrics are those of the set `<set>@first-caption`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,17 +45,11 @@ PROTOCOL = (
 
 @dataclass(frozen=True)
 class Answers:
-    """What the queries of one language found in one direction.
+    """What the queries of one language found in one direction."""
 
-    Attributes:
-        image_Q: int64, the image that each query is about.
-        hits: k -> (Q,) float64 of 0 and 1.
-        chance: k -> the share of hits of a random order.
-    """
-
-    image_Q: np.ndarray
-    hits: dict[int, np.ndarray]
-    chance: dict[int, float]
+    image_Q: np.ndarray  # int64, the image that each query is about
+    hits: dict[int, np.ndarray]  # k -> (Q,) float64 of 0 and 1
+    chance: dict[int, float]  # k -> the share of hits of a random order
 
 
 def measure_retrieval(
@@ -68,11 +58,7 @@ def measure_retrieval(
     results: Results,
     protocols: Sequence[Protocol] = ("all-captions",),
 ) -> None:
-    """Add recall@k of every language and of their aggregates to `results`, by each protocol.
-
-    A collective: every rank calls it with the same set and has the same results afterwards, whatever the
-    number of ranks.
-    """
+    """Add recall@k of every language and of their aggregates to `results`, by each protocol. A collective."""
     for protocol in protocols:
         one, captions = embedded, "all captions"
         if protocol == "first-caption":
@@ -101,9 +87,6 @@ def add_answers(
 ) -> None:
     """Add hits at each k: of every language and of their aggregates, with intervals from the same draws.
 
-    Images are drawn, not queries: an image that is hard in one language is hard in the others too, and
-    queries drawn one by one would make the intervals of means too narrow.
-
     Args:
         name: `recall` for `recall@<k>`, of any language.
         answers: by language.
@@ -114,6 +97,7 @@ def add_answers(
         lang: np.stack([one.hits[k] for k in ks]).astype(np.uint8) for lang, one in answers.items()
     }
     ids = {lang: one.image_Q for lang, one in answers.items()}
+    images = np.unique(np.concatenate(list(ids.values())))
     chance = {lang: one.chance for lang, one in answers.items()}
     aggregates = [MEAN]
     if pooled:
@@ -124,6 +108,8 @@ def add_answers(
         chances = {k: [one.chance[k] for one in answers.values()] for k in ks}
         chance[ALL] = {k: float(np.average(chances[k], weights=queries)) for k in ks}
         aggregates += [FAMILY + family for family in by_family(answers)]
+    # Images are drawn, not queries: an image that is hard in one language is hard in the others too, and
+    # queries drawn one by one would make the intervals of means too narrow.
     drawn = drawn_means(values, ids, INTERVAL_DRAWS)
     drawn_of = {part: summed_up(part, drawn) for part in (*values, *aggregates)}
     for i, k in enumerate(ks):
@@ -133,18 +119,20 @@ def add_answers(
         add_aggregates(results, metric, list(answers), families=pooled)
         for part, drawn_KR in drawn_of.items():
             assert drawn_KR is not None
-            results.ci95[str(metric.of(part))] = percentile_interval(drawn_KR[i])
+            # One image cannot tell how much others would differ.
+            if len(images) > 1:
+                results.ci95[str(metric.of(part))] = percentile_interval(drawn_KR[i])
 
 
 def _answers(embedded: EmbeddedSet, ks: Sequence[int], lang: str) -> dict[str, Answers]:
-    """Both directions of one language. Of a sharded set a collective: captions search every rank's run of
-    images, and each rank's images search the captions, which all ranks have."""
+    """Both directions of one language; of a sharded set a collective."""
     kept = np.flatnonzero(embedded.language_M == lang)
     text_ND, image_N = take(embedded.text_MD, kept), embedded.picture_M[kept]
     image_PD, images = embedded.image_PD, len(embedded.sample_P)
     to_image = hits_at(text_ND, image_PD, image_N, np.arange(images), ks, embedded.sharded)
     described, relevant = np.unique(image_N, return_counts=True)
-    # Each rank asks for the images that it holds, and only for those with a caption in the language.
+    # Of a sharded set each rank asks for the images that it holds; all ranks have the captions. Only images
+    # with a caption in the language ask.
     row = described - embedded.first_picture
     mine = (row >= 0) & (row < len(image_PD))
     to_text = hits_at(take(image_PD, row[mine]), text_ND, described[mine], image_N, ks)

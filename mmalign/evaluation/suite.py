@@ -15,7 +15,7 @@ from typing import Literal
 import pydantic
 
 from mmalign.core import distributed
-from mmalign.core.commit import write_json
+from mmalign.core.commit import check_writable, write_json
 from mmalign.core.config import Section
 from mmalign.core.console import say
 from mmalign.data.shards.reader import ShardSet
@@ -26,6 +26,7 @@ from mmalign.evaluation.geometry import measure_geometry
 from mmalign.evaluation.layers import LayersConfig, probe_layers
 from mmalign.evaluation.lexical_probe import HELD_OUT, MEASURE, PRECISION, ProbeConfig, probe
 from mmalign.evaluation.lexicon import read_lexicon
+from mmalign.evaluation.measured import Language, Measured
 from mmalign.evaluation.over_ranks import must_agree
 from mmalign.evaluation.retrieval import Protocol, measure_retrieval
 from mmalign.evaluation.words import WordsConfig, measure_words
@@ -33,18 +34,14 @@ from mmalign.evaluation.zero_shot import ZeroShotConfig, measure_zero_shot
 from mmalign.models.encoder import DualModel
 from mmalign.models.load import text_encoder_of
 from mmalign.results.metric_names import ALL, MEAN, WORST5, MetricName
-from mmalign.results.results import Results, environment
+from mmalign.results.results import Results, environment, writing
 
 Measure = Literal["retrieval", "alignment", "geometry"]
 
 
-class SetConfig(Section):
-    name: str = pydantic.Field(pattern=r"^[\w-]+$")
-    """Name of the set in metric names."""
+class SetConfig(Measured):
     shards: str
     """Folder of its shards."""
-    languages: tuple[str, ...] | None = None
-    """Captions in these languages only; none: all."""
     measures: tuple[Measure, ...] = ("retrieval", "alignment")
     protocols: tuple[Protocol, ...] = pydantic.Field(default=("all-captions",), min_length=1)
     """Of retrieval: every caption counts, or the first one of an image in each language."""
@@ -66,7 +63,7 @@ class SuiteConfig(Section):
     lexical: tuple[ProbeConfig, ...] = ()
     zero_shot: tuple[ZeroShotConfig, ...] = ()
     recall_at: tuple[pydantic.PositiveInt, ...] = pydantic.Field(default=(1, 5, 10), min_length=1)
-    gallery: tuple[str, ...] = ()
+    gallery: tuple[Language, ...] = ()
     """Languages of the queries shown in the report, from the first set."""
 
     @pydantic.model_validator(mode="after")
@@ -89,11 +86,11 @@ def means_of(results: Results) -> dict[str, float]:
     means = {}
     for name, value in results.metrics.items():
         one = MetricName.parse(name)
-        is_headline = one.measure != MEASURE or (*one.setting[1:], one.metric) == (
-            HELD_OUT,
+        of_words = one.measure == MEASURE and (one.setting[1:], one.metric) != (
+            (HELD_OUT,),
             PRECISION,
         )
-        if one.language in (MEAN, WORST5, ALL) and is_headline:
+        if one.language in (MEAN, WORST5, ALL) and not of_words:
             means[name] = value
     return means
 
@@ -101,13 +98,10 @@ def means_of(results: Results) -> dict[str, float]:
 def run_suite(
     config: SuiteConfig, model: DualModel, out: Path, baselines: dict[str, DualModel]
 ) -> Results:
-    """Measure the model and the baselines; rank 0 writes `results.json` and `gallery.json` into `out`.
-
-    A collective, as `measure`.
-
-    Raises:
-        UserError: a set is missing or lacks a language, or the ranks differ in weights or data.
-    """
+    """`measure` the model and the baselines; rank 0 writes `results.json` and `gallery.json` into `out`."""
+    if distributed.is_main():
+        for file in ("results.json", *(["gallery.json"] if config.gallery else [])):
+            check_writable(out / file)
     results = measure(config, model, out)
     for name, baseline in baselines.items():
         say(f"suite {config.name}: the {name} model")
@@ -118,9 +112,7 @@ def run_suite(
 
 
 def measure(config: SuiteConfig, model: DualModel, out: Path | None = None) -> Results:
-    """All measures of the suite on one model.
-
-    A collective: every rank calls it, with equal weights, and gets the same results.
+    """All measures of the suite on one model. A collective: every rank gets the same results.
 
     Args:
         out: where rank 0 writes `gallery.json`, if the suite has one; none: nowhere.
@@ -152,8 +144,10 @@ def _measure_set(
     images = set(entry.measures) != {"alignment"} or bool(config.gallery)
     embedded = embed_set(model, shard_set, entry.name, entry.languages, entry.sharded, images)
     if config.gallery and out is not None and distributed.is_main():
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "gallery.json", make_gallery(embedded, shard_set, config.gallery))
+        gallery = make_gallery(embedded, shard_set, config.gallery)
+        with writing(out / "gallery.json"):
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / "gallery.json", gallery)
     shard_set.close()
     if "retrieval" in entry.measures:
         measure_retrieval(embedded, config.recall_at, results, entry.protocols)

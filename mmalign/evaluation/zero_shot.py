@@ -1,11 +1,8 @@
 """Zero-shot classification in many languages: which class name is nearest to an image?
 
-    LabelledImages -+-> encoded once, by all ranks ----------------------> image_ND -+-> Answers -> Results
-                    +-> names of a language -> in templates -> mean vectors -> class_CD -+
-
 zero_shot/<set>/<lang>/accuracy@<k>     lang: a code, `mean` of the languages or `worst5`, the five lowest
 
-Only vectors are kept. A language is measured on the images whose class has a name in it (Babel-ImageNet,
+A language is measured on the images whose class has a name in it (Babel-ImageNet,
 arXiv 2306.08658), so languages differ in their chance level, which is recorded with every number.
 """
 
@@ -16,10 +13,12 @@ import numpy as np
 import pydantic
 
 from mmalign.core.batching import batched
-from mmalign.core.config import Section
+from mmalign.core.console import say
 from mmalign.core.errors import UserError
-from mmalign.evaluation.class_images import encode_images, images_of_folder, images_of_shards
+from mmalign.evaluation.class_images import LabelledImages, images_of_folder, images_of_shards
 from mmalign.evaluation.class_names import LABEL, SLOT, Names, Prompts, read_templates
+from mmalign.evaluation.embed import encode_images
+from mmalign.evaluation.measured import Measured
 from mmalign.evaluation.nearest import hits_at
 from mmalign.evaluation.over_ranks import (
     encode_over_ranks,
@@ -42,18 +41,13 @@ PROTOCOL = (
 )
 
 
-class ZeroShotConfig(Section):
-    name: str = pydantic.Field(pattern=r"^[\w-]+$")
-    """Name of the set in metric names."""
+class ZeroShotConfig(Measured):
     images: str | None = None
     """Folder of images in ImageNet's layout: one subfolder per class."""
     class_names: str | None = None
-    """Names of the classes of `images`: `openai` (ImageNet, English), a file in Babel-ImageNet's layout, or a
-    folder of `<lang>.json`, {subfolder: name}."""
+    """Of `images`: `openai` (ImageNet, English), Babel-ImageNet's file, or a folder of `<lang>.json`."""
     shards: str | None = None
     """Folder of shards instead of `images`: an image's first caption in a language names its class there."""
-    languages: tuple[str, ...] | None = pydantic.Field(default=None, min_length=1)
-    """In these languages only; none: all that name at least two classes."""
     prompts: str = LABEL
     """`label`: names alone; `openai`: 80 English templates; or a folder of `<lang>.json`."""
     accuracy_at: tuple[pydantic.PositiveInt, ...] = pydantic.Field(default=(1, 5), min_length=1)
@@ -71,9 +65,7 @@ class ZeroShotConfig(Section):
 
 
 def measure_zero_shot(model: DualModel, config: ZeroShotConfig, results: Results) -> None:
-    """Add accuracy@k of every language, their mean and the five worst to `results`.
-
-    A collective: every rank calls it with equal weights and equal files, and has the same results afterwards.
+    """Add accuracy@k of every language, their mean and the five worst to `results`. A collective.
 
     Raises:
         UserError: files that are missing or broken, a language without names, or ranks that differ in files.
@@ -84,11 +76,15 @@ def measure_zero_shot(model: DualModel, config: ZeroShotConfig, results: Results
         assert config.images is not None and config.class_names is not None
         images = images_of_folder(Path(config.images), config.class_names)
     must_agree(images.sha256, f"zero-shot set `{config.name}`: images or names")
-    names = _usable(images.names, config)
+    for left_out in images.left_out:
+        say(f"zero-shot set `{config.name}`: {left_out}")
+    names = _usable(images, config)
     prompts = read_templates(config.prompts, list(names))
     kept = np.array(_draw(images.classes, names, config))
     image_ND = encode_over_ranks(
-        lambda batch: encode_images(model, images, kept[batch].tolist()),
+        lambda batch: encode_images(
+            model, images.read, images.where.__getitem__, kept[batch].tolist()
+        ),
         list(batched(range(len(kept)), BATCH_SIZE)),
     )
     # Names that are equal are one class: no model can tell them apart, and ties count against it.
@@ -106,7 +102,8 @@ def measure_zero_shot(model: DualModel, config: ZeroShotConfig, results: Results
 
     answers = map_over_ranks(dict.fromkeys(names, 1), measure)
     name = MetricName("zero_shot", config.name, MEAN, (), "accuracy")
-    results.protocol[name.prefix] = _protocol(config, len(kept), words, prompts)
+    protocol = _protocol(config, len(kept), words, prompts)
+    results.protocol[name.prefix] = "; ".join([protocol, *images.left_out])
     results.data[config.name] = images.sha256
     add_answers(results, name, answers, config.accuracy_at, pooled=False)
 
@@ -116,24 +113,28 @@ def embed_names(model: DualModel, words: Sequence[str], prompts: Prompts) -> np.
 
     Prompt ensembling in the space of embeddings (CLIP, arXiv 2103.00020, section 3.1.4). A collective.
     """
-    text_MD = encode_texts_over_ranks(
-        model, [one.replace(SLOT, word) for word in words for one in prompts.templates]
-    )
+    sentences = [one.replace(SLOT, word) for word in words for one in prompts.templates]
+    text_MD = encode_texts_over_ranks(model.encode_texts, sentences)
     class_CD = text_MD.reshape(len(words), len(prompts.templates), -1).mean(1)
     # Sentences that point in opposite directions may cancel out.
     length_C1 = np.linalg.norm(class_CD, axis=1, keepdims=True)
     return (class_CD / np.maximum(length_C1, 1e-12)).astype(np.float32)
 
 
-def _usable(names: Names, config: ZeroShotConfig) -> Names:
-    """The names in the languages to measure, sorted by language; one name alone leaves nothing to choose."""
-    usable = {lang: names[lang] for lang in sorted(names) if len(set(names[lang].values())) > 1}
+def _usable(images: LabelledImages, config: ZeroShotConfig) -> Names:
+    """The names in the languages to measure, sorted by language."""
+    shown, names = set(images.classes), images.names
+    # One name alone leaves nothing to choose, and names of classes without images nothing to ask.
+    usable = {
+        lang: names[lang]
+        for lang in sorted(names)
+        if len(set(names[lang].values())) > 1 and shown & names[lang].keys()
+    }
     lacking = [lang for lang in config.languages or () if lang not in usable]
     if lacking or not usable:
         raise UserError(
             f"zero-shot set `{config.name}`: fewer than two classes have names in "
-            f"`{lacking[0] if lacking else 'any language'}`; languages that have: "
-            f"{', '.join(usable) or 'none'}"
+            f"`{(*lacking, 'any language')[0]}`; languages that have: {', '.join(usable) or 'none'}"
         )
     return {lang: usable[lang] for lang in sorted(set(config.languages or usable))}
 
@@ -154,7 +155,7 @@ def _protocol(
     config: ZeroShotConfig, images: int, words: dict[str, list[str]], prompts: dict[str, Prompts]
 ) -> str:
     drawn = f" (at most {config.pictures_per_class} of a class, drawn with seed {config.seed})"
-    alone = [lang for lang, one in prompts.items() if one.are_names_alone]
+    alone = [lang for lang, one in prompts.items() if one.templates == (SLOT,)]
     wanting = f" (names alone, for want of templates, in {', '.join(alone)})"
     return PROTOCOL.format(
         pictures=f"{images} pictures" + (drawn if config.pictures_per_class else ""),

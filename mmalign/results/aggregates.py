@@ -1,8 +1,4 @@
-"""Sums over languages: the mean, the five lowest, the families. Of metrics, and of their bootstrap draws.
-
-metrics of each language in a `Results` -> `add_mean`, `add_aggregates` -> metrics with count and chance
-language -> array of values or draws    -> `summed_up`                 -> the same of an aggregate
-"""
+"""Sums over languages: the mean, the five lowest, the families. Of metrics, and of their bootstrap draws."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -18,12 +14,9 @@ _WORST = 5
 def add_mean(
     results: Results, name: MetricName, parts: Sequence[str], language: str = MEAN
 ) -> None:
-    """Add the plain mean of a metric over languages or pairs, with the number of all their queries.
+    """Add the plain mean of a metric over languages or pairs (`parts`), with the number of all their queries.
 
-    Args:
-        name: the metric, of any language.
-        parts: the languages or pairs, whose metrics `results` holds.
-        language: what the mean is called in place of a language.
+    `language` is what the mean is called in place of a language.
     """
     names = [str(name.of(part)) for part in parts]
     chances = [results.chance[one] for one in names if one in results.chance]
@@ -49,12 +42,10 @@ def merge_with_means(results: Results, parts: Iterable[Results]) -> None:
 def add_aggregates(
     results: Results, name: MetricName, languages: Sequence[str], families: bool = False
 ) -> None:
-    """Add a metric's mean over all languages, over the five where it is lowest and over each family.
-
-    `worst5` is left out where there are five languages or fewer. It has no interval: which languages are the
-    lowest would change from draw to draw, and a bootstrap of a minimum is biased downwards.
-    """
+    """Add a metric's mean over all languages, over the five where it is lowest and over each family."""
     add_mean(results, name, languages)
+    # Without an interval: which languages are the lowest would change from draw to draw, and a bootstrap of a
+    # minimum is biased downwards.
     if len(languages) > _WORST:
         lowest = sorted(languages, key=lambda lang: results.metrics[str(name.of(lang))])
         add_mean(results, name, lowest[:_WORST], WORST5)
@@ -63,12 +54,7 @@ def add_aggregates(
 
 
 def summed_up(part: str, of_parts: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """The array of a language or an aggregate; None where it cannot be computed from what is there.
-
-    Args:
-        of_parts: language (or `all`) -> array; all of one shape, which the answer has too. NaN is unknown: a
-            draw may miss a language of few queries, and its means are those of the others.
-    """
+    """The array of a language or an aggregate; None where it cannot be computed from what is there."""
     if part in of_parts:
         return of_parts[part]
     languages = {lang: array for lang, array in of_parts.items() if not is_aggregate(lang)}
@@ -82,6 +68,7 @@ def summed_up(part: str, of_parts: Mapping[str, np.ndarray]) -> np.ndarray | Non
     stacked = np.stack(list(languages.values()))
     if part == WORST5:
         stacked = np.sort(stacked, axis=0)[:_WORST]  # NaN is sorted last
+    # NaN is unknown: a draw may miss a language of few queries, and its means are those of the others.
     is_known = ~np.isnan(stacked)
     with np.errstate(invalid="ignore"):
         mean: np.ndarray = np.where(is_known, stacked, 0).sum(axis=0) / is_known.sum(axis=0)

@@ -23,7 +23,9 @@ def result_files(run: Path) -> list[Path]:
 def measured_on(run: Path, sha256: str) -> dict[Path, Results]:
     """The results of the weights with this sha256, by the file that holds them."""
     found = {path: read_results(path) for path in result_files(run)}
-    return {path: results for path, results in found.items() if results.model["sha256"] == sha256}
+    return {
+        path: results for path, results in found.items() if results.model.get("sha256") == sha256
+    }
 
 
 def collect(run: Path) -> Results:
@@ -35,15 +37,12 @@ def collect(run: Path) -> Results:
     found = {path: read_results(path) for path in result_files(run)}
     if not found:
         raise UserError(
-            f"{run}: nothing was measured on this run yet; use `mmalign eval SUITE --model {run}`"
+            f"{run}: nothing was measured on it; use `mmalign eval SUITE --model {run}`"
         )
     first = next(iter(found))
     for path, results in found.items():
-        if results.model["sha256"] != found[first].model["sha256"]:
-            raise UserError(
-                f"{path}: measured on other weights than {first}; measure the older one again or "
-                "remove it"
-            )
+        if results.model.get("sha256") != found[first].model.get("sha256"):
+            raise UserError(f"{path}: measured on other weights than {first}; remove the older one")
     return merged(found)
 
 
@@ -61,7 +60,8 @@ def merged(found: dict[Path, Results]) -> Results:
 
 def _marked(results: Results, tasks: Collection[str], mark: str) -> Results:
     """The same results with a mark behind the names of these tasks."""
-    marked = replace(results)  # without values of single queries, which a collection does not hold
+    # A copy has no values of single queries, which a collection does not hold.
+    marked = replace(results)
     marked.baselines = {n: _marked(inner, tasks, mark) for n, inner in results.baselines.items()}
     for field in ("metrics", "counts", "ci95", "chance", "protocol"):
         named = getattr(results, field).items()

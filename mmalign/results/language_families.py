@@ -1,17 +1,13 @@
 """Language families: which languages are averaged together, so that a mean hides none.
 
-    language_families.tsv: family, languages
-    language code (BCP-47) -> its first subtag -> family, or none
-
 A family here is a branch of the size by which papers report (Romance, Germanic, Indo-Aryan, Bantu, ...), not
 a stock such as Indo-European. The branches follow Glottolog 5 (https://glottolog.org) and ISO 639-5, the
 standard for groups of languages; Atlantic, Chadic, Gur, Kwa and Ubangian are meant as in common use.
 Creoles are a group of their own, as in ISO 639-5, not part of the language that gave their words.
 Constructed languages have no family.
 
-Listed are the languages of XM3600, WIT, Babel-ImageNet, XNLI, SIB-200's development set, African and Global
-Storybooks and the demo, and more that public image-caption sets hold. Codes are ISO 639-1 where there is one,
-else ISO 639-3, and the few old or collective ones that such sets use (`iw`, `in`, `roa`).
+Codes are ISO 639-1 where there is one, else ISO 639-3, and the few old or collective ones that public
+image-caption sets use (`iw`, `in`, `roa`).
 """
 
 from collections.abc import Iterable

@@ -13,7 +13,7 @@
     text/<task>/<language or mean>/<perturbation or clean>/accuracy
     text/<task>/<language>-<language> or mean/generalised/accuracy
 
-`MetricName.parse` reads a name and `str` writes it; no other module splits names.
+No other module splits names.
 """
 
 from collections.abc import Iterable, Iterator
@@ -143,18 +143,12 @@ def is_aggregate(part: str) -> bool:
 
 
 def split_pair(pair: str, known: Iterable[str]) -> tuple[str, str]:
-    """The two languages of `<language>-<language>`, although codes such as `pt-BR` hold a hyphen.
-
-    The split with more halves that are known languages wins; among equals, the first whose second
-    half could be a code by itself.
-
-    Args:
-        known: language codes from elsewhere, for example from the retrieval metrics.
-    """
+    """The two languages of `<language>-<language>`, although codes such as `pt-BR` hold a hyphen."""
+    # The split with more halves that are known languages wins; among equals, the first whose second half
+    # could be a code by itself.
     codes = set(known)
     parts = pair.split("-")
     splits = [("-".join(parts[:i]), "-".join(parts[i:])) for i in range(1, len(parts))]
     assert splits, f"`{pair}` is not a pair of languages"
-
     # Subtags such as `BR` and `Hant` start with a capital, languages do not.
     return max(splits, key=lambda one: (len(codes.intersection(one)), one[1][:1].islower()))

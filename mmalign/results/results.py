@@ -5,8 +5,7 @@
      "baselines": {name: Results}}
 
 Beside it is `queries.npz` with the value of every single query, for metrics that have one per query: two
-models are compared query by query (`comparison/`). Names are those of `metric_names.py`. Every metric has a
-count.
+models are compared query by query (`comparison.py`). Names are those of `metric_names.py`.
 """
 
 import importlib.metadata
@@ -14,7 +13,8 @@ import json
 import math
 import platform
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Results:
         model: `path`, `sha256` of the weights and whatever else identifies the model.
         counts: for each metric, how many queries or examples it was measured on.
         data: for each set, the sha256 of its manifest.
-        values: for metrics of single queries their values, uint8 if all are 0 or 1, else float32.
+        values: for metrics of single queries their values.
         ids: by `MetricName.group`, int32, what each query is about: an image has one id in all languages.
     """
 
@@ -72,14 +72,16 @@ class Results:
         Args:
             hits: one value (0/1) per query, from which mean, count and interval follow, or the value.
             count: needed where `hits` is the value itself.
-            ids: (n,) whole numbers below 2^31, what each query is about; equal ids are one thing (an
-                image), in every language of the set.
+            ids: (n,) whole numbers below 2^31, what each query is about.
         """
         name = str(metric)
         if isinstance(hits, np.ndarray):
             self.metrics[name], self.counts[name] = float(hits.mean()), len(hits)
-            self.ci95[name] = bootstrap_interval(hits)
-            is_binary = np.isin(hits, (0, 1)).all()  # as most are: a byte each is enough
+            # A single query, or several about one thing, cannot tell how much others would differ.
+            if len(hits if ids is None else np.unique(ids)) > 1:
+                self.ci95[name] = bootstrap_interval(hits)
+            # Most are hits and misses: a byte each is enough.
+            is_binary = np.isin(hits, (0, 1)).all()
             self.values[name] = hits.astype(np.uint8 if is_binary else np.float32)
             if ids is not None:
                 self.ids[MetricName.parse(name).group] = ids.astype(np.int32)
@@ -101,19 +103,45 @@ class Results:
         """Write the file, completely or not at all, and the values of its queries beside it."""
         missing = self.metrics.keys() - self.counts.keys()
         assert not missing, f"metrics without a count: {missing}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # First of all: the values of other results must never be found beside these.
-        queries = path.with_name(QUERIES)
-        queries.unlink(missing_ok=True)
-        # JSON has no NaN and no infinity: what is undefined is null.
-        write_json(path, json.loads(json.dumps(asdict(self)), parse_constant=lambda _: None))
-        if self.values:
-            arrays: dict[str, Any] = {f"{group}{_IDS}": ids for group, ids in self.ids.items()}
-            arrays |= self.values
-            temporary = path.with_name(f".{QUERIES}.tmp")
-            with temporary.open("wb") as file:  # given a path, numpy would add a suffix to it
-                np.savez_compressed(file, **arrays)
-            temporary.replace(queries)
+        queries, temporary = path.with_name(QUERIES), path.with_name(f".{QUERIES}.tmp")
+        written = path.with_name(f".{path.name}.new")
+        arrays: dict[str, Any] = {f"{group}{_IDS}": ids for group, ids in self.ids.items()}
+        arrays |= self.values
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                # Before anything is replaced: on a full disk what was there stays.
+                with temporary.open("wb") as file:  # given a path, numpy would add a suffix to it
+                    np.savez_compressed(file, **arrays)
+                write_json(written, without_nan(asdict(self)))
+                # The values of other results must never be found beside these.
+                queries.unlink(missing_ok=True)
+                written.replace(path)
+                if self.values:
+                    temporary.replace(queries)
+            finally:
+                temporary.unlink(missing_ok=True)
+                written.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the disk refuses in the block is a UserError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); fix that and run it again"
+        ) from None
+
+
+def without_nan(tree: Any) -> Any:
+    """The tree with null in place of NaN and infinity, which JSON does not know."""
+    if isinstance(tree, dict):
+        return {key: without_nan(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [without_nan(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def read_results(path: Path) -> Results:
@@ -143,7 +171,7 @@ def read_results(path: Path) -> Results:
             array.mean(dtype=np.float64), results.metrics[name], atol=1e-6, equal_nan=True
         ):
             raise UserError(
-                f"{path}: not of the results beside it (`{name}` differs); measure again, or remove it"
+                f"{path}: not of the results beside it (`{name}`); measure again, or remove it"
             )
         else:
             results.values[name] = array
@@ -152,21 +180,25 @@ def read_results(path: Path) -> Results:
 
 def _from_tree(tree: dict[str, Any]) -> Results:
     baselines = {name: _from_tree(inner) for name, inner in tree.pop("baselines", {}).items()}
-    ci95 = {name: (low, high) for name, (low, high) in tree.pop("ci95", {}).items()}
-    metrics = {n: math.nan if x is None else x for n, x in tree.pop("metrics", {}).items()}
-    return Results(**tree, metrics=metrics, ci95=ci95, baselines=baselines)
+    ci95 = {
+        name: (_number(low), _number(high)) for name, (low, high) in tree.pop("ci95", {}).items()
+    }
+    for part in ("metrics", "chance"):
+        tree[part] = {name: _number(value) for name, value in tree.get(part, {}).items()}
+    return Results(**tree, ci95=ci95, baselines=baselines)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value + 0.0  # a TypeError where it is no number
 
 
 def mean_over_seeds(runs: Sequence[Results]) -> Results:
-    """The mean of each metric over runs that differ only in their seed; a single run stays as it is.
-
-    With two runs or more the interval is Student's t over the seeds (95 %): it covers the choice of the seed,
-    not that of the texts.
-    """
+    """The mean of each metric over runs that differ only in their seed; a single run stays as it is."""
     if len(runs) == 1:
         return runs[0]
     first = runs[0]
     values = {name: [run.metrics[name] for run in runs] for name in first.metrics}
+    # Student's t over the seeds covers the choice of the seed, not that of the texts.
     about = f"Mean of {len(runs)} seeds; the interval covers these seeds only."
     return replace(
         first,

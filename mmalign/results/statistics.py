@@ -1,13 +1,7 @@
 """Intervals and tests: one bootstrap for the whole package, and Holm's correction.
 
-    table of U units (queries, images, documents) x K columns -> units drawn with replacement, R times
-        -> `resampled_sums`, (R, K) -> means, ratios or F1 of each draw -> 95 % percentile interval
-
-    values of the same queries under M models -> `drawn_means` -> differences -> interval and p -> `holm`
-
 Every interval in mmalign comes from `resampled_sums`. Two models are compared on the same draws, so that
-what makes a query hard for both cancels out. Intervals are percentiles of the draws (Efron 1979); p is the
-smallest level whose interval would leave 0 out.
+what makes a query hard for both cancels out. Intervals are percentiles of the draws (Efron 1979).
 
 Shapes: U units, K columns, M models or metrics, n queries of a language, N of all L languages, R draws.
 """
@@ -40,8 +34,7 @@ def drawn_means(
     Args:
         values: language -> (M, n), one value per model and query; n may differ from language to language.
         ids: language -> (n,), what each query is about. Ids are drawn, with all their queries in all
-            languages: an image that is hard in one language is hard in the others too. A draw that leaves
-            a language out has NaN there. None: each language's queries are drawn by themselves.
+            languages. None: each language's queries are drawn by themselves.
     """
     rng = np.random.default_rng(seed)
     if ids is None:
@@ -51,7 +44,8 @@ def drawn_means(
         }
     sum_RK = resampled_sums(_table_of_ids(values, ids), draws, rng)
     sum_RLM = sum_RK.reshape(draws, len(values), -1)
-    with np.errstate(invalid="ignore"):  # 0 / 0 where a draw leaves a language out
+    with np.errstate(invalid="ignore"):
+        # 0 / 0, which is NaN, where a draw leaves a language out.
         mean_RLM = sum_RLM[..., :-1] / sum_RLM[..., -1:]
     return {lang: mean_RLM[:, i].T for i, lang in enumerate(values)}
 
@@ -65,7 +59,7 @@ def bootstrap_interval(
 
 
 def percentile_interval(drawn_R: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of the draws; draws that are NaN (no query of a language was drawn) are left out."""
+    """The middle 95 % of the draws that are not NaN."""
     low, high = np.nanpercentile(drawn_R, (2.5, 97.5))
     return float(low), float(high)
 
@@ -80,11 +74,10 @@ def seed_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def interval_and_p(difference_R: np.ndarray) -> tuple[tuple[float, float], float]:
-    """95 % percentile interval of a drawn difference, and its two-sided p.
-
-    p is twice the share of draws on the far side of 0, those at 0 included; the observed difference
-    itself counts as a draw, so that p is never 0 (Davison & Hinkley 1997, section 4.2).
-    """
+    """95 % percentile interval of a drawn difference, and its two-sided p."""
+    # p is the smallest level whose interval would leave 0 out: twice the share of draws on its far side,
+    # those at 0 included. The observed difference counts as a draw, so that p is never 0 (Davison & Hinkley
+    # 1997, section 4.2).
     known = np.round(difference_R[~np.isnan(difference_R)], _ROUNDING)
     beyond = min((known <= 0).sum(), (known >= 0).sum())
     return percentile_interval(known), min(1.0, float(2 * (beyond + 1) / (len(known) + 1)))
@@ -107,11 +100,7 @@ def verdict(difference: float, p_holm: float) -> str:
 
 
 def resampled_sums(table_UK: Table, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """(R, K) float64: column sums of U rows that are drawn with replacement from the U rows of a table.
-
-    Args:
-        table_UK: numpy; or scipy's sparse rows, for a table that is too large to be dense.
-    """
+    """(R, K) float64: column sums of U rows that are drawn with replacement from the U rows of a table."""
     units = table_UK.shape[0]
     rows, counts = table_UK, None
     if isinstance(table_UK, np.ndarray):

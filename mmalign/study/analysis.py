@@ -3,13 +3,13 @@
     cells -> values by (tower, pretraining seed, task, method) -> means over seeds   -+-> StudyResults
                                                                -> paired differences -+
 
-An interval covers the seeds that it was computed over and says which: fine-tuning seeds on one
-pretrained tower say nothing about another pretraining. Only the headline is repeated over pretraining seeds.
+An interval covers the seeds that it was computed over and says which. Only the headline is repeated over
+pretraining seeds.
 """
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,23 +18,24 @@ from scipy import stats
 
 from mmalign.results.formatting import points
 from mmalign.results.metric_names import GENERALISED
-from mmalign.results.results import Results
+from mmalign.results.results import Results, environment, mean_over_seeds
 from mmalign.results.statistics import holm, seed_interval, verdict
 from mmalign.study.cells import Cell
 from mmalign.study.config import StudyConfig
+from mmalign.study.towers import TrainedTower
 
+# Fine-tuning seeds on one pretrained tower say nothing about another pretraining.
 _ONE_PRETRAINING = "which leaves open what another pretraining seed would give"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired difference: the same seeds on both sides.
+    """A paired difference: the same seeds on both sides, each a tower and a method.
 
     Attributes:
         kind: `headline`, `method` or `tower`.
-        difference: mean over the seeds of left minus right.
-        ci95: Student's t over the pairs.
-        p: of the paired t-test; `p_holm` after Holm's correction (1979) over the comparisons of its family.
+        difference: mean over the seeds of left minus right, with Student's t over the pairs.
+        p_holm: `p` after Holm's correction (1979) over the comparisons of its family.
         seeds: what the pairs are, in words.
     """
 
@@ -53,15 +54,11 @@ class Comparison:
 
 @dataclass
 class StudyResults(Results):
-    """Results whose metrics are means over seeds.
-
-    Their names are `<tower>/<method>/<task>/<language or mean>/<variant>/<metric>`.
+    """Means over seeds, named `<tower>/<method>/<task>/<language or mean>/<variant>/<metric>`.
 
     Attributes:
         seeds: metric -> which seeds its interval covers, in words.
-        comparisons: paired differences.
         answer: the verdicts, one line each, made from the comparisons.
-        question, towers: for the reader.
     """
 
     question: str = ""
@@ -71,78 +68,82 @@ class StudyResults(Results):
     answer: list[str] = field(default_factory=list)
 
 
+Side = tuple[str, str]  # a tower and a method
+# (tower, pretraining seed, task, method) -> fine-tuning seed -> results
 Values = dict[tuple[str, int | None, str, str], dict[int, Results]]
-"""(tower, pretraining seed, task, method) -> fine-tuning seed -> results."""
 
 
-def collect_values(cells: Iterable[tuple[Cell, Results]]) -> Values:
-    """The results of the cells by where they stand in the grid."""
+def analyse(
+    study: StudyConfig, towers: Sequence[TrainedTower], done: Sequence[tuple[Cell, Results]]
+) -> StudyResults:
+    """Means, comparisons and verdicts of all cells."""
+    results = StudyResults(
+        suite=study.name,
+        model={str(tower): tower.sha256 for tower in towers},
+        environment=environment(),
+        question=study.question,
+        towers={
+            str(tower): {
+                "supervision": study.towers[tower.name].supervision,
+                "sha256": tower.sha256,
+                "training_seconds": tower.seconds,
+            }
+            for tower in towers
+        },
+    )
     values: Values = {}
-    for cell, results in cells:
+    for cell, of_cell in done:
         place = (cell.tower.name, cell.tower.seed, cell.task, cell.method)
-        values.setdefault(place, {})[cell.seed] = results
-    return values
+        values.setdefault(place, {})[cell.seed] = of_cell
+    _add_means(study, values, results)
+    _add_comparisons(study, values, results)
+    results.answer = answer(study, results)
+    return results
 
 
-def add_means(study: StudyConfig, values: Values, results: StudyResults) -> None:
-    """Mean and interval of every metric over the fine-tuning seeds of the first pretraining seed.
-
-    The protocol says what each method changes in the fine-tuning of a task.
-    """
+def _add_means(study: StudyConfig, values: Values, results: StudyResults) -> None:
+    """Mean and interval of every metric over the fine-tuning seeds of the first pretraining seed."""
     for (tower, pretraining, _, method), runs in values.items():
         if pretraining not in (None, study.pretraining_seeds[0]):
             continue
-        first = next(iter(runs.values()))
-        for name in first.metrics:
-            key = f"{tower}/{method}/{name.removeprefix('text/')}"
-            drawn = [run.metrics[name] for run in runs.values()]
-            results.metrics[key] = float(np.mean(drawn))
-            results.counts[key] = first.counts[name]
-            if len(drawn) > 1:
-                results.ci95[key] = seed_interval(drawn)
-            results.seeds[key] = _seed_words(len(drawn), pretraining)
-            if name in first.chance:
-                results.chance[key] = first.chance[name]
+        mean = mean_over_seeds([*runs.values()])
+        keys = {name: f"{tower}/{method}/{name.removeprefix('text/')}" for name in mean.metrics}
+        results.seeds |= dict.fromkeys(keys.values(), _seed_words(len(runs), pretraining))
+        # The interval of a single run is that of its queries, not of seeds.
+        for part in ("metrics", "counts", "chance", *(["ci95"] if len(runs) > 1 else [])):
+            named = {keys[name]: value for name, value in getattr(mean, part).items()}
+            getattr(results, part).update(named)
         if (tower, method) == (study.headline.tower, study.headline.method):
             results.protocol |= {
                 name: f"In the cell of {tower}, {method}, seed {study.seeds[0]}: {words}"
-                for name, words in first.protocol.items()
+                for name, words in next(iter(runs.values())).protocol.items()
             }
+    # What each method changes in the fine-tuning of a task.
     for method, changes in study.methods.items():
         words = json.dumps(changes, ensure_ascii=False) if changes else "nothing"
         results.protocol[f"method {method}"] = f"Changes in the task's file: {words}."
 
 
-Side = tuple[str, str]
-"""A tower and a method."""
-
-
-def add_comparisons(study: StudyConfig, values: Values, results: StudyResults) -> None:
-    """Headline over pretraining seeds, methods and towers over fine-tuning seeds; Holm within each family."""
+def _add_comparisons(study: StudyConfig, values: Values, results: StudyResults) -> None:
     for kind, method, sides in _families(study):
         for task, metric in _measures(values, method):
             compared = (_compare(study, values, kind, task, metric, *two) for two in sides)
             found = [one for one in compared if one]
+            # Within a family: a metric of a task, on all pairs of sides that answer one question.
             adjusted = holm([one.p for one in found])
             both = zip(found, adjusted, strict=True)
             results.comparisons += [replace(one, p_holm=p) for one, p in both]
 
 
 def answer(study: StudyConfig, results: StudyResults) -> list[str]:
-    """One verdict for each comparison of the headline and of the methods on the tower of interest.
-
-    Only primary metrics. Clean texts and pairs of languages have a line per comparison; perturbations have
-    a line per pair of sides, with their number for each verdict.
-    """
+    """One verdict for each comparison of the headline and of the methods on the tower of interest."""
     lines, perturbed = [], defaultdict[tuple[str, str], Counter[str]](Counter)
     for one in results.comparisons:
         variant, _, metric = one.metric.partition("/")
+        # Primary metrics have a chance level.
         primary = f"{study.headline.tower}/{one.left[1]}/{one.task}/mean/clean/{metric}"
-        if (
-            one.kind == "tower"
-            or one.left[0] != study.headline.tower
-            or primary not in results.chance
-        ):
+        of_interest = one.kind != "tower" and one.left[0] == study.headline.tower
+        if not of_interest or primary not in results.chance:
             continue
         sides = f"{', '.join(one.left)} against {', '.join(one.right)}"
         word = verdict(one.difference, one.p_holm)
@@ -152,7 +153,7 @@ def answer(study: StudyConfig, results: StudyResults) -> list[str]:
                 f"{word}: {one.task}, {variant}, {metric}: {sides}: {points(one.difference)} points, "
                 f"95 % interval {points(low)} to {points(high)}, p {one.p_holm:.2g} (Holm), {one.seeds}"
             )
-        else:
+        else:  # there are many: one line for all, with their number for each verdict
             perturbed[one.task, sides][word] += 1
     for (task, sides), counts in perturbed.items():
         words = ", ".join(f"{word} {counts[word]}" for word in ("shown", "worse", "not shown"))
@@ -175,7 +176,7 @@ def _families(study: StudyConfig) -> Iterator[tuple[str, str, list[tuple[Side, S
 
 
 def _measures(values: Values, method: str) -> list[tuple[str, str]]:
-    """(task, metric) of the means over the languages that a method has, without the task's name in front."""
+    """(task, metric) of the means over languages that a method has, without the task's name in front."""
     found = [
         (task, name.removeprefix(prefix))
         for (_, _, task, used), runs in values.items()
@@ -207,7 +208,8 @@ def _compare(
     """The comparison, None where fewer than two seeds are on both sides."""
     many = kind == "headline" and len(study.pretraining_seeds) > 1
     ours, theirs = (_drawn(study, values, one, task, metric, many) for one in (left, right))
-    shared = [seed for seed in ours if seed in theirs]
+    # A metric may be undefined for a seed, such as a correlation with constant scores.
+    shared = [seed for seed in ours if np.isfinite(ours[seed] - theirs.get(seed, np.nan))]
     if len(shared) < 2:
         return None
     differences = np.array([ours[seed] - theirs[seed] for seed in shared])
@@ -225,7 +227,7 @@ def _compare(
 
 
 def _paired_p(differences: np.ndarray) -> float:
-    """Two-sided p of the paired t-test (a one-sample test of the differences)."""
+    """Two-sided p of the paired t-test: a one-sample test of the differences."""
     error = differences.std(ddof=1) / np.sqrt(len(differences))
     if error == 0:
         # Equal in every seed: no difference at all, where a t-test would divide zero by zero.

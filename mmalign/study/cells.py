@@ -1,14 +1,11 @@
 """The cells of a study: one fine-tuning each, kept by the hash of everything that it depends on.
 
-    StudyConfig + towers -> Cell (tower, task, method, seed) -> key -> cells/<key>/results.json
-
-A cell that exists is not computed again. Its key holds the sha256 of the tower's weights, the complete
-resolved fine-tuning with its seed, and the sha256 of every file that the fine-tuning reads. So a tower of one
-seed is never used for another, and cells of a changed data set are computed again.
+StudyConfig + towers -> Cell (tower, task, method, seed) -> key -> cells/<key>/results.json
 """
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +25,7 @@ from mmalign.text.jobs import Job
 
 @dataclass(frozen=True)
 class Cell:
-    """One fine-tuning of the grid.
-
-    Attributes:
-        tower: with its name, its pretraining seed and the hash of its weights.
-        config: resolved; `seeds` holds the one seed of this cell.
-    """
+    """One fine-tuning of the grid; `config` is resolved, and its `seeds` hold the one of this cell."""
 
     tower: TrainedTower
     task: str
@@ -86,6 +78,7 @@ def _cell(
     tower: TrainedTower, task: str, method: str, config: Job, seed: int, hashes: dict[Path, str]
 ) -> Cell:
     config = config.model_copy(update={"seeds": (seed,)})
+    # A tower of one seed is never used for another, and cells of changed data are computed again.
     parts = {
         "tower": tower.sha256,
         "config": config.model_dump(mode="json"),
@@ -98,7 +91,6 @@ def _cell(
 
 def _read_by(config: Job) -> Iterator[Path]:
     """The files and folders that a fine-tuning reads, by the names of the fields that name them."""
-
     trees: list[Any] = [config.model_dump(mode="json")]
     for tree in trees:  # grows while it is read
         if isinstance(tree, Mapping):
@@ -124,12 +116,13 @@ def _hash_of(path: Path, known: dict[Path, str]) -> str:
     return known[path]
 
 
-def run_cell(cell: Cell, folder: Path) -> Results:
-    """The results of a cell, computed unless `folder` holds them."""
-    path = folder / cell.key / "results.json"
+def run_cell(cell: Cell, folder: Path) -> tuple[Results, float]:
+    """The results of a cell, computed unless `folder` holds them, and the seconds that it took."""
+    started, path = time.monotonic(), folder / cell.key / "results.json"
     if path.is_file():
-        return read_results(path)
-    tower = load_text_encoder(cell.tower.path, cell.tower.untrained)
-    results = jobs.run_cell(cell.config, tower, cell.seed)
-    results.write(path)
-    return results
+        results = read_results(path)
+    else:
+        tower = load_text_encoder(cell.tower.path, cell.tower.untrained)
+        results = jobs.run_cell(cell.config, tower, cell.seed)
+        results.write(path)
+    return results, time.monotonic() - started

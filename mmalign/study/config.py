@@ -13,8 +13,7 @@ class TowerConfig(Section):
     run: str | None = None
     """Run YAML; the study trains it, once for each pretraining seed, unless that was done before."""
     set: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the run that this tower changes, dotted: `{objective.kind: masked_language_model}`. Give
-    each its own `name`, which begins the name of its folder."""
+    """Fields of the run that this tower changes, dotted: `{objective.kind: masked_language_model}`."""
     path: str | None = None
     """A trained model instead: what `mmalign finetune --model` takes. It has no pretraining seeds."""
     untrained: bool = False

@@ -16,27 +16,28 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 
-from mmalign.core.commit import write_atomic
+from mmalign.core.commit import check_writable, write_atomic
 from mmalign.core.config import write_yaml
 from mmalign.core.console import say, track
 from mmalign.report.study_page import write_study_page
-from mmalign.results.results import Results, environment
-from mmalign.study import analysis
-from mmalign.study.analysis import StudyResults
+from mmalign.results.results import Results, writing
+from mmalign.study.analysis import StudyResults, analyse
 from mmalign.study.cells import Cell, cells_of, run_cell
 from mmalign.study.config import StudyConfig
-from mmalign.study.towers import TrainedTower, prepare_towers
+from mmalign.study.towers import prepare_towers
 
 
 def run_study(study: StudyConfig, out: Path, workers: int) -> StudyResults:
     """Train, fine-tune, measure and compare all that the study names; writes below `out`.
 
     Args:
-        workers: cells computed at the same time, each on one thread, so that their number changes nothing.
+        workers: cells computed at the same time.
 
     Raises:
         UserError: a part of the study that cannot be used, or a training that stops.
     """
+    for file in ("study.yaml", "results.json", "report.html", "towers/x", "cells/x"):
+        check_writable(out / file)
     out.mkdir(parents=True, exist_ok=True)
     towers = prepare_towers(study, out / "towers")
     cells = cells_of(study, towers)
@@ -47,34 +48,11 @@ def run_study(study: StudyConfig, out: Path, workers: int) -> StudyResults:
     seconds = round(time.monotonic() - started, 1)
     results = analyse(study, towers, done)
     results.environment |= {"cells_seconds": seconds, "workers": workers}
-    write_atomic(out / "study.yaml", write_yaml(study.model_dump(mode="json")))
+    with writing(out / "study.yaml"):
+        write_atomic(out / "study.yaml", write_yaml(study.model_dump(mode="json")))
     results.write(out / "results.json")
-    write_study_page(asdict(results), out / "report.html")
-    return results
-
-
-def analyse(
-    study: StudyConfig, towers: Sequence[TrainedTower], done: Sequence[tuple[Cell, Results]]
-) -> StudyResults:
-    """Means, comparisons and verdicts."""
-    results = StudyResults(
-        suite=study.name,
-        model={str(tower): tower.sha256 for tower in towers},
-        environment=environment(),
-        question=study.question,
-        towers={
-            str(tower): {
-                "supervision": study.towers[tower.name].supervision,
-                "sha256": tower.sha256,
-                "training_seconds": tower.seconds,
-            }
-            for tower in towers
-        },
-    )
-    values = analysis.collect_values(done)
-    analysis.add_means(study, values, results)
-    analysis.add_comparisons(study, values, results)
-    results.answer = analysis.answer(study, results)
+    with writing(out / "report.html"):
+        write_study_page(asdict(results), out / "report.html")
     return results
 
 
@@ -84,7 +62,7 @@ def _compute(cells: Sequence[Cell], folder: Path, workers: int) -> Iterator[tupl
     # Not forked: the parent has used torch, whose threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
-        waiting = {pool.submit(_timed, cell, folder): cell for cell in cells}
+        waiting = {pool.submit(run_cell, cell, folder): cell for cell in cells}
         finished: Iterable[Future[tuple[Results, float]]] = as_completed(waiting)
         if sys.stdout.isatty():
             finished = track(finished, "cells", len(cells))
@@ -101,28 +79,22 @@ def _compute(cells: Sequence[Cell], folder: Path, workers: int) -> Iterator[tupl
 
 
 def _clean_mean(cell: Cell, results: Results) -> str:
-    """The clean primary metric, a mean over languages."""
     prefix = f"text/{cell.task}/mean/clean/"
     primary = (name for name in results.chance if name.startswith(prefix))
     return next((f"{n.removeprefix(prefix)} {results.metrics[n]:.3f}" for n in primary), "done")
 
 
-def _timed(cell: Cell, folder: Path) -> tuple[Results, float]:
-    started = time.monotonic()
-    return run_cell(cell, folder), time.monotonic() - started
-
-
 def _prepare_worker() -> None:
-    """One thread per worker, and no output: the parent reports. A worker never outlives the parent."""
     import torch
 
+    # One thread, so that the number of workers changes no result; no output, the parent reports.
     torch.set_num_threads(1)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
 def _leave_with_parent() -> None:
-    """A parent that is killed cannot stop its workers; they would wait for the next cell for ever."""
+    # A parent that is killed cannot stop its workers; they would wait for the next cell for ever.
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

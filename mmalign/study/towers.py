@@ -28,7 +28,6 @@ class TrainedTower:
     Attributes:
         seed: of its pretraining; None for a tower that the study did not train.
         path: what `load_text_encoder` takes.
-        sha256: of its weights.
         seconds: that its training took here; None where it was not trained here or was continued.
     """
 
@@ -62,7 +61,7 @@ def prepare_towers(study: StudyConfig, folder: Path) -> list[TrainedTower]:
 
 
 def _train(name: str, config: TowerConfig, seed: int, folder: Path) -> TrainedTower:
-    """Train the run with this seed, unless that was done; an untrained tower shares its run's folder."""
+    """Train the run with this seed, unless that was done."""
     assert config.run is not None
     # JSON is YAML: any value of `set` can be written as an override.
     changes = [f"{field}={json.dumps(value)}" for field, value in config.set.items()]
@@ -80,6 +79,7 @@ def _train(name: str, config: TowerConfig, seed: int, folder: Path) -> TrainedTo
         # A training that continues after a stop does not know how long the first part took.
         write_json(out / _TIME, {"seconds": took if is_new else None})
     seconds = json.loads((out / _TIME).read_text(encoding="utf-8"))["seconds"]
-    sha256 = load_text_encoder(str(out), config.untrained).facts["sha256"]
+    # An untrained tower shares its run's folder, but not the time of its training.
     seconds = None if config.untrained else seconds
+    sha256 = load_text_encoder(str(out), config.untrained).facts["sha256"]
     return TrainedTower(name, seed, str(out), config.untrained, sha256, seconds)

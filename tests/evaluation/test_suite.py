@@ -230,6 +230,38 @@ def test_a_language_that_the_data_lack_is_named(
     assert not (tmp_path / "eval").exists()
 
 
+def test_languages_are_one_in_any_spelling(encoder: Encoder, tmp_path: Path) -> None:
+    pairs = [make_pair(n, ("zh-CN", "EN") if n % 2 else ("zh_CN", "en")) for n in range(6)]
+    folder = write_set(tmp_path / "set", pairs)
+    sets = [{"name": "s", "shards": str(folder), "languages": ["ZH_cn", "En"]}]
+    results = run_suite(suite(folder, sets=sets, gallery=["zh-cn"]), encoder, tmp_path / "e", {})
+    assert results.counts["retrieval/s/zh-CN/text_to_image/recall@1"] == 6
+    assert results.counts["alignment/s/en-zh-CN/bitext@1"] == 6
+    gallery = json.loads((tmp_path / "e" / "gallery.json").read_text(encoding="utf-8"))
+    assert [query["lang"] for query in gallery["queries"]] == ["zh-CN"]
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file in its place")
+    with pytest.raises(UserError, match=r"out/results\.json: cannot be written"):
+        run_suite(suite(tmp_path / "no shards"), None, tmp_path / "out", {})  # type: ignore[arg-type]
+
+
+def test_an_image_that_cannot_be_decoded_is_named(encoder: Encoder, tmp_path: Path) -> None:
+    pairs = [make_pair(n, ("en",)) for n in range(3)]
+    pairs[1] = replace(pairs[1], image=pairs[1].image[:60])
+    folder = write_set(tmp_path / "set", pairs)
+    with pytest.raises(UserError, match=r"set, sample `k001`: does not decode.*; fix it or remove"):
+        run_suite(suite(folder), encoder, tmp_path / "out", {})
+
+
+def test_one_image_has_no_intervals(encoder: Encoder, tmp_path: Path) -> None:
+    pairs = [make_pair(n, ("en", "sw"), "picture 0") for n in range(3)]
+    folder = write_set(tmp_path / "set", pairs)
+    results = run_suite(suite(folder), encoder, tmp_path / "out", {})
+    assert results.metrics and not results.ci95
+
+
 def test_a_set_without_captions_is_refused(encoder: Encoder, tmp_path: Path) -> None:
     folder = write_set(tmp_path / "set", [make_pair(0, ()), make_pair(1, ())])
     with pytest.raises(UserError, match=r"set `s`: .* has no captions to measure"):

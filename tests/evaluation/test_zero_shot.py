@@ -92,7 +92,7 @@ IMAGES = {
 }
 NAMES = {
     "en": {"cat": "cat", "cow": "cow", "dog": "dog"},
-    "de": {"cat": "Katze", "dog": "Hund", "owl": "Eule"},  # no cow; nobody shows an owl
+    "de": {"cat": "Katze", "dog": "Hund"},  # no cow
     "xx": {"cat": "miau"},  # nothing to choose from
 }
 VECTORS = {
@@ -138,7 +138,61 @@ def test_accuracies_by_hand_with_ties_and_missing_classes(animals: dict[str, str
     assert results.ids[f"{prefix}/de"].tolist() == [0, 1, 3, 4, 5]
     assert len(results.data["s"]) == 64
     assert "prompts: label;" in results.protocol[prefix]
-    assert results.protocol[prefix].endswith("names: de 2, en 3")
+    assert "names: de 2, en 3" in results.protocol[prefix]
+
+
+def test_what_is_left_out_is_counted_and_chance_is_that_of_all_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An empty class, one that was never unpacked, other formats, images that lie in no class."""
+    folder = Path(write_images(tmp_path / "p", {"a": [(9, 1, 0)], "b": [(1, 9, 0)]}))
+    for one in ("empty", "gifs", "a/deeper"):
+        (folder / one).mkdir()
+    (folder / "a" / "notes.txt").unlink()
+    (folder / "gifs" / "1.gif").write_bytes(b"GIF89a")
+    (folder / "gifs" / "2.BMP").write_bytes(b"BM")
+    for stray in ("x.png", "a/deeper/y.JPG"):
+        (folder / stray).write_bytes(make_png(1, 1, 1))
+    classes = {one: one for one in ("a", "b", "empty", "gifs", "never")}
+    model = FakeModel({one: np.eye(5, 3)[i] + 0.01 for i, one in enumerate(classes)})
+    results = measured(
+        model, images=str(folder), class_names=write_names(tmp_path / "n", {"en": classes})
+    )
+    assert results.chance["zero_shot/s/en/accuracy@1"] == 1 / 5
+    assert results.counts["zero_shot/s/en/accuracy@1"] == 2
+    said = capsys.readouterr().out
+    for words in (
+        "classes without images: 3 (empty, gifs, never)",
+        "images that lie in no subfolder of a class: 2",
+        "files of other formats: 3 (.BMP, .gif, .txt)",
+    ):
+        assert words in results.protocol["zero_shot/s"]
+        assert f"zero-shot set `s`: {words}\n" in said
+
+
+def test_a_misspelt_subfolder_is_refused(animals: dict[str, str]) -> None:
+    folder = Path(animals["images"])
+    (folder / "cat").rename(folder / "catt")
+    with pytest.raises(UserError, match=r"a subfolder `catt`, which is no class .* mean `cat`\?"):
+        measured(FakeModel(VECTORS), **animals)
+
+
+def test_languages_are_one_in_any_spelling(animals: dict[str, str], tmp_path: Path) -> None:
+    names = Path(animals["class_names"])
+    (names / "de.json").rename(names / "DE_de.json")
+    (names / "de-DE.json").write_text(json.dumps({"cow": "Kuh"}))
+    (tmp_path / "prompts").mkdir()
+    tree = {"lang": "de_DE", "templates": ["{}!"], "source": "test"}
+    (tmp_path / "prompts" / "de_de.json").write_text(json.dumps({**tree, "lang": "de-de"}))
+    vectors = {f"{name}!": (1, 0, 0) for name in ("Katze", "Hund", "Kuh")} | VECTORS
+    results = measured(
+        FakeModel(vectors),
+        **animals,
+        languages=["de_DE", "en"],
+        prompts=str(tmp_path / "prompts"),
+    )
+    assert results.counts["zero_shot/s/de-DE/accuracy@1"] == 6
+    assert "names: de-DE 3, en 3" in results.protocol["zero_shot/s"]
 
 
 def test_images_are_encoded_once_and_only_if_a_language_names_them(animals: dict[str, str]) -> None:
@@ -283,7 +337,7 @@ def test_imagenet_names_belong_to_wordnet_ids(tmp_path: Path) -> None:
     path.write_text(json.dumps(tree))
     names = read_names(str(path), [TENCH, GOLDFISH])
     assert names["de"] == {TENCH: "Schleie", GOLDFISH: "Goldfisch"}
-    assert names["zh-yue"] == {}  # it names another class only
+    assert names["yue"] == {}  # it names another class only
     assert names["en"][TENCH] == "tench"
 
 
@@ -322,12 +376,13 @@ def test_broken_names_and_prompts_are_one_sentence(
     [
         (
             {"class_names": "openai"},
-            "`images` has a subfolder `cat`, which is no class of ImageNet",
+            "`images` has a subfolder `cat`, which is no class of `class_names: openai`",
         ),
         ({"class_names": "none.json"}, "none.json: no such file"),
         ({"images": "none"}, "none: no such folder"),
         ({"languages": ["xx"]}, "fewer than two classes have names in `xx`"),
         ({"prompts": "none"}, "`prompts: none`: no such folder"),
+        ({"prompts": str(ROOT / "docs")}, "no file <lang>.json there for any of de, en"),
         ({"prompts": "openai"}, "`prompts: openai` are English, but `de` is measured too"),
         ({"shards": "x"}, "name either `images` or `shards`"),
     ],

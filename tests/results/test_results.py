@@ -1,5 +1,6 @@
 """Numbers keep their count, interval, chance and protocol, through files and merges."""
 
+import errno
 import json
 import math
 from dataclasses import replace
@@ -196,6 +197,51 @@ def test_damaged_values_are_reported(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / QUERIES).write_bytes(damage)
     with pytest.raises(UserError, match=r"queries\.npz: damaged; measure again"):
         read_results(tmp_path / "results.json")
+
+
+def test_what_is_not_a_number_is_null_and_read_back(tmp_path: Path) -> None:
+    results = make_results()
+    results.add("text/t/en/clean/spearman", np.nan, count=3, chance=np.inf)
+    results.ci95["text/t/en/clean/spearman"] = (np.nan, np.nan)
+    results.write(tmp_path / "results.json")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    text = (tmp_path / "results.json").read_text(encoding="utf-8")
+    tree = json.loads(text, parse_constant=refuse)
+    assert tree["metrics"]["text/t/en/clean/spearman"] is None
+    found = read_results(tmp_path / "results.json")
+    assert np.isnan(found.metrics["text/t/en/clean/spearman"])
+    assert np.isnan(found.ci95["text/t/en/clean/spearman"]).all()
+    assert found.metrics["retrieval/s/en/x/recall@1"] == 0.25
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_queries().write(tmp_path / "results.json")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for place in ("mmalign.results.results.write_json", "numpy.savez_compressed"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, full)
+            with pytest.raises(
+                UserError, match=r"results\.json: cannot be written \(No space left"
+            ):
+                make_results().write(tmp_path / "results.json")
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_queries_about_one_thing_have_no_interval() -> None:
+    results = Results("x", {})
+    results.add("retrieval/s/en/x/recall@1", np.array([1.0]))
+    results.add("retrieval/s/de/x/recall@1", np.array([1.0, 0.0]), ids=np.array([3, 3]))
+    assert results.metrics["retrieval/s/de/x/recall@1"] == 0.5
+    assert not results.ci95
 
 
 def test_results_of_older_versions_are_read(tmp_path: Path) -> None:

@@ -9,13 +9,7 @@ from scipy import stats
 from mmalign.core.config import validate
 from mmalign.results.results import Results
 from mmalign.results.statistics import verdict
-from mmalign.study.analysis import (
-    StudyResults,
-    add_comparisons,
-    add_means,
-    answer,
-    collect_values,
-)
+from mmalign.study.analysis import StudyResults, analyse, answer
 from mmalign.study.cells import Cell
 from mmalign.study.config import StudyConfig
 from mmalign.study.towers import TrainedTower
@@ -60,19 +54,15 @@ def cell(tower: str, pretraining: int, method: str, seed: int) -> tuple[Cell, Re
 def analysed(config: StudyConfig | None = None) -> StudyResults:
     """All towers; every method on the first pretraining seed, the plain one on all of the study's."""
     config = config or study()
-    values = collect_values(
+    done = [
         cell(tower, pretraining, method, seed)
         for tower in TOWERS
         for pretraining in config.pretraining_seeds
         for method in METHODS
         for seed in config.seeds
         if pretraining == 0 or method == "plain"
-    )
-    results = StudyResults("toy", {})
-    add_means(config, values, results)
-    add_comparisons(config, values, results)
-    results.answer = answer(config, results)
-    return results
+    ]
+    return analyse(config, [], done)
 
 
 def find(results: StudyResults, kind: str, left: tuple[str, str], right: tuple[str, str]) -> Any:
@@ -155,8 +145,7 @@ def test_no_difference_at_all_is_no_difference() -> None:
         for seed in SEEDS:
             _, results = cell("aligned", 0, "plain", seed)
             runs.append((cell(tower, 0, "plain", seed)[0], results))
-    results = StudyResults("toy", {})
-    add_comparisons(config, collect_values(runs), results)
+    results = analyse(config, [], runs)
     assert results.comparisons
     for one in results.comparisons:
         assert (one.difference, one.p, one.p_holm) == (0.0, 1.0, 1.0)

@@ -145,6 +145,17 @@ def test_towers_are_trained_once_a_seed_and_never_stand_in_for_each_other(
     assert {(c.tower.seed, c.method) for c in cells} == {(3, "plain"), (3, "twice"), (4, "plain")}
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    task: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "towers").write_text("a file in its place")
+    towers = two_towers(tmp_path)
+    with pytest.raises(UserError, match=r"study/towers/\S+: cannot be written"):
+        run_study(study(task, towers), tmp_path / "study", workers=1)
+    assert not (tmp_path / "study" / "cells").exists()
+
+
 def test_a_method_that_is_no_fine_tuning_names_file_and_method(task: Path) -> None:
     towers = {name: {"path": name, "supervision": ""} for name in ("one", "two")}
     config = study(task, towers, methods={"plain": {}, "typo": {"method.knd": "pgd"}})

@@ -6,8 +6,7 @@
         -> faiss.csv      the rows
         -> faiss.json     the rows, what they were measured on and with, throughput at fixed recall, advice
 
-For one process: it times itself. A row is one index with one setting of its search on one number of threads;
-`results.py` lists its columns. What FAISS refuses is one row with the reason.
+A row is one index with one setting of its search on one number of threads; `results.py` lists its columns.
 """
 
 import json
@@ -22,25 +21,18 @@ from typing import Any
 import numpy as np
 
 from mmalign.core import distributed
-from mmalign.core.commit import write_json
+from mmalign.core.commit import check_writable, write_json
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
+from mmalign.evaluation.ann import searches as ann
 from mmalign.evaluation.ann.config import FaissConfig
 from mmalign.evaluation.ann.results import Row, label_of, recommendations, throughput_at, write_csv
-from mmalign.evaluation.ann.searches import (
-    IMAGE_TO_TEXT,
-    Lists,
-    Search,
-    Truth,
-    find_truth,
-    make_searches,
-    near_share,
-)
+from mmalign.evaluation.ann.searches import Lists, Search, Truth, near_share
 from mmalign.evaluation.embedding_cache import cached_set
 from mmalign.models.encoder import DualModel
 from mmalign.results.aggregates import add_mean
 from mmalign.results.metric_names import MEAN, MetricName
-from mmalign.results.results import Results, environment
+from mmalign.results.results import Results, environment, writing
 
 # Recorded in results and compared between them: another wording makes older results incomparable.
 PROTOCOL = (
@@ -56,8 +48,7 @@ TaskRecall = dict[str, dict[int, float]]  # language -> k -> recall
 def run_faiss(config: FaissConfig, encoder: DualModel, out: Path) -> dict[str, Any]:
     """Measure every index in both directions; write results.json, faiss.csv and faiss.json into `out`.
 
-    Returns:
-        The content of faiss.json; the Pareto plot is made of its `rows`.
+    Returns the content of faiss.json.
 
     Raises:
         UserError: a set is missing or lacks a language, the cache is damaged, or there are several ranks.
@@ -65,9 +56,13 @@ def run_faiss(config: FaissConfig, encoder: DualModel, out: Path) -> dict[str, A
     # Other ranks would take the processors that are timed.
     if distributed.world_size() > 1:
         raise UserError(f"suite {config.name}: it times one process; leave torchrun out")
+    for file in ("results.json", "faiss.csv", "faiss.json"):
+        check_writable(out / file)
     named = [(config.set.name, config.set.shards), *((shards, shards) for shards in config.pool)]
     sets = [cached_set(encoder, Path(path), name, Path(config.cache)) for name, path in named]
-    searches = make_searches(sets[0], sets[1:], config.set.languages, config.queries, config.seed)
+    searches = ann.make_searches(
+        sets[0], sets[1:], config.set.languages, config.queries, config.seed
+    )
     to_image, to_text = searches
     results = Results(suite=config.name, model=encoder.facts, environment=environment())
     results.protocol[f"faiss/{config.set.name}"] = PROTOCOL.format(
@@ -104,17 +99,16 @@ def run_faiss(config: FaissConfig, encoder: DualModel, out: Path) -> dict[str, A
         "throughput_at_recall": throughput_at(rows, config.timed_at),
         "rows": rows,
     }
-    out.mkdir(parents=True, exist_ok=True)
     results.write(out / "results.json")
-    write_csv(out / "faiss.csv", rows)
-    write_json(out / "faiss.json", tree)
+    with writing(out / "faiss.json"):
+        write_csv(out / "faiss.csv", rows)
+        write_json(out / "faiss.json", tree)
     for sentence in advice:
         say(sentence)
     return tree
 
 
 def _machine() -> dict[str, Any]:
-    """What else decides about speed."""
     import faiss
 
     cpuinfo = Path("/proc/cpuinfo")
@@ -144,12 +138,8 @@ def _facts(one: Search) -> dict[str, Any]:
 def _measure_direction(
     config: FaissConfig, search: Search, results: Results
 ) -> tuple[list[Row], float]:
-    """Rows of all indexes; task recall is added to `results`.
-
-    Returns:
-        The rows, and how far FAISS's exact scores and numpy's are apart at most.
-    """
-    truth = find_truth(search, config.recall_at, config.checked, config.seed)
+    """Rows of all indexes, and how far FAISS's exact scores and numpy's are apart at most."""
+    truth = ann.find_truth(search, config.recall_at, config.checked, config.seed)
     exact = _add_task_recall(config, search, truth.lists, "exact", results)
     rows: list[Row] = []
     # Files, not pipes: a pool may be gigabytes, and every worker reads the same.
@@ -183,11 +173,7 @@ def _measure_direction(
 def _run_worker(
     config: FaissConfig, number: int, folder: Path
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Facts and lists of one index, or `{"refused": reason}` without lists.
-
-    Args:
-        folder: holds config.json, pool.npy and queries.npy.
-    """
+    """Facts and lists of one index, or `{"refused": reason}` without lists."""
     command = [sys.executable, "-m", "mmalign.evaluation.ann.worker", str(folder), str(number)]
     limit = config.most_seconds
     try:
@@ -209,9 +195,8 @@ def _run_worker(
 def _add_task_recall(
     config: FaissConfig, search: Search, lists: Lists, label: str, results: Results
 ) -> TaskRecall:
-    """Add the task recall of one way of searching, by language and as their mean."""
     # Captions in one language are picked from lists of all languages, so those lists are long.
-    depth = max(config.recall_at) if search.direction == IMAGE_TO_TEXT else config.timed_at
+    depth = max(config.recall_at) if search.direction == ann.IMAGE_TO_TEXT else config.timed_at
     setting, ks = (label, search.direction), config.task_recall_at
     names = {k: MetricName("faiss", config.set.name, MEAN, setting, f"recall@{k}") for k in ks}
     recall: TaskRecall = {}
@@ -246,7 +231,6 @@ def _judge(search: Search, truth: Truth, lists: Lists, exact: TaskRecall, task: 
 
 
 def _line(row: Row, k: int) -> str:
-    """A row as the console shows it while the benchmark runs."""
     return (
         f"{row['direction']}  {label_of(row['index'], row['search'])}, threads {row['threads']}: "
         f"recall@{k} {row[f'recall@{k}']:.3f}, {row['queries_per_second']:,.0f} queries/s, "

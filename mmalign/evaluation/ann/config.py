@@ -1,24 +1,25 @@
-"""What a FAISS benchmark's YAML may say.
-
-name, set, pool -> what is searched          indexes -> factory strings x search parameters
-"""
+"""What a FAISS benchmark's YAML may say."""
 
 import itertools
 import os
-from typing import Literal
+import re
+from typing import Any, Literal
 
 import pydantic
 
 from mmalign.core.config import Section
+from mmalign.evaluation.measured import Measured
 
 
-class FaissSet(Section):
-    name: str = pydantic.Field(pattern=r"^[\w-]+$")
-    """Name of the set in metric names."""
+def faiss_reason(error: BaseException) -> str:
+    """FAISS's message in one line, without its position in FAISS's source."""
+    text = re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", " ".join(str(error).split()))
+    return text or type(error).__name__
+
+
+class FaissSet(Measured):
     shards: str
     """Folder of its shards: its captions and images are the queries and the right answers."""
-    languages: tuple[str, ...] | None = None
-    """Captions in these languages only; none: all."""
 
 
 class IndexConfig(Section):
@@ -29,6 +30,35 @@ class IndexConfig(Section):
 
     train_rows: pydantic.PositiveInt | None = None
     """In place of the suite's: OPQ learns its rotation for minutes from as many vectors as others need."""
+
+    @pydantic.model_validator(mode="after")
+    def _faiss_knows_it(self) -> "IndexConfig":
+        import faiss
+
+        for name, values in self.search.items():
+            if name.removeprefix("quantizer_") == "efConstruction":
+                raise ValueError(
+                    f"`search.{name}` is used while an index is built, after which it changes nothing; "
+                    "take it out"
+                )
+            if len(set(values)) < len(values):
+                raise ValueError(f"`search.{name}` lists a value twice; keep one")
+        space: Any = faiss.ParameterSpace()  # its signatures know only one of the overloads
+        # Millions of lists would take memory for a trial.
+        small = re.sub(r"(IVF|IMI2x)\d+", r"\g<1>4", self.factory)
+        # The width of the vectors is not known yet, and product quantizers need one that they divide.
+        for width in (960, 1024):
+            try:
+                index = faiss.index_factory(width, small, faiss.METRIC_INNER_PRODUCT)
+                for name in self.search:
+                    space.set_index_parameter(index, name, 1)
+                break
+            except RuntimeError as error:
+                if "could not parse" in str(error) or "could not set" in str(error):
+                    raise ValueError(
+                        f"`{self.factory}` is not what FAISS knows ({faiss_reason(error)}); fix it"
+                    ) from None
+        return self
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -81,6 +111,8 @@ class FaissConfig(Section):
             raise ValueError("`indexes` lacks `factory: Flat`, with which the others are compared")
         if len(set(factories)) < len(factories):
             raise ValueError("an index is listed twice; put its search parameters together")
+        if len({*self.pool, self.set.shards}) <= len(self.pool):
+            raise ValueError("`pool` lists a folder twice, or that of `set`; keep one")
         if self.timed_at not in self.recall_at or max(self.task_recall_at) > self.timed_at:
             raise ValueError("`timed_at` must be one of `recall_at` and reach all `task_recall_at`")
         return self

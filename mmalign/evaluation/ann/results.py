@@ -1,9 +1,5 @@
 """Rows of a FAISS benchmark: as a table, summed up by recall, and as advice in words.
 
-    rows -> faiss.csv
-         -> best_at: the quickest setting of each index that reaches a recall
-         -> recommend: one sentence for a wished recall and a direction
-
 A row is a flat dict: `direction`, `index` (factory string), `search` (its parameters), `threads`; `recall@k`
 against exact search, `difference_to_numpy`; `task_recall@k` (mean of the languages), `task_loss@k` against
 exact search, and of the language that loses most; `queries_per_second` (best of the repeats, one call with
@@ -15,6 +11,7 @@ beyond its index.
 import csv
 import io
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +21,7 @@ Row = dict[str, Any]
 FLAT = "Flat"
 RECALLS = (0.90, 0.95, 0.99)
 _WORDS = {"text_to_image": "text to image", "image_to_text": "image to text"}
-
-
-def _speed(row: Row) -> float:
-    return float(row["queries_per_second"])
+_SPEED = itemgetter("queries_per_second")
 
 
 def label_of(factory: str, setting: str) -> str:
@@ -52,7 +46,7 @@ def best_at(rows: Sequence[Row], recall: float, k: int) -> list[Row]:
     groups: dict[tuple[str, str, int], list[Row]] = {}
     for row in able:
         groups.setdefault((row["direction"], row["index"], row["threads"]), []).append(row)
-    return [max(group, key=_speed) for group in groups.values()]
+    return [max(group, key=_SPEED) for group in groups.values()]
 
 
 def throughput_at(rows: Sequence[Row], k: int) -> list[Row]:
@@ -68,11 +62,7 @@ def throughput_at(rows: Sequence[Row], k: int) -> list[Row]:
 def recommend(
     rows: Sequence[Row], recall: float, direction: str = "text_to_image", k: int = 10
 ) -> str:
-    """One sentence: the quickest index that reaches a recall, and the smallest, on the fewest threads.
-
-    Args:
-        recall: share of the k true neighbours, from 0 to 1.
-    """
+    """One sentence: the quickest index that reaches a recall, and the smallest, on the fewest threads."""
     wish = f"For recall@{k} >= {recall:.2f}, {_WORDS[direction]}"
     mine = [row for row in rows if row["direction"] == direction and "refused" not in row]
     # One number of threads, so that the rows are comparable.
@@ -82,11 +72,11 @@ def recommend(
     able = [row for row in best_at(mine, recall, k) if row["index"] != FLAT]
     if not able:
         return f"{wish}: nothing but Flat reaches it ({_cost(flat, flat)})."
-    quickest = max(able, key=_speed)
+    quickest = max(able, key=_SPEED)
     reaching = [row for row in mine if row["index"] != FLAT and row[f"recall@{k}"] >= recall]
     # Settings of one index have one size; among them the quickest.
-    smallest = min(reaching, key=lambda row: (row["bytes"], -_speed(row)))
-    if _speed(quickest) <= _speed(flat):
+    smallest = min(reaching, key=lambda row: (row["bytes"], -_SPEED(row)))
+    if _SPEED(quickest) <= _SPEED(flat):
         words = f"{wish}: Flat; nothing that reaches it is quicker ({_cost(flat, flat)})"
     else:
         words = f"{wish}: {_advice(quickest, flat, k)}"
@@ -96,14 +86,10 @@ def recommend(
 
 
 def recommendations(rows: Sequence[Row], k: int) -> list[str]:
-    """`recommend` for each direction in which Flat was measured, at 0.90, 0.95 and 0.99."""
+    """`recommend` for each direction in which Flat was measured, at each of `RECALLS`."""
     measured = {row["direction"] for row in rows if row["index"] == FLAT and "refused" not in row}
-    return [
-        recommend(rows, recall, direction, k)
-        for direction in _WORDS
-        if direction in measured
-        for recall in RECALLS
-    ]
+    directions = [one for one in _WORDS if one in measured]
+    return [recommend(rows, recall, one, k) for one in directions for recall in RECALLS]
 
 
 def _advice(row: Row, flat: Row, k: int) -> str:
@@ -122,9 +108,9 @@ def _advice(row: Row, flat: Row, k: int) -> str:
 
 def _cost(row: Row, flat: Row) -> str:
     threads = "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
-    than_flat = "" if row is flat else f"{_speed(row) / _speed(flat):.1f} times Flat's throughput, "
+    than_flat = "" if row is flat else f"{_SPEED(row) / _SPEED(flat):.1f} times Flat's throughput, "
     return (
-        f"{than_flat}{_speed(row):,.0f} queries/s on {threads}, p99 of one query "
+        f"{than_flat}{_SPEED(row):,.0f} queries/s on {threads}, p99 of one query "
         f"{row['p99_ms']:.2f} ms, {row['bytes_per_vector']:,.0f} bytes per vector, built in "
         f"{row['train_s'] + row['add_s']:.1f} s"
     )

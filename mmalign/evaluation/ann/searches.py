@@ -1,15 +1,10 @@
 """What a FAISS benchmark searches, and how the lists that an index returns are judged.
 
-    CachedSet of the test set -+-> text_to_image: sampled captions -> images of the set and of the pool
-    CachedSets of the pool    -+-> image_to_text: sampled images   -> captions of the set and of the pool
-
-    Search -> find_truth: exact lists, a few of them checked by numpy -> Truth
-    Truth + ids, scores that an index returned -> near_share         share of the true neighbours found
-                                               -> Search.task_hits   is the right item among the first k?
+    text_to_image: sampled captions of the test set -> images of the set and of the pool
+    image_to_text: sampled images of the test set   -> captions of the set and of the pool
 
 Images are never searched with images: those are closer to each other than to texts, and an index finds them
-more easily. The pool makes the search as large as a real one; its images that the set holds as well are left
-out, because they would answer a query without being counted as right.
+more easily.
 
 Recall is safe against ties, as in ann-benchmarks (erikbern/ann-benchmarks, `plotting/metrics.py`): an item
 counts if it is as near as the k-th nearest, whichever of several equal ones was returned. Nearness is the
@@ -39,22 +34,14 @@ _DISAGREE = 1e-5  # two exact searches of one space are never this far apart
 
 @dataclass(frozen=True)
 class Search:
-    """Q queries and the M vectors that they search.
-
-    Attributes:
-        query_QD, pool_MD: float32, unit length.
-        query_label_Q: int64, the image that a query is or describes.
-        pool_label_M: int64, alike; -1 in the pool's part, which is never right.
-        query_language_Q: of queries that are captions; empty of images.
-        pool_language_M: of captions that are searched; empty of images.
-    """
+    """Q queries and the M vectors that they search; float32, unit length."""
 
     direction: str
     query_QD: np.ndarray
     pool_MD: np.ndarray
-    query_label_Q: np.ndarray
-    pool_label_M: np.ndarray
-    query_language_Q: np.ndarray
+    query_label_Q: np.ndarray  # int64, the image that a query is or describes
+    pool_label_M: np.ndarray  # alike; -1 in the pool's part, which is never right
+    query_language_Q: np.ndarray  # of captions; empty of images
     pool_language_M: np.ndarray
 
     @property
@@ -65,8 +52,7 @@ class Search:
         return sorted(set(self.pool_language_M[self.pool_label_M >= 0].tolist()))
 
     def queries_of(self, lang: str) -> np.ndarray:
-        """Numbers of the queries that a language's task recall is measured on: captions in it, or images that
-        have such captions."""
+        """Numbers of the queries of a language: captions in it, or images that have such captions."""
         if self.direction == TEXT_TO_IMAGE:
             return np.flatnonzero(self.query_language_Q == lang)
         described = self.pool_label_M[self.pool_language_M == lang]
@@ -88,10 +74,7 @@ class Search:
         """For each k, 0 or 1 for each query of a language: the right item is among the first k found.
 
         Of captions that are found only those in `lang` are counted, right or wrong, as far down as the list
-        goes. Items that the index scored as high as the right one rank before it.
-
-        Args:
-            scores_QK, ids_QK: of all queries, as the index returned them.
+        goes.
         """
         chosen = self.queries_of(lang)
         scores, ids = scores_QK[chosen], ids_QK[chosen]
@@ -110,11 +93,7 @@ def make_searches(
     queries: int,
     seed: int,
 ) -> list[Search]:
-    """Both directions.
-
-    Args:
-        languages: captions in these only; none: all of the test set.
-        queries: at most so many in each direction; captions are drawn evenly from the languages.
+    """Both directions, with at most `queries` each; captions are drawn evenly from the languages.
 
     Raises:
         UserError: a language that the test set lacks.
@@ -123,9 +102,13 @@ def make_searches(
     langs = list(languages or test.embedded.languages)
     own = test.embedded.with_captions(np.flatnonzero(np.isin(test.embedded.language_M, langs)))
     images, texts, text_langs = [own.image_PD], [own.text_MD], [own.language_M]
+    known = test.picture_id_P
     for other in pool:
         one = other.embedded
-        new_P = ~np.isin(other.picture_id_P, test.picture_id_P)
+        # Images that the test set holds as well would answer a query without being counted as right; those
+        # of another folder of the pool would only make the search look larger.
+        new_P = ~np.isin(other.picture_id_P, known)
+        known = np.concatenate([known, other.picture_id_P])
         kept = new_P[one.picture_M] & np.isin(one.language_M, langs)
         images.append(one.image_PD[new_P])
         texts.append(one.text_MD[kept])
@@ -159,21 +142,13 @@ def _draw_evenly(language_M: np.ndarray, most: int, rng: np.random.Generator) ->
 
 @dataclass(frozen=True)
 class Truth:
-    """What two exact searches find.
+    """What FAISS's exact search finds, and numpy's of some of the queries."""
 
-    Attributes:
-        lists: k -> scores (Q, k) float32 and ids (Q, k) int64 of the k nearest, nearest first (FAISS flat).
-        threshold: k -> score (Q,) of the k-th nearest.
-        sample: numbers (S,) of the queries that numpy searched as well.
-        brute: k -> score (S,) of their k-th nearest by numpy's matrix product and sort alone.
-        difference: how far FAISS's thresholds and numpy's are apart at most.
-    """
-
-    lists: Lists
-    threshold: dict[int, np.ndarray]
-    sample: np.ndarray
-    brute: dict[int, np.ndarray]
-    difference: float
+    lists: Lists  # of the k nearest, nearest first
+    threshold: dict[int, np.ndarray]  # k -> score (Q,) of the k-th nearest
+    sample: np.ndarray  # numbers (S,) of the queries that numpy searched as well
+    brute: dict[int, np.ndarray]  # k -> score (S,) of their k-th nearest by product and sort alone
+    difference: float  # how far FAISS's thresholds and numpy's are apart at most
 
 
 def find_truth(one: Search, ks: Sequence[int], checked: int, seed: int) -> Truth:
@@ -185,8 +160,8 @@ def find_truth(one: Search, ks: Sequence[int], checked: int, seed: int) -> Truth
     for vectors in (one.query_QD, one.pool_MD):
         if not (abs(np.linalg.norm(vectors, axis=1) - 1) < _UNIT).all():
             raise UserError(
-                f"{one.direction}: vectors of the model are not numbers or not of unit length, so it "
-                "cannot be measured; check how it was trained"
+                f"{one.direction}: vectors of the model are not numbers or not of unit length; check how "
+                "it was trained"
             )
     scores_QK, ids_QK = search(one.query_QD, one.pool_MD, max(ks))
     rng = np.random.default_rng(seed)
@@ -212,7 +187,6 @@ def near_share(
     Args:
         ids_QK: int64, what it returned at depth K to all queries; -1 where it found nothing.
         threshold_Q: score of the K-th nearest, of the chosen queries.
-        chosen: numbers of the queries to judge; by default all.
     """
     query_QD, pool_MD = one.query_QD[chosen], one.pool_MD
     once_QK = np.sort(ids_QK[chosen], axis=1)

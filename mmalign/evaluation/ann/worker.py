@@ -6,9 +6,6 @@
 
 A process of its own has clean memory and thread counts, and what FAISS does to it (a failed assertion, a
 crash) ends one index and not the benchmark. Nothing heavy is imported, so that memory is the index's.
-
-Throughput is that of one call with many queries, latency that of calls with one query, both at `timed_at`
-neighbours, after the same queries were searched once.
 """
 
 import json
@@ -24,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mmalign.core.workers import die_with
-from mmalign.evaluation.ann.config import FaissConfig, IndexConfig
+from mmalign.evaluation.ann.config import FaissConfig, IndexConfig, faiss_reason
 
 _WARM_UP = 20  # single queries that are not counted
 
@@ -37,9 +34,7 @@ def run(folder: Path, number: int) -> None:
     try:
         facts, found = _measure(config, index, pool_MD, query_QD)
     except (RuntimeError, AssertionError, MemoryError) as error:
-        # FAISS's message in one line, without its position in FAISS's source.
-        text = re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", " ".join(str(error).split()))
-        facts, found = {"refused": text or type(error).__name__}, {}
+        facts, found = {"refused": faiss_reason(error)}, {}
     np.savez(folder / "found.npz", **found)
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
@@ -70,7 +65,6 @@ def _measure(
 
 
 def _fill(index: Any, train_rows: int, seed: int, pool_MD: np.ndarray) -> dict[str, Any]:
-    """Put the complete pool into the index; what that took."""
     chosen = np.sort(np.random.default_rng(seed).permutation(len(pool_MD))[:train_rows])
     # No copy where all are trained on: memory is measured.
     train_TD = pool_MD if len(chosen) == len(pool_MD) else pool_MD[chosen]
@@ -94,7 +88,7 @@ def _fill(index: Any, train_rows: int, seed: int, pool_MD: np.ndarray) -> dict[s
 
 
 def _time(index: Any, config: FaissConfig, query_QD: np.ndarray, threads: int) -> dict[str, Any]:
-    """Throughput of the batch, and milliseconds of single queries (percentiles), on `threads` threads."""
+    """Throughput of one call with many queries, and milliseconds of calls with one (percentiles)."""
     import faiss
 
     def seconds(query: np.ndarray) -> float:
@@ -121,7 +115,6 @@ def _time(index: Any, config: FaissConfig, query_QD: np.ndarray, threads: int) -
 
 
 def _status(field: str) -> int | None:
-    """A size that Linux states of this process, in bytes."""
     path = Path("/proc/self/status")
     found = re.search(rf"{field}:\s+(\d+) kB", path.read_text()) if path.is_file() else None
     return int(found[1]) * 1024 if found else None

@@ -23,9 +23,8 @@ INDEXES: list[dict[str, Any]] = [
     {"factory": "HNSW8,Flat", "search": {"efSearch": [4, 200]}},
     {"factory": "IVF4,PQ4x4,RFlat", "search": {"nprobe": [1, 4], "k_factor_rf": [1, 40]}},
     {"factory": "SQ8"},
-    {"factory": "HNSW8,Fltt"},
+    {"factory": "PQ7"},
     {"factory": "IVF100000,Flat", "search": {"nprobe": [1]}},
-    {"factory": "IVF4,Flat", "search": {"nprob": [1]}},
 ]
 
 
@@ -121,9 +120,8 @@ def test_rows_state_costs_and_recall_that_grows_and_equals_numpys(tree: dict[str
 
 def test_what_faiss_refuses_is_one_row_with_one_line(tree: dict[str, Any]) -> None:
     refused = {row["index"]: row["refused"] for row in tree["rows"] if "refused" in row}
-    assert refused.keys() == {"HNSW8,Fltt", "IVF100000,Flat", "IVF4,Flat"}
-    assert "could not parse" in refused["HNSW8,Fltt"]
-    assert "nprob" in refused["IVF4,Flat"]
+    assert refused.keys() == {"PQ7", "IVF100000,Flat"}
+    assert "should be a multiple of the number of subquantizers" in refused["PQ7"]
     for reason in refused.values():
         assert "\n" not in reason
         assert ".cpp" not in reason
@@ -173,9 +171,43 @@ def test_configurations_that_cannot_be_compared_are_refused(folder: Path) -> Non
         ({"indexes": [{"factory": "SQ8"}]}, "lacks `factory: Flat`"),
         ({"indexes": [{"factory": "Flat"}, {"factory": "Flat"}]}, "is listed twice"),
         ({"timed_at": 5}, "`timed_at` must be one of `recall_at`"),
+        ({"pool": ["x", "x"]}, "`pool` lists a folder twice"),
+        ({"pool": [str(folder / "test")]}, "`pool` lists a folder twice, or that of `set`"),
     ):
         with pytest.raises(UserError, match=words):
             config(folder, **fields)
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ({"factory": "HNSW8,Fltt"}, "could not parse HNSW code description Fltt"),
+        ({"factory": "Flatt"}, "could not parse index string Flatt"),
+        ({"factory": "IVF9999999999,Fla"}, "could not parse code description Fla"),
+        ({"factory": "IVF4,PQ4x4,Refine(SQ9)"}, "could not parse index string SQ9"),
+        ({"factory": "IVF4,Flat", "search": {"nprob": [1]}}, "could not set parameter nprob"),
+        ({"factory": "HNSW8", "search": {"efConstruction": [4, 400]}}, "while an index is built"),
+        ({"factory": "HNSW8", "search": {"efSearch": [4, 4]}}, "`search.efSearch` lists a value"),
+    ],
+)
+def test_an_index_that_faiss_does_not_know_is_refused_before_anything_runs(
+    folder: Path, index: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=r"^faiss\.yaml: `indexes\.1`") as error:
+        config(folder, indexes=[{"factory": "Flat"}, index])
+    assert words in str(error.value)
+    assert ".cpp" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file in its place")
+    with pytest.raises(UserError, match=r"out/results\.json: cannot be written"):
+        run_faiss(config(tmp_path), Clustered([]), tmp_path / "out")
+    make = [make_pair(n, ("en",)) for n in range(20)]
+    write_set(tmp_path / "test", make)
+    (tmp_path / "cache").write_text("a file in its place")
+    with pytest.raises(UserError, match=r"cache/\S+: cannot be written"):
+        run_faiss(config(tmp_path, pool=[]), Clustered(make), tmp_path / "new")
 
 
 def row(index: str, recall: float, speed: float, size: float, **fields: Any) -> Row:

@@ -166,6 +166,13 @@ def test_the_pool_is_searched_and_never_right() -> None:
         assert (mine == query).all(1).any()
 
 
+def test_an_image_of_two_pools_is_searched_once() -> None:
+    test = cached("test", [10], [(0, "en")], 0)
+    first, second = (cached("pool", ids, [(0, "en"), (1, "en")], 1) for ids in ([20, 21], [21, 22]))
+    to_image, to_text = make_searches(test, [first, second], None, queries=8, seed=0)
+    assert (len(to_image.pool_MD), len(to_text.pool_MD)) == (1 + 3, 1 + 3)
+
+
 def test_languages_are_chosen_or_refused() -> None:
     test = cached("test", [1, 2], [(0, "en"), (0, "sw"), (1, "sw")], 0)
     to_image, to_text = make_searches(test, [], ["en"], queries=9, seed=0)

@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 
 from mmalign.core.errors import UserError
-from mmalign.results.comparison.compare import Comparison, Row, compare, find_results
-from mmalign.results.comparison.table import check_target, csv_text, markdown, write_comparison
+from mmalign.results.comparison import (
+    Comparison,
+    Row,
+    check_target,
+    compare,
+    csv_text,
+    find_results,
+    markdown,
+    write_comparison,
+)
 from mmalign.results.results import Results
 
 LANGUAGES = ("de", "en", "fr", "it", "sw", "tr", "zh")
@@ -229,3 +237,24 @@ def test_the_table_in_three_formats(saved: Save, tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"give --out a file that ends in \.json, \.csv, \.md"):
         check_target(tmp_path / "table.html")
+
+
+def test_what_is_not_a_number_is_compared_and_written(saved: Save, tmp_path: Path) -> None:
+    ours, theirs = measured(0.3), measured(0.5)
+    for results in (ours, theirs):
+        results.add("text/t/mean/clean/spearman", float("nan"), count=9)
+    comparison = compare([saved("a", ours), saved("b", theirs)])
+    one = next(r for r in comparison.rows if "spearman" in r.metric)
+    assert one.differences[0].p is None
+    others = [d for r in comparison.rows if r != one for d in r.differences]
+    assert all(d.p_holm is not None and d.p_holm < 0.05 for d in others)
+    write_comparison(comparison, tmp_path / "c.json")
+    assert "NaN" not in (tmp_path / "c.json").read_text()
+
+
+def test_a_target_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.md").mkdir()
+    (tmp_path / "file").write_text("")
+    for target in (tmp_path / "c.md", tmp_path / "file" / "c.csv"):
+        with pytest.raises(UserError, match=r"c\.(md|csv): "):
+            check_target(target)

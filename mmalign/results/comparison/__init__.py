@@ -1,1 +1,0 @@
-"""Models beside each other: paired query by query, with intervals, as one table."""
