@@ -14,10 +14,12 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,33 @@ MANIFEST = "MANIFEST.json"
 # Reading the mask means setting it for a moment, so it is done once, before there are threads.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+
+
+def check_writable(path: Path, is_folder: bool = False) -> None:
+    """Refuse an output that cannot be written, before the work for it begins; nothing is made.
+
+    Args:
+        path: of the output; it and the folders above it may be missing.
+        is_folder: files are written into it, instead of to it.
+
+    Raises:
+        UserError: a file is in the place of a folder or the other way round, or the disk refuses it.
+    """
+    folder = (path if is_folder else path.parent).absolute()
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    try:
+        with suppress(FileNotFoundError):
+            if stat.S_ISDIR(path.stat().st_mode) != is_folder:
+                found, wanted = ("file", "folder") if is_folder else ("folder", "file")
+                raise UserError(f"{path}: is a {found}; name a {wanted} to write to")
+        # A trial: permissions alone do not tell of a disk that is read-only or full.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}: {folder}); fix that or name another place"
+        ) from None
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from mmalign.core.commit import (
     MANIFEST,
+    check_writable,
     committed_folder,
     newest_folder,
     sha256_of,
@@ -36,6 +38,12 @@ with commit.committed_folder(target, {}) as folder:
     if moment == "before the manifest":
         die()
 """
+
+
+def python(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
 
 
 def commit(folder: Path, step: int, content: bytes = b"weights") -> Path:
@@ -208,3 +216,43 @@ def test_a_failed_atomic_write_keeps_the_old_file(
     with pytest.raises(OSError, match="no space"):
         write_atomic(path, "new")
     assert path.read_text() == "old"
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("kept")
+    (tmp_path / "to nowhere").symlink_to(tmp_path / "missing")
+    cases = (
+        (tmp_path, False, "is a folder; name a file"),
+        (file, True, "is a file; name a folder"),
+        (file / "below.json", False, "Not a directory"),
+        (file / "far" / "below", True, "Not a directory"),
+        (tmp_path / "to nowhere", True, "No such file"),
+        (tmp_path / ("x" * 300), False, "File name too long"),
+        # A folder of the kernel refuses even root, whom permissions do not stop.
+        (Path("/proc/self/new/file.json"), False, "cannot be written"),
+        (Path("/proc/self"), True, "cannot be written"),
+    )
+    for path, is_folder, why in cases:
+        with pytest.raises(UserError, match=why):
+            check_writable(path, is_folder)
+    for path in (tmp_path / "new" / "deep" / "a.json", file, Path("relative.json")):
+        check_writable(path)
+    for path in (tmp_path / "new" / "deep", tmp_path, Path()):
+        check_writable(path, is_folder=True)
+    assert names(tmp_path) == ["file", "to nowhere"]
+    assert file.read_text() == "kept"
+
+
+def test_a_folder_without_permission_is_refused() -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from mmalign.core.commit import check_writable\n"
+        "if os.getuid() == 0: os.setuid(65534)\n"
+        "check_writable(Path(sys.argv[1]))"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)  # another user may walk through it
+        (Path(folder) / "locked").mkdir(mode=0o555)
+        for path in ("locked/a.json", "locked/new/a.json"):
+            done = python("-c", code, f"{folder}/{path}")
+            assert f"{path}: cannot be written (Permission denied: {folder}/locked)" in done.stderr
