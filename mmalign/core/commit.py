@@ -13,6 +13,7 @@ import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 import stat
 import sys
@@ -22,6 +23,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from mmalign.core.errors import UserError
 
@@ -136,6 +139,37 @@ def replace_folder(folder: Path, target: Path) -> None:
         for leftover in target.parent.glob(f"{glob.escape(target.name)}.old-*"):
             shutil.rmtree(leftover)
     _sync(target.parent)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is made if needed, for this process alone.
+
+    The kernel holds the lock, so that of a killed process blocks nobody.
+
+    Raises:
+        UserError: another process holds it, which is named by host and process id; or no file can be locked.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / ".lock"
+        # Before the try: versions of the library empty the file when they open it.
+        holder = path.read_text(encoding="utf-8") if path.is_file() else ""
+        lock = FileLock(path)
+        lock.acquire(timeout=0.5)  # not 0: a process that is just ending still has it for a moment
+    except Timeout:
+        who = holder.strip() or "another process"
+        raise UserError(f"{folder}: in use by {who}; wait until it ends, or stop it") from None
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written or locked ({error.strerror}); name another folder"
+        ) from None
+    try:
+        path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 @contextmanager

@@ -14,7 +14,6 @@ report is in `.build/`, so a build that was killed continues where it was. A rec
 not run again: the manifests contain its hash.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -32,7 +31,7 @@ from pathlib import Path
 import pydantic
 
 from mmalign.core.batch import Pair
-from mmalign.core.commit import replace_folder, write_atomic
+from mmalign.core.commit import exclusive, replace_folder, write_atomic
 from mmalign.core.config import Section
 from mmalign.core.console import track
 from mmalign.core.errors import UserError
@@ -135,12 +134,7 @@ def _work_folder(out: Path, recipe_sha256: str) -> Iterator[Path]:
         raise UserError(
             f"{work}: is not of a build; move it away, or name another folder with --out"
         )
-    state.mkdir(parents=True, exist_ok=True)
-    with (state / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{work}: another build writes there; wait until it ends") from None
+    with exclusive(state):
         known = state / "recipe"
         if not known.is_file() or known.read_text() != recipe_sha256:
             for path in (path for path in work.iterdir() if path != state):

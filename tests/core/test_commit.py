@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from mmalign.core.commit import (
     MANIFEST,
     check_writable,
     committed_folder,
+    exclusive,
     newest_folder,
     sha256_of,
     verify,
@@ -256,3 +258,40 @@ def test_a_folder_without_permission_is_refused() -> None:
         for path in ("locked/a.json", "locked/new/a.json"):
             done = python("-c", code, f"{folder}/{path}")
             assert f"{path}: cannot be written (Permission denied: {folder}/locked)" in done.stderr
+
+
+HOLDS = """
+import os, sys, time
+from pathlib import Path
+from mmalign.core.commit import exclusive
+
+with exclusive(Path(sys.argv[1])):
+    if os.fork() == 0:
+        os._exit(0)  # the end of a forked worker must not end the lock
+    os.wait()
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_held_by_one_process_which_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "run"
+    arguments = [sys.executable, "-c", HOLDS, str(folder)]
+    with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        expected = rf"run: in use by process {holder.pid} on {platform.node()}; wait until it ends"
+        for _ in range(2):
+            with pytest.raises(UserError, match=expected), exclusive(folder):
+                pass
+        holder.kill()
+    for _ in range(2):  # what a killed process left does not block
+        with exclusive(folder):
+            assert names(folder) == [".lock"]
+    assert names(folder) == []
+
+
+def test_a_folder_that_cannot_be_locked_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", Path("/proc/self/new")):
+        with pytest.raises(UserError, match="cannot be written or locked"), exclusive(folder):
+            pass

@@ -1,6 +1,5 @@
 """Building in parallel: the same bytes from any number of processes, after any stop; no row lost unnamed."""
 
-import fcntl
 import json
 import os
 import signal
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from shard_sets import make_image
 
+from mmalign.core.commit import exclusive
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.data.recipe import RecipeConfig, build
@@ -242,8 +242,7 @@ def test_two_builds_do_not_write_to_one_place(tmp_path: Path) -> None:
     write_source(tmp_path / "source")
     config = recipe(tmp_path / "source")
     stop_midway(config, tmp_path / "out")
-    with (tmp_path / "out.building" / ".build" / "lock").open() as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match=r"out\.building: another build writes there"):
-            build(config, tmp_path / "out")
+    held = exclusive(tmp_path / "out.building" / ".build")
+    with held, pytest.raises(UserError, match=r"out\.building/\.build: in use by process \d+ on "):
+        build(config, tmp_path / "out")
     build(config, tmp_path / "out")

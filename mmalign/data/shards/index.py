@@ -17,7 +17,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mmalign.core.commit import flush, sha256_of, write_atomic, write_json, write_manifest
+from mmalign.core.commit import (
+    check_writable,
+    exclusive,
+    flush,
+    sha256_of,
+    write_atomic,
+    write_json,
+    write_manifest,
+)
 from mmalign.core.console import track
 from mmalign.core.errors import UserError
 from mmalign.core.workers import map_in_processes
@@ -47,22 +55,19 @@ def index(
         identify("")  # fails at once if the library is missing
     if (out / MANIFEST).is_file() and not (out / REFUSED).is_file():  # made by a recipe
         raise UserError(f"{out}: holds a data set of another kind; name another folder with --out")
-    try:
-        (out / _SCANS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written ({error.strerror}); name another folder with --out"
-        ) from None
-    jobs = _jobs(tars, out, rules)
-    scans = list(track(map_in_processes(_index_one, jobs, processes), "shards", len(jobs)))
-    _write_refusals(out, jobs, scans)
-    if not any(scan["samples"] for scan in scans):
-        counts = sum((Counter[str](scan["refused"]) for scan in scans), Counter[str]())
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in counts.most_common(3))
-        raise UserError(
-            f"{source}: no sample of {len(tars)} shards can be used ({reasons}); {out / REFUSED} names them"
-        )
-    _write_manifest(out, rules, jobs, scans)
+    check_writable(out, is_folder=True)
+    with exclusive(out / _SCANS):
+        jobs = _jobs(tars, out, rules)
+        scans = list(track(map_in_processes(_index_one, jobs, processes), "shards", len(jobs)))
+        _write_refusals(out, jobs, scans)
+        if not any(scan["samples"] for scan in scans):
+            counts = sum((Counter[str](scan["refused"]) for scan in scans), Counter[str]())
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in counts.most_common(3))
+            raise UserError(
+                f"{source}: no sample of {len(tars)} shards can be used ({reasons}); {out / REFUSED} names "
+                "them"
+            )
+        _write_manifest(out, rules, jobs, scans)
     return read_manifest(out), out
 
 

@@ -10,6 +10,7 @@ from shard_sets import make_set
 from typer.testing import CliRunner
 
 from mmalign.cli import app
+from mmalign.core.commit import exclusive
 from mmalign.core.errors import UserError
 from mmalign.data.shards import index as module
 from mmalign.data.shards.index import REFUSED, find_tars, index
@@ -133,6 +134,15 @@ def test_a_data_set_of_a_recipe_is_not_written_over(tmp_path: Path) -> None:
     assert [again.read(i).captions for i in range(5)] == [first.read(i).captions for i in range(5)]
     assert again.picture_ids.tolist() == first.picture_ids.tolist()
     assert again.read(0) == first.read(0)
+
+
+def test_two_index_runs_do_not_write_to_one_place(tmp_path: Path) -> None:
+    folder = write_tars(tmp_path / "set")
+    held = exclusive(folder / ".index")
+    with held, pytest.raises(UserError, match=r"set/\.index: in use by process \d+ on "):
+        index(str(folder), RULES)
+    assert not (folder / MANIFEST).exists()
+    index(str(folder), RULES)
 
 
 def test_samples_that_went_without_a_trace_are_counted(tmp_path: Path) -> None:
