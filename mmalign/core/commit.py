@@ -1,12 +1,8 @@
 """Folders and files that are either complete or absent.
 
-A folder of results (a checkpoint, a data set, an export) is written under a temporary name, every file
-is synced, `MANIFEST.json` with the size and sha256 of each file is written last, and the folder is
-renamed into place. A folder whose manifest is missing or does not match its files does not count. Single
-files are replaced atomically.
-
-    with committed_folder(target, info) as folder: write into folder      -> target/, with MANIFEST.json
-    verify(target)                                                        -> info, or UserError
+with committed_folder(target, info) as folder: write into folder
+    -> files synced, MANIFEST.json with their sizes and sha256 last, renamed to target
+verify(target) -> info, or UserError
 """
 
 import glob
@@ -94,12 +90,7 @@ def temporary_folder(target: Path) -> Path:
 def commit_folder(
     folder: Path, target: Path, info: dict[str, Any], files: dict[str, Any] | None = None
 ) -> None:
-    """Write the manifest of `folder`, its last file, and rename it to `target`, replacing what was there.
-
-    Args:
-        info: what the manifest says besides `files`; JSON values only.
-        files: what `flush` returned for each file, if that was done already.
-    """
+    """Write the manifest of `folder`, its last file, and rename it to `target`, replacing what was there."""
     write_manifest(folder, info, files=files)
     replace_folder(folder, target)
 
@@ -110,7 +101,11 @@ def write_manifest(
     name: str = MANIFEST,
     files: dict[str, Any] | None = None,
 ) -> None:
-    """Write `info` and every file's size and sha256 to the file `name`, after all of them are synced."""
+    """Write `info` and every file's size and sha256 to the file `name`, after all of them are synced.
+
+    Args:
+        files: what `flush` returned for each file, if that was done already.
+    """
     if files is None:
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         files = {path.relative_to(folder).as_posix(): flush(path) for path in paths}

@@ -2,9 +2,8 @@
 
     YAML 1.2 file -> plain tree -> overrides `a.b=value` -> pydantic sections -> frozen config
 
-The sections themselves are defined beside the code that they configure (`RunConfig` in training/, ...); this
-module knows none of them. One YAML file describes a complete run: files do not inherit from each other. YAML
-1.2 is needed because YAML 1.1 reads the language code `no` as false and `1e-3` as a string.
+The sections themselves are defined beside the code that they configure. One YAML file describes a complete
+run: files do not inherit from each other.
 """
 
 import difflib
@@ -147,7 +146,6 @@ def _lists_to_tuples(tree: Any) -> Any:
 
 
 def _explain(cls: type[Section], failure: pydantic.ValidationError, where: str) -> str:
-    """The first error that pydantic found, as one sentence."""
     errors = failure.errors()
     # An unknown key comes first: where a name is misspelled, the right one is missing as well.
     error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])

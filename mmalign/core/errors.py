@@ -1,8 +1,7 @@
 """The one exception for mistakes that a user can fix.
 
-Everything that a user can get wrong (a key in a YAML file, a missing folder, a broken line) raises
-`UserError` with one sentence that says which file or field is wrong, what is wrong and how to fix it. The
-command line prints that sentence and exits with 1; any other exception is a bug and keeps its traceback.
+`UserError` is one sentence that says which file or field is wrong, what is wrong and how to fix it. The
+command line prints it and exits with 1; any other exception is a bug and keeps its traceback.
 """
 
 

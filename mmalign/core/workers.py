@@ -44,10 +44,7 @@ def start_workers(loader: Iterable[T]) -> Iterator[T]:
 
 
 def leave_signals_to_the_parent(worker_id: int) -> None:
-    """`worker_init_fn` of a DataLoader: ignore stop signals, and end with the parent.
-
-    On other systems than Linux, only SIGINT and SIGUSR1 are ignored.
-    """
+    """`worker_init_fn` of a DataLoader: ignore stop signals, and end with the parent (Linux)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if sys.platform == "linux":
@@ -59,7 +56,6 @@ def leave_signals_to_the_parent(worker_id: int) -> None:
 
 
 def _obey(parent: int) -> None:
-    """End this process when the parent sends SIGTERM; ignore SIGTERM from any other process."""
     # The DataLoader ends a worker that is too slow with SIGTERM, so that one must be obeyed.
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
@@ -69,9 +65,9 @@ def _obey(parent: int) -> None:
 def die_with(parent: int) -> None:
     """End this process as soon as its parent, the process with the id `parent`, has ended (Linux).
 
-    Call it in the process's first thread, and start the process in a thread that lives as long as the parent:
-    Linux watches the thread that made the process.
+    Call it in the process's first thread.
     """
+    # Linux watches the thread that made the process, so that must be one that lives as long as the parent.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() == parent:
         return

@@ -34,13 +34,9 @@ _ON_ITS_SIDE = range(5, 9)
 class UndecodableImage(UserError):
     """An image that cannot be used; `reason` is a key of data/reasons.py."""
 
-    reason = "does not decode"
-
-
-class TooManyPixels(UndecodableImage):
-    """An image whose header says that it is too large to be decoded."""
-
-    reason = "too many pixels"
+    def __init__(self, detail: str, reason: str = "does not decode") -> None:
+        super().__init__(detail)
+        self.detail, self.reason = detail, reason
 
 
 @contextmanager
@@ -55,15 +51,12 @@ def undecodable_images() -> Iterator[None]:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """An image of which only the header was read.
-
-    Raises:
-        TooManyPixels: it claims more than MAX_PIXELS pixels.
-    """
+    """An image of which only the header was read."""
     image = Image.open(io.BytesIO(data), formats=PILLOW_NAMES)
     # Before a pixel is decoded: a few kilobytes can claim gigapixels.
     if image.width * image.height > MAX_PIXELS:
-        raise TooManyPixels(f"{image.width} x {image.height} pixels, over {MAX_PIXELS}")
+        size = f"{image.width} x {image.height}"
+        raise UndecodableImage(f"{size} pixels, over {MAX_PIXELS}", "too many pixels")
     return image
 
 
@@ -92,11 +85,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 def reduced_rgb(image: Image.Image, data: bytes, factor: int) -> np.ndarray:
     """(H, W, 3) uint8, upright, of the bytes that `image` was opened from.
 
-    Args:
-        factor: 1, 2, 4 or 8: a JPEG has its sides divided by it, rounded up; other formats keep theirs.
-
-    Raises:
-        OSError, SyntaxError, ValueError: Pillow cannot decode it.
+    A JPEG has its sides divided by `factor` (1, 2, 4 or 8), rounded up; other formats keep theirs.
     """
     pixel_HWC = _simplejpeg(image, data, factor)
     if pixel_HWC is not None:
@@ -133,5 +122,4 @@ def _simplejpeg(image: Image.Image, data: bytes, factor: int) -> np.ndarray | No
 
 
 def _orientation(image: Image.Image) -> Any:
-    """What EXIF says, which may be anything."""
     return image.getexif().get(_ORIENTATION)

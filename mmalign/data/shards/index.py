@@ -45,9 +45,6 @@ def index(
         source: a folder of tars, a pattern such as `shards/*.tar` or a brace list such as
             `shards/{00000..00099}.tar`.
         out: where index and manifest go; by default the folder of the tars.
-
-    Raises:
-        UserError: no tars, tars that cannot be read, or no usable sample in them.
     """
     tars = find_tars(source)
     out = out or tars[0].parent
@@ -94,10 +91,8 @@ def find_tars(source: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Job:
-    """One tar to index. `shard` is its entry in the manifest, still without counts."""
-
     tar: Path
-    shard: Shard
+    shard: Shard  # its entry in the manifest, still without counts
     out: Path
     rules: Rules
     expected: int | None
@@ -140,7 +135,6 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def _index_one(job: _Job) -> dict[str, Any]:
-    """Scan one shard unless that was done; returns its report, as it is kept in `.index/`."""
     rows = job.out / job.shard.index
     temporary = rows.with_name(f".{rows.name}.tmp")
     try:

@@ -4,8 +4,7 @@
                      +-> BadRow: why the row cannot be used
 
 Reading rows is fast and has an order; reading images is slow and has none. So a source yields lazy pairs,
-and any process can load them. A build recognizes a lazy pair by its `repr`, which changes when its image
-does.
+and any process can load them.
 """
 
 import hashlib
@@ -30,11 +29,7 @@ _RESERVED = ("tasks", "words", "withheld")
 
 
 class BadRow(UserError):
-    """A row that cannot be used.
-
-    Attributes:
-        reason: a key of REASONS, to count by.
-    """
+    """A row that cannot be used; `reason` is a key of REASONS, to count by."""
 
     def __init__(self, reason: str, sentence: str) -> None:
         assert reason in REASONS, reason
@@ -56,6 +51,7 @@ class File:
     """A file of its own."""
 
     path: str
+    # A build recognizes a lazy pair by its `repr`, which must change when the image does.
     size: int
     mtime_ns: int
 
@@ -101,29 +97,18 @@ class Encoded:
 
 @dataclass(frozen=True)
 class LazyPair:
-    """A pair whose image is not read yet.
+    """A pair whose image is not read yet."""
 
-    Attributes:
-        pair: the pair with no image.
-        where: file and line, for error messages.
-        description: the image in these messages, for example `the image a.png`.
-        strict: a row that cannot be used is an error, whatever a recipe allows: a published test set with a
-            smaller pool is another, easier test.
-    """
-
-    pair: Pair
+    pair: Pair  # with no image
     image: ImageBytes
-    where: str
-    description: str
+    where: str  # file and line, for error messages
+    description: str  # the image in these messages, for example `the image a.png`
+    # A row that cannot be used is an error, whatever a recipe allows: a published test set with a smaller
+    # pool is another, easier test.
     strict: bool = False
 
     def load(self) -> Pair:
-        """The pair with its image.
-
-        Raises:
-            BadRow: the image cannot be read or used, or a caption is invalid.
-            UserError: the same if it is strict.
-        """
+        """The pair with its image; a BadRow if it cannot be used, a UserError if it is strict."""
         try:
             self._check_captions()
             return replace(self.pair, image=self._read_image())
@@ -133,7 +118,7 @@ class LazyPair:
             raise
 
     def _check_captions(self) -> None:
-        """A shard must not hold what its reader would refuse."""
+        # A shard must not hold what its reader would refuse.
         for caption in self.pair.captions:
             if not is_language_code(caption.lang):
                 problem = f"`{caption.lang}` is no BCP-47 language code"
@@ -167,11 +152,7 @@ class LazyPair:
 
 
 def check_split(split: Any, where: str) -> None:
-    """Check that a split may become a folder.
-
-    Raises:
-        BadRow: it may not.
-    """
+    """Check that a split may become a folder; a BadRow if it may not."""
     if not isinstance(split, str) or not _SPLIT.fullmatch(split) or split in _RESERVED:
         raise BadRow(
             "split",
