@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from mmalign.core.commit import sha256_of
 from mmalign.core.console import track
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.core.workers import map_in_processes
 from mmalign.data.images import UndecodableImage, decode
 from mmalign.data.reasons import REASONS
@@ -142,6 +142,7 @@ def _verify_shard(
                 ]
         rows = read_rows(LocalFolder(folder), manifest, shard)
     except OSError as error:
+        raise_if_of_machine(error)
         return 0, [*problems, _problem(shard.tar, "read error", str(error))]
     except UserError as error:
         return 0, [*problems, _problem(shard.index, "no index", str(error))]

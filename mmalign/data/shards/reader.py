@@ -11,6 +11,8 @@ returned is byte for byte what the index described (its crc32), or it is refused
 import hashlib
 import json
 import os
+import re
+import resource
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mmalign.core.batch import Caption, Pair
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.data.reasons import REASONS
 from mmalign.data.shards.folder import Recent, open_folder
 from mmalign.data.shards.manifest import OWN_CAPTIONS, Manifest
@@ -31,11 +33,17 @@ MAX_JSON_BYTES = 2_000_000
 MAX_TEXT_BYTES = 100_000  # of a .txt
 MAX_CAPTION_CHARACTERS = 20_000
 MAX_CAPTIONS = 1_000
-# Descriptors of all data sets of a stream. It opens two files per shard and may go through thousands of
-# shards, while a process usually has 1,024 descriptors and needs some for sockets and pipes.
-MOST_OPEN = 256
+
 
 _DEFAULT = RemoteConfig()
+
+
+def most_open(sets: int = 1) -> int:
+    """Descriptors that each of so many data sets may keep open."""
+    # A stream opens two files per shard and may go through thousands of shards. A process usually has 1,024
+    # descriptors and needs most of them for sockets, pipes and batches on their way.
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(1, min(256, limit // 4) // sets)
 
 
 class UnusableSample(UserError):
@@ -65,7 +73,7 @@ class ShardSet:
         # (shards + 1,) int64, number of the first sample of each shard, and of all samples
         self.first = np.cumsum([0, *(shard.samples for shard in self.manifest.shards)])
         # Neither refers back to this object, so that descriptors are closed as soon as it is gone.
-        self.files: Recent[str, int] = Recent(self.folder.open, MOST_OPEN, os.close)
+        self.files: Recent[str, int] = Recent(self.folder.open, most_open(), os.close)
         # Where the rows of a shard's index begin, by number of the shard: 8 bytes per sample.
         self.starts: Recent[int, np.ndarray] = Recent(
             partial(row_starts, self.folder, self.manifest), 128
@@ -110,10 +118,12 @@ class ShardSet:
         try:
             facts = read_row(self.files[shard.index], self.starts[number], row, location)
         except OSError as error:
+            raise_if_of_machine(error)
             raise UserError(f"{location}: cannot be read ({error.strerror}); {FIX}") from None
         try:
             return read_pair(self.files[shard.tar], facts, self.manifest)
         except OSError as error:
+            raise_if_of_machine(error)
             reason, detail = "read error", str(error.strerror)
         except UnusableSample as error:
             reason, detail = error.reason, error.detail
@@ -170,6 +180,7 @@ def _read_member(descriptor: int, extent: Any, most: int) -> bytes:
     except (TypeError, ValueError, OverflowError):  # the row was written by somebody else
         raise UnusableSample("index") from None
     except OSError as error:
+        raise_if_of_machine(error)
         raise UnusableSample("read error", str(error.strerror)) from None
     if len(data) != size:
         raise UnusableSample("cut off", f".{suffix}")
@@ -204,11 +215,14 @@ def _caption(entry: Any) -> tuple[str, str | None]:
         raise UnusableSample("caption")
     if len(text) > MAX_CAPTION_CHARACTERS:
         raise UnusableSample("caption too long", f"{len(text)} characters")
-    try:
-        text.encode()  # JSON can write half of a surrogate pair
-    except UnicodeEncodeError:
-        raise UnusableSample("not UTF-8") from None
+    if not is_utf8(text):
+        raise UnusableSample("not UTF-8")
     return text, lang
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text has bytes: JSON, and names of files, can hold half of a surrogate pair."""
+    return re.search("[\ud800-\udfff]", text) is None
 
 
 def parse_member(suffix: str, data: bytes) -> str | dict[str, Any]:
@@ -226,5 +240,6 @@ def parse_member(suffix: str, data: bytes) -> str | dict[str, Any]:
 
 
 def picture_id(picture: str) -> int:
-    digest = hashlib.blake2b(picture.encode(), digest_size=8).digest()
+    # Half of a surrogate pair is in indexes of older versions only.
+    digest = hashlib.blake2b(picture.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.data.shards.folder import Folder, read_file
 from mmalign.data.shards.manifest import Manifest, Shard
 
@@ -29,6 +29,7 @@ def read_index(folder: Folder, manifest: Manifest, shard: Shard) -> bytes:
     try:
         data = read_file(folder, shard.index)
     except OSError as error:
+        raise_if_of_machine(error)
         raise UserError(f"{location}: cannot be read ({error.strerror}); {FIX}") from None
     facts = manifest.files.get(shard.index)
     if facts is not None and hashlib.sha256(data).hexdigest() != facts["sha256"]:

@@ -29,7 +29,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.data.storage.protocols import shown
 from mmalign.data.storage.remote import RemoteConfig, RemoteFile, download
 
@@ -78,6 +78,7 @@ class ShardCache:
                         descriptor = self._fetch(file)
             return descriptor
         except OSError as error:
+            raise_if_of_machine(error)
             raise UserError(
                 f"{self.folder}: cannot be used ({error.strerror or error}); {_FIX}"
             ) from None
@@ -101,7 +102,7 @@ class ShardCache:
     def _keep_fetching(self) -> None:
         while True:
             file = self._queue.get()
-            with contextlib.suppress(UserError):
+            with contextlib.suppress(UserError, OSError):
                 os.close(self.open(file))
             self._wanted.discard(file)
 

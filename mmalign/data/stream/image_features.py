@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.data.preprocess import Augmentation, Preprocess
 from mmalign.data.reasons import REASONS
 from mmalign.data.shards.folder import Folder, LocalFolder, Recent, read_file
@@ -38,7 +38,6 @@ from mmalign.data.shards.reader import ShardSet, UnusableSample
 FOLDER = "features"
 INDEX = "features.json"
 FORMAT_VERSION = 1
-_OPEN_SHARDS = 128  # whose file and checksums a process keeps
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,9 @@ class FeatureSet:
         self._shard_set = shard_set
         self._shards: tuple[Shard, ...] = shard_set.manifest.shards
         make = partial(_open_rows, folder, self._shards, facts)
-        self.rows: Recent[int, _Rows] = Recent(make, _OPEN_SHARDS, _Rows.close)
+        # A shard of features is one file, a shard of samples two.
+        most = max(1, shard_set.files.most // 2)
+        self.rows: Recent[int, _Rows] = Recent(make, most, _Rows.close)
 
     def read(self, index: int) -> Tensor:
         """The feature of sample `index`'s image, (F,) float16.
@@ -232,6 +233,7 @@ def _open_rows(
             raise UserError(f"{folder.location(name)}: damaged; {_fix(folder)}")
         descriptor = folder.open(rows_file(shard))
     except OSError as error:
+        raise_if_of_machine(error)
         raise UserError(
             f"{error.filename}: cannot be read ({error.strerror}); {_fix(folder)}"
         ) from None

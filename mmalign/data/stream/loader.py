@@ -11,6 +11,7 @@ may change between two runs.
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmalign.core.batch import Batch, Caption, StreamState, Unusable
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, describe_os_error, one_line
 from mmalign.core.workers import leave_signals_to_the_parent, start_workers
 from mmalign.data.images import UndecodableImage
 from mmalign.data.preprocess import Preprocess, stack_images
@@ -81,6 +82,8 @@ class BatchLoader(Dataset[Any]):
             return self.make(step)
         except UserError as error:
             return error
+        except OSError as error:
+            return UserError(describe_os_error(error))
 
     def make(self, step: int) -> Batch:
         """This rank's part of global batch `step`, counted from 0."""
@@ -197,7 +200,15 @@ def batches(maker: BatchLoader, first_step: int, steps: int, workers: int) -> It
         generator=torch.Generator(),
         worker_init_fn=leave_signals_to_the_parent,
     )
-    for batch in start_workers(loader):
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    try:
+        for batch in start_workers(loader):
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    except RuntimeError as error:  # torch has no class of its own for these
+        if not re.search("exited unexpectedly|Too many open files", str(error)):
+            raise
+        raise UserError(
+            f"data.workers: a process that prepares batches failed ({one_line(error)}); if it lacks open "
+            "files, raise `ulimit -n`; if it was killed for lack of memory, give fewer workers"
+        ) from None

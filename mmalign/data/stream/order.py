@@ -21,7 +21,7 @@ import numpy as np
 
 from mmalign.core import distributed
 from mmalign.core.errors import UserError
-from mmalign.data.shards.reader import MOST_OPEN, ShardSet
+from mmalign.data.shards.reader import ShardSet, most_open
 from mmalign.data.stream.config import DataConfig
 from mmalign.data.stream.mixing import mix
 
@@ -74,7 +74,7 @@ class GlobalOrder:
         self._shuffle_shards = config.shuffle_shards
         for shard_set in sets:  # a batch can reach from one window into the next
             shard_set.starts.most = max(shard_set.starts.most, 2 * config.shuffle_shards)
-            shard_set.files.most = max(2, MOST_OPEN // len(sets))
+            shard_set.files.most = most_open(len(sets))
         self._length = int(self._usable_S.sum())
         # Not `Recent` of methods: that cycle would keep the sets' descriptors open until it is collected.
         self._epochs: dict[int, _Epoch] = {}
