@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
+from mmalign.data.shards.reader import is_utf8
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
 
@@ -50,6 +51,7 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str], max_length: int) -> tuple[Tensor, Tensor]:
         """Token ids and mask, both (N, L) int64, padded to the longest text and cut at `max_length`."""
+        check_texts(texts)
         encoded = self.inner(
             list(texts), padding=True, truncation=True, max_length=max_length, return_tensors="pt"
         )
@@ -63,6 +65,14 @@ class Tokenizer:
             backend.no_truncation()
             backend.no_padding()
         self.inner.save_pretrained(str(folder))
+
+
+def check_texts(texts: Iterable[str | Sequence[str]]) -> None:
+    """Refuse texts, or lists of words, that are no Unicode: tokenizers fail on half of a surrogate pair."""
+    for text in texts:
+        whole = text if isinstance(text, str) else " ".join(text)
+        if not is_utf8(whole):
+            raise UserError(f"the text {whole[:100]!a} holds half of a surrogate pair; remove it")
 
 
 def load_tokenizer(name: str | Path) -> Tokenizer:

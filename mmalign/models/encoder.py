@@ -28,7 +28,7 @@ from mmalign.core.config import read_yaml, validate
 from mmalign.core.errors import UserError
 from mmalign.data.images import decode
 from mmalign.data.preprocess import Preprocess, stack_images
-from mmalign.data.tokenizer import Tokenizer, load_tokenizer
+from mmalign.data.tokenizer import Tokenizer, check_texts, load_tokenizer
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
 
 BATCH_SIZE = 256  # images or texts that a tower sees at a time
@@ -72,6 +72,7 @@ class DualModel:
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Texts -> (n, D) float32 of unit length, in the order given."""
+        check_texts(texts)
         return encode_sorted(self._encode_texts, texts, batch_size, self.width)
 
     def _encode_images(self, images: list[bytes]) -> np.ndarray:

@@ -28,7 +28,7 @@ from mmalign.core.batching import encode_sorted
 from mmalign.core.commit import write_json
 from mmalign.core.config import read_yaml
 from mmalign.core.errors import UserError
-from mmalign.data.tokenizer import Tokenizer, load_tokenizer
+from mmalign.data.tokenizer import Tokenizer, check_texts, load_tokenizer
 from mmalign.models.encoder import BATCH_SIZE, Encoder, on_host, run_of
 from mmalign.models.pooling import Pooling, pool
 from mmalign.models.text_tower import load_trunk, save_pretrained
@@ -123,6 +123,8 @@ class TextEncoder(nn.Module):
         """
         settings = {"truncation": True, "max_length": self.max_length, **options}
         texts = [list(first)] if second is None else [list(first), list(second)]
+        for one in texts:
+            check_texts(one)
         encoding = self.tokenizer.inner(*texts, padding=True, return_tensors="pt", **settings)
         types = encoding.get("token_type_ids")
         # XLM-R's embedding has one type: the tokenizer's 1 for a second text would be out of its range.

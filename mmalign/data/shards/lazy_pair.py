@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmalign.core.batch import Pair
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.core.languages import is_language_code
 from mmalign.data.images import UndecodableImage, decode
 from mmalign.data.reasons import REASONS
 from mmalign.data.shards.manifest import OWN_CAPTIONS
-from mmalign.data.shards.reader import MAX_IMAGE_BYTES, UnusableSample, captions_in
+from mmalign.data.shards.reader import MAX_IMAGE_BYTES, UnusableSample, captions_in, is_utf8
 from mmalign.data.shards.scan import check_picture
+from mmalign.data.shards.tar import member_name
 
 _SPLIT = re.compile(r"[\w-]+")
 # A split becomes a folder beside those that a build makes itself.
@@ -110,15 +111,23 @@ class LazyPair:
     def load(self) -> Pair:
         """The pair with its image; a BadRow if it cannot be used, a UserError if it is strict."""
         try:
-            self._check_captions()
+            self._check_texts()
             return replace(self.pair, image=self._read_image())
         except BadRow as bad:
             if self.strict:
                 raise UserError(str(bad)) from None
             raise
 
-    def _check_captions(self) -> None:
-        # A shard must not hold what its reader would refuse.
+    def _check_texts(self) -> None:
+        # A shard must not hold what its reader would refuse, or what has no bytes in UTF-8.
+        for name in ("key", "picture", "split", "source", "license", "attribution"):
+            value = str(getattr(self.pair, name))
+            if not is_utf8(value):
+                problem = f"`{name}` holds half of a surrogate pair: {value!a}"
+                raise BadRow("not UTF-8", f"{self.where}: {problem}")
+        if (reason := member_name(f"{self.pair.key}.json".encode())[1]) is not None:
+            problem = f"the key {self.pair.key[:100]!a}: {REASONS[reason]}"
+            raise BadRow(reason, f"{self.where}: {problem}")
         for caption in self.pair.captions:
             if not is_language_code(caption.lang):
                 problem = f"`{caption.lang}` is no BCP-47 language code"
@@ -133,6 +142,7 @@ class LazyPair:
         try:
             data = self.image.read()
         except OSError as error:
+            raise_if_of_machine(error)
             raise BadRow("read error", f"{subject} cannot be read ({error.strerror})") from None
         # Checked here and not when the shard is read, so that the shard itself is valid.
         if len(data) > MAX_IMAGE_BYTES:

@@ -30,6 +30,7 @@ from mmalign.data.shards.reader import (
     MAX_TEXT_BYTES,
     UnusableSample,
     captions_in,
+    is_utf8,
     parse_member,
 )
 from mmalign.data.shards.tar import Damage, Member, walk
@@ -206,6 +207,8 @@ class Scan:
         picture = content.get("picture") if isinstance(content, dict) else None
         if not isinstance(picture, str) or self.rules.captions != OWN_CAPTIONS:
             picture = hashlib.sha256(image).hexdigest()
+        if not is_utf8(picture):
+            raise UnusableSample("not UTF-8", f"its `picture` is {picture!a}")
         extents = {}
         for kind, bytes_of in (("image", image), (origin, data)):
             suffix, member = group.members[kind]

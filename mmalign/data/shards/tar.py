@@ -135,7 +135,7 @@ def _member_at(file: BinaryIO, start: int, size: int) -> Member | Damage:
         kind, raw_name, length = header
         data = position + BLOCK
         if kind not in _EXTENDED:
-            name, name_problem = _name(fields.get("path", raw_name))
+            name, name_problem = member_name(fields.get("path", raw_name))
             if kind in _WITHOUT_BYTES:  # whatever the size says
                 return Member(name, start, data, 0, _WITHOUT_BYTES[kind])
             length = int(fields.get("size", length))
@@ -156,7 +156,7 @@ def _member_at(file: BinaryIO, start: int, size: int) -> Member | Damage:
     return Damage(start, _next_header(file, position + BLOCK, size), "extended header")
 
 
-def _name(raw: bytes) -> tuple[str, str | None]:
+def member_name(raw: bytes) -> tuple[str, str | None]:
     """A member's name as text, and what is wrong with it."""
     if len(raw) > MAX_NAME_BYTES:
         return raw[:100].decode("utf-8", "replace"), "name too long"
