@@ -14,9 +14,10 @@ package. A verb that writes into a run folder adds its command line to `commands
 
 import os
 import sys
+from pathlib import Path
 
 from mmalign.cli.app import app
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, describe_os_error, printable
 
 # Importing a module registers its verbs; the help shows them in this order.
 # isort: off
@@ -28,8 +29,14 @@ def main() -> None:
     # oneDNN keeps up to 1,024 prepared operators, one per shape that it has seen. Captions make new shapes
     # every step, and the memory of a CPU run would grow by tens of megabytes per step.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        # A terminal that is not UTF-8 gets escapes, whatever a file or a text is called.
+        getattr(sys, name).reconfigure(errors="backslashreplace")
     try:
         app()
-    except UserError as error:
-        sys.stderr.write(f"mmalign: {error}\n")
+    except (UserError, OSError) as error:
+        sentence = describe_os_error(error) if isinstance(error, OSError) else str(error)
+        sys.stderr.write(f"mmalign: {printable(sentence)}\n")
         sys.exit(1)

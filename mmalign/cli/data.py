@@ -107,9 +107,11 @@ def data_verify(
 
     Example: mmalign data verify data/emoji_scenes/train
     """
-    from mmalign.core.commit import write_json
+    from mmalign.core.commit import check_writable, write_json
     from mmalign.data.verify import describe, verify
 
+    if json_file is not None:
+        check_writable(json_file)
     report = verify(folder, decode, processes)
     if json_file is not None:
         write_json(json_file, report.to_json())
@@ -137,7 +139,7 @@ def data_stats(
     shards: Annotated[
         int | None, typer.Option(min=1, help="Read this many shards of DIR, drawn by the seed.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of shards.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of shards.")] = 0,
     near: Annotated[
         bool, typer.Option(help="Look for images that look alike; decodes every image.")
     ] = True,
@@ -153,10 +155,13 @@ def data_stats(
 
     Example: mmalign data stats data/emoji_scenes/train --against data/emoji_scenes/test --picture stats.png
     """
-    from mmalign.core.commit import write_json
+    from mmalign.core.commit import check_writable, write_json
     from mmalign.data.stats.summary import lines, summarise
     from mmalign.data.stats.survey import Options, survey
 
+    for target in (json_file, picture):
+        if target is not None:
+            check_writable(target)
     if picture is not None:
         from mmalign.data.stats.chart import check_target, draw
 
@@ -168,7 +173,6 @@ def data_stats(
     other = survey(against, Options(near=near, processes=processes)) if against else None
     tree = summarise(found, other)
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(json_file, tree)
     if picture is not None:
         draw(tree, picture)

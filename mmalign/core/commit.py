@@ -58,15 +58,32 @@ def check_writable(path: Path, is_folder: bool = False) -> None:
         ) from None
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace the file at `path` by `text` (UTF-8) so that no reader ever sees a part of it."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path whose file replaces the one at `path` when the block ends, and is deleted if it fails.
+
+    No reader ever sees a part of the file. Folders above it are made if needed.
+    """
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync(path.parent)  # the rename itself
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)  # the rename itself
+    except BaseException as error:  # also KeyboardInterrupt
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename = str(path)  # a full disk names none
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace the file at `path` by `text` (UTF-8), atomically."""
+    with replacing(path) as temporary:
+        # Half of a surrogate pair, from a name that is not UTF-8, becomes an escape that JSON can read.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, tree: Any) -> None:
