@@ -156,6 +156,10 @@ def extent_of(suffix: str, offset: int, data: bytes) -> list[Any]:
 def load_manifest(folder: Path) -> Manifest:
     """The manifest of a data set, without a check of its files."""
     path = folder / MANIFEST
+    if not folder.is_dir() and ":/" in str(folder):  # a Path has lost one slash of `file:///data`
+        raise UserError(
+            f"{folder}: is a URL, which only `mmalign train` reads; give a folder of this machine"
+        )
     if not folder.is_dir():
         raise UserError(f"{folder}: no such data set; make it with `mmalign data build RECIPE`")
     if not path.is_file():
