@@ -1,7 +1,8 @@
-"""The one exception for mistakes that a user can fix.
+"""The one exception for mistakes that a user can fix, and the errors of the machine that nobody's data caused.
 
 `UserError` is one sentence that says which file or field is wrong, what is wrong and how to fix it. The
-command line prints it and exits with 1; any other exception is a bug and keeps its traceback.
+command line prints it, or what the system refused (OSError), and exits with 1; any other exception is a bug
+and keeps its traceback.
 """
 
 import errno
