@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can fix, and the errors of the machine that nobody's data caused.
+"""The one exception for mistakes that a user can fix, and errors of the machine.
 
 `UserError` is one sentence that says which file or field is wrong, what is wrong and how to fix it. The
 command line prints it, or what the system refused (OSError), and exits with 1; any other exception is a bug

@@ -34,7 +34,8 @@ class BadRow(UserError):
 
     def __init__(self, reason: str, sentence: str) -> None:
         assert reason in REASONS, reason
-        super().__init__(sentence)
+        # What it quotes may hold half of a surrogate pair, which would have no bytes in a list of refusals.
+        super().__init__(sentence.encode("utf-8", "backslashreplace").decode())
         self.reason = reason
 
     def __reduce__(self) -> tuple[Any, ...]:  # it is sent between processes
