@@ -23,11 +23,9 @@ import os
 import queue
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.data.storage.protocols import shown
@@ -72,7 +70,7 @@ class ShardCache:
             descriptor = self._cached(file)
             if descriptor is None:
                 # Lock files cannot be deleted safely, so there is a bounded number of them: 16^3.
-                with FileLock(self.folder / f"lock-{file.sha256[:3]}", mode=0o600):
+                with self._locked(file.sha256[:3]):
                     descriptor = self._cached(file)  # another process may have been faster
                     while descriptor is None:
                         descriptor = self._fetch(file)
@@ -105,6 +103,18 @@ class ShardCache:
             with contextlib.suppress(UserError, OSError):
                 os.close(self.open(file))
             self._wanted.discard(file)
+
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        # Not by filelock, which would make a folder that is missing, and for everybody.
+        descriptor = os.open(self.folder / f"lock-{name}", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            # Closing alone would leave the lock with a child that was forked meanwhile.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
 
     def _cached(self, file: RemoteFile) -> int | None:
         """A descriptor that holds a file of the folder; None if it is not there, or is damaged."""
@@ -155,7 +165,7 @@ class ShardCache:
     def _trim(self) -> None:
         """Remove files that no process holds, longest unused first, until the rest is within the limit."""
         # Two at once would remove twice as much.
-        with FileLock(self.folder / "lock-trim", mode=0o600):
+        with self._locked("trim"):
             found = _files(self.folder)
             surplus = sum(size for _, size, _ in found) - self.max_bytes
             for _, size, path in found:
