@@ -19,17 +19,11 @@ import sys
 from pathlib import Path
 
 from mmalign.cli.app import app
-from mmalign.core.errors import UserError
+from mmalign.core.errors import REFUSALS, UserError, describe_os_error, printable
 
 # Importing a module registers its verbs; the help shows them in this order.
 # isort: off
 from mmalign.cli import data, train, evaluate, finetune, publish  # noqa: F401
-
-# What the machine refuses to whoever asks: space, files, permission. Any other error is a bug.
-_REFUSALS = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
-    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE),
-}
 
 
 def main() -> None:
@@ -50,7 +44,7 @@ def main() -> None:
         sentence = str(error) if isinstance(error, UserError) else _refused(error)
         if sentence is None:
             raise
-        sys.stderr.write(f"mmalign: {sentence}\n")
+        sys.stderr.write(f"mmalign: {printable(sentence)}\n")
         sys.exit(1)
 
 
@@ -61,16 +55,14 @@ def _refused(error: BaseException | None) -> str | None:
         if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
             name = ascii(error.object)[:200]
             return f"{name}: not a name in UTF-8; set PYTHONUTF8=1, or name another place"
-        code = error.errno if isinstance(error, OSError) else None
+        refused = error if isinstance(error, OSError) else OSError()
         # Libraries in Rust (safetensors, tokenizers) have errors of their own, which end in the number.
         if number := re.search(r"\(os error (\d+)\)", str(error)):
-            code = int(number[1])
+            refused = OSError(int(number[1]), os.strerror(int(number[1])))
         # numpy and torch know only that less was written than they gave.
         if re.search(r"requested and \d+ written|PytorchStreamWriter failed writing", str(error)):
-            code = errno.ENOSPC
-        if code in _REFUSALS:
-            place = getattr(error, "filename", None) or "a file"
-            fix = "fix that and run the same command again"
-            return f"{place}: cannot be read or written ({os.strerror(code or 0)}); {fix}"
+            refused = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if refused.errno in REFUSALS:
+            return describe_os_error(refused)
         error = error.__cause__ or error.__context__
     return None

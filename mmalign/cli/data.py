@@ -147,7 +147,6 @@ def data_stats(
     other = survey(against, Options(near=near, processes=processes)) if against else None
     tree = summarise(found, other)
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(json_file, tree)
     if picture is not None:
         draw(tree, picture)

@@ -10,7 +10,6 @@ Shape suffixes used here and in every other module:
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,23 +17,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Caption:
-    """One caption: its language (BCP-47, for example `sw`, `pt-BR`, `zh-Hant`) and its text."""
-
-    lang: str
+    lang: str  # BCP-47, for example `sw`, `pt-BR`, `zh-Hant`
     text: str
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One sample of a shard: an encoded image and its captions.
-
-    `picture` is the identity that equal images share: two samples with the same `picture` are never each
-    other's negatives, and either one answers a query for the other. By default it is the key.
-    """
+    """One sample of a shard: an encoded image and its captions."""
 
     key: str
     image: bytes
     captions: tuple[Caption, ...]
+    # The identity that equal images share: two samples with the same `picture` are never each other's
+    # negatives, and either one answers a query for the other. By default it is the key.
     picture: str
     split: str
     source: str
@@ -44,39 +39,22 @@ class Pair:
 
 @dataclass(frozen=True)
 class StreamState:
-    """How far a run is in the global order. `position` counts images from the run's first one.
-
-    The next global batch starts at `position`, whatever the number of ranks and workers; the epoch
-    follows from it (`position // samples of one epoch`).
-    """
+    """How far a run is in the global order: the next batch starts there, whatever the number of ranks."""
 
     seed: int
-    position: int
-
-    def to_json(self) -> dict[str, int]:
-        return {"seed": self.seed, "position": self.position}
-
-    @classmethod
-    def from_json(cls, tree: dict[str, Any]) -> "StreamState":
-        return cls(seed=int(tree["seed"]), position=int(tree["position"]))
+    position: int  # counts images from the run's first one; the epoch follows from it
 
 
 @dataclass(frozen=True)
 class Unusable:
-    """A sample that could not be used and was replaced by another one at its position.
-
-    Attributes:
-        attempt: 0: the sample that the global order has at the position; else the number of the substitute.
-        data: folder of its data set.
-        reason: a key of mmalign.data.reasons.REASONS.
-    """
+    """A sample that could not be used and was replaced by another one at its position."""
 
     position: int
-    attempt: int
-    data: str
+    attempt: int  # 0: the sample that the global order has there; else the number of the substitute
+    data: str  # folder of its data set
     shard: str
     key: str
-    reason: str
+    reason: str  # a key of mmalign.data.reasons.REASONS
 
 
 NOT_PREDICTED = -100  # the label that torch's cross entropy leaves out by default
@@ -84,41 +62,30 @@ NOT_PREDICTED = -100  # the label that torch's cross entropy leaves out by defau
 
 @dataclass(frozen=True)
 class Batch:
-    """What one rank trains on in one step.
+    """What one rank trains on in one step. Integer tensors are int64."""
 
-    image_BCHW      uint8 RGB pixels in the memory format channels-last; None if no pixels are used
-    token_NL        int64 token ids, padded to the longest caption of this rank's batch
-    mask_NL         int64, 1 on tokens and 0 on padding
-    language_N      BCP-47 code of each caption
-    image_index_N   int64, which image of this rank a caption describes
-    picture_id_B    int64, equal, on all ranks, where the data say that the images are the same
-    key_B           the samples' keys
-    state           how far the stream is after this batch
-    label_NL        int64, the token to predict at each token position, NOT_PREDICTED where there is none;
-                    None without masked language modelling
-    length_N        tokens of each row of token_NL up to its last one, empty if not known; on the host, so
-                    that captions of similar length can share a forward pass without waiting for a GPU
-    feature_BF      float16, cached image features of a frozen image tower, used instead of pixels; None if
-                    there are pixels, or if no images are used
-    unusable        samples of this rank's positions that were replaced by others
-    """
-
-    image_BCHW: Tensor | None
-    token_NL: Tensor
-    mask_NL: Tensor
-    language_N: tuple[str, ...]
-    image_index_N: Tensor
-    picture_id_B: Tensor
+    image_BCHW: Tensor | None  # uint8 RGB, channels-last; None if no pixels are used
+    token_NL: Tensor  # ids, padded to the longest caption of this rank's batch
+    mask_NL: Tensor  # 1 on tokens and 0 on padding
+    language_N: tuple[str, ...]  # BCP-47
+    image_index_N: Tensor  # which image of this rank a caption describes
+    picture_id_B: Tensor  # equal, on all ranks, where the data say that the images are the same
     key_B: tuple[str, ...]
-    state: StreamState
+    state: StreamState  # how far the stream is after this batch
+    # The token to predict, NOT_PREDICTED where there is none; None without masked language modelling.
     label_NL: Tensor | None = None
+    # Tokens of each row up to its last one, empty if not known; on the host, so that captions of similar
+    # length can share a forward pass without waiting for a GPU.
     length_N: tuple[int, ...] = ()
+    # float16, cached features of a frozen image tower, instead of pixels.
     feature_BF: Tensor | None = None
-    unusable: tuple[Unusable, ...] = ()
+    unusable: tuple[
+        Unusable, ...
+    ] = ()  # samples of this rank's positions that were replaced by others
 
     @property
     def picture_id_N(self) -> Tensor:
-        """int64, the identity of the image that each caption describes."""
+        """The identity of the image that each caption describes."""
         return self.picture_id_B[self.image_index_N]
 
     def part(self, first: int, last: int) -> "Batch":
@@ -152,13 +119,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The embeddings of a batch by the two towers: rows of unit length in the shared space.
-
-    `logit_scale` is the inverse temperature, shape (1,), float32 whatever the towers' precision;
-    `logit_bias`, of the same shape and type, is what the sigmoid loss adds to every score, None without it.
-    """
+    """The embeddings of a batch by the two towers: rows of unit length in the shared space."""
 
     image_BD: Tensor
     text_ND: Tensor
-    logit_scale: Tensor
-    logit_bias: Tensor | None = None
+    logit_scale: Tensor  # inverse temperature, (1,), float32 whatever the towers' precision
+    logit_bias: Tensor | None = None  # likewise; what the sigmoid loss adds to every score

@@ -28,12 +28,7 @@ def length_sorted_batches(lengths: Iterable[int], size: int) -> Iterator[list[in
 def encode_sorted(
     encode: Callable[[list[str]], np.ndarray], texts: Sequence[str], size: int, width: int
 ) -> np.ndarray:
-    """(n, width) float32: one row per text, in the order given.
-
-    Args:
-        encode: a list of texts of similar length -> (len, width).
-        size: texts per call.
-    """
+    """(n, width) float32: one row per text, in the order given; `encode` gets `size` texts per call."""
     rows = np.zeros((len(texts), width), np.float32)
     for chunk in length_sorted_batches(map(len, texts), size):
         rows[chunk] = encode([texts[i] for i in chunk])

@@ -14,16 +14,9 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def code_version(package: Path = PACKAGE) -> dict[str, Any]:
-    """What a manifest says of the code that wrote it.
-
-    Args:
-        package: the folder of the code. Only a checkout whose top level is the folder above it counts: an
-            environment inside another project's checkout is not part of that project.
-
-    Returns:
-        `version`; `commit` (hexadecimal) and `dirty` (whether a file of the package differs from the commit
-        or is not in it), both None without git or a checkout.
-    """
+    """What a manifest says of the code that wrote it; `package` is the folder of the code."""
+    # Only a checkout whose top level is the folder above it counts: an environment inside another project's
+    # checkout is not part of that project.
     commit = _git(package, "rev-parse", "HEAD") if (package.parent / ".git").exists() else None
     changes = _git(package, "status", "--porcelain", "--", ".") if commit else None
     return {
@@ -35,7 +28,6 @@ def code_version(package: Path = PACKAGE) -> dict[str, Any]:
 
 @cache  # the code that runs is what was on the disk when this was first asked
 def _git(folder: Path, *arguments: str) -> str | None:
-    """The output of a git command, None if it fails."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments],

@@ -1,12 +1,8 @@
 """Folders and files that are either complete or absent.
 
-A folder of results (a checkpoint, a data set, an export) is written under a temporary name, every file
-is synced, `MANIFEST.json` with the size and sha256 of each file is written last, and the folder is
-renamed into place. A folder whose manifest is missing or does not match its files does not count. Single
-files are replaced atomically.
-
-    with committed_folder(target, info) as folder: write into folder      -> target/, with MANIFEST.json
-    verify(target)                                                        -> info, or UserError
+with committed_folder(target, info) as folder: write into folder
+    -> files synced, MANIFEST.json with their sizes and sha256 last, renamed to target
+verify(target) -> info, or UserError
 """
 
 import glob
@@ -62,15 +58,32 @@ def check_writable(path: Path, is_folder: bool = False) -> None:
         ) from None
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace the file at `path` by `text` (UTF-8) so that no reader ever sees a part of it."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path whose file replaces the one at `path` when the block ends, and is deleted if it fails.
+
+    No reader ever sees a part of the file. Folders above it are made if needed.
+    """
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync(path.parent)  # the rename itself
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)  # the rename itself
+    except BaseException as error:  # also KeyboardInterrupt
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename = str(path)  # a full disk names none
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace the file at `path` by `text` (UTF-8), atomically."""
+    with replacing(path) as temporary:
+        # Half of a surrogate pair, from a name that is not UTF-8, becomes an escape that JSON can read.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, tree: Any) -> None:
@@ -94,12 +107,7 @@ def temporary_folder(target: Path) -> Path:
 def commit_folder(
     folder: Path, target: Path, info: dict[str, Any], files: dict[str, Any] | None = None
 ) -> None:
-    """Write the manifest of `folder`, its last file, and rename it to `target`, replacing what was there.
-
-    Args:
-        info: what the manifest says besides `files`; JSON values only.
-        files: what `flush` returned for each file, if that was done already.
-    """
+    """Write the manifest of `folder`, its last file, and rename it to `target`, replacing what was there."""
     write_manifest(folder, info, files=files)
     replace_folder(folder, target)
 
@@ -110,7 +118,11 @@ def write_manifest(
     name: str = MANIFEST,
     files: dict[str, Any] | None = None,
 ) -> None:
-    """Write `info` and every file's size and sha256 to the file `name`, after all of them are synced."""
+    """Write `info` and every file's size and sha256 to the file `name`, after all of them are synced.
+
+    Args:
+        files: what `flush` returned for each file, if that was done already.
+    """
     if files is None:
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         files = {path.relative_to(folder).as_posix(): flush(path) for path in paths}

@@ -2,13 +2,13 @@
 
     YAML 1.2 file -> plain tree -> overrides `a.b=value` -> pydantic sections -> frozen config
 
-The sections themselves are defined beside the code that they configure (`RunConfig` in training/, ...); this
-module knows none of them. One YAML file describes a complete run: files do not inherit from each other. YAML
-1.2 is needed because YAML 1.1 reads the language code `no` as false and `1e-3` as a string.
+The sections themselves are defined beside the code that they configure. One YAML file describes a complete
+run: files do not inherit from each other.
 """
 
 import difflib
 import io
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -18,9 +18,11 @@ from typing import Annotated, Any, TypeVar
 import pydantic
 from pydantic import BaseModel, ConfigDict
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, one_line
+
+_MOST_NODES = 1_000_000  # of a file: entries and mappings, with its aliases written out
 
 
 class Section(BaseModel):
@@ -32,6 +34,7 @@ class Section(BaseModel):
         strict=True,
         use_attribute_docstrings=True,
         protected_namespaces=(),  # pydantic would warn of fields such as `model_type`
+        allow_inf_nan=False,
     )
 
 
@@ -41,8 +44,9 @@ def _differ(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
+Seed = Annotated[int, pydantic.Field(ge=0)]
 Seeds = Annotated[
-    tuple[Annotated[int, pydantic.Field(ge=0)], ...],
+    tuple[Seed, ...],
     pydantic.Field(min_length=1),
     pydantic.AfterValidator(_differ),
 ]
@@ -60,15 +64,44 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
-        reason = " ".join(str(error).split())
-        if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark) is not None:
-            reason = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
-        raise UserError(f"{path}: not valid YAML ({reason})") from None
+        tree = _load(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML ({one_line(error)})") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: must hold a mapping of `key: value` lines")
     return tree
+
+
+def _load(text: str) -> Any:
+    """What a YAML 1.2 text says; YAML 1.1 would read the language code `no` as false, `1e-3` as a string.
+
+    Raises:
+        ValueError: it is not valid.
+    """
+    try:
+        tree = YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"{where}{error.problem}") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except Exception as error:  # ruamel raises many kinds of errors, for a date that does not exist
+        raise ValueError(one_line(error)) from None
+    if _count(tree, {}) > _MOST_NODES:
+        raise ValueError("an alias (`*name`) contains itself, or repeats too much; write it out")
+    return tree
+
+
+def _count(node: Any, known: dict[int, float]) -> float:
+    """Nodes of a tree with its aliases written out; infinite if one contains itself."""
+    if not isinstance(node, dict | list):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until it is counted: who meets it meanwhile is inside it
+        values = node.values() if isinstance(node, dict) else node
+        known[id(node)] = 1 + sum(_count(value, known) for value in values)
+    return known[id(node)]
 
 
 def write_yaml(tree: dict[str, Any]) -> str:
@@ -103,8 +136,8 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not all(dotted.split(".")):
         raise UserError(f"override `{override}`: write it as `section.key=value`")
     try:
-        value = YAML(typ="safe", pure=True).load(text) if text else None
-    except (YAMLError, ValueError):
+        value = _load(text) if text else None
+    except ValueError:
         raise UserError(f"override `{override}`: the value is not valid YAML") from None
     apply_override_value(tree, dotted, value)
 
@@ -133,21 +166,23 @@ def validate(cls: type[T], tree: Any, where: str) -> T:
     """The section that `tree` describes, or a UserError that names the field in `where`."""
     try:
         # YAML has lists, the sections have tuples, and strict types do not convert one into the other.
-        return cls.model_validate(_lists_to_tuples(tree))
+        return cls.model_validate(_lists_to_tuples(tree, where))
     except pydantic.ValidationError as failure:
         raise UserError(_explain(cls, failure, where)) from None
 
 
-def _lists_to_tuples(tree: Any) -> Any:
+def _lists_to_tuples(tree: Any, where: str, *path: object) -> Any:
     if isinstance(tree, dict):
-        return {key: _lists_to_tuples(value) for key, value in tree.items()}
+        return {key: _lists_to_tuples(value, where, *path, key) for key, value in tree.items()}
     if isinstance(tree, list):
-        return tuple(_lists_to_tuples(value) for value in tree)
+        return tuple(_lists_to_tuples(value, where, *path, n) for n, value in enumerate(tree))
+    if isinstance(tree, int) and abs(tree) >= 2**63:  # torch and numpy have no larger ones
+        field = ".".join(map(str, path))
+        raise UserError(f"{where}: `{field}` is over the largest integer of 64 bits; lower it")
     return tree
 
 
 def _explain(cls: type[Section], failure: pydantic.ValidationError, where: str) -> str:
-    """The first error that pydantic found, as one sentence."""
     errors = failure.errors()
     # An unknown key comes first: where a name is misspelled, the right one is missing as well.
     error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
@@ -167,11 +202,16 @@ def _explain(cls: type[Section], failure: pydantic.ValidationError, where: str) 
     if error["type"] == "union_tag_invalid":
         tag = error["ctx"]["tag"]
         return f"{where}: `{field}.kind` is `{tag}`; {_suggest(tag, tags)}"
+    shown_input = one_line(repr(error["input"]), 100)
     message = error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
+    if error["type"] == "tuple_type":
+        message = f"must be a list, also of one entry: `{field}: [{shown_input}]`"
+    elif error["type"] in ("model_type", "dict_type", "model_attributes_type"):
+        message = "must be a section of `key: value` lines"
     subject = f"`{field}`" if field else "the file"
-    given = "" if error["type"] == "value_error" else f" is {error['input']!r}"
-    return f"{where}: {subject}{given}: {message}"
+    given = "" if error["type"] == "value_error" else f" is {shown_input}"
+    return f"{where}: {subject}{given}: {message.replace('tuple', 'list')}"
 
 
 def _suggest(name: str, known: list[str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from mmalign.core import distributed
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, printable
 
 T = TypeVar("T")
 _SECONDS_BETWEEN_LINES = 10.0
@@ -17,36 +17,22 @@ _SECONDS_BETWEEN_LINES = 10.0
 def say(text: str) -> None:
     """Print one line on rank 0."""
     if distributed.is_main():
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(printable(text) + "\n")
         sys.stdout.flush()  # a log file would otherwise get its lines in blocks, long after the fact
 
 
 def track(values: Iterable[T], label: str, total: int | None, done: int = 0) -> Iterator[T]:
-    """The same values; shows on rank 0 how many of `total` were taken.
-
-    Args:
-        done: how many were taken before (a run that resumes).
-    """
+    """The same values; shows on rank 0 how many of `total` were taken, `done` of them before."""
     if not distributed.is_main():
         yield from values
-    elif sys.stdout.isatty():
-        yield from _with_bar(values, label, total, done)
-    else:
-        yield from _with_lines(values, label, total, done)
+        return
+    if sys.stdout.isatty():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-
-def _with_bar(values: Iterable[T], label: str, total: int | None, done: int) -> Iterator[T]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
-        task = progress.add_task(label, total=total, completed=done)
-        for value in values:
-            yield value
-            progress.advance(task)
-
-
-def _with_lines(values: Iterable[T], label: str, total: int | None, done: int) -> Iterator[T]:
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns) as progress:
+            yield from progress.track(values, total, done, description=label)
+        return
     last = time.monotonic()
     for count, value in enumerate(values, start=done + 1):
         yield value
@@ -56,15 +42,10 @@ def _with_lines(values: Iterable[T], label: str, total: int | None, done: int) -
 
 
 def run_verb(arguments: Sequence[str]) -> None:
-    """Run `mmalign <arguments>` in a process of its own and show its output.
-
-    In its own process, a verb cannot be influenced by what an earlier one left in memory.
-
-    Raises:
-        UserError: it stopped with another exit code than 0.
-    """
+    """Run `mmalign <arguments>` and show its output; a UserError if its exit code is not 0."""
     command = f"mmalign {shlex.join(arguments)}"
     say(f"\n$ {command}")
+    # In its own process, a verb cannot be influenced by what an earlier one left in memory.
     done = subprocess.run([sys.executable, "-m", "mmalign", *arguments])
     if done.returncode != 0:
         raise UserError(f"`{command}` stopped with exit code {done.returncode}")

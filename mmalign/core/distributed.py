@@ -17,10 +17,7 @@ T = TypeVar("T")
 
 
 def start(timeout: timedelta = timedelta(minutes=10)) -> None:
-    """Join the process group that torchrun describes in the environment, or make a group of one.
-
-    Backend: nccl with one GPU per rank, else gloo.
-    """
+    """Join the process group that torchrun describes in the environment, or make a group of one."""
     if dist.is_initialized():
         return
     backend = "gloo"
@@ -110,11 +107,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
-    """all_gather forwards, all_reduce backwards.
-
-    torch's own differentiable gathers are renamed between releases and need equal shapes on all ranks; these
-    two collectives are stable.
-    """
+    # torch's own differentiable gathers are renamed between releases and need equal shapes on all ranks.
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:

@@ -1,15 +1,51 @@
-"""The one exception for mistakes that a user can fix.
+"""The one exception for mistakes that a user can fix, and errors of the machine.
 
-Everything that a user can get wrong (a key in a YAML file, a missing folder, a broken line) raises
-`UserError` with one sentence that says which file or field is wrong, what is wrong and how to fix it. The
-command line prints that sentence and exits with 1; any other exception is a bug and keeps its traceback.
+`UserError` is one sentence that says which file or field is wrong, what is wrong and how to fix it. The
+command line prints it, or what the system refused (OSError), and exits with 1; any other exception is a bug
+and keeps its traceback.
 """
+
+import errno
+import re
+
+_ULIMIT = "raise the limit of open files with `ulimit -n 4096` and start again"
+_SPACE = "free space on that disk, or name another place"
+# What the machine lacks: never a fault of a sample or a file, so it stops the work.
+_OF_MACHINE = {
+    errno.EMFILE: _ULIMIT,
+    errno.ENFILE: _ULIMIT,
+    errno.ENOMEM: "free memory, and start again",
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: "raise the limit of a file's size with `ulimit -f unlimited`",
+    errno.EIO: "check the disk, and start again",
+    errno.ESTALE: "check the network disk, and start again",
+}
+# What the machine refuses to whoever asks: space, files, permission.
+REFUSALS = {*_OF_MACHINE, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class UserError(ValueError):
     """A mistake in the input: one sentence for the person who can fix it."""
 
 
-def one_line(error: BaseException, longest: int = 200) -> str:
+def raise_if_of_machine(error: Exception) -> None:
+    """Raise an error that tells of the machine (no descriptors, a full disk), and not of the data."""
+    if isinstance(error, OSError) and error.errno in _OF_MACHINE:
+        raise error
+
+
+def describe_os_error(error: OSError) -> str:
+    """What the system refused, as the sentence of a `UserError`."""
+    fix = _OF_MACHINE.get(error.errno or 0, "fix that, or name another place")
+    return f"{error.filename or 'the system'}: {error.strerror or one_line(error)}; {fix}"
+
+
+def printable(text: str) -> str:
+    """The text with control characters, which a terminal would obey, as escapes."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+
+
+def one_line(error: object, longest: int = 200) -> str:
     """The message of another library's error, on one line and cut, for the sentence of a `UserError`."""
     return " ".join(str(error).split())[:longest]

@@ -23,13 +23,11 @@ _BELOW_BF16 = re.compile(r"SSE41|AVX|AVX2(_VNNI(_2)?)?|AVX512_CORE(_VNNI)?")
 
 
 def choose_precision(requested: Precision) -> Literal["fp32", "bf16"]:
-    """The precision to compute in, equal on all ranks; to be called on all ranks.
-
-    bfloat16 without hardware for it is correct but slow: torch on a CPU with AVX2 alone is about 18 times
-    slower than in float32.
-    """
+    """The precision to compute in, equal on all ranks; to be called on all ranks."""
     if requested != "auto":
         return requested
+    # bfloat16 without hardware for it is correct but slow: torch on a CPU with AVX2 alone is about 18 times
+    # slower than in float32.
     return "bf16" if all(distributed.gather_objects(multiplies_bf16())) else "fp32"
 
 

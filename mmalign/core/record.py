@@ -1,9 +1,6 @@
 """What a run writes down: metrics, one JSON object per line (also for TensorBoard if asked), and commands.
 
-    {"step": 40, "loss": 2.31, "temperature": 0.05, ...}
-
-A run that resumes from step k first drops the lines after k, so that every step has one line. Line k itself
-was written before checkpoint k.
+{"step": 40, "loss": 2.31, "temperature": 0.05, ...}
 """
 
 import json
@@ -19,16 +16,11 @@ from mmalign.core.commit import write_atomic
 
 
 class Recorder:
-    """Appends metrics to `<folder>/metrics.jsonl`.
-
-    Args:
-        folder: the run folder; it exists.
-        last_step: lines of later steps are dropped (they will be made again).
-        tensorboard: also write TensorBoard event files to `<folder>/tensorboard`.
-    """
+    """Appends metrics to `metrics.jsonl` in the run folder, and if asked also to its `tensorboard`."""
 
     def __init__(self, folder: Path, last_step: int = 0, tensorboard: bool = False) -> None:
         path = folder / "metrics.jsonl"
+        # Lines after the checkpoint that a run resumes from will be made again: every step has one line.
         kept = [record for record in read_records(path) if record["step"] <= last_step]
         write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
@@ -64,11 +56,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def note_command(run: Path, arguments: Sequence[str]) -> None:
-    """Add a command line of mmalign to the run's `commands.txt`, once; on rank 0.
-
-    Args:
-        arguments: of the command, without its name.
-    """
+    """Add a command line of mmalign, given without its name, to the run's `commands.txt`, once; on rank 0."""
     if not distributed.is_main():
         return
     run.mkdir(parents=True, exist_ok=True)

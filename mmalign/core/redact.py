@@ -20,7 +20,6 @@ _PATTERNS = (
 
 
 def redact_text(text: str) -> str:
-    """The text without secrets."""
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
     return text

@@ -21,16 +21,14 @@ def find_yaml(argument: Path | str, folder: str) -> Path:
     """The YAML file that an argument of the command line or a field of another YAML file means.
 
     Args:
-        argument: a path; or the path of a file of the checkout, such as `train/emoji_scenes.yaml`, or its
-            name alone, such as `emoji_scenes`. A file that exists wins.
         folder: where files of this kind lie: `train`, `train/finetune`, `eval` or `data_recipes`.
 
     Raises:
-        UserError: no such file, neither here nor among those that come with mmalign. An absolute path is
-            returned as it is: whatever reads it reports that it is missing.
+        UserError: no such file, neither here nor among those that come with mmalign.
     """
     path = Path(argument)
-    if path.is_file() or path.is_absolute():  # an absolute path means no other file
+    # An absolute path means no other file; whatever reads it reports that it is missing.
+    if path.is_file() or path.is_absolute():
         return path
     named = [root / folder / f"{path}.yaml" for root in _ROOTS]
     for candidate in (*(root / path for root in _ROOTS), *named):

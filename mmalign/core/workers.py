@@ -11,7 +11,9 @@ multiprocessing: fork, spawn and forkserver (the default from Python 3.14 on).
 
 import ctypes
 import multiprocessing
+import multiprocessing.queues
 import os
+import resource
 import signal
 import sys
 import threading
@@ -21,6 +23,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
+from mmalign.core.errors import one_line
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -29,6 +33,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 def start_workers(loader: Iterable[T]) -> Iterator[T]:
     """`iter(loader)` of a DataLoader whose `worker_init_fn` is `leave_signals_to_the_parent`."""
+    _spare_descriptors()
     if sys.platform != "linux":
         return iter(loader)
     if multiprocessing.get_start_method() != "fork":
@@ -44,10 +49,10 @@ def start_workers(loader: Iterable[T]) -> Iterator[T]:
 
 
 def leave_signals_to_the_parent(worker_id: int) -> None:
-    """`worker_init_fn` of a DataLoader: ignore stop signals, and end with the parent.
-
-    On other systems than Linux, only SIGINT and SIGUSR1 are ignored.
-    """
+    """`worker_init_fn` of a DataLoader: ignore stop signals, and end with the parent (Linux)."""
+    _spare_descriptors()
+    # A batch that cannot be sent is dropped silently, and the parent would wait for it for ever.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if sys.platform == "linux":
@@ -58,8 +63,20 @@ def leave_signals_to_the_parent(worker_id: int) -> None:
         die_with(parent.pid)
 
 
+def _spare_descriptors() -> None:
+    """Let tensors go between processes by name where few files may be open; by default each needs two."""
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1024:
+        from torch import multiprocessing as torch_multiprocessing
+
+        torch_multiprocessing.set_sharing_strategy("file_system")
+
+
+def _end_worker(error: Exception, _: object) -> None:
+    sys.stderr.write(f"mmalign: a worker cannot send a batch: {one_line(error)}\n")
+    os._exit(1)
+
+
 def _obey(parent: int) -> None:
-    """End this process when the parent sends SIGTERM; ignore SIGTERM from any other process."""
     # The DataLoader ends a worker that is too slow with SIGTERM, so that one must be obeyed.
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
@@ -69,9 +86,9 @@ def _obey(parent: int) -> None:
 def die_with(parent: int) -> None:
     """End this process as soon as its parent, the process with the id `parent`, has ended (Linux).
 
-    Call it in the process's first thread, and start the process in a thread that lives as long as the parent:
-    Linux watches the thread that made the process.
+    Call it in the process's first thread.
     """
+    # Linux watches the thread that made the process, so that must be one that lives as long as the parent.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() == parent:
         return

@@ -11,17 +11,9 @@ from mmalign.core.errors import UserError
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """One format.
-
-    Attributes:
-        name: as Pillow calls it.
-        magic: its first bytes.
-        suffixes: of file names; the first is the one that mmalign writes.
-    """
-
-    name: str
-    magic: bytes
-    suffixes: tuple[str, ...]
+    name: str  # as Pillow calls it
+    magic: bytes  # its first bytes
+    suffixes: tuple[str, ...]  # of file names; the first is the one that mmalign writes
 
 
 IMAGE_FORMATS = (
@@ -35,11 +27,7 @@ READ_SUFFIXES = tuple(suffix for one in IMAGE_FORMATS for suffix in one.suffixes
 
 
 def image_suffix(data: bytes) -> str:
-    """The suffix of an encoded image, for example `jpg`, by its first bytes.
-
-    Raises:
-        UserError: none of the formats above.
-    """
+    """The suffix of an encoded image, for example `jpg`, by its first bytes."""
     for one in IMAGE_FORMATS:
         if data.startswith(one.magic):
             return one.suffixes[0]

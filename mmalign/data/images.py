@@ -10,14 +10,14 @@ image at once (libjpeg's scaled decoding); it equals the mean of neighbouring pi
 """
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.data.image_formats import PILLOW_NAMES
 
 try:
@@ -27,43 +27,46 @@ except ImportError:  # no wheel for this machine: Pillow gives the same pixels, 
 
 MAX_PIXELS = 50_000_000
 _ORIENTATION = 0x0112  # EXIF's tag; 1, unknown and absent mean upright
-_TURNED = range(2, 9)
-_ON_ITS_SIDE = range(5, 9)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class UndecodableImage(UserError):
     """An image that cannot be used; `reason` is a key of data/reasons.py."""
 
-    reason = "does not decode"
-
-
-class TooManyPixels(UndecodableImage):
-    """An image whose header says that it is too large to be decoded."""
-
-    reason = "too many pixels"
+    def __init__(self, detail: str, reason: str = "does not decode") -> None:
+        super().__init__(detail)
+        self.detail, self.reason = detail, reason
 
 
 @contextmanager
 def undecodable_images() -> Iterator[None]:
     """What decoding raises becomes UndecodableImage."""
     try:
-        yield
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, UndecodableImage):  # a UserError is a ValueError, too
-            raise
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata: of no use to a user
+            yield
+    except (UndecodableImage, MemoryError):
+        raise
+    except Exception as error:  # Pillow's parsers raise many kinds of errors on broken bytes
+        raise_if_of_machine(error)
         raise UndecodableImage(f"does not decode as JPEG, PNG or WebP ({error})") from None
 
 
 def open_image(data: bytes) -> Image.Image:
-    """An image of which only the header was read.
-
-    Raises:
-        TooManyPixels: it claims more than MAX_PIXELS pixels.
-    """
+    """An image of which only the header was read."""
     image = Image.open(io.BytesIO(data), formats=PILLOW_NAMES)
     # Before a pixel is decoded: a few kilobytes can claim gigapixels.
     if image.width * image.height > MAX_PIXELS:
-        raise TooManyPixels(f"{image.width} x {image.height} pixels, over {MAX_PIXELS}")
+        size = f"{image.width} x {image.height}"
+        raise UndecodableImage(f"{size} pixels, over {MAX_PIXELS}", "too many pixels")
     return image
 
 
@@ -86,17 +89,13 @@ def reduction(width: float, height: float, size: int) -> int:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an opened image after its EXIF rotation; no pixel is decoded."""
     width, height = image.size
-    return (height, width) if _orientation(image) in _ON_ITS_SIDE else (width, height)
+    return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
 
 
 def reduced_rgb(image: Image.Image, data: bytes, factor: int) -> np.ndarray:
     """(H, W, 3) uint8, upright, of the bytes that `image` was opened from.
 
-    Args:
-        factor: 1, 2, 4 or 8: a JPEG has its sides divided by it, rounded up; other formats keep theirs.
-
-    Raises:
-        OSError, SyntaxError, ValueError: Pillow cannot decode it.
+    A JPEG has its sides divided by `factor` (1, 2, 4 or 8), rounded up; other formats keep theirs.
     """
     pixel_HWC = _simplejpeg(image, data, factor)
     if pixel_HWC is not None:
@@ -107,7 +106,21 @@ def reduced_rgb(image: Image.Image, data: bytes, factor: int) -> np.ndarray:
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """An opened image after its EXIF rotation as RGB; transparent parts become white."""
-    image = ImageOps.exif_transpose(image)
+    # Not by ImageOps.exif_transpose: it writes the EXIF anew, which fails if a tag has a wrong type.
+    orientation = _orientation(image)
+    if orientation is not None:
+        image = image.transpose(_TURNS[orientation])
+    transparency = image.info.get("transparency")
+    if image.mode.startswith(
+        "I"
+    ):  # a grey PNG of 16 bits, which Pillow's own conversion clips to 8
+        grey_HW = np.asarray(image, np.int32)
+        white_HW = np.equal(grey_HW, -1 if transparency is None else transparency)
+        pixel_HW = np.where(white_HW, 255, grey_HW.clip(0, 65535) >> 8)
+        return Image.fromarray(pixel_HW.astype(np.uint8)).convert("RGB")
+    if isinstance(transparency, tuple) and max(transparency) > 255:
+        # Likewise: of a PNG of 3 x 16 bits, Pillow cuts the pixels to 8 bits but not this colour.
+        image.info["transparency"] = tuple(value >> 8 for value in transparency)
     # A PNG without an alpha channel may still declare one colour transparent.
     if image.mode in ("RGBA", "LA", "P", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -118,7 +131,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 def _simplejpeg(image: Image.Image, data: bytes, factor: int) -> np.ndarray | None:
     """The same pixels from simplejpeg (libjpeg-turbo, as in Pillow); None if Pillow has to decode."""
     plain = image.format == "JPEG" and image.mode in ("RGB", "L")
-    if simplejpeg is None or not plain or _orientation(image) in _TURNED:
+    if simplejpeg is None or not plain or _orientation(image) is not None:
         return None
     width, height = (-(-side // factor) for side in image.size)
     try:
@@ -132,6 +145,10 @@ def _simplejpeg(image: Image.Image, data: bytes, factor: int) -> np.ndarray | No
         return None
 
 
-def _orientation(image: Image.Image) -> Any:
-    """What EXIF says, which may be anything."""
-    return image.getexif().get(_ORIENTATION)
+def _orientation(image: Image.Image) -> int | None:
+    """How EXIF says that an image is to be turned, a key of _TURNS; None: it is upright."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+        return orientation if orientation in _TURNS else None
+    except Exception:  # EXIF may be anything, and the pixels are valid all the same
+        return None

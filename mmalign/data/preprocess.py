@@ -63,17 +63,10 @@ class Augmentation(Section):
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Encoded bytes -> (size, size, 3) uint8, RGB.
+    """Encoded bytes -> (size, size, 3) uint8, RGB."""
 
-    Without a crop the entire image is resized to the square: captions may mention what is at its edge, and a
-    centre crop would cut that off.
-
-    Attributes:
-        size: height and width, in pixels.
-        augmentation: how training sees images, with its faster decoding; None: evaluation, exact.
-    """
-
-    size: int
+    size: int  # height and width, in pixels
+    # How training sees images, with its faster decoding; None: evaluation, exact.
     augmentation: Augmentation | None = None
 
     def __call__(self, data: bytes, rng: np.random.Generator | None = None) -> Tensor:
@@ -82,6 +75,7 @@ class Preprocess:
         Raises:
             UndecodableImage: another format, damaged, or too many pixels.
         """
+        # Without a crop the entire image is resized to the square: captions may mention what is at its edge.
         if self.augmentation is None:
             # Equal to the resize of torchvision and timm for Pillow images.
             square = decode(data).resize((self.size, self.size), Image.Resampling.BICUBIC)
@@ -100,12 +94,7 @@ class Preprocess:
 def see(image: Image.Image, data: bytes, box: Box, size: int) -> Tensor:
     """(size, size, 3) uint8: a crop of an image, which is decoded no larger than the crop needs.
 
-    Args:
-        image: opened from `data`, not decoded.
-        box: in pixels of the full upright image; rounded to pixels of what is decoded.
-
-    Raises:
-        OSError, SyntaxError, ValueError: the image cannot be decoded.
+    `image` was opened from `data`; `box` is in pixels of the full upright image.
     """
     left, top, right, bottom = box
     width, height = upright_size(image)

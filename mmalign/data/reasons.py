@@ -30,7 +30,7 @@ REASONS = {
     "too many pixels": "its image has more pixels than are allowed",
     "no caption": "it has no caption, or only empty ones",
     "json": "its JSON does not parse, is nested too deeply or is not an object",
-    "not UTF-8": "its caption or its JSON is not UTF-8",
+    "not UTF-8": "its caption, its JSON or another of its texts is not UTF-8",
     "caption": "its captions have another format than expected, or contain a NUL",
     "caption too long": "a caption has more than 20,000 characters",
     "language": "a caption has no valid language code",

@@ -26,7 +26,7 @@ import pydantic
 
 from mmalign.core.batch import Pair
 from mmalign.core.commit import exclusive, replace_folder, write_atomic
-from mmalign.core.config import Section
+from mmalign.core.config import Section, Seed
 from mmalign.core.console import say, track
 from mmalign.core.errors import UserError
 from mmalign.core.languages import canonical_language
@@ -46,7 +46,7 @@ REFUSED = "refused.jsonl"
 class RecipeConfig(Section):
     name: str
     """Name of the data set in manifests and metrics."""
-    seed: int = 0
+    seed: Seed = 0
     samples_per_shard: int = pydantic.Field(default=5000, ge=1)
     max_bad_fraction: float = pydantic.Field(default=0.05, ge=0, le=1)
     """Stop when a larger fraction of the rows cannot be used. Published test sets always allow none."""

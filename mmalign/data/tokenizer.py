@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
+from mmalign.data.shards.reader import is_utf8
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
 
@@ -38,35 +39,27 @@ class TokenizerConfig(Section):
 
 
 class Tokenizer:
-    """A transformers tokenizer, seen as what the towers need of it.
-
-    Attributes:
-        inner: the transformers tokenizer.
-        vocabulary: number of token ids.
-        padding_id: id of the padding token.
-        mask_id: id of the mask token, or None.
-        special_ids: ids of the tokens that stand for no text (padding, start, end, unknown, mask, ...).
-    """
+    """A transformers tokenizer, seen as what the towers need of it."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
         self.vocabulary = len(inner)
         self.padding_id: int = inner.pad_token_id
         self.mask_id: int | None = inner.mask_token_id
+        # Of the tokens that stand for no text (padding, start, end, unknown, mask, ...).
         self.special_ids: tuple[int, ...] = tuple(inner.all_special_ids)
 
     def __call__(self, texts: Sequence[str], max_length: int) -> tuple[Tensor, Tensor]:
         """Token ids and mask, both (N, L) int64, padded to the longest text and cut at `max_length`."""
+        check_texts(texts)
         encoded = self.inner(
             list(texts), padding=True, truncation=True, max_length=max_length, return_tensors="pt"
         )
         return encoded["input_ids"].to(torch.int64), encoded["attention_mask"].to(torch.int64)
 
     def save(self, folder: Path) -> None:
-        """Write the files that transformers' AutoTokenizer reads.
-
-        How the last call cut and padded its texts is left out of them; the library would keep it.
-        """
+        """Write the files that transformers' AutoTokenizer reads."""
+        # The library would also write how the last call cut and padded its texts.
         backend = getattr(self.inner, "backend_tokenizer", None)  # a tokenizer in Rust
         if backend is not None:
             backend.no_truncation()
@@ -74,14 +67,16 @@ class Tokenizer:
         self.inner.save_pretrained(str(folder))
 
 
+def check_texts(texts: Iterable[str | Sequence[str]]) -> None:
+    """Refuse texts, or lists of words, that are no Unicode: tokenizers fail on half of a surrogate pair."""
+    for text in texts:
+        whole = text if isinstance(text, str) else " ".join(text)
+        if not is_utf8(whole):
+            raise UserError(f"the text {whole[:100]!a} holds half of a surrogate pair; remove it")
+
+
 def load_tokenizer(name: str | Path) -> Tokenizer:
-    """The tokenizer in a folder or on the hub.
-
-    Decoders often have no padding token; their end token then pads, as the masks tell it apart.
-
-    Raises:
-        UserError: there is none, or it has neither a padding nor an end token.
-    """
+    """The tokenizer in a folder or on the hub."""
     from transformers import AutoTokenizer
 
     # The fork of a loader's workers after a first use would otherwise print a warning a worker.
@@ -91,6 +86,7 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"tokenizer: `{name}` cannot be loaded ({reason})") from None
+    # Decoders often have no padding token; their end token then pads, as the masks tell it apart.
     if inner.pad_token_id is None:
         inner.pad_token = inner.eos_token
     if inner.pad_token_id is None:
@@ -141,11 +137,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
 
 def _in_fixed_order(fast: Any) -> Any:
-    """The trained unigram model with pieces and scores that depend on the captions alone.
-
-    The trainer walks hash maps. Characters that are no likely piece by themselves get a low score less
-    1e-4 times their number in such a map, and all scores differ in their last digits between two runs.
-    """
+    """The trained unigram model with pieces and scores that depend on the captions alone."""
+    # The trainer walks hash maps. Characters that are no likely piece by themselves get a low score less
+    # 1e-4 times their number in such a map, and all scores differ in their last digits between two runs.
     from tokenizers import models
 
     trained = json.loads(fast.to_str())["model"]["vocab"]

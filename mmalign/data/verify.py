@@ -9,18 +9,17 @@ A shard whose sha256 differs is also walked, which finds the bytes where its str
 from before the index had checksums of members have no other evidence of where their damage is.
 """
 
-import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mmalign.core.commit import sha256_of
 from mmalign.core.console import track
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.core.workers import map_in_processes
 from mmalign.data.images import UndecodableImage, decode
 from mmalign.data.reasons import REASONS
@@ -44,18 +43,12 @@ Problem = dict[str, Any]
 
 @dataclass(frozen=True)
 class Report:
-    """What was found.
-
-    Attributes:
-        samples: that were read.
-        problems: in the order of the manifest, those of features last; none if the set is valid.
-        features: for each folder of features one of WHOLE, DAMAGED, OF_OTHER_SHARDS and NOT_FINISHED.
-    """
+    """What was found."""
 
     shards: int
-    samples: int
-    problems: tuple[Problem, ...]
-    features: dict[str, str]
+    samples: int  # that were read
+    problems: tuple[Problem, ...]  # in the order of the manifest, those of features last
+    features: dict[str, str]  # for each folder WHOLE, DAMAGED, OF_OTHER_SHARDS or NOT_FINISHED
 
     def to_json(self) -> dict[str, Any]:
         counts = {"whole": not self.problems, "shards": self.shards, "samples": self.samples}
@@ -63,14 +56,7 @@ class Report:
 
 
 def verify(folder: Path, decode_images: bool = False, processes: int = 1) -> Report:
-    """Compare a data set with its manifest.
-
-    Args:
-        decode_images: decode every image in full instead of reading its header only.
-
-    Raises:
-        UserError: no data set there.
-    """
+    """Compare a data set with its manifest; `decode_images`: in full instead of their headers only."""
     manifest = load_manifest(folder)
     in_shards = {name for shard in manifest.shards for name in (shard.tar, shard.index)}
     problems = [
@@ -101,20 +87,21 @@ def describe(problem: Problem) -> str:
     return f"{problem['file']}{key}{extent}: {REASONS.get(reason, reason)}{detail}"
 
 
-def _check_file(folder: Path, files: Mapping[str, Any], name: str) -> list[Problem]:
-    """Size and sha256 of one file; `files` is what a manifest lists."""
+def _problem(file: str, reason: str, detail: str = "", **where: Any) -> Problem:
+    return {"file": file, "reason": reason, **where, **({"detail": detail} if detail else {})}
+
+
+def _check_file(folder: Path, files: Mapping[str, Any], name: str) -> Iterator[Problem]:
+    """What is wrong with size and sha256 of one file; `files` is what a manifest lists."""
     path, facts = folder / name, files.get(name)
     if facts is None:
-        return [{"file": name, "reason": "not in the manifest"}]
-    if not path.is_file():
-        return [{"file": name, "reason": "missing"}]
-    size = path.stat().st_size
-    if size != facts["size"]:
-        detail = f"{size} bytes, the manifest says {facts['size']}"
-        return [{"file": name, "reason": "size", "detail": detail}]
-    if sha256_of(path) != facts["sha256"]:
-        return [{"file": name, "reason": "sha256"}]
-    return []
+        yield _problem(name, "not in the manifest")
+    elif not path.is_file():
+        yield _problem(name, "missing")
+    elif (size := path.stat().st_size) != facts["size"]:
+        yield _problem(name, "size", f"{size} bytes, the manifest says {facts['size']}")
+    elif sha256_of(path) != facts["sha256"]:
+        yield _problem(name, "sha256")
 
 
 def _verify_features(folder: Path, manifest: Manifest) -> tuple[str, list[Problem]]:
@@ -123,11 +110,11 @@ def _verify_features(folder: Path, manifest: Manifest) -> tuple[str, list[Proble
     try:
         facts = read_facts(folder)
     except UserError as error:
-        return DAMAGED, [{"file": f"{name}/{INDEX}", "reason": DAMAGED, "detail": str(error)}]
-    state = NOT_FINISHED if facts is None else OF_OTHER_SHARDS
+        return DAMAGED, [_problem(f"{name}/{INDEX}", DAMAGED, str(error))]
     if facts is None or facts["data_sha256"] != manifest.sha256:
+        state = NOT_FINISHED if facts is None else OF_OTHER_SHARDS
         detail = "`mmalign embed` makes what is missing"
-        return state, [{"file": f"{name}/{INDEX}", "reason": state, "detail": detail}]
+        return state, [_problem(f"{name}/{INDEX}", state, detail)]
     shards = [shard for shard in manifest.shards if shard.samples]
     files = [file for shard in shards for file in (rows_file(shard), record_file(shard))]
     problems = [
@@ -144,53 +131,42 @@ def _verify_shard(
     """(samples that were read, problems) of the only shard of `manifest`."""
     (shard,) = manifest.shards
     path = folder / shard.tar
-    problems = _check_file(folder, manifest.files, shard.tar)
+    problems = list(_check_file(folder, manifest.files, shard.tar))
     try:
         if problems and path.is_file():
             with path.open("rb") as file:
                 damages = (found for found in walk(file) if isinstance(found, Damage))
                 problems += [
-                    {"file": shard.tar, "reason": d.reason, "start": d.start, "stop": d.stop}
+                    _problem(shard.tar, d.reason, start=d.start, stop=d.stop)
                     for d in islice(damages, MAX_PROBLEMS)
                 ]
         rows = read_rows(LocalFolder(folder), manifest, shard)
     except OSError as error:
-        return 0, [*problems, {"file": shard.tar, "reason": "read error", "detail": str(error)}]
+        raise_if_of_machine(error)
+        return 0, [*problems, _problem(shard.tar, "read error", str(error))]
     except UserError as error:
-        return 0, [*problems, {"file": shard.index, "reason": "no index", "detail": str(error)}]
+        return 0, [*problems, _problem(shard.index, "no index", str(error))]
     if not path.is_file():
         return 0, problems
     languages = Counter(lang for row in rows for lang in row["langs"])
     if languages != shard.languages or languages.total() != shard.captions:
-        detail = "other captions than the manifest"
-        problems.append({"file": shard.index, "reason": "counts", "detail": detail})
-    return len(rows), problems + _read_samples(path, rows, manifest, decode_images)
+        problems.append(_problem(shard.index, "counts", "other captions than the manifest"))
+    with path.open("rb") as file:
+        found = _read_samples(file, rows, manifest, decode_images)
+        problems += islice(found, MAX_PROBLEMS)
+        if more := sum(1 for _ in found):
+            problems.append(_problem(path.name, "more", f"{more} samples"))
+    return len(rows), problems
 
 
 def _read_samples(
-    path: Path, rows: list[dict[str, Any]], manifest: Manifest, decode_images: bool
-) -> list[Problem]:
-    problems: list[Problem] = []
-    more = 0
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        for row in rows:
-            try:
-                image = read_pair(descriptor, row, manifest).image
-                check_picture(image)
-                if decode_images:
-                    decode(image)
-                continue
-            except UnusableSample as error:
-                reason, detail = error.reason, error.detail
-            except UndecodableImage as error:
-                reason, detail = error.reason, str(error)
-            more += len(problems) >= MAX_PROBLEMS
-            if len(problems) < MAX_PROBLEMS:
-                found = {"file": path.name, "key": row["key"], "reason": reason}
-                problems.append(found | ({"detail": detail} if detail else {}))
-    finally:
-        os.close(descriptor)
-    if more:
-        problems.append({"file": path.name, "reason": "more", "detail": f"{more} samples"})
-    return problems
+    file: BinaryIO, rows: list[dict[str, Any]], manifest: Manifest, decode_images: bool
+) -> Iterator[Problem]:
+    for row in rows:
+        try:
+            image = read_pair(file.fileno(), row, manifest).image
+            check_picture(image)
+            if decode_images:
+                decode(image)
+        except (UnusableSample, UndecodableImage) as error:
+            yield _problem(Path(file.name).name, error.reason, error.detail, key=row["key"])

@@ -27,7 +27,7 @@ from mmalign.core.config import read_yaml, validate
 from mmalign.core.errors import UserError
 from mmalign.data.images import decode
 from mmalign.data.preprocess import Preprocess, stack_images
-from mmalign.data.tokenizer import Tokenizer, load_tokenizer
+from mmalign.data.tokenizer import Tokenizer, check_texts, load_tokenizer
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
 from mmalign.models.text_tower import longest_text
 
@@ -80,6 +80,7 @@ class DualModel:
         return finite(self._encode_in_order(as_list(texts), batch_size), self.facts)
 
     def _encode_in_order(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
+        check_texts(texts)
         return encode_sorted(self._encode_texts, texts, batch_size, self.width)
 
     def _encode_images(self, images: list[bytes]) -> np.ndarray:

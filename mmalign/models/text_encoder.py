@@ -27,7 +27,7 @@ from mmalign.core.batching import encode_sorted
 from mmalign.core.commit import write_json
 from mmalign.core.config import read_yaml
 from mmalign.core.errors import UserError
-from mmalign.data.tokenizer import Tokenizer, load_tokenizer
+from mmalign.data.tokenizer import Tokenizer, check_texts, load_tokenizer
 from mmalign.models.encoder import (
     BATCH_SIZE,
     Encoder,
@@ -126,6 +126,8 @@ class TextEncoder(nn.Module):
         settings = {"truncation": True, "max_length": self.max_length, **options}
         as_list(first)
         texts = [list(first)] if second is None else [list(first), list(second)]
+        for one in texts:
+            check_texts(one)
         if second is None and not options.get("is_split_into_words"):
             texts = [with_tokens(first, self.tokenizer.inner)]
         encoding = self.tokenizer.inner(*texts, padding=True, return_tensors="pt", **settings)

@@ -105,9 +105,7 @@ def run_seed(
         environment=environment(),
     )
     measure(fitted, task, config.tests, tower, results)
-    results.protocol[f"text/{task.name}"] = (
-        protocol(task, config, fitted, config.tests) + tower.cut
-    )
+    results.protocol[f"text/{task.name}"] = protocol(task, config, fitted, config.tests) + tower.cut
     if config.folds:
         _add_unseen(results, tower, task, config, config.folds, seed)
     return results, fitted.model

@@ -68,13 +68,13 @@ class TrainState:
     ledger: dict[str, Any] = field(default_factory=dict)  # samples so far, as in `Ledger.to_json`
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "stream": self.stream.to_json()}
+        return {**vars(self), "stream": vars(self.stream)}
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> "TrainState":
         # Fields that an older version did not write keep their defaults; unknown ones are ignored.
         known = {name: tree[name] for name in cls.__dataclass_fields__ if name in tree}
-        return cls(**{**known, "stream": StreamState.from_json(tree["stream"])})
+        return cls(**{**known, "stream": StreamState(**tree["stream"])})
 
 
 class Saver:

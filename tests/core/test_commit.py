@@ -218,6 +218,7 @@ def test_a_failed_atomic_write_keeps_the_old_file(
     with pytest.raises(OSError, match="no space"):
         write_atomic(path, "new")
     assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:

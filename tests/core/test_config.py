@@ -67,7 +67,18 @@ def overridden(tree: dict[str, Any], *overrides: str) -> dict[str, Any]:
         ({"steps": 2.0}, "`steps` is 2.0: input should be a valid integer"),
         ({"optimizer": {"lr": True}}, "`optimizer.lr` is True: input should be a valid number"),
         ({"optimizer": {"lr": "1e-3"}}, "`optimizer.lr` is '1e-3': input should be a valid number"),
-        ({"data": {"train": "x"}}, "`data.train` is 'x': input should be a valid tuple"),
+        (
+            {"data": {"train": "x"}},
+            "`data.train` is 'x': must be a list, also of one entry: `data.train: ['x']`",
+        ),
+        ({"data": {"train": []}}, "`data.train` is (): list should have at least 1 item"),
+        ({"data": "x"}, "`data` is 'x': must be a section of `key: value` lines"),
+        (
+            {"optimizer": {"lr": float("inf")}},
+            "`optimizer.lr` is inf: input should be a finite number",
+        ),
+        ({"seed": 2**64}, "`seed` is over the largest integer of 64 bits; lower it"),
+        ({"seed": -1}, "`seed` is -1: input should be greater than or equal to 0"),
         ({"data": {"train": ["x", 3]}}, "`data.train.1` is 3: input should be a valid string"),
         ({"data": {}}, "`data.train` is missing; add it"),
         (
@@ -81,7 +92,7 @@ def overridden(tree: dict[str, Any], *overrides: str) -> dict[str, Any]:
     ],
 )
 def test_an_invalid_field_is_named(changes: dict[str, Any], sentence: str) -> None:
-    assert refusal(RunConfig, {**RUN, **changes}) == sentence
+    assert refusal(RunConfig, {**RUN, **changes}).startswith(sentence)
 
 
 def test_an_unknown_key_without_a_similar_name_lists_the_known_names() -> None:
@@ -156,6 +167,11 @@ def test_files_are_read_as_yaml_1_2(tmp_path: Path) -> None:
     }
 
 
+def twice(letter: int) -> bytes:
+    """A line that holds the one of `letter` twice, under the next letter."""
+    return b"%c: &%c [*%c, *%c]\n" % (letter + 1, letter + 1, letter, letter)
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -164,6 +180,14 @@ def test_files_are_read_as_yaml_1_2(tmp_path: Path) -> None:
         (b"a: 2020-13-45", r"not valid YAML \(month must be"),
         (b"a: \xff", r"not valid YAML \('utf-8' codec"),
         (b"a: !!python/name:os.system x", r"not valid YAML \(line 1, column 4: could not"),
+        (b"a: &x [*x]", r"not valid YAML \(an alias"),
+        (b"a: &x {b: [1, *x]}", r"not valid YAML \(an alias"),
+        (
+            b"a: &a [1, 2]\n"
+            + b"".join(b"%c: &%c [*%c, *%c]\n" % (n + 1, n + 1, n, n) for n in range(97, 120)),
+            r"not valid YAML \(an alias",
+        ),
+        (b"a: " + b"[" * 500, r"not valid YAML \(it is nested too deeply"),
         (b"- a\n", "must hold a mapping"),
         (b"", "must hold a mapping"),
     ],
@@ -301,3 +325,12 @@ def test_every_shipped_file_is_valid(path: Path, cls: type[Any]) -> None:
 def test_every_kind_of_file_is_shipped() -> None:
     classes = (SuiteConfig, BenchmarkConfig, FaissConfig, StudyConfig, LexicalInjectionConfig)
     assert {cls for _, cls in shipped()} == {RunConfig, RecipeConfig, FinetuneConfig, *classes}
+
+
+def test_an_alias_that_is_used_twice_is_valid(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("a: &x [1, 2]\nb: [*x, *x]\n")
+    assert read_yaml(tmp_path / "x.yaml") == {"a": [1, 2], "b": [[1, 2], [1, 2]]}
+
+
+def test_a_negative_seed_of_a_recipe_is_refused() -> None:
+    assert "`seed` is -1" in refusal(RecipeConfig, {**recipe(kind="emoji_scenes"), "seed": -1})

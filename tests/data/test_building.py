@@ -247,3 +247,30 @@ def test_two_builds_do_not_write_to_one_place(tmp_path: Path) -> None:
     with held, pytest.raises(UserError, match=r"out\.building/\.build: in use by process \d+ on "):
         build(config, tmp_path / "out")
     build(config, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("id", "a\ud800", "not UTF-8"),
+        ("id", "a\x01b", "unsafe name"),
+        ("id", "k" * 2000, "name too long"),
+        ("license", "\udcff", "not UTF-8"),
+        ("attribution", "by \ud83d", "not UTF-8"),
+        ("split", "tr\ud800in", "split"),
+        ("captions", [{"lang": "e\ud800", "text": "x"}], "language"),
+        ("captions", [{"lang": "en", "text": "\ud800"}], "not UTF-8"),
+    ],
+)
+def test_texts_without_bytes_are_refused_and_counted(
+    tmp_path: Path, field: str, value: Any, reason: str
+) -> None:
+    lines = write_source(tmp_path / "source")
+    lines[3][field] = value
+    write_lines(tmp_path / "source", lines)
+    manifests = build(recipe(tmp_path / "source", max_bad_fraction=1), tmp_path / "out")
+    assert sum(manifest.samples for manifest in manifests) == ROWS - 1
+    (refused,) = refusals(tmp_path / "out" / "refused.jsonl")
+    assert refused["reason"] == reason
+    assert "pairs.jsonl, line 4" in refused["what"]
+    refused["what"].encode()

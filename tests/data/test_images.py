@@ -1,6 +1,7 @@
 """Decoding smaller: the same pixels from both decoders, the same refusals, upright whatever EXIF says."""
 
 import io
+import struct
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,8 +9,16 @@ import pytest
 from PIL import Image
 
 from mmalign.data import images
-from mmalign.data.images import reduced_rgb, reduction, upright_size
-from mmalign.data.preprocess import see
+from mmalign.data.images import (
+    UndecodableImage,
+    decode,
+    reduced_rgb,
+    reduction,
+    upright_rgb,
+    upright_size,
+)
+from mmalign.data.preprocess import Augmentation, Preprocess, see
+from mmalign.data.shards.scan import check_picture
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -127,3 +136,80 @@ def test_other_formats_are_decoded_whole() -> None:
     # Pillow's boxed resize looks a little beyond the box, a crop cannot: only the rim may differ.
     difference = np.abs(seen_HWC.astype(int) - np.asarray(exact, int))
     assert difference[2:-2, 2:-2].max() <= 1
+
+
+def same(a: Image.Image, b: Image.Image) -> bool:
+    return np.array_equal(np.asarray(a), np.asarray(b))
+
+
+def exif_block(*entries: tuple[int, int, int, int], tail: bytes = b"") -> bytes:
+    """An EXIF block of (tag, type, count, value) as written, right or wrong."""
+    rows = b"".join(struct.pack(">HHII", *entry) for entry in entries)
+    head = b"MM\0*\0\0\0\x08" + struct.pack(">H", len(entries))
+    return b"Exif\0\0" + head + rows + struct.pack(">I", 0) + tail
+
+
+TURNED = (0x0112, 3, 1, 6 << 16)
+WRONG_TYPES = [
+    exif_block(
+        TURNED, (0x0128, 5, 1, 38), tail=struct.pack(">II", 2, 1)
+    ),  # ResolutionUnit, RATIONAL
+    exif_block(TURNED, (0x0131, 3, 1, 7 << 16)),  # Software, a number
+    exif_block(TURNED, (0x0100, 2, 4, 0x41414141)),  # ImageWidth, a text
+    exif_block(TURNED, (0x9286, 12, 1, 4)),  # UserComment, DOUBLE
+]
+
+
+@pytest.mark.parametrize("exif", WRONG_TYPES)
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+def test_only_the_orientation_of_exif_is_read(exif: bytes, image_format: str) -> None:
+    picture = noise(60, 40)
+    straight = decode(encode(picture, image_format))
+    data = encode(picture, image_format, exif=exif)
+    assert same(decode(data), straight.transpose(Image.Transpose.ROTATE_270))
+    for augmentation in (None, Augmentation()):
+        assert Preprocess(8, augmentation)(data).shape == (8, 8, 3)
+    check_picture(data)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif", [b"no TIFF", b"Exif\0\0no TIFF", b"Exif\0\0MM\0*\xff\xff\xff\xff", b""]
+)
+def test_a_picture_with_unreadable_exif_is_upright(image_format: str, exif: bytes) -> None:
+    picture = noise(60, 40)
+    data = encode(picture, image_format, exif=exif)
+    assert same(decode(data), decode(encode(picture, image_format)))
+    assert np.array_equal(reduced(data, 1), reduced(encode(picture, image_format), 1))
+
+
+@pytest.mark.parametrize("error", [struct.error, TypeError, AttributeError, KeyError, IndexError])
+def test_whatever_a_decoder_raises_makes_an_unusable_sample(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encode(noise(60, 40), "PNG")
+
+    def fail(*_: object) -> None:
+        raise error("odd")
+
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    for see_it in (decode, Preprocess(8), Preprocess(8, Augmentation())):
+        with pytest.raises(UndecodableImage, match="odd"):
+            see_it(data)
+
+
+def test_sixteen_bits_are_scaled_to_eight() -> None:
+    ramp_HW = np.linspace(0, 65535, 1600).astype(np.uint16).reshape(40, 40)
+    expected_HW = ramp_HW >> 8
+    deep = Image.fromarray(ramp_HW)
+    found_HWC = np.asarray(decode(encode(deep, "PNG")))
+    assert np.array_equal(found_HWC, np.stack([expected_HW] * 3, 2))
+    assert np.array_equal(reduced(encode(deep, "PNG"), 1), found_HWC)
+    clear = int(ramp_HW[20, 0])
+    for exif in ({}, {"exif": exif_block(TURNED)}):
+        seen = decode(encode(deep, "PNG", transparency=clear, **exif))
+        seen = seen.transpose(Image.Transpose.ROTATE_90) if exif else seen
+        assert np.asarray(seen)[20, 0].tolist() == [255] * 3
+        assert np.array_equal(np.asarray(seen)[30:], found_HWC[30:])
+    wide = Image.fromarray(ramp_HW.astype(np.int32))  # as versions of Pillow open it
+    assert np.array_equal(np.asarray(upright_rgb(wide)), found_HWC)

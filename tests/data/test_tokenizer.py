@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tiny import TEXTS
+from tiny import TEXTS, tiny_tokenizer
 
 from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import load_tokenizer, train_tokenizer
@@ -40,3 +40,14 @@ def test_what_a_call_asked_for_is_not_saved(tmp_path: Path) -> None:
 def test_a_missing_tokenizer_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be loaded"):
         load_tokenizer(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("text", ["a\ud800b", "\udfff", "\ud83d"])
+def test_half_of_a_surrogate_pair_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"the text '.*\\u.*' holds half of a surrogate pair"):
+        tiny_tokenizer()(["fine", text], 16)
+
+
+def test_control_characters_are_read() -> None:
+    token_NL, mask_NL = tiny_tokenizer()(["a\x00b\x1b\x7f\u0085c", "\x00", "\U000e0001"], 16)
+    assert token_NL.shape == mask_NL.shape

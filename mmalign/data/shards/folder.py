@@ -26,8 +26,6 @@ V = TypeVar("V")
 
 
 class LocalFolder:
-    """The files of a data set in a folder of this machine."""
-
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -35,16 +33,10 @@ class LocalFolder:
         return str(self.path)
 
     def location(self, name: str) -> str:
-        """Where a file is, for messages."""
         return str(self.path / name)
 
     def open(self, name: str) -> int:
-        """A descriptor for reading a file; the caller closes it.
-
-        Raises:
-            OSError: it cannot be opened.
-            UserError: it cannot be fetched.
-        """
+        """A descriptor for reading a file, which the caller closes; an OSError, or UserError if remote."""
         return os.open(self.path / name, os.O_RDONLY)
 
     def prefetch(self, names: Iterable[str]) -> None:
@@ -55,37 +47,27 @@ class RemoteFolder:
     """The files of a data set at a URL: its manifest, and the files that it lists, through the cache.
 
     A folder in it that has a manifest of its own (cached image features) is read in the same way.
-
-    Attributes:
-        index: name of its manifest.
-        manifest: the bytes of that file, fetched anew.
     """
 
     def __init__(self, url: str, cache: "ShardCache", index: str = MANIFEST) -> None:
-        """
-        Raises:
-            UserError: there is no manifest that lists files, or as `download`.
-        """
         self.url, self.cache, self.index = url, cache, index
         # No manifest lists this file and it may change, so it does not go through the cache.
         self.manifest = fetch(RemoteFile(join(url, index)), cache.config)
-        self._files: dict[str, RemoteFile] = {}
         try:
-            for name, facts in json.loads(self.manifest)["files"].items():
-                path = PurePosixPath(name)
-                if path.is_absolute() or ".." in path.parts:
-                    raise UserError(f"{self.location(index)}: `{name}` is not in the data set")
-                self._files[name] = RemoteFile(join(url, name), facts["size"], facts["sha256"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, UserError):  # which is a ValueError
-                raise
+            self._files = {
+                name: RemoteFile(join(url, name), facts["size"], facts["sha256"])
+                for name, facts in json.loads(self.manifest)["files"].items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{self.location(index)}: not a manifest that mmalign wrote") from None
+        for path in map(PurePosixPath, self._files):
+            if path.is_absolute() or ".." in path.parts:
+                raise UserError(f"{self.location(index)}: `{path}` is not in the data set")
 
     def __str__(self) -> str:
         return shown(self.url)
 
     def location(self, name: str) -> str:
-        """The URL of a file, without secrets that it contains."""
         return shown(join(self.url, name))
 
     def inner(self, name: str, index: str) -> "RemoteFolder":
@@ -131,21 +113,13 @@ def open_folder(name: str | os.PathLike[str], remote: RemoteConfig) -> tuple[Fol
 
 
 def read_file(folder: Folder, name: str) -> bytes:
-    """All bytes of a small file, such as an index.
-
-    Raises:
-        OSError, UserError: as `LocalFolder.open`.
-    """
+    """All bytes of a small file, such as an index; errors as `LocalFolder.open`."""
     with os.fdopen(folder.open(name), "rb") as file:
         return file.read()
 
 
 class Recent(Generic[K, V]):
-    """Values by key, made when they are asked for; only those that were used last are kept.
-
-    Attributes:
-        most: how many are kept.
-    """
+    """Values by key, made when they are asked for; only the `most` that were used last are kept."""
 
     def __init__(
         self, make: Callable[[K], V], most: int, close: Callable[[V], None] | None = None
@@ -170,7 +144,6 @@ class Recent(Generic[K, V]):
         return self._values[key]
 
     def close(self, keep: int = 0) -> None:
-        """Forget all values but the `keep` that were used last."""
         while len(self._values) > keep:
             value = self._values.popitem(last=False)[1]
             if self._close is not None:

@@ -27,7 +27,7 @@ from mmalign.core.commit import (
     write_manifest,
 )
 from mmalign.core.console import track
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, describe_os_error
 from mmalign.core.workers import map_in_processes
 from mmalign.data.shards.manifest import FORMAT_VERSION, MANIFEST, Manifest, Shard, read_manifest
 from mmalign.data.shards.scan import MAX_REFUSALS, Rules, Scan, identify
@@ -45,9 +45,6 @@ def index(
         source: a folder of tars, a pattern such as `shards/*.tar` or a brace list such as
             `shards/{00000..00099}.tar`.
         out: where index and manifest go; by default the folder of the tars.
-
-    Raises:
-        UserError: no tars, tars that cannot be read, or no usable sample in them.
     """
     tars = find_tars(source)
     out = out or tars[0].parent
@@ -64,8 +61,8 @@ def index(
             counts = sum((Counter[str](scan["refused"]) for scan in scans), Counter[str]())
             reasons = ", ".join(f"{reason}: {count}" for reason, count in counts.most_common(3))
             raise UserError(
-                f"{source}: no sample of {len(tars)} shards can be used ({reasons}); {out / REFUSED} names "
-                "them"
+                f"{source}: no sample of {len(tars)} shards can be used "
+                f"({reasons or 'they hold no members'}); {out / REFUSED} names them"
             )
         _write_manifest(out, rules, jobs, scans)
     return read_manifest(out), out
@@ -76,14 +73,17 @@ def find_tars(source: str) -> list[Path]:
     from braceexpand import braceexpand
 
     paths: set[Path] = set()
-    for part in braceexpand(source):
-        path = Path(part)
-        if path.is_dir():
-            paths |= set(path.glob("*.tar"))
-        elif path.is_file():
-            paths.add(path)
-        else:
-            paths |= set(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+    try:
+        # A folder may be called `[x] {a,b}`.
+        for path in map(Path, [source] if Path(source).exists() else braceexpand(source)):
+            if path.is_dir():
+                paths |= set(path.glob("*.tar"))
+            elif path.is_file():
+                paths.add(path)
+            else:
+                paths |= set(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+    except ValueError as error:
+        raise UserError(f"{source}: not a valid pattern ({error})") from None
     if not paths:
         raise UserError(f"{source}: no tars there; name a folder of .tar files or a pattern")
     for path in paths:
@@ -94,10 +94,8 @@ def find_tars(source: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Job:
-    """One tar to index. `shard` is its entry in the manifest, still without counts."""
-
     tar: Path
-    shard: Shard
+    shard: Shard  # its entry in the manifest, still without counts
     out: Path
     rules: Rules
     expected: int | None
@@ -140,7 +138,6 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def _index_one(job: _Job) -> dict[str, Any]:
-    """Scan one shard unless that was done; returns its report, as it is kept in `.index/`."""
     rows = job.out / job.shard.index
     temporary = rows.with_name(f".{rows.name}.tmp")
     try:
@@ -161,7 +158,7 @@ def _index_one(job: _Job) -> dict[str, Any]:
         with (
             job.tar.open("rb") as file,
             temporary.open("w", encoding="utf-8") as lines,
-            job.refusals.open("w", encoding="utf-8") as refusals,
+            job.refusals.open("w", encoding="utf-8", errors="backslashreplace") as refusals,
         ):
             scan = Scan(job.shard.file, file, job.rules, lines, refusals, job.expected)
             scan.run()
@@ -171,7 +168,8 @@ def _index_one(job: _Job) -> dict[str, Any]:
         report = {"source": source, "files": files, **scan.counts()}
         write_json(job.report, report)
     except OSError as error:
-        raise UserError(f"{error.filename or job.tar}: {error.strerror}") from None
+        error.filename = error.filename or job.tar
+        raise UserError(describe_os_error(error)) from None
     return report
 
 

@@ -4,8 +4,7 @@
                      +-> BadRow: why the row cannot be used
 
 Reading rows is fast and has an order; reading images is slow and has none. So a source yields lazy pairs,
-and any process can load them. A build recognizes a lazy pair by its `repr`, which changes when its image
-does.
+and any process can load them.
 """
 
 import hashlib
@@ -16,13 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmalign.core.batch import Pair
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.core.languages import is_language_code
 from mmalign.data.images import UndecodableImage, decode
 from mmalign.data.reasons import REASONS
 from mmalign.data.shards.manifest import OWN_CAPTIONS
-from mmalign.data.shards.reader import MAX_IMAGE_BYTES, UnusableSample, captions_in
+from mmalign.data.shards.reader import MAX_IMAGE_BYTES, UnusableSample, captions_in, is_utf8
 from mmalign.data.shards.scan import check_picture
+from mmalign.data.shards.tar import member_name
 
 _SPLIT = re.compile(r"[\w-]+")
 # A split becomes a folder beside those that a build makes itself.
@@ -30,15 +30,12 @@ _RESERVED = ("tasks", "words", "withheld")
 
 
 class BadRow(UserError):
-    """A row that cannot be used.
-
-    Attributes:
-        reason: a key of REASONS, to count by.
-    """
+    """A row that cannot be used; `reason` is a key of REASONS, to count by."""
 
     def __init__(self, reason: str, sentence: str) -> None:
         assert reason in REASONS, reason
-        super().__init__(sentence)
+        # What it quotes may hold half of a surrogate pair, which would have no bytes in a list of refusals.
+        super().__init__(sentence.encode("utf-8", "backslashreplace").decode())
         self.reason = reason
 
     def __reduce__(self) -> tuple[Any, ...]:  # it is sent between processes
@@ -56,6 +53,7 @@ class File:
     """A file of its own."""
 
     path: str
+    # A build recognizes a lazy pair by its `repr`, which must change when the image does.
     size: int
     mtime_ns: int
 
@@ -101,39 +99,36 @@ class Encoded:
 
 @dataclass(frozen=True)
 class LazyPair:
-    """A pair whose image is not read yet.
+    """A pair whose image is not read yet."""
 
-    Attributes:
-        pair: the pair with no image.
-        where: file and line, for error messages.
-        description: the image in these messages, for example `the image a.png`.
-        strict: a row that cannot be used is an error, whatever a recipe allows: a published test set with a
-            smaller pool is another, easier test.
-    """
-
-    pair: Pair
+    pair: Pair  # with no image
     image: ImageBytes
-    where: str
-    description: str
+    where: str  # file and line, for error messages
+    description: str  # the image in these messages, for example `the image a.png`
+    # A row that cannot be used is an error, whatever a recipe allows: a published test set with a smaller
+    # pool is another, easier test.
     strict: bool = False
 
     def load(self) -> Pair:
-        """The pair with its image.
-
-        Raises:
-            BadRow: the image cannot be read or used, or a caption is invalid.
-            UserError: the same if it is strict.
-        """
+        """The pair with its image; a BadRow if it cannot be used, a UserError if it is strict."""
         try:
-            self._check_captions()
+            self._check_texts()
             return replace(self.pair, image=self._read_image())
         except BadRow as bad:
             if self.strict:
                 raise UserError(str(bad)) from None
             raise
 
-    def _check_captions(self) -> None:
-        """A shard must not hold what its reader would refuse."""
+    def _check_texts(self) -> None:
+        # A shard must not hold what its reader would refuse, or what has no bytes in UTF-8.
+        for name in ("key", "picture", "split", "source", "license", "attribution"):
+            value = str(getattr(self.pair, name))
+            if not is_utf8(value):
+                problem = f"`{name}` holds half of a surrogate pair: {value!a}"
+                raise BadRow("not UTF-8", f"{self.where}: {problem}")
+        if (reason := member_name(f"{self.pair.key}.json".encode())[1]) is not None:
+            problem = f"the key {self.pair.key[:100]!a}: {REASONS[reason]}"
+            raise BadRow(reason, f"{self.where}: {problem}")
         for caption in self.pair.captions:
             if not is_language_code(caption.lang):
                 problem = f"`{caption.lang}` is no BCP-47 language code"
@@ -148,6 +143,7 @@ class LazyPair:
         try:
             data = self.image.read()
         except OSError as error:
+            raise_if_of_machine(error)
             raise BadRow("read error", f"{subject} cannot be read ({error.strerror})") from None
         # Checked here and not when the shard is read, so that the shard itself is valid.
         if len(data) > MAX_IMAGE_BYTES:
@@ -167,11 +163,7 @@ class LazyPair:
 
 
 def check_split(split: Any, where: str) -> None:
-    """Check that a split may become a folder.
-
-    Raises:
-        BadRow: it may not.
-    """
+    """Check that a split may become a folder; a BadRow if it may not."""
     if not isinstance(split, str) or not _SPLIT.fullmatch(split) or split in _RESERVED:
         raise BadRow(
             "split",

@@ -6,8 +6,7 @@
              <folder>/manifest.json      written last: counts, licences, sha256 of each file, the recipe
 
 `<key>.txt` holds the first caption, so that readers that expect one caption per image work; `<key>.json`
-holds all of them. The same pairs give the same bytes. Tars of others get the same index and manifest from
-`mmalign data index` (index.py), which say where captions are read from.
+holds all of them. The same pairs give the same bytes.
 """
 
 import hashlib
@@ -32,19 +31,14 @@ OWN_CAPTIONS = "json:captions"
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar: its file name and what it holds.
-
-    Attributes:
-        path: of the tar, absolute or from the manifest's folder; None: beside the manifest.
-        captioned: samples that have a caption; None: not counted, as in manifests of older versions.
-    """
+    """One tar: its file name and what it holds."""
 
     file: str
     samples: int
     captions: int
     languages: dict[str, int]
-    path: str | None = None
-    captioned: int | None = None
+    path: str | None = None  # absolute or from the manifest's folder; None: beside the manifest
+    captioned: int | None = None  # samples with a caption; None: not counted, by older versions
 
     @property
     def tar(self) -> str:
@@ -53,7 +47,6 @@ class Shard:
 
     @property
     def index(self) -> str:
-        """File name of its index."""
         return self.file.removesuffix(".tar") + ".index.jsonl"
 
     def to_json(self) -> dict[str, Any]:
@@ -62,27 +55,18 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a data set folder holds.
-
-    Attributes:
-        recipe_sha256: of the recipe that made it: equal recipes need no second build.
-        captions: where a sample's captions are: `txt`, or `json:FIELD` of its JSON.
-        refused: samples and parts of each shard that are not used, counted by reason (data/reasons.py).
-        ignored: members that are never opened, counted by suffix.
-        files: `size` in bytes and `sha256` of each file, by its path from the folder.
-        sha256: of the manifest file itself; it identifies the data set's exact bytes.
-    """
+    """What a data set folder holds."""
 
     name: str
     split: str
     recipe: dict[str, Any]
-    recipe_sha256: str
+    recipe_sha256: str  # equal recipes need no second build
     shards: tuple[Shard, ...]
-    captions: str
-    refused: dict[str, dict[str, int]]
-    ignored: dict[str, int]
-    files: dict[str, dict[str, Any]]
-    sha256: str
+    captions: str  # where a sample's captions are: `txt`, or `json:FIELD` of its JSON
+    refused: dict[str, dict[str, int]]  # parts of each shard that are not used, by reason
+    ignored: dict[str, int]  # members that are never opened, by suffix
+    files: dict[str, dict[str, Any]]  # `size` in bytes and `sha256`, by the path from the folder
+    sha256: str  # of the manifest file itself; it identifies the data set's exact bytes
 
     @property
     def samples(self) -> int:
@@ -97,18 +81,15 @@ class Manifest:
         return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
 
     def part(self, shard: Shard) -> "Manifest":
-        """The manifest of one shard alone: little enough to be sent to a process for each shard."""
+        """The manifest of one shard alone."""
+        # Little enough to be sent to a process for each shard.
         names = (shard.tar, shard.index)
         files = {name: self.files[name] for name in names if name in self.files}
         return replace(self, recipe={}, shards=(shard,), files=files, refused={}, ignored={})
 
 
 def write_shard(path: Path, pairs: Iterable[Pair]) -> Counter[str]:
-    """Write one webdataset tar; the same pairs give the same bytes.
-
-    Returns:
-        How many pairs have each licence.
-    """
+    """Write one webdataset tar; returns how many pairs have each licence."""
     import webdataset
 
     licenses = Counter[str]()
@@ -173,12 +154,12 @@ def extent_of(suffix: str, offset: int, data: bytes) -> list[Any]:
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """The manifest of a data set, without a check of its files.
-
-    Raises:
-        UserError: no data set there.
-    """
+    """The manifest of a data set, without a check of its files."""
     path = folder / MANIFEST
+    if not folder.is_dir() and ":/" in str(folder):  # a Path has lost one slash of `file:///data`
+        raise UserError(
+            f"{folder}: is a URL, which only `mmalign train` reads; give a folder of this machine"
+        )
     if not folder.is_dir():
         raise UserError(f"{folder}: no such data set; make it with `mmalign data build RECIPE`")
     if not path.is_file():
@@ -190,14 +171,7 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(data: bytes, location: str) -> Manifest:
-    """The manifest of a data set from its bytes.
-
-    Args:
-        location: of the file that they are from, for messages.
-
-    Raises:
-        UserError: they are not a manifest.
-    """
+    """The manifest of a data set from its bytes; `location` is of their file, for messages."""
     try:
         tree = json.loads(data)
         return Manifest(

@@ -47,11 +47,7 @@ size and sha256; `refused`, one entry per row."""
 
 
 def pack(job: Job) -> Report:
-    """Write one shard and its index unless that was done, then its report.
-
-    Raises:
-        UserError: a row that no recipe may leave out cannot be used.
-    """
+    """Write one shard and its index unless that was done, then its report."""
     digest = hashlib.sha256(f"format {FORMAT_VERSION}".encode())
     for row in job.rows:
         text = f"{row.reason} {row}" if isinstance(row, BadRow) else repr(row)
@@ -92,11 +88,7 @@ def write_pairs(tar: Path, pairs: Iterable[Pair]) -> Report:
 
 
 def write_split(folder: Path, facts: dict[str, Any], reports: Sequence[Report]) -> None:
-    """Write `sizes.json` and, last, the manifest of the shards in a folder.
-
-    Args:
-        facts: `name`, `split`, `recipe` and `recipe_sha256`.
-    """
+    """Write `sizes.json` and, last, the manifest of the shards in a folder, which also holds `facts`."""
     shards = [report["shard"] for report in reports if report["shard"]]
     write_json(folder / "sizes.json", {shard["file"]: shard["samples"] for shard in shards})
     files = {"sizes.json": flush(folder / "sizes.json")}

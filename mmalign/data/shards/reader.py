@@ -5,13 +5,14 @@
                                                                   -> UnusableSample: shard, key and reason
 
 Only the members that the index names are read, each under a size limit, and nothing is unpacked. What is
-returned is byte for byte what the index described (its crc32), or it is refused; rows of data sets that were
-built before there were checksums are read without that check.
+returned is byte for byte what the index described (its crc32), or it is refused.
 """
 
 import hashlib
 import json
 import os
+import re
+import resource
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mmalign.core.batch import Caption, Pair
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.data.reasons import REASONS
 from mmalign.data.shards.folder import Recent, open_folder
 from mmalign.data.shards.manifest import OWN_CAPTIONS, Manifest
@@ -32,20 +33,23 @@ MAX_JSON_BYTES = 2_000_000
 MAX_TEXT_BYTES = 100_000  # of a .txt
 MAX_CAPTION_CHARACTERS = 20_000
 MAX_CAPTIONS = 1_000
-# Descriptors of all data sets of a stream. It opens two files per shard and may go through thousands of
-# shards, while a process usually has 1,024 descriptors and needs some for sockets and pipes.
-MOST_OPEN = 256
+
 
 _DEFAULT = RemoteConfig()
 
 
-class UnusableSample(UserError):
-    """A sample that cannot be used.
+def most_open(sets: int = 1) -> int:
+    """Descriptors that each of so many data sets may keep open."""
+    # A stream opens two files per shard and may go through thousands of shards. A process usually has 1,024
+    # descriptors and needs most of them for sockets, pipes and batches on their way.
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(1, min(256, limit // 4) // sets)
 
-    Attributes:
-        reason: a key of REASONS, to count by.
-        detail: what exactly, or "".
-        shard, key: of the sample; "" where `ShardSet.read` has not named them yet.
+
+class UnusableSample(UserError):
+    """A sample that cannot be used; `reason` is a key of REASONS, to count by.
+
+    `shard` and `key` are "" where `ShardSet.read` has not named them yet.
     """
 
     def __init__(self, reason: str, detail: str = "", shard: str = "", key: str = "") -> None:
@@ -58,30 +62,19 @@ class UnusableSample(UserError):
 
 
 class ShardSet:
-    """The samples of a data set, in the order of its shards.
+    """The samples of the data set in a folder or at a URL, in the order of its shards.
 
-    Attributes:
-        folder: where its files are.
-        manifest: what the folder says it holds.
-        first: (shards + 1,) int64, number of the first sample of each shard, and of all samples.
-        starts: where the rows of a shard's index begin, by number of the shard: 8 bytes per sample.
-        files: open descriptors by name of file; a shard has two.
+    Raises:
+        UserError: no finished data set there, an empty one, or no way to reach it.
     """
 
     def __init__(self, name: str | os.PathLike[str], remote: RemoteConfig = _DEFAULT) -> None:
-        """Open a data set.
-
-        Args:
-            name: a folder, or a URL.
-            remote: how the files at a URL are fetched and kept.
-
-        Raises:
-            UserError: no finished data set there, an empty one, or no way to reach it.
-        """
         self.folder, self.manifest = open_folder(name, remote)
+        # (shards + 1,) int64, number of the first sample of each shard, and of all samples
         self.first = np.cumsum([0, *(shard.samples for shard in self.manifest.shards)])
         # Neither refers back to this object, so that descriptors are closed as soon as it is gone.
-        self.files: Recent[str, int] = Recent(self.folder.open, MOST_OPEN, os.close)
+        self.files: Recent[str, int] = Recent(self.folder.open, most_open(), os.close)
+        # Where the rows of a shard's index begin, by number of the shard: 8 bytes per sample.
         self.starts: Recent[int, np.ndarray] = Recent(
             partial(row_starts, self.folder, self.manifest), 128
         )
@@ -110,7 +103,6 @@ class ShardSet:
             yield from read_rows(self.folder, self.manifest, shard)
 
     def languages_in(self, number: int) -> list[tuple[str, ...]]:
-        """The languages of the samples of shard `number`."""
         return languages_in(self.folder, self.manifest, self.manifest.shards[number])
 
     def read(self, index: int) -> Pair:
@@ -126,10 +118,12 @@ class ShardSet:
         try:
             facts = read_row(self.files[shard.index], self.starts[number], row, location)
         except OSError as error:
+            raise_if_of_machine(error)
             raise UserError(f"{location}: cannot be read ({error.strerror}); {FIX}") from None
         try:
             return read_pair(self.files[shard.tar], facts, self.manifest)
         except OSError as error:
+            raise_if_of_machine(error)
             reason, detail = "read error", str(error.strerror)
         except UnusableSample as error:
             reason, detail = error.reason, error.detail
@@ -141,22 +135,15 @@ class ShardSet:
         return number, index - int(self.first[number])
 
     def prefetch(self, numbers: Iterable[int]) -> None:
-        """Announce shards whose samples will be read soon."""
         shards = [self.manifest.shards[number] for number in numbers]
         self.folder.prefetch(name for shard in shards for name in (shard.index, shard.tar))
 
     def close(self) -> None:
-        """Close its files; they are opened again when a sample is read."""
         self.files.close()
 
 
 def read_pair(descriptor: int, row: dict[str, Any], manifest: Manifest) -> Pair:
-    """The sample that an index row describes, from the open tar.
-
-    Raises:
-        UnusableSample: a member cannot be read, is too large or not what the index says. It does not name
-            shard and key yet.
-    """
+    """The sample that an index row describes, from the open tar; an UnusableSample as `ShardSet.read`."""
     origin = manifest.captions
     suffix = origin.partition(":")[0]
     most = MAX_TEXT_BYTES if suffix == "txt" else MAX_JSON_BYTES
@@ -193,9 +180,11 @@ def _read_member(descriptor: int, extent: Any, most: int) -> bytes:
     except (TypeError, ValueError, OverflowError):  # the row was written by somebody else
         raise UnusableSample("index") from None
     except OSError as error:
+        raise_if_of_machine(error)
         raise UnusableSample("read error", str(error.strerror)) from None
     if len(data) != size:
         raise UnusableSample("cut off", f".{suffix}")
+    # Data sets that were built before there were checksums are read without that check.
     if crc32 and zlib.crc32(data) != crc32[0]:
         raise UnusableSample("checksum", f".{suffix}")
     return data
@@ -226,19 +215,18 @@ def _caption(entry: Any) -> tuple[str, str | None]:
         raise UnusableSample("caption")
     if len(text) > MAX_CAPTION_CHARACTERS:
         raise UnusableSample("caption too long", f"{len(text)} characters")
-    try:
-        text.encode()  # JSON can write half of a surrogate pair
-    except UnicodeEncodeError:
-        raise UnusableSample("not UTF-8") from None
+    if not is_utf8(text):
+        raise UnusableSample("not UTF-8")
     return text, lang
 
 
-def parse_member(suffix: str, data: bytes) -> str | dict[str, Any]:
-    """What a `txt` or `json` member holds: a text, or an object.
+def is_utf8(text: str) -> bool:
+    """Whether a text has bytes: JSON, and names of files, can hold half of a surrogate pair."""
+    return re.search("[\ud800-\udfff]", text) is None
 
-    Raises:
-        UnusableSample: it is not UTF-8, or not a JSON object.
-    """
+
+def parse_member(suffix: str, data: bytes) -> str | dict[str, Any]:
+    """What a `txt` or `json` member holds: a text, or an object."""
     try:
         text = data.decode("utf-8-sig")  # editors put a byte order mark before a text
         content = text if suffix == "txt" else json.loads(text)
@@ -252,6 +240,6 @@ def parse_member(suffix: str, data: bytes) -> str | dict[str, Any]:
 
 
 def picture_id(picture: str) -> int:
-    """An image's identity as a signed 64-bit integer."""
-    digest = hashlib.blake2b(picture.encode(), digest_size=8).digest()
+    # Half of a surrogate pair is in indexes of older versions only.
+    digest = hashlib.blake2b(picture.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)

@@ -5,9 +5,7 @@
 
 A sample is the members that stand together under one key: the path up to the first dot of the base name, as
 in webdataset. It needs one image and one member with captions, `.txt` or `.json`. Other suffixes (`.cls`,
-`.pkl`, `.gz`, ...) are counted and never opened. A sample next to damaged bytes is refused: its last member
-may belong to another sample. Bytes without a checksum cannot be checked: an index guarantees that they are
-still the bytes that it saw.
+`.pkl`, `.gz`, ...) are counted and never opened.
 """
 
 import hashlib
@@ -32,6 +30,7 @@ from mmalign.data.shards.reader import (
     MAX_TEXT_BYTES,
     UnusableSample,
     captions_in,
+    is_utf8,
     parse_member,
 )
 from mmalign.data.shards.tar import Damage, Member, walk
@@ -45,18 +44,12 @@ _MAX_SUFFIXES = 100  # that are counted by name
 
 @dataclass(frozen=True)
 class Rules:
-    """How captions and their languages are read.
+    """How captions and their languages are read; a UserError if they cannot be."""
 
-    Attributes:
-        captions: `txt`, or `json:FIELD` for a field that holds a text or a list (reader.captions_in).
-        language: of captions that do not say it themselves: a code, `json:FIELD`, `identify`, or None if all
-            say it.
-
-    Raises:
-        UserError: neither of these.
-    """
-
-    captions: str = "txt"
+    captions: str = (
+        "txt"  # or `json:FIELD` for a field that holds a text or a list (reader.captions_in)
+    )
+    # Of captions that do not say it themselves: a code, `json:FIELD`, `identify`, or None if all say it.
     language: str | None = None
 
     def __post_init__(self) -> None:
@@ -84,7 +77,7 @@ class Rules:
 
 
 def _field(rule: str | None) -> str | None:
-    """FIELD of `json:FIELD`, None if the rule is another."""
+    """FIELD of `json:FIELD`, or None."""
     kind, _, name = (rule or "").partition(":")
     return name if kind == "json" and name else None
 
@@ -102,18 +95,14 @@ class _Group:
 
 @dataclass
 class Scan:
-    """One shard's samples: rows of those that can be used, refusals of everything else.
-
-    Attributes:
-        expected: samples that the shard had when it was made, if that is known.
-    """
+    """One shard's samples: rows of those that can be used, refusals of everything else."""
 
     shard: str
     file: BinaryIO
     rules: Rules
     rows: TextIO
     refusals: TextIO
-    expected: int | None = None
+    expected: int | None = None  # samples that the shard had when it was made, if that is known
     samples: int = 0
     languages: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
@@ -123,7 +112,6 @@ class Scan:
     _seen: dict[int, int] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Walk the complete file."""
         for found in walk(self.file):
             if isinstance(found, Damage):
                 self._take_damage(found)
@@ -164,6 +152,7 @@ class Scan:
 
     def _take_damage(self, damage: Damage) -> None:
         key = split_name(damage.name)[0] if damage.name else ""
+        # The last member of a sample next to damaged bytes may belong to another sample.
         if self._group is not None and damage.reason != "no end mark":
             self._group.problem = self._group.problem or "beside damage"
         self._close()
@@ -193,11 +182,6 @@ class Scan:
         self.languages.update(row["langs"])
 
     def _row(self, group: _Group) -> dict[str, Any]:
-        """The index row of a sample.
-
-        Raises:
-            UnusableSample: something is missing or invalid.
-        """
         origin = self.rules.captions.partition(":")[0]
         if "image" not in group.members:
             raise UnusableSample("no image")
@@ -209,13 +193,22 @@ class Scan:
         if not all(text.strip() for text, _ in captions) or not captions:
             raise UnusableSample("no caption")
         language = self._language_field(group, content)
-        langs = [_language(text, lang or language, self.rules) for text, lang in captions]
+        langs = []
+        for text, lang in captions:
+            code = lang or language or self.rules.fixed
+            if code is None and self.rules.language == "identify":
+                code = identify(text)
+            if code is None or not is_language_code(code):
+                raise UnusableSample("language", code or "none")
+            langs.append(code)
         image = self._read(group, "image")
         check_picture(image)
         # In others' JSON, a field of this name may mean anything.
         picture = content.get("picture") if isinstance(content, dict) else None
         if not isinstance(picture, str) or self.rules.captions != OWN_CAPTIONS:
             picture = hashlib.sha256(image).hexdigest()
+        if not is_utf8(picture):
+            raise UnusableSample("not UTF-8", f"its `picture` is {picture!a}")
         extents = {}
         for kind, bytes_of in (("image", image), (origin, data)):
             suffix, member = group.members[kind]
@@ -223,7 +216,6 @@ class Scan:
         return {"key": group.key, **extents, "picture": picture, "langs": langs}
 
     def _language_field(self, group: _Group, content: str | dict[str, Any]) -> str | None:
-        """The value of the JSON field of `--language json:FIELD`."""
         name = _field(self.rules.language)
         if name is None:
             return None
@@ -262,11 +254,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def check_picture(data: bytes) -> None:
-    """Look at an image's header; nothing is decoded.
-
-    Raises:
-        UnusableSample: it is no JPEG, PNG or WebP, or has too many pixels.
-    """
+    """Look at an image's header; an UnusableSample if it is invalid or has too many pixels."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of many pixels and odd metadata: of no use to a user
@@ -279,22 +267,10 @@ def check_picture(data: bytes) -> None:
         raise UnusableSample("too many pixels", f"{width} x {height}, over {MAX_PIXELS}")
 
 
-def _language(text: str, named: str | None, rules: Rules) -> str:
-    """The language of a caption: the one that the sample names, else by the rules."""
-    code = named or (identify(text) if rules.language == "identify" else rules.fixed)
-    if code is None or not is_language_code(code):
-        raise UnusableSample("language", code or "none")
-    return code
-
-
 def identify(text: str) -> str:
-    """The language of a text, one of the 140 that the library knows; `und` for a text without letters.
+    """The language of a text, one of the 140 that py3langid knows; `und` for a text without letters.
 
-    py3langid (BSD): naive Bayes on byte n-grams after Lui and Baldwin 2012 (langid.py); its model comes with
-    the package.
-
-    Raises:
-        UserError: the library is not installed.
+    Naive Bayes on byte n-grams after Lui and Baldwin 2012 (langid.py).
     """
     try:
         from py3langid import classify

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.data.shards.folder import Folder, read_file
 from mmalign.data.shards.manifest import Manifest, Shard
 
@@ -24,15 +24,12 @@ _LANGUAGES = re.compile(rb'"langs": (\[[^\]]*\])')
 
 
 def read_index(folder: Folder, manifest: Manifest, shard: Shard) -> bytes:
-    """The bytes of a shard's index.
-
-    Raises:
-        UserError: it is missing, or not the one that the manifest describes.
-    """
+    """The bytes of a shard's index; a UserError if it is not the one that the manifest describes."""
     location = folder.location(shard.index)
     try:
         data = read_file(folder, shard.index)
     except OSError as error:
+        raise_if_of_machine(error)
         raise UserError(f"{location}: cannot be read ({error.strerror}); {FIX}") from None
     facts = manifest.files.get(shard.index)
     if facts is not None and hashlib.sha256(data).hexdigest() != facts["sha256"]:
@@ -41,11 +38,7 @@ def read_index(folder: Folder, manifest: Manifest, shard: Shard) -> bytes:
 
 
 def line_starts(data: bytes, location: str, shard: Shard) -> np.ndarray:
-    """(samples + 1,) int64: where each row begins in an index, and where the last one ends.
-
-    Raises:
-        UserError: it has another number of rows than the manifest says.
-    """
+    """(samples + 1,) int64: where each row begins in an index, and where the last one ends."""
     # By bytes: a key may contain a character that text mode takes for the end of a line.
     ends_S = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
     if data and not data.endswith(b"\n"):
@@ -56,21 +49,12 @@ def line_starts(data: bytes, location: str, shard: Shard) -> np.ndarray:
 
 
 def row_starts(folder: Folder, manifest: Manifest, number: int) -> np.ndarray:
-    """`line_starts` of the index of shard `number`.
-
-    Raises:
-        UserError: as `read_index` and `line_starts`.
-    """
     shard = manifest.shards[number]
     return line_starts(read_index(folder, manifest, shard), folder.location(shard.index), shard)
 
 
 def parse_row(line: bytes, location: str) -> dict[str, Any]:
-    """One row: `key`, `picture`, `langs`, and where the members are in the tar.
-
-    Raises:
-        UserError: it is not a row of an index.
-    """
+    """One row: `key`, `picture`, `langs`, and where the members are in the tar."""
     try:
         row: dict[str, Any] = json.loads(line)
         for name in ("key", "image", "picture", "langs"):
@@ -81,11 +65,6 @@ def parse_row(line: bytes, location: str) -> dict[str, Any]:
 
 
 def read_rows(folder: Folder, manifest: Manifest, shard: Shard) -> list[dict[str, Any]]:
-    """All rows of a shard's index.
-
-    Raises:
-        UserError: as `read_index`, `line_starts` and `parse_row`.
-    """
     location = folder.location(shard.index)
     data = read_index(folder, manifest, shard)
     starts = line_starts(data, location, shard).tolist()
@@ -93,11 +72,7 @@ def read_rows(folder: Folder, manifest: Manifest, shard: Shard) -> list[dict[str
 
 
 def languages_in(folder: Folder, manifest: Manifest, shard: Shard) -> list[tuple[str, ...]]:
-    """The languages of each sample's captions, in the order of its member.
-
-    Raises:
-        UserError: as `read_rows`.
-    """
+    """The languages of each sample's captions, in the order of its member."""
     # Much faster than parsing the rows, and a window of shards has some 500,000. Nothing else in a row can
     # look like this: inside a string, JSON writes a quote as \".
     found = _LANGUAGES.findall(read_index(folder, manifest, shard))
@@ -108,6 +83,5 @@ def languages_in(folder: Folder, manifest: Manifest, shard: Shard) -> list[tuple
 
 
 def read_row(descriptor: int, starts_S: np.ndarray, number: int, location: str) -> dict[str, Any]:
-    """Row `number` of an open index whose lines begin at `starts_S`."""
     start, end = int(starts_S[number]), int(starts_S[number + 1])
     return parse_row(os.pread(descriptor, end - start, start), location)

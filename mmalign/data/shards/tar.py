@@ -4,10 +4,9 @@
                      +-> else:  the bytes up to the next valid header, if any  -> Damage
 
 Formats: ustar, pax and GNU (POSIX.1-2017, pax, "ustar Interchange Format"; the GNU tar manual, "Basic Tar
-Format"). Python's tarfile trusts its input: it stops silently at a zeroed block, takes a broken header
-after the first member for the end, keeps every member in memory and reads extended headers of any size.
-Here every byte that does not belong to a member is reported, and the walk continues after it. Memory does
-not grow with the number of members. Links are reported, never followed; directories are left out.
+Format"). Python's tarfile stops silently at a zeroed block, takes a broken header after the first member for
+the end, and reads extended headers of any size. Here every byte that does not belong to a member is reported,
+and the walk continues after it. Links are reported, never followed; directories are left out.
 
 Three things cannot be seen in a tar alone: bytes that changed inside a member, a cut exactly between two
 members, and last members of less than 10 KB in all that became zeros (they look like the padding at the end).
@@ -42,20 +41,13 @@ _EXTENDED = b"xXgLK"
 
 @dataclass(frozen=True)
 class Member:
-    """A member whose header is valid and whose bytes are in the file.
+    """A member whose header is valid and whose bytes are in the file."""
 
-    Attributes:
-        name: as written, without a leading `./`; shortened if it is too long.
-        start: offset of its first header (a pax header comes before the member's own).
-        offset, size: its bytes.
-        problem: why it must not be read, a key of REASONS; None if it may be read.
-    """
-
-    name: str
-    start: int
-    offset: int
+    name: str  # without a leading `./`; shortened if it is too long
+    start: int  # offset of its first header (a pax header comes before the member's own)
+    offset: int  # of its bytes
     size: int
-    problem: str | None = None
+    problem: str | None = None  # why it must not be read, a key of REASONS
 
     @property
     def stop(self) -> int:
@@ -65,17 +57,12 @@ class Member:
 
 @dataclass(frozen=True)
 class Damage:
-    """The bytes `start` ... `stop - 1` do not belong to a member.
-
-    Attributes:
-        reason: a key of REASONS.
-        name: of the member that was there, if its header says it.
-    """
+    """The bytes `start` ... `stop - 1` do not belong to a member."""
 
     start: int
     stop: int
-    reason: str
-    name: str | None = None
+    reason: str  # a key of REASONS
+    name: str | None = None  # of the member that was there, if its header says it
 
 
 def walk(file: BinaryIO) -> Iterator[Member | Damage]:
@@ -140,7 +127,6 @@ def _number(field: bytes) -> int | None:
 
 
 def _member_at(file: BinaryIO, start: int, size: int) -> Member | Damage:
-    """The member whose headers begin at `start`."""
     position, fields, problem = start, dict[str, bytes](), None
     for _ in range(MAX_EXTENDED + 1):
         header = _parse(_read(file, position, BLOCK))
@@ -149,7 +135,7 @@ def _member_at(file: BinaryIO, start: int, size: int) -> Member | Damage:
         kind, raw_name, length = header
         data = position + BLOCK
         if kind not in _EXTENDED:
-            name, name_problem = _name(fields.get("path", raw_name))
+            name, name_problem = member_name(fields.get("path", raw_name))
             if kind in _WITHOUT_BYTES:  # whatever the size says
                 return Member(name, start, data, 0, _WITHOUT_BYTES[kind])
             length = int(fields.get("size", length))
@@ -170,7 +156,7 @@ def _member_at(file: BinaryIO, start: int, size: int) -> Member | Damage:
     return Damage(start, _next_header(file, position + BLOCK, size), "extended header")
 
 
-def _name(raw: bytes) -> tuple[str, str | None]:
+def member_name(raw: bytes) -> tuple[str, str | None]:
     """A member's name as text, and what is wrong with it."""
     if len(raw) > MAX_NAME_BYTES:
         return raw[:100].decode("utf-8", "replace"), "name too long"
@@ -241,5 +227,4 @@ def _read(file: BinaryIO, position: int, count: int) -> bytes:
 
 
 def _up(position: int) -> int:
-    """The end of the block that `position` is in."""
     return -(-position // BLOCK) * BLOCK

@@ -4,12 +4,8 @@
 
 An image stays in training with its other languages; its withheld captions are queries that must find it. Text
 and image were never seen together, so a query that finds it was aligned through the other languages and the
-image.
-
-- Close variants of a language (nb and nn, zh and yue) are withheld together.
-- So are the captions of equal images.
-- A withheld caption whose text is also in training is no test: it is left out of the measure.
-- Every image keeps at least one caption.
+image. Close variants of a language (nb and nn, zh and yue) and the captions of equal images are withheld
+together.
 """
 
 import hashlib
@@ -34,20 +30,14 @@ class Withhold(Section):
 
 @dataclass(frozen=True)
 class Withheld:
-    """Which captions are withheld.
+    """Which captions are withheld."""
 
-    Attributes:
-        chosen: (picture, language group).
-        group_of: the group of each language that is in one.
-        training_texts: normalised texts that stay in training.
-    """
-
-    chosen: frozenset[tuple[str, str]]
-    group_of: dict[str, str]
+    chosen: frozenset[tuple[str, str]]  # (picture, language group)
+    group_of: dict[str, str]  # the group of each language that is in one
+    # Normalised texts that stay in training: a withheld caption with such a text is no test.
     training_texts: frozenset[str]
 
     def keeps(self, picture: str, lang: str) -> bool:
-        """Whether captions of this image and language stay in training."""
         return (picture, self.group_of.get(lang, lang)) not in self.chosen
 
 
@@ -76,16 +66,13 @@ def choose_withheld(pairs: Iterable[Pair], config: Withhold, seed: int) -> Withh
 
 
 def without_withheld(pair: Pair, withheld: Withheld) -> Pair:
-    """The pair as training sees it."""
     kept = tuple(c for c in pair.captions if withheld.keeps(pair.picture, c.lang))
     return replace(pair, captions=kept)
 
 
 def withheld_pairs(pairs: Iterable[Pair], withheld: Withheld) -> Iterator[Pair]:
-    """The set `withheld`: each distinct training image once, with its withheld captions, possibly none.
-
-    Images without a withheld caption are included: they are the pool that the queries search.
-    """
+    """The set `withheld`: each distinct training image once, with its withheld captions, possibly none."""
+    # Images without a withheld caption are included: they are the pool that the queries search.
     merged: dict[str, Pair] = {}
     for pair in pairs:
         captions = tuple(

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
+from mmalign.core.commit import replacing
 from mmalign.core.errors import UserError
 from mmalign.data.names import readable
 from mmalign.data.stats.summary import short_label, size_in_words
@@ -85,9 +86,10 @@ def draw(tree: Mapping[str, Any], path: Path) -> None:
             shared = (bars, lengths)
         for axes in figure.axes:
             _plain_log(axes.xaxis)
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Without the date, which would make each SVG another file.
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {})
+        metadata = {"Date": None} if path.suffix == ".svg" else {}
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=metadata)
 
 
 def _title(tree: Mapping[str, Any]) -> str:

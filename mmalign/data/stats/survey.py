@@ -22,7 +22,7 @@ from PIL import Image
 from mmalign.core.batch import Pair
 from mmalign.core.batching import batched
 from mmalign.core.console import track
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.core.workers import map_in_processes
 from mmalign.data.image_formats import PILLOW_NAMES
 from mmalign.data.images import upright_rgb, upright_size
@@ -115,6 +115,7 @@ def _read_shard(folder: Path, options: Options, job: tuple[int, Manifest]) -> Fa
     try:
         file = (folder / shard.tar).open("rb")
     except OSError as error:
+        raise_if_of_machine(error)
         facts.counts["unusable"]["read error"] += len(index)
         detail = f"{error.strerror}, {len(index)} samples"
         facts.named.append({"file": shard.tar, "reason": "read error", "detail": detail})

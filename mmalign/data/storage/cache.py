@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.data.storage.protocols import shown
 from mmalign.data.storage.remote import RemoteConfig, RemoteFile, download
 
@@ -43,10 +43,6 @@ class ShardCache:
     """
 
     def __init__(self, config: RemoteConfig) -> None:
-        """
-        Raises:
-            UserError: the folder cannot be made or written, or belongs to another user.
-        """
         self.config = config
         self.folder = usable_folder(cache_folder(config))
         self.max_bytes = int(config.cache_gib * 2**30)
@@ -80,6 +76,7 @@ class ShardCache:
                         descriptor = self._fetch(file)
             return descriptor
         except OSError as error:
+            raise_if_of_machine(error)
             raise UserError(
                 f"{self.folder}: cannot be used ({error.strerror or error}); {_FIX}"
             ) from None
@@ -103,13 +100,13 @@ class ShardCache:
     def _keep_fetching(self) -> None:
         while True:
             file = self._queue.get()
-            with contextlib.suppress(UserError):
+            with contextlib.suppress(UserError, OSError):
                 os.close(self.open(file))
             self._wanted.discard(file)
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        """Hold a lock of this folder exclusively; waits for it."""
+        # Not by filelock, which would make a folder that is missing, and for everybody.
         descriptor = os.open(self.folder / f"lock-{name}", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -167,7 +164,8 @@ class ShardCache:
 
     def _trim(self) -> None:
         """Remove files that no process holds, longest unused first, until the rest is within the limit."""
-        with self._locked("trim"):  # two at once would remove twice as much
+        # Two at once would remove twice as much.
+        with self._locked("trim"):
             found = _files(self.folder)
             surplus = sum(size for _, size, _ in found) - self.max_bytes
             for _, size, path in found:
@@ -177,13 +175,11 @@ class ShardCache:
 
 
 def cache_folder(config: RemoteConfig) -> Path:
-    """The folder from the configuration, else from the environment, else the default."""
     named = config.cache or os.environ.get("MMALIGN_CACHE")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "mmalign" / "shards"
 
 
 def usable_folder(folder: Path) -> Path:
-    """The folder, made if it is missing, readable by its owner alone."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -198,7 +194,6 @@ def usable_folder(folder: Path) -> Path:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether the open file still has this name."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -206,17 +201,15 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _files(folder: Path) -> list[tuple[int, int, Path]]:
-    """(time of the last use, bytes, path) of the downloaded files, longest unused first.
-
-    A download in work counts with all bytes that it will have, so that two that begin at the same time do not
-    both take the last space.
-    """
+    """(time of the last use, bytes, path) of the downloaded files, longest unused first."""
     found = []
     for entry in os.scandir(folder):
         name = _OURS.fullmatch(entry.name)
         if name is not None:
             with contextlib.suppress(FileNotFoundError):
                 facts = entry.stat(follow_symlinks=False)
+                # A download in work counts with all bytes that it will have, so that two that begin at the
+                # same time do not both take the last space.
                 size = int(name[1] or facts.st_size)
                 found.append((facts.st_mtime_ns, size, Path(entry.path)))
     return sorted(found)

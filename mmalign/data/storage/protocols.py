@@ -36,14 +36,9 @@ def shown(url: str) -> str:
 
 
 def blocks(url: str, start: int, size: int | None, timeout: float) -> Iterator[bytes]:
-    """The bytes of a file from byte `start` to its end.
-
-    Args:
-        size: of the complete file in bytes, if it is known.
-        timeout: seconds without an answer before an error.
+    """The bytes of a file from byte `start` to its end; `size` is of the complete file, if it is known.
 
     Raises:
-        UserError: the scheme is unknown, or its library is not installed.
         WrongBytes: the file ends before `size`.
         Exception: of the protocol's library; `is_final` and `reason` read it.
     """
@@ -88,13 +83,10 @@ def _stream(filesystem: Any, url: str, start: int) -> Iterator[bytes]:
 
 @functools.cache
 def _filesystem(process: int, scheme: str, timeout: float) -> Any:
-    """The filesystem of a scheme, made once in each process.
-
-    A filesystem that came through a fork stays in the cache, unused: closing its connections would take
-    them from the parent's event loop, with which the child shares the kernel's list of them.
-    """
     import fsspec
 
+    # Once per process: a filesystem that came through a fork stays in the cache, unused. Closing its
+    # connections would take them from the parent's event loop.
     # gcsfs would ask over gRPC what kind of bucket it is; gRPC's threads do not survive a loader's fork.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:

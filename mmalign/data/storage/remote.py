@@ -1,10 +1,7 @@
 """Download complete files from a URL: streamed, resumed where they broke, retried, checked.
 
-    RemoteFile(url, size, sha256) -> blocks from the first missing byte -> file on disk -> size, sha256, fsync
-           ^-- wait, longer each time -- a try that broke --'
-
-A try that broke loses the bytes on their way, not those on the disk, which may even be from an earlier
-process.
+RemoteFile(url, size, sha256) -> blocks from the first missing byte -> file on disk -> size, sha256, fsync
+       ^-- wait, longer each time -- a try that broke --'
 """
 
 import errno
@@ -12,16 +9,15 @@ import hashlib
 import os
 import posixpath
 import random
-import re
 import tempfile
 import time
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import pydantic
+from pydantic.dataclasses import dataclass
 
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
@@ -58,27 +54,14 @@ class RemoteConfig(Section):
     """Seconds without a connection, or without a byte on one, before a try has failed."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=pydantic.ConfigDict(strict=True))
 class RemoteFile:
-    """A file at a URL. `size` in bytes and `sha256` (hexadecimal) as a manifest lists them; None: not listed.
-
-    Raises:
-        UserError: size or sha256 are invalid. A sha256 becomes a file name, so it must not be a path.
-    """
+    """A file at a URL. `size` in bytes and `sha256` (hexadecimal) as a manifest lists them, if it does."""
 
     url: str
-    size: int | None = None
-    sha256: str | None = None
-
-    def __post_init__(self) -> None:
-        sized = self.size is None or (type(self.size) is int and self.size >= 0)
-        hashed = self.sha256 is None or (
-            isinstance(self.sha256, str) and re.fullmatch(r"[0-9a-f]{64}", self.sha256)
-        )
-        if not (sized and hashed):
-            raise UserError(
-                f"{shown(self.url)}: the manifest lists no valid size and sha256; write the manifest again"
-            )
+    size: Annotated[int, pydantic.Field(ge=0)] | None = None
+    # It becomes a file name, so it must not be a path.
+    sha256: Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")] | None = None
 
 
 def is_remote(name: str) -> bool:
@@ -95,11 +78,7 @@ def join(folder: str, name: str) -> str:
 
 
 def fetch(file: RemoteFile, config: RemoteConfig) -> bytes:
-    """All bytes of a small file.
-
-    Raises:
-        UserError: as `download`.
-    """
+    """All bytes of a small file."""
     with (
         tempfile.TemporaryDirectory() as folder,
         (Path(folder) / "file").open("a+b", buffering=0) as out,
@@ -172,7 +151,6 @@ def _refusal(url: str, error: Exception) -> str:
 
 
 def _append(file: RemoteFile, out: FileIO, digest: Any, timeout: float) -> None:
-    """One try: append the bytes from the end of `out` on."""
     start = position = out.tell()
     most = MOST_UNLISTED if file.size is None else file.size
     if position == file.size:
@@ -190,12 +168,7 @@ def _append(file: RemoteFile, out: FileIO, digest: Any, timeout: float) -> None:
 
 
 def _to_disk(out: FileIO, block: bytes | None = None) -> None:
-    """Write a block, or bring what was written to the disk.
-
-    Raises:
-        UserError: the disk is full or cannot be written. `out` is then empty: others, who write checkpoints,
-            need the space.
-    """
+    """Write a block, or bring what was written to the disk."""
     try:
         rest = memoryview(block or b"")
         while rest:
@@ -203,7 +176,7 @@ def _to_disk(out: FileIO, block: bytes | None = None) -> None:
         if block is None:  # some disks report only now that they are full
             os.fsync(out.fileno())
     except OSError as error:
-        os.ftruncate(out.fileno(), 0)
+        os.ftruncate(out.fileno(), 0)  # others, who write checkpoints, need the space
         folder = Path(str(out.name)).parent
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(

@@ -6,10 +6,7 @@
 
     tower of a run -> TowerIdentity -> open_features: all of it compared -> FeatureSet.read(i) -> feature_F
 
-For shards at a URL the features are uploaded with the set, and downloaded like its shards.
-
-The features are those before the projection, which still trains. A folder is named after its tower and its
-preprocessing, so one data set can have features of several towers. The images are seen as in training without
+The features are those before the projection, which still trains. The images are seen as in training without
 augmentation: reading features instead of pixels changes the speed of a run and rounds a feature to float16,
 nothing else. `mmalign embed` writes them (evaluation/feature_cache.py).
 """
@@ -20,6 +17,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +28,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.data.preprocess import Augmentation, Preprocess
 from mmalign.data.reasons import REASONS
 from mmalign.data.shards.folder import Folder, LocalFolder, Recent, read_file
@@ -40,31 +38,23 @@ from mmalign.data.shards.reader import ShardSet, UnusableSample
 FOLDER = "features"
 INDEX = "features.json"
 FORMAT_VERSION = 1
-_OPEN_SHARDS = 128  # whose file and checksums a process keeps
 
 
 @dataclass(frozen=True)
 class TowerIdentity:
-    """Which tower makes features, and from which pixels.
+    """Which tower makes features, and from which pixels."""
 
-    Attributes:
-        weights_sha256: over names and bytes of all its tensors.
-        preprocessing: `size`, `mean`, `std`, `view`, and `pixels_sha256` of generated images after it.
-        width: F.
-    """
-
-    weights_sha256: str
-    preprocessing: dict[str, Any]
-    width: int
+    weights_sha256: str  # over names and bytes of all its tensors
+    preprocessing: dict[str, Any]  # as `describe_preprocessing` says it
+    width: int  # F
 
     @property
     def key(self) -> str:
-        """Name of the folder of its features."""
+        """Name of the folder of its features: one data set can have those of several towers."""
         tree = json.dumps(self.preprocessing, sort_keys=True)
         return f"{self.weights_sha256[:16]}-{hashlib.sha256(tree.encode()).hexdigest()[:16]}"
 
     def folder_in(self, data: Path) -> Path:
-        """The folder of the features of the data set in the folder `data`."""
         return data / FOLDER / self.key
 
 
@@ -76,11 +66,9 @@ def plain_view(size: int) -> Preprocess:
 def describe_preprocessing(
     size: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> dict[str, Any]:
-    """The preprocessing of `TowerIdentity`.
-
-    Versions of libraries say little about pixels: a new one may change nothing, and one version may be built
-    with different decoders. So generated images of each format are preprocessed, and their pixels are hashed.
-    """
+    """The preprocessing of `TowerIdentity`."""
+    # Versions of libraries say little about pixels: a new one may change nothing, and one version may be
+    # built with different decoders. So generated images of each format are preprocessed and hashed.
     digest = hashlib.sha256()
     view = plain_view(size)
     for image in _generated_images(size):
@@ -107,12 +95,7 @@ def _generated_images(size: int) -> Iterator[bytes]:
 
 
 def open_features(shard_set: ShardSet, tower: TowerIdentity) -> "FeatureSet":
-    """The features of a data set by exactly this tower.
-
-    Raises:
-        UserError: there are none, or they were made with other weights, other preprocessing or from other
-            data, or a file is missing or has another size than was written.
-    """
+    """The features of a data set by exactly this tower; a UserError that says why not."""
     folder: Folder
     if isinstance(shard_set.folder, LocalFolder):
         folder = LocalFolder(tower.folder_in(shard_set.folder.path))
@@ -144,11 +127,7 @@ def open_features(shard_set: ShardSet, tower: TowerIdentity) -> "FeatureSet":
 
 
 def read_facts(folder: Path) -> dict[str, Any] | None:
-    """What `features.json` of a folder says; None: there is none, so the features are not finished.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """What `features.json` of a folder says; None: there is none, so the features are not finished."""
     path = folder / INDEX
     return _parse_facts(path.read_bytes(), LocalFolder(folder)) if path.is_file() else None
 
@@ -174,49 +153,40 @@ def _why_none(data: Path, tower: TowerIdentity) -> str:
     fix = f"make them with `mmalign embed RUN --data {data}`"
     if tower.folder_in(data).is_dir():
         return f"{tower.folder_in(data)}: its features are not finished; {fix}"
-    found = [read_facts(path.parent) for path in sorted((data / FOLDER).glob(f"*/{INDEX}"))]
-    others = [facts for facts in found if facts is not None]
+    paths = sorted((data / FOLDER).glob(f"*/{INDEX}"))
+    others = [facts for path in paths if (facts := read_facts(path.parent)) is not None]
     if not others:
         return f"{data / FOLDER}: no features of this run's image tower; {fix}"
     # Features of the same weights are the closest miss, so they are reported first.
-    for facts in others:
-        if facts["weights_sha256"] == tower.weights_sha256:
-            differing = _first_difference(facts["preprocessing"], tower.preprocessing)
-            return f"{data / FOLDER}: its features were made with other preprocessing ({differing}); {fix}"
-    return (
-        f"{data / FOLDER}: its features were made with other weights (sha256 "
-        f"{others[0]['weights_sha256'][:16]}, this run's image tower has {tower.weights_sha256[:16]}); {fix}"
-    )
-
-
-def _first_difference(there: dict[str, Any], here: dict[str, Any]) -> str:
-    name = next(name for name in here if there.get(name) != here[name])
-    if name == "pixels_sha256":
-        return "another version of a library decodes or resizes images differently"
-    return f"`{name}` is {there.get(name)} there and {here[name]} here"
+    others.sort(key=lambda facts: facts["weights_sha256"] != tower.weights_sha256)
+    there, here = others[0]["preprocessing"], tower.preprocessing
+    if others[0]["weights_sha256"] != tower.weights_sha256:
+        why = (
+            f"weights (sha256 {others[0]['weights_sha256'][:16]}, this run's image tower has "
+            f"{tower.weights_sha256[:16]})"
+        )
+    elif (name := next(n for n in here if there.get(n) != here[n])) == "pixels_sha256":
+        why = "preprocessing (another version of a library decodes or resizes images differently)"
+    else:
+        why = f"preprocessing (`{name}` is {there.get(name)} there and {here[name]} here)"
+    return f"{data / FOLDER}: its features were made with other {why}; {fix}"
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of one shard: an open file and where they start in it; `unusable` by row number."""
+    """The rows of one shard in an open file."""
 
     descriptor: int
-    start: int
+    start: int  # of the first row in the file
     crc32: list[int]
-    unusable: dict[str, dict[str, str]]
+    unusable: dict[str, dict[str, str]]  # by row number
 
     def close(self) -> None:
         os.close(self.descriptor)
 
 
 class FeatureSet:
-    """The features of a data set, by the number of the sample as in `ShardSet`.
-
-    Attributes:
-        folder: where they are.
-        width: F.
-        rows: of the shards that were used last, by number of the shard.
-    """
+    """The features of a data set, by the number of the sample as in `ShardSet`."""
 
     def __init__(self, shard_set: ShardSet, folder: Folder, facts: dict[str, Any]) -> None:
         self.folder = folder
@@ -224,7 +194,9 @@ class FeatureSet:
         self._shard_set = shard_set
         self._shards: tuple[Shard, ...] = shard_set.manifest.shards
         make = partial(_open_rows, folder, self._shards, facts)
-        self.rows: Recent[int, _Rows] = Recent(make, _OPEN_SHARDS, _Rows.close)
+        # A shard of features is one file, a shard of samples two.
+        most = max(1, shard_set.files.most // 2)
+        self.rows: Recent[int, _Rows] = Recent(make, most, _Rows.close)
 
     def read(self, index: int) -> Tensor:
         """The feature of sample `index`'s image, (F,) float16.
@@ -253,11 +225,6 @@ class FeatureSet:
 def _open_rows(
     folder: Folder, shards: tuple[Shard, ...], facts: dict[str, Any], number: int
 ) -> _Rows:
-    """Open the features of one shard.
-
-    Raises:
-        UserError: a file cannot be read, or is not what was written.
-    """
     shard = shards[number]
     name = record_file(shard)
     try:
@@ -266,32 +233,21 @@ def _open_rows(
             raise UserError(f"{folder.location(name)}: damaged; {_fix(folder)}")
         descriptor = folder.open(rows_file(shard))
     except OSError as error:
+        raise_if_of_machine(error)
         raise UserError(
             f"{error.filename}: cannot be read ({error.strerror}); {_fix(folder)}"
         ) from None
-    start = _start_of_rows(descriptor, (shard.samples, facts["width"]))
-    if start is None:
-        os.close(descriptor)
-        raise UserError(
-            f"{folder.location(rows_file(shard))}: damaged, it is no array of features; {_fix(folder)}"
-        )
-    record = json.loads(data)
-    return _Rows(descriptor, start, record["crc32"], record["unusable"])
-
-
-def _start_of_rows(descriptor: int, shape: tuple[int, int]) -> int | None:
-    """Where in a .npy file the rows begin; None: it is no array of that shape in float16.
-
-    https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
-    """
-    with open(descriptor, "rb", buffering=0, closefd=False) as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            found, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
-        except ValueError:
-            return None
-        fits = version == (1, 0) and found == shape and dtype == np.float16 and not by_columns
-        return file.tell() if fits else None
+    # https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+    with open(descriptor, "rb", buffering=0, closefd=False) as file, suppress(ValueError):
+        version = np.lib.format.read_magic(file)
+        found, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+        shape = (shard.samples, facts["width"])
+        if version == (1, 0) and found == shape and dtype == np.float16 and not by_columns:
+            record = json.loads(data)
+            return _Rows(descriptor, file.tell(), record["crc32"], record["unusable"])
+    os.close(descriptor)
+    location = folder.location(rows_file(shard))
+    raise UserError(f"{location}: damaged, it is no array of features; {_fix(folder)}")
 
 
 def rows_file(shard: Shard) -> str:

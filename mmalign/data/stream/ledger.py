@@ -4,9 +4,8 @@
                                                          -> unusable.jsonl, each sample once
                                                          -> judge: too many unusable samples are a UserError
 
-What a worker finds is sent with its batch, so nothing is lost with a worker. The counts belong to a
-position in the stream, as the batches do: a run that resumes there continues to count as if it had never
-stopped.
+The counts belong to a position in the stream, as the batches do: a run that resumes there continues to count
+as if it had never stopped.
 """
 
 import json
@@ -80,11 +79,7 @@ class Ledger:
             self._write_down(found)
 
     def judge(self) -> None:
-        """Check the counts of the last `flush`.
-
-        Raises:
-            UserError: more than `limit` of the positions had a sample that could not be used.
-        """
+        """Raise a UserError if more than `limit` of the positions had a sample that could not be used."""
         if self._position < self._judged_from or self.share <= self._limit:
             return
         (data, shard, reason), most = self._bad.most_common(1)[0]
@@ -96,7 +91,6 @@ class Ledger:
 
     @property
     def share(self) -> float:
-        """Share of the positions so far whose sample could not be used."""
         return self._bad.total() / max(self._position, 1)
 
     def metrics(self) -> dict[str, float]:
@@ -109,7 +103,6 @@ class Ledger:
         return {"data/unusable": self.share, **parts, **drawn}
 
     def to_json(self) -> dict[str, Any]:
-        """What a checkpoint stores of it."""
         return {
             "captions": dict(sorted(self._captions.items())),
             "unusable": [[*where, count] for where, count in sorted(self._bad.items())],

@@ -6,11 +6,12 @@
                  one that cannot be used -> a substitute   from (seed, epoch, position, attempt) alone
     3. batch     step s holds the positions [s * G, (s+1) * G); rank r of W takes the r-th part of them
 
-Step s is a pure function of the configuration. So any number of workers may prefetch, the number of ranks may
-change between two runs, and the state to save is one number: the position after the batch.
+Step s is a pure function of the configuration: any number of workers may prefetch, and the number of ranks
+may change between two runs.
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmalign.core.batch import Batch, Caption, StreamState, Unusable
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, describe_os_error, one_line
 from mmalign.core.workers import leave_signals_to_the_parent, start_workers
 from mmalign.data.images import UndecodableImage
 from mmalign.data.preprocess import Preprocess, stack_images
@@ -39,12 +40,12 @@ ATTEMPTS = 32
 
 @dataclass(frozen=True)
 class _Sample:
-    """A sample as it goes into a batch; `caption_rng` has drawn its captions."""
+    """A sample as it goes into a batch."""
 
     key: str
     picture_id: int
     captions: list[Caption]
-    caption_rng: np.random.Generator
+    caption_rng: np.random.Generator  # which has drawn the captions
     image: Tensor | None
     feature: Tensor | None
 
@@ -81,13 +82,11 @@ class BatchLoader(Dataset[Any]):
             return self.make(step)
         except UserError as error:
             return error
+        except OSError as error:
+            return UserError(describe_os_error(error))
 
     def make(self, step: int) -> Batch:
-        """This rank's part of global batch `step`, counted from 0.
-
-        Raises:
-            UserError: an index or a file of features is damaged, or no sample can be used.
-        """
+        """This rank's part of global batch `step`, counted from 0."""
         share = self.batch_size // self.world_size
         first = step * self.batch_size + self.rank * share
         unusable: list[Unusable] = []
@@ -122,10 +121,7 @@ class BatchLoader(Dataset[Any]):
         )
 
     def _sample(self, position: int, unusable: list[Unusable]) -> _Sample:
-        """The sample at a position, or its first substitute that can be used.
-
-        Samples that cannot be used are added to `unusable`.
-        """
+        """The sample at a position, or its first substitute; what cannot be used is added to `unusable`."""
         for attempt in range(1 + ATTEMPTS):
             number, index = self.plan.locate(self.plan.sample_at(position, attempt))
             try:
@@ -144,11 +140,7 @@ class BatchLoader(Dataset[Any]):
         )
 
     def _read(self, position: int, number: int, index: int) -> _Sample:
-        """Sample `index` of a set, with the random draws of a position.
-
-        Raises:
-            UnusableSample: it cannot be read or decoded, or has no caption in a wanted language.
-        """
+        """Sample `index` of a set, with the random draws of a position; or an UnusableSample."""
         pair = self.plan.sets[number].read(index)
         picture_rng, caption_rng = self.plan.generators(position)
         captions = [caption for caption in pair.captions if caption.lang in self.plan.counts]
@@ -195,11 +187,7 @@ def captions_of(plan: GlobalOrder) -> Iterator[str]:
 
 
 def batches(maker: BatchLoader, first_step: int, steps: int, workers: int) -> Iterator[Batch]:
-    """This rank's batches of steps `first_step` ... `steps - 1`, in order.
-
-    Raises:
-        UserError: as `BatchLoader.make`.
-    """
+    """This rank's batches of steps `first_step` ... `steps - 1`, in order."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are parallel already
     loader = DataLoader(
         maker,
@@ -212,7 +200,15 @@ def batches(maker: BatchLoader, first_step: int, steps: int, workers: int) -> It
         generator=torch.Generator(),
         worker_init_fn=leave_signals_to_the_parent,
     )
-    for batch in start_workers(loader):
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    try:
+        for batch in start_workers(loader):
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    except RuntimeError as error:  # torch has no class of its own for these
+        if not re.search("exited unexpectedly|Too many open files", str(error)):
+            raise
+        raise UserError(
+            f"data.workers: a process that prepares batches failed ({one_line(error)}); if it lacks open "
+            "files, raise `ulimit -n`; if it was killed for lack of memory, give fewer workers"
+        ) from None

@@ -21,19 +21,14 @@ from mmalign.data.stream.config import DataConfig
 
 @dataclass(frozen=True)
 class Mixture:
-    """How often languages and sets are drawn.
+    """How often languages and sets are drawn."""
 
-    Attributes:
-        counts: usable captions per language, over all sets.
-        weights: weight of a caption of each language; None: images are drawn alike, whatever their captions.
-        shares: planned share of each language; if images are drawn alike, as if each had one caption.
-        set_weights: weight of an image of each set.
-    """
-
-    counts: dict[str, int]
+    counts: dict[str, int]  # usable captions per language, over all sets
+    # Of a caption of each language; None: images are drawn alike, whatever their captions.
     weights: dict[str, float] | None
+    # Planned share of each language; if images are drawn alike, as if each had one caption.
     shares: dict[str, float]
-    set_weights: tuple[float, ...]
+    set_weights: tuple[float, ...]  # of an image of each set
 
     @property
     def is_even(self) -> bool:
@@ -72,11 +67,7 @@ class Mixture:
 
 
 def mix(manifests: Sequence[Manifest], config: DataConfig) -> Mixture:
-    """The mixture of data sets, one manifest for each entry of `config.train`.
-
-    Raises:
-        UserError: a wanted language is not there, or no shares lie between floor and cap.
-    """
+    """The mixture of data sets, one manifest for each entry of `config.train`."""
     total = Counter[str]()
     for manifest in manifests:
         total.update(manifest.languages)

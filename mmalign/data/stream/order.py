@@ -21,7 +21,7 @@ import numpy as np
 
 from mmalign.core import distributed
 from mmalign.core.errors import UserError
-from mmalign.data.shards.reader import MOST_OPEN, ShardSet
+from mmalign.data.shards.reader import ShardSet, most_open
 from mmalign.data.stream.config import DataConfig
 from mmalign.data.stream.mixing import mix
 
@@ -42,31 +42,16 @@ NEAR_ATTEMPTS = 8
 
 @dataclass(frozen=True)
 class _Epoch:
-    """How an epoch is laid out.
+    """How an epoch is laid out."""
 
-    Attributes:
-        windows: numbers of the shards of each window, in ascending order.
-        ends_W: positions of all windows up to and with each one.
-        edges_S: value of the walk of systematic sampling before each shard, and after the last one; None: no
-            weights.
-    """
-
-    windows: list[np.ndarray]
-    ends_W: np.ndarray
+    windows: list[np.ndarray]  # numbers of the shards of each window, in ascending order
+    ends_W: np.ndarray  # positions of all windows up to and with each one
+    # Value of the walk of systematic sampling before each shard, and after the last one; None: no weights.
     edges_S: np.ndarray | None
 
 
 class GlobalOrder:
-    """Which sample is at which position.
-
-    Samples are numbered through all sets in order, usable or not; `locate` says to which set a number
-    belongs.
-
-    Attributes:
-        sets: the data sets, as many as `config.train` names.
-        mixture: how often languages and sets are drawn.
-        counts: usable captions per language.
-    """
+    """Which sample is at which position; samples are numbered through all sets in order, usable or not."""
 
     def __init__(self, sets: Sequence[ShardSet], config: DataConfig, seed: int) -> None:
         self.sets = sets
@@ -89,7 +74,7 @@ class GlobalOrder:
         self._shuffle_shards = config.shuffle_shards
         for shard_set in sets:  # a batch can reach from one window into the next
             shard_set.starts.most = max(shard_set.starts.most, 2 * config.shuffle_shards)
-            shard_set.files.most = max(2, MOST_OPEN // len(sets))
+            shard_set.files.most = most_open(len(sets))
         self._length = int(self._usable_S.sum())
         # Not `Recent` of methods: that cycle would keep the sets' descriptors open until it is collected.
         self._epochs: dict[int, _Epoch] = {}
@@ -133,13 +118,10 @@ class GlobalOrder:
         return int(order[inner - int(ends_W[window]) + len(order)])
 
     def generators(self, position: int) -> tuple[np.random.Generator, np.random.Generator]:
-        """New generators for the image and for the captions at a position.
-
-        There are two, so that a run that uses no images (masked language modelling) has the same captions as
-        one that does. Where an image does not decode the two runs differ: the first reads that sample's own
-        captions, which are valid, and the second those of a substitute; no other position changes.
-        """
+        """New generators for the image and for the captions at a position."""
         epoch, inner = divmod(position, len(self))
+        # Two, so that a run that uses no images (masked language modelling) has the same captions as one that
+        # does, but for the images that do not decode: only the second replaces these samples.
         return (
             np.random.default_rng((self.seed, _PICTURE, epoch, inner)),
             np.random.default_rng((self.seed, _CAPTIONS, epoch, inner)),
@@ -187,11 +169,9 @@ class GlobalOrder:
         return _Epoch(windows, ends_W, edges_S)
 
     def _deal(self, rng: np.random.Generator) -> list[np.ndarray]:
-        """The shards of each window, in ascending order.
-
-        Of W windows each gets one of every W neighbouring shards, drawn at random. Sets are often sorted (by
-        source, by language); each window then has the composition of the complete data, not one by chance.
-        """
+        """The shards of each window, in ascending order."""
+        # Of W windows each gets one of every W neighbouring shards, drawn at random. Sets are often sorted,
+        # by language for example; each window then has the composition of the complete data.
         count = len(self._shards)
         number = -(-count // self._shuffle_shards)
         hands = [rng.permutation(number) for _ in range(0, count, number)]
@@ -200,7 +180,6 @@ class GlobalOrder:
         return np.split(np.argsort(window_S, kind="stable"), ends[:-1])
 
     def _window(self, epoch: int, window: int) -> np.ndarray:
-        """(positions of a window,) int64: which sample is at each."""
         if (epoch, window) not in self._windows:
             self._windows = dict(list(self._windows.items())[-1:])
             # Announce the shards of this window, then those of the next. Before the window is made, because
@@ -241,11 +220,7 @@ class GlobalOrder:
 
 
 def open_sets(config: DataConfig) -> list[ShardSet]:
-    """The data sets to train on.
-
-    Raises:
-        UserError: one is no finished data set, is empty, or is not the same on all ranks.
-    """
+    """The data sets to train on; a UserError if one is not the same on all ranks."""
     sets = [ShardSet(entry.path, config.remote) for entry in config.train]
     # Each rank read the manifests itself, and the data may have been uploaded again meanwhile.
     found = distributed.gather_objects([shard_set.manifest.sha256 for shard_set in sets])

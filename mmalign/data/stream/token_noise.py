@@ -24,14 +24,9 @@ def drop_tokens(
     share: float,
     rngs: Sequence[np.random.Generator],
 ) -> tuple[Tensor, Tensor]:
-    """The captions without about `share` of their tokens; the first and the last one always stay.
+    """The captions without about `share` of their tokens, cut to the longest one that is left.
 
-    Args:
-        token_NL, mask_NL: (N, L) int64, padded on the right.
-        rngs: one generator per caption.
-
-    Returns:
-        Both (N, L') with L' the longest caption that is left.
+    The first and the last token always stay. Padding is on the right.
     """
     kept_NL = mask_NL.bool()
     for row, (length, rng) in enumerate(zip(mask_NL.sum(1).tolist(), rngs, strict=True)):
@@ -70,15 +65,7 @@ class TokenMasker:
     def __call__(
         self, token_NL: Tensor, mask_NL: Tensor, rngs: Sequence[np.random.Generator]
     ) -> tuple[Tensor, Tensor]:
-        """The captions with tokens masked, and the tokens that were there.
-
-        Args:
-            token_NL, mask_NL: (N, L) int64.
-            rngs: one generator per caption.
-
-        Returns:
-            token_NL as the model sees it, and label_NL: the original token, or NOT_PREDICTED.
-        """
+        """token_NL as the model sees it, and label_NL: the token that was there, or NOT_PREDICTED."""
         # Three draws per token: whether it is chosen, what becomes of it, and by which token it is replaced.
         draw_3NL = torch.zeros(3, *token_NL.shape, dtype=torch.float64)
         for row, (is_token_L, rng) in enumerate(zip(mask_NL.bool(), rngs, strict=True)):

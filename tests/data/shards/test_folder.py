@@ -125,7 +125,7 @@ def test_a_folder_at_a_url_and_one_in_it(tmp_path: Path) -> None:
         (b'{"files": {"0.tar": 7}}', "not a manifest"),
         (b"\xff", "not a manifest"),
         (manifest(**{"../x": {"size": 1, "sha256": "0" * 64}}), "is not in the data set"),
-        (manifest(**{"x": {"size": 1, "sha256": "../x"}}), "no valid size and sha256"),
+        (manifest(**{"x": {"size": 1, "sha256": "../x"}}), "not a manifest that mmalign wrote"),
     ],
 )
 def test_an_invalid_manifest_is_refused(tmp_path: Path, served: bytes, complaint: str) -> None:

@@ -122,6 +122,15 @@ def test_tars_are_found_by_folder_pattern_and_braces(tmp_path: Path) -> None:
         find_tars(str(packed))
 
 
+def test_a_folder_may_be_called_like_a_pattern(tmp_path: Path) -> None:
+    for name in ("[x] {a,b}", "a{b", "x*"):
+        folder = write_tars(tmp_path / name, 1)
+        assert find_tars(str(folder)) == [folder / "00000.tar"]
+    for pattern in ("no{where", "a**b/*.tar"):
+        with pytest.raises(UserError, match=r"not a valid pattern|no tars there"):
+            find_tars(str(tmp_path / pattern))
+
+
 def test_a_data_set_of_a_recipe_is_not_written_over(tmp_path: Path) -> None:
     folder = make_set(tmp_path / "set", 5)
     before = contents(folder)
@@ -174,3 +183,34 @@ def test_the_command_says_what_it_refused(tmp_path: Path) -> None:
     assert "10 images in 4 shards, 10 captions in 1 languages" in done.output
     assert "never opened: members of other suffixes (pkl: 1)" in done.output
     assert "refused 3 (no caption: 3)" in done.output
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"captions": [{"lang": "en", "text": "x"}], "picture": "\ud800"}, "not UTF-8"),
+        ({"captions": [{"lang": "e\ud800", "text": "x"}]}, "language"),
+        ({"captions": [{"lang": "en", "text": "\udfff"}]}, "not UTF-8"),
+    ],
+)
+def test_texts_without_bytes_are_refused(
+    tmp_path: Path, facts: dict[str, object], reason: str
+) -> None:
+    good = {"captions": [{"lang": "en", "text": "x"}]}
+    image = sample(1)[0][1]
+    members = []
+    for key, one in (("a", facts), ("b", good)):
+        members += [(f"{key}.jpg", image), (f"{key}.json", json.dumps(one).encode())]
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
+    manifest, _ = index(str(tmp_path), Rules("json:captions"))
+    assert manifest.samples == 1
+    assert manifest.refused == {"a.tar": {reason: 1}}
+    (line,) = (tmp_path / REFUSED).read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["key"] == "a"
+
+
+@pytest.mark.parametrize(("size", "why"), [(1024, "no members"), (40960, "zeros: 1")])
+def test_a_tar_of_zeros_is_named_as_such(tmp_path: Path, size: int, why: str) -> None:
+    (tmp_path / "a.tar").write_bytes(bytes(size))
+    with pytest.raises(UserError, match=why):
+        index(str(tmp_path), Rules("txt", "en"))

@@ -10,7 +10,7 @@ from shard_sets import make_pair, write_set
 from mmalign.core.batch import Pair
 from mmalign.core.errors import UserError
 from mmalign.data.shards.folder import read_file
-from mmalign.data.shards.manifest import MANIFEST, read_manifest
+from mmalign.data.shards.manifest import MANIFEST, load_manifest, read_manifest
 from mmalign.data.shards.reader import ShardSet
 
 
@@ -70,3 +70,11 @@ def test_an_empty_set_and_a_cut_shard_are_refused(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-512])
     with pytest.raises(UserError, match=r"00000\.tar: missing or of another size"):
         read_manifest(folder)
+
+
+@pytest.mark.parametrize("url", ["file:///data/x", "s3://bucket/x", "file:/x"])
+def test_a_url_is_not_taken_for_a_missing_folder(url: str) -> None:
+    with pytest.raises(
+        UserError, match="is a URL, which only `mmalign train` reads; give a folder"
+    ):
+        load_manifest(Path(url))

@@ -1,7 +1,11 @@
 """Reading through the index: byte for byte what was indexed, or a refusal with its reason."""
 
+import errno
 import json
+import os
 import pickle
+import re
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from mmalign.data.shards.reader import (
     ShardSet,
     UnusableSample,
     captions_in,
+    most_open,
     parse_member,
 )
 from mmalign.data.shards.scan import Rules
@@ -193,3 +198,35 @@ def test_languages_are_found_without_parsing_and_with(tmp_path: Path) -> None:
     manifest["files"][path.name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     assert ShardSet(folder).languages == known
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE])
+def test_what_the_machine_lacks_is_not_counted_as_a_bad_sample(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_set(tmp_path / "set", 8)
+    shards = ShardSet(folder)
+    shards.read(0)
+
+    def fail(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    for name in ("open", "pread"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, fail)
+            for sample in (0, 4):  # of an open shard and of another
+                with pytest.raises(OSError, match=re.escape(os.strerror(number))) as caught:
+                    ShardSet(folder).read(sample)
+                assert caught.value.errno == number
+
+
+def test_descriptors_are_divided_over_the_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit, sets, most in (
+        (1024, 1, 256),
+        (2**20, 4, 64),
+        (128, 1, 32),
+        (128, 8, 4),
+        (64, 99, 1),
+    ):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
+        assert most_open(sets) == most

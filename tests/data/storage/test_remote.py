@@ -228,7 +228,7 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("size, sha256", [(-1, None), (1.5, None), (1, "../" * 21 + "x"), (1, 7)])
 def test_listed_facts_must_be_facts(size: int, sha256: str | None) -> None:
-    with pytest.raises(UserError, match="no valid size and sha256"):
+    with pytest.raises(ValueError, match="validation error for RemoteFile"):
         RemoteFile("https://host/x", size, sha256)
 
 

@@ -67,12 +67,10 @@ def test_a_row_is_what_the_tower_makes_of_the_picture(made: Path, tower: ImageTo
     found.rows.close()
 
 
-def test_few_shards_are_kept_open(
-    made: Path, tower: ImageTower, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_shards_are_kept_open(made: Path, tower: ImageTower) -> None:
     truth = [opened(made, tower).read(index) for index in (0, 4, 8, 12)]
-    monkeypatch.setattr(features, "_OPEN_SHARDS", 2)
     found = opened(made, tower)
+    found.rows.most = 2
     for _ in range(2):
         assert [found.read(i).tolist() for i in (0, 4, 8, 12)] == [t.tolist() for t in truth]
         assert len(found.rows._values) == 2

@@ -1,8 +1,12 @@
 """The stream: every image once an epoch, the same whatever the ranks and workers, exact at any stop."""
 
+import errno
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from mmalign.data.stream.loader import BatchLoader, batches, captions_of
 from mmalign.data.stream.order import GlobalOrder, open_sets
 from mmalign.data.stream.token_noise import TokenMasker
 
+ROOT = Path(__file__).parents[3]
 SAMPLES = 22
 
 
@@ -36,10 +41,10 @@ def maker(
     world_size: int = 1,
     batch_size: int = 4,
     masked: bool = False,
-    **fields: Any,
+    **changes: Any,
 ) -> BatchLoader:
     """Batches with images, or those of masked language modelling."""
-    config = validate(DataConfig, {"train": [str(folder)], **fields}, "test")
+    config = validate(DataConfig, {"train": [str(folder)], **changes}, "test")
     plan = GlobalOrder(open_sets(config), config, seed=3)
     tokenizer = tiny_tokenizer()
     masker = TokenMasker(tokenizer, 0.15) if masked else None
@@ -285,3 +290,60 @@ def test_what_is_masked_depends_on_the_caption_and_its_position_alone(folder: Pa
         assert rows([made.make(step) for made in ranks]) == rows([whole.make(step)])
     assert rows([whole.make(1)]) != rows([whole.make(2)])
     assert rows(list(batches(whole, 1, 2, workers=1))) == rows([whole.make(1)])
+
+
+LACKS = """
+import resource, sys
+from pathlib import Path
+sys.path[:0] = ["tests"]
+from data.stream.test_loader import maker
+from mmalign.data.stream.loader import batches
+
+limit = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+made = maker(Path(sys.argv[1]), shuffle_shards=1000)
+for batch in batches(made, 0, 60, workers=2):
+    print(batch.state.position, len(batch.unusable))
+"""
+
+
+@pytest.mark.parametrize("limit", [128, 256])
+def test_many_shards_are_read_with_few_descriptors(tmp_path: Path, limit: int) -> None:
+    folder = write_set(tmp_path / "set", [make_pair(n, ("en",)) for n in range(240)], 1)
+    done = subprocess.run(
+        [sys.executable, "-c", LACKS, str(folder), str(limit)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.splitlines() == [f"{4 * n} 0" for n in range(1, 61)], done.stderr
+
+
+def test_a_worker_that_lacks_descriptors_ends_the_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pread", fail)
+    for workers in (0, 1):
+        with pytest.raises(UserError, match=r"Too many open files; raise .* `ulimit -n 4096`"):
+            list(batches(maker(folder), 0, 2, workers))
+
+
+class Unsendable:
+    def __reduce__(self) -> tuple[object, ...]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+class Broken(BatchLoader):
+    def make(self, step: int) -> Batch:
+        return Unsendable()  # type: ignore[return-value]
+
+
+def test_a_batch_that_cannot_be_sent_ends_the_run(folder: Path) -> None:
+    made = maker(folder)
+    broken = Broken(**{f.name: getattr(made, f.name) for f in fields(made)})
+    with pytest.raises(UserError, match=r"data\.workers: a process that prepares batches failed"):
+        list(batches(broken, 0, 2, workers=1))
