@@ -107,7 +107,7 @@ def test_a_call_that_lacks_something_is_a_usage_error(arguments: list[str]) -> N
             ["export", "RUN", "--format", "onnxx"],
             "--format onnxx: known are sentence-transformers, sentence-transformers-router,",
         ),
-        (["report", "RUN"], "RUN: nothing was measured on this run yet; use `mmalign eval SUITE"),
+        (["report", "RUN"], "RUN: nothing was measured on it; use `mmalign eval SUITE"),
         (
             ["eval", "eval/emoji_scenes.yaml", "--model", "RUN"],
             "RUN: not a run folder, it has no config.yaml",

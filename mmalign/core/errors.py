@@ -8,18 +8,18 @@ and keeps its traceback.
 import errno
 import re
 
-_ULIMIT = "raise the limit of open files with `ulimit -n 4096` and start again"
-_SPACE = "free space on that disk, or name another place"
+_ULIMIT = "raise the limit of open files with `ulimit -n 4096`"
+_SPACE = "free space on that disk"
 # What the machine lacks: never a fault of a sample or a file, so it stops the work.
 _OF_MACHINE = {
     errno.EMFILE: _ULIMIT,
     errno.ENFILE: _ULIMIT,
-    errno.ENOMEM: "free memory, and start again",
+    errno.ENOMEM: "free memory",
     errno.ENOSPC: _SPACE,
     errno.EDQUOT: _SPACE,
     errno.EFBIG: "raise the limit of a file's size with `ulimit -f unlimited`",
-    errno.EIO: "check the disk, and start again",
-    errno.ESTALE: "check the network disk, and start again",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "check the network disk",
 }
 # What the machine refuses to whoever asks: space, files, permission.
 REFUSALS = {*_OF_MACHINE, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -37,8 +37,9 @@ def raise_if_of_machine(error: Exception) -> None:
 
 def describe_os_error(error: OSError) -> str:
     """What the system refused, as the sentence of a `UserError`."""
-    fix = _OF_MACHINE.get(error.errno or 0, "fix that, or name another place")
-    return f"{error.filename or 'the system'}: {error.strerror or one_line(error)}; {fix}"
+    fix = _OF_MACHINE.get(error.errno or 0, "allow it")
+    what = f"{error.filename or 'the system'}: {error.strerror or one_line(error)}"
+    return f"{what}; {fix}, or name another place, and run the same command again"
 
 
 def printable(text: str) -> str:

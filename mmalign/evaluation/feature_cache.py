@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from mmalign.core import distributed
 from mmalign.core.commit import flush, write_atomic, write_manifest
 from mmalign.core.console import track
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, describe_os_error
 from mmalign.core.workers import leave_signals_to_the_parent, start_workers
 from mmalign.data.images import UndecodableImage
 from mmalign.data.preprocess import Preprocess, stack_images
@@ -171,6 +171,8 @@ def _load(
         except UserError as error:
             # Returned: a loader wraps what a worker raises into a traceback.
             return error
+        except OSError as error:  # of the machine: no descriptors, a failing disk
+            return UserError(describe_os_error(error))
     return stack_images(pixels), unusable
 
 

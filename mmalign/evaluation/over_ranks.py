@@ -56,11 +56,11 @@ def encode_run(
 
 
 def encode_texts_over_ranks(
-    encode: Callable[[list[str]], np.ndarray], texts: Sequence[str], batch_size: int = BATCH_SIZE
+    encode: Callable[[list[str]], np.ndarray], texts: Sequence[str], batch_size: int | None = None
 ) -> np.ndarray:
     """(n, D) float32, the vectors of the texts in their order. A collective."""
     # Texts of like length share a batch: little padding.
-    batches = list(length_sorted_batches(map(len, texts), batch_size))
+    batches = list(length_sorted_batches(map(len, texts), batch_size or BATCH_SIZE))
     return encode_over_ranks(lambda batch: encode([texts[i] for i in batch]), batches)
 
 

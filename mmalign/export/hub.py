@@ -8,7 +8,7 @@ folder (MANIFEST.json verifies) -> files with size and sha256 -> [dry run: liste
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,11 +54,7 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> str | None
     facts = {"size": manifest.stat().st_size, "sha256": sha256_of(manifest)}
     files = {**info["files"], MANIFEST: facts}
     if dry_run:
-        for path, facts in files.items():
-            say(f"{facts['sha256']}  {facts['size']:>13,}  {path}")
-        size = sum(facts["size"] for facts in files.values())
-        kind = "private" if private else "public"
-        say(f"{len(files)} files, {size:,} bytes, to {repo_id} ({kind}); nothing was sent")
+        _list(files, f"to {repo_id} ({'private' if private else 'public'}); nothing was sent")
         return None
     # The token comes from HF_TOKEN or `hf auth login`, the address from HF_ENDPOINT.
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
@@ -92,11 +88,17 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> str | None
         # Of files that the folder lacks, those of an older export had to go.
         wrong = sorted(differ & files.keys() | set(held.missing_paths).intersection(stale))
         if wrong:
-            more = f" (and {len(wrong) - 1} more)"
             raise UserError(
-                f"--push {repo_id}: {wrong[0]} did not arrive as it was sent{more}; push again"
+                f"--push {repo_id}: {wrong[0]} did not arrive as it was sent (and {len(wrong) - 1} more); "
+                "push again"
             )
     return str(commit.commit_url)
+
+
+def _list(files: Mapping[str, dict[str, Any]], end: str) -> None:
+    for path, facts in files.items():
+        say(f"{facts['sha256']}  {facts['size']:>13,}  {path}")
+    say(f"{len(files)} files, {sum(facts['size'] for facts in files.values()):,} bytes, {end}")
 
 
 def check_target(repo_id: str, dry_run: bool) -> None:

@@ -253,12 +253,12 @@ def test_two_builds_do_not_write_to_one_place(tmp_path: Path) -> None:
     ("field", "value", "reason"),
     [
         ("id", "a\ud800", "not UTF-8"),
-        ("id", "a\x01b", "unsafe name"),
+        ("id", "a\x01b", "row"),
         ("id", "k" * 2000, "name too long"),
         ("license", "\udcff", "not UTF-8"),
         ("attribution", "by \ud83d", "not UTF-8"),
         ("split", "tr\ud800in", "split"),
-        ("captions", [{"lang": "e\ud800", "text": "x"}], "language"),
+        ("captions", [{"lang": "e\ud800", "text": "x"}], "not UTF-8"),
         ("captions", [{"lang": "en", "text": "\ud800"}], "not UTF-8"),
     ],
 )

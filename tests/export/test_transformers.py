@@ -71,7 +71,7 @@ def test_the_pooler_passes_on_every_state_that_a_norm_can_make() -> None:
 @pytest.mark.parametrize(
     ("trunk", "pooling", "changes", "reason"),
     [
-        ("bert", "mean", {}, r"model\.text\.pooling: .*cannot hold `mean` pooling"),
+        ("bert", "mean", {}, r"model\.text\.pooling: .*pools the first token, not `mean`"),
         ("bert", "cls", {"text_projection": "mlp"}, r"model\.text_projection: .*one linear map"),
         ("distilbert", "cls", {}, r"model\.text: a `distilbert` model has no pooler"),
         ("mt5", "cls", {}, r"model\.text: a `mt5` model has no pooler"),

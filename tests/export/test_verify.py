@@ -14,6 +14,7 @@ from probe_cases import odd_texts
 from mmalign.core.errors import UserError
 from mmalign.export import loaders, verify
 from mmalign.export.build import write_files
+from mmalign.export.probes import TEXTS
 from mmalign.export.sentence_transformers import write_router, write_sentence_transformers
 from mmalign.export.source import Source
 from mmalign.export.transformers import write_transformers
@@ -113,7 +114,7 @@ def test_a_library_that_fails_is_one_sentence_without_a_token(
 
 def test_a_missing_tower_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = source_of(build_encoder())
-    ours = source.tower.encode(verify.TEXTS)
+    ours = source.tower.encode(TEXTS)
     monkeypatch.setattr(verify, "run_loader", lambda *_: {"texts": ours})
     with pytest.raises(UserError, match="finds no tower for images"):
         verify_export(source, tmp_path, ["onnx"])

@@ -140,5 +140,5 @@ def test_what_cannot_be_reported_is_said_in_a_sentence(tmp_path: Path) -> None:
         collect(run)
     for path in run.rglob("results.json"):
         path.unlink()
-    with pytest.raises(UserError, match="nothing was measured on this run yet"):
+    with pytest.raises(UserError, match="nothing was measured on it"):
         collect(run)

@@ -169,10 +169,11 @@ def test_ctrl_c_ends_it_and_the_address_was_reported(
             threading.Timer(0.3, interrupt_main).start()
 
     monkeypatch.setattr(server_module, "say", say)
-    serve(index, listen("0.0.0.0", 0), "0.0.0.0")
+    host = "0.0.0.0"
+    serve(index, listen(host, 0), host)
     warning, address, *_ = lines
-    assert warning.startswith("warning: everybody who reaches 0.0.0.0")
-    assert address.startswith("http://0.0.0.0:")
+    assert warning.startswith(f"warning: everybody who reaches {host}")
+    assert address.startswith(f"http://{host}:")
 
 
 def test_a_port_that_is_taken_is_reported(server: SearchServer) -> None:

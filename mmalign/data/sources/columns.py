@@ -6,7 +6,6 @@ row + CaptionColumns --read_captions--> Captions
 
 import csv
 import io
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -19,10 +18,10 @@ from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.core.languages import canonical_language, is_language_code
 from mmalign.data.shards.lazy_pair import BadRow
+from mmalign.data.shards.reader import is_utf8
 from mmalign.data.sources.rows import open_file
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
-_HALF = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: a byte that is not UTF-8
 
 # (file and line, the columns that are read)
 Row = tuple[str, dict[str, Any] | BadRow]
@@ -191,7 +190,7 @@ def _read_text(
                 yield where, BadRow("row", sentence)
                 continue
             row = {name: cells[header.index(name)] for name in columns}
-            if any(map(_HALF.search, row.values())):
+            if not all(map(is_utf8, row.values())):
                 yield where, BadRow("not UTF-8", f"{where}: is not UTF-8")
             # No caption holds a tab: a quotation mark that is not closed made one cell of several.
             elif separator == "\t" and (

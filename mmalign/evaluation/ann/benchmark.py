@@ -60,10 +60,9 @@ def run_faiss(config: FaissConfig, encoder: DualModel, out: Path) -> dict[str, A
         check_writable(out / file)
     named = [(config.set.name, config.set.shards), *((shards, shards) for shards in config.pool)]
     sets = [cached_set(encoder, Path(path), name, Path(config.cache)) for name, path in named]
-    searches = ann.make_searches(
+    to_image, to_text = searches = ann.make_searches(
         sets[0], sets[1:], config.set.languages, config.queries, config.seed
     )
-    to_image, to_text = searches
     results = Results(suite=config.name, model=encoder.facts, environment=environment())
     results.protocol[f"faiss/{config.set.name}"] = PROTOCOL.format(
         queries=len(to_image.query_QD),
