@@ -50,9 +50,8 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> str | None
     check_target(repo_id, dry_run)
     info = verify(folder)
     check_files(folder, is_published=True)
-    manifest = folder / MANIFEST
-    facts = {"size": manifest.stat().st_size, "sha256": sha256_of(manifest)}
-    files = {**info["files"], MANIFEST: facts}
+    listed = {"size": (folder / MANIFEST).stat().st_size, "sha256": sha256_of(folder / MANIFEST)}
+    files = {**info["files"], MANIFEST: listed}
     if dry_run:
         _list(files, f"to {repo_id} ({'private' if private else 'public'}); nothing was sent")
         return None
