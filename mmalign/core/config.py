@@ -176,9 +176,12 @@ def _lists_to_tuples(tree: Any, where: str, *path: object) -> Any:
         return {key: _lists_to_tuples(value, where, *path, key) for key, value in tree.items()}
     if isinstance(tree, list):
         return tuple(_lists_to_tuples(value, where, *path, n) for n, value in enumerate(tree))
+    field = ".".join(map(str, path))
     if isinstance(tree, int) and abs(tree) >= 2**63:  # torch and numpy have no larger ones
-        field = ".".join(map(str, path))
         raise UserError(f"{where}: `{field}` is over the largest integer of 64 bits; lower it")
+    # Also where a section keeps a part as it is, such as the methods of a study.
+    if isinstance(tree, float) and not math.isfinite(tree):
+        raise UserError(f"{where}: `{field}` is {tree}: input should be a finite number")
     return tree
 
 

@@ -95,6 +95,12 @@ def test_an_invalid_field_is_named(changes: dict[str, Any], sentence: str) -> No
     assert refusal(RunConfig, {**RUN, **changes}).startswith(sentence)
 
 
+def test_a_number_that_is_not_finite_is_refused_where_a_part_is_kept_as_it_is() -> None:
+    tree = read_yaml(ROOT / "eval" / "study_demo.yaml")
+    tree["methods"]["rs_rp"]["method"]["epsilon"] = float("nan")
+    assert refusal(StudyConfig, tree).startswith("`methods.rs_rp.method.epsilon` is nan: input")
+
+
 def test_an_unknown_key_without_a_similar_name_lists_the_known_names() -> None:
     tree = {"name": "x", "sets": [{"name": "a", "shards": "b", "qqq": 1}]}
     assert refusal(SuiteConfig, tree) == (
