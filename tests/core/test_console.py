@@ -71,7 +71,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     done = python(code, str(target))
     assert done.returncode == 1
     assert done.stderr == (
-        f"mmalign: {target}: File too large; raise the limit of a file's size with `ulimit -f unlimited`\n"
+        f"mmalign: {target}: File too large; raise the limit of a file's size with `ulimit -f unlimited`, "
+        "or name another place, and run the same command again\n"
     )
     assert list(target.parent.iterdir()) == []
 
