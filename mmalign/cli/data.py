@@ -102,7 +102,6 @@ def data_verify(
     _check_files(json_file)
     report = verify(folder, decode, processes)
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(json_file, report.to_json())
     for name, state in report.features.items():
         say(f"{folder}/features/{name}: {state}")

@@ -62,7 +62,6 @@ def compare(
 
     if out is not None:
         comparison.check_target(out)
-        check_writable(out)
     table = comparison.compare(results, suite, languages)
     comparison.show(table)
     if out is not None:

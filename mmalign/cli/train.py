@@ -117,6 +117,5 @@ def launch(
     if write is None:
         say(text.removesuffix("\n"))
     else:
-        write.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(write, text)
         say(f"{write}")

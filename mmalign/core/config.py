@@ -34,7 +34,6 @@ class Section(BaseModel):
         strict=True,
         use_attribute_docstrings=True,
         protected_namespaces=(),  # pydantic would warn of fields such as `model_type`
-        allow_inf_nan=False,
     )
 
 
@@ -166,16 +165,16 @@ def validate(cls: type[T], tree: Any, where: str) -> T:
     """The section that `tree` describes, or a UserError that names the field in `where`."""
     try:
         # YAML has lists, the sections have tuples, and strict types do not convert one into the other.
-        return cls.model_validate(_lists_to_tuples(tree, where))
+        return cls.model_validate(_prepared(tree, where))
     except pydantic.ValidationError as failure:
         raise UserError(_explain(cls, failure, where)) from None
 
 
-def _lists_to_tuples(tree: Any, where: str, *path: object) -> Any:
+def _prepared(tree: Any, where: str, *path: object) -> Any:
     if isinstance(tree, dict):
-        return {key: _lists_to_tuples(value, where, *path, key) for key, value in tree.items()}
+        return {key: _prepared(value, where, *path, key) for key, value in tree.items()}
     if isinstance(tree, list):
-        return tuple(_lists_to_tuples(value, where, *path, n) for n, value in enumerate(tree))
+        return tuple(_prepared(value, where, *path, n) for n, value in enumerate(tree))
     field = ".".join(map(str, path))
     if isinstance(tree, int) and abs(tree) >= 2**63:  # torch and numpy have no larger ones
         raise UserError(f"{where}: `{field}` is over the largest integer of 64 bits; lower it")

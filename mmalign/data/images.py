@@ -111,9 +111,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     if orientation is not None:
         image = image.transpose(_TURNS[orientation])
     transparency = image.info.get("transparency")
-    if image.mode.startswith(
-        "I"
-    ):  # a grey PNG of 16 bits, which Pillow's own conversion clips to 8
+    if image.mode.startswith("I"):
+        # A grey PNG of 16 bits, which Pillow's own conversion clips to 8.
         grey_HW = np.asarray(image, np.int32)
         white_HW = np.equal(grey_HW, -1 if transparency is None else transparency)
         pixel_HW = np.where(white_HW, 255, grey_HW.clip(0, 65535) >> 8)

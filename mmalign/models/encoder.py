@@ -77,10 +77,10 @@ class DualModel:
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Texts -> (n, D) float32 of unit length, in the order given; UserError: they are not finite."""
-        return finite(self._encode_in_order(as_list(texts), batch_size), self.facts)
+        check_texts(as_list(texts))
+        return finite(self._encode_in_order(texts, batch_size), self.facts)
 
     def _encode_in_order(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
-        check_texts(texts)
         return encode_sorted(self._encode_texts, texts, batch_size, self.width)
 
     def _encode_images(self, images: list[bytes]) -> np.ndarray:

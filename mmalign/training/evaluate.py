@@ -15,7 +15,7 @@ from mmalign.data.tokenizer import Tokenizer
 from mmalign.evaluation.suite import SuiteConfig, measure
 from mmalign.models.dual_encoder import ModelConfig
 from mmalign.models.encoder import Encoder
-from mmalign.results.metric_names import MEAN
+from mmalign.results.metric_names import MEAN, MetricName
 from mmalign.training.engine import Engine
 
 
@@ -55,10 +55,12 @@ def evaluate(
         encoder.heartbeat = heartbeat
         results = measure(suite, encoder)
     engine.module.train()  # `Encoder` put it into evaluation mode
-    metrics = {tuple(name.split("/")): value for name, value in results.metrics.items()}
     # A run of a hundred languages has ten thousand pairs of them.
-    kept = {n: v for n, v in metrics.items() if n[0] not in ("alignment", "words") or n[2] == MEAN}
-    return {"/".join(name): value for name, value in kept.items()}
+    return {
+        str(name): results.metrics[str(name)]
+        for name in map(MetricName.parse, results.metrics)
+        if name.measure not in ("alignment", "words") or name.language == MEAN
+    }
 
 
 def value_of(metrics: dict[str, float], name: str) -> float:
