@@ -26,10 +26,14 @@ def length_sorted_batches(lengths: Iterable[int], size: int) -> Iterator[list[in
 
 
 def encode_sorted(
-    encode: Callable[[list[str]], np.ndarray], texts: Sequence[str], size: int, width: int
+    encode: Callable[[list[T]], np.ndarray],
+    texts: Sequence[T],
+    size: int,
+    width: int,
+    length: Callable[[T], int] = len,  # type: ignore[assignment]
 ) -> np.ndarray:
     """(n, width) float32: one row per text, in the order given; `encode` gets `size` texts per call."""
     rows = np.zeros((len(texts), width), np.float32)
-    for chunk in length_sorted_batches(map(len, texts), size):
+    for chunk in length_sorted_batches(map(length, texts), size):
         rows[chunk] = encode([texts[i] for i in chunk])
     return rows

@@ -158,17 +158,25 @@ class TextEncoder(nn.Module):
         # Pooled states that were never trained to compare texts keep their length: a head may use it.
         return F.normalize(feature_ND, dim=-1) if self.unit_length else feature_ND
 
-    @torch.no_grad()
     def encode(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Texts -> (n, D) float32 features in the order given; without dropout, without gradients."""
+        return self.encode_rows([(text,) for text in as_list(texts)], batch_size)
 
-        def encode_batch(batch: list[str]) -> np.ndarray:
-            tokens = self.tokenize(batch)
+    @torch.no_grad()
+    def encode_rows(
+        self, rows: Sequence[tuple[str, ...]], batch_size: int = BATCH_SIZE
+    ) -> np.ndarray:
+        """As `encode`, of rows that all have one text, or all two, which are read as one sequence."""
+
+        def encode_batch(batch: list[tuple[str, ...]]) -> np.ndarray:
+            tokens = self.tokenize(*zip(*batch, strict=True))
             return self.feature(self.states(tokens), tokens.mask_NL).float().cpu().numpy()
 
         mode = self.training  # fine-tuning encodes between its steps
         self.eval()
-        features = encode_sorted(encode_batch, as_list(texts), batch_size, self.feature_width)
+        features = encode_sorted(
+            encode_batch, rows, batch_size, self.feature_width, lambda row: sum(map(len, row))
+        )
         self.train(mode)
         return finite(features, self.facts)
 

@@ -5,7 +5,7 @@ The same configuration, tower, data and seed give the same numbers on the same m
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ from mmalign.text.tasks.task import Task
 from mmalign.text.transfer import Outcome, outcome_of
 
 _FACTS = ("steps", "kept_step", "precision")
+_GROUPED_BATCHES = 50  # sorted by length together: few tokens of padding, and batches still differ
 _MAX_GRADIENT_NORM = 1.0  # as in the fine-tuning of BERT and XTREME
 
 
@@ -57,6 +58,9 @@ class FitConfig(Section):
     repeats: int = Field(default=1, ge=1)
     """Times that an epoch goes through the training rows: as many steps as RS-DA with so many copies."""
     batch_size: int = Field(default=32, ge=1)
+    group_by_length: bool = True
+    """Batches of examples of like length, which pads MNLI to 48 tokens in place of 95. The examples are
+    shuffled in every epoch, sorted within groups of 50 batches, and the batches are shuffled."""
     lr: float = Field(default=2e-5, gt=0)
     """Peak learning rate of the tower, or of its adapters; unused with `trainable: head`."""
     head_lr: float = Field(default=3e-3, gt=0)
@@ -134,7 +138,9 @@ def fit(
     # Three sources of random numbers (torch's global one draws dropout), so that none moves another.
     noise = torch.Generator(model.tower.device).manual_seed(seed)
     texts = np.random.default_rng((seed, 1))
-    stream = shuffled_batches(len(train), config.batch_size, config.epochs, seed)
+    lengths = [sum(map(len, one.texts)) for one in train] if config.group_by_length else None
+    stream = shuffled_batches(len(train), config.batch_size, config.epochs, seed, lengths)
+    trained = [one for one in model.parameters() if one.requires_grad]
     losses: list[float] = []
     for step, rows in enumerate(console.track(stream, label or task.name, steps), start=1):
         model.train()  # again in every step: a check leaves the model in evaluation mode
@@ -146,8 +152,10 @@ def fit(
             losses.append(loss.item())
         else:
             losses.append(config.method.backward(model, batch, noise))
-        nn.utils.clip_grad_norm_(model.parameters(), _MAX_GRADIENT_NORM)
+        nn.utils.clip_grad_norm_(trained, _MAX_GRADIENT_NORM)
         optimizer.step()
+        # The fused kernel does not count its changes of the weights, by which features are cached.
+        torch.autograd.graph.increment_version(trained)
         schedule.step()
         optimizer.zero_grad()
         if step == steps or step % every == 0:
@@ -208,11 +216,24 @@ def copy_of(tower: TextEncoder) -> TextEncoder:
     return copy.deepcopy(tower, {id(tower.tokenizer): tower.tokenizer})
 
 
-def shuffled_batches(rows: int, batch_size: int, epochs: int, seed: int) -> Iterator[list[int]]:
-    """Numbers of the rows of each batch, in another order in every epoch."""
-    order = np.random.default_rng(seed)
+def shuffled_batches(
+    rows: int, batch_size: int, epochs: int, seed: int, lengths: Sequence[int] | None = None
+) -> Iterator[list[int]]:
+    """Numbers of the rows of each batch, in another order in every epoch; of like `lengths`, if given."""
+    random = np.random.default_rng(seed)
     for _ in range(epochs):
-        yield from batched(order.permutation(rows).tolist(), batch_size)
+        order = random.permutation(rows).tolist()
+        if lengths is None:
+            yield from batched(order, batch_size)
+            continue
+        groups = batched(order, _GROUPED_BATCHES * batch_size)
+        batches = [
+            batch
+            for one in groups
+            for batch in batched(sorted(one, key=lengths.__getitem__), batch_size)
+        ]
+        # Shuffled, or the learning rate and the length would rise and fall together.
+        yield from (batches[i] for i in random.permutation(len(batches)))
 
 
 def _new_model(tower: TextEncoder, task: Task, config: FitConfig) -> TaskModel:
@@ -283,7 +304,8 @@ def _build_optimizer(
         for is_matrix, decay in ((True, config.weight_decay), (False, 0.0)):
             if parameters := [one for one in trained if (one.ndim >= 2) == is_matrix]:
                 groups.append({"params": parameters, "lr": lr, "weight_decay": decay})
-    optimizer = torch.optim.AdamW(groups)
+    # fused: ten times faster on a CPU (0.08 in place of 0.82 s a step with 118 M weights).
+    optimizer = torch.optim.AdamW(groups, fused=True)
     warm = round(config.warmup * steps)
 
     def factor(step: int) -> float:

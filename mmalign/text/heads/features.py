@@ -4,6 +4,9 @@
     two texts, joint          -> feature of both read as one sequence       -+-> FeatureHead -> (R, K)
     two texts, separate       -> u, v -> (u, v, |u - v|, u * v)             -+
 
+A feature depends on the texts and the tower alone, so each row of texts is encoded once and kept until a
+weight changes: a fixed tower encodes once for all epochs and checks, and any tower once for all tests.
+
 `joint` is the way of BERT (arXiv 1810.04805) and XTREME, `separate` that of InferSent (arXiv 1705.02364) and
 Sentence-BERT (arXiv 1908.10084): the head works with whatever aligned the languages in the tower's own space.
 
@@ -29,7 +32,10 @@ Row = tuple[int, tuple[str, ...]]  # the number of an example, and one or two of
 ON_FEATURES = ("classification", "similarity", "multiple_choice")  # kinds of task
 
 _ROWS_FOR_SCALE = 4096  # training examples that shift and factor of the head are computed from
-_REMEMBERED_TEXTS = 200_000  # 0.6 GB of features that are 768 wide
+_CACHED_ROWS = 200_000  # 0.6 GB of features that are 768 wide
+_EXAMPLES_AT_ONCE = (
+    20_000  # evaluated together: a chunk is sorted by length, and its features are in memory
+)
 _NO_TOKENS = Tokens(torch.empty(0, 0), torch.empty(0, 0), None, None)  # the features are known
 
 
@@ -90,20 +96,12 @@ class FeatureModel(TaskModel):
         self.separate = pairs == "separate"
         super().__init__(tower, FeatureHead(tower.feature_width, outputs, self.separate, hidden))
         self.pairs = pairs
-        self._remembered: dict[str, np.ndarray] = {}
+        self._cached: dict[tuple[str, ...], np.ndarray] = {}
         self._weights: list[tuple[int, int]] = []
 
-    @torch.no_grad()
     def prepare(self, train: Sequence[Example]) -> None:
         """Shift and factor of the head, from at most 4,096 examples spread over the training set."""
-        mode = self.training
-        self.eval()
-        features = [
-            self.tower.feature(self.tower.states(batch.tokens), batch.tokens.mask_NL)
-            for _, batch in self.batches(train[:: max(1, len(train) // _ROWS_FOR_SCALE)])
-        ]
-        self.head.fit_scale(torch.cat(features))
-        self.train(mode)
+        self.head.fit_scale(self._features(train[:: max(1, len(train) // _ROWS_FOR_SCALE)]))
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
         return [(i, one.texts) for i, one in enumerate(examples)]
@@ -112,13 +110,18 @@ class FeatureModel(TaskModel):
     def target(self, examples: Sequence[Example]) -> Tensor:
         """What the losses compare with, one entry per example."""
 
-    def collate(self, examples: Sequence[Example]) -> TaskBatch:
+    def sequences(self, examples: Sequence[Example]) -> list[tuple[str, ...]]:
+        """What the tower reads: one or two texts per sequence."""
+        rows = [texts for _, texts in self.rows(examples)]
         # With `separate` all first texts come before all second ones.
-        rows = self.rows(examples)
-        first, *second = zip(*(texts for _, texts in rows), strict=True)
-        texts = ([*first, *second[0]],) if self.separate else (first, *second)
-        example_N = [number for number, _ in rows] * (2 if self.separate else 1)
-        return self.batch(examples, self.tower.tokenize(*texts), example_N, self.target(examples))
+        return (
+            [(one,) for side in zip(*rows, strict=True) for one in side] if self.separate else rows
+        )
+
+    def collate(self, examples: Sequence[Example]) -> TaskBatch:
+        example_N = [number for number, _ in self.rows(examples)] * (2 if self.separate else 1)
+        tokens = self.tower.tokenize(*zip(*self.sequences(examples), strict=True))
+        return self.batch(examples, tokens, example_N, self.target(examples))
 
     def logits(self, state_NLF: Tensor, batch: TaskBatch) -> Tensor:
         return self.from_features(self.tower.feature(state_NLF, batch.tokens.mask_NL), batch)
@@ -131,31 +134,33 @@ class FeatureModel(TaskModel):
     def losses(self, logits: Tensor, batch: TaskBatch) -> Tensor:
         return F.cross_entropy(logits, batch.target, reduction="none")
 
-    def evaluate(self, examples: Sequence[Example]) -> Iterator[Evaluated]:
-        """Texts that are read apart are read once, however many examples they occur in."""
-        if not self.separate or not examples:
-            yield from super().evaluate(examples)
-            return
-        texts = list(dict.fromkeys(text for one in examples for text in one.texts))
-        number_of = {text: i for i, text in enumerate(texts)}
-        feature_TD = torch.from_numpy(self._features_of(texts))
-        for start in range(0, len(examples), self.evaluation_batch):
-            chunk = examples[start : start + self.evaluation_batch]
-            first, second = zip(*(row for _, row in self.rows(chunk)), strict=True)
-            feature_ND = feature_TD[[number_of[text] for text in (*first, *second)]]
-            batch = TaskBatch(chunk, _NO_TOKENS, torch.empty(0), self.target(chunk))
-            logits = self.from_features(feature_ND.to(self.tower.device), batch)
-            yield list(range(start, start + len(chunk))), logits, batch
+    def forward(self, batch: TaskBatch) -> Tensor:
+        if self.tower.training or any(one.requires_grad for one in self.tower.parameters()):
+            return super().forward(batch)
+        return self.from_features(self._features(batch.examples), batch)
 
-    def _features_of(self, texts: Sequence[str]) -> np.ndarray:
-        """(T, D). The same texts are asked for clean, in pairs of languages and beside perturbed ones."""
+    def evaluate(self, examples: Sequence[Example]) -> Iterator[Evaluated]:
+        mode = self.training
+        self.eval()
+        for start in range(0, len(examples), _EXAMPLES_AT_ONCE):
+            chunk = examples[start : start + _EXAMPLES_AT_ONCE]
+            batch = TaskBatch(chunk, _NO_TOKENS, torch.empty(0), self.target(chunk))
+            logits = self.from_features(self._features(chunk), batch)
+            yield list(range(start, start + len(chunk))), logits, batch
+        self.train(mode)
+
+    @torch.no_grad()
+    def _features(self, examples: Sequence[Example]) -> Tensor:
+        """(N, D) on the tower's device, of the sequences of the examples; without dropout."""
         # torch counts how often a tensor was changed in place: features are valid until a count differs.
         weights = [(id(one), one._version) for one in self.tower.parameters()]
-        new = [text for text in texts if text not in self._remembered]
-        if weights != self._weights or len(self._remembered) + len(new) > _REMEMBERED_TEXTS:
-            self._remembered, self._weights, new = {}, weights, list(texts)
-        self._remembered.update(zip(new, self.tower.encode(new), strict=True))
-        return np.stack([self._remembered[text] for text in texts])
+        wanted = self.sequences(examples)
+        new = [one for one in dict.fromkeys(wanted) if one not in self._cached]
+        if weights != self._weights or len(self._cached) + len(new) > _CACHED_ROWS:
+            self._cached, self._weights, new = {}, weights, list(dict.fromkeys(wanted))
+        self._cached.update(zip(new, self.tower.encode_rows(new), strict=True))
+        known = np.stack([self._cached[one] for one in wanted])
+        return torch.from_numpy(known).to(self.tower.device)
 
     def description(self) -> dict[str, Any]:
         hidden = self.head.hidden.out_features if self.head.hidden is not None else None

@@ -167,30 +167,54 @@ def test_similarity_is_learnt_in_deviations_and_predicted_in_scores(tower: TextE
     assert model.predict([Example("1", "en", ("dog", "ball"), 0.0)]) == [1.5]
 
 
-def test_texts_read_apart_are_remembered_until_a_weight_changes(tower: TextEncoder) -> None:
-    model = ClassificationModel(tower, LABELS, "separate").eval()
+@pytest.mark.parametrize("how", ["joint", "separate"])
+def test_features_are_kept_until_a_weight_changes(
+    tower: TextEncoder, how: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ClassificationModel(tower, LABELS, how).eval()
     random_weights(model)
     examples = pairs()
+    encoded: list[tuple[str, ...]] = []
+    encode_rows = tower.encode_rows
+    monkeypatch.setattr(
+        tower, "encode_rows", lambda rows: encoded.extend(rows) or encode_rows(rows)
+    )
 
     def probabilities() -> torch.Tensor:
-        """Found through the memory, and compared with reading every batch again."""
+        """Found through the cache, and compared with reading every batch again."""
+        encoded.clear()
         found = model.probabilities(examples)
         with torch.no_grad():
             again = model(model.collate(examples)).softmax(-1)
         torch.testing.assert_close(found, again)
         return found
 
+    rows = sorted(set(model.sequences(examples)))
     before = probabilities()
-    texts: list[str] = []
-    encode = tower.encode
-    tower.encode = lambda new, *rest: texts.extend(new) or encode(new, *rest)  # type: ignore[method-assign, func-returns-value]
-    assert torch.equal(probabilities(), before) and not texts
+    assert sorted(encoded) == rows
+    assert torch.equal(probabilities(), before) and not encoded
     optimizer = torch.optim.AdamW(tower.parameters(), lr=0.01)
     model.losses(model(model.collate(examples)), model.collate(examples)).sum().backward()
     optimizer.step()
     after = probabilities()
-    assert not torch.equal(after, before) and sorted(texts) == sorted(set(WORDS[:4]))
+    assert not torch.equal(after, before) and sorted(encoded) == rows
     with torch.no_grad():  # as the best weights are put back
         for parameter in tower.parameters():
             parameter.copy_(parameter * 0.5)
     assert not torch.equal(probabilities(), after)
+
+
+@pytest.mark.parametrize("how", ["joint", "separate"])
+def test_a_fixed_tower_reads_a_row_once_in_all_epochs(
+    tower: TextEncoder, how: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ClassificationModel(tower.requires_grad_(False), LABELS, how).eval()
+    random_weights(model)
+    examples = pairs()
+    wanted = super(ClassificationModel, model).logits(
+        tower.states((batch := model.collate(examples)).tokens), batch
+    )
+    torch.testing.assert_close(model(batch), wanted)
+    monkeypatch.setattr(tower, "states", lambda *_: pytest.fail("read again"))
+    (gradient,) = torch.autograd.grad(model(batch).square().sum(), model.head.output.weight)
+    assert gradient.abs().sum() > 0
