@@ -77,24 +77,29 @@ class TextTower(nn.Module):
         return pool(state_NLF, mask_NL, self.pooling)
 
     def layer_depths(self) -> dict[str, int] | None:
-        """How many layers below the tower's output each parameter lies, by its name in the trunk.
+        """As the function of that name, of the trunk."""
+        return layer_depths(self.trunk)
 
-        From 1, the last layer and the norm after it, to the embeddings. None: the trunk does not keep its
-        layers in one list.
-        """
-        found = find_blocks(self.trunk)
-        if found is None:
-            return None
-        prefix, count = f"{found[0]}.", len(found[1])
-        deepest = outside = count + 1
-        depths: dict[str, int] = {}
-        for name, _ in self.trunk.named_parameters():
-            if name.startswith(prefix):
-                depths[name] = count - int(name.removeprefix(prefix).split(".")[0])
-                outside = 1  # what comes after the layers is their norm
-            else:
-                depths[name] = deepest if "embed" in name else outside
-        return depths
+
+def layer_depths(trunk: Any) -> dict[str, int] | None:
+    """How many layers below a trunk's output each of its parameters lies, by name.
+
+    From 1, the last layer and the norm after it, to the embeddings. None: the trunk does not keep its layers
+    in one list.
+    """
+    found = find_blocks(trunk)
+    if found is None:
+        return None
+    prefix, count = f"{found[0]}.", len(found[1])
+    deepest = outside = count + 1
+    depths: dict[str, int] = {}
+    for name, _ in trunk.named_parameters():
+        if name.startswith(prefix):
+            depths[name] = count - int(name.removeprefix(prefix).split(".")[0])
+            outside = 1  # what comes after the layers is their norm
+        else:
+            depths[name] = deepest if "embed" in name else outside
+    return depths
 
 
 def _by_length(length_N: Sequence[int]) -> tuple[list[list[int]], list[int]]:

@@ -12,7 +12,7 @@ from torch import nn
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.models.text_tower import TextTower
+from mmalign.models.text_tower import layer_depths
 
 # How models name the linear layers of attention that make queries and values.
 _QUERY_VALUE = (("query", "value"), ("q_proj", "v_proj"), ("q_lin", "v_lin"), ("q", "v"))
@@ -76,7 +76,7 @@ def _modules(tower: TextEncoder, config: LoraConfig, blocks: int | None) -> str 
     chosen = [name for name in linear if f".{name}".endswith(ends)]
     if blocks is None:
         return chosen
-    depths = TextTower(tower.trunk, tower.pooling).layer_depths()
+    depths = layer_depths(tower.trunk)
     if depths is None:
         raise UserError(
             "lora: the model has no list of blocks for adapters to stop at; put them in all (`adapters: all`)"

@@ -12,7 +12,7 @@ from text_tasks import fit_config
 from mmalign.core.errors import UserError
 from mmalign.models.encoder import weights_sha256
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.text.fit import Fitted, fit
+from mmalign.text.fit import Fitted, _build_optimizer, _new_model, fit, shuffled_batches
 from mmalign.text.scores import hits
 from mmalign.text.tasks.task import Example, Task
 
@@ -206,3 +206,71 @@ def test_a_tower_whose_vectors_are_no_numbers_is_not_trained(
     next(tower.parameters()).data.fill_(torch.nan)
     with pytest.raises(UserError, match=r"run.*: its vectors are not finite"):
         fit(tower, task_of(), fit_config(trainable=trainable), seed=0)
+
+
+def test_a_frozen_part_of_the_trunk_stays_as_it_was(tower: TextEncoder) -> None:
+    before = {name: p.detach().clone() for name, p in tower.trunk.named_parameters()}
+
+    def changed(**fields: Any) -> set[str]:
+        fitted = fit(tower, task_of(), fit_config(trainable="all", epochs=1, **fields), seed=0)
+        trunk = fitted.model.tower.trunk
+        return {n for n, p in trunk.named_parameters() if not torch.equal(p, before[n])}
+
+    everything = changed()
+    assert any("embeddings" in name for name in everything)
+    blocks = tower.trunk.config.num_hidden_layers
+    for frozen in range(blocks + 1):
+        below = (*(f"layer.{i}." for i in range(frozen)), "embeddings")
+        wanted = {name for name in everything if not any(part in name for part in below)}
+        assert changed(frozen_layers=frozen) == wanted
+        assert bool(wanted) == (frozen < blocks)
+
+
+def test_layers_further_down_learn_more_slowly(tower: TextEncoder) -> None:
+    def rates(decay: float) -> dict[str, float]:
+        model = _new_model(tower, task_of(), fit_config(trainable="all"))
+        optimizer, _ = _build_optimizer(model, 1, fit_config(lr=0.5, layer_decay=decay, warmup=0))
+        rate_of = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+        return {name: rate_of[id(p)] for name, p in model.named_parameters()}
+
+    blocks = tower.trunk.config.num_hidden_layers
+    flat, found = rates(1.0), rates(0.5)
+    for name, rate in found.items():
+        parts = name.split(".")
+        steps = blocks if "embeddings" in parts else 0
+        if "layer" in parts:
+            steps = blocks - 1 - int(parts[parts.index("layer") + 1])
+        assert rate == pytest.approx(flat[name] * 0.5**steps), name
+
+
+def test_training_stops_when_dev_gets_no_better(tower: TextEncoder) -> None:
+    # Dev rows with the wrong labels: the better the training rows are learnt, the worse these are.
+    task = task_of(dev={"en": rows("en", right=False)})
+    whole = fit(tower, task, fit_config(head_lr=0.03), seed=0)
+    early = fit(tower, task, fit_config(head_lr=0.03, patience=3), seed=0)
+    kept = whole.history["kept_step"]
+    assert early.history["kept_step"] == kept
+    assert early.history["steps"] == kept + 3 * 2 < whole.history["steps"]  # two steps per check
+    assert weights_sha256(early.model) == weights_sha256(whole.model)
+
+
+def test_batches_of_like_length_hold_every_row_once_and_little_padding() -> None:
+    random = np.random.default_rng(0)
+    lengths = random.lognormal(3.7, 0.4, 5000).astype(int).tolist()
+
+    def padding(how: list[int] | None, seed: int = 0) -> tuple[float, list[list[int]]]:
+        batches = list(shuffled_batches(len(lengths), 32, 1, seed, how))
+        assert sorted(i for one in batches for i in one) == list(range(len(lengths)))
+        padded = sum(len(one) * max(lengths[i] for i in one) for one in batches)
+        return padded / sum(lengths), batches
+
+    (without, _), (share, batches) = padding(None), padding(lengths)
+    assert without > 1.9 and share < 1.08
+    # Neither the batches nor their order are the same in another epoch, and no order by length is left.
+    assert padding(lengths, seed=1)[1] != batches
+    means = [np.mean([lengths[i] for i in one]) for one in batches[:50]]
+    assert abs(np.corrcoef(means, range(50))[0, 1]) < 0.4
+    epochs = list(shuffled_batches(64, 32, 2, 0, lengths[:64]))
+    assert sorted(map(sorted, epochs[:2])) == sorted(
+        map(sorted, epochs[2:])
+    )  # two batches: as sorted
