@@ -29,7 +29,7 @@ def bounded_temperatures() -> dict[Way, list[float]]:
             engine.step(make_batch_for("contrastive", step))
             with engine.full_model():
                 scales.append(engine.model.logit_scale.item())
-        weights = distributed.broadcast(engine.capture()[1])["model.safetensors"]
+        weights = distributed.gather_objects(engine.capture()[1])[0]["model.safetensors"]
         found[way] = [*scales, float(weights["logit_scale"])]
     return found
 

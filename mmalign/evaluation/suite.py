@@ -27,7 +27,6 @@ from mmalign.evaluation.layers import LayersConfig, probe_layers
 from mmalign.evaluation.lexical_probe import HELD_OUT, MEASURE, PRECISION, ProbeConfig, probe
 from mmalign.evaluation.lexicon import read_lexicon
 from mmalign.evaluation.measured import Language, Measured
-from mmalign.evaluation.over_ranks import must_agree
 from mmalign.evaluation.retrieval import Protocol, measure_retrieval
 from mmalign.evaluation.words import WordsConfig, measure_words
 from mmalign.evaluation.zero_shot import ZeroShotConfig, measure_zero_shot
@@ -121,7 +120,7 @@ def measure(config: SuiteConfig, model: DualModel, out: Path | None = None) -> R
         UserError: a set is missing or lacks a language, or the ranks differ in weights or data.
     """
     results = Results(suite=config.name, model=model.facts, environment=environment())
-    must_agree(model.facts.get("sha256"), f"{model.facts.get('path')}: its weights")
+    distributed.must_agree(model.facts.get("sha256"), f"{model.facts.get('path')}: its weights")
     for i, entry in enumerate(config.sets):  # one set at a time: embeddings are large
         _measure_set(config, entry, model, results, None if i else out)  # a gallery of the first
     for words in config.words:
@@ -137,9 +136,9 @@ def measure(config: SuiteConfig, model: DualModel, out: Path | None = None) -> R
 def _measure_set(
     config: SuiteConfig, entry: SetConfig, model: DualModel, results: Results, out: Path | None
 ) -> None:
-    shard_set = ShardSet(Path(entry.shards))
-    results.data[entry.name] = shard_set.manifest.sha256
-    must_agree(shard_set.manifest.sha256, f"set `{entry.name}`: the data in {entry.shards}")
+    shard_set = distributed.on_all(lambda: ShardSet(Path(entry.shards)))
+    sha256 = results.data[entry.name] = shard_set.manifest.sha256
+    distributed.must_agree(sha256, f"set `{entry.name}`: the data in {entry.shards}")
     # Alignment alone needs no images, so that a text encoder can be measured.
     images = set(entry.measures) != {"alignment"} or bool(config.gallery)
     embedded = embed_set(model, shard_set, entry.name, entry.languages, entry.sharded, images)

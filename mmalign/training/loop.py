@@ -27,12 +27,11 @@ from mmalign.data.stream.loader import batches
 from mmalign.data.stream.order import ORDER_VERSION, GlobalOrder, open_sets
 from mmalign.evaluation.suite import SuiteConfig
 from mmalign.models.dual_encoder import build_dual_encoder
-from mmalign.training import checkpoint
-from mmalign.training.checkpoint import Saver
+from mmalign.training.checkpoint import Saver, has_checkpoints, load_newest
 from mmalign.training.embed import open_image_features
 from mmalign.training.engine import Engine
-from mmalign.training.evaluate import evaluate, value_of
-from mmalign.training.initialization import initialize_weights, parent_of, restore_state
+from mmalign.training.evaluate import evaluate, recorded_evaluation, value_of
+from mmalign.training.initialization import initialize_weights, restore_state
 from mmalign.training.meter import Meter, all_reduce_flags
 from mmalign.training.non_finite import NonFiniteGuard
 from mmalign.training.prepare import (
@@ -62,6 +61,8 @@ def train(config: RunConfig, out: Path, stop_after: int | None = None) -> str | 
     """
     # Longer than the watchdog's limit: it names the rank that hangs before the collective times out.
     distributed.start(timedelta(seconds=max(600, 2 * config.engine.hang_seconds)))
+    # Each rank read the run file itself.
+    config = distributed.on_main(lambda: config)
     with (
         hold(out),
         Watchdog(out, config.engine.hang_seconds) as watchdog,
@@ -70,14 +71,24 @@ def train(config: RunConfig, out: Path, stop_after: int | None = None) -> str | 
         config = open_run(config, out)
         run = _Run(config, out, stop, watchdog)
         last = min(config.steps, stop_after or config.steps)
+        if run.resumes:  # a step is saved before it is evaluated
+            metrics = distributed.on_main(lambda: recorded_evaluation(out, run.state.step))
+            run.evaluate(metrics)
         # More than one round only after a roll-back, which needs a new stream of batches.
         while run.state.step < last and not run.stopped:
             run.take_steps(last)
         run.saver.finish()
         if run.recorder is not None:
             run.recorder.close()
-    say(f"{out}: step {run.state.step} of {config.steps}, {run.state.pairs_seen} captions seen")
+    seen = f"{run.state.images_seen} images and {run.state.captions_seen} captions seen"
+    say(f"{out}: step {run.state.step} of {config.steps}, {seen}")
     return run.stopped
+
+
+def _suite_of(config: RunConfig) -> SuiteConfig | None:
+    if config.evaluation is None:
+        return None
+    return load_config(SuiteConfig, find_yaml(config.evaluation.suite, "eval"))
 
 
 class _Run:
@@ -95,10 +106,11 @@ class _Run:
             config.model, self.tokenizer.vocabulary, self.tokenizer.padding_id
         )
         self.loader = make_batches(config, order, self.tokenizer, model)
-        # Not on a resume: what `init_from` names may be gone by then.
-        if not checkpoint.has_checkpoints(out / "checkpoints"):
+        self.resumes = distributed.on_main(lambda: has_checkpoints(out / "checkpoints"))
+        parent = None
+        if not self.resumes:  # what `init_from` names may be gone on a resume
             check_sizes(config.model, model)
-            initialize_weights(config, model, self.tokenizer)
+            parent = initialize_weights(config, model, self.tokenizer)
         self.engine = Engine(
             model,
             config.objective,
@@ -110,7 +122,7 @@ class _Run:
             config.seed,
         )
         watchdog.heartbeat("resume")
-        self.state, starts = restore_state(config, out, self.engine, order)
+        self.state = restore_state(config, out, self.engine, order, self.resumes, parent)
         # After the weights are restored: the features must belong to the image tower that the run goes on
         # with.
         self.loader.features = open_image_features(config, order.sets, self.engine)
@@ -122,15 +134,10 @@ class _Run:
         }
         if distributed.is_main():
             facts["code"] = code_version()
-            if starts:
-                self.state = replace(self.state, parent=parent_of(config, self.state.step))
-        self.suite: SuiteConfig | None = None
-        if config.evaluation:
-            path = find_yaml(config.evaluation.suite, "eval")
-            self.suite = load_config(SuiteConfig, path)
+        self.suite = distributed.on_main(lambda: _suite_of(config))
+        # Only now: a start that fails before this line leaves no run behind, and this file alone.
+        distributed.on_main(lambda: write_config(config, out))
         if distributed.is_main():
-            # Only now: a start that fails before this line leaves no run behind, and this file alone.
-            write_config(config, out)
             (out / STOPPED).unlink(missing_ok=True)
         self.saver = Saver(out / "checkpoints", config.checkpoint, facts, watchdog.heartbeat)
         # A save in the background counts as well.
@@ -160,6 +167,9 @@ class _Run:
     def take_steps(self, last: int) -> None:
         """Steps until `last`, until a request to stop, or until the run has rolled back to a checkpoint."""
         config, saver = self.config, self.saver
+        where = (self.state.step, self.state.stream.position, self.engine.step_number)
+        weights = self.engine.digest() if distributed.world_size() > 1 else None
+        distributed.must_agree((where, weights), f"{self.out}: step or weights")
         # From the position in the data, not from the step: after a roll-back the two differ.
         first = self.state.stream.position // config.batch_size
         self.watchdog.heartbeat("the first batch")
@@ -175,8 +185,13 @@ class _Run:
                 len(batch.language_N), bool(self.stop.requested), saver.is_writing, is_due
             )
             step = self.engine.step_number
-            pairs_seen = self.state.pairs_seen + flags.captions
-            self.state = replace(self.state, step=step, pairs_seen=pairs_seen, stream=batch.state)
+            self.state = replace(
+                self.state,
+                step=step,
+                images_seen=self.state.images_seen + config.batch_size,
+                captions_seen=self.state.captions_seen + flags.captions,
+                stream=batch.state,
+            )
             self.meter.count(batch)
             self.ledger.count(batch)
             if self.guard.must_act(step, metrics, batch):
@@ -185,48 +200,58 @@ class _Run:
                 self._record(metrics)
             if not flags.writing:
                 saver.finish()
-            # Before the save: the checkpoint's state holds the best value so far.
-            is_best = self._evaluate()
             regular = step % config.checkpoint.every == 0 or flags.save_is_due
-            if regular or is_best or flags.stop or step == last:
-                self._save(is_best)
+            # Before the evaluation, which may take longer than a preempted job has.
+            if regular or flags.stop or step == last:
+                self._save()
             if flags.stop:
                 return self._stop()
+            self.evaluate()
 
     def _record(self, metrics: dict[str, float]) -> None:
         self.ledger.flush()
         # On all ranks: both count over all of them.
-        seen = {**self.meter.read(), **self.ledger.metrics(), "pairs_seen": self.state.pairs_seen}
+        state = self.state
+        seen: dict[str, float] = {**self.meter.read(), **self.ledger.metrics()}
+        seen |= {"images_seen": state.images_seen, "captions_seen": state.captions_seen}
         if self.recorder is not None:
-            self.recorder.write(self.state.step, {**metrics, **seen})
+            self.recorder.write(state.step, {**metrics, **seen})
         # After the record: when too many samples are unusable, the last line says how many.
         self.ledger.judge()
 
-    def _save(self, is_best: bool) -> None:
+    def _save(self, is_best: bool = False) -> None:
         self.ledger.flush()
         self.state = replace(self.state, ledger=self.ledger.to_json())
         self.saver.save(self.engine, self.state, is_best)
         self.saved_step, self.saved_at = self.state.step, time.monotonic()
         self.meter.forget_time()
 
-    def _evaluate(self) -> bool:
-        # Whether the suite is due at this step, and finds these weights the best so far.
+    def evaluate(self, metrics: dict[str, float] | None = None) -> None:
+        """Measure the suite if it is due at this step, and mark the checkpoint if it is the best so far.
+
+        Args:
+            metrics: where they are recorded already.
+        """
         config, step = self.config.evaluation, self.state.step
-        if config is None or self.suite is None or step % config.every:
-            return False
-        self.watchdog.heartbeat(f"evaluation after step {step}")
-        beat = self.watchdog.heartbeat
-        metrics = evaluate(self.suite, self.engine, self.config.model, self.tokenizer, beat)
-        if self.recorder is not None:
-            self.recorder.write(step, metrics)
-        self.meter.forget_time()
+        if config is None or self.suite is None or step % config.every or not step:
+            return
+        if metrics is None:
+            self.watchdog.heartbeat(f"evaluation after step {step}")
+            beat = self.watchdog.heartbeat
+            metrics = evaluate(self.suite, self.engine, self.config.model, self.tokenizer, beat)
+            if self.recorder is not None:
+                self.recorder.write(step, metrics)
+            self.meter.forget_time()
         if config.best is None:
-            return False
+            return
         value = value_of(metrics, config.best)
         if self.state.best is not None and value <= self.state.best:
-            return False
+            return
         self.state = replace(self.state, best=value)
-        return True
+        if self.saved_step == step:
+            self.saver.mark_best(step)
+        else:
+            self._save(is_best=True)
 
     def _roll_back(self, batch: Batch) -> None:
         # The newest checkpoint's weights, and the data after `batch`. A checkpoint that is still being
@@ -234,7 +259,7 @@ class _Run:
         self.saver.finish()
         bad_step = self.state.step
         self.guard.note_roll_back(bad_step, self.saved_step)
-        state = checkpoint.load_newest(self.out / "checkpoints", self.engine, self.loader.plan)
+        state = load_newest(self.out / "checkpoints", self.engine, self.loader.plan)
         self.state = replace(state, stream=batch.state)
         say(f"step {bad_step}: back to the weights of step {state.step}, on with later data")
         if self.recorder is not None:

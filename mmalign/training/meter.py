@@ -57,7 +57,7 @@ class Meter:
     def read(self) -> dict[str, float]:
         """The metrics since the last call, over all ranks; resets the counters."""
         total: Counter[str] = sum(distributed.gather_objects(self._languages), Counter())
-        metrics = {"pairs_per_second": self._steps * self._batch_size / self._seconds}
+        metrics = {"images_per_second": self._steps * self._batch_size / self._seconds}
         metrics |= {f"captions/{lang}": float(n) for lang, n in sorted(total.items())}
         self._languages, self._steps, self._seconds = Counter(), 0, 0.0
         return metrics

@@ -39,15 +39,17 @@ def open_run(config: RunConfig, out: Path) -> RunConfig:
         UserError: the folder holds the checkpoints of another run.
     """
     path = out / "config.yaml"
-    stored: dict[str, Any] | None = None
-    has_run = path.is_file() and checkpoint.has_checkpoints(out / "checkpoints")
-    if distributed.is_main() and has_run:
+
+    def read() -> dict[str, Any] | None:
+        if not (path.is_file() and checkpoint.has_checkpoints(out / "checkpoints")):
+            return None
         stored = read_yaml(path)
         # Defaults in place of fields that an older version lacks; the comparison reports unknown ones.
         with suppress(UserError):
             stored = validate(RunConfig, stored, str(path)).model_dump(mode="json")
-    # Rank 0 alone reads the file: it may be on a disk that other hosts see late.
-    stored = distributed.broadcast(stored)
+        return stored
+
+    stored = distributed.on_main(read)
     precision = config.engine.precision
     if precision == "auto" and stored is not None:
         precision = stored.get("engine", {}).get("precision", precision)
@@ -74,15 +76,7 @@ def hold(out: Path) -> Iterator[None]:
     """
     try:
         with ExitStack() as stack:
-            problem = None
-            try:
-                if distributed.is_main():
-                    stack.enter_context(exclusive(out))
-            except UserError as error:
-                problem = str(error)
-            # All ranks learn of it: they would wait for rank 0.
-            if problem := distributed.broadcast(problem):
-                raise UserError(problem)
+            distributed.on_main(lambda: stack.enter_context(exclusive(out)))
             yield
     finally:
         with suppress(OSError):  # not empty, as it should be
@@ -111,8 +105,10 @@ def load_or_train_tokenizer(
 ) -> Tokenizer:
     """The run's tokenizer, from its folder if it is there already."""
     folder = out / "tokenizer"
-    watchdog.pause("the tokenizer of rank 0")  # which has a watchdog of its own
-    if distributed.is_main() and not (folder / "tokenizer_config.json").is_file():
+
+    def make() -> None:
+        if (folder / "tokenizer_config.json").is_file():
+            return
         if config.kind == "pretrained":
             assert config.name is not None
             tokenizer = load_tokenizer(config.name)
@@ -123,8 +119,12 @@ def load_or_train_tokenizer(
         tokenizer.save(work)
         # Complete or absent: a kill in between must not block the next start.
         replace_folder(work, folder)
-    distributed.barrier()
-    return load_tokenizer(folder)
+
+    watchdog.pause("the tokenizer of rank 0")  # which has a watchdog of its own
+    distributed.on_main(make)
+    tokenizer = distributed.on_all(lambda: load_tokenizer(folder))
+    distributed.must_agree(tokenizer.sha256, f"{folder}: the files")
+    return tokenizer
 
 
 def _watched(captions: Iterable[str], watchdog: Watchdog) -> Iterator[str]:

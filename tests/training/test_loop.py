@@ -106,10 +106,10 @@ def test_a_run_leaves_records_and_checkpoints(folder: Path) -> None:
     run = folder / "whole"
     records = read_records(run / "metrics.jsonl")
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
-    for name in ("loss", "temperature", "grad_norm", "lr", "pairs_per_second", "pairs_seen"):
+    for name in ("loss", "temperature", "grad_norm", "lr", "images_per_second", "captions_seen"):
         assert all(record[name] >= 0 for record in records), name
     counted = sum(v for r in records for k, v in r.items() if k.startswith("captions/"))
-    assert counted == records[-1]["pairs_seen"] > STEPS * 4
+    assert counted == records[-1]["captions_seen"] > STEPS * 4
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [
         "LATEST",
         "step-000000003",
@@ -173,7 +173,7 @@ def test_unusable_samples_are_counted_exactly_and_limited(folder: Path) -> None:
         assert where == [str(folder / "damaged_data"), "00000.tar", "does not decode"]
         last = read_records(folder / name / "metrics.jsonl")[-1]
         assert last["data/unusable"] == last["data/unusable/does not decode"] == count / 24
-        assert last["data/captions/en"] + last["data/captions/sw"] == last["pairs_seen"]
+        assert last["data/captions/en"] + last["data/captions/sw"] == last["captions_seen"]
     both = [(folder / name / "unusable.jsonl").read_text() for name in ("bad", "bad_whole")]
     assert both[0] == both[1]
     assert json.loads(both[0])["key"] == "k003"
@@ -203,7 +203,9 @@ def test_a_run_of_masked_language_modelling_resumes_bit_for_bit(folder: Path, wo
 
 def test_a_run_of_masked_language_modelling_looks_like_any_other(folder: Path, words: Path) -> None:
     records = read_records(words / "metrics.jsonl")
-    assert all(r.keys() >= {"loss", "accuracy", "grad_norm", "lr", "pairs_seen"} for r in records)
+    assert all(
+        r.keys() >= {"loss", "accuracy", "grad_norm", "lr", "captions_seen"} for r in records
+    )
     assert not any("temperature" in record for record in records)
     # Its captions are those of the run with images.
     counts = [{k: v for k, v in r.items() if k.startswith("captions/")} for r in records]
