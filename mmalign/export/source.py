@@ -177,6 +177,8 @@ def _of_run(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
         "code": manifest.get("code"),
         **_config(config, manifest.get("config_sha256")),
         "run": _known({**counted, "world_size": manifest.get("world_size")}),
+        # Fields that were changed on the way, with the step; `config` is as they ended.
+        **({"changes": state["changes"]} if state.get("changes") else {}),
         # The manifest's hashes are in the order of the configuration.
         "data": [_data_set(*one) for one in zip(folders, manifest.get("data", []), strict=False)],
         "tokenizer": _tokenizer(run / "tokenizer", config.get("tokenizer", {})),

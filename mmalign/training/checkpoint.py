@@ -75,6 +75,8 @@ class TrainState:
     # What it started from: `how` (resume_from, init_from), `path`, `manifest_sha256`; None: from scratch.
     parent: dict[str, Any] | None = None
     ledger: dict[str, Any] = field(default_factory=dict)  # samples so far, as in `Ledger.to_json`
+    # Fields that were changed on a resume (`run_config.Change`), each with its first `step`.
+    changes: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "stream": vars(self.stream)}

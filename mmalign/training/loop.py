@@ -7,6 +7,7 @@ Where a run starts is decided in `initialization.py`.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -42,15 +43,20 @@ from mmalign.training.prepare import (
     open_run,
     write_config,
 )
-from mmalign.training.run_config import RunConfig
+from mmalign.training.run_config import Change, RunConfig
 from mmalign.training.signals import StopRequest
 from mmalign.training.watchdog import Watchdog
 
 STOPPED = "stopped.json"
 
 
-def train(config: RunConfig, out: Path, stop_after: int | None = None) -> str | None:
+def train(
+    config: RunConfig, out: Path, stop_after: int | None = None, change: Sequence[str] = ()
+) -> str | None:
     """Train to `config.steps`, or to `stop_after`, leaving checkpoints and records in `out`.
+
+    Args:
+        change: fields in which the configuration may differ from that of the run so far (see `open_run`).
 
     Returns:
         The name of the signal that stopped it, after the step was saved and `stopped.json` written; None
@@ -68,8 +74,8 @@ def train(config: RunConfig, out: Path, stop_after: int | None = None) -> str | 
         Watchdog(out, config.engine.hang_seconds) as watchdog,
         StopRequest(watchdog.idle) as stop,
     ):
-        config = open_run(config, out)
-        run = _Run(config, out, stop, watchdog)
+        config, changes = open_run(config, out, change)
+        run = _Run(config, out, stop, watchdog, changes)
         last = min(config.steps, stop_after or config.steps)
         if run.resumes:  # a step is saved before it is evaluated
             metrics = distributed.on_main(lambda: recorded_evaluation(out, run.state.step))
@@ -94,7 +100,14 @@ def _suite_of(config: RunConfig) -> SuiteConfig | None:
 class _Run:
     """A run on one rank."""
 
-    def __init__(self, config: RunConfig, out: Path, stop: StopRequest, watchdog: Watchdog) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        out: Path,
+        stop: StopRequest,
+        watchdog: Watchdog,
+        changes: list[Change],
+    ) -> None:
         self.config, self.out, self.stop, self.watchdog = config, out, stop, watchdog
         self.stopped: str | None = None
         order = GlobalOrder(open_sets(config.data), config.data, config.seed)
@@ -135,8 +148,10 @@ class _Run:
         if distributed.is_main():
             facts["code"] = code_version()
         self.suite = distributed.on_main(lambda: _suite_of(config))
+        self._note(changes)
         # Only now: a start that fails before this line leaves no run behind, and this file alone.
-        distributed.on_main(lambda: write_config(config, out))
+        if not changes:
+            distributed.on_main(lambda: write_config(config, out))
         if distributed.is_main():
             (out / STOPPED).unlink(missing_ok=True)
         self.saver = Saver(out / "checkpoints", config.checkpoint, facts, watchdog.heartbeat)
@@ -163,6 +178,14 @@ class _Run:
         # On rank 0. Records after the current step, left by a kill or a roll-back, are removed.
         is_main, tensorboard = distributed.is_main(), self.config.log.tensorboard
         return Recorder(self.out, self.state.step, tensorboard) if is_main else None
+
+    def _note(self, changes: list[Change]) -> None:
+        # What is changed from here on, for the lineage.
+        self.changed, step = bool(changes), self.state.step
+        for one in changes:
+            say(f"from step {step}: {one.field} is {one.after}, no longer {one.before}")
+        made = [{"step": step, **one._asdict()} for one in changes]
+        self.state = replace(self.state, changes=[*self.state.changes, *made])
 
     def take_steps(self, last: int) -> None:
         """Steps until `last`, until a request to stop, or until the run has rolled back to a checkpoint."""
@@ -223,6 +246,10 @@ class _Run:
         self.ledger.flush()
         self.state = replace(self.state, ledger=self.ledger.to_json())
         self.saver.save(self.engine, self.state, is_best)
+        if self.changed:  # not before: config.yaml is what the checkpoints were made with
+            self.saver.finish()
+            distributed.on_main(lambda: write_config(self.config, self.out))
+            self.changed = False
         self.saved_step, self.saved_at = self.state.step, time.monotonic()
         self.meter.forget_time()
 

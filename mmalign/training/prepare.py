@@ -4,7 +4,7 @@ run configuration, folder -> hold -> open_run -> load_or_train_tokenizer -> make
                           -> write_config, when all is ready
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,21 @@ from mmalign.models.dual_encoder import DualEncoder, ModelConfig
 from mmalign.models.text_tower import longest_text
 from mmalign.training import checkpoint
 from mmalign.training.objective import MaskedLanguageModelConfig
-from mmalign.training.run_config import RunConfig, first_difference
+from mmalign.training.run_config import CHANGED_BY_NAME, Change, RunConfig, differences
 from mmalign.training.watchdog import Watchdog
 
 
-def open_run(config: RunConfig, out: Path) -> RunConfig:
+def open_run(
+    config: RunConfig, out: Path, change: Sequence[str] = ()
+) -> tuple[RunConfig, list[Change]]:
     """Check that the run folder, if there is one, belongs to this run; nothing is written.
+
+    Args:
+        change: fields of `CHANGED_BY_NAME` that may have another value from here on.
 
     Returns:
         The configuration with its precision chosen: that of the run's checkpoints where there are any, so
-        that a resume on other hardware computes in the same one.
+        that a resume on other hardware computes in the same one. And what differs from the run so far.
 
     Raises:
         UserError: the folder holds the checkpoints of another run.
@@ -56,10 +61,16 @@ def open_run(config: RunConfig, out: Path) -> RunConfig:
     engine = config.engine.model_copy(update={"precision": choose_precision(precision)})
     config = config.model_copy(update={"engine": engine})
     tree = config.model_dump(mode="json")
-    problem = None if stored is None else first_difference(stored, tree)
-    if problem is not None:
-        raise UserError(f"{path}: holds another run, its `{problem}` differs; give another --out")
-    return config
+    changes = [] if stored is None else differences(stored, tree)
+    for field, before, after in changes:
+        by_name = field.startswith(CHANGED_BY_NAME)
+        if not (by_name and field in change):
+            fix = f"go on with the new value by `--change {field}`, or " if by_name else ""
+            raise UserError(
+                f"{path}: holds another run, its `{field}` differs ({before}, here {after}); {fix}give "
+                "another --out"
+            )
+    return config, changes
 
 
 def write_config(config: RunConfig, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tiny import MODEL
 from mmalign.core.commit import exclusive
 from mmalign.core.config import write_yaml
 from mmalign.core.record import read_records
+from mmalign.export.source import lineage
 from mmalign.models.encoder import load_encoder
 
 STEPS = 6
@@ -338,8 +340,36 @@ def test_another_configuration_is_refused_in_the_folder_of_a_run(folder: Path) -
     refused = mmalign(
         "train", "run.yaml", "optimizer.lr=0.5", "--out", "whole", expect=1, folder=folder
     )
-    assert "holds another run, its `optimizer.lr` differs" in refused.stderr
+    assert "holds another run, its `optimizer.lr` differs (0.001, here 0.5)" in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+def test_what_may_change_on_a_resume_changes_as_the_messages_say(
+    folder: Path, stopped: Path
+) -> None:
+    run = shutil.copytree(stopped, folder / "changed")
+    go_on = ("train", "run.yaml", "--out", "changed")
+    # Other records, and what to do about numbers that are not finite, change no weight.
+    mmalign(*go_on, "log.every=2", "non_finite.then=roll_back", "--stop-after", "4", folder=folder)
+    assert losses(run)[4] == losses(folder / "whole")[4]
+    # Another rate does, so it is named, and kept in the lineage.
+    refused = mmalign(*go_on, "optimizer.lr=1e-4", expect=1, folder=folder)
+    (advice,) = re.findall(r"by `(--change optimizer\.lr)`", refused.stderr)
+    changes = ("optimizer.lr=1e-4", "steps=8", *advice.split(), "--change", "steps")
+    mmalign(*go_on, *changes, "--stop-after", "5", folder=folder)
+    again = ("optimizer.lr=1e-4", "steps=8")
+    mmalign(*go_on, *again, folder=folder)  # from here on it is the run's own
+    state = json.loads((newest(run) / "state.json").read_text())
+    assert state["step"] == 8
+    assert state["changes"] == [
+        {"step": 4, "field": "steps", "before": 6, "after": 8},
+        {"step": 4, "field": "optimizer.lr", "before": 1e-3, "after": 1e-4},
+    ]
+    assert lineage(run, load_encoder(run).facts)["changes"] == state["changes"]
+    assert read_records(run / "metrics.jsonl")[-1]["lr"] < 1e-4
+    # What decides which samples come next stays.
+    refused = mmalign(*go_on, *again, "seed=1", "--change", "seed", expect=1, folder=folder)
+    assert "its `seed` differs (0, here 1); give another --out" in refused.stderr
 
 
 def test_a_kill_in_the_first_save_does_not_block_the_next_start(folder: Path) -> None:
