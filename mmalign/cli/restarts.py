@@ -1,7 +1,7 @@
 """Restarts by torchrun: a mistake that a restart cannot mend is not tried again.
 
-torchrun restarts all ranks (`--max-restarts`) whatever ended them; it knows no exit code that forbids it. It
-gives every rank of every attempt a file for its error, whose message it prints as the cause:
+torchrun restarts all ranks (`--max-restarts`) whatever ended them; no exit code forbids it. It gives every
+rank of every attempt a file for its error, whose message it prints as the cause:
 
     <log>/<run>/attempt_<n>/<local rank>/error.json      {"message": ..., "errorTraits": {...}}
 
@@ -35,10 +35,6 @@ def refuse_restart() -> None:
         return
     before = Path(file).parents[1].with_name(f"attempt_{attempt - 1}")
     for path in sorted(before.glob("*/error.json")):
-        with suppress(OSError, ValueError, AttributeError):
-            report = json.loads(path.read_text(encoding="utf-8"))
-            if report.get("errorTraits") == _FINAL:
-                break
-    else:
-        return
-    raise UserError(report["message"])
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if report.get("errorTraits") == _FINAL:
+            raise UserError(report["message"])
