@@ -174,6 +174,35 @@ def test_a_checkpoint_under_another_version_of_the_order_is_refused(
     assert refused.format(1, 2) in refusal({})
 
 
+def see_older_ones(folders: list[Path]) -> dict[str, Any]:
+    """Each rank loads from its own view of one folder; step and weights, and whether they train alike."""
+    engine = make_engine("contrastive", Way(0))
+    plan: Any = SimpleNamespace(data=[], shuffle="full")
+    found = load_newest(folders[distributed.rank()], engine, plan)
+    moments = engine.capture()[0]
+    engine.step(make_batch_for("contrastive", 9))
+    return {"step": found.step, "moments": moments, "digest": engine.digest()}
+
+
+def save_twice(folder: Path) -> None:
+    saver = Saver(folder, CheckpointConfig(every=1), FACTS)
+    engine = make_engine("contrastive", Way(0))
+    for step in (1, 2):
+        engine.step(make_batch_for("contrastive", step))
+        saver.save(engine, state(step))
+
+
+def test_ranks_that_see_other_files_go_on_from_the_checkpoint_of_rank_0(tmp_path: Path) -> None:
+    real, stale, missing = (tmp_path / name for name in ("real", "stale", "missing"))
+    run_ranks(1, save_twice, tmp_path / "save", real)
+    shutil.copytree(real, stale)
+    shutil.rmtree(stale / "step-000000002")
+    for number, other in enumerate((stale, missing)):
+        first, second = run_ranks(2, see_older_ones, tmp_path / str(number), [real, other])
+        assert (first["step"], second["step"]) == (2, 2)
+        assert first["digest"] == second["digest"]
+
+
 def run_out_of_room(folders: dict[bool, Path]) -> dict[bool, str]:
     engine = make_engine("contrastive", Way(0))
     engine.step(make_batch_for("contrastive", 0))

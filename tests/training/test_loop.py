@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import Done, run_command
+from failure_cases import run_that_differs, stop_before_an_evaluation
+from ranks import Done, run_command, run_ranks
 from safetensors.torch import load_file
 from shard_sets import make_pair, make_set, write_set
 from tiny import MODEL
@@ -324,6 +325,43 @@ def test_a_run_measures_itself_and_keeps_its_best_checkpoint(folder: Path) -> No
     assert (
         "the suite has no metric `retrieval/seen/mean/recall@1`; similar names: " in refused.stderr
     )
+
+
+def test_a_step_is_saved_before_it_is_measured(folder: Path) -> None:
+    suite = {"name": "seen", "sets": [{"name": "seen", "shards": str(folder / "data")}]}
+    (folder / "seen.yaml").write_text(write_yaml(suite))
+    best = "retrieval/seen/mean/text_to_image/recall@1"
+    evaluation = {"suite": str(folder / "seen.yaml"), "every": 2, "best": best}
+    tree = config(folder / "data", evaluation=evaluation, checkpoint={"every": 3, "keep": 1})
+    (folder / "saved_first.yaml").write_text(write_yaml(tree))
+    arguments = (str(folder / "saved_first.yaml"), str(folder / "saved_first"))
+    for name, signal_at, found in (
+        ("first", 4, {"stopped": "SIGTERM", "measured": [2]}),
+        # The step that was saved at the request is measured by the next start, and only once.
+        ("then", 6, {"stopped": "SIGTERM", "measured": [4]}),
+        ("last", None, {"stopped": None, "measured": [6]}),
+        ("again", None, {"stopped": None, "measured": []}),
+    ):
+        ranks = folder / f"ranks_{name}"
+        assert run_ranks(1, stop_before_an_evaluation, ranks, *arguments, signal_at) == [found]
+    mmalign("train", "saved_first.yaml", "--out", "never_stopped", folder=folder)
+    one, other = folder / "saved_first", folder / "never_stopped"
+    assert measured(one, best) == measured(other, best)
+    links = [(run / "checkpoints" / "best").resolve().name for run in (one, other)]
+    assert links[0] == links[1]
+
+
+def measured(run: Path, metric: str) -> list[tuple[int, float]]:
+    return [(r["step"], r[metric]) for r in read_records(run / "metrics.jsonl") if metric in r]
+
+
+def test_ranks_that_differ_do_not_train(folder: Path, stopped: Path) -> None:
+    out = shutil.copytree(stopped, folder / "differs")
+    arguments = (str(folder / "run.yaml"), str(out))
+    first, second = run_ranks(2, run_that_differs, folder / "ranks_differ", *arguments)
+    assert first == second
+    assert "differs: step or weights differ between the ranks" in first
+    assert losses(out) == losses(stopped)
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(folder: Path) -> None:
