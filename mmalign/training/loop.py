@@ -198,6 +198,7 @@ class _Run:
         self.watchdog.heartbeat("the first batch")
         stream = batches(self.loader, first, first + last - self.state.step, config.data.workers)
         for batch in track(stream, "train", config.steps, done=self.state.step):
+            self.meter.arrived()
             self.watchdog.heartbeat(f"step {self.state.step + 1}")
             metrics = self.engine.step(batch)
             minutes = config.checkpoint.minutes

@@ -109,8 +109,20 @@ def test_a_run_leaves_records_and_checkpoints(folder: Path) -> None:
     run = folder / "whole"
     records = read_records(run / "metrics.jsonl")
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
-    for name in ("loss", "temperature", "grad_norm", "lr", "images_per_second", "captions_seen"):
+    for name in (
+        "loss",
+        "temperature",
+        "grad_norm",
+        "lr",
+        "images_per_second",
+        "tokens_per_second",
+        "captions_seen",
+    ):
         assert all(record[name] >= 0 for record in records), name
+    assert all(0 <= record["data_wait"] < 1 for record in records)
+    assert [record["images_seen"] for record in records] == [
+        4 * step for step in range(1, STEPS + 1)
+    ]
     counted = sum(v for r in records for k, v in r.items() if k.startswith("captions/"))
     assert counted == records[-1]["captions_seen"] > STEPS * 4
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [
