@@ -43,7 +43,8 @@ from lives import checkpoints, losses_of, prepare, run_config, weights_of
 from mmalign.core.config import write_yaml
 
 STEPS, EVERY = 6, 2
-PATIENCE = 300.0  # seconds until a run counts as hanging
+PATIENCE = 600.0  # seconds until a run counts as hanging
+GRACE = 20.0  # and for the other ranks, once one has failed
 KINDS = ("missing", "stale", "damaged", "slow", "error")
 # What a rank reads, by the way in which the run begins.
 TARGETS = {
@@ -84,7 +85,7 @@ def make_case(folder: Path) -> None:
 def run_on(
     folder: Path, ranks: int, *arguments: str, fault: Fault | None = None, run: str = "run"
 ) -> tuple[list[int | None], list[str]]:
-    """Exit codes (None: it hung) and stderr of the ranks of `mmalign train FILE --out OUT ...`."""
+    """Exit codes (None: it had to be killed) and output of the ranks of `mmalign train FILE --out OUT ...`."""
     file, out, *rest = arguments
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -103,10 +104,13 @@ def run_on(
     for process in processes:
         process.start()
     deadline = time.monotonic() + PATIENCE
-    codes = []
+    while any(p.exitcode is None for p in processes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+        if any(process.exitcode for process in processes):
+            # As torchrun does: the others have a moment to end by themselves.
+            deadline = min(deadline, time.monotonic() + GRACE)
+    codes = [process.exitcode for process in processes]
     for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-        codes.append(process.exitcode)
         if process.exitcode is None:
             process.kill()
     return codes, [output.read_text(errors="replace") for output in outputs]
@@ -240,11 +244,11 @@ def judge(folder: Path, ranks: int, reference: Reference, fault: Fault, name: st
     if fault.begins == "resume":
         shutil.copytree(folder / f"half-{ranks}", run, symlinks=True)
     codes, said = run_on(folder, ranks, "conf/run.yaml", name, fault=fault, run=name)
-    if None in codes:
+    if None in codes and not any(codes):
         return "hung"
     if any(codes) and not any("\nmmalign: " in f"\n{text}" for text in said):
         return "stopped without a sentence"
-    outcome = "stopped" if any(codes) else "exact"
+    outcome = "exact" if codes == [0] * ranks else "stopped"
     if outcome == "stopped":  # nothing is lost: without the fault it goes on
         codes, said = run_on(folder, ranks, "conf/run.yaml", name)
         if any(codes):

@@ -130,4 +130,4 @@ def open_image_features(
     # Under ZeRO 3 the tower is gathered. Its weights are compared with those that made the features.
     with engine.full_model():
         identity = describe_tower(engine.model.image_tower)
-    return [open_features(shard_set, identity) for shard_set in sets]
+    return distributed.on_all(lambda: [open_features(one, identity) for one in sets])

@@ -110,14 +110,14 @@ class _Run:
     ) -> None:
         self.config, self.out, self.stop, self.watchdog = config, out, stop, watchdog
         self.stopped: str | None = None
-        order = GlobalOrder(open_sets(config.data), config.data, config.seed)
+        sets = open_sets(config.data)
+        order = distributed.on_all(lambda: GlobalOrder(sets, config.data, config.seed))
         self.tokenizer = load_or_train_tokenizer(config.tokenizer, order, out, watchdog)
         watchdog.heartbeat("model")
         # After the tokenizer, right before the model: the initial weights depend on nothing but the seed.
         torch.manual_seed(config.seed)
-        model = build_dual_encoder(
-            config.model, self.tokenizer.vocabulary, self.tokenizer.padding_id
-        )
+        ids = (self.tokenizer.vocabulary, self.tokenizer.padding_id)
+        model = distributed.on_all(lambda: build_dual_encoder(config.model, *ids))
         self.loader = make_batches(config, order, self.tokenizer, model)
         self.resumes = distributed.on_main(lambda: has_checkpoints(out / "checkpoints"))
         parent = None
