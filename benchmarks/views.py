@@ -85,7 +85,7 @@ def make_case(folder: Path) -> None:
 def run_on(
     folder: Path, ranks: int, *arguments: str, fault: Fault | None = None, run: str = "run"
 ) -> tuple[list[int | None], list[str]]:
-    """Exit codes (None: it had to be killed) and output of the ranks of `mmalign train FILE --out OUT ...`."""
+    """Exit codes (None: killed) and output of the ranks of `mmalign train FILE --out OUT ...`."""
     file, out, *rest = arguments
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

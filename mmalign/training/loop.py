@@ -68,7 +68,7 @@ def train(
     # Longer than the watchdog's limit: it names the rank that hangs before the collective times out.
     distributed.start(timedelta(seconds=max(600, 2 * config.engine.hang_seconds)))
     # Each rank read the run file itself.
-    config = distributed.on_main(lambda: config)
+    config, out = distributed.on_main(lambda: (config, out))
     with (
         hold(out),
         Watchdog(out, config.engine.hang_seconds) as watchdog,
@@ -288,7 +288,9 @@ class _Run:
         bad_step = self.state.step
         self.guard.note_roll_back(bad_step, self.saved_step)
         state = load_newest(self.out / "checkpoints", self.engine, self.loader.plan)
-        self.state = replace(state, stream=batch.state)
+        before = self.state  # whose best step is saved and measured, which `state` may not know yet
+        kept = {"best": before.best, "changes": before.changes}
+        self.state = replace(state, stream=batch.state, **kept)
         say(f"step {bad_step}: back to the weights of step {state.step}, on with later data")
         if self.recorder is not None:
             self.recorder.close()
