@@ -76,6 +76,8 @@ def map_over_ranks(costs: Mapping[str, int], measure: Callable[[str], T]) -> dic
         load[idlest] += costs[key]
         if idlest == distributed.rank():
             mine.append(key)
-    parts = distributed.gather_objects({key: measure(key) for key in mine})
+    # The ranks wait for the one with the most expensive keys, however long it takes.
+    of_rank = distributed.on_all(lambda: {key: measure(key) for key in mine})
+    parts = distributed.gather_objects(of_rank)
     measured = {key: outcome for part in parts for key, outcome in part.items()}
     return {key: measured[key] for key in costs}

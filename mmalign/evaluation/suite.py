@@ -9,6 +9,7 @@
 Several ranks share the work (`over_ranks.py`), all have the same results, and rank 0 writes them.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -98,15 +99,13 @@ def run_suite(
     config: SuiteConfig, model: DualModel, out: Path, baselines: dict[str, DualModel]
 ) -> Results:
     """`measure` the model and the baselines; rank 0 writes `results.json` and `gallery.json` into `out`."""
-    if distributed.is_main():
-        for file in ("results.json", *(["gallery.json"] if config.gallery else [])):
-            check_writable(out / file)
+    for file in ("results.json", *(["gallery.json"] if config.gallery else [])):
+        distributed.on_main(partial(check_writable, out / file))
     results = measure(config, model, out)
     for name, baseline in baselines.items():
         say(f"suite {config.name}: the {name} model")
         results.baselines[name] = measure(config, baseline)
-    if distributed.is_main():
-        results.write(out / "results.json")
+    distributed.on_main(lambda: results.write(out / "results.json"))
     return results
 
 
@@ -133,6 +132,12 @@ def measure(config: SuiteConfig, model: DualModel, out: Path | None = None) -> R
     return results
 
 
+def _write_gallery(path: Path, gallery: object) -> None:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, gallery)
+
+
 def _measure_set(
     config: SuiteConfig, entry: SetConfig, model: DualModel, results: Results, out: Path | None
 ) -> None:
@@ -142,11 +147,11 @@ def _measure_set(
     # Alignment alone needs no images, so that a text encoder can be measured.
     images = set(entry.measures) != {"alignment"} or bool(config.gallery)
     embedded = embed_set(model, shard_set, entry.name, entry.languages, entry.sharded, images)
-    if config.gallery and out is not None and distributed.is_main():
-        gallery = make_gallery(embedded, shard_set, config.gallery)
-        with writing(out / "gallery.json"):
-            out.mkdir(parents=True, exist_ok=True)
-            write_json(out / "gallery.json", gallery)
+    if config.gallery and out is not None:
+        path = out / "gallery.json"
+        distributed.on_main(
+            lambda: _write_gallery(path, make_gallery(embedded, shard_set, config.gallery))
+        )
     shard_set.close()
     if "retrieval" in entry.measures:
         measure_retrieval(embedded, config.recall_at, results, entry.protocols)

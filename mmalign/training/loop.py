@@ -289,8 +289,7 @@ class _Run:
         self.guard.note_roll_back(bad_step, self.saved_step)
         state = load_newest(self.out / "checkpoints", self.engine, self.loader.plan)
         before = self.state  # whose best step is saved and measured, which `state` may not know yet
-        kept = {"best": before.best, "changes": before.changes}
-        self.state = replace(state, stream=batch.state, **kept)
+        self.state = replace(state, stream=batch.state, best=before.best, changes=before.changes)
         say(f"step {bad_step}: back to the weights of step {state.step}, on with later data")
         if self.recorder is not None:
             self.recorder.close()
