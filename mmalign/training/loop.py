@@ -68,7 +68,7 @@ def train(
     # Longer than the watchdog's limit: it names the rank that hangs before the collective times out.
     distributed.start(timedelta(seconds=max(600, 2 * config.engine.hang_seconds)))
     # Each rank read the run file itself.
-    config, out = distributed.on_main(lambda: (config, out))
+    distributed.must_agree((config.sha256, str(out), change), "the run file or the command line")
     with (
         hold(out),
         Watchdog(out, config.engine.hang_seconds) as watchdog,
