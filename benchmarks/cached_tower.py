@@ -137,7 +137,7 @@ def train(options: argparse.Namespace, run: Path, out: Path, features: bool) -> 
     mmalign(options.threads, "train", str(run), "--out", str(out), flag)
     records = [record for record in read_records(out / "metrics.jsonl") if "loss" in record]
     shutil.rmtree(out)
-    timed = [r["pairs_per_second"] for r in records if r["step"] > options.skip]
+    timed = [r["images_per_second"] for r in records if r["step"] > options.skip]
     return Trained(statistics.median(timed), [record["loss"] for record in records])
 
 

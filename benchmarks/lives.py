@@ -178,7 +178,8 @@ def newest_step(run: Path) -> int:
 def losses_of(run: Path) -> dict[int, tuple[float, float]]:
     """Loss and norm of the gradient by step, as recorded."""
     records = read_records(run / "metrics.jsonl")
-    return {record["step"]: (record["loss"], record["grad_norm"]) for record in records}
+    # Records of evaluations have none.
+    return {r["step"]: (r["loss"], r["grad_norm"]) for r in records if "loss" in r}
 
 
 def prepare(folder: Path, steps: int, every: int) -> None:

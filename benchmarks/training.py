@@ -100,9 +100,9 @@ class Contest:
             return statistics.median(open_clip.speeds(out, self.config.batch_size, skip))
         every = open_clip.LOG_EVERY
         return statistics.median(
-            record["pairs_per_second"]
+            record["images_per_second"]
             for record in read_records(out / "metrics.jsonl")
-            if "pairs_per_second" in record and record["step"] - every >= skip
+            if "images_per_second" in record and record["step"] - every >= skip
         )
 
     def _ours(self, setting: Setting, out: Path, steps: int, lr: float) -> list[str]:

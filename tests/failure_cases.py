@@ -1,5 +1,7 @@
 """Functions that ranks run in the tests of failures: steps and runs in which one rank has bad numbers."""
 
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +31,7 @@ def bounded_temperatures() -> dict[Way, list[float]]:
             engine.step(make_batch_for("contrastive", step))
             with engine.full_model():
                 scales.append(engine.model.logit_scale.item())
-        weights = distributed.broadcast(engine.capture()[1])["model.safetensors"]
+        weights = distributed.gather_objects(engine.capture()[1])[0]["model.safetensors"]
         found[way] = [*scales, float(weights["logit_scale"])]
     return found
 
@@ -76,6 +78,48 @@ def _everything(engine: Engine) -> dict[str, Tensor]:
 
 def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+
+def run_that_differs(run_file: str, out: str) -> str:
+    """A run in which rank 1 starts with a weight that no other rank has; the message that ended it."""
+    real = Engine.restore
+
+    def restore(engine: Engine, folder: Path, step: int) -> None:
+        real(engine, folder, step)
+        if distributed.rank() == 1:
+            with torch.no_grad():
+                engine.model.text_projection.weight[0, 0] += 1e-6
+
+    Engine.restore = restore  # type: ignore[method-assign]
+    try:
+        loop.train(load_config(RunConfig, Path(run_file), []), Path(out))
+    except UserError as error:
+        return str(error)
+    finally:
+        Engine.restore = real  # type: ignore[method-assign]
+    return ""
+
+
+def stop_before_an_evaluation(run_file: str, out: str, signal_at: int | None) -> dict[str, Any]:
+    """A run that is asked to stop while it takes a step; its end, and the steps that were evaluated."""
+    batches, evaluate, measured = loop.batches, loop.evaluate, list[int]()
+    config = load_config(RunConfig, Path(run_file), [])
+
+    def asking(*args: Any) -> Iterator[Batch]:
+        for batch in batches(*args):
+            if batch.state.position == (signal_at or 0) * config.batch_size:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    def noted(suite: Any, engine: Engine, *rest: Any) -> dict[str, float]:
+        measured.append(engine.step_number)
+        return evaluate(suite, engine, *rest)
+
+    loop.batches, loop.evaluate = asking, noted
+    try:
+        return {"stopped": loop.train(config, Path(out)), "measured": measured}
+    finally:
+        loop.batches, loop.evaluate = batches, evaluate
 
 
 def run_with_bad_data(run_file: str, out: str, changes: list[str], bad: list[int]) -> str:

@@ -208,8 +208,8 @@ def write_records(path: Path, languages: list[str], rng: np.random.Generator) ->
             "temperature": 0.03 + 0.04 * float(np.exp(-step / 150)),
             "grad_norm": 1.0,
             "lr": 1e-3,
-            "pairs_per_second": 330 + 8 * rng.standard_normal(),
-            "pairs_seen": step * 256,
+            "images_per_second": 330 + 8 * rng.standard_normal(),
+            "captions_seen": step * 256,
             **{f"captions/{lang}": 2560 // len(languages) for lang in languages},
         }
         lines.append(json.dumps(record))

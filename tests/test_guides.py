@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from typer.testing import CliRunner
 
 from mmalign.cli import app
 from mmalign.core.config import load_config
+from mmalign.training.dry_run import needs
 from mmalign.training.run_config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "train" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Its commands need Docker, so they are only planned.
+DOCKER = ROOT / "docker" / "README.md"
 BLOCK = re.compile(r"(?:<!-- test: (\w+)[^>]*-->\n)?```(?:bash|sh)\n(.*?)```", re.S)
 # Overrides for small data, by command. `train` runs in its own process, because it joins a process group.
 SMALL = {
@@ -67,6 +71,42 @@ def test_a_command_parses_and_names_files_that_exist(words: list[str]) -> None:
     assert all((ROOT / file).is_file() for file in files), files
     if words[0] in ("train", "launch"):
         load_config(RunConfig, ROOT / files[0], context.params["overrides"] or ())
+
+
+GPU_BYTES = 80e9  # of an A100 or H100
+
+
+def planned() -> dict[tuple[str, ...], list[list[str]]]:
+    """Command lines that train on several GPUs, by what the dry run needs to know of them."""
+    texts = [text for page in PAGES for _, text in blocks(page)]
+    texts += re.findall(r"```\n(.*?)```", DOCKER.read_text(encoding="utf-8"), re.S)
+    found: dict[tuple[str, ...], list[list[str]]] = {}
+    for line in "\n".join(texts).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        given = dict(pairwise(words))
+        gpus = given.get("--gpus-per-node", given.get("--nproc-per-node", "1"))
+        verb = next((verb for verb in ("train", "launch") if verb in words and gpus != "1"), None)
+        if verb is not None and ("--gpus-per-node" in words or "--gpus" in words):
+            fields = [word for word in words if re.fullmatch(r"[\w.]+=\S+", word)]
+            key = (given[verb], given.get("--nodes", "1"), gpus, *fields)
+            found.setdefault(key, []).append(words)
+    return found
+
+
+@pytest.mark.parametrize("key", planned(), ids=" ".join)
+def test_a_command_fits_the_gpus_and_the_shared_memory_that_it_asks_for(
+    key: tuple[str, ...],
+) -> None:
+    run, nodes, gpus, *fields = key
+    config = load_config(RunConfig, ROOT / run, fields)
+    of_gpu, shared = needs(config, int(nodes), int(gpus))
+    assert of_gpu < 0.9 * GPU_BYTES
+    for words in planned()[key]:
+        given = dict(pairwise(words))
+        if "docker" in words:
+            assert shared < int(given["--shm-size"].removesuffix("g")) * 1e9
+        # In a pod the shared memory counts as memory.
+        assert shared < 0.5 * int(given.get("--memory-gib", 2**20)) * 2**30
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from mmalign.cli.app import app
+from mmalign.cli.restarts import note_final, refuse_restart
 from mmalign.core.errors import REFUSALS, UserError, describe_os_error, printable
 
 # Importing a module registers its verbs; the help shows them in this order.
@@ -39,8 +40,11 @@ def main() -> None:
             # A terminal that is not UTF-8 must not end a verb after its work.
             stream.reconfigure(errors="backslashreplace")
     try:
+        refuse_restart()
         app()
     except Exception as error:
+        if isinstance(error, UserError):
+            note_final(error)
         sentence = str(error) if isinstance(error, UserError) else _refused(error)
         if sentence is None:
             raise

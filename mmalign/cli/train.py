@@ -15,6 +15,7 @@ def train(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name>.")] = None,
     stop_after: Annotated[int | None, typer.Option(min=1, help="Stop at this step.")] = None,
+    change: Annotated[list[str] | None, typer.Option(help="Field changed on a resume.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan memory, traffic.")] = False,
     nodes: Annotated[int, typer.Option(min=1, help="Of --dry-run.")] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="Of --dry-run.")] = 1,
@@ -24,6 +25,9 @@ def train(
     Example: mmalign train train/emoji_scenes.yaml --out runs/demo
 
     On several processes: torchrun --nproc-per-node 2 --no-python mmalign train train/emoji_scenes.yaml
+
+    More steps, or another rate, for a run that exists: mmalign train train/emoji_scenes.yaml --out runs/demo
+    steps=6000 --change steps
 
     Planning: mmalign train train/clip_vit_b_32_xlm_r.yaml --dry-run --nodes 4 --gpus-per-node 8
     """
@@ -42,7 +46,7 @@ def train(
 
     out = out or Path("runs") / config.name
     check_writable(out, is_folder=True)
-    stopped = train_run(config, out, stop_after)
+    stopped = train_run(config, out, stop_after, change or ())
     note_command(out)
     distributed.stop()
     if stopped:

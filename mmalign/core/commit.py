@@ -5,26 +5,29 @@ with committed_folder(target, info) as folder: write into folder
 verify(target) -> info, or UserError
 """
 
-import glob
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import stat
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, one_line
 
 MANIFEST = "MANIFEST.json"
+# Committed folders of a parent, and what a kill leaves of them. Other names are a person's own.
+_STEP = re.compile(r"step-\d+")
+_LEFTOVER = re.compile(r"\.(?:tmp|old)-[0-9a-f]{32}$")
 
 # Reading the mask means setting it for a moment, so it is done once, before there are threads.
 _UMASK = os.umask(0)
@@ -146,11 +149,44 @@ def replace_folder(folder: Path, target: Path) -> None:
         # A rename cannot replace a folder that is not empty, so the old one is moved aside first.
         target.rename(target.with_name(f"{target.name}.old-{uuid.uuid4().hex}"))
     folder.rename(target)
+    _sync(target.parent)
     if had_one:
         # This finds also what a killed process left here.
-        for leftover in target.parent.glob(f"{glob.escape(target.name)}.old-*"):
-            shutil.rmtree(leftover)
-    _sync(target.parent)
+        remove_after_commit(leftovers(target.parent, f"{target.name}.old-"))
+
+
+def entries_of(folder: Path) -> list[Path]:
+    """What a folder holds; nothing if it does not exist. An OSError if it cannot be read."""
+    # Not glob: it takes a folder that cannot be read for an empty one.
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def step_folders(parent: Path) -> list[Path]:
+    """The committed folders `step-<number>` in `parent`, usable or not, oldest first."""
+    found = [path for path in entries_of(parent) if _STEP.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def leftovers(parent: Path, prefix: str) -> list[Path]:
+    """Folders of that prefix in `parent` that a killed commit was writing or had moved aside."""
+    found = (path for path in parent.iterdir() if path.name.startswith(prefix))
+    return [path for path in found if _LEFTOVER.search(path.name)]
+
+
+def remove_after_commit(folders: Iterable[Path]) -> None:
+    """Delete folders that a commit has made superfluous; one that cannot be deleted is a warning."""
+    for folder in folders:
+        with warning_of(f"{folder}: not deleted"):
+            shutil.rmtree(folder)
+
+
+@contextmanager
+def warning_of(what: str) -> Iterator[None]:
+    """A block after a commit, whose OSError is a warning: the work is done and must not be lost for it."""
+    try:
+        yield
+    except OSError as error:
+        sys.stderr.write(f"warning: {what} ({error.strerror or one_line(error)})\n")
 
 
 @contextmanager
@@ -222,7 +258,7 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def newest_folder(parent: Path) -> tuple[Path, dict[str, Any]]:
-    """The newest committed folder `step-*` in `parent` that verifies, and its manifest.
+    """The newest committed folder `step-<number>` in `parent` that verifies, and its manifest.
 
     Newer ones that do not verify are named on stderr.
 
@@ -230,9 +266,7 @@ def newest_folder(parent: Path) -> tuple[Path, dict[str, Any]]:
         UserError: there is none; every folder that was skipped is named with its reason.
     """
     skipped = []
-    for folder in sorted(parent.glob("step-*"), reverse=True):
-        if ".tmp-" in folder.name or ".old-" in folder.name:
-            continue
+    for folder in reversed(step_folders(parent)):
         try:
             info = verify(folder)
         except UserError as error:

@@ -6,12 +6,16 @@ no special case. Tensors that are gathered with their gradient come back as `(ra
 """
 
 import os
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from mmalign.core.errors import UserError, describe_os_error
 
 T = TypeVar("T")
 
@@ -60,14 +64,70 @@ def device() -> torch.device:
     return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
+def on_main(work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0, which alone calls it: a small picklable object, on every rank.
+
+    Ranks can see one file system differently, so what they decide from it is decided here. The others wait
+    as long as it takes: the time-out of collectives does not count.
+
+    Raises:
+        UserError: `work` raised it, or an OSError; on every rank.
+    """
+    box = [_attempt(work) if is_main() else None]
+    if world_size() > 1:
+        dist.broadcast_object_list(box, src=0, group=_patient_group(dist.group.WORLD))
+    assert box[0] is not None
+    value, problem = box[0]
+    if problem is not None:
+        raise UserError(problem)
+    return value  # type: ignore[return-value]  # None only where T is
 
 
-def broadcast(value: T) -> T:
-    """Rank 0's `value`, a small picklable object, on every rank."""
-    return gather_objects(value)[0]
+def on_all(work: Callable[[], T]) -> T:
+    """What `work`, which contains no collective, returns on this rank, once it has ended on all ranks.
+
+    Ranks wait for each other as in `on_main`.
+
+    Raises:
+        UserError: `work` raised it, or an OSError, on any rank; the same one on every rank.
+    """
+    value, problem = _attempt(work)
+    problems = [problem] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(problems, problem, group=_patient_group(dist.group.WORLD))
+    if found := next((one for one in problems if one is not None), None):
+        raise UserError(found)
+    return value  # type: ignore[return-value]
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, str | None]:
+    try:
+        return work(), None
+    except UserError as error:
+        return None, str(error)
+    except OSError as error:
+        return None, describe_os_error(error)
+
+
+@cache  # one for each process group; `new_group` is a collective
+def _patient_group(world: Any) -> Any:
+    # A rank that ends breaks its connections, so that nobody waits for it for a week.
+    return dist.new_group(backend="gloo", timeout=timedelta(days=7))
+
+
+def must_agree(value: object, what: str) -> None:
+    """Stop all ranks (UserError) if a small picklable value, `what` in the sentence, differs between them."""
+    values = gather_objects(value)
+    if any(other != values[0] for other in values):
+        raise UserError(f"{what} differ between the ranks; give every host the same files")
+
+
+def broadcast_(tensors: Iterable[Tensor]) -> None:
+    """Give every rank rank 0's values of the tensors, in place; equal shapes and dtypes on all ranks."""
+    for tensor in tensors if world_size() > 1 else ():
+        values = tensor.detach().contiguous()  # a copy where the layout is another (channels last)
+        dist.broadcast(values, src=0)
+        tensor.detach().copy_(values)
 
 
 def gather_objects(value: T) -> list[T]:

@@ -14,12 +14,15 @@ from typing import Any
 from mmalign.core import distributed
 from mmalign.core.commit import write_atomic
 
+METRICS = "metrics.jsonl"
+_OLD_NAMES = {"pairs_per_second": "images_per_second", "pairs_seen": "captions_seen"}  # before 0.2
+
 
 class Recorder:
     """Appends metrics to `metrics.jsonl` in the run folder, and if asked also to its `tensorboard`."""
 
     def __init__(self, folder: Path, last_step: int = 0, tensorboard: bool = False) -> None:
-        path = folder / "metrics.jsonl"
+        path = folder / METRICS
         # Lines after the checkpoint that a run resumes from will be made again: every step has one line.
         kept = [record for record in read_records(path) if record["step"] <= last_step]
         write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
@@ -51,7 +54,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         with suppress(ValueError):  # a kill can cut the last line
-            records.append(json.loads(line))
+            record = json.loads(line)
+            records.append({_OLD_NAMES.get(name, name): value for name, value in record.items()})
     return records
 
 

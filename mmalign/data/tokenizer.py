@@ -6,6 +6,7 @@ The mask comes from the tokenizer itself and never from comparing ids with the p
 tokenizers pad with their end token.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -56,6 +57,13 @@ class Tokenizer:
             list(texts), padding=True, truncation=True, max_length=max_length, return_tensors="pt"
         )
         return encoded["input_ids"].to(torch.int64), encoded["attention_mask"].to(torch.int64)
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal sha256 of what decides the ids of a text."""
+        rust = getattr(self.inner, "backend_tokenizer", None)  # a tokenizer in Python has none
+        rules = rust.to_str() if rust is not None else repr(sorted(self.inner.get_vocab().items()))
+        return hashlib.sha256(f"{self.special_ids} {rules}".encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write the files that transformers' AutoTokenizer reads."""

@@ -12,8 +12,7 @@ import json
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import groupby
@@ -60,36 +59,18 @@ def write_features(tower: ImageTower, data: Path, workers: int) -> dict[str, Any
     Raises:
         UserError: no data set there, a feature that float16 cannot hold, or a folder that cannot be written.
     """
-    shard_set, identity = ShardSet(data), describe_tower(tower)
-    folder, is_main = identity.folder_in(data), distributed.is_main()
-    with _on_all_ranks(folder):
-        todo = _shards_to_do(folder, shard_set.manifest) if is_main else None
-    todo = distributed.broadcast(todo)
+    shard_set, identity = distributed.on_all(lambda: ShardSet(data)), describe_tower(tower)
+    manifest, folder = shard_set.manifest, identity.folder_in(data)
+    distributed.must_agree((manifest.sha256, identity.key), f"{data}: the data or the image tower")
+    todo = distributed.on_main(lambda: _shards_to_do(folder, manifest))
     if todo is not None:
-        with _on_all_ranks(folder):
-            mine = todo[distributed.rank() :: distributed.world_size()]
-            _write_shards(tower, shard_set, mine, folder, workers)
-        with _on_all_ranks(folder):
-            if is_main:
-                _finish(folder, shard_set.manifest, identity)
+        mine = todo[distributed.rank() :: distributed.world_size()]
+        distributed.on_all(lambda: _write_shards(tower, shard_set, mine, folder, workers))
+        distributed.on_main(lambda: _finish(folder, manifest, identity))
     shard_set.close()
-    facts = layout.read_facts(folder)
+    facts = distributed.on_main(lambda: layout.read_facts(folder))
     assert facts is not None
     return facts
-
-
-@contextmanager
-def _on_all_ranks(folder: Path) -> Iterator[None]:
-    # An error on one rank in the block is raised on all, so that none waits for the others for ever.
-    problem = None
-    try:
-        yield
-    except UserError as error:
-        problem = str(error)
-    except OSError as error:
-        problem = f"{folder}: cannot be written ({error.strerror}); fix that and run it again"
-    if problem := next(filter(None, distributed.gather_objects(problem)), None):
-        raise UserError(problem)
 
 
 def _shards_to_do(folder: Path, manifest: Manifest) -> list[int] | None:

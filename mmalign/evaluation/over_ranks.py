@@ -12,7 +12,6 @@ import torch
 
 from mmalign.core import distributed
 from mmalign.core.batching import length_sorted_batches
-from mmalign.core.errors import UserError
 from mmalign.models.encoder import BATCH_SIZE
 
 T = TypeVar("T")
@@ -77,13 +76,8 @@ def map_over_ranks(costs: Mapping[str, int], measure: Callable[[str], T]) -> dic
         load[idlest] += costs[key]
         if idlest == distributed.rank():
             mine.append(key)
-    parts = distributed.gather_objects({key: measure(key) for key in mine})
+    # The ranks wait for the one with the most expensive keys, however long it takes.
+    of_rank = distributed.on_all(lambda: {key: measure(key) for key in mine})
+    parts = distributed.gather_objects(of_rank)
     measured = {key: outcome for part in parts for key, outcome in part.items()}
     return {key: measured[key] for key in costs}
-
-
-def must_agree(fingerprint: str | None, what: str) -> None:
-    """Stop all ranks if they differ. A collective."""
-    # Hosts with files of their own, or a checkpoint that was written meanwhile, would mix two models or sets.
-    if len(set(distributed.gather_objects(fingerprint))) > 1:
-        raise UserError(f"{what} differ between the ranks; give every host the same files")

@@ -9,6 +9,7 @@
 Several ranks share the work (`over_ranks.py`), all have the same results, and rank 0 writes them.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +28,6 @@ from mmalign.evaluation.layers import LayersConfig, probe_layers
 from mmalign.evaluation.lexical_probe import HELD_OUT, MEASURE, PRECISION, ProbeConfig, probe
 from mmalign.evaluation.lexicon import read_lexicon
 from mmalign.evaluation.measured import Language, Measured
-from mmalign.evaluation.over_ranks import must_agree
 from mmalign.evaluation.retrieval import Protocol, measure_retrieval
 from mmalign.evaluation.words import WordsConfig, measure_words
 from mmalign.evaluation.zero_shot import ZeroShotConfig, measure_zero_shot
@@ -99,15 +99,13 @@ def run_suite(
     config: SuiteConfig, model: DualModel, out: Path, baselines: dict[str, DualModel]
 ) -> Results:
     """`measure` the model and the baselines; rank 0 writes `results.json` and `gallery.json` into `out`."""
-    if distributed.is_main():
-        for file in ("results.json", *(["gallery.json"] if config.gallery else [])):
-            check_writable(out / file)
+    for file in ("results.json", *(["gallery.json"] if config.gallery else [])):
+        distributed.on_main(partial(check_writable, out / file))
     results = measure(config, model, out)
     for name, baseline in baselines.items():
         say(f"suite {config.name}: the {name} model")
         results.baselines[name] = measure(config, baseline)
-    if distributed.is_main():
-        results.write(out / "results.json")
+    distributed.on_main(lambda: results.write(out / "results.json"))
     return results
 
 
@@ -121,7 +119,7 @@ def measure(config: SuiteConfig, model: DualModel, out: Path | None = None) -> R
         UserError: a set is missing or lacks a language, or the ranks differ in weights or data.
     """
     results = Results(suite=config.name, model=model.facts, environment=environment())
-    must_agree(model.facts.get("sha256"), f"{model.facts.get('path')}: its weights")
+    distributed.must_agree(model.facts.get("sha256"), f"{model.facts.get('path')}: its weights")
     for i, entry in enumerate(config.sets):  # one set at a time: embeddings are large
         _measure_set(config, entry, model, results, None if i else out)  # a gallery of the first
     for words in config.words:
@@ -134,20 +132,26 @@ def measure(config: SuiteConfig, model: DualModel, out: Path | None = None) -> R
     return results
 
 
+def _write_gallery(path: Path, gallery: object) -> None:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, gallery)
+
+
 def _measure_set(
     config: SuiteConfig, entry: SetConfig, model: DualModel, results: Results, out: Path | None
 ) -> None:
-    shard_set = ShardSet(Path(entry.shards))
-    results.data[entry.name] = shard_set.manifest.sha256
-    must_agree(shard_set.manifest.sha256, f"set `{entry.name}`: the data in {entry.shards}")
+    shard_set = distributed.on_all(lambda: ShardSet(Path(entry.shards)))
+    sha256 = results.data[entry.name] = shard_set.manifest.sha256
+    distributed.must_agree(sha256, f"set `{entry.name}`: the data in {entry.shards}")
     # Alignment alone needs no images, so that a text encoder can be measured.
     images = set(entry.measures) != {"alignment"} or bool(config.gallery)
     embedded = embed_set(model, shard_set, entry.name, entry.languages, entry.sharded, images)
-    if config.gallery and out is not None and distributed.is_main():
-        gallery = make_gallery(embedded, shard_set, config.gallery)
-        with writing(out / "gallery.json"):
-            out.mkdir(parents=True, exist_ok=True)
-            write_json(out / "gallery.json", gallery)
+    if config.gallery and out is not None:
+        path = out / "gallery.json"
+        distributed.on_main(
+            lambda: _write_gallery(path, make_gallery(embedded, shard_set, config.gallery))
+        )
     shard_set.close()
     if "retrieval" in entry.measures:
         measure_retrieval(embedded, config.recall_at, results, entry.protocols)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pydantic
 
+from mmalign.core import distributed
 from mmalign.core.batching import batched
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
@@ -24,7 +25,6 @@ from mmalign.evaluation.over_ranks import (
     encode_over_ranks,
     encode_texts_over_ranks,
     map_over_ranks,
-    must_agree,
 )
 from mmalign.evaluation.retrieval import Answers, add_answers
 from mmalign.models.encoder import BATCH_SIZE, DualModel
@@ -75,7 +75,7 @@ def measure_zero_shot(model: DualModel, config: ZeroShotConfig, results: Results
     else:
         assert config.images is not None and config.class_names is not None
         images = images_of_folder(Path(config.images), config.class_names)
-    must_agree(images.sha256, f"zero-shot set `{config.name}`: images or names")
+    distributed.must_agree(images.sha256, f"zero-shot set `{config.name}`: images or names")
     for left_out in images.left_out:
         say(f"zero-shot set `{config.name}`: {left_out}")
     names = _usable(images, config)

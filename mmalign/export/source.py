@@ -168,7 +168,8 @@ def _of_run(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
     tower = {"library": image.get("kind"), "name": image.get("name")}
     tower |= {"weights": weights} if isinstance(weights, str) else {}
     bases = {"text": text.get("pretrained"), "image": tower if weights else None}
-    counted = {"steps": state.get("step"), "pairs_seen": state.get("pairs_seen")}
+    counted = {"steps": state.get("step"), "images_seen": state.get("images_seen")}
+    counted["captions_seen"] = state.get("captions_seen", state.get("pairs_seen"))  # before 0.2
     entries = config.get("data", {}).get("train", [])
     folders = [Path(one["path"] if isinstance(one, dict) else one) for one in entries]
     return {
@@ -176,6 +177,8 @@ def _of_run(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
         "code": manifest.get("code"),
         **_config(config, manifest.get("config_sha256")),
         "run": _known({**counted, "world_size": manifest.get("world_size")}),
+        # Fields that were changed on the way, with the step; `config` is as they ended.
+        **({"changes": state["changes"]} if state.get("changes") else {}),
         # The manifest's hashes are in the order of the configuration.
         "data": [_data_set(*one) for one in zip(folders, manifest.get("data", []), strict=False)],
         "tokenizer": _tokenizer(run / "tokenizer", config.get("tokenizer", {})),

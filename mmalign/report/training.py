@@ -16,17 +16,17 @@ from mmalign.report.charts import Line, draw_lines
 from mmalign.results.metric_names import MEAN, MetricName
 
 Records = Sequence[Mapping[str, Any]]
-_CURVES = {"loss": "Loss", "temperature": "Temperature", "pairs_per_second": "Pairs per second"}
+_CURVES = {"loss": "Loss", "temperature": "Temperature", "images_per_second": "Images per second"}
 _MOST_SHARDS = 20  # rows of the table of unusable samples
 
 
 def training_facts(records: Records) -> dict[str, Any]:
     """What the lead sentence and the training section say in words."""
-    speeds = _line(records, "pairs_per_second").y
+    speeds = _line(records, "images_per_second").y
     ends = {key: _line(records, key).y for key in ("loss", "temperature")}
     return {
         "step": max((record["step"] for record in records), default=None),
-        "captions": max((record.get("pairs_seen", 0) for record in records), default=0),
+        "captions": max((record.get("captions_seen", 0) for record in records), default=0),
         "ends": {key: (y[0], y[-1]) if y else None for key, y in ends.items()},
         "speed": statistics.median(speeds) if speeds else None,
     }
@@ -71,7 +71,7 @@ def draw_training(records: Records) -> list[Markup]:
         if (line := _line(records, key)).x:
             name, words = f"curve-{key}", f"{title} over training steps"
             # Speed from 0 up; loss and temperature never come near 0.
-            is_speed = key == "pairs_per_second"
+            is_speed = key == "images_per_second"
             charts.append(draw_lines(name, words, {title: [line]}, 3.4, 2.4, from_zero=is_speed))
     return charts
 

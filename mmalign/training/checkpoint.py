@@ -15,22 +15,29 @@ import json
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pydantic
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mmalign.core import distributed
 from mmalign.core.batch import StreamState
 from mmalign.core.commit import (
+    MANIFEST,
     commit_folder,
+    entries_of,
     flush,
+    leftovers,
     newest_folder,
+    remove_after_commit,
+    sha256_of,
+    step_folders,
     temporary_folder,
+    warning_of,
     write_atomic,
     write_json,
 )
@@ -61,11 +68,15 @@ class TrainState:
     """The state of a run beside the engine's tensors."""
 
     step: int  # steps taken
-    pairs_seen: int  # captions trained on, over all ranks
+    images_seen: int  # trained on, over all ranks
+    captions_seen: int
     stream: StreamState  # position of the next batch
     best: float | None = None  # highest value so far of the metric that chooses the best checkpoint
-    parent: dict[str, Any] | None = None  # `initialization.parent_of`; None: from scratch
+    # What it started from: `how` (resume_from, init_from), `path`, `manifest_sha256`; None: from scratch.
+    parent: dict[str, Any] | None = None
     ledger: dict[str, Any] = field(default_factory=dict)  # samples so far, as in `Ledger.to_json`
+    # Fields that were changed on a resume (`run_config.Change`), each with its first `step`.
+    changes: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "stream": vars(self.stream)}
@@ -74,6 +85,9 @@ class TrainState:
     def from_json(cls, tree: dict[str, Any]) -> "TrainState":
         # Fields that an older version did not write keep their defaults; unknown ones are ignored.
         known = {name: tree[name] for name in cls.__dataclass_fields__ if name in tree}
+        if "pairs_seen" in tree:  # of captions, before 0.2; images were not counted
+            old = {"images_seen": tree["stream"]["position"], "captions_seen": tree["pairs_seen"]}
+            known = {**old, **known}
         return cls(**{**known, "stream": StreamState(**tree["stream"])})
 
 
@@ -112,16 +126,11 @@ class Saver:
         self.finish()
         self._heartbeat(f"saving step {state.step}", True)
         target = self._folder / f"step-{state.step:09d}"
-        # One folder for all ranks: its name is random, so rank 0 makes it and sends it to the others.
-        work, problem = None, None
-        if distributed.is_main():
-            try:
-                work = temporary_folder(target)
-            except OSError as error:
-                problem = str(error)
-        work, problem = distributed.broadcast((work, problem))
-        if work is None:
-            raise self._failure(target, problem)
+        try:
+            # One folder for all ranks: its name is random.
+            work = distributed.on_main(lambda: temporary_folder(target))
+        except UserError as error:
+            raise self._failure(target, str(error)) from None
         files = self._thread.submit(self._write, work, state, *engine.capture())
         self._job = _Job(work, target, state.step, is_best, files)
         if not self._config.asynchronous:
@@ -134,24 +143,25 @@ class Saver:
             return
         job, self._job = self._job, None
         self._heartbeat(f"saving step {job.step}", True)
-        files: dict[str, Any] = {}
-        problem = None
         try:
-            files = job.files.result()
-        except (OSError, SafetensorError) as error:
-            problem = one_line(error)
-        # Every rank learns of a failure on any of them: a checkpoint without one rank's files is worthless.
-        outcomes = distributed.gather_objects((files, problem))
-        problem = next((problem for _, problem in outcomes if problem), None)
-        if distributed.is_main():
-            files = {name: facts for written, _ in outcomes for name, facts in written.items()}
-            problem = problem or self._commit(job, files)
-            if problem:
+            # Every rank learns of a failure on any of them: a checkpoint without one rank's files is
+            # worthless.
+            files = distributed.on_all(lambda: _written(job))
+            of_ranks = distributed.gather_objects(files)
+            files = {name: facts for written in of_ranks for name, facts in written.items()}
+            distributed.on_main(lambda: self._commit(job, files))
+        except UserError as error:
+            if distributed.is_main():
                 shutil.rmtree(job.work, ignore_errors=True)
-        problem = distributed.broadcast(problem)
-        if problem:
-            raise self._failure(job.target, problem)
+            raise self._failure(job.target, str(error)) from None
         self._heartbeat(f"after saving step {job.step}", False)
+
+    def mark_best(self, step: int) -> None:
+        """Make the checkpoint of `step`, the last one that was saved, the best one, which is kept."""
+        if self._job is not None:
+            self._job = self._job._replace(is_best=True)
+        elif distributed.is_main():
+            self._tidy(self._folder / f"step-{step:09d}")
 
     def _write(
         self,
@@ -169,36 +179,52 @@ class Saver:
         written = [*files, *(["state.json"] if distributed.is_main() else [])]
         return {name: flush(folder / name) for name in written}
 
-    def _commit(self, job: "_Job", files: dict[str, Any]) -> str | None:
-        # On rank 0. Returns what went wrong.
+    def _commit(self, job: "_Job", files: dict[str, Any]) -> None:
+        # On rank 0.
         facts = {"step": job.step, "world_size": distributed.world_size(), **self._facts}
-        try:
-            # In this order: until the folder is complete, LATEST and `best` name older ones; and nothing old
-            # is removed before the new one is there.
-            commit_folder(job.work, job.target, facts, files)
+        for name, of_file in files.items():
+            # What another rank wrote may have gone to a folder that only its host sees.
+            path = job.work / name
+            if not path.is_file() or path.stat().st_size != of_file["size"]:
+                raise UserError(f"{path}: rank 0 does not see what another rank wrote")
+        # In this order: until the folder is complete, LATEST and `best` name older ones; and nothing old is
+        # removed before the new one is there.
+        commit_folder(job.work, job.target, facts, files)
+        with warning_of(f"{self._folder / LATEST}: not written"):
             write_atomic(self._folder / LATEST, job.target.name + "\n")
-            if job.is_best:
-                _point(self._folder / BEST, job.target)
-            self._remove_old()
-        except OSError as error:
-            return str(error)
-        return None
+        self._tidy(job.target if job.is_best else None)
 
-    def _remove_old(self) -> None:
-        best = (self._folder / BEST).resolve()
-        committed = sorted(path for path in self._folder.glob("step-*") if "." not in path.name)
-        for path in committed[: -self._config.keep]:
-            step, rule = int(path.name.removeprefix("step-")), self._config.keep_every
-            if path.resolve() != best and not (rule and step % rule == 0):
-                shutil.rmtree(path)
-        for path in self._folder.glob("step-*.tmp-*"):  # left by a kill in the middle of a save
-            shutil.rmtree(path)
+    def _tidy(self, best: Path | None) -> None:
+        if best is not None:
+            self._point_to_best(best)
+        with warning_of(f"{self._folder}: old checkpoints are not deleted"):
+            remove_after_commit(self._superfluous())
+            # Left by a kill in the middle of a save.
+            remove_after_commit(leftovers(self._folder, "step-"))
 
-    def _failure(self, target: Path, problem: str | None) -> UserError:
-        kept = sorted(path.name for path in self._folder.glob("step-*") if "." not in path.name)
-        newest = f"; {kept[-1]} is complete" if kept else ""
+    def _superfluous(self) -> list[Path]:
+        best, rule = (self._folder / BEST).resolve(), self._config.keep_every
+        return [
+            path
+            for path in step_folders(self._folder)[: -self._config.keep]
+            if path.resolve() != best and not (rule and int(path.name[5:]) % rule == 0)
+        ]
+
+    def _point_to_best(self, target: Path) -> None:
+        # A link cannot be overwritten, but it can be replaced by a rename, so that there always is one.
+        link = self._folder / BEST
+        temporary = link.with_name(f".{BEST}.tmp")
+        with warning_of(f"{link}: not linked to {target.name}"):  # some file systems have no links
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(target.name)
+            temporary.replace(link)
+
+    def _failure(self, target: Path, problem: str) -> UserError:
+        with suppress(OSError):
+            kept = step_folders(self._folder)
+            problem += f"); {kept[-1].name} is complete" if kept else ")"
         return UserError(
-            f"{target}: the checkpoint could not be written ({problem}){newest}; make room and start again"
+            f"{target}: the checkpoint could not be written ({problem}; make room and start again"
         )
 
 
@@ -212,51 +238,82 @@ class _Job(NamedTuple):
     files: Future[dict[str, Any]]
 
 
-def load_newest(folder: Path, engine: Engine, plan: GlobalOrder) -> TrainState:
-    """Load the newest checkpoint that verifies; called on all ranks.
+def _written(job: _Job) -> dict[str, Any]:
+    try:
+        return job.files.result()
+    except Exception as error:  # also a MemoryError, whose text is empty
+        raise UserError(f"{type(error).__name__}: {one_line(error)}") from None
+
+
+class Chosen(NamedTuple):
+    """The newest checkpoint that verifies, as rank 0 read it: the same on all ranks."""
+
+    folder: Path
+    info: dict[str, Any]  # of its manifest
+    sha256: str  # of the manifest itself
+    state: dict[str, Any]  # of state.json
+
+
+def choose_newest(folder: Path) -> Chosen:
+    """Choose among the checkpoints in `folder`; called on all ranks, rank 0 reads and verifies.
+
+    Raises:
+        UserError: none can be used.
+    """
+
+    def choose() -> Chosen:
+        newest, info = newest_folder(folder)
+        state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+        return Chosen(newest, info, sha256_of(newest / MANIFEST), state)
+
+    return distributed.on_main(choose)
+
+
+def load(chosen: Chosen, engine: Engine, plan: GlobalOrder) -> TrainState:
+    """Load a checkpoint; called on all ranks, of which rank 0 reads it and sends it to the others.
 
     Args:
         plan: of the data that the run continues with.
 
     Raises:
-        UserError: no checkpoint can be used, or it was made by another model, or on other data or in another
-            order: its position in the stream would mean other samples.
+        UserError: it was made by another model, or on other data or in another order: its position in the
+            stream would mean other samples.
     """
-    chosen, info = newest_folder(folder)
+    folder, info = chosen.folder, chosen.info
     fix = "start another run from its weights with init_from"
     if info["data"] != plan.data:
         raise UserError(
-            f"{chosen}: was trained on other data than `data.train` now holds; build them again, or {fix}"
+            f"{folder}: was trained on other data than `data.train` now holds; build them again, or {fix}"
         )
     shuffle = info.get("shuffle", FULL)  # before there were windows
     if shuffle != plan.shuffle:
         raise UserError(
-            f"{chosen}: its run shuffled the data in another way ({shuffle}, here {plan.shuffle}); set "
+            f"{folder}: its run shuffled the data in another way ({shuffle}, here {plan.shuffle}); set "
             "data.shuffle_shards accordingly (full: at least the number of shards) and go on in another "
             "folder with resume_from"
         )
     version = info.get("order_version", 1)  # mmalign 0.1.0 did not write it
     if version != ORDER_VERSION:
         raise UserError(
-            f"{chosen}: was written under version {version} of the data's order, this mmalign has version "
+            f"{folder}: was written under version {version} of the data's order, this mmalign has version "
             f"{ORDER_VERSION}; {fix}"
         )
-    if not any(chosen.glob(f"{OPTIMIZER_FILES}*")):
-        raise UserError(f"{chosen}: holds no optimizer state that this version reads; {fix}")
-    state = TrainState.from_json(json.loads((chosen / "state.json").read_text(encoding="utf-8")))
-    engine.restore(chosen, state.step)
+    if not any(name.startswith(OPTIMIZER_FILES) for name in info["files"]):
+        raise UserError(f"{folder}: holds no optimizer state that this version reads; {fix}")
+    state = TrainState.from_json(chosen.state)
+    engine.restore(folder, state.step)
     return state
 
 
+def load_newest(folder: Path, engine: Engine, plan: GlobalOrder) -> TrainState:
+    """`choose_newest`, then `load`."""
+    return load(choose_newest(folder), engine, plan)
+
+
 def has_checkpoints(folder: Path) -> bool:
-    """Whether a run has finished a checkpoint here, usable or not; an interrupted save does not count."""
-    finished = (path for path in folder.glob("step-*") if ".tmp-" not in path.name)
-    return any(finished) or (folder / LATEST).is_file()
+    """Whether a run has finished a checkpoint here, usable or not; an interrupted save does not count.
 
-
-def _point(link: Path, target: Path) -> None:
-    # A link cannot be overwritten, but it can be replaced by a rename, so that there always is one.
-    temporary = link.with_name(f".{link.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    temporary.replace(link)
+    For rank 0 (`distributed.on_main`).
+    """
+    names = [path.name for path in entries_of(folder)]
+    return any(n == LATEST or (n.startswith("step-") and ".tmp-" not in n) for n in names)

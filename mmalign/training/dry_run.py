@@ -20,15 +20,18 @@ and a step sends, per rank, with f = (W - 1) / W for each half of a ring:
 
 DeepSpeed 0.19 differs from the paper in what it does by default, and the table follows it, as read in its
 source: stages 1 and 2 reduce gradients by an all-reduce (2 f) and keep a second copy of a rank's part of the
-weights, and every stage has buckets of gradients.
+weights, and every stage has buckets of gradients. Stage 0 ignores the size that is configured for them.
+
+The processes that load data keep batches ready in the host's shared memory (/dev/shm): `PREFETCHED` for each.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mmalign.core.errors import UserError
 from mmalign.data.shards.folder import open_folder
+from mmalign.data.stream.loader import PREFETCHED
 from mmalign.data.stream.mixing import mix
 from mmalign.training.engine import BUCKET
 from mmalign.training.footprint import Part, build_on_meta, image_shape, live_bytes, parts_of
@@ -40,6 +43,8 @@ from mmalign.training.run_config import RunConfig
 STAGES = (0, 1, 2, 3)
 _FLOAT = 4
 _MIB = 2**20
+# Numbers after which stage 0 closes a bucket (deepspeed/runtime/engine.py, MEMORY_OPT_ALLREDUCE_SIZE).
+_STAGE_0_BUCKET = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,34 @@ class Load:
     ranks: int  # W
     parameters: int  # P
     trainable: int  # T
+    bucket: int  # gradients that stage 0 copies at once
     batch: int  # bytes of a rank's images
     activations: int  # most bytes alive in one forward and backward pass (`live_bytes`)
     passes: int  # forward passes with a graph in one step of a rank
     captions: int  # that a step contrasts, over all ranks; 0 for masked language modelling
     embedding: int  # D
+
+
+def needs(config: RunConfig, nodes: int, gpus_per_node: int) -> tuple[float, int]:
+    """Bytes of a GPU under `engine.zero_stage`, and of a node's shared memory; raises as `dry_run`."""
+    images, images_per_pass = _images_of(config, nodes * gpus_per_node)
+    _, load = _load_of(config, nodes * gpus_per_node, images, images_per_pass)
+    of_gpu = sum(row[config.engine.zero_stage] for row in memory_bytes(load).values())
+    return of_gpu, _shared_bytes(config, load, gpus_per_node)
+
+
+def _images_of(config: RunConfig, ranks: int) -> tuple[int, int]:
+    # Of a rank's step, and of one forward pass.
+    if config.batch_size % ranks:
+        raise UserError(f"batch_size: {config.batch_size} does not divide by the {ranks} ranks")
+    images = config.batch_size // ranks
+    return images, min(images, config.engine.micro_batch or images)
+
+
+def _shared_bytes(config: RunConfig, load: Load, ranks: int) -> int:
+    # Pixels travel as bytes and become float32 on the GPU; features are float16.
+    size = load.batch // (2 if config.data.image_features else _FLOAT)
+    return ranks * config.data.workers * PREFETCHED * size
 
 
 def dry_run(config: RunConfig, nodes: int, gpus_per_node: int) -> str:
@@ -67,11 +95,9 @@ def dry_run(config: RunConfig, nodes: int, gpus_per_node: int) -> str:
             hub, or the languages' floor and cap leave no shares.
     """
     ranks = nodes * gpus_per_node
-    if config.batch_size % ranks:
-        raise UserError(f"batch_size: {config.batch_size} does not divide by the {ranks} ranks")
-    images = config.batch_size // ranks
-    images_per_pass = min(images, config.engine.micro_batch or images)
+    images, images_per_pass = _images_of(config, ranks)
     parts, load = _load_of(config, ranks, images, images_per_pass)
+    shared = _shared_bytes(config, load, gpus_per_node) / 1e9
     stages = [f"ZeRO {s}{'*' if s == config.engine.zero_stage else ''}" for s in STAGES]
     kept = "the inputs of blocks" if config.engine.checkpoint_activations else "all"
     return "\n\n".join(
@@ -84,6 +110,8 @@ def dry_run(config: RunConfig, nodes: int, gpus_per_node: int) -> str:
             _steps_of(config, images, images_per_pass),
             _table(["MiB per GPU", *stages], memory_bytes(load), _MIB),
             _table(["MiB sent per rank and step", *stages], wire_bytes(load), _MIB),
+            f"shared memory of a node: {shared:,.1f} GB, for {gpus_per_node} x {config.data.workers} "
+            f"processes (data.workers) with {PREFETCHED} batches each",
             "* engine.zero_stage of this run. Activations: one forward and backward pass, measured on "
             f"tensors without storage; kept: {kept}.\n"
             "Not counted: CUDA's own memory and fragmentation; leave a tenth of the GPU free.",
@@ -104,6 +132,7 @@ def _load_of(
         ranks=ranks,
         parameters=sum(part.trainable + part.frozen for part in parts),
         trainable=sum(part.trainable for part in parts),
+        bucket=_largest_bucket(p.numel() for p in module.parameters() if p.requires_grad),
         batch=images * image_bytes if contrasts else 0,
         activations=live_bytes(
             model,
@@ -122,13 +151,22 @@ def _load_of(
     )
 
 
+def _largest_bucket(sizes: Iterable[int]) -> int:
+    filled = largest = 0
+    for size in sizes:
+        filled += size  # DeepSpeed closes a bucket after the tensor that makes it too large
+        largest = max(largest, filled)
+        filled = 0 if filled > _STAGE_0_BUCKET else filled
+    return largest
+
+
 def memory_bytes(load: Load) -> dict[str, list[float]]:
     """Bytes of a GPU by ZeRO stage, by what they hold; the formulas are in the module's docstring."""
     weights, trainable, ranks = load.parameters, load.trainable, load.ranks
     all_trainable, split = _FLOAT * trainable, _FLOAT * trainable / ranks
     copies = [
         # A bucket of gradients is copied into one contiguous piece to be sent; one rank sends nothing.
-        min(trainable, BUCKET) if ranks > 1 else 0,
+        load.bucket if ranks > 1 else 0,
         BUCKET + trainable / ranks,
         BUCKET + trainable / ranks,
         # An upper bound: as if all weights were gathered at once.

@@ -6,7 +6,7 @@ a run that starts, with `data.image_features` -> open_image_features -> features
 """
 
 from collections.abc import Sequence
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -46,8 +46,7 @@ def embed(run: Path, overrides: Sequence[str], data: Sequence[Path], workers: in
     Raises:
         UserError: the run's image tower is not frozen or cannot be loaded, or see `write_features`.
     """
-    # A day: ranks wait for the one with the most shards.
-    distributed.start(timedelta(days=1))
+    distributed.start()
     folder = run if run.is_dir() else None
     config = load_config(RunConfig, run / "config.yaml" if folder else run, overrides)
     folders = data or [Path(entry.path) for entry in config.data.train]
@@ -80,11 +79,17 @@ def load_frozen_tower(config: RunConfig, run: Path | None) -> ImageTower:
             "model.image.frozen: is false, so features change in training; set it to true"
         )
     torch.manual_seed(config.seed)  # a tower without weights of its own is drawn as in training
-    # The same order as in initialization.py.
-    if run is None or not has_checkpoints(run / "checkpoints"):
-        run = Path(config.resume_from) if config.resume_from is not None else None
-    if run is not None:
-        return _from_checkpoint(config, newest_folder(run / "checkpoints")[0])
+
+    def choose() -> Path | None:
+        # The same order as in initialization.py.
+        own = run / "checkpoints" if run is not None else None
+        if own is None or not has_checkpoints(own):
+            own = Path(config.resume_from) / "checkpoints" if config.resume_from else None
+        return newest_folder(own)[0] if own is not None else None
+
+    chosen = distributed.on_main(choose)
+    if chosen is not None:
+        return distributed.on_all(partial(_from_checkpoint, config, chosen))
     if config.init_from is None:
         return build_image_tower(config.model.image)
     if config.tokenizer.name is None:
@@ -125,4 +130,4 @@ def open_image_features(
     # Under ZeRO 3 the tower is gathered. Its weights are compared with those that made the features.
     with engine.full_model():
         identity = describe_tower(engine.model.image_tower)
-    return [open_features(shard_set, identity) for shard_set in sets]
+    return distributed.on_all(lambda: [open_features(one, identity) for one in sets])

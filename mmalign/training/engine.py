@@ -33,7 +33,7 @@ from mmalign.training.objective import (
     trained_module,
 )
 from mmalign.training.optimizer import OptimizerConfig, build_optimizer, set_learning_rates
-from mmalign.training.state import capture, restore
+from mmalign.training.state import capture, digest, restore
 
 MODEL_FILE = "model.safetensors"
 HEAD_FILE = "head.safetensors"
@@ -157,9 +157,14 @@ class Engine:
     def restore(self, folder: Path, step: int) -> None:
         """Load what `capture` returned on any number of ranks; on all ranks. UserError: another model's."""
         weights = {prefix: folder / name for name, prefix in self._weight_prefixes.items()}
+        # Empty on a rank that does not see the folder: rank 0 alone reads.
         optimizer = sorted(folder.glob(f"{OPTIMIZER_FILES}*.safetensors"))
         restore(self._deepspeed, self.module, self._config.zero_stage, weights, optimizer)
         self.step_number = step
+
+    def digest(self) -> str:
+        """Hexadecimal sha256 of the weights and buffers that this rank trains; on all ranks."""
+        return digest(self.module)
 
     @property
     def _weight_prefixes(self) -> dict[str, str]:

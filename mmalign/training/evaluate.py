@@ -5,12 +5,14 @@ complete weights on every rank -> Encoder -> suite -> metrics by language -> rec
 
 import difflib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pydantic
 
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
+from mmalign.core.record import METRICS, read_records
 from mmalign.data.tokenizer import Tokenizer
 from mmalign.evaluation.suite import SuiteConfig, measure
 from mmalign.models.dual_encoder import ModelConfig
@@ -61,6 +63,13 @@ def evaluate(
         for name in map(MetricName.parse, results.metrics)
         if name.measure not in ("alignment", "words") or name.language == MEAN
     }
+
+
+def recorded_evaluation(run: Path, step: int) -> dict[str, float] | None:
+    """The metrics that `evaluate` found at a step, from the run's records; None: not measured."""
+    # Records of training have a loss.
+    found = [r for r in read_records(run / METRICS) if r["step"] == step and "loss" not in r]
+    return found[-1] if found else None
 
 
 def value_of(metrics: dict[str, float], name: str) -> float:

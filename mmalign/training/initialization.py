@@ -7,6 +7,8 @@
 
     model -> initialize_weights (3, before the engine takes the model) -> engine -> restore_state (1, 2 or 4)
 
+Rank 0 alone chooses and reads; the others get the values from it, because they may see older files.
+
 What `init_from` can name, and what it fills:
 
     run, checkpoint                                     -> model.safetensors        -> everything
@@ -16,15 +18,16 @@ What `init_from` can name, and what it fills:
 
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mmalign.core import distributed
 from mmalign.core.batch import StreamState
-from mmalign.core.commit import MANIFEST, newest_folder, sha256_of
+from mmalign.core.commit import MANIFEST, sha256_of
 from mmalign.core.config import read_yaml
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
@@ -37,7 +40,7 @@ from mmalign.models.external.sentence_transformers import read_router
 from mmalign.models.external.transformers import has_both_towers, read_dual_encoder
 from mmalign.models.load import detect_format, load_text_encoder
 from mmalign.models.pooling import pooling_of_open_clip
-from mmalign.training.checkpoint import TrainState, has_checkpoints, load_newest
+from mmalign.training.checkpoint import TrainState, choose_newest, load, load_newest
 from mmalign.training.engine import MODEL_FILE, Engine
 from mmalign.training.run_config import RunConfig
 
@@ -62,18 +65,35 @@ class InitialWeights:
     tokenizer: Tokenizer | None = None
     pooling: str | None = None
     mean: tuple[float, ...] | None = None  # by which pixels were normalised
+    checkpoint: Path | None = None  # of a run, which may have a newer one by now
 
 
-def initialize_weights(config: RunConfig, model: DualEncoder, tokenizer: Tokenizer) -> None:
+def initialize_weights(
+    config: RunConfig, model: DualEncoder, tokenizer: Tokenizer
+) -> dict[str, Any] | None:
     """Step 3 of the order: copy the weights that `init_from` names into the model, if it names any.
+
+    To be called on all ranks, which then hold rank 0's weights, also those of pretrained towers.
+
+    Returns:
+        The lineage, as in `TrainState.parent`; None: there is no `init_from`.
 
     Raises:
         UserError: nothing there that can be trained further, or weights of another model; the model is then
             unchanged.
     """
+    parent = distributed.on_main(lambda: _initialize(config, model, tokenizer))
+    distributed.broadcast_(model.state_dict().values())
+    return parent
+
+
+def _initialize(
+    config: RunConfig, model: DualEncoder, tokenizer: Tokenizer
+) -> dict[str, Any] | None:
+    # On rank 0.
     name = config.init_from
     if name is None:
-        return
+        return None
     found = _read(name, model)
     # All checks before the first copy: all weights are copied, or none.
     _check_inputs(found, name, model, tokenizer)
@@ -81,6 +101,14 @@ def initialize_weights(config: RunConfig, model: DualEncoder, tokenizer: Tokeniz
     _check_names(found, name, own)
     model.load_state_dict({**own, **found.state})
     say(f"init_from: {name}: {_FILLED[found.fills]}")
+    manifest = (found.checkpoint or Path(name)) / MANIFEST
+    return _lineage("init_from", name, sha256_of(manifest) if manifest.is_file() else None)
+
+
+def _lineage(how: str, path: str, manifest_sha256: str | None) -> dict[str, Any]:
+    # `path` as the configuration gives it; the sha256 is that of the MANIFEST.json which lists every file's
+    # (None: there is none).
+    return {"how": how, "path": path, "manifest_sha256": manifest_sha256}
 
 
 def _read(name: str, model: DualEncoder) -> InitialWeights:
@@ -105,8 +133,9 @@ def _read(name: str, model: DualEncoder) -> InitialWeights:
 
 
 def _from_run(path: Path) -> InitialWeights:
-    state = load_file(checkpoint_of(path)[0] / MODEL_FILE)
-    return InitialWeights(state, EVERYTHING, _tokenizer_at(str(run_of(path) / "tokenizer")))
+    folder = checkpoint_of(path)[0]
+    tokenizer = _tokenizer_at(str(run_of(path) / "tokenizer"))
+    return InitialWeights(load_file(folder / MODEL_FILE), EVERYTHING, tokenizer, checkpoint=folder)
 
 
 def _from_open_clip(name: str, model: DualEncoder) -> InitialWeights:
@@ -191,31 +220,39 @@ def _shape(state: dict[str, Any], name: str) -> str:
 
 
 def restore_state(
-    config: RunConfig, out: Path, engine: Engine, order: GlobalOrder
-) -> tuple[TrainState, bool]:
-    """Steps 1, 2 and 4 of the order; to be called on all ranks.
+    config: RunConfig,
+    out: Path,
+    engine: Engine,
+    order: GlobalOrder,
+    resumes: bool,
+    parent: dict[str, Any] | None,
+) -> TrainState:
+    """Steps 1, 2 and 4 of the order: where the run goes on; to be called on all ranks.
 
-    Returns:
-        Where the run goes on, and whether it starts now (it had no checkpoint of its own).
+    Args:
+        resumes: whether the run has a checkpoint of its own.
+        parent: what `initialize_weights` returned.
 
     Raises:
         UserError: there are checkpoints and none can be used, or `resume_from` orders its samples otherwise.
     """
-    own = out / "checkpoints"
     # Checkpoints of which none can be used are an error: a run never starts from scratch by accident.
-    if has_checkpoints(own):
-        return load_newest(own, engine, order), False
+    if resumes:
+        return load_newest(out / "checkpoints", engine, order)
     if config.resume_from is None:
-        return TrainState(step=0, pairs_seen=0, stream=StreamState(config.seed, 0)), True
+        return TrainState(0, 0, 0, StreamState(config.seed, 0), parent=parent)
     other = Path(config.resume_from)
     path = other / "config.yaml"
-    theirs, ours = _order_fields(read_yaml(path)), _order_fields(config.model_dump(mode="json"))
+    theirs = _order_fields(distributed.on_main(lambda: read_yaml(path)))
+    ours = _order_fields(config.model_dump(mode="json"))
     if name := next((name for name in ours if theirs[name] != ours[name]), None):
         raise UserError(
             f"resume_from: {path} has another `{name}` ({theirs[name]}), so other samples come next; give "
             "the same value, or take only its weights with init_from"
         )
-    return load_newest(other / "checkpoints", engine, order), True
+    chosen = choose_newest(other / "checkpoints")
+    parent = _lineage("resume_from", config.resume_from, chosen.sha256)
+    return replace(load(chosen, engine, order), parent=parent)
 
 
 def _order_fields(run: dict[str, Any]) -> dict[str, Any]:
@@ -230,22 +267,3 @@ def _order_fields(run: dict[str, Any]) -> dict[str, Any]:
             for one in data.get("train", ())
         ],
     }
-
-
-def parent_of(config: RunConfig, step: int) -> dict[str, Any] | None:
-    """The lineage of a run that starts at `step`: which files it goes on from; None: from scratch.
-
-    `how` (resume_from or init_from), `path` as the configuration gives it, and `manifest_sha256`, of the
-    MANIFEST.json that lists every file's hash (None: there is none).
-    """
-    path = config.resume_from or config.init_from
-    if path is None:
-        return None
-    how, folder = ("resume_from" if config.resume_from else "init_from"), Path(path)
-    if config.resume_from:
-        folder = folder / "checkpoints" / f"step-{step:09d}"
-    elif (folder / "checkpoints").is_dir():
-        folder = newest_folder(folder / "checkpoints")[0]
-    manifest = folder / MANIFEST
-    sha256 = sha256_of(manifest) if manifest.is_file() else None
-    return {"how": how, "path": path, "manifest_sha256": sha256}

@@ -7,6 +7,7 @@ Where a run starts is decided in `initialization.py`.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -27,12 +28,11 @@ from mmalign.data.stream.loader import batches
 from mmalign.data.stream.order import ORDER_VERSION, GlobalOrder, open_sets
 from mmalign.evaluation.suite import SuiteConfig
 from mmalign.models.dual_encoder import build_dual_encoder
-from mmalign.training import checkpoint
-from mmalign.training.checkpoint import Saver
+from mmalign.training.checkpoint import Saver, has_checkpoints, load_newest
 from mmalign.training.embed import open_image_features
 from mmalign.training.engine import Engine
-from mmalign.training.evaluate import evaluate, value_of
-from mmalign.training.initialization import initialize_weights, parent_of, restore_state
+from mmalign.training.evaluate import evaluate, recorded_evaluation, value_of
+from mmalign.training.initialization import initialize_weights, restore_state
 from mmalign.training.meter import Meter, all_reduce_flags
 from mmalign.training.non_finite import NonFiniteGuard
 from mmalign.training.prepare import (
@@ -43,15 +43,20 @@ from mmalign.training.prepare import (
     open_run,
     write_config,
 )
-from mmalign.training.run_config import RunConfig
+from mmalign.training.run_config import Change, RunConfig
 from mmalign.training.signals import StopRequest
 from mmalign.training.watchdog import Watchdog
 
 STOPPED = "stopped.json"
 
 
-def train(config: RunConfig, out: Path, stop_after: int | None = None) -> str | None:
+def train(
+    config: RunConfig, out: Path, stop_after: int | None = None, change: Sequence[str] = ()
+) -> str | None:
     """Train to `config.steps`, or to `stop_after`, leaving checkpoints and records in `out`.
+
+    Args:
+        change: fields in which the configuration may differ from that of the run so far (see `open_run`).
 
     Returns:
         The name of the signal that stopped it, after the step was saved and `stopped.json` written; None
@@ -62,43 +67,63 @@ def train(config: RunConfig, out: Path, stop_after: int | None = None) -> str | 
     """
     # Longer than the watchdog's limit: it names the rank that hangs before the collective times out.
     distributed.start(timedelta(seconds=max(600, 2 * config.engine.hang_seconds)))
+    # Each rank read the run file itself.
+    distributed.must_agree((config.sha256, str(out), change), "the run file or the command line")
     with (
         hold(out),
         Watchdog(out, config.engine.hang_seconds) as watchdog,
         StopRequest(watchdog.idle) as stop,
     ):
-        config = open_run(config, out)
-        run = _Run(config, out, stop, watchdog)
+        config, changes = open_run(config, out, change)
+        run = _Run(config, out, stop, watchdog, changes)
         last = min(config.steps, stop_after or config.steps)
+        if run.resumes:  # a step is saved before it is evaluated
+            metrics = distributed.on_main(lambda: recorded_evaluation(out, run.state.step))
+            run.evaluate(metrics)
         # More than one round only after a roll-back, which needs a new stream of batches.
         while run.state.step < last and not run.stopped:
             run.take_steps(last)
         run.saver.finish()
         if run.recorder is not None:
             run.recorder.close()
-    say(f"{out}: step {run.state.step} of {config.steps}, {run.state.pairs_seen} captions seen")
+    seen = f"{run.state.images_seen} images and {run.state.captions_seen} captions seen"
+    say(f"{out}: step {run.state.step} of {config.steps}, {seen}")
     return run.stopped
+
+
+def _suite_of(config: RunConfig) -> SuiteConfig | None:
+    if config.evaluation is None:
+        return None
+    return load_config(SuiteConfig, find_yaml(config.evaluation.suite, "eval"))
 
 
 class _Run:
     """A run on one rank."""
 
-    def __init__(self, config: RunConfig, out: Path, stop: StopRequest, watchdog: Watchdog) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        out: Path,
+        stop: StopRequest,
+        watchdog: Watchdog,
+        changes: list[Change],
+    ) -> None:
         self.config, self.out, self.stop, self.watchdog = config, out, stop, watchdog
         self.stopped: str | None = None
-        order = GlobalOrder(open_sets(config.data), config.data, config.seed)
+        sets = open_sets(config.data)
+        order = distributed.on_all(lambda: GlobalOrder(sets, config.data, config.seed))
         self.tokenizer = load_or_train_tokenizer(config.tokenizer, order, out, watchdog)
         watchdog.heartbeat("model")
         # After the tokenizer, right before the model: the initial weights depend on nothing but the seed.
         torch.manual_seed(config.seed)
-        model = build_dual_encoder(
-            config.model, self.tokenizer.vocabulary, self.tokenizer.padding_id
-        )
+        ids = (self.tokenizer.vocabulary, self.tokenizer.padding_id)
+        model = distributed.on_all(lambda: build_dual_encoder(config.model, *ids))
         self.loader = make_batches(config, order, self.tokenizer, model)
-        # Not on a resume: what `init_from` names may be gone by then.
-        if not checkpoint.has_checkpoints(out / "checkpoints"):
+        self.resumes = distributed.on_main(lambda: has_checkpoints(out / "checkpoints"))
+        parent = None
+        if not self.resumes:  # what `init_from` names may be gone on a resume
             check_sizes(config.model, model)
-            initialize_weights(config, model, self.tokenizer)
+            parent = initialize_weights(config, model, self.tokenizer)
         self.engine = Engine(
             model,
             config.objective,
@@ -110,7 +135,7 @@ class _Run:
             config.seed,
         )
         watchdog.heartbeat("resume")
-        self.state, starts = restore_state(config, out, self.engine, order)
+        self.state = restore_state(config, out, self.engine, order, self.resumes, parent)
         # After the weights are restored: the features must belong to the image tower that the run goes on
         # with.
         self.loader.features = open_image_features(config, order.sets, self.engine)
@@ -122,15 +147,12 @@ class _Run:
         }
         if distributed.is_main():
             facts["code"] = code_version()
-            if starts:
-                self.state = replace(self.state, parent=parent_of(config, self.state.step))
-        self.suite: SuiteConfig | None = None
-        if config.evaluation:
-            path = find_yaml(config.evaluation.suite, "eval")
-            self.suite = load_config(SuiteConfig, path)
+        self.suite = distributed.on_main(lambda: _suite_of(config))
+        self._note(changes)
+        # Only now: a start that fails before this line leaves no run behind, and this file alone.
+        if not changes:
+            distributed.on_main(lambda: write_config(config, out))
         if distributed.is_main():
-            # Only now: a start that fails before this line leaves no run behind, and this file alone.
-            write_config(config, out)
             (out / STOPPED).unlink(missing_ok=True)
         self.saver = Saver(out / "checkpoints", config.checkpoint, facts, watchdog.heartbeat)
         # A save in the background counts as well.
@@ -157,14 +179,26 @@ class _Run:
         is_main, tensorboard = distributed.is_main(), self.config.log.tensorboard
         return Recorder(self.out, self.state.step, tensorboard) if is_main else None
 
+    def _note(self, changes: list[Change]) -> None:
+        # What is changed from here on, for the lineage.
+        self.changed, step = bool(changes), self.state.step
+        for one in changes:
+            say(f"from step {step}: {one.field} is {one.after}, no longer {one.before}")
+        made = [{"step": step, **one._asdict()} for one in changes]
+        self.state = replace(self.state, changes=[*self.state.changes, *made])
+
     def take_steps(self, last: int) -> None:
         """Steps until `last`, until a request to stop, or until the run has rolled back to a checkpoint."""
         config, saver = self.config, self.saver
+        where = (self.state.step, self.state.stream.position, self.engine.step_number)
+        weights = self.engine.digest() if distributed.world_size() > 1 else None
+        distributed.must_agree((where, weights), f"{self.out}: step or weights")
         # From the position in the data, not from the step: after a roll-back the two differ.
         first = self.state.stream.position // config.batch_size
         self.watchdog.heartbeat("the first batch")
         stream = batches(self.loader, first, first + last - self.state.step, config.data.workers)
         for batch in track(stream, "train", config.steps, done=self.state.step):
+            self.meter.arrived()
             self.watchdog.heartbeat(f"step {self.state.step + 1}")
             metrics = self.engine.step(batch)
             minutes = config.checkpoint.minutes
@@ -175,8 +209,13 @@ class _Run:
                 len(batch.language_N), bool(self.stop.requested), saver.is_writing, is_due
             )
             step = self.engine.step_number
-            pairs_seen = self.state.pairs_seen + flags.captions
-            self.state = replace(self.state, step=step, pairs_seen=pairs_seen, stream=batch.state)
+            self.state = replace(
+                self.state,
+                step=step,
+                images_seen=self.state.images_seen + config.batch_size,
+                captions_seen=self.state.captions_seen + flags.captions,
+                stream=batch.state,
+            )
             self.meter.count(batch)
             self.ledger.count(batch)
             if self.guard.must_act(step, metrics, batch):
@@ -185,48 +224,62 @@ class _Run:
                 self._record(metrics)
             if not flags.writing:
                 saver.finish()
-            # Before the save: the checkpoint's state holds the best value so far.
-            is_best = self._evaluate()
             regular = step % config.checkpoint.every == 0 or flags.save_is_due
-            if regular or is_best or flags.stop or step == last:
-                self._save(is_best)
+            # Before the evaluation, which may take longer than a preempted job has.
+            if regular or flags.stop or step == last:
+                self._save()
             if flags.stop:
                 return self._stop()
+            self.evaluate()
 
     def _record(self, metrics: dict[str, float]) -> None:
         self.ledger.flush()
         # On all ranks: both count over all of them.
-        seen = {**self.meter.read(), **self.ledger.metrics(), "pairs_seen": self.state.pairs_seen}
+        state = self.state
+        seen: dict[str, float] = {**self.meter.read(), **self.ledger.metrics()}
+        seen |= {"images_seen": state.images_seen, "captions_seen": state.captions_seen}
         if self.recorder is not None:
-            self.recorder.write(self.state.step, {**metrics, **seen})
+            self.recorder.write(state.step, {**metrics, **seen})
         # After the record: when too many samples are unusable, the last line says how many.
         self.ledger.judge()
 
-    def _save(self, is_best: bool) -> None:
+    def _save(self, is_best: bool = False) -> None:
         self.ledger.flush()
         self.state = replace(self.state, ledger=self.ledger.to_json())
         self.saver.save(self.engine, self.state, is_best)
+        if self.changed:  # not before: config.yaml is what the checkpoints were made with
+            self.saver.finish()
+            distributed.on_main(lambda: write_config(self.config, self.out))
+            self.changed = False
         self.saved_step, self.saved_at = self.state.step, time.monotonic()
         self.meter.forget_time()
 
-    def _evaluate(self) -> bool:
-        # Whether the suite is due at this step, and finds these weights the best so far.
+    def evaluate(self, metrics: dict[str, float] | None = None) -> None:
+        """Measure the suite if it is due at this step, and mark the checkpoint if it is the best so far.
+
+        Args:
+            metrics: where they are recorded already.
+        """
         config, step = self.config.evaluation, self.state.step
-        if config is None or self.suite is None or step % config.every:
-            return False
-        self.watchdog.heartbeat(f"evaluation after step {step}")
-        beat = self.watchdog.heartbeat
-        metrics = evaluate(self.suite, self.engine, self.config.model, self.tokenizer, beat)
-        if self.recorder is not None:
-            self.recorder.write(step, metrics)
-        self.meter.forget_time()
+        if config is None or self.suite is None or step % config.every or not step:
+            return
+        if metrics is None:
+            self.watchdog.heartbeat(f"evaluation after step {step}")
+            beat = self.watchdog.heartbeat
+            metrics = evaluate(self.suite, self.engine, self.config.model, self.tokenizer, beat)
+            if self.recorder is not None:
+                self.recorder.write(step, metrics)
+            self.meter.forget_time()
         if config.best is None:
-            return False
+            return
         value = value_of(metrics, config.best)
         if self.state.best is not None and value <= self.state.best:
-            return False
+            return
         self.state = replace(self.state, best=value)
-        return True
+        if self.saved_step == step:
+            self.saver.mark_best(step)
+        else:
+            self._save(is_best=True)
 
     def _roll_back(self, batch: Batch) -> None:
         # The newest checkpoint's weights, and the data after `batch`. A checkpoint that is still being
@@ -234,8 +287,9 @@ class _Run:
         self.saver.finish()
         bad_step = self.state.step
         self.guard.note_roll_back(bad_step, self.saved_step)
-        state = checkpoint.load_newest(self.out / "checkpoints", self.engine, self.loader.plan)
-        self.state = replace(state, stream=batch.state)
+        state = load_newest(self.out / "checkpoints", self.engine, self.loader.plan)
+        before = self.state  # whose best step is saved and measured, which `state` may not know yet
+        self.state = replace(state, stream=batch.state, best=before.best, changes=before.changes)
         say(f"step {bad_step}: back to the weights of step {state.step}, on with later data")
         if self.recorder is not None:
             self.recorder.close()

@@ -1,7 +1,7 @@
 """Speed and captions per language for the records, and the flags that all ranks share after each step.
 
 each step            -> all_reduce_flags: captions, stop, still writing, save due   (one small all-reduce)
-every `log.every`    -> Meter.read -> images per second, captions per language
+every `log.every`    -> Meter.read -> images and tokens per second, waiting for data, captions by language
 """
 
 import time
@@ -38,16 +38,25 @@ class Meter:
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
-        self._languages: Counter[str] = Counter()
-        self._steps = 0
-        self._seconds = 0.0
         self._since = time.monotonic()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._languages: Counter[str] = Counter()
+        self._steps = self._tokens = 0
+        self._seconds = self._waited = 0.0
+
+    def arrived(self) -> None:
+        """A batch is there: the time since the last step was spent waiting for it."""
+        self._waited += time.monotonic() - self._since
 
     def count(self, batch: Batch) -> None:
+        """A step on this batch is done."""
         now = time.monotonic()
         self._seconds += now - self._since
         self._since = now
         self._languages.update(batch.language_N)
+        self._tokens += sum(batch.length_N)
         self._steps += 1
 
     def forget_time(self) -> None:
@@ -55,9 +64,18 @@ class Meter:
         self._since = time.monotonic()
 
     def read(self) -> dict[str, float]:
-        """The metrics since the last call, over all ranks; resets the counters."""
-        total: Counter[str] = sum(distributed.gather_objects(self._languages), Counter())
-        metrics = {"pairs_per_second": self._steps * self._batch_size / self._seconds}
+        """The metrics since the last call, over all ranks; resets the counters.
+
+        `data_wait` is the fraction of the time in which the rank that waits longest has no batch.
+        """
+        of_rank = (self._languages, self._tokens, self._waited)
+        languages, tokens, waited = zip(*distributed.gather_objects(of_rank), strict=True)
+        metrics = {
+            "images_per_second": self._steps * self._batch_size / self._seconds,
+            "tokens_per_second": sum(tokens) / self._seconds,
+            "data_wait": max(waited) / self._seconds,
+        }
+        total: Counter[str] = sum(languages, Counter())
         metrics |= {f"captions/{lang}": float(n) for lang, n in sorted(total.items())}
-        self._languages, self._steps, self._seconds = Counter(), 0, 0.0
+        self._reset()
         return metrics

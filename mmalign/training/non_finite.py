@@ -53,8 +53,8 @@ class NonFiniteGuard:
         if self._config.then == "stop":
             raise UserError(
                 f"step {step}: loss or gradients were not finite on {self._in_a_row} batches in a row; no "
-                f"weight was changed: look at these samples (keys: {self._ledger}), or go on with a lower "
-                "optimizer.lr or `non_finite.then=roll_back`"
+                f"weight was changed: look at these samples (keys: {self._ledger}), or go on with "
+                "`non_finite.then=roll_back`, or with a lower `optimizer.lr` and `--change optimizer.lr`"
             )
         self._in_a_row = 0
         return True
@@ -64,7 +64,8 @@ class NonFiniteGuard:
         if self._back_to == saved_step:
             raise UserError(
                 f"step {step}: not finite again after rolling back to step {saved_step}, so the cause is not "
-                f"in single batches (those skipped: {self._ledger}); go on with a lower optimizer.lr"
+                f"in single batches (those skipped: {self._ledger}); go on with a lower `optimizer.lr` and "
+                "`--change optimizer.lr`"
             )
         self._back_to = saved_step
 

@@ -50,9 +50,11 @@ class OptimizerConfig(Section):
     schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up: cosine decay to the last step, or constant until the cooldown."""
     warmup_steps: int | None = pydantic.Field(default=None, ge=0)
-    """Steps in which the rate rises linearly; without `warmup_pairs` 50."""
-    warmup_pairs: int | None = pydantic.Field(default=None, ge=0)
-    """Warm-up in images instead of steps, to compare runs of different batch sizes."""
+    """Steps in which the rate rises linearly; without `warmup_images` 50."""
+    warmup_images: int | None = pydantic.Field(
+        default=None, ge=0, validation_alias=pydantic.AliasChoices("warmup_images", "warmup_pairs")
+    )
+    """Warm-up in images instead of steps, to compare runs of different batch sizes. 0.1.0: `warmup_pairs`."""
     cooldown_steps: int = pydantic.Field(default=0, ge=0)
     """Last steps of a constant schedule, in which the rate decays by 1 - sqrt (arXiv 2405.18392)."""
     final_lr_share: float = pydantic.Field(default=0.0, ge=0, le=1)
@@ -62,8 +64,8 @@ class OptimizerConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self) -> "OptimizerConfig":
-        if self.warmup_steps is not None and self.warmup_pairs is not None:
-            raise ValueError("give `warmup_steps` or `warmup_pairs`, not both")
+        if self.warmup_steps is not None and self.warmup_images is not None:
+            raise ValueError("give `warmup_steps` or `warmup_images`, not both")
         if self.cooldown_steps and self.schedule != "constant":
             raise ValueError("`cooldown_steps` belongs to `schedule: constant`; a cosine has none")
         if self.final_lr_share and self.schedule == "constant" and not self.cooldown_steps:
@@ -120,8 +122,8 @@ def set_learning_rates(
         The rate of the parameters that belong to no tower (projections, temperature, bias, head).
     """
     warmup = _WARMUP_STEPS if config.warmup_steps is None else config.warmup_steps
-    if config.warmup_pairs is not None:
-        warmup = math.ceil(config.warmup_pairs / batch_size)
+    if config.warmup_images is not None:
+        warmup = math.ceil(config.warmup_images / batch_size)
     share = _share_after_warmup(config, step, steps, warmup)
     for group in groups:
         # Before its first step a trunk has a rate of 0. AdamW multiplies its decoupled decay by the rate as

@@ -4,7 +4,7 @@ run configuration, folder -> hold -> open_run -> load_or_train_tokenizer -> make
                           -> write_config, when all is ready
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,40 +24,53 @@ from mmalign.models.dual_encoder import DualEncoder, ModelConfig
 from mmalign.models.text_tower import longest_text
 from mmalign.training import checkpoint
 from mmalign.training.objective import MaskedLanguageModelConfig
-from mmalign.training.run_config import RunConfig, first_difference
+from mmalign.training.run_config import CHANGED_BY_NAME, Change, RunConfig, differences
 from mmalign.training.watchdog import Watchdog
 
 
-def open_run(config: RunConfig, out: Path) -> RunConfig:
+def open_run(
+    config: RunConfig, out: Path, change: Sequence[str] = ()
+) -> tuple[RunConfig, list[Change]]:
     """Check that the run folder, if there is one, belongs to this run; nothing is written.
+
+    Args:
+        change: fields of `CHANGED_BY_NAME` that may have another value from here on.
 
     Returns:
         The configuration with its precision chosen: that of the run's checkpoints where there are any, so
-        that a resume on other hardware computes in the same one.
+        that a resume on other hardware computes in the same one. And what differs from the run so far.
 
     Raises:
         UserError: the folder holds the checkpoints of another run.
     """
     path = out / "config.yaml"
-    stored: dict[str, Any] | None = None
-    has_run = path.is_file() and checkpoint.has_checkpoints(out / "checkpoints")
-    if distributed.is_main() and has_run:
+
+    def read() -> dict[str, Any] | None:
+        if not (path.is_file() and checkpoint.has_checkpoints(out / "checkpoints")):
+            return None
         stored = read_yaml(path)
         # Defaults in place of fields that an older version lacks; the comparison reports unknown ones.
         with suppress(UserError):
             stored = validate(RunConfig, stored, str(path)).model_dump(mode="json")
-    # Rank 0 alone reads the file: it may be on a disk that other hosts see late.
-    stored = distributed.broadcast(stored)
+        return stored
+
+    stored = distributed.on_main(read)
     precision = config.engine.precision
     if precision == "auto" and stored is not None:
         precision = stored.get("engine", {}).get("precision", precision)
     engine = config.engine.model_copy(update={"precision": choose_precision(precision)})
     config = config.model_copy(update={"engine": engine})
     tree = config.model_dump(mode="json")
-    problem = None if stored is None else first_difference(stored, tree)
-    if problem is not None:
-        raise UserError(f"{path}: holds another run, its `{problem}` differs; give another --out")
-    return config
+    changes = [] if stored is None else differences(stored, tree)
+    for field, before, after in changes:
+        by_name = field.startswith(CHANGED_BY_NAME)
+        if not (by_name and field in change):
+            fix = f"go on with the new value by `--change {field}`, or " if by_name else ""
+            raise UserError(
+                f"{path}: holds another run, its `{field}` differs ({before}, here {after}); {fix}give "
+                "another --out"
+            )
+    return config, changes
 
 
 def write_config(config: RunConfig, out: Path) -> None:
@@ -74,15 +87,7 @@ def hold(out: Path) -> Iterator[None]:
     """
     try:
         with ExitStack() as stack:
-            problem = None
-            try:
-                if distributed.is_main():
-                    stack.enter_context(exclusive(out))
-            except UserError as error:
-                problem = str(error)
-            # All ranks learn of it: they would wait for rank 0.
-            if problem := distributed.broadcast(problem):
-                raise UserError(problem)
+            distributed.on_main(lambda: stack.enter_context(exclusive(out)))
             yield
     finally:
         with suppress(OSError):  # not empty, as it should be
@@ -111,8 +116,10 @@ def load_or_train_tokenizer(
 ) -> Tokenizer:
     """The run's tokenizer, from its folder if it is there already."""
     folder = out / "tokenizer"
-    watchdog.pause("the tokenizer of rank 0")  # which has a watchdog of its own
-    if distributed.is_main() and not (folder / "tokenizer_config.json").is_file():
+
+    def make() -> None:
+        if (folder / "tokenizer_config.json").is_file():
+            return
         if config.kind == "pretrained":
             assert config.name is not None
             tokenizer = load_tokenizer(config.name)
@@ -123,8 +130,12 @@ def load_or_train_tokenizer(
         tokenizer.save(work)
         # Complete or absent: a kill in between must not block the next start.
         replace_folder(work, folder)
-    distributed.barrier()
-    return load_tokenizer(folder)
+
+    watchdog.pause("the tokenizer of rank 0")  # which has a watchdog of its own
+    distributed.on_main(make)
+    tokenizer = distributed.on_all(lambda: load_tokenizer(folder))
+    distributed.must_agree(tokenizer.sha256, f"{folder}: the files")
+    return tokenizer
 
 
 def _watched(captions: Iterable[str], watchdog: Watchdog) -> Iterator[str]:

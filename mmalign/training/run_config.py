@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import pydantic
 
@@ -82,12 +82,14 @@ class RunConfig(Section):
         return self
 
 
-# A run may continue with other values of these. They change nothing that it computes, except rounding and the
+# A run goes on with other values of these: they change nothing that it computes, except rounding and the
 # random numbers of dropout.
 FREE_TO_CHANGE = frozenset(
     {
         "checkpoint",
+        "evaluation",
         "log",
+        "non_finite",
         "resume_from",
         "init_from",
         "data.workers",
@@ -101,19 +103,29 @@ FREE_TO_CHANGE = frozenset(
         "engine.hang_seconds",
     }
 )
+# And of these where the user names them (`mmalign train --change FIELD`): the steps that follow differ from
+# those of the run as it was planned. What was changed is kept in its checkpoints.
+CHANGED_BY_NAME = ("steps", "optimizer.")
 
 
-def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
-    """The dotted name of the first field in which two resolved configurations are not the same run."""
+class Change(NamedTuple):
+    """A field with two values."""
+
+    field: str  # dotted
+    before: Any
+    after: Any
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[Change]:
+    """The fields in which two resolved configurations are not the same run."""
+    found: list[Change] = []
     for name in (*new, *(old.keys() - new.keys())):
         dotted = f"{prefix}{name}"
         if dotted in FREE_TO_CHANGE:
             continue
         before, after = old.get(name), new.get(name)
         if isinstance(before, dict) and isinstance(after, dict):
-            inner = first_difference(before, after, f"{dotted}.")
-            if inner is not None:
-                return inner
+            found += differences(before, after, f"{dotted}.")
         elif before != after:
-            return dotted
-    return None
+            found.append(Change(dotted, before, after))
+    return found

@@ -17,6 +17,7 @@ two a parameter has no step count of its own: it has that of its group, which is
 parameters. Counts differ only where a parameter had no gradient in some steps under stage 0.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,6 +83,9 @@ def restore(
 ) -> None:
     """Load what `capture` returned from any engine of the same model; called on all ranks between steps.
 
+    Rank 0 reads every tensor once and sends it to the others, which need no view of the files and end with
+    the same numbers.
+
     Args:
         weights_files: prefix -> file. A name in the file and the prefix before it make the name in
             `module`: `{"": file}` where the file has the module's own names.
@@ -92,46 +96,61 @@ def restore(
     """
     from deepspeed.runtime.zero import GatheredParameters
 
-    weights = _index(weights_files.items())
-    moments = _index(("", file) for file in state_files)
     own = _weights(module)
     moment_shapes = {
         f"{kind}/{name}": () if kind == _UPDATES else _shape(parameter)
         for name, parameter in _trainable(module)
         for kind in (*_MOMENTS, _UPDATES)
     }
-    # All headers before the first change, on every rank, so that all ranks raise the same error.
-    _check(weights, {n: _shape(tensor) for n, tensor in own.items()}, list(weights_files.values()))
-    _check(moments, moment_shapes, state_files)
+    stored: dict[str, _Stored] = {}  # on rank 0
+
+    def check() -> dict[str, int]:
+        # All headers before the first change. Returns AdamW's steps by parameter.
+        weights = _index(weights_files.items())
+        moments = _index(("", file) for file in state_files)
+        _check(weights, {n: _shape(t) for n, t in own.items()}, list(weights_files.values()))
+        _check(moments, moment_shapes, state_files)
+        stored.update(weights | moments)
+        return {n: int(stored[f"{_UPDATES}/{n}"].read()) for n, _ in _trainable(module)}
+
+    updates = distributed.on_main(check)
     for name, tensor in own.items():
-        with GatheredParameters([tensor], modifier_rank=0):
-            # A tensor that ZeRO 3 has split is read by rank 0 and sent to the others.
-            if distributed.is_main() or not _is_split(tensor):
-                tensor.copy_(weights[name].read())
+        with GatheredParameters([tensor], modifier_rank=0):  # sends what ZeRO 3 has split
+            if distributed.is_main():
+                tensor.copy_(stored[name].read())
+            if not _is_split(tensor):
+                distributed.broadcast_([tensor])
     if zero_stage > 0:
         # ZeRO steps master weights of its own, which still hold the values from before.
         deepspeed_engine.optimizer.refresh_fp32_params()
-    _restore_moments(module, _adamw_states(deepspeed_engine, zero_stage), zero_stage, moments)
-
-
-def _restore_moments(
-    module: nn.Module,
-    states: dict[nn.Parameter, AdamWState],
-    zero_stage: int,
-    stored: dict[str, "_Stored"],
-) -> None:
+    states = _adamw_states(deepspeed_engine, zero_stage)
     for state in states.values():
         state["step"].zero_()
     parameter: Any
     for name, parameter in _trainable(module):
-        state = states[parameter]
         # A partition takes the highest count of its parameters.
-        state["step"].clamp_(min=int(stored[f"{_UPDATES}/{name}"].read()))
-        # Under stages 1 and 2 a parameter may lie completely in another rank's partition.
-        if zero_stage not in (1, 2) or parameter._hp_mapping is not None:
-            for moment in _MOMENTS:
-                complete = stored[f"{moment}/{name}"].read()
-                _set_moment(parameter, state, moment, zero_stage, complete)
+        states[parameter]["step"].clamp_(min=updates[name])
+        for moment in _MOMENTS:
+            complete = torch.empty(_shape(parameter), device=distributed.device())
+            if distributed.is_main():
+                complete.copy_(stored[f"{moment}/{name}"].read())
+            distributed.broadcast_([complete])
+            # Under stages 1 and 2 a parameter may lie completely in another rank's partition.
+            if zero_stage not in (1, 2) or parameter._hp_mapping is not None:
+                _set_moment(parameter, states[parameter], moment, zero_stage, complete)
+
+
+@torch.no_grad()
+def digest(module: nn.Module) -> str:
+    """Hexadecimal sha256 of all weights and buffers between steps; called on all ranks."""
+    from deepspeed.runtime.zero import GatheredParameters
+
+    found = hashlib.sha256()
+    for name, tensor in _weights(module).items():
+        with GatheredParameters([tensor]):
+            found.update(name.encode())
+            found.update(_copy(tensor).view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _adamw_states(deepspeed_engine: Any, zero_stage: int) -> dict[nn.Parameter, AdamWState]:

@@ -1,8 +1,10 @@
 """A folder is whole or absent, damage is found, and the newest usable checkpoint is taken."""
 
+import errno
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,14 +85,35 @@ def test_a_commit_replaces_what_was_there_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_a_commit_removes_what_a_kill_left_of_the_older_folder(tmp_path: Path) -> None:
-    leftover = tmp_path / "step.old-1"
-    other = tmp_path / "step-2.old-1"
-    for folder in (leftover, other):
-        folder.mkdir()
+    drawn = "0123456789abcdef" * 2
+    of_others = [f"step-2.old-{drawn}", "step.old-2023-keep", f"step.tmp-{drawn}"]
+    for name in (f"step.old-{drawn}", *of_others):
+        (tmp_path / name).mkdir()
     for _ in range(2):
         with committed_folder(tmp_path / "step", {}) as folder:
             (folder / "a.bin").write_bytes(b"new")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step", "step-2.old-1"]
+    assert names(tmp_path) == sorted(["step", *of_others])
+
+
+def test_an_older_folder_that_cannot_be_deleted_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = commit(tmp_path, 7, b"old")
+
+    def busy(path: Path, **_: object) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    commit(tmp_path, 7, b"new")
+    assert (target / "inner" / "model.bin").read_bytes() == b"new"
+    assert "not deleted (Device or resource busy)" in capsys.readouterr().err
+
+
+def test_a_copy_that_a_person_made_is_no_checkpoint_of_the_run(tmp_path: Path) -> None:
+    commit(tmp_path, 3)
+    for name in ("step-000000001-good", "step-000000009 (copy)", "step-"):
+        shutil.copytree(tmp_path / "step-000000003", tmp_path / name)
+    assert newest_folder(tmp_path)[0].name == "step-000000003"
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

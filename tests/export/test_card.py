@@ -42,7 +42,7 @@ CONFIG: dict[str, Any] = {
 LINEAGE: dict[str, Any] = {
     "format": 1,
     "code": {"version": "0.1.0", "commit": "0123abc", "dirty": True},
-    "run": {"steps": 400, "pairs_seen": 102400, "world_size": 2},
+    "run": {"steps": 400, "captions_seen": 102400, "world_size": 2},
     "base_models": {"text": "xlm-roberta-base", "image": {"library": "timm", "name": "resnet10t"}},
     "data": [
         {

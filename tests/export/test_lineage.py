@@ -93,7 +93,7 @@ def test_a_run_leads_back_to_its_shards(home: Path) -> None:
     assert lineage["config_sha256"] == manifest["config_sha256"]
     assert lineage["code"] == manifest["code"] and lineage["code"]["version"] == __version__
     assert lineage["run"]["steps"] == 1 and lineage["run"]["world_size"] == 1
-    assert lineage["run"]["pairs_seen"] > 0
+    assert lineage["run"]["captions_seen"] > 0
     assert lineage["tokenizer"] == {
         "kind": "trained",
         "sha256": sha256_of(run / "tokenizer" / "tokenizer.json"),

@@ -1,7 +1,11 @@
 """Which checkpoints are kept, which one is best, and what happens when one cannot be written."""
 
+import contextlib
+import errno
+import io
 import json
 import resource
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -27,7 +31,7 @@ FACTS: dict[str, Any] = {"config_sha256": "0", "data": []}
 
 
 def state(step: int, best: float | None = None) -> TrainState:
-    return TrainState(step, step * 10, StreamState(0, step * 8), best)
+    return TrainState(step, step * 8, step * 10, StreamState(0, step * 8), best)
 
 
 def names(folder: Path) -> list[str]:
@@ -52,6 +56,59 @@ def test_the_newest_the_best_and_every_fourth_are_kept(tmp_path: Path) -> None:
     assert (folder / "LATEST").read_text() == "step-000000010\n"
 
 
+def keep_despite_errors(folder: str) -> str:
+    """Three saves beside a person's copy of a checkpoint; the first one can never be deleted."""
+    saver = Saver(Path(folder), CheckpointConfig(keep=1), FACTS)
+    engine = make_engine("contrastive", Way(0))
+    real = shutil.rmtree
+
+    def busy(path: Path, **options: Any) -> None:
+        if path.name == "step-000000001":
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+        real(path, **options)
+
+    shutil.rmtree = busy  # type: ignore[assignment]
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        for step in (1, 2, 3):
+            saver.save(engine, state(step))
+            if step == 1:
+                shutil.copytree(f"{folder}/step-000000001", f"{folder}/step-000000001-good")
+                Path(folder, "step-000000002.tmp-notes").mkdir()
+    return said.getvalue()
+
+
+def test_what_cannot_be_tidied_does_not_end_a_run_that_has_saved(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    (said,) = run_ranks(1, keep_despite_errors, tmp_path / "ranks", str(folder))
+    of_the_run = ["step-000000001", "step-000000003"]
+    assert names(folder) == sorted([*of_the_run, "step-000000001-good", "step-000000002.tmp-notes"])
+    assert said.count("step-000000001: not deleted (Device or resource busy)") == 2
+
+
+def lack_memory(folder: str) -> str:
+    """A save of which rank 1 has no memory for its file; its error."""
+
+    def fail(tensors: Any, path: Path) -> None:
+        raise MemoryError
+
+    if distributed.rank() == 1:
+        checkpoint.save_file = fail  # type: ignore[assignment]
+    try:
+        Saver(Path(folder), CheckpointConfig(), FACTS).save(
+            make_engine("contrastive", Way(0)), state(1)
+        )
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_any_error_while_writing_leaves_no_checkpoint_and_all_ranks_say_so(tmp_path: Path) -> None:
+    errors = run_ranks(2, lack_memory, tmp_path / "ranks", str(tmp_path / "checkpoints"))
+    assert all("could not be written (MemoryError" in error for error in errors)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
 def write_behind(folder: str) -> dict[str, Any]:
     """A save that is slow to write, and steps in the meantime."""
     real = checkpoint.save_file
@@ -67,7 +124,7 @@ def write_behind(folder: str) -> dict[str, Any]:
         wanted = {k: v for t in engine.capture()[1].values() for k, v in t.items()}
         saver = Saver(Path(folder), CheckpointConfig(asynchronous=True), FACTS)
         saver.save(engine, state(1))
-        distributed.barrier()
+        distributed.gather_objects(None)
         before = (distributed.gather_objects(saver.is_writing), names(Path(folder)))
         for step in (1, 2):  # weights move on while the copies are written
             engine.step(make_batch_for("contrastive", step))
@@ -98,8 +155,8 @@ def test_a_checkpoint_under_another_version_of_the_order_is_refused(
     plan: Any = SimpleNamespace(data=[], shuffle="full")
 
     def refusal(facts: dict[str, Any]) -> str:
-        with committed_folder(tmp_path / "step-000000001", FACTS | facts):
-            pass
+        with committed_folder(tmp_path / "step-000000001", FACTS | facts) as folder:
+            (folder / "state.json").write_text("{}")
         with pytest.raises(UserError) as error:
             load_newest(tmp_path, None, plan)  # type: ignore[arg-type]
         return str(error.value)
@@ -115,6 +172,35 @@ def test_a_checkpoint_under_another_version_of_the_order_is_refused(
     assert accepted in refusal({})
     monkeypatch.setattr(checkpoint, "ORDER_VERSION", 2)
     assert refused.format(1, 2) in refusal({})
+
+
+def see_older_ones(folders: list[Path]) -> dict[str, Any]:
+    """Each rank loads from its own view of one folder; step and weights, and whether they train alike."""
+    engine = make_engine("contrastive", Way(0))
+    plan: Any = SimpleNamespace(data=[], shuffle="full")
+    found = load_newest(folders[distributed.rank()], engine, plan)
+    moments = engine.capture()[0]
+    engine.step(make_batch_for("contrastive", 9))
+    return {"step": found.step, "moments": moments, "digest": engine.digest()}
+
+
+def save_twice(folder: Path) -> None:
+    saver = Saver(folder, CheckpointConfig(every=1), FACTS)
+    engine = make_engine("contrastive", Way(0))
+    for step in (1, 2):
+        engine.step(make_batch_for("contrastive", step))
+        saver.save(engine, state(step))
+
+
+def test_ranks_that_see_other_files_go_on_from_the_checkpoint_of_rank_0(tmp_path: Path) -> None:
+    real, stale, missing = (tmp_path / name for name in ("real", "stale", "missing"))
+    run_ranks(1, save_twice, tmp_path / "save", real)
+    shutil.copytree(real, stale)
+    shutil.rmtree(stale / "step-000000002")
+    for number, other in enumerate((stale, missing)):
+        first, second = run_ranks(2, see_older_ones, tmp_path / str(number), [real, other])
+        assert (first["step"], second["step"]) == (2, 2)
+        assert first["digest"] == second["digest"]
 
 
 def run_out_of_room(folders: dict[bool, Path]) -> dict[bool, str]:

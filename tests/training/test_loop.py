@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import Done, run_command
+from failure_cases import run_that_differs, stop_before_an_evaluation
+from ranks import Done, run_command, run_ranks
 from safetensors.torch import load_file
 from shard_sets import make_pair, make_set, write_set
 from tiny import MODEL
@@ -19,6 +21,7 @@ from tiny import MODEL
 from mmalign.core.commit import exclusive
 from mmalign.core.config import write_yaml
 from mmalign.core.record import read_records
+from mmalign.export.source import lineage
 from mmalign.models.encoder import load_encoder
 
 STEPS = 6
@@ -106,10 +109,22 @@ def test_a_run_leaves_records_and_checkpoints(folder: Path) -> None:
     run = folder / "whole"
     records = read_records(run / "metrics.jsonl")
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
-    for name in ("loss", "temperature", "grad_norm", "lr", "pairs_per_second", "pairs_seen"):
+    for name in (
+        "loss",
+        "temperature",
+        "grad_norm",
+        "lr",
+        "images_per_second",
+        "tokens_per_second",
+        "captions_seen",
+    ):
         assert all(record[name] >= 0 for record in records), name
+    assert all(0 <= record["data_wait"] < 1 for record in records)
+    assert [record["images_seen"] for record in records] == [
+        4 * step for step in range(1, STEPS + 1)
+    ]
     counted = sum(v for r in records for k, v in r.items() if k.startswith("captions/"))
-    assert counted == records[-1]["pairs_seen"] > STEPS * 4
+    assert counted == records[-1]["captions_seen"] > STEPS * 4
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [
         "LATEST",
         "step-000000003",
@@ -173,7 +188,7 @@ def test_unusable_samples_are_counted_exactly_and_limited(folder: Path) -> None:
         assert where == [str(folder / "damaged_data"), "00000.tar", "does not decode"]
         last = read_records(folder / name / "metrics.jsonl")[-1]
         assert last["data/unusable"] == last["data/unusable/does not decode"] == count / 24
-        assert last["data/captions/en"] + last["data/captions/sw"] == last["pairs_seen"]
+        assert last["data/captions/en"] + last["data/captions/sw"] == last["captions_seen"]
     both = [(folder / name / "unusable.jsonl").read_text() for name in ("bad", "bad_whole")]
     assert both[0] == both[1]
     assert json.loads(both[0])["key"] == "k003"
@@ -203,7 +218,9 @@ def test_a_run_of_masked_language_modelling_resumes_bit_for_bit(folder: Path, wo
 
 def test_a_run_of_masked_language_modelling_looks_like_any_other(folder: Path, words: Path) -> None:
     records = read_records(words / "metrics.jsonl")
-    assert all(r.keys() >= {"loss", "accuracy", "grad_norm", "lr", "pairs_seen"} for r in records)
+    assert all(
+        r.keys() >= {"loss", "accuracy", "grad_norm", "lr", "captions_seen"} for r in records
+    )
     assert not any("temperature" in record for record in records)
     # Its captions are those of the run with images.
     counts = [{k: v for k, v in r.items() if k.startswith("captions/")} for r in records]
@@ -322,6 +339,43 @@ def test_a_run_measures_itself_and_keeps_its_best_checkpoint(folder: Path) -> No
     )
 
 
+def test_a_step_is_saved_before_it_is_measured(folder: Path) -> None:
+    suite = {"name": "seen", "sets": [{"name": "seen", "shards": str(folder / "data")}]}
+    (folder / "seen.yaml").write_text(write_yaml(suite))
+    best = "retrieval/seen/mean/text_to_image/recall@1"
+    evaluation = {"suite": str(folder / "seen.yaml"), "every": 2, "best": best}
+    tree = config(folder / "data", evaluation=evaluation, checkpoint={"every": 3, "keep": 1})
+    (folder / "saved_first.yaml").write_text(write_yaml(tree))
+    arguments = (str(folder / "saved_first.yaml"), str(folder / "saved_first"))
+    for name, signal_at, found in (
+        ("first", 4, {"stopped": "SIGTERM", "measured": [2]}),
+        # The step that was saved at the request is measured by the next start, and only once.
+        ("then", 6, {"stopped": "SIGTERM", "measured": [4]}),
+        ("last", None, {"stopped": None, "measured": [6]}),
+        ("again", None, {"stopped": None, "measured": []}),
+    ):
+        ranks = folder / f"ranks_{name}"
+        assert run_ranks(1, stop_before_an_evaluation, ranks, *arguments, signal_at) == [found]
+    mmalign("train", "saved_first.yaml", "--out", "never_stopped", folder=folder)
+    one, other = folder / "saved_first", folder / "never_stopped"
+    assert measured(one, best) == measured(other, best)
+    links = [(run / "checkpoints" / "best").resolve().name for run in (one, other)]
+    assert links[0] == links[1]
+
+
+def measured(run: Path, metric: str) -> list[tuple[int, float]]:
+    return [(r["step"], r[metric]) for r in read_records(run / "metrics.jsonl") if metric in r]
+
+
+def test_ranks_that_differ_do_not_train(folder: Path, stopped: Path) -> None:
+    out = shutil.copytree(stopped, folder / "differs")
+    arguments = (str(folder / "run.yaml"), str(out))
+    first, second = run_ranks(2, run_that_differs, folder / "ranks_differ", *arguments)
+    assert first == second
+    assert "differs: step or weights differ between the ranks" in first
+    assert losses(out) == losses(stopped)
+
+
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(folder: Path) -> None:
     run = folder / "fallback"
     shutil.copytree(folder / "whole", run)
@@ -336,8 +390,36 @@ def test_another_configuration_is_refused_in_the_folder_of_a_run(folder: Path) -
     refused = mmalign(
         "train", "run.yaml", "optimizer.lr=0.5", "--out", "whole", expect=1, folder=folder
     )
-    assert "holds another run, its `optimizer.lr` differs" in refused.stderr
+    assert "holds another run, its `optimizer.lr` differs (0.001, here 0.5)" in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+def test_what_may_change_on_a_resume_changes_as_the_messages_say(
+    folder: Path, stopped: Path
+) -> None:
+    run = shutil.copytree(stopped, folder / "changed")
+    go_on = ("train", "run.yaml", "--out", "changed")
+    # Other records, and what to do about numbers that are not finite, change no weight.
+    mmalign(*go_on, "log.every=2", "non_finite.then=roll_back", "--stop-after", "4", folder=folder)
+    assert losses(run)[4] == losses(folder / "whole")[4]
+    # Another rate does, so it is named, and kept in the lineage.
+    refused = mmalign(*go_on, "optimizer.lr=1e-4", expect=1, folder=folder)
+    (advice,) = re.findall(r"by `(--change optimizer\.lr)`", refused.stderr)
+    changes = ("optimizer.lr=1e-4", "steps=8", *advice.split(), "--change", "steps")
+    mmalign(*go_on, *changes, "--stop-after", "5", folder=folder)
+    again = ("optimizer.lr=1e-4", "steps=8")
+    mmalign(*go_on, *again, folder=folder)  # from here on it is the run's own
+    state = json.loads((newest(run) / "state.json").read_text())
+    assert state["step"] == 8
+    assert state["changes"] == [
+        {"step": 4, "field": "steps", "before": 6, "after": 8},
+        {"step": 4, "field": "optimizer.lr", "before": 1e-3, "after": 1e-4},
+    ]
+    assert lineage(run, load_encoder(run).facts)["changes"] == state["changes"]
+    assert read_records(run / "metrics.jsonl")[-1]["lr"] < 1e-4
+    # What decides which samples come next stays.
+    refused = mmalign(*go_on, *again, "seed=1", "--change", "seed", expect=1, folder=folder)
+    assert "its `seed` differs (0, here 1); give another --out" in refused.stderr
 
 
 def test_a_kill_in_the_first_save_does_not_block_the_next_start(folder: Path) -> None:

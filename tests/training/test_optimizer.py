@@ -260,7 +260,7 @@ def test_a_constant_rate_stays_until_its_cooldown() -> None:
 
 
 def test_a_warm_up_in_pairs_is_as_long_at_any_batch_size() -> None:
-    config = config_of(schedule="constant", warmup_pairs=30)  # 4 steps of 8
+    config = config_of(schedule="constant", warmup_images=30)  # 4 steps of 8
     assert rates(config, 6) == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
     group = {"highest_lr": 1.0, "from_step": 0, "lr": 0.0}
     set_learning_rates([group], config, 0, 100, batch_size=3)
@@ -270,7 +270,7 @@ def test_a_warm_up_in_pairs_is_as_long_at_any_batch_size() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"warmup_steps": 1, "warmup_pairs": 1}, "`warmup_steps` or `warmup_pairs`"),
+        ({"warmup_steps": 1, "warmup_images": 1}, "`warmup_steps` or `warmup_images`"),
         ({"cooldown_steps": 5}, "`cooldown_steps` belongs to `schedule: constant`"),
         ({"schedule": "constant", "final_lr_share": 0.1}, "needs `cooldown_steps`"),
         ({"text_layer_decay": 0.0}, "text_layer_decay"),

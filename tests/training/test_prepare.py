@@ -40,7 +40,7 @@ def test_fields_that_an_older_version_did_not_know_mean_their_defaults(tmp_path:
     tree = now.model_dump(mode="json")
     del tree["model"]["text_projection"], tree["optimizer"]["cooldown_steps"]
     (out / "config.yaml").write_text(write_yaml(tree), encoding="utf-8")
-    assert open_run(now, out).model.text_projection == "linear"
+    assert open_run(now, out)[0].model.text_projection == "linear"
 
 
 def test_another_run_is_refused(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_precision_auto_keeps_what_the_checkpoints_were_computed_in(
     out = tiny_run(tmp_path)
     before = config(out, engine={"precision": stored}).model_dump(mode="json")
     (out / "config.yaml").write_text(write_yaml(before), encoding="utf-8")
-    assert open_run(config(out, engine={"precision": "auto"}), out).engine.precision == stored
+    assert open_run(config(out, engine={"precision": "auto"}), out)[0].engine.precision == stored
     other = "bf16" if stored == "fp32" else "fp32"
     with pytest.raises(UserError, match=r"its `engine\.precision` differs"):
         open_run(config(out, engine={"precision": other}), out)
@@ -78,7 +78,7 @@ def test_a_run_that_starts_takes_the_precision_that_the_device_gives(
     monkeypatch.setattr("mmalign.core.precision.multiplies_bf16", lambda: False)
     run = config(tiny_run(tmp_path / "other"), engine={})
     assert run.engine.precision == "auto"
-    assert open_run(run, tmp_path / "new").engine.precision == "fp32"
+    assert open_run(run, tmp_path / "new")[0].engine.precision == "fp32"
     assert not (tmp_path / "new").exists()  # nothing is written before all is ready
 
 

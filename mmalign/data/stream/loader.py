@@ -34,6 +34,8 @@ from mmalign.data.stream.order import GlobalOrder
 from mmalign.data.stream.token_noise import TokenMasker, drop_tokens
 from mmalign.data.tokenizer import Tokenizer
 
+PREFETCHED = 4
+"""Batches that each worker prepares ahead."""
 ATTEMPTS = 32
 """Substitutes that are tried for a position before a run gives up."""
 
@@ -194,7 +196,7 @@ def batches(maker: BatchLoader, first_step: int, steps: int, workers: int) -> It
         batch_size=None,
         sampler=range(first_step, steps),
         num_workers=workers,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCHED if workers else None,
         # The loader draws a seed for its workers. From the global generator, a resumed run would then draw
         # other dropout masks than one that never stopped.
         generator=torch.Generator(),

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmalign.core import distributed
-from mmalign.core.errors import UserError
 from mmalign.data.shards.reader import ShardSet, most_open
 from mmalign.data.stream.config import DataConfig
 from mmalign.data.stream.mixing import mix
@@ -220,12 +219,8 @@ class GlobalOrder:
 
 
 def open_sets(config: DataConfig) -> list[ShardSet]:
-    """The data sets to train on; a UserError if one is not the same on all ranks."""
-    sets = [ShardSet(entry.path, config.remote) for entry in config.train]
+    """The data sets to train on; a UserError, on all ranks, if one is not the same on all of them."""
+    sets = distributed.on_all(lambda: [ShardSet(one.path, config.remote) for one in config.train])
     # Each rank read the manifests itself, and the data may have been uploaded again meanwhile.
-    found = distributed.gather_objects([shard_set.manifest.sha256 for shard_set in sets])
-    if any(hashes != found[0] for hashes in found):
-        raise UserError(
-            "data.train: the ranks found different manifests; start again once the upload is done"
-        )
+    distributed.must_agree([one.manifest.sha256 for one in sets], "data.train: the manifests")
     return sets
