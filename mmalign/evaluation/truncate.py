@@ -20,4 +20,6 @@ def truncate(row_ND: np.ndarray, dims: int | None) -> np.ndarray:
 def check_dims(dims: int | None, width: int, field: str) -> None:
     """A UserError where `dims` exceeds the width of the model's vectors."""
     if dims is not None and dims > width:
-        raise UserError(f"`{field}` is {dims}, but the model's vectors have {width} dimensions; lower it")
+        raise UserError(
+            f"`{field}` is {dims}, but the model's vectors have {width} dimensions; lower it"
+        )

@@ -60,9 +60,7 @@ def _draw(rows: Sequence[Row], k: int) -> Figure:
         # Indexes differ in their markers, not in colour alone, and have the same one in both panels.
         for (index, size), marker in zip(sizes.items(), cycle("osD^vPX<>*ph"), strict=False):
             points = sorted(
-                (row[f"recall@{k}"], SPEED(row))
-                for row in mine
-                if row["index"] == index
+                (row[f"recall@{k}"], SPEED(row)) for row in mine if row["index"] == index
             )
             x, y = zip(*points, strict=True) if points else ((), ())
             axes.plot(x, y, marker=marker, lw=1, ls="-", label=f"{index} ({size:,.0f} bytes)")

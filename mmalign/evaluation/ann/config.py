@@ -36,7 +36,7 @@ class FaissConfig(Section):
     checked: pydantic.PositiveInt = 100
     """So many queries' exact search is repeated by numpy."""
     repeats: pydantic.PositiveInt = 3
-    """Of each timed batch; the best and the median are reported, and the median is what advice is based on."""
+    """Of each timed batch; the best and the median are reported, and advice rests on the median."""
     single_queries: pydantic.PositiveInt = 1000
     """How many queries are timed one by one; the 99th percentile rests on a hundredth of them."""
     threads: tuple[pydantic.PositiveInt | Literal["all"], ...] = pydantic.Field(

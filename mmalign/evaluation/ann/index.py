@@ -1,6 +1,6 @@
 """One FAISS index as a configuration describes it: checked, made, trained and filled.
 
-    IndexConfig -> new_index (parameters of building are set) -> fill (train, add) -> set_search -> search
+    IndexConfig -> new_index (parameters of building are set) -> fill (train, add) -> set_parameters -> search
 
 The benchmark and `mmalign index` build with these functions, so that what is kept is what was measured.
 """
@@ -74,8 +74,13 @@ class IndexConfig(Section):
     @property
     def label(self) -> str:
         """What tells it from other indexes of a benchmark: `HNSW32,Flat efConstruction=200 dims=64`."""
-        build = ",".join(f"{name}={value}" for name, value in self.build.items())
-        return " ".join(filter(None, [self.factory, build, self.dims and f"dims={self.dims}"]))
+        dims = f"dims={self.dims}" if self.dims else ""
+        return " ".join(filter(None, (self.factory, self.building, dims)))
+
+    @property
+    def building(self) -> str:
+        """The parameters of building, as FAISS reads them."""
+        return ",".join(f"{name}={value}" for name, value in self.build.items())
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -94,12 +99,12 @@ def new_index(config: IndexConfig, width: int) -> Any:
 
     index = faiss.index_factory(width, config.factory, faiss.METRIC_INNER_PRODUCT)
     # Before the first vector is added: afterwards they would change nothing.
-    set_search(index, ",".join(f"{name}={value}" for name, value in config.build.items()))
+    set_parameters(index, config.building)
     return index
 
 
-def set_search(index: Any, setting: str) -> None:
-    """Set parameters as `IndexConfig.settings` writes them; empty: none."""
+def set_parameters(index: Any, setting: str) -> None:
+    """Set what `IndexConfig.building` or one of its `settings` says; empty: nothing."""
     import faiss
 
     space: Any = faiss.ParameterSpace()

@@ -1,11 +1,11 @@
 """Rows of a FAISS benchmark: as a table, summed up by recall, and as advice in words.
 
 A row is a flat dict: `direction`, `index` (`IndexConfig.label`), `search` (its parameters), `threads`;
-`recall@k` against exact search in all dimensions, `difference_to_numpy`; `task_recall@k` (mean of the languages), `task_loss@k` against
-exact search, and of the language that loses most; `queries_per_second` (best of the repeats, one call with
-many queries) and its median; `p50_ms`, `p95_ms`, `p99_ms` of `single_queries`; `train_rows`, `train_s`,
-`add_s`, `build_peak_bytes`, `bytes` (serialised), `bytes_per_vector`; `warning` of FAISS, or empty. A row
-with `refused` has nothing beyond its index.
+`recall@k` against exact search in all dimensions, `difference_to_numpy`; `task_recall@k` (mean of the
+languages), `task_loss@k` against exact search, and of the language that loses most; `queries_per_second`
+(best of the repeats, one call with many queries) and its median; `p50_ms`, `p95_ms`, `p99_ms` of
+`single_queries`; `train_rows`, `train_s`, `add_s`, `build_peak_bytes`, `bytes` (serialised),
+`bytes_per_vector`; `warning` of FAISS, or empty. A row with `refused` has nothing beyond its index.
 """
 
 import csv
@@ -51,7 +51,14 @@ def best_at(rows: Sequence[Row], recall: float, k: int) -> list[Row]:
 
 def throughput_at(rows: Sequence[Row], k: int) -> list[Row]:
     """Queries a second at fixed recall: one entry for each recall, direction, index and number of threads."""
-    columns = ("direction", "index", "threads", "search", f"recall@{k}", "queries_per_second_median")
+    columns = (
+        "direction",
+        "index",
+        "threads",
+        "search",
+        f"recall@{k}",
+        "queries_per_second_median",
+    )
     return [
         {"recall_wished": recall, **{column: row[column] for column in columns}}
         for recall in RECALLS

@@ -26,7 +26,7 @@ from mmalign.evaluation.ann.index import (
     IndexConfig,
     faiss_reason,
     new_index,
-    set_search,
+    set_parameters,
     training_rows,
 )
 from mmalign.evaluation.truncate import truncate
@@ -61,7 +61,7 @@ def _measure(
     found: dict[str, Any] = {}
     timings = []
     for number, setting in enumerate(wanted.settings):
-        set_search(index, setting)
+        set_parameters(index, setting)
         faiss.omp_set_num_threads(most_threads)
         for k in config.recall_at:
             scores, ids = index.search(query_QD, min(k, len(pool_MD)))

@@ -148,9 +148,7 @@ def test_parameters_of_building_make_another_index(tree: dict[str, Any]) -> None
     assert careless < by_default - 0.1
 
 
-def test_few_dimensions_are_judged_by_the_search_in_all(
-    tree: dict[str, Any], folder: Path
-) -> None:
+def test_few_dimensions_are_judged_by_the_search_in_all(tree: dict[str, Any], folder: Path) -> None:
     row = rows_of(tree, "Flat dims=4")[0]
     assert row["bytes_per_vector"] == pytest.approx(4 * 4, rel=0.05)
     assert 0.1 < row["recall@10"] < 0.99
