@@ -147,9 +147,8 @@ def embed_set(
         image_PD = encode_over_ranks(encode, batches)
     picture_M = np.array([image for image, _, _ in captions], np.int64)
     language_M = np.array([lang for _, lang, _ in captions])
-    arrays = name, image_PD, text_MD, sample_P, picture_M, language_M, texts
-    source_P = [parts[sample][1] for sample in sample_P]
-    return EmbeddedSet(*arrays, sharded, first_picture, source_P)
+    source_P, arrays = [parts[i][1] for i in sample_P], (picture_M, language_M, texts)
+    return EmbeddedSet(name, image_PD, text_MD, sample_P, *arrays, sharded, first_picture, source_P)
 
 
 def encode_images(

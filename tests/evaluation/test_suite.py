@@ -221,27 +221,6 @@ def test_every_measure_is_in_one_file(encoder: Encoder, shards: Path, tmp_path: 
     )
 
 
-def test_prefixes_are_retrieved_by_themselves(
-    encoder: Encoder, shards: Path, tmp_path: Path
-) -> None:
-    results = run_suite(suite(shards, dims=[3, 5]), encoder, tmp_path, {})
-    embedded = embed_set(encoder, ShardSet(shards), "s")
-    for dims in (3, 5):
-        image_PD, text_MD = (
-            rows[:, :dims] / np.linalg.norm(rows[:, :dims], axis=1, keepdims=True)
-            for rows in (embedded.image_PD, embedded.text_MD)
-        )
-        score_MP = text_MD @ image_PD.T
-        own_M = score_MP[np.arange(len(score_MP)), embedded.picture_M]
-        rank_M = (score_MP >= own_M[:, None] - 1e-6).sum(1)
-        name = f"retrieval/s@{dims}-dims/all/text_to_image/recall@5"
-        assert results.metrics[name] == pytest.approx((rank_M <= 5).mean())
-        assert results.counts[name] == len(rank_M)
-    for dims, reason in (([99], "`dims` is 99, but the model's"), ([3, 3], "`dims` lists")):
-        with pytest.raises(UserError, match=reason):
-            run_suite(suite(shards, dims=dims), encoder, tmp_path, {})
-
-
 def test_a_language_that_the_data_lack_is_named(
     encoder: Encoder, shards: Path, tmp_path: Path
 ) -> None:

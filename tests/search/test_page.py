@@ -119,7 +119,10 @@ def test_an_image_of_ones_own_finds_captions(
 
 
 def test_images_and_captions_of_one_source(browser: Browser, index: SearchIndex) -> None:
-    choose = "const s = document.getElementById('source'); s.value = 'web'; s.dispatchEvent(new Event('change'))"
+    choose = (
+        "const s = document.getElementById('source'); s.value = 'web'; "
+        "s.dispatchEvent(new Event('change'))"
+    )
     browser.evaluate(give(make_image(5), "drop"))
     browser.wait_for(GROUPS)
     before = "document.querySelectorAll('.language a').length"

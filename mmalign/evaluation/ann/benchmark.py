@@ -35,7 +35,7 @@ from mmalign.evaluation.ann.results import (
     write_csv,
 )
 from mmalign.evaluation.ann.searches import Lists, Search, Truth, near_share
-from mmalign.evaluation.embedding_cache import cached_set
+from mmalign.evaluation.embedding_cache import CachedSet, cached_set
 from mmalign.evaluation.truncate import check_dims
 from mmalign.models.encoder import DualModel
 from mmalign.results.aggregates import add_mean
@@ -91,17 +91,7 @@ def run_faiss(config: FaissConfig, encoder: DualModel, out: Path) -> dict[str, A
         "model": encoder.facts,
         "environment": machine,
         "config": config.model_dump(mode="json"),
-        "embeddings": [
-            {
-                "set": one.embedded.name,
-                "data_sha256": one.data_sha256,
-                "folder": str(one.folder),
-                "pictures": len(one.embedded.image_PD),
-                "captions": len(one.embedded.texts),
-                "sha256": one.sha256,
-            }
-            for one in sets
-        ],
+        "embeddings": [_embedding_facts(one) for one in sets],
         "searches": {one.direction: _facts(one) for one in searches},
         "largest_score_difference_to_numpy": {name: gap for name, (_, gap) in measured.items()},
         "recommendations": advice,
@@ -128,6 +118,17 @@ def _machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "faiss_options": faiss.get_compile_options().strip(),
         "load_before": os.getloadavg()[0],
+    }
+
+
+def _embedding_facts(one: CachedSet) -> dict[str, Any]:
+    return {
+        "set": one.embedded.name,
+        "data_sha256": one.data_sha256,
+        "folder": str(one.folder),
+        "pictures": len(one.embedded.image_PD),
+        "captions": len(one.embedded.texts),
+        "sha256": one.sha256,
     }
 
 
