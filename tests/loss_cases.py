@@ -93,6 +93,20 @@ def dense_sigmoid(
     return (losses * weight_N / weight_N.mean()).sum() / len(logits)
 
 
+DIMS = (2, 4)
+
+
+def dense_prefixes(loss: Callable[[Embeddings], Tensor], embeddings: Embeddings) -> Tensor:
+    """The mean of a loss over the prefixes of DIMS, re-normalised, and over all dimensions."""
+
+    def prefix(width: int) -> Embeddings:
+        rows = (embeddings.image_BD[:, :width], embeddings.text_ND[:, :width])
+        image_Bd, text_Nd = (one / one.norm(dim=1, keepdim=True) for one in rows)
+        return replace(embeddings, image_BD=image_Bd, text_ND=text_Nd)
+
+    return torch.stack([loss(embeddings), *(loss(prefix(width)) for width in DIMS)]).mean()
+
+
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
     return (values * weights).sum() / weights.sum()
 
@@ -139,6 +153,20 @@ LOSSES: dict[str, tuple[Loss, Loss]] = {
     "text-text": (
         lambda e, b, n, w: text_text_loss(e, n, tile=3),
         lambda e, b, n, w: dense_text_text(e, n),
+    ),
+    "softmax, weights, smoothing, prefixes": (
+        lambda e, b, n, w: contrastive_loss(
+            e, b, n, weight_N=w, label_smoothing=0.2, dims=DIMS, tile=3
+        ),
+        lambda e, b, n, w: dense_prefixes(lambda p: dense_contrastive(p, b, n, w, 0.2), e),
+    ),
+    "sigmoid, weights, prefixes": (
+        lambda e, b, n, w: sigmoid_loss(e, b, n, weight_N=w, dims=DIMS, tile=3),
+        lambda e, b, n, w: dense_prefixes(lambda p: dense_sigmoid(p, b, n, w), e),
+    ),
+    "text-text, prefixes": (
+        lambda e, b, n, w: text_text_loss(e, n, dims=DIMS, tile=3),
+        lambda e, b, n, w: dense_prefixes(lambda p: dense_text_text(p, n), e),
     ),
 }
 

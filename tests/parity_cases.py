@@ -36,6 +36,7 @@ OBJECTIVES: dict[str, ObjectiveConfig] = {
     for name, tree in {
         "contrastive": {"kind": "contrastive"},
         "text_text": {"kind": "contrastive", "text_text": 0.7},
+        "prefixes": {"kind": "contrastive", "text_text": 0.7, "dims": (4, 8)},
         "masked_language_model": {"kind": "masked_language_model"},
     }.items()
 }
@@ -149,6 +150,7 @@ EVERY_WAY = tuple(
     Way(*way) for way in itertools.product((0, 1, 2, 3), (False, True), (False, True))
 )
 MASKED_WAYS = (Way(0), Way(3))
+PREFIX_WAYS = (Way(0), Way(1, cached=True), Way(3, cached=True, tiled=True))
 
 
 def through_the_engine(objective: str, ways: tuple[Way, ...]) -> dict[Way, dict[str, Any]]:
@@ -198,9 +200,11 @@ def everything(ways: tuple[Way, ...]) -> dict[str, Any]:
     """One spawn for all cases, because starting ranks takes longer than running them."""
     masked_model = "masked_language_model"
     towers = {name: plain_autograd(name) for name in IMAGE_TOWERS}
-    others = {name: plain_autograd(ENGINE_TOWER, name) for name in ("text_text", masked_model)}
+    names = ("text_text", "prefixes", masked_model)
+    others = {name: plain_autograd(ENGINE_TOWER, name) for name in names}
     return {
         "plain": {**towers, **others},
         "engine": through_the_engine("contrastive", ways),
+        "prefix_engine": through_the_engine("prefixes", PREFIX_WAYS),
         "masked_engine": through_the_engine(masked_model, MASKED_WAYS),
     }

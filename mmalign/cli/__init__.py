@@ -3,7 +3,7 @@
     app.py       the application and what verbs share
     data.py      data build, index, verify, stats
     train.py     train, launch, embed
-    evaluate.py  eval, compare, report, search
+    evaluate.py  eval, compare, report, index, search
     finetune.py  finetune, study
     publish.py   export, demo
 

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ Model = Annotated[
     str,
     typer.Option("--model", help="Run, checkpoint, export, hub name, `open_clip:NAME/WEIGHTS`."),
 ]
+CACHE = Path("data/embeddings")
 
 
 @app.command("eval")
@@ -92,27 +93,81 @@ def report(
 
 
 @app.command()
+def index(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As `--model` of eval.")],
+    data: Annotated[Path, typer.Option(help="Folder of shards to index.")],
+    factory: Annotated[str, typer.Option(help="FAISS's factory string.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the index; RUN/index.")] = None,
+    cache: Annotated[Path, typer.Option(help="For embeddings.")] = CACHE,
+) -> None:
+    """Keep a FAISS index of images and captions, for `mmalign search --index` and Python.
+
+    The fields are those of an index in eval/faiss.yaml: build, search (one value each), train_rows, dims.
+
+    Example: mmalign index runs/demo --data data/emoji_scenes/test --factory HNSW32,Flat
+    build.efConstruction=200 'search.efSearch=[64]'
+    """
+    from mmalign.core import distributed
+    from mmalign.core.config import apply_override, validate
+    from mmalign.evaluation.ann.index import IndexConfig
+    from mmalign.models.load import load_model
+    from mmalign.search.kept_index import build_index, check_target, write_index
+
+    tree: dict[str, Any] = {}
+    for override in overrides or ():
+        apply_override(tree, override)
+    config = validate(IndexConfig, {**tree, "factory": factory}, "mmalign index")
+    if len(config.settings) > 1:
+        raise UserError("mmalign index: `search` has several values; give one of each")
+    # Before the images are encoded, which may take long.
+    out = result_folder(model, "index", out)
+    check_target(out)
+    check_writable(cache, is_folder=True)
+    distributed.start()
+    kept = build_index(load_model(model), data, config, cache)
+    write_index(kept, out)
+    say(f"{out}: {kept.facts['images']} images, {kept.facts['captions']} distinct captions")
+    note_command(Path(model))
+    distributed.stop()
+
+
+@app.command()
 def search(
-    model: Model,
-    data: Annotated[Path, typer.Option(help="Folder of shards to search.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="As of eval; that of the index.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Shards to search; those of the index.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Folder that `mmalign index` wrote.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
-    cache: Annotated[Path, typer.Option(help="For embeddings.")] = Path("data/embeddings"),
+    cache: Annotated[Path, typer.Option(help="For embeddings.")] = CACHE,
 ) -> None:
     """Serve a page: type in any language and see images, drop an image and see captions.
 
     Example: mmalign search --model runs/demo --data data/emoji_scenes/test
+
+    Example: mmalign search --index runs/demo/index
     """
     from mmalign.core import distributed
+    from mmalign.evaluation.ann.index import IndexConfig
     from mmalign.models.load import load_model
-    from mmalign.search.corpus import build_index
+    from mmalign.search.corpus import SearchIndex
+    from mmalign.search.kept_index import build_index, read_index
     from mmalign.search.server import listen, serve
 
+    kept = None if index is None else read_index(index)
+    if kept is not None:
+        model, data = model or kept.facts["model"]["path"], data or Path(kept.facts["data"])
+    if model is None or data is None:
+        raise UserError("mmalign search: give --model and --data, or the --index that has them")
     # Before the images are encoded, which may take long.
     check_writable(cache, is_folder=True)
     listener = listen(host, port)
     distributed.start()
-    serve(build_index(load_model(model), data, cache), listener, host)
+    loaded = load_model(model)
+    kept = kept or build_index(loaded, data, IndexConfig(factory="Flat"), cache)
+    serve(SearchIndex(loaded, data, kept), listener, host)
 
 
 def _measure_images(

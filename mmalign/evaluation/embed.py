@@ -8,7 +8,7 @@ searches the runs (`nearest.search_shards`). The captions are all on every rank:
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
@@ -20,7 +20,9 @@ from mmalign.core.languages import canonical_language
 from mmalign.data.images import UndecodableImage, decode
 from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.over_ranks import encode_over_ranks, encode_run, encode_texts_over_ranks
+from mmalign.evaluation.truncate import truncate
 from mmalign.models.encoder import BATCH_SIZE, DualModel
+from mmalign.results.metric_names import DIMS
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class EmbeddedSet:
         image_PD, text_MD: float32, unit length. Of a sharded set, image_PD is this rank's run of the
             images, from `first_picture` on. Empty where no measure looks at images.
         sample_P: which sample of the shard set shows each image.
+        source_P: the source of that sample; empty where it was not recorded.
         picture_M: int64, which of the P images each caption describes.
         language_M: BCP-47 code of each caption.
     """
@@ -44,6 +47,7 @@ class EmbeddedSet:
     texts: list[str]
     sharded: bool = False
     first_picture: int = 0
+    source_P: list[str] = field(default_factory=list)
 
     @property
     def captions(self) -> dict[str, int]:
@@ -62,6 +66,13 @@ class EmbeddedSet:
             picture_M=self.picture_M[kept],
             language_M=self.language_M[kept],
             texts=[self.texts[i] for i in kept],
+        )
+
+    def with_dims(self, dims: int) -> "EmbeddedSet":
+        """The set in its first dimensions, re-normalised, with a name of its own."""
+        vectors = truncate(self.image_PD, dims), truncate(self.text_MD, dims)
+        return replace(
+            self, name=self.name + DIMS.format(dims), image_PD=vectors[0], text_MD=vectors[1]
         )
 
     def first_captions(self) -> np.ndarray:
@@ -105,11 +116,12 @@ def embed_set(
     rank, ranks, samples = distributed.rank(), distributed.world_size(), len(shard_set)
     # Neighbours, so that a rank reads some of the shards only.
     mine = range(samples * rank // ranks, samples * (rank + 1) // ranks)
-    parts = distributed.gather_objects([shard_set.read(sample).captions for sample in mine])
+    read = [(pair.captions, pair.source) for pair in map(shard_set.read, mine)]
+    parts = list(chain.from_iterable(distributed.gather_objects(read)))
     # Shards may spell a language in several ways; it is measured as one.
     captions = [
         (image, lang, caption.text)
-        for image, of_sample in zip(number[image_S], chain.from_iterable(parts), strict=True)
+        for image, (of_sample, _) in zip(number[image_S], parts, strict=True)
         for caption in of_sample
         if (lang := canonical_language(caption.lang)) in (languages or (lang,))
     ]
@@ -135,9 +147,8 @@ def embed_set(
         image_PD = encode_over_ranks(encode, batches)
     picture_M = np.array([image for image, _, _ in captions], np.int64)
     language_M = np.array([lang for _, lang, _ in captions])
-    return EmbeddedSet(
-        name, image_PD, text_MD, sample_P, picture_M, language_M, texts, sharded, first_picture
-    )
+    source_P, arrays = [parts[i][1] for i in sample_P], (picture_M, language_M, texts)
+    return EmbeddedSet(name, image_PD, text_MD, sample_P, *arrays, sharded, first_picture, source_P)
 
 
 def encode_images(

@@ -3,7 +3,8 @@
     model's sha256 + data's sha256 -> <cache>/<both, cut short>/     there: verified and read; else: computed
         img_emb/img_emb_0.npy        float32, unit length; row i is the image that caption i describes
         text_emb/text_emb_0.npy      float32, unit length; row i is caption i
-        metadata/metadata_0.jsonl    image_path (the sample's key), caption, lang, sample, picture_id
+        metadata/metadata_0.jsonl    image_path (the sample's key), caption, lang, sample, picture_id,
+                                     source
         metadata/metadata_0.parquet  the same for clip-retrieval, where pyarrow is installed
         MANIFEST.json                written last: model, data, normalisation, sha256 of each file
 
@@ -152,6 +153,8 @@ def read_embeddings(folder: Path, key: dict[str, str], name: str) -> CachedSet:
         picture_M=(np.searchsorted(first_P, described, side="right") - 1).astype(np.int64),
         language_M=np.array([canonical_language(rows[number]["lang"]) for number in described]),
         texts=[rows[number]["caption"] for number in described],
+        # Older versions wrote no sources.
+        source_P=[rows[first]["source"] for first in first_P if "source" in rows[first]],
     )
     sha256 = {f: facts["sha256"] for f, facts in info["files"].items() if f.endswith(".npy")}
     return CachedSet(embedded, picture_id_R[first_P], folder, info["data_sha256"], sha256)
@@ -167,6 +170,7 @@ def _metadata(
             "lang": str(embedded.language_M[caption]) if caption >= 0 else None,
             "sample": sample,
             "picture_id": int(shard_set.picture_ids[sample]),
+            "source": embedded.source_P[image],
         }
         for image, caption in zip(image_R.tolist(), caption_R.tolist(), strict=True)
     ]

@@ -29,6 +29,7 @@ from mmalign.evaluation.lexical_probe import HELD_OUT, MEASURE, PRECISION, Probe
 from mmalign.evaluation.lexicon import read_lexicon
 from mmalign.evaluation.measured import Language, Measured
 from mmalign.evaluation.retrieval import Protocol, measure_retrieval
+from mmalign.evaluation.truncate import check_dims
 from mmalign.evaluation.words import WordsConfig, measure_words
 from mmalign.evaluation.zero_shot import ZeroShotConfig, measure_zero_shot
 from mmalign.models.encoder import DualModel
@@ -63,6 +64,8 @@ class SuiteConfig(Section):
     lexical: tuple[ProbeConfig, ...] = ()
     zero_shot: tuple[ZeroShotConfig, ...] = ()
     recall_at: tuple[pydantic.PositiveInt, ...] = pydantic.Field(default=(1, 5, 10), min_length=1)
+    dims: tuple[pydantic.PositiveInt, ...] = ()
+    """Retrieval also by the first so many dimensions, re-normalised (`objective.dims`)."""
     gallery: tuple[Language, ...] = ()
     """Languages of the queries shown in the report, from the first set."""
 
@@ -73,6 +76,8 @@ class SuiteConfig(Section):
         for entries in (self.sets, self.words, self.lexical, self.zero_shot):
             if len({entry.name for entry in entries}) < len(entries):
                 raise ValueError("two sets have the same name")
+        if len(set(self.dims)) < len(self.dims):
+            raise ValueError("`dims` lists a length twice; keep one")
         unknown = set(self.layers.sets if self.layers else ()) - {one.name for one in self.sets}
         if unknown:
             raise ValueError(f"`layers.sets` names `{min(unknown)}`, which is no set of this suite")
@@ -120,6 +125,8 @@ def measure(config: SuiteConfig, model: DualModel, out: Path | None = None) -> R
     """
     results = Results(suite=config.name, model=model.facts, environment=environment())
     distributed.must_agree(model.facts.get("sha256"), f"{model.facts.get('path')}: its weights")
+    for dims in config.dims:
+        check_dims(dims, model.width, "dims")
     for i, entry in enumerate(config.sets):  # one set at a time: embeddings are large
         _measure_set(config, entry, model, results, None if i else out)  # a gallery of the first
     for words in config.words:
@@ -154,7 +161,8 @@ def _measure_set(
         )
     shard_set.close()
     if "retrieval" in entry.measures:
-        measure_retrieval(embedded, config.recall_at, results, entry.protocols)
+        for one in (embedded, *map(embedded.with_dims, config.dims)):
+            measure_retrieval(one, config.recall_at, results, entry.protocols)
     if "alignment" in entry.measures:
         measure_alignment(embedded, results)
     if "geometry" in entry.measures:

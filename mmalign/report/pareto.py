@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from mmalign.evaluation.ann.results import Row
+from mmalign.evaluation.ann.results import SPEED, Row
 from mmalign.report.charts import STYLE, THOUSANDS, WIDTH
 
 _TITLES = {"text_to_image": "Texts search images", "image_to_text": "Images search texts"}
@@ -53,16 +53,14 @@ def _draw(rows: Sequence[Row], k: int) -> Figure:
     panels = figure.subplots(1, len(directions), squeeze=False, sharey=True)[0]
     for axes, direction in zip(panels, directions, strict=True):
         mine = [row for row in measured if row["direction"] == direction]
-        edge = front([(row[f"recall@{k}"], row["queries_per_second"]) for row in mine])
+        edge = front([(row[f"recall@{k}"], SPEED(row)) for row in mine])
         axes.step(
             *zip(*edge, strict=True), where="post", color="#dfe3e8", lw=5, marker="", zorder=0
         )
         # Indexes differ in their markers, not in colour alone, and have the same one in both panels.
         for (index, size), marker in zip(sizes.items(), cycle("osD^vPX<>*ph"), strict=False):
             points = sorted(
-                (row[f"recall@{k}"], row["queries_per_second"])
-                for row in mine
-                if row["index"] == index
+                (row[f"recall@{k}"], SPEED(row)) for row in mine if row["index"] == index
             )
             x, y = zip(*points, strict=True) if points else ((), ())
             axes.plot(x, y, marker=marker, lw=1, ls="-", label=f"{index} ({size:,.0f} bytes)")

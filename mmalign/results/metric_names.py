@@ -2,6 +2,7 @@
 
     retrieval/<set>/<language or aggregate>/<direction>/recall@<k>     mean, worst5, all, family:<Name>
     retrieval/<set>@first-caption/...                                  the same by that protocol
+    retrieval/<set>@64-dims/...                                        of the first 64 dimensions alone
     alignment/<set>/<language>-<language> or mean/bitext@1             and bitext_csls@1, cka, ...
     geometry/<set>/<language or mean>/isotropy                         and modality_gap, ...
     layers/<set>/<layer>/<pooling>/bitext@1
@@ -25,6 +26,7 @@ WORST5 = "worst5"  # the mean of the five languages where a metric is lowest
 ALL = "all"  # all queries of all languages
 FAMILY = "family:"  # before the name of a language family: the mean of its languages
 FIRST_CAPTION = "@first-caption"  # behind the name of a set
+DIMS = "@{}-dims"  # likewise, of embeddings cut to so many dimensions
 GENERALISED = "generalised"
 PUBLISHED = "published"
 # Which part names the language, counted from 0; None: no part does. The third part in all other measures.

@@ -1,6 +1,6 @@
-"""Exact search over a shard set, from words to images and from an image to captions.
+"""Search over a shard set, from words to images and from an image to captions, by its two FAISS indexes.
 
-    shards   -> cached_set  -> EmbeddedSet            once; the next start finds it on the disk
+    a kept index, or shards -> exact indexes in memory -> KeptIndex
     text     -> text tower  -> the nearest images, each with its captions
     image    -> image tower -> the nearest captions of each language
 
@@ -13,107 +13,125 @@ from typing import Any
 
 import numpy as np
 
+from mmalign.core.errors import UserError
 from mmalign.data.shards.reader import ShardSet
-from mmalign.evaluation.embed import EmbeddedSet
-from mmalign.evaluation.embedding_cache import cached_set
-from mmalign.evaluation.nearest import search
 from mmalign.models.encoder import DualModel
+from mmalign.search.kept_index import KeptIndex, Row, Side
 
 Objects = list[dict[str, Any]]
 
 
 class SearchIndex:
-    """A model and a set of P images that it has encoded once. Any number of threads may ask."""
+    """A model and an index of P images. Any number of threads may ask.
 
-    def __init__(self, model: DualModel, shard_set: ShardSet, embedded: EmbeddedSet) -> None:
-        self.embedded = embedded
-        self.name = f"{shard_set.manifest.name}, {shard_set.manifest.split}"
-        self.model_name = str(model.facts["path"])
-        self.languages = embedded.languages
+    Raises:
+        UserError: the index was built with another model or from other data.
+    """
+
+    def __init__(self, model: DualModel, shards: Path, index: KeptIndex) -> None:
         self._model = model
-        self._shard_set = shard_set
+        self._index = index
+        self._shard_set = ShardSet(shards)
+        manifest = self._shard_set.manifest
+        for name, sha256, found in (
+            ("model", model.facts["sha256"], model.facts["path"]),
+            ("data", manifest.sha256, shards),
+        ):
+            if index.facts[f"{name}_sha256"] != sha256:
+                raise UserError(
+                    f"{found}: not the {name} that the index was built with; give that one"
+                )
+        self.name = f"{manifest.name}, {manifest.split}"
+        self.model_name = str(model.facts["path"])
+        self.languages, self.sources = index.languages, index.sources
+        self.captions = index.rows["captions"]
         self._lock = threading.Lock()  # one question at a time: a second one would share the cores
-        self._captions_P: list[Objects] = [[] for _ in embedded.sample_P]
-        described = zip(embedded.picture_M, embedded.language_M, embedded.texts, strict=True)
-        for image, lang, text in described:
-            self._captions_P[image].append({"lang": str(lang), "text": text})
-        self._texts: dict[str, list[str]] = {}
-        self._pools: dict[str, np.ndarray] = {}
-        for lang in self.languages:
-            first: dict[str, int] = {}  # the row of the first caption of each text
-            for row in np.flatnonzero(embedded.language_M == lang).tolist():
-                first.setdefault(embedded.texts[row], row)
-            self._texts[lang] = list(first)
-            # Gathered once: a copy of the captions' vectors at every question would take most of its time.
-            self._pools[lang] = embedded.text_MD[list(first.values())]
+        self._captions_P: list[Objects] = [[] for _ in index.rows["images"]]
+        for row in self.captions:
+            for image in row["pictures"]:
+                self._captions_P[image].append({"lang": row["lang"], "text": row["text"]})
+        # The first question of each kind takes longer, so it is asked before the page opens.
+        self.by_text(self.captions[0]["text"], 1)
+        self.by_image(self.read_image(0), 1)
 
     def __len__(self) -> int:
-        return len(self.embedded.sample_P)
+        return len(self._captions_P)
 
-    def by_text(self, text: str, k: int) -> Objects:
+    def by_text(
+        self, text: str, k: int, language: str | None = None, source: str | None = None
+    ) -> Objects:
         """The `k` images that are nearest to a text, the best first; fewer if the set holds fewer.
+
+        Args:
+            language, source: images with a caption in it and from it only; None: all.
 
         Returns:
             For each `picture` (its number, see `read_image`), `score`, `captions` (each `lang`, `text`).
+
+        Raises:
+            UserError: a language or a source that the set lacks.
         """
         with self._lock:
             query_1D = self._model.encode_texts([text])
         return [
             {"picture": number, "score": score, "captions": self._captions_P[number]}
-            for number, score in _nearest(query_1D, self.embedded.image_PD, k)
+            for number, score in self._nearest("images", query_1D, k, language, source)
         ]
 
-    def by_image(self, image: bytes, k: int) -> Objects:
+    def by_image(
+        self, image: bytes, k: int, language: str | None = None, source: str | None = None
+    ) -> Objects:
         """The `k` captions of each language that are nearest to an encoded image; equal captions are one.
+
+        Args:
+            language, source: captions in it and from it only; None: all.
 
         Returns:
             For each language `lang` and `captions` (each `text`, `score`), the best first.
 
         Raises:
             UndecodableImage: not a JPEG, PNG or WebP image, or too large.
+            UserError: a language or a source that the set lacks.
         """
         with self._lock:
             query_1D = self._model.encode_images([image])
+        languages = self.languages if language is None else [language]
         return [
-            {"lang": lang, "captions": self._captions(lang, query_1D, k)} for lang in self._texts
+            {"lang": lang, "captions": self._nearest_captions(query_1D, k, lang, source)}
+            for lang in languages
         ]
 
-    def _captions(self, lang: str, query_1D: np.ndarray, k: int) -> Objects:
-        found = _nearest(query_1D, self._pools[lang], k)
-        return [{"text": self._texts[lang][row], "score": score} for row, score in found]
+    def _nearest_captions(
+        self, query_1D: np.ndarray, k: int, language: str, source: str | None
+    ) -> Objects:
+        # Every source has rows of its own, so that a text is found once per source at most.
+        found = self._nearest("captions", query_1D, k * len(self.sources), language, source)
+        scores: dict[str, float] = {}
+        for row, score in found:
+            scores.setdefault(self.captions[row]["text"], score)
+        return [{"text": text, "score": score} for text, score in scores.items()][:k]
+
+    def _nearest(
+        self, side: Side, query_1D: np.ndarray, k: int, language: str | None, source: str | None
+    ) -> list[tuple[int, float]]:
+        """Rows and scores, the best first."""
+        scores, rows = self._index.search(side, query_1D, k, language, source)
+        pairs = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
+        return [(row, score) for row, score in pairs if row >= 0]
 
     def read_image(self, number: int) -> bytes:
         """Image `number` as it is stored, 0 <= number < P."""
-        return self._shard_set.read(self.embedded.sample_P[number]).image
+        return self._shard_set.read(self._index.rows["images"][number]["sample"]).image
 
     def examples(self, most: int) -> Objects:
         """Captions to try, each of another language, spread over the set; always the same."""
         chosen = self.languages[:: -(-len(self.languages) // most)]
-        texts = [self._texts[lang] for lang in chosen]
+        texts: dict[str, list[Row]] = {lang: [] for lang in chosen}
+        for row in self.captions:
+            if row["lang"] in texts:
+                texts[row["lang"]].append(row)
         # Each from another part of the set.
         return [
-            {"lang": lang, "text": of[len(of) * number // len(chosen)]}
-            for number, (lang, of) in enumerate(zip(chosen, texts, strict=True))
+            {"lang": lang, "text": of[len(of) * number // len(chosen)]["text"]}
+            for number, (lang, of) in enumerate(texts.items())
         ]
-
-
-def build_index(model: DualModel, shards: Path, cache: Path) -> SearchIndex:
-    """Encode a shard set, or read its vectors from the folder `cache`, and warm the towers up.
-
-    Raises:
-        UserError: no data set, no captions in it, or a model without an image tower.
-    """
-    embedded = cached_set(model, shards, shards.resolve().name, cache).embedded
-    index = SearchIndex(model, ShardSet(shards), embedded)
-    # The first question of each kind takes longer, so it is asked before the page opens.
-    index.by_text(embedded.texts[0], 1)
-    index.by_image(index.read_image(0), 1)
-    return index
-
-
-def _nearest(query_1D: np.ndarray, pool_MD: np.ndarray, k: int) -> list[tuple[int, float]]:
-    """Positions in the pool and scores, the best first."""
-    scores, positions = search(query_1D, pool_MD, k)
-    pairs = zip(positions[0].tolist(), scores[0].tolist(), strict=True)
-    # A vector that is not numbers finds nothing: -1 stands for each position.
-    return [(position, score) for position, score in pairs if position >= 0]

@@ -4,6 +4,7 @@ GET  /                    the page; its style and script are files of their own
 GET  /picture/<n>         image n as it is stored
 GET  /search?q=...&k=...  a text   -> {"milliseconds", "pictures": [{"picture", "score", "captions"}]}
 POST /search?k=...        an image -> {"milliseconds", "languages": [{"lang", "captions"}]}
+                          with &lang=... and &source=...: only what is in that language, from that source
 
 request -> host and origin checked -> SearchIndex -> JSON, or {"error": one sentence}
 """
@@ -184,7 +185,7 @@ class _Page:
         if len(text) > MOST_LETTERS:
             raise HTTPException(400, f"{len(text):,} letters; send at most {MOST_LETTERS:,}")
         k = _wished_results(request, IMAGES)
-        return _timed("pictures", lambda: self._index.by_text(text, k))
+        return _timed("pictures", lambda: self._index.by_text(text, k, *_filter(request)))
 
     async def by_image(self, request: Request) -> Response:
         k, headers = _wished_results(request, CAPTIONS), request.headers
@@ -194,13 +195,10 @@ class _Page:
         length = int(headers["Content-Length"])
         if length > MOST_BYTES:
             raise HTTPException(413, f"{length:,} bytes; send an image of at most {MOST_BYTES:,}")
-        try:
-            data = await request.body()
-            return await run_in_threadpool(
-                _timed, "languages", lambda: self._index.by_image(data, k)
-            )
-        except UndecodableImage:
-            raise HTTPException(422, _UNDECODABLE) from None
+        data = await request.body()
+        return await run_in_threadpool(
+            _timed, "languages", lambda: self._index.by_image(data, k, *_filter(request))
+        )
 
 
 def _own_origin(app: Any) -> Any:
@@ -230,9 +228,19 @@ def _wished_results(request: Request, default: int) -> int:
     return int(wish)
 
 
+def _filter(request: Request) -> tuple[str | None, str | None]:
+    # A form sends an empty field where nothing is chosen.
+    return request.query_params.get("lang") or None, request.query_params.get("source") or None
+
+
 def _timed(name: str, find: Callable[[], Any]) -> Response:
     started = time.perf_counter()
-    found = find()
+    try:
+        found = find()
+    except UndecodableImage:
+        raise HTTPException(422, _UNDECODABLE) from None
+    except UserError as error:  # a language or a source that the set lacks
+        raise HTTPException(400, str(error)) from None
     milliseconds = round((time.perf_counter() - started) * 1000, 1)
     return JSONResponse({"milliseconds": milliseconds, name: found}, headers=_FRESH)
 

@@ -21,11 +21,16 @@ caption are the other captions of its picture, and its own column is left out of
 
 The sigmoid loss (arXiv 2303.15343) classifies every combination of image and caption as a pair or not.
 
+With `dims`, each loss is the mean of the losses of these prefixes of the embeddings, re-normalised, and of
+the complete embeddings, with equal weights (Matryoshka, arXiv 2205.13147). Embeddings are gathered once;
+their prefixes are taken from what was gathered.
+
 Every function here returns local_loss. Its sum over ranks is the loss of the global batch, and the sum of its
 gradients is the gradient of that loss. An engine that averages gradients over ranks must multiply local_loss
 by the number of ranks first.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +49,7 @@ def contrastive_loss(
     *,
     weight_N: Tensor | None = None,
     label_smoothing: float = 0.0,
+    dims: Sequence[int] = (),
     tile: int | None = None,
 ) -> Tensor:
     """local_loss of the softmax loss over the global batch, both directions.
@@ -62,6 +68,7 @@ def contrastive_loss(
         weight_N: positive, one weight per caption. Captions, and the positives of an image, are averaged by
             weight; all images count equally. None: equal weights.
         label_smoothing: at least 0 and less than 1.
+        dims: lengths of prefixes, each below D.
         tile: rows and columns of scores that are held at a time; None: the default of the device.
 
     Returns:
@@ -73,19 +80,26 @@ def contrastive_loss(
     tiling = make_tiling(picture_id_B, gathered.picture_id_M, tile)
     # Under autocast the products and sums of scores below would run in 16 bits.
     with torch.autocast(image_BD.device.type, enabled=False):
-        image_B, text_M, score_P = log_sums(image_BD, text_MD, scale, tiling)
-        # From each rank's log sum over its own images, the log sum over the images of all ranks.
-        text_M = distributed.gather_rows(text_M[None]).logsumexp(0)
+        prefixes = _prefixes(image_BD, text_MD, dims)
+        sums = [log_sums(image_Bd, text_Md, scale, tiling) for image_Bd, text_Md in prefixes]
+        # From each rank's log sum over its own images, the log sum over the images of all ranks; one message
+        # for all prefixes.
+        own_KM = torch.stack([own_M for _, own_M, _ in sums])
+        text_KM = distributed.gather_rows(own_KM[None]).logsumexp(0)
         image = _image_to_text_term(tiling, gathered)
         text = _text_to_image_term(tiling, gathered)
-        local_loss = image.contrast(image_B, score_P) + text.contrast(text_M, score_P)
-        if label_smoothing:
-            # Sums of scores are linear in the embeddings, so they need no tiles.
-            sum_B = scale * (image_BD @ text_MD.sum(0))
-            sum_M = scale * (text_MD @ image_BD.sum(0))
-            smooth = image.smoothing(sum_B, score_P) + text.smoothing(sum_M, score_P)
-            local_loss = local_loss + label_smoothing * smooth
-        return local_loss
+        losses = []
+        for prefix, (image_B, _, score_P), text_M in zip(prefixes, sums, text_KM, strict=True):
+            loss = image.contrast(image_B, score_P) + text.contrast(text_M, score_P)
+            if label_smoothing:
+                image_Bd, text_Md = prefix
+                # Sums of scores are linear in the embeddings, so they need no tiles.
+                sum_B = scale * (image_Bd @ text_Md.sum(0))
+                sum_M = scale * (text_Md @ image_Bd.sum(0))
+                smooth = image.smoothing(sum_B, score_P) + text.smoothing(sum_M, score_P)
+                loss = loss + label_smoothing * smooth
+            losses.append(loss)
+        return torch.stack(losses).mean()
 
 
 def sigmoid_loss(
@@ -94,6 +108,7 @@ def sigmoid_loss(
     picture_id_N: Tensor,
     *,
     weight_N: Tensor | None = None,
+    dims: Sequence[int] = (),
     tile: int | None = None,
 ) -> Tensor:
     """local_loss of the sigmoid loss over the global batch (SigLIP, arXiv 2303.15343).
@@ -107,20 +122,21 @@ def sigmoid_loss(
     assert embeddings.logit_bias is not None, "the sigmoid loss needs a logit_bias"
     gathered = _gather(embeddings, picture_id_B, picture_id_N, weight_N)
     dtype = embeddings.image_BD.dtype
-    sum_M = sigmoid_sums(
-        embeddings.image_BD,
-        gathered.text_MD,
-        embeddings.logit_scale.to(dtype),
-        embeddings.logit_bias.to(dtype),
-        make_tiling(picture_id_B, gathered.picture_id_M, tile),
-    )
+    scale, bias = embeddings.logit_scale.to(dtype), embeddings.logit_bias.to(dtype)
+    tiling = make_tiling(picture_id_B, gathered.picture_id_M, tile)
+    prefixes = _prefixes(embeddings.image_BD, gathered.text_MD, dims)
+    sum_KM = torch.stack([sigmoid_sums(*prefix, scale, bias, tiling) for prefix in prefixes])
     weight_M = gathered.weight_M / gathered.weight_M.mean()
     # Divided by the images of all ranks, as in SigLIP's pseudocode.
-    return (weight_M * sum_M).sum() / len(gathered.picture_id_R)
+    return (weight_M * sum_KM.mean(0)).sum() / len(gathered.picture_id_R)
 
 
 def text_text_loss(
-    embeddings: Embeddings, picture_id_N: Tensor, *, tile: int | None = None
+    embeddings: Embeddings,
+    picture_id_N: Tensor,
+    *,
+    dims: Sequence[int] = (),
+    tile: int | None = None,
 ) -> Tensor:
     """local_loss of the loss between captions of one picture, over the global batch.
 
@@ -141,9 +157,20 @@ def text_text_loss(
     # At least 1, here and below: without partners all terms are 0, and the loss is 0, not 0 / 0.
     partnered = distributed.sum_over_ranks((count_N > 1).sum()).clamp(min=1)
     scale = embeddings.logit_scale.to(text_ND.dtype)
-    log_sum_N, _, score_P = log_sums(text_ND, text_MD, scale, tiling)
-    loss_P = F.softplus(log_sum_N[row_P] - score_P) / (count_N[row_P] - 1).clamp(min=1)
+    prefixes = _prefixes(text_ND, text_MD, dims)
+    sums = [log_sums(*prefix, scale, tiling) for prefix in prefixes]
+    losses = [F.softplus(log_sum_N[row_P] - score_P) for log_sum_N, _, score_P in sums]
+    loss_P = torch.stack(losses).mean(0) / (count_N[row_P] - 1).clamp(min=1)
     return (loss_P * others_P).sum() / partnered
+
+
+def _prefixes(
+    row_RD: Tensor, column_CD: Tensor, dims: Sequence[int]
+) -> list[tuple[Tensor, Tensor]]:
+    # Rows and columns as they are, and their first dimensions at unit length.
+    both = (row_RD, column_CD)
+    short = [tuple(F.normalize(one[:, :width], dim=-1) for one in both) for width in dims]
+    return [both, *((row_Rd, column_Cd) for row_Rd, column_Cd in short)]
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,18 @@ class ContrastiveConfig(Section):
     """Share of a softmax target that is spread over all columns of its row."""
     language_weights: dict[str, pydantic.PositiveFloat] = pydantic.Field(default={})
     """Weight of a caption's loss by its language, for example {sw: 2.0}; 1 for languages not named."""
+    dims: tuple[pydantic.PositiveInt, ...] = ()
+    """Prefixes of the embeddings, for example [64, 128], that are trained to be embeddings of their own: the
+    loss is the mean over them and all dimensions (Matryoshka, arXiv 2205.13147)."""
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self) -> "ContrastiveConfig":
         if self.loss == "sigmoid" and self.label_smoothing:
             raise ValueError("`label_smoothing` is of the softmax loss; remove it")
+        if len(set(self.dims)) < len(self.dims):
+            raise ValueError(
+                "`dims` lists a length twice, which would count its loss twice; keep one"
+            )
         return self
 
 
@@ -108,14 +115,15 @@ def contrast(config: ContrastiveConfig, embeddings: Embeddings, batch: Batch) ->
         weight_N = torch.tensor(weights, device=batch.token_NL.device)
     ids = (batch.picture_id_B, batch.picture_id_N)
     if config.loss == "sigmoid":
-        local_loss = sigmoid_loss(embeddings, *ids, weight_N=weight_N)
+        local_loss = sigmoid_loss(embeddings, *ids, weight_N=weight_N, dims=config.dims)
     else:
+        smoothing = config.label_smoothing
         local_loss = contrastive_loss(
-            embeddings, *ids, weight_N=weight_N, label_smoothing=config.label_smoothing
+            embeddings, *ids, weight_N=weight_N, label_smoothing=smoothing, dims=config.dims
         )
     metrics: dict[str, Tensor] = {}
     if config.text_text:
-        text_text = text_text_loss(embeddings, batch.picture_id_N)
+        text_text = text_text_loss(embeddings, batch.picture_id_N, dims=config.dims)
         local_loss = local_loss + config.text_text * text_text
         metrics["text_text_loss"] = distributed.sum_over_ranks(text_text)
     # In double, so that the record shows no float32 rounding of the quotient.

@@ -71,6 +71,11 @@ class RunConfig(Section):
                 raise ValueError("`model.text.frozen` leaves the objective nothing; remove it")
             if self.engine.micro_batch is not None:
                 raise ValueError("`engine.micro_batch` is of the contrastive objective; remove it")
+        elif max(self.objective.dims, default=0) >= self.model.embedding:
+            raise ValueError(
+                f"`objective.dims` must be below `model.embedding` ({self.model.embedding}), which is always "
+                "trained; lower them"
+            )
         elif self.data.image_features and not self.model.image.frozen:
             raise ValueError(
                 "`data.image_features` are of an image tower that stays as it is; set `model.image.frozen`"

@@ -48,6 +48,7 @@ def run_main(
         ["compare", "MISSING", "MISSING", "--out", "FILE/table.md"],
         ["report", "MISSING", "--out", "FILE/page.html"],
         ["report", "MISSING", "--out", "FOLDER"],
+        ["index", "MISSING", "--data", "MISSING", "--factory", "Flat", "--out", "FILE"],
         ["search", "--model", "MISSING", "--data", "MISSING", "--cache", "FILE"],
         ["finetune", "emoji_category", "--model", "MISSING", "--out", "FILE"],
         ["study", "study_demo", "--out", "FILE"],

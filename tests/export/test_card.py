@@ -169,7 +169,10 @@ def test_other_ways_of_training_are_described(tmp_path: Path) -> None:
     tuned = {"task": {"name": "sib200", "language": "en"}, "trainable": "all", "epochs": 5}
     injected = {"lexicon": {"name": "gatitos"}, "protocol": "ours", "loss": {"kind": "infonce"}}
     tower = full_source().tower
+    prefixes = {"objective": {"kind": "contrastive", "loss": "softmax", "dims": [64, 128]}}
     for config, words in (
+        (prefixes, "the first 64, 128 dimensions were trained to be embeddings of their own"),
+        (prefixes, "truncate_dim=128"),
         (masked, "hidden words only"),
         (tuned, "Fine-tuned on sib200, labels in English (en) only."),
         (injected, "words of gatitos drawn to their translations at one layer"),

@@ -16,7 +16,7 @@ def row(
         "index": index,
         "threads": threads,
         "recall@10": recall,
-        "queries_per_second": speed,
+        "queries_per_second_median": speed,
         "bytes_per_vector": 516.4,
     }
 

@@ -5,25 +5,37 @@ import http.client
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shard_sets import make_set
+from shard_sets import make_pair, write_set
 from tiny import tiny_run
 
-from mmalign.models.encoder import load_encoder
-from mmalign.search.corpus import SearchIndex, build_index
+from mmalign.evaluation.ann.index import IndexConfig
+from mmalign.models.encoder import DualModel, load_encoder
+from mmalign.search.corpus import SearchIndex
+from mmalign.search.kept_index import build_index
 from mmalign.search.server import SearchServer, listen
 
 IMAGES = 8
 LANGUAGES = ("en", "ar", "ja")
+SOURCES = ("books", "web")
 
 
 def make_index(folder: Path) -> SearchIndex:
-    """Images with one, two or three captions."""
-    make_set(folder / "set", IMAGES, lambda number: LANGUAGES[: 1 + number % 3])
+    """Images with one, two or three captions, of two sources in turn."""
+    pairs = [make_pair(n, LANGUAGES[: 1 + n % 3]) for n in range(IMAGES)]
+    write_set(folder / "set", [replace(p, source=SOURCES[n % 2]) for n, p in enumerate(pairs)])
     model = load_encoder(tiny_run(folder / "run"))
-    return build_index(model, folder / "set", folder / "cache")
+    return exact_index(model, folder / "set", folder / "cache")
+
+
+def exact_index(model: DualModel, shards: Path, cache: Path) -> SearchIndex:
+    """As `mmalign search` makes it without `--index`."""
+    return SearchIndex(
+        model, shards, build_index(model, shards, IndexConfig(factory="Flat"), cache)
+    )
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from search.search_cases import IMAGES, LANGUAGES
+from search.search_cases import IMAGES, LANGUAGES, exact_index
 from shard_sets import make_image, make_pair, make_set, write_set
 from tiny import tiny_model, tiny_run
 
@@ -15,7 +15,7 @@ from mmalign.core.errors import UserError
 from mmalign.data.images import UndecodableImage
 from mmalign.data.shards.reader import ShardSet
 from mmalign.models.encoder import load_encoder
-from mmalign.search.corpus import SearchIndex, build_index
+from mmalign.search.corpus import SearchIndex
 
 
 def test_a_text_finds_the_images_with_the_largest_products(
@@ -67,7 +67,7 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     torch.nn.init.constant_(model.image_projection.weight, float("nan"))
     run = tiny_run(tmp_path / "run", model)
     with pytest.raises(UserError, match="not finite"):
-        build_index(load_encoder(run), tmp_path / "set", tmp_path / "cache")
+        exact_index(load_encoder(run), tmp_path / "set", tmp_path / "cache")
     assert not list(tmp_path.glob("cache/*"))  # nothing that a later start would read
 
 
@@ -75,7 +75,7 @@ def test_equal_captions_are_one(tmp_path: Path) -> None:
     pairs = [make_pair(i, ("en",)) for i in range(3)]
     same = [replace(pair, captions=(Caption("en", "x"),)) for pair in pairs]
     model = load_encoder(tiny_run(tmp_path / "run"))
-    index = build_index(model, write_set(tmp_path / "set", same), tmp_path / "cache")
+    index = exact_index(model, write_set(tmp_path / "set", same), tmp_path / "cache")
     assert [one["text"] for one in index.by_image(make_image(0), 3)[0]["captions"]] == ["x"]
 
 
@@ -94,6 +94,6 @@ def test_a_second_start_encodes_nothing(
     encoded: list[int] = []
     encode = model.encode_texts
     monkeypatch.setattr(model, "encode_texts", lambda t: (encoded.append(len(t)), encode(t))[1])
-    again = build_index(model, folder / "set", folder / "cache")
+    again = exact_index(model, folder / "set", folder / "cache")
     assert encoded == [1]  # the one that warms the tower up
     assert again.by_text("dog", 3) == index.by_text("dog", 3)

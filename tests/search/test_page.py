@@ -82,7 +82,7 @@ def test_the_keyboard_is_enough(browser: Browser) -> None:
     browser.wait_for(SHOWN)
     assert browser.evaluate(FOCUS) == "q"
     order = []
-    for _ in range(4):
+    for _ in range(5):
         browser.press("Tab")
         order.append(browser.evaluate(FOCUS))
         outline = "getComputedStyle(document.activeElement.id === 'file' ? "
@@ -90,7 +90,7 @@ def test_the_keyboard_is_enough(browser: Browser) -> None:
             "document.activeElement.nextElementSibling : document.activeElement).outlineStyle"
         )
         assert browser.evaluate(outline) == "solid"
-    assert order == ["Search", "file", "lang", "Search with this image"]
+    assert order == ["Search", "file", "lang", "source", "Search with this image"]
     browser.press("Enter")
     browser.wait_for(GROUPS)
     assert (
@@ -116,6 +116,25 @@ def test_an_image_of_ones_own_finds_captions(
     assert shown == [caption["text"] for captions in by_name for caption in captions]
     assert "captions in 3 languages" in browser.evaluate(STATUS)
     assert browser.evaluate("document.querySelector('.asked img').naturalWidth") == 16
+
+
+def test_images_and_captions_of_one_source(browser: Browser, index: SearchIndex) -> None:
+    choose = (
+        "const s = document.getElementById('source'); s.value = 'web'; "
+        "s.dispatchEvent(new Event('change'))"
+    )
+    browser.evaluate(give(make_image(5), "drop"))
+    browser.wait_for(GROUPS)
+    before = "document.querySelectorAll('.language a').length"
+    all_captions = browser.evaluate(before)
+    browser.evaluate(choose)
+    browser.wait_for(f"{before} < {all_captions} && {before}")
+    found = index.by_image(make_image(5), 3, source="web")
+    assert browser.evaluate(before) == sum(len(one["captions"]) for one in found)
+    assert browser.evaluate("document.querySelector('.asked img').naturalWidth") == 16
+    browser.type("#q", "dog")
+    browser.click("button.main")
+    assert browser.wait_for(SHOWN) == IMAGES // 2
 
 
 def test_captions_of_one_language(browser: Browser) -> None:

@@ -33,6 +33,23 @@ def test_texts_and_images_are_answered(server: SearchServer, index: SearchIndex)
     assert (status, answer["languages"]) == (200, index.by_image(make_image(3), 2))
 
 
+def test_a_language_and_a_source_narrow_the_answer(
+    server: SearchServer, index: SearchIndex
+) -> None:
+    _, answer = request_json(server, "GET", "/search?q=dog&lang=ja&source=web")
+    assert answer["pictures"] == index.by_text("dog", 24, "ja", "web")
+    assert 0 < len(answer["pictures"]) < len(index.by_text("dog", 24))
+    for one in answer["pictures"]:
+        assert "ja" in {caption["lang"] for caption in one["captions"]}
+    _, answer = request_json(server, "POST", "/search?lang=ja&source=web", body=make_image(3))
+    assert [one["lang"] for one in answer["languages"]] == ["ja"]
+    for query, sentence in (
+        ("lang=fr", "language `fr` is not in the index; it has ar, en, ja"),
+        ("source=x", "source `x` is not in the index; it has books, web"),
+    ):
+        assert request_json(server, "GET", f"/search?q=dog&{query}") == (400, {"error": sentence})
+
+
 def test_many_at_once_are_answered_like_one(server: SearchServer, index: SearchIndex) -> None:
     texts = [f"dog {number}" for number in range(12)]
     with ThreadPoolExecutor(6) as pool:

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from ranks import run_ranks
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmalign.core import distributed
 from mmalign.core.batch import Embeddings
 from mmalign.training.loss import contrastive_loss, sigmoid_loss, text_text_loss
 
@@ -178,6 +180,19 @@ def test_ranks_together_have_the_loss_and_the_gradients_of_the_definition(
     assert_equal(found, wanted)
 
 
+def test_prefixes_are_gathered_with_the_embeddings_they_belong_to() -> None:
+    found, ids = random_batch(13, 31, 9)
+
+    def gathers(dims: tuple[int, ...]) -> int:
+        with patch.object(distributed, "gather_rows", wraps=distributed.gather_rows) as gather:
+            contrastive_loss(found, *ids, dims=dims)
+            sigmoid_loss(found, *ids, dims=dims)
+            text_text_loss(found, ids[1], dims=dims)
+        return gather.call_count
+
+    assert gathers((1, 2, 3, 4)) == gathers(())
+
+
 def test_gradients_pass_gradcheck() -> None:
     found, ids = random_batch(3, 5, 2)
     weight_N = torch.linspace(0.5, 2, 5, dtype=torch.float64)
@@ -260,6 +275,7 @@ def test_no_tensor_grows_with_the_square_of_the_batch() -> None:
         lambda: contrastive_loss(found, ids, ids, label_smoothing=0.1, tile=16),
         lambda: sigmoid_loss(found, ids, ids, tile=16),
         lambda: text_text_loss(found, ids // 2, tile=16),
+        lambda: contrastive_loss(found, ids, ids, dims=(2, 3), label_smoothing=0.1, tile=16),
     ):
         with _Largest() as tiled:
             loss().backward()

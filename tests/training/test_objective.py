@@ -87,6 +87,18 @@ def test_a_weight_of_zero_is_the_plain_loss_bit_for_bit(monkeypatch: pytest.Monk
     assert half.metrics["text_text_loss"].item() == pytest.approx(extra.item(), rel=1e-6)
 
 
+def test_prefixes_are_below_the_width_and_named_once() -> None:
+    def run(**objective: Any) -> RunConfig:
+        tree = {**RUN, "objective": {"kind": "contrastive", **objective}}
+        return validate(RunConfig, tree, "x")
+
+    assert run(dims=[2, 4]).objective.dims == (2, 4)
+    with pytest.raises(UserError, match=r"`objective.dims` must be below `model.embedding` \(16\)"):
+        run(dims=[4, 16])
+    with pytest.raises(UserError, match="`dims` lists a length twice"):
+        run(dims=[4, 4])
+
+
 def test_masked_words_are_scored_by_their_mean_cross_entropy() -> None:
     config = OBJECTIVES["masked_language_model"]
     module = trained_module(config, build_model(ENGINE_TOWER)).eval()

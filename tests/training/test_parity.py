@@ -7,12 +7,12 @@ from typing import Any
 import parity_cases
 import pytest
 import torch
-from parity_cases import EVERY_WAY, MASKED_WAYS, SOME_WAYS, Way
+from parity_cases import EVERY_WAY, MASKED_WAYS, PREFIX_WAYS, SOME_WAYS, Way
 from ranks import run_ranks
 
 WORLD_SIZES = (1, 2, 4)
 ENGINE_TOWER = parity_cases.ENGINE_TOWER
-CASES = (*parity_cases.IMAGE_TOWERS, "text_text", "masked_language_model")
+CASES = (*parity_cases.IMAGE_TOWERS, "text_text", "prefixes", "masked_language_model")
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,14 @@ def test_engine_gradients_and_loss_curve_agree(
     check_agreement(runs[1][0], runs[world_size][0]["engine"][way])
 
 
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("way", PREFIX_WAYS, ids=str)
+def test_prefixes_train_alike(
+    runs: dict[int, list[dict[str, Any]]], world_size: int, way: Way
+) -> None:
+    check_agreement(runs[1][0], runs[world_size][0]["prefix_engine"][way], "prefixes")
+
+
 @pytest.mark.slow
 def test_engine_gradients_and_loss_curve_agree_in_every_way(tmp_path: Path) -> None:
     runs = {
@@ -66,10 +74,12 @@ def test_engine_gradients_and_loss_curve_agree_in_every_way(tmp_path: Path) -> N
             check_agreement(runs[1][0], runs[world_size][0]["engine"][way])
 
 
-def check_agreement(first: dict[str, Any], many: dict[str, Any]) -> None:
+def check_agreement(
+    first: dict[str, Any], many: dict[str, Any], objective: str = ENGINE_TOWER
+) -> None:
     """Gradients and losses of any way on any number of ranks against float64 and against one rank."""
-    truth = first["plain"][ENGINE_TOWER]
-    one = first["engine"][Way(0)]
+    truth = first["plain"][objective]
+    one = first["prefix_engine" if objective == "prefixes" else "engine"][Way(0)]
     whole = torch.cat([truth[n].flatten() for n in many["gradients"]])
     ours = torch.cat([g.double().flatten() for g in many["gradients"].values()])
     assert many["gradients"].keys() == {n for n in truth if "buffer" not in n} - {"loss"}

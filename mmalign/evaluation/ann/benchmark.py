@@ -26,9 +26,17 @@ from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.evaluation.ann import searches as ann
 from mmalign.evaluation.ann.config import FaissConfig
-from mmalign.evaluation.ann.results import Row, label_of, recommendations, throughput_at, write_csv
+from mmalign.evaluation.ann.results import (
+    SPEED,
+    Row,
+    label_of,
+    recommendations,
+    throughput_at,
+    write_csv,
+)
 from mmalign.evaluation.ann.searches import Lists, Search, Truth, near_share
-from mmalign.evaluation.embedding_cache import cached_set
+from mmalign.evaluation.embedding_cache import CachedSet, cached_set
+from mmalign.evaluation.truncate import check_dims
 from mmalign.models.encoder import DualModel
 from mmalign.results.aggregates import add_mean
 from mmalign.results.metric_names import MEAN, MetricName
@@ -58,6 +66,8 @@ def run_faiss(config: FaissConfig, encoder: DualModel, out: Path) -> dict[str, A
         raise UserError(f"suite {config.name}: it times one process; leave torchrun out")
     for file in ("results.json", "faiss.csv", "faiss.json"):
         check_writable(out / file)
+    for number, index in enumerate(config.indexes):
+        check_dims(index.dims, encoder.width, f"indexes.{number}.dims")
     named = [(config.set.name, config.set.shards), *((shards, shards) for shards in config.pool)]
     sets = [cached_set(encoder, Path(path), name, Path(config.cache)) for name, path in named]
     to_image, to_text = searches = ann.make_searches(
@@ -81,17 +91,7 @@ def run_faiss(config: FaissConfig, encoder: DualModel, out: Path) -> dict[str, A
         "model": encoder.facts,
         "environment": machine,
         "config": config.model_dump(mode="json"),
-        "embeddings": [
-            {
-                "set": one.embedded.name,
-                "data_sha256": one.data_sha256,
-                "folder": str(one.folder),
-                "pictures": len(one.embedded.image_PD),
-                "captions": len(one.embedded.texts),
-                "sha256": one.sha256,
-            }
-            for one in sets
-        ],
+        "embeddings": [_embedding_facts(one) for one in sets],
         "searches": {one.direction: _facts(one) for one in searches},
         "largest_score_difference_to_numpy": {name: gap for name, (_, gap) in measured.items()},
         "recommendations": advice,
@@ -118,6 +118,17 @@ def _machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "faiss_options": faiss.get_compile_options().strip(),
         "load_before": os.getloadavg()[0],
+    }
+
+
+def _embedding_facts(one: CachedSet) -> dict[str, Any]:
+    return {
+        "set": one.embedded.name,
+        "data_sha256": one.data_sha256,
+        "folder": str(one.folder),
+        "pictures": len(one.embedded.image_PD),
+        "captions": len(one.embedded.texts),
+        "sha256": one.sha256,
     }
 
 
@@ -148,10 +159,12 @@ def _measure_direction(
         np.save(folder / "queries.npy", search.query_QD)
         (folder / "config.json").write_text(config.model_dump_json(), encoding="utf-8")
         for number, index in enumerate(config.indexes):
-            first: Row = {"direction": search.direction, "index": index.factory}
+            first: Row = {"direction": search.direction, "index": index.label}
             facts, found = _run_worker(config, number, folder)
+            for name, word in (("refused", "refused"), ("warning", "FAISS warns")):
+                if facts.get(name):
+                    say(f"{search.direction}  {index.label}: {word}: {facts[name]}")
             if "refused" in facts:
-                say(f"{search.direction}  {index.factory}: refused: {facts['refused']}")
                 rows.append({**first, **facts})
                 continue
             timings = facts.pop("timings")  # what is left describes the index, in every row
@@ -160,7 +173,7 @@ def _measure_direction(
                 lists = {
                     k: (found[f"scores_{i}_{k}"], found[f"ids_{i}_{k}"]) for k in config.recall_at
                 }
-                label = label_of(index.factory, setting)
+                label = label_of(index.label, setting)
                 task = _add_task_recall(config, search, lists, label, results)
                 judged = {**first, "search": setting, **_judge(search, truth, lists, exact, task)}
                 for timing in timings[i]:
@@ -185,8 +198,11 @@ def _run_worker(
         return {"refused": f"FAISS ended its process with signal {-done.returncode}"}, {}
     # Anything else is an error of ours, not of the index.
     if done.returncode > 0:
-        raise RuntimeError(f"the worker of {config.indexes[number].factory} failed:\n{done.stderr}")
+        raise RuntimeError(f"the worker of {config.indexes[number].label} failed:\n{done.stderr}")
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    # Of too few training vectors above all: FAISS repeats it for every part of a product quantizer.
+    warned = [line for line in done.stderr.splitlines() if line.startswith("WARNING ")]
+    facts["warning"] = "; ".join(dict.fromkeys(one.removeprefix("WARNING ") for one in warned))
     with np.load(folder / "found.npz") as found:
         return facts, dict(found)
 
@@ -232,6 +248,6 @@ def _judge(search: Search, truth: Truth, lists: Lists, exact: TaskRecall, task: 
 def _line(row: Row, k: int) -> str:
     return (
         f"{row['direction']}  {label_of(row['index'], row['search'])}, threads {row['threads']}: "
-        f"recall@{k} {row[f'recall@{k}']:.3f}, {row['queries_per_second']:,.0f} queries/s, "
+        f"recall@{k} {row[f'recall@{k}']:.3f}, {SPEED(row):,.0f} queries/s, "
         f"{row['bytes_per_vector']:,.0f} bytes per vector"
     )

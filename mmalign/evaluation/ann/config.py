@@ -1,70 +1,18 @@
 """What a FAISS benchmark's YAML may say."""
 
-import itertools
 import os
-import re
-from typing import Any, Literal
+from typing import Literal
 
 import pydantic
 
 from mmalign.core.config import Section
+from mmalign.evaluation.ann.index import TRAIN_ROWS, IndexConfig
 from mmalign.evaluation.measured import Measured
-
-
-def faiss_reason(error: BaseException) -> str:
-    """FAISS's message in one line, without its position in FAISS's source."""
-    text = re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", " ".join(str(error).split()))
-    return text or type(error).__name__
 
 
 class FaissSet(Measured):
     shards: str
     """Folder of its shards: its captions and images are the queries and the right answers."""
-
-
-class IndexConfig(Section):
-    factory: str = pydantic.Field(pattern=r"^[^/\s]+$")
-    """FAISS's string for `index_factory`; the metric is the inner product."""
-    search: dict[str, tuple[pydantic.PositiveInt, ...]] = pydantic.Field(default_factory=dict)
-    """Search parameters by FAISS's names (`nprobe`, `efSearch`, `k_factor_rf`); all combinations."""
-
-    train_rows: pydantic.PositiveInt | None = None
-    """In place of the suite's: OPQ learns its rotation for minutes from as many vectors as others need."""
-
-    @pydantic.model_validator(mode="after")
-    def _faiss_knows_it(self) -> "IndexConfig":
-        import faiss
-
-        for name, values in self.search.items():
-            if name.removeprefix("quantizer_") == "efConstruction":
-                raise ValueError(
-                    f"`search.{name}` is used while an index is built, after which it changes nothing; "
-                    "take it out"
-                )
-            if len(set(values)) < len(values):
-                raise ValueError(f"`search.{name}` lists a value twice; keep one")
-        space: Any = faiss.ParameterSpace()  # its signatures know only one of the overloads
-        # Millions of lists would take memory for a trial.
-        small = re.sub(r"(IVF|IMI2x)\d+", r"\g<1>4", self.factory)
-        # The width of the vectors is not known yet, and product quantizers need one that they divide.
-        for width in (960, 1024):
-            try:
-                index = faiss.index_factory(width, small, faiss.METRIC_INNER_PRODUCT)
-                for name in self.search:
-                    space.set_index_parameter(index, name, 1)
-                break
-            except RuntimeError as error:
-                if "could not parse" in str(error) or "could not set" in str(error):
-                    raise ValueError(
-                        f"`{self.factory}` is not what FAISS knows ({faiss_reason(error)}); fix it"
-                    ) from None
-        return self
-
-    @property
-    def settings(self) -> tuple[str, ...]:
-        """Every combination, as FAISS reads it: `nprobe=16,k_factor_rf=4`."""
-        named = [[f"{name}={value}" for value in values] for name, values in self.search.items()]
-        return tuple(",".join(chosen) for chosen in itertools.product(*named))
 
 
 class FaissConfig(Section):
@@ -88,14 +36,14 @@ class FaissConfig(Section):
     checked: pydantic.PositiveInt = 100
     """So many queries' exact search is repeated by numpy."""
     repeats: pydantic.PositiveInt = 3
-    """Of each timed batch; the best and the median are reported."""
-    single_queries: pydantic.PositiveInt = 200
-    """How many queries are timed one by one."""
+    """Of each timed batch; the best and the median are reported, and advice rests on the median."""
+    single_queries: pydantic.PositiveInt = 1000
+    """How many queries are timed one by one; the 99th percentile rests on a hundredth of them."""
     threads: tuple[pydantic.PositiveInt | Literal["all"], ...] = pydantic.Field(
         default=(1, "all"), min_length=1
     )
     """Counts of threads to time with; the largest builds the indexes."""
-    train_rows: pydantic.PositiveInt = 50_000
+    train_rows: pydantic.PositiveInt = TRAIN_ROWS
     """At most so many vectors, drawn at random from those that are searched, train an index."""
     most_seconds: pydantic.PositiveInt = 900
     """An index that takes longer in one direction is given up."""
@@ -106,10 +54,10 @@ class FaissConfig(Section):
     @pydantic.model_validator(mode="after")
     def _comparable(self) -> "FaissConfig":
         # Throughput and loss are stated against Flat, which is exact.
-        factories = [index.factory for index in self.indexes]
-        if "Flat" not in factories:
+        labels = [index.label for index in self.indexes]
+        if "Flat" not in labels:
             raise ValueError("`indexes` lacks `factory: Flat`, with which the others are compared")
-        if len(set(factories)) < len(factories):
+        if len(set(labels)) < len(labels):
             raise ValueError("an index is listed twice; put its search parameters together")
         if len({*self.pool, self.set.shards}) <= len(self.pool):
             raise ValueError("`pool` lists a folder twice, or that of `set`; keep one")

@@ -21,7 +21,15 @@ from typing import Any
 import numpy as np
 
 from mmalign.core.workers import die_with
-from mmalign.evaluation.ann.config import FaissConfig, IndexConfig, faiss_reason
+from mmalign.evaluation.ann.config import FaissConfig
+from mmalign.evaluation.ann.index import (
+    IndexConfig,
+    faiss_reason,
+    new_index,
+    set_parameters,
+    training_rows,
+)
+from mmalign.evaluation.truncate import truncate
 
 _WARM_UP = 20  # single queries that are not counted
 
@@ -30,7 +38,8 @@ def run(folder: Path, number: int) -> None:
     """Measure one of the configuration's indexes; what FAISS refuses becomes `{"refused": one line}`."""
     config = FaissConfig.model_validate_json((folder / "config.json").read_bytes())
     index = config.indexes[number]
-    pool_MD, query_QD = np.load(folder / "pool.npy"), np.load(folder / "queries.npy")
+    vectors = (np.load(folder / name) for name in ("pool.npy", "queries.npy"))
+    pool_MD, query_QD = (truncate(row_ND, index.dims) for row_ND in vectors)
     try:
         facts, found = _measure(config, index, pool_MD, query_QD)
     except (RuntimeError, AssertionError, MemoryError) as error:
@@ -47,14 +56,12 @@ def _measure(
 
     most_threads = max(config.thread_counts)
     faiss.omp_set_num_threads(most_threads)
-    index = faiss.index_factory(pool_MD.shape[1], wanted.factory, faiss.METRIC_INNER_PRODUCT)
+    index = new_index(wanted, pool_MD.shape[1])
     facts = _fill(index, wanted.train_rows or config.train_rows, config.seed, pool_MD)
-    space: Any = faiss.ParameterSpace()  # its signatures know only one of the overloads
     found: dict[str, Any] = {}
     timings = []
     for number, setting in enumerate(wanted.settings):
-        if setting:
-            space.set_index_parameters(index, setting)
+        set_parameters(index, setting)
         faiss.omp_set_num_threads(most_threads)
         for k in config.recall_at:
             scores, ids = index.search(query_QD, min(k, len(pool_MD)))
@@ -65,9 +72,7 @@ def _measure(
 
 
 def _fill(index: Any, train_rows: int, seed: int, pool_MD: np.ndarray) -> dict[str, Any]:
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(pool_MD))[:train_rows])
-    # No copy where all are trained on: memory is measured.
-    train_TD = pool_MD if len(chosen) == len(pool_MD) else pool_MD[chosen]
+    train_TD = training_rows(pool_MD, train_rows, seed)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: the peak counts from here on
         before = _status("VmRSS")
@@ -108,6 +113,7 @@ def _time(index: Any, config: FaissConfig, query_QD: np.ndarray, threads: int) -
         "threads": threads,
         "queries_per_second": len(batch_BD) / min(batches),
         "queries_per_second_median": len(batch_BD) / statistics.median(batches),
+        "single_queries": len(singles),
         "p50_ms": p50,
         "p95_ms": p95,
         "p99_ms": p99,

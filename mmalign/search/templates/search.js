@@ -3,7 +3,8 @@
 //   form, example, caption, URL  -> ask({q})       -> GET /search   -> images
 //   file, drop, paste, "search with this image"    -> ask({blob})   -> POST /search -> captions by language
 //
-// The results depend only on `answer` and the chosen language, so choosing a language sends no request.
+// The results depend only on `answer` and the chosen language, so choosing a language sends no request. Choosing a
+// source asks again.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
@@ -57,9 +58,11 @@ async function fetchAnswer({ q, blob, source }, signal) {
     if (!response.ok) throw new Error((await response.json()).error);
     return response;
   };
-  if (q) return (await load(`/search?q=${encodeURIComponent(q)}`)).json();
+  const query = new URLSearchParams(q ? { q } : {});
+  if ($("source")?.value) query.set("source", $("source").value);
+  if (q) return (await load(`/search?${query}`)).json();
   const body = blob ?? (await (await load(source)).blob());
-  return (await load("/search", { method: "POST", body })).json();
+  return (await load(`/search?${query}`, { method: "POST", body })).json();
 }
 
 function askFile(file) {
@@ -102,7 +105,7 @@ const visit = (question) => {
 };
 
 function keep(next) {
-  if (answer?.blob) URL.revokeObjectURL(answer.source);
+  if (answer?.blob && answer.source !== next?.source) URL.revokeObjectURL(answer.source);
   answer = next;
   render();
 }
@@ -191,6 +194,7 @@ on($("lang"), "change", () => {
   remember(location.search, "replaceState");
   if (answer) render();
 });
+if ($("source")) on($("source"), "change", () => answer && ask(answer));
 on(window, "popstate", askAddress);
 on($("file"), "change", () => {
   askFile($("file").files[0]);
