@@ -111,8 +111,8 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, str | None]:
 
 @cache  # one for each process group; `new_group` is a collective
 def _patient_group(world: Any) -> Any:
-    # A rank that ends breaks its connections, so that nobody waits for it for a week.
-    return dist.new_group(backend="gloo", timeout=timedelta(days=7))
+    # A rank that ends breaks its connections, so that nobody waits for it for a day.
+    return dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
 
 def must_agree(value: object, what: str) -> None:

@@ -196,6 +196,7 @@ class _Run:
         # From the position in the data, not from the step: after a roll-back the two differ.
         first = self.state.stream.position // config.batch_size
         self.watchdog.heartbeat("the first batch")
+        self.meter.forget_time()
         stream = batches(self.loader, first, first + last - self.state.step, config.data.workers)
         for batch in track(stream, "train", config.steps, done=self.state.step):
             self.meter.arrived()
