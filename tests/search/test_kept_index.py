@@ -170,7 +170,7 @@ def test_what_does_not_belong_to_the_index_is_refused(
 @pytest.mark.parametrize(
     ("tree", "words"),
     [
-        ({"factory": "PQ3"}, "cannot build `PQ3` from 120 vectors"),
+        ({"factory": "PQ3"}, "cannot build `PQ3` from vectors of 16 dimensions"),
         ({"factory": "IVF500,Flat"}, "cannot build `IVF500,Flat` from 120 vectors"),
         ({"factory": "Flat", "dims": 999}, "`dims` is 999, but"),
     ],
