@@ -14,7 +14,7 @@ import math
 import platform
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -212,10 +212,15 @@ def mean_over_seeds(runs: Sequence[Results]) -> Results:
 
 def environment() -> dict[str, Any]:
     """Versions and machine, for the record."""
-    packages = ("torch", "transformers", "timm", "open_clip_torch", "deepspeed", "faiss-cpu")
+    packages = ("torch", "transformers", "timm", "open_clip_torch", "deepspeed")
+    versions = {}
+    # FAISS's packages for GPUs take the place of the first.
+    for name in (*packages, "faiss-cpu", "faiss-gpu", "faiss-gpu-cu12"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "mmalign": VERSION,  # of the code that runs, installed or not
-        **{name: importlib.metadata.version(name) for name in packages},
+        **versions,
     }

@@ -12,6 +12,8 @@ A caption that several images of one source share is one row.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +36,7 @@ from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.evaluation.embedding_cache import cached_set
 from mmalign.evaluation.truncate import check_dims, truncate
 from mmalign.models.encoder import DualModel
+from mmalign.results.results import environment
 
 KIND = "faiss index"
 SIDES = ("images", "captions")
@@ -196,6 +199,9 @@ def build_index(model: DualModel, shards: Path, config: IndexConfig, cache: Path
             cannot build from these vectors.
     """
     check_dims(config.dims, model.width, "dims")
+    width = config.dims or model.width
+    with _refusals(config, f"vectors of {width} dimensions"):  # before they are encoded
+        new_index(config, width)
     cached = cached_set(model, shards, shards.resolve().name, cache)
     embedded, shard_set = cached.embedded, ShardSet(shards)
     # Caches of older versions lack the sources.
@@ -219,6 +225,7 @@ def build_index(model: DualModel, shards: Path, config: IndexConfig, cache: Path
         "captions": len(captions),
         **config.model_dump(mode="json"),
         "train_rows": config.train_rows or TRAIN_ROWS,
+        "environment": environment(),
     }
     sides = {"images": embedded.image_PD, "captions": text_ND}
     vectors = {side: _filled(config, truncate(rows, config.dims)) for side, rows in sides.items()}
@@ -241,17 +248,24 @@ def _distinct_captions(embedded: EmbeddedSet, sources: list[str]) -> tuple[list[
 
 
 def _filled(config: IndexConfig, row_ND: np.ndarray) -> Any:
-    try:
+    with _refusals(config, f"{len(row_ND):,} vectors of {row_ND.shape[1]} dimensions"):
         index = new_index(config, row_ND.shape[1])
         index.train(training_rows(row_ND, config.train_rows or TRAIN_ROWS, seed=0))
         index.add(row_ND)
         set_parameters(index, config.settings[0])
+    return index
+
+
+@contextmanager
+def _refusals(config: IndexConfig, vectors: str) -> Iterator[None]:
+    """What FAISS refuses, as a UserError."""
+    try:
+        yield
     except (RuntimeError, AssertionError, MemoryError) as error:
         raise UserError(
-            f"FAISS cannot build `{config.factory}` from {len(row_ND):,} vectors of {row_ND.shape[1]} "
-            f"dimensions ({faiss_reason(error)}); choose another factory"
+            f"FAISS cannot build `{config.factory}` from {vectors} ({faiss_reason(error)}); choose another "
+            "factory"
         ) from None
-    return index
 
 
 def check_target(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Numbers keep their count, interval, chance and protocol, through files and merges."""
 
 import errno
+import importlib.metadata
 import json
 import math
 from dataclasses import replace
@@ -113,6 +114,18 @@ def test_the_interval_is_a_function_of_the_values() -> None:
 def test_the_environment_names_versions() -> None:
     assert {"python", "platform", "mmalign", "torch", "faiss-cpu"} <= environment().keys()
     assert all(environment().values())
+
+
+def test_faiss_for_gpus_takes_the_place_of_the_package_for_cpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def version(name: str) -> str:
+        if name == "faiss-cpu":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert environment()["faiss-gpu"] == "1" and "faiss-cpu" not in environment()
 
 
 def seeded(seed: int, accuracy: float, f1: float) -> Results:

@@ -15,6 +15,7 @@ from tiny import tiny_model, tiny_run
 from typer.testing import CliRunner
 
 from mmalign.cli import app
+from mmalign.core.commit import write_manifest
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.evaluation.ann.index import IndexConfig
@@ -109,6 +110,21 @@ def test_the_manifest_says_what_was_indexed_and_how(folder: Path, model: Encoder
     assert kept.rows["images"][7]["sample"] == 7 and kept.rows["images"][7]["source"] == "s1"
 
 
+def test_embeddings_that_an_older_version_cached_have_sources_too(
+    folder: Path, model: Encoder, tmp_path: Path
+) -> None:
+    cache = cached_set(model, folder / "set", "set", tmp_path).folder
+    for path in cache.glob("metadata/*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        text = "".join(json.dumps({**row, "source": None}) + "\n" for row in rows)
+        path.write_text(text.replace(', "source": null', ""))
+    facts = json.loads((cache / "MANIFEST.json").read_text())
+    (cache / "MANIFEST.json").unlink()
+    write_manifest(cache, {k: v for k, v in facts.items() if k != "files"})
+    index = build_index(model, folder / "set", IndexConfig(factory="Flat"), tmp_path)
+    assert [row["source"] for row in index.rows["images"][:4]] == ["s0", "s1", "s2", "s0"]
+
+
 def test_vectors_stay_on_the_disk(tmp_path: Path) -> None:
     row_ND = np.random.default_rng(0).normal(size=(50_000, 128)).astype(np.float32)  # 26 MB
     index = KeptIndex({"kind": "faiss index"}, {}, {"images": [], "captions": []})
@@ -170,7 +186,7 @@ def test_what_does_not_belong_to_the_index_is_refused(
 @pytest.mark.parametrize(
     ("tree", "words"),
     [
-        ({"factory": "PQ3"}, "cannot build `PQ3` from 120 vectors"),
+        ({"factory": "PQ3"}, "cannot build `PQ3` from vectors of 16 dimensions"),
         ({"factory": "IVF500,Flat"}, "cannot build `IVF500,Flat` from 120 vectors"),
         ({"factory": "Flat", "dims": 999}, "`dims` is 999, but"),
     ],
