@@ -1,6 +1,6 @@
 """Fine-tuning on the labels of one language, and zero-shot numbers in every other one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,8 @@ from pydantic import Field
 from mmalign.core import console
 from mmalign.core.config import Section, Seeds, read_yaml
 from mmalign.core.errors import UserError
-from mmalign.models.load import load_text_encoder
+from mmalign.models.load import OWN_PROMPTS, load_text_encoder
+from mmalign.models.prompts import Side
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results, environment, mean_over_seeds
 from mmalign.text.causality.config import ASKED, CausalityConfig
@@ -40,7 +41,9 @@ class FinetuneConfig(FitConfig):
     """untrained: everything again on the same tower as it was before it saw an image."""
 
 
-def finetune(config: FinetuneConfig, model: str, out: Path) -> Results:
+def finetune(
+    config: FinetuneConfig, model: str, out: Path, prompts: Mapping[Side, str] = OWN_PROMPTS
+) -> Results:
     """Fine-tune a text encoder (what `load_text_encoder` takes); files as `run_seeds` writes them.
 
     Raises:
@@ -51,9 +54,11 @@ def finetune(config: FinetuneConfig, model: str, out: Path) -> Results:
     check_tests(task, config.tests)
     if config.folds:
         deal_ids(task, config.folds, config.seeds[0])
-    tower = load_text_encoder(model)
+    tower = load_text_encoder(model, prompts=prompts)
     # Loaded before training too: a model without an untrained state is an error that costs nothing here.
-    baselines = {name: load_text_encoder(model, untrained=True) for name in config.baselines}
+    baselines = {
+        name: load_text_encoder(model, untrained=True, prompts=prompts) for name in config.baselines
+    }
     data = files_of(config.task)  # now: files may be replaced while training runs
     config = _with_precision(config, out / "config.yaml")
     console.say(f"{task.name}: training in {config.precision}")
@@ -105,7 +110,7 @@ def run_seed(
         environment=environment(),
     )
     measure(fitted, task, config.tests, tower, results)
-    results.protocol[f"text/{task.name}"] = protocol(task, config, fitted, config.tests) + tower.cut
+    results.protocol[f"text/{task.name}"] = protocol(task, config, fitted, config.tests) + tower.note
     if config.folds:
         _add_unseen(results, tower, task, config, config.folds, seed)
     return results, fitted.model
