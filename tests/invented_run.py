@@ -159,6 +159,9 @@ def _add_texts(add: Callable[..., None], results: Results, skill: dict[str, floa
                 accuracy = min(0.25 + 0.75 * share * loss * known, 0.97)
                 add(f"text/{task}/{lang}/{variant}/accuracy", accuracy - 0.22, 200, 0.22)
             _add_mean(results, f"text/{task}", f"{variant}/accuracy", list(skill), "mean")
+        for lang, share in skill.items():
+            add(f"text/{task}/{lang}/typos/accuracy_clean", share, 200)
+            results.add(f"text/{task}/{lang}/typos/changed_share", 0.8, 250)
 
 
 def _add_means(results: Results, head: str, tail: str, languages: list[str]) -> None:

@@ -14,6 +14,7 @@ from mmalign.core.resources import find_yaml as find_yaml
 
 # What imports torch is imported where it is used: `mmalign --help` must answer at once.
 if TYPE_CHECKING:
+    from mmalign.models.prompts import Side
     from mmalign.results.results import Results
 
 app = typer.Typer(
@@ -28,6 +29,20 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Replace fields of the file: optimizer.lr=5e-4"),
 ]
+
+
+PromptQuery = Annotated[
+    str | None, typer.Option(help="Before queries and all other texts; the model's own.")
+]
+PromptPassage = Annotated[
+    str | None, typer.Option(help="Before texts that are searched; the model's own.")
+]
+
+
+def given_prompts(query: str | None, passage: str | None) -> "dict[Side, str]":
+    """The prompts that a command line names; an empty one takes the model's own away."""
+    both: dict[Side, str | None] = {"query": query, "passage": passage}
+    return {side: prompt for side, prompt in both.items() if prompt is not None}
 
 
 def _show_version(is_asked: bool) -> None:

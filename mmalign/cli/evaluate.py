@@ -2,13 +2,27 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmalign.cli.app import Overrides, app, find_yaml, note_command, result_folder, say, say_metrics
+from mmalign.cli.app import (
+    Overrides,
+    PromptPassage,
+    PromptQuery,
+    app,
+    find_yaml,
+    given_prompts,
+    note_command,
+    result_folder,
+    say,
+    say_metrics,
+)
 from mmalign.core.commit import check_writable
 from mmalign.core.errors import UserError
+
+if TYPE_CHECKING:
+    from mmalign.models.prompts import Side
 
 Model = Annotated[
     str,
@@ -23,6 +37,8 @@ def evaluate(
     model: Model,
     overrides: Overrides = None,
     untrained: Annotated[bool, typer.Option("--untrained", help="Also before training.")] = False,
+    prompt_query: PromptQuery = None,
+    prompt_passage: PromptPassage = None,
     out: Annotated[Path | None, typer.Option(help="Result folder; RUN/eval/<suite>.")] = None,
 ) -> None:
     """Measure a model with a suite: of images and texts, of text tasks (`groups`), or of FAISS (`indexes`).
@@ -33,7 +49,8 @@ def evaluate(
 
     Example: mmalign eval eval/faiss.yaml --model runs/demo
 
-    Example: mmalign eval eval/xtreme_r.yaml --model xlm-roberta-base --out runs/xtreme_r
+    Example: mmalign eval eval/xtreme_r.yaml --model intfloat/multilingual-e5-base --prompt-query 'query: '
+    --prompt-passage 'passage: ' --out runs/xtreme_r
     """
     from mmalign.core import distributed
     from mmalign.core.config import read_yaml
@@ -42,7 +59,8 @@ def evaluate(
     kinds = {"groups": _measure_texts, "indexes": _measure_indexes}
     fields = read_yaml(suite)
     measure = next((kinds[name] for name in kinds if name in fields), _measure_images)
-    folder = measure(suite, list(overrides or ()), model, untrained, out)
+    prompts = given_prompts(prompt_query, prompt_passage)
+    folder = measure(suite, list(overrides or ()), model, untrained, out, prompts)
     say(f"{folder / 'results.json'}")
     note_command(Path(model))
     distributed.stop()
@@ -100,6 +118,7 @@ def index(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the index; RUN/index.")] = None,
     cache: Annotated[Path, typer.Option(help="For embeddings.")] = CACHE,
+    prompt_query: PromptQuery = None,
 ) -> None:
     """Keep a FAISS index of images and captions, for `mmalign search --index` and Python.
 
@@ -125,7 +144,8 @@ def index(
     check_target(out)
     check_writable(cache, is_folder=True)
     distributed.start()
-    kept = build_index(load_model(model), data, config, cache)
+    loaded = load_model(model, given_prompts(prompt_query, None))
+    kept = build_index(loaded, data, config, cache)
     write_index(kept, out)
     say(f"{out}: {kept.facts['images']} images, {kept.facts['captions']} distinct captions")
     note_command(Path(model))
@@ -142,6 +162,7 @@ def search(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
     cache: Annotated[Path, typer.Option(help="For embeddings.")] = CACHE,
+    prompt_query: PromptQuery = None,
 ) -> None:
     """Serve a page: type in any language and see images, drop an image and see captions.
 
@@ -165,13 +186,19 @@ def search(
     check_writable(cache, is_folder=True)
     listener = listen(host, port)
     distributed.start()
-    loaded = load_model(model)
+    own = {} if kept is None else kept.facts["model"].get("prompts", {})
+    loaded = load_model(model, {**own, **given_prompts(prompt_query, None)})
     kept = kept or build_index(loaded, data, IndexConfig(factory="Flat"), cache)
     serve(SearchIndex(loaded, data, kept), listener, host)
 
 
 def _measure_images(
-    suite: Path, overrides: list[str], model: str, untrained: bool, out: Path | None
+    suite: Path,
+    overrides: list[str],
+    model: str,
+    untrained: bool,
+    out: Path | None,
+    prompts: "dict[Side, str]",
 ) -> Path:
     """Run a suite of shards, on all ranks; returns the folder of its results, as the next two do."""
     from mmalign.core import distributed
@@ -186,13 +213,21 @@ def _measure_images(
     names = ["untrained"] if untrained else []
     # First: only a run knows its model before training.
     baselines: dict[str, DualModel] = {n: load_encoder(Path(model), untrained=True) for n in names}
-    results = run_suite(config, load_model(model), out, baselines)
+    measured = load_model(model, prompts)
+    for baseline in baselines.values():
+        baseline.prompts = measured.prompts
+    results = run_suite(config, measured, out, baselines)
     say_metrics(results, means_of(results))
     return out
 
 
 def _measure_indexes(
-    suite: Path, overrides: list[str], model: str, untrained: bool, out: Path | None
+    suite: Path,
+    overrides: list[str],
+    model: str,
+    untrained: bool,
+    out: Path | None,
+    prompts: "dict[Side, str]",
 ) -> Path:
     from mmalign.core.config import load_config
     from mmalign.evaluation.ann.benchmark import run_faiss
@@ -205,14 +240,19 @@ def _measure_indexes(
         raise UserError("--untrained: a benchmark of indexes takes one model; leave it out")
     out = result_folder(model, f"eval/{config.name}", out)
     check_writable(Path(config.cache), is_folder=True)
-    tree = run_faiss(config, load_model(model), out)
+    tree = run_faiss(config, load_model(model, prompts), out)
     write_pareto(tree["rows"], config.timed_at, out)
     say(f"{out / 'pareto.svg'}")
     return out
 
 
 def _measure_texts(
-    suite: Path, overrides: list[str], model: str, untrained: bool, out: Path | None
+    suite: Path,
+    overrides: list[str],
+    model: str,
+    untrained: bool,
+    out: Path | None,
+    prompts: "dict[Side, str]",
 ) -> Path:
     from mmalign.core.config import load_config
     from mmalign.text.benchmark import BenchmarkConfig, run_benchmark
@@ -222,7 +262,7 @@ def _measure_texts(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's, and no group was started yet
         raise UserError(f"{suite}: a suite of text tasks runs in one process; leave torchrun out")
     out = result_folder(model, f"eval/{config.name}", out)
-    results = run_benchmark(config, model, out, untrained)
+    results = run_benchmark(config, model, out, untrained, prompts)
     primary = tuple(f"/{metric}" for metric in PRIMARY.values())
     heads = ((name, "/mean/" in name and name.endswith(primary)) for name in results.metrics)
     say_metrics(results, [name for name, is_mean in heads if is_mean or "/published/" in name])

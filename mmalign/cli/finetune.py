@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from mmalign.cli.app import Overrides, app, find_yaml, note_command, result_folder, say, say_metrics
+from mmalign.cli.app import (
+    Overrides,
+    PromptPassage,
+    PromptQuery,
+    app,
+    find_yaml,
+    given_prompts,
+    note_command,
+    result_folder,
+    say,
+    say_metrics,
+)
 from mmalign.core.commit import check_writable
 
 
@@ -15,11 +26,16 @@ def finetune(
     task: Annotated[Path, typer.Argument(metavar="TASK_YAML", help="Task YAML, or its name.")],
     model: Annotated[str, typer.Option("--model", help="Run, or any text encoder.")],
     overrides: Overrides = None,
+    prompt_query: PromptQuery = None,
+    prompt_passage: PromptPassage = None,
     out: Annotated[Path | None, typer.Option(help="Result folder; RUN/finetune/<task>.")] = None,
 ) -> None:
     """Fine-tune a text encoder on English labels and measure it in the other languages.
 
     Example: mmalign finetune train/finetune/emoji_category.yaml --model runs/demo 'seeds=[0, 1, 2]'
+
+    Example: mmalign finetune train/finetune/sib200.yaml --model intfloat/multilingual-e5-small
+    --prompt-query 'query: ' --out runs/sib200
 
     A file with `lexicon` in place of `task` moves words to their translations instead.
 
@@ -29,7 +45,7 @@ def finetune(
 
     job = read_job(find_yaml(task, "train/finetune"), overrides or ())
     out = result_folder(model, f"finetune/{name_of(job)}", out)
-    results = run_job(job, model, out)
+    results = run_job(job, model, out, given_prompts(prompt_query, prompt_passage))
     say_metrics(results, headlines(job, results))
     say(f"{out / 'results.json'}")
     note_command(Path(model))

@@ -1,6 +1,7 @@
 """Embeddings of a shard set, computed once and kept on disk in clip-retrieval's layout.
 
     model's sha256 + data's sha256 -> <cache>/<both, cut short>/     there: verified and read; else: computed
+                                      (and that of a prompt)
         img_emb/img_emb_0.npy        float32, unit length; row i is the image that caption i describes
         text_emb/text_emb_0.npy      float32, unit length; row i is caption i
         metadata/metadata_0.jsonl    image_path (the sample's key), caption, lang, sample, picture_id,
@@ -12,6 +13,7 @@ clip-retrieval (rom1504/clip-retrieval, `clip_inference/writer.py`) pairs one im
 So an image with several captions has several rows, and an image without any has one, whose vector is zero.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -66,6 +68,11 @@ def cached_set(encoder: DualModel, shards: Path, name: str, cache: Path) -> Cach
     # 16 digits of each keep the name short; the manifest has all of them.
     folder = cache / "-".join(one[:16] for one in sha256.values())
     key = {**sha256, "pixels": PIXELS}  # another decoding of images makes other vectors
+    if prompt := encoder.prompts.query:
+        key["prompt"] = prompt
+        folder = folder.with_name(
+            f"{folder.name}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"
+        )
     if not folder.exists():
         check_writable(folder, is_folder=True)
         say(f"embedding {shards} into {folder}")

@@ -108,7 +108,8 @@ def _encode_batch(
     """(layer, pooling) -> (B, F) float32 of unit length, on the host."""
     mode = tower.training  # a probe during training must not change it
     tower.eval()
-    tokens = tower.tokenize(texts, return_special_tokens_mask=True)
+    prompted = tower.prompts.add(texts, "query")
+    tokens = tower.tokenize(prompted, return_special_tokens_mask=True)
     types = {} if tokens.type_NL is None else {"token_type_ids": tokens.type_NL}
     output = tower.trunk(
         input_ids=tokens.token_NL, attention_mask=tokens.mask_NL, output_hidden_states=True, **types

@@ -135,7 +135,7 @@ def measure(config: SuiteConfig, model: DualModel, out: Path | None = None) -> R
         probe(text_encoder_of(model), read_lexicon(lexicon), results, lexicon.pooling)
     for labelled in config.zero_shot:
         measure_zero_shot(model, labelled, results)
-    results.protocol = {name: words + model.cut for name, words in results.protocol.items()}
+    results.protocol = {name: words + model.note for name, words in results.protocol.items()}
     return results
 
 

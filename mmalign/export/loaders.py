@@ -37,7 +37,8 @@ def sentence_transformers(folder: Path, texts: list[str], probes: Path) -> dict[
     model = SentenceTransformer(str(folder), device="cpu")
     has_images = (folder / "router_config.json").is_file()
     images = {"images": model.encode(upright(probes))} if has_images else {}
-    return {"texts": model.encode(texts), **images}
+    # Without the prompts that the folder may name: the other formats have none.
+    return {"texts": model.encode(texts, prompt=""), **images}
 
 
 def transformers(folder: Path, texts: list[str], probes: Path) -> dict[str, Any]:

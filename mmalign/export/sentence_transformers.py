@@ -25,6 +25,7 @@ from mmalign.export.vision import preprocessor_config, vision_model
 from mmalign.models.encoder import on_host
 from mmalign.models.external.onnx import PREPROCESSOR
 from mmalign.models.pooling import flags_of_sentence_transformers
+from mmalign.models.prompts import NO_PROMPTS, Prompts
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.models.text_tower import save_pretrained
 
@@ -57,7 +58,7 @@ def write_sentence_transformers(source: Source, folder: Path) -> None:
         head.append(f"{len(head) + 1}_Normalize")
         _write_config(folder / head[-1], {})
     types = [f"{_OLD}{name.split('_')[-1]}" for name in ("0_Transformer", *head)]
-    _write_modules(folder, list(zip(["", *head], types, strict=True)))
+    _write_modules(folder, list(zip(["", *head], types, strict=True)), tower.prompts)
 
 
 def write_router(source: Source, folder: Path) -> None:
@@ -104,7 +105,9 @@ def _modality(name: str, output: str, feature: str) -> dict[str, Any]:
     return {**task, "module_output_name": feature}
 
 
-def _write_modules(folder: Path, modules: list[tuple[str, str]]) -> None:
+def _write_modules(
+    folder: Path, modules: list[tuple[str, str]], prompts: Prompts = NO_PROMPTS
+) -> None:
     """`modules.json` from (path, type) of each module, and the settings of the model."""
     facts = [
         {"idx": number, "name": str(number), "path": path, "type": kind}
@@ -112,8 +115,9 @@ def _write_modules(folder: Path, modules: list[tuple[str, str]]) -> None:
     ]
     write_json(folder / "modules.json", facts)
     settings: dict[str, Any] = {
-        "prompts": {},
-        "default_prompt_name": None,
+        "prompts": {"query": prompts.query, "document": prompts.passage} if prompts.facts else {},
+        # `encode` of the library then does as ours does.
+        "default_prompt_name": "query" if prompts.query else None,
         "similarity_fn_name": "cosine",
     }
     write_json(folder / "config_sentence_transformers.json", settings)

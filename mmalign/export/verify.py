@@ -76,7 +76,7 @@ def verify_export(source: Source, folder: Path, formats: Sequence[str]) -> dict[
     tower = source.tower
     trunk = TextEncoder(tower.trunk, tower.tokenizer, "mean", max_length=tower.max_length)
     texts = probe_texts(tower.tokenizer.inner)
-    ours = {"texts": tower.encode(texts), "states": trunk.encode(texts)}
+    ours = {"texts": tower.encode(texts, side=None), "states": trunk.encode(texts)}
     if source.encoder is not None:
         ours["images"] = source.encoder.encode_images(probe_images())
     differences = {}

@@ -29,6 +29,7 @@ from mmalign.data.images import decode
 from mmalign.data.preprocess import Preprocess, stack_images
 from mmalign.data.tokenizer import Tokenizer, check_texts, load_tokenizer
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
+from mmalign.models.prompts import NO_PROMPTS, Side
 from mmalign.models.text_tower import longest_text
 
 BATCH_SIZE = 256  # images or texts that a tower sees at a time
@@ -45,14 +46,21 @@ class DualModel:
         width: D, the width of the space.
         takes_images: whether there is an image tower.
         cut: for the protocol, where texts are cut for want of positions; empty: nowhere (see `longest_text`).
+        prompts: what `encode_texts` puts before the texts.
     """
 
     takes_images = True
     cut = ""
+    prompts = NO_PROMPTS
 
     def __init__(self, facts: dict[str, Any], width: int) -> None:
         self.facts = facts
         self.width = width
+
+    @property
+    def note(self) -> str:
+        """For the protocol: where texts are cut, and the prompts."""
+        return self.cut + self.prompts.words
 
     # Not `inference_mode`: under ZeRO 3 a call gathers weights, and training could not go on with tensors
     # that were made in inference mode.
@@ -75,10 +83,17 @@ class DualModel:
         return finite(np.concatenate(rows), self.facts)
 
     @torch.no_grad()
-    def encode_texts(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
-        """Texts -> (n, D) float32 of unit length, in the order given; UserError: they are not finite."""
+    def encode_texts(
+        self, texts: Sequence[str], batch_size: int = BATCH_SIZE, side: Side | None = "query"
+    ) -> np.ndarray:
+        """Texts -> (n, D) float32 of unit length, in the order given; UserError: they are not finite.
+
+        Args:
+            side: whose prompt is put before each text; None: no prompt.
+        """
         check_texts(as_list(texts))
-        return finite(self._encode_in_order(texts, batch_size), self.facts)
+        prompted = self.prompts.add(texts, side)
+        return finite(self._encode_in_order(prompted, batch_size), self.facts)
 
     def _encode_in_order(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
         return encode_sorted(self._encode_texts, texts, batch_size, self.width)

@@ -35,6 +35,7 @@ def word_states(
 ) -> dict[str, Tensor]:
     """Layer -> (B, F) float32 of unit length, `feature` -> (B, D); gradients flow where they are on."""
     # Padding stands on the right: positions of models that count them from the left stay what they are.
+    words = tower.prompts.add(words, "query")  # as the model reads them
     tokens = tower.tokenize(words, return_special_tokens_mask=True, padding_side="right")
     output = tower.trunk(**tokens.inputs, output_hidden_states=True)
     mask_BL = tokens.mask_NL if pooling == "all" else content_mask(tokens)

@@ -9,7 +9,8 @@ The readers are in `encoder.py` (our runs), `text_encoder.py` (fine-tuned), `ada
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, TypeVar
 
 import torch
 
@@ -19,9 +20,12 @@ from mmalign.models import adapters, text_encoder
 from mmalign.models import encoder as encoders
 from mmalign.models.encoder import DualModel, Encoder, ExternalModel, load_encoder, run_of
 from mmalign.models.external import onnx, open_clip, sentence_transformers, transformers
+from mmalign.models.prompts import Side
 from mmalign.models.text_encoder import TextEncoder, saved_text_encoder, text_side
 from mmalign.models.text_tower import load_trunk
 
+Prompted = TypeVar("Prompted", bound=DualModel | TextEncoder)
+OWN_PROMPTS: Mapping[Side, str] = MappingProxyType({})
 # "tower" is a text encoder alone: a fine-tuned one, or a LoRA adapter with its base.
 Format = Literal[
     "run", "open_clip", "sentence-transformers", "transformers", "onnx", "onnx-int8", "tower"
@@ -75,10 +79,11 @@ def detect_format(name: str, files: Mapping[str, Format] = _FILES) -> Format:
     )
 
 
-def load_model(name: str) -> DualModel:
+def load_model(name: str, prompts: Mapping[Side, str] = OWN_PROMPTS) -> DualModel:
     """Any model that can be measured, on this rank's device (ONNX graphs: on CPUs).
 
     Args:
+        prompts: in place of the model's own; a side that is not given keeps the model's.
         name: one of
 
             runs/demo, runs/demo/checkpoints/best       a run, or one of its checkpoints
@@ -92,7 +97,7 @@ def load_model(name: str) -> DualModel:
     """
     model_format = detect_format(name)
     if model_format == "run":
-        return load_encoder(Path(name))
+        return _prompted(load_encoder(Path(name)), prompts)
     load: dict[Format, Callable[[str], DualModel]] = {
         "open_clip": open_clip.load_open_clip,
         "sentence-transformers": sentence_transformers.load_sentence_transformers,
@@ -108,26 +113,32 @@ def load_model(name: str) -> DualModel:
             model = load[model_format](place)
         else:
             encoder = load_text_encoder(name)
-            model = ExternalModel(
-                name, "tower", encoder, lambda texts: torch.from_numpy(encoder.encode(texts))
-            )
-            model.cut = encoder.cut
+
+            def encode(texts: list[str]) -> torch.Tensor:
+                # The model that is around the encoder adds the prompts.
+                return torch.from_numpy(encoder.encode(texts, side=None))
+
+            model = ExternalModel(name, "tower", encoder, encode)
+            model.cut, model.prompts = encoder.cut, encoder.prompts
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{name}: {model_format} cannot load it ({one_line(error)})") from None
     if not model_format.startswith("onnx"):  # `text_encoder_of` reads the weights beside the graphs
         model.facts["path"] = name
-    return model
+    return _prompted(model, prompts)
 
 
-def load_text_encoder(path: str, untrained: bool = False) -> TextEncoder:
+def load_text_encoder(
+    path: str, untrained: bool = False, prompts: Mapping[Side, str] = OWN_PROMPTS
+) -> TextEncoder:
     """The text encoder in a folder, or that of a model on the hub.
 
     Args:
         path: a run or one of its checkpoints, a fine-tuning or its tower, a folder with a LoRA adapter of
             peft, or a model of sentence-transformers or transformers (folder or name).
         untrained: the run's text encoder before its first step.
+        prompts: see `load_model`.
 
     Raises:
         UserError: nothing there that can be loaded, or a run without a usable checkpoint.
@@ -137,7 +148,8 @@ def load_text_encoder(path: str, untrained: bool = False) -> TextEncoder:
     model_format, folder = detect_format(path, _TEXT_FILES), Path(path)
     if model_format == "run":
         run = load_encoder(folder, untrained)
-        return _checked(text_side(run, text_encoder.is_contrastive(folder)))
+        encoder = text_side(run, text_encoder.is_contrastive(folder))
+        return _checked(_prompted(encoder, prompts))
     if untrained:
         raise UserError(f"{path}: not a run folder; only a run knows its model before training")
     place = _without_prefix(path, model_format)
@@ -157,7 +169,13 @@ def load_text_encoder(path: str, untrained: bool = False) -> TextEncoder:
         )
     # Over the trunk and the projection, as loaded: a hub name says nothing about the revision.
     encoder.facts = {"path": path, "sha256": encoders.weights_sha256(encoder), "step": 0}
-    return _checked(encoder)
+    return _checked(_prompted(encoder, prompts))
+
+
+def _prompted(model: Prompted, given: Mapping[Side, str]) -> Prompted:
+    model.prompts = model.prompts.changed(given)
+    model.facts |= model.prompts.facts
+    return model
 
 
 @torch.no_grad()
@@ -171,9 +189,10 @@ def _checked(encoder: TextEncoder) -> TextEncoder:
 
 def text_encoder_of(model: DualModel) -> TextEncoder:
     """The text encoder of a model that is loaded already; raises as `load_text_encoder` does."""
+    prompts: dict[Side, str] = {"query": model.prompts.query, "passage": model.prompts.passage}
     if isinstance(model, Encoder):
-        return _checked(text_side(model))
-    return load_text_encoder(str(model.facts["path"]))
+        return _checked(_prompted(text_side(model), prompts))
+    return load_text_encoder(str(model.facts["path"]), prompts=prompts)
 
 
 def _without_prefix(name: str, model_format: Format) -> str:

@@ -38,6 +38,7 @@ from mmalign.models.encoder import (
     with_tokens,
 )
 from mmalign.models.pooling import Pooling, pool
+from mmalign.models.prompts import NO_PROMPTS, Prompts, Side
 from mmalign.models.text_tower import load_trunk, longest_text, save_pretrained
 
 FILE = "tower.json"
@@ -68,6 +69,7 @@ class TextEncoder(nn.Module):
         projection: from pooled states to the feature; None: these are the feature.
         unit_length: whether features are scaled to length 1.
         max_length, cut: where sequences are cut, in tokens; why (see `longest_text`).
+        prompts: what `encode` puts before the texts, and heads that read features.
         facts: `path`, `sha256` of the weights, `step`: what results say about the model.
         trains_in_bf16: whether the trunk runs under bfloat16 autocast while the encoder is in training mode.
     """
@@ -83,6 +85,7 @@ class TextEncoder(nn.Module):
         unit_length: bool = False,
         max_length: int = DEFAULT_LENGTH,
         facts: dict[str, Any] | None = None,
+        prompts: Prompts = NO_PROMPTS,
     ) -> None:
         super().__init__()
         self.trunk = trunk
@@ -91,12 +94,18 @@ class TextEncoder(nn.Module):
         self.projection = projection
         self.unit_length = unit_length
         self.cut_at(max_length)
+        self.prompts = prompts
         self.facts = facts or {}
         self.to(distributed.device()).eval()
 
     def cut_at(self, tokens: int) -> None:
         """Cut sequences at so many tokens, or at the trunk's last position."""
         self.max_length, self.cut = longest_text(self.trunk, tokens)
+
+    @property
+    def note(self) -> str:
+        """For the protocol: where texts are cut, and the prompts."""
+        return self.cut + self.prompts.words
 
     @property
     def device(self) -> torch.device:
@@ -158,15 +167,22 @@ class TextEncoder(nn.Module):
         # Pooled states that were never trained to compare texts keep their length: a head may use it.
         return F.normalize(feature_ND, dim=-1) if self.unit_length else feature_ND
 
-    def encode(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> np.ndarray:
-        """Texts -> (n, D) float32 features in the order given; without dropout, without gradients."""
-        return self.encode_rows([(text,) for text in as_list(texts)], batch_size)
+    def encode(
+        self, texts: Sequence[str], batch_size: int = BATCH_SIZE, side: Side | None = "query"
+    ) -> np.ndarray:
+        """Texts -> (n, D) float32 features in the order given; without dropout, without gradients.
+
+        Args:
+            side: whose prompt is put before each text; None: no prompt.
+        """
+        prompted = self.prompts.add(as_list(texts), side)
+        return self.encode_rows([(text,) for text in prompted], batch_size)
 
     @torch.no_grad()
     def encode_rows(
         self, rows: Sequence[tuple[str, ...]], batch_size: int = BATCH_SIZE
     ) -> np.ndarray:
-        """As `encode`, of rows that all have one text, or all two, which are read as one sequence."""
+        """As `encode` without prompts, of rows that all have one text, or all two, read as one sequence."""
 
         def encode_batch(batch: list[tuple[str, ...]]) -> np.ndarray:
             tokens = self.tokenize(*zip(*batch, strict=True))
@@ -187,7 +203,8 @@ class TextEncoder(nn.Module):
         if self.projection is not None:
             save_file(on_host(self.projection.state_dict()), folder / _PROJECTION)
         names = ("pooling", "unit_length", "max_length")
-        write_json(folder / FILE, {name: getattr(self, name) for name in names})
+        settings = {name: getattr(self, name) for name in names}
+        write_json(folder / FILE, {**settings, **self.prompts.facts})
 
 
 def read_saved(folder: Path) -> TextEncoder:
@@ -202,9 +219,10 @@ def read_saved(folder: Path) -> TextEncoder:
     projection = chain(layers)
     if projection is not None:
         projection.load_state_dict(weights)
-    facts = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    settings = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    prompts = Prompts(**settings.pop("prompts", {}))
     trunk, tokenizer = load_trunk(str(folder)), load_tokenizer(folder)
-    return TextEncoder(trunk, tokenizer, projection=projection, **facts)
+    return TextEncoder(trunk, tokenizer, projection=projection, prompts=prompts, **settings)
 
 
 def chain(layers: Sequence[nn.Module]) -> nn.Module | None:

@@ -15,10 +15,12 @@ N = TypeVar("N")
 
 UNTRAINED = "untrained"
 AGGREGATES = {MEAN: "mean", WORST5: "worst five", ALL: "all captions"}  # in the order of a table
+# Shares of the tested rows, written as numbers of rows.
+_ROWS = ("/changed_share", "/attackable_share")
 # Cosines, distances and logarithms: everything else is a share.
 _NOT_SHARES = {
     *("translation_gap", "cka", "isotropy", "modality_gap", "alignment", "uniformity"),
-    *("similarity", "similarity_random", "similarity_gain"),
+    *("similarity", "similarity_random", "similarity_gain", "queries"),
 }
 
 
@@ -54,10 +56,12 @@ class Measurement:
             return MISSING
         if field == "count":
             return f"{value:,}"
+        if field == "value" and self.name.endswith(_ROWS):
+            return f"{value * self.count:.0f} of {self.count:,}"
         return percent(value) if self.is_share else f"{value:.3f}"
 
     def described(self, of: str = "") -> str:
-        sign = " %" if self.is_share else ""
+        sign = " %" if self.is_share and not self.name.endswith(_ROWS) else ""
         parts = [f"{of}: {self.shown()}{sign}"] if of else []
         if self.interval:
             parts.append(f"95 % interval {self.shown('low')} to {self.shown('high')}")

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from mmalign.core.languages import labelled
 from mmalign.report.charts import Line, draw_bars, draw_heat_map, draw_lines
 from mmalign.report.measurement import Measurement, measurements
-from mmalign.report.tables import Place, Table, pivot
+from mmalign.report.tables import Place, Table, pivot, under_perturbation
 from mmalign.results import metric_names as parts
 from mmalign.results.metric_names import MetricName
 from mmalign.results.results import Results
@@ -37,9 +37,17 @@ def _by_setting(_: Results, name: MetricName) -> Place | None:
 
 
 def _by_variant(results: Results, name: MetricName) -> Place | None:
-    """The primary metric of a text task, which is the one with a chance level, by perturbation."""
+    """The primary metric of a text task, which is the one with a chance level, by perturbation.
+
+    Under a perturbation it is that of the rows which changed, beside the clean one of these rows and how many
+    they are.
+    """
     if name.setting == (parts.GENERALISED,):
         return None
+    variant, head = name.setting[0], f"{name.prefix}/{parts.MEAN}/clean/"
+    if variant != "clean" and (words := under_perturbation(name.metric)):
+        of_task = (one.removeprefix(head) for one in results.chance if one.startswith(head))
+        return str(name.language), next(of_task, ""), f"{variant}, {words}"
     end = next((end for end in _WITHIN_OR_ACROSS if name.metric.endswith(end)), "")
     primary = name.metric.removesuffix(end)
     if (
@@ -48,7 +56,7 @@ def _by_variant(results: Results, name: MetricName) -> Place | None:
     ):
         return None
     place = f", {end[1:]} sentences" if end else ""
-    return str(name.language), primary, f"{name.setting[0]}{place}"
+    return str(name.language), primary, f"{variant}{place}"
 
 
 def _by_state(_: Results, name: MetricName) -> Place | None:
@@ -261,7 +269,9 @@ SECTIONS = (
         "text",
         "Zero-shot transfer",
         "Trained on the labels of one language, tested in the others. A task named `_unseen` holds "
-        "items that were never trained on. Chance is the share of the most frequent label.",
+        "items that were never trained on. Chance is the share of the most frequent label. Under a "
+        "perturbation or an attack only the rows count that it changed, or has candidates for; means leave "
+        "out languages with fewer than 50 of them.",
         tile="zero-shot transfer",
         place=_by_variant,
     ),

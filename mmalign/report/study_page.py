@@ -20,7 +20,7 @@ from mmalign.core.languages import labelled
 from mmalign.report.charts import draw_bars, draw_heat_map
 from mmalign.report.measurement import Measurement, measurements
 from mmalign.report.rendering import render
-from mmalign.report.tables import Place, pivot
+from mmalign.report.tables import Place, pivot, under_perturbation
 from mmalign.results.formatting import points
 from mmalign.results.metric_names import GENERALISED, MEAN, split_pair
 from mmalign.results.results import Results
@@ -148,6 +148,7 @@ def _task(study: Study, task: str) -> dict[str, Any]:
         "headline": _bars(study, {n: one for n, one in clean.items() if n.language == MEAN}),
         "scores": pivot(means, partial(_by_row, metric), "tower and method", notes=rows),
         "drops": _drops({n: one for n, one in means.items() if n.metric == f"{metric}_drop"}),
+        "perturbed": pivot(names, partial(_by_variant, study, metric), "language"),
         "pairs": _pairs(study, task),
         "languages": pivot(
             clean, lambda n: (n.language, study.other(n.tower), n.tower), "language"
@@ -172,12 +173,22 @@ def _by_row(metric: str, name: StudyMetric) -> Place | None:
     """The primary metric by perturbation, its worst draw, and the same for pairs in one language."""
     groups = {
         metric: metric.replace("_", " "),
+        f"{metric}_clean": "clean, on the rows that changed",
         f"{metric}_worst": "worst draw of the noise",
         f"{metric}_same_language": "same language",
     }
     if name.metric not in groups:
         return None
     return f"{name.tower}, {name.method}", groups[name.metric], name.variant.replace("_", " ")
+
+
+def _by_variant(study: Study, metric: str, name: StudyMetric) -> Place | None:
+    """The tower of interest under each perturbation: score, clean score of the same rows, number of rows."""
+    is_shown = (name.tower, name.method) == (study.towers[0], study.method)
+    if not is_shown or name.variant in (_CLEAN, GENERALISED):
+        return None
+    heading = "perturbed" if name.metric == metric else under_perturbation(name.metric)
+    return (name.language, name.variant.replace("_", " "), heading) if heading else None
 
 
 def _drops(drops: Measured) -> Markup | None:

@@ -98,6 +98,17 @@ def pivot(
     return Table(noun, columns, sums, others)
 
 
+def under_perturbation(metric: str) -> str | None:
+    """The heading of a metric that belongs to a score under a perturbation; None: of another metric."""
+    headings = {
+        "changed_share": "rows changed",
+        "attackable_share": "rows attackable",
+        "success_rate": "success rate",
+        "queries": "queries a row",
+    }
+    return "clean, same rows" if metric.endswith("_clean") else headings.get(metric)
+
+
 def _named(part: str, noun: str, known: Iterable[str], cells: list[Measurement | None]) -> Row:
     if is_aggregate(part):
         return Row(part, AGGREGATES.get(part, part.removeprefix(FAMILY)), cells)

@@ -24,7 +24,7 @@ from mmalign.core.commit import check_writable, write_atomic, write_json
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.results.aggregates import summed_up
-from mmalign.results.metric_names import FAMILY, MetricName
+from mmalign.results.metric_names import FAMILY, OF_CORRECT_ROWS, MetricName
 from mmalign.results.results import Results, read_results, without_nan, writing
 from mmalign.results.statistics import DRAWS, LEVEL, drawn_means, holm, interval_and_p
 
@@ -84,7 +84,12 @@ def compare(paths: Sequence[Path], suite: str | None = None, languages: bool = F
         raise UserError("give two models or more to compare")
     files = [find_results(path, suite) for path in paths]
     found = [read_results(file) for file in files]
-    names = [name for name in found[0].metrics if all(name in one.metrics for one in found)]
+    names = [
+        name
+        for name in found[0].metrics
+        if all(name in one.metrics for one in found)
+        and MetricName.parse(name).metric not in OF_CORRECT_ROWS
+    ]
     if not names:
         raise UserError(
             f"{files[0]} and the others have no metric in common; use one suite for all"

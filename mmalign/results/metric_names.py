@@ -11,7 +11,7 @@
     injected/<lexicon>/...                                             the same after an injection
     zero_shot/<set>/<language, mean or worst5>/accuracy@<k>
     faiss/<set>/<index>/<language or mean>/<direction>/recall@<k>
-    text/<task>/<language or mean>/<perturbation or clean>/accuracy
+    text/<task>/<language or mean>/<perturbation or clean>/accuracy    and accuracy_clean, ...
     text/<task>/<language>-<language> or mean/generalised/accuracy
 
 No other module splits names.
@@ -29,6 +29,8 @@ FIRST_CAPTION = "@first-caption"  # behind the name of a set
 DIMS = "@{}-dims"  # likewise, of embeddings cut to so many dimensions
 GENERALISED = "generalised"
 PUBLISHED = "published"
+# Of attacks, on the rows that the model itself had right: models are not compared row by row on these.
+OF_CORRECT_ROWS = ("success_rate", "queries")
 # Which part names the language, counted from 0; None: no part does. The third part in all other measures.
 _LANGUAGE_PART = {"layers": None, "faiss": 3}
 # Measures whose languages are never pairs, but for the generalised setting of text tasks.

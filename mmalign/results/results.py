@@ -197,7 +197,9 @@ def mean_over_seeds(runs: Sequence[Results]) -> Results:
     if len(runs) == 1:
         return runs[0]
     first = runs[0]
-    values = {name: [run.metrics[name] for run in runs] for name in first.metrics}
+    # Of an attack on a model that had no row right there is no success rate.
+    shared = [name for name in first.metrics if all(name in run.metrics for run in runs)]
+    values = {name: [run.metrics[name] for run in runs] for name in shared}
     # Student's t over the seeds covers the choice of the seed, not that of the texts.
     about = f"Mean of {len(runs)} seeds; the interval covers these seeds only."
     return replace(

@@ -10,7 +10,7 @@ The mean over all languages that a publisher reports, English included, is
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,8 @@ from mmalign.core import console
 from mmalign.core.commit import check_writable
 from mmalign.core.config import Section, Seeds
 from mmalign.core.errors import UserError
-from mmalign.models.load import load_text_encoder
+from mmalign.models.load import OWN_PROMPTS, load_text_encoder
+from mmalign.models.prompts import Side
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.metric_names import PUBLISHED
 from mmalign.results.results import Results, environment, mean_over_seeds
@@ -61,13 +62,18 @@ class BenchmarkConfig(Section):
 
 
 def run_benchmark(
-    config: BenchmarkConfig, model: str, out: Path, untrained: bool = False
+    config: BenchmarkConfig,
+    model: str,
+    out: Path,
+    untrained: bool = False,
+    prompts: Mapping[Side, str] = OWN_PROMPTS,
 ) -> Results:
     """Measure a text encoder; write `results.json` and, if asked for, `predictions/` to `out`.
 
     Args:
         model: what `load_text_encoder` takes.
         untrained: also measure the run's tower before its first step.
+        prompts: in place of the model's own, see `load_model`.
 
     Raises:
         UserError: nothing of the suite is there, a broken file, or training that diverges.
@@ -75,11 +81,11 @@ def run_benchmark(
     check_writable(out / "results.json")
     if config.predictions:
         check_writable(out / "predictions", is_folder=True)
-    tower = load_text_encoder(model)
+    tower = load_text_encoder(model, prompts=prompts)
     results = measure_benchmark(config, tower, out if config.predictions else None)
     if untrained:
         console.say(f"suite {config.name}: the untrained model")
-        tower = load_text_encoder(model, untrained=True)
+        tower = load_text_encoder(model, untrained=True, prompts=prompts)
         results.baselines["untrained"] = measure_benchmark(config, tower, None)
     results.write(out / "results.json")
     return results
@@ -155,7 +161,8 @@ def _nearest(tower: TextEncoder, task: Task) -> dict[str, list[Prediction]]:
         pool = task.candidates[lang]
         if id(pool) not in embedded:
             # Only the last one is kept: pools are large, and languages that share one follow each other.
-            embedded = {id(pool): tower.encode([one.texts[0] for one in pool])}
+            texts = [one.texts[0] for one in pool]
+            embedded = {id(pool): tower.encode(texts, side="passage")}
         answers[lang] = [*rank(tower, task.tests[lang], pool, candidate_MD=embedded[id(pool)])]
     return answers
 
@@ -180,7 +187,7 @@ def _protocol(
     if test.published is not None:
         compared, same = deviations(test, task)
         how += f" Tests {'as' if same else 'not as'} published: {compared}."
-    return how + tower.cut
+    return how + tower.note
 
 
 def _with_length(tower: TextEncoder, length: int | None) -> TextEncoder:

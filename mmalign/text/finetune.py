@@ -1,6 +1,6 @@
 """Fine-tuning on the labels of one language, and zero-shot numbers in every other one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,8 @@ from pydantic import Field
 from mmalign.core import console
 from mmalign.core.config import Section, Seeds, read_yaml
 from mmalign.core.errors import UserError
-from mmalign.models.load import load_text_encoder
+from mmalign.models.load import OWN_PROMPTS, load_text_encoder
+from mmalign.models.prompts import Side
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results, environment, mean_over_seeds
 from mmalign.text.causality.config import ASKED, CausalityConfig
@@ -24,7 +25,7 @@ from mmalign.text.scores import PRIMARY, Prediction
 from mmalign.text.seeds import read_files, run_seeds
 from mmalign.text.tasks.read import TaskConfig, describe, read_task
 from mmalign.text.tasks.task import Task
-from mmalign.text.transfer import add_clean, outcome_of
+from mmalign.text.transfer import LEAST_CHANGED, add_clean, outcome_of
 
 
 class FinetuneConfig(FitConfig):
@@ -40,7 +41,9 @@ class FinetuneConfig(FitConfig):
     """untrained: everything again on the same tower as it was before it saw an image."""
 
 
-def finetune(config: FinetuneConfig, model: str, out: Path) -> Results:
+def finetune(
+    config: FinetuneConfig, model: str, out: Path, prompts: Mapping[Side, str] = OWN_PROMPTS
+) -> Results:
     """Fine-tune a text encoder (what `load_text_encoder` takes); files as `run_seeds` writes them.
 
     Raises:
@@ -51,9 +54,11 @@ def finetune(config: FinetuneConfig, model: str, out: Path) -> Results:
     check_tests(task, config.tests)
     if config.folds:
         deal_ids(task, config.folds, config.seeds[0])
-    tower = load_text_encoder(model)
+    tower = load_text_encoder(model, prompts=prompts)
     # Loaded before training too: a model without an untrained state is an error that costs nothing here.
-    baselines = {name: load_text_encoder(model, untrained=True) for name in config.baselines}
+    baselines = {
+        name: load_text_encoder(model, untrained=True, prompts=prompts) for name in config.baselines
+    }
     data = files_of(config.task)  # now: files may be replaced while training runs
     config = _with_precision(config, out / "config.yaml")
     console.say(f"{task.name}: training in {config.precision}")
@@ -104,8 +109,9 @@ def run_seed(
         model={**tower.facts, "trainable": config.trainable, "seed": seed, **fitted.kept()},
         environment=environment(),
     )
-    measure(fitted, task, config.tests, tower, results)
-    results.protocol[f"text/{task.name}"] = protocol(task, config, fitted, config.tests) + tower.cut
+    left_out = measure(fitted, task, config.tests, tower, results)
+    words = protocol(task, config, fitted, config.tests) + _left_out(left_out) + tower.note
+    results.protocol[f"text/{task.name}"] = words
     if config.folds:
         _add_unseen(results, tower, task, config, config.folds, seed)
     return results, fitted.model
@@ -159,18 +165,30 @@ def protocol(task: Task, config: FitConfig, fitted: Fitted, tests: TestConfig | 
     """How the numbers were obtained, in words."""
     noise = attacked = ""
     if tests and tests.perturbations:
-        sample = f"a sample of {tests.perturbed} rows a language" if tests.perturbed else "all rows"
+        sample = f"a sample of {tests.perturbed} of the" if tests.perturbed else "all"
         noise = (
-            f" Perturbations, in tests only, of {sample}: {tests.draws} draws each, seed "
-            f"{tests.perturbation_seed}; `drop` is clean minus perturbed on these rows, `worst` takes "
-            "each example's worst draw."
+            f" Perturbations, in tests only, {tests.draws} draws each, seed {tests.perturbation_seed}: "
+            f"measured on {sample} rows of a language that all draws change; `clean` is the score of "
+            "these rows before, `drop` clean minus perturbed, `worst` takes each row's worst draw. "
+            f"Means are over languages with at least {LEAST_CHANGED} such rows."
         )
     if tests and tests.attacks:
         attacks = "; ".join(_settings(one) for one in tests.attacks)
-        attacked = f" Attacks on a sample of {tests.attacked} rows a language: {attacks}."
+        attacked = (
+            f" Attacks on a sample of {tests.attacked} of the rows of a language that have candidates: "
+            f"{attacks}; `success_rate` and `queries` are over those that were right before."
+        )
     training = _training(task, config, fitted) if task.train else "The tower as it is"
     asked = ASKED if task.kind == "event_causality" else ""
     return f"{training}. {describe(task)}{asked}{noise}{attacked}"
+
+
+def _left_out(left_out: Mapping[str, Mapping[str, int]]) -> str:
+    parts = [
+        f"{name}: {', '.join(f'{lang} ({rows} rows)' for lang, rows in languages.items())}"
+        for name, languages in left_out.items()
+    ]
+    return f" In no mean: {'; '.join(parts)}." if parts else ""
 
 
 def _training(task: Task, config: FitConfig, fitted: Fitted) -> str:

@@ -4,7 +4,7 @@ YAML with `task:`     -> FinetuneConfig          labels of one language, measure
 YAML with `lexicon:`  -> LexicalInjectionConfig  words moved to their translations at one layer
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 from mmalign.core.commit import check_writable
 from mmalign.core.config import apply_override, read_yaml, validate
 from mmalign.evaluation.lexical_probe import HELD_OUT, PRECISION
+from mmalign.models.load import OWN_PROMPTS
+from mmalign.models.prompts import Side
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.metric_names import MEAN, MetricName
 from mmalign.results.results import Results
@@ -48,8 +50,11 @@ def name_of(job: Job) -> str:
     return job.lexicon.name if isinstance(job, LexicalInjectionConfig) else job.task.name
 
 
-def run_job(job: Job, model: str, out: Path) -> Results:
+def run_job(job: Job, model: str, out: Path, prompts: Mapping[Side, str] = OWN_PROMPTS) -> Results:
     """Fine-tune `model` with every seed and write towers and results to `out`.
+
+    Args:
+        prompts: in place of the model's own, see `load_model`.
 
     Raises:
         UserError: `out` cannot be written, which is known before any work; and as the two kinds of job.
@@ -60,8 +65,8 @@ def run_job(job: Job, model: str, out: Path) -> Results:
         check_writable(folder / "results.json")
         check_writable(folder / "tower", is_folder=True)
     if isinstance(job, LexicalInjectionConfig):
-        return inject.inject(job, model, out)
-    return finetune.finetune(job, model, out)
+        return inject.inject(job, model, out, prompts)
+    return finetune.finetune(job, model, out, prompts)
 
 
 def headlines(job: Job, results: Results) -> list[str]:

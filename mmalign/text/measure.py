@@ -5,14 +5,13 @@ they are the same for every model. An attack is made against the model itself, s
 models.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from mmalign.core import console
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
@@ -20,12 +19,12 @@ from mmalign.results.metric_names import GENERALISED, MEAN
 from mmalign.results.results import Results
 from mmalign.text.fit import Fitted
 from mmalign.text.heads.base import TaskModel
-from mmalign.text.heads.features import ClassificationModel
-from mmalign.text.perturbations.attack import AttackConfig, Similar, attack, candidates_for
-from mmalign.text.perturbations.perturb import PerturbationConfig, changed_share, perturb
+from mmalign.text.perturbations.attack import AttackConfig
+from mmalign.text.perturbations.perturb import PerturbationConfig
+from mmalign.text.robustness import Measured, add_attack, add_perturbation
 from mmalign.text.scores import PRIMARY, chance, hits
-from mmalign.text.tasks.task import CLEAN, Example, Task, sample
-from mmalign.text.transfer import Outcome, add_clean, add_perturbed, outcome_of
+from mmalign.text.tasks.task import CLEAN, Example, Task
+from mmalign.text.transfer import Outcome, add_clean, outcome_of
 
 
 class TestConfig(Section):
@@ -35,12 +34,12 @@ class TestConfig(Section):
     draws: int = Field(default=1, ge=1)
     """Times that each perturbation is drawn."""
     perturbed: int | None = Field(default=None, ge=1)
-    """Test examples of a language that are perturbed, a sample with the same ids in all; by default all."""
+    """Of the test rows of a language that a perturbation changes, a sample of so many; by default all."""
     perturbation_seed: int = Field(default=0, ge=0)
     """Chooses the noise; not the training seed, so that all seeds meet the same noisy texts."""
     attacks: tuple[AttackConfig, ...] = ()
     attacked: int = Field(default=200, ge=1)
-    """Test examples of a language that are attacked, a sample: an attack asks the model many times."""
+    """Of the test rows that an attack has candidates for, a sample: it asks the model many times."""
     generalised: bool = False
     """Test pairs of texts in two languages too: the tests must be row-aligned."""
 
@@ -75,26 +74,33 @@ def check_tests(task: Task, config: TestConfig) -> None:
 
 def measure(
     fitted: Fitted, task: Task, config: TestConfig, reference: TextEncoder, results: Results
-) -> None:
+) -> dict[str, dict[str, int]]:
     """Add everything that the configuration asks for to the results; `check_tests` has passed it.
 
     Args:
         reference: the tower before fine-tuning: it judges how similar an attacked text still is.
+
+    Returns:
+        Perturbation -> the target languages that its means leave out -> rows that they were measured on.
     """
     model = fitted.model
-    clean = {lang: _outcome(model, task, examples) for lang, examples in task.tests.items()}
+    predicted = {lang: model.predict(rows) for lang, rows in task.tests.items()}
+    clean = {lang: outcome_of(task, task.tests[lang], predicted[lang]) for lang in predicted}
     add_clean(results, task, clean)
     # An upper bound, beside the zero-shot numbers and never among them.
     _add_oracle(results, task, fitted.oracle)
-    _add_perturbations(results, model, task, config)
+    seed = config.perturbation_seed
+    left_out: dict[str, dict[str, int]] = {}
+    tested = Measured(model, task, predicted)
+    for noise in config.perturbations:
+        found = add_perturbation(results, tested, noise, config.draws, config.perturbed, seed)
+        left_out[noise.name] = found
     for one in config.attacks:
-        _add_attack(results, model, task, one, config, reference)
+        found = add_attack(results, tested, one, config.attacked, seed, reference)
+        left_out[one.name] = found
     if config.generalised:
         add_generalised(results, model, task)
-
-
-def _outcome(model: TaskModel, task: Task, examples: Sequence[Example]) -> Outcome:
-    return outcome_of(task, examples, model.predict(examples))
+    return {name: languages for name, languages in left_out.items() if languages}
 
 
 def _add_oracle(results: Results, task: Task, oracle: Mapping[str, Outcome]) -> None:
@@ -108,70 +114,6 @@ def _add_oracle(results: Results, task: Task, oracle: Mapping[str, Outcome]) -> 
     if oracle:
         mean = float(np.mean([np.mean(one.values[metric]) for one in oracle.values()]))
         results.add(name.format(MEAN), mean, sum(len(one.examples) for one in oracle.values()))
-
-
-def _add_perturbations(results: Results, model: TaskModel, task: Task, config: TestConfig) -> None:
-    if not config.perturbations:
-        return
-    seed = config.perturbation_seed
-    tests = {lang: sample(rows, config.perturbed, seed) for lang, rows in task.tests.items()}
-    clean = {lang: _outcome(model, task, examples) for lang, examples in tests.items()}
-    for one in config.perturbations:
-        draws: list[dict[str, Outcome]] = []
-        for draw in range(config.draws):
-            noisy = {
-                lang: perturb(examples, task.kind, one, seed, draw)
-                for lang, examples in tests.items()
-            }
-            # A language where the perturbation does not exist is left out of its numbers.
-            there = {lang: examples for lang, examples in noisy.items() if examples}
-            draws.append({lang: _outcome(model, task, rows) for lang, rows in there.items()})
-        add_perturbed(results, task, one.name, clean, draws)
-        for lang, examples in there.items():  # dictionaries and lists do not know every word
-            name = f"text/{task.name}/{lang}/{one.name}/changed_share"
-            results.add(name, changed_share(tests[lang], examples), count=len(examples))
-
-
-def _add_attack(
-    results: Results,
-    model: TaskModel,
-    task: Task,
-    config: AttackConfig,
-    tests: TestConfig,
-    reference: TextEncoder,
-) -> None:
-    assert isinstance(model, ClassificationModel), task.kind
-    clean, attacked = {}, {}
-    for lang in console.track(task.tests, f"{task.name}, {config.name}", len(task.tests)):
-        examples = sample(task.tests[lang], tests.attacked, tests.perturbation_seed)
-        candidates = candidates_for(config, examples)
-        if candidates is None:  # a language without a dictionary
-            continue
-        found = attack(
-            examples,
-            [model.labels.index(str(one.target)) for one in examples],
-            lambda batch: model.probabilities(batch).numpy(),
-            candidates,
-            config,
-            tests.perturbation_seed,
-            similarity_by(reference) if config.min_similarity is not None else None,
-        )
-        clean[lang] = _outcome(model, task, examples)
-        attacked[lang] = _outcome(model, task, [one.example for one in found])
-        name = f"text/{task.name}/{lang}/{config.name}/queries"
-        results.add(name, float(np.mean([one.queries for one in found])), count=len(found))
-    add_perturbed(results, task, config.name, clean, [attacked])
-
-
-def similarity_by(reference: TextEncoder) -> Similar:
-    """Cosines of the features that a tower gives to texts and to changed texts."""
-
-    def cosine(texts: list[str], changed: list[str]) -> np.ndarray:
-        first, second = (reference.encode(one).astype(np.float64) for one in (texts, changed))
-        lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-        return (first * second).sum(1) / lengths.clip(min=1e-12)
-
-    return cosine
 
 
 def add_generalised(results: Results, model: TaskModel, task: Task) -> None:

@@ -1,21 +1,31 @@
 """Outcomes of text tasks as numbers of a `results.json`: per language, as a mean, clean and perturbed.
 
 Metric names: `text/<task>/<language or mean>/<variant>/<metric>`, where the variant is `clean` or a
-perturbation; a perturbed metric has `<metric>_drop` and `<metric>_worst` beside it.
+perturbation. A perturbed metric is measured on the rows that the perturbation changed. Beside it are
+`<metric>_clean` (the unchanged texts of the same rows), `<metric>_drop` and `<metric>_worst`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from mmalign.results.metric_names import MEAN
 from mmalign.results.results import Results
-from mmalign.results.statistics import INTERVAL_DRAWS, drawn_means, percentile_interval
+from mmalign.results.statistics import (
+    INTERVAL_DRAWS,
+    bootstrap_interval,
+    drawn_means,
+    percentile_interval,
+)
 from mmalign.text.causality.pairs import redrawn_pair_scores
 from mmalign.text.scores import PRIMARY, Prediction, chance, score
 from mmalign.text.tasks.task import CLEAN, Example, Task
+
+# A language with fewer changed rows is in no mean over languages under a perturbation.
+LEAST_CHANGED = 50
 
 # Of a metric: (n,) one value per example, whose mean is the metric; or the metric itself.
 Value = np.ndarray | float
@@ -56,7 +66,7 @@ def add_clean(results: Results, task: Task, by_language: Mapping[str, Outcome]) 
         redrawn = {
             lang: v.redrawn[metric] for lang, v in by_language.items() if metric in v.redrawn
         }
-        for part, drawn in _with_mean(task, redrawn).items():
+        for part, drawn in _with_mean(redrawn, task.targets).items():
             results.ci95[f"text/{task.name}/{part}/{CLEAN}/{metric}"] = percentile_interval(drawn)
     _add_chance(results, task, CLEAN, by_language)
 
@@ -68,21 +78,53 @@ def add_perturbed(
     clean: Mapping[str, Outcome],
     draws: Sequence[Mapping[str, Outcome]],
 ) -> None:
-    """Record the primary metric's mean over the draws, its drop from clean, and its worst case.
+    """Record the primary metric on rows that a perturbation changed: clean, perturbed, drop and worst case.
 
-    The worst case of a metric with one value per example takes each example's worst draw; of any other
-    metric it is the worst draw. Every draw has the same languages, perhaps fewer than `clean`.
+    Perturbed is the mean over the draws. The worst case of a metric with one value per example takes each
+    example's worst draw; of any other metric it is the worst draw.
+
+    Args:
+        clean: the unchanged texts of the rows that every draw changed.
+        draws: the same rows of the same languages in every draw.
     """
     metric = PRIMARY[task.kind]
-    # A language where the perturbation does not exist is in no draw.
-    languages = list(draws[0])
-    drawn = {lang: np.stack([one[lang].values[metric] for one in draws]) for lang in languages}
+    before = {lang: one.values[metric] for lang, one in clean.items()}
+    drawn = {lang: np.stack([one[lang].values[metric] for one in draws]) for lang in clean}
     mean = {lang: values.mean(0) for lang, values in drawn.items()}
-    drop = {lang: clean[lang].values[metric] - mean[lang] for lang in languages}
+    drop = {lang: before[lang] - mean[lang] for lang in clean}
     worst = {lang: values.min(0) for lang, values in drawn.items()}
-    for name, values in ((metric, mean), (f"{metric}_drop", drop), (f"{metric}_worst", worst)):
-        _add(results, task, variant, name, values, clean)
-    _add_chance(results, task, variant, {lang: clean[lang] for lang in languages})
+    parts = {"": mean, "_clean": before, "_drop": drop, "_worst": worst}
+    for suffix, values in parts.items():
+        _add(results, task, variant, f"{metric}{suffix}", values, clean, LEAST_CHANGED)
+    _add_chance(results, task, variant, clean, LEAST_CHANGED)
+
+
+def add_of_correct_rows(
+    results: Results,
+    task: Task,
+    variant: str,
+    metric: str,
+    by_language: Mapping[str, np.ndarray],
+    members: Sequence[str],
+) -> None:
+    """Record what was measured on the rows that a model itself had right; `members` are in the mean."""
+    name = f"text/{task.name}/{{}}/{variant}/{metric}".format
+    there = {lang: values for lang, values in by_language.items() if len(values)}
+    for lang, values in there.items():
+        # As a number: these are not the rows of the other metrics of the variant.
+        results.add(name(lang), float(values.mean()), len(values))
+        if len(values) > 1:
+            results.ci95[name(lang)] = bootstrap_interval(values)
+    means = [there[lang].mean() for lang in members if lang in there]
+    if means:
+        count = sum(len(there[lang]) for lang in members if lang in there)
+        results.add(name(MEAN), float(np.mean(means)), count)
+
+
+def in_mean(task: Task, outcomes: Mapping[str, Outcome], least: int = 0) -> list[str]:
+    """The target languages with at least `least` rows."""
+    there = (lang for lang in task.targets if lang in outcomes)
+    return [lang for lang in there if len(outcomes[lang].examples) >= least]
 
 
 def interval_over_ids(
@@ -109,34 +151,41 @@ def _add(
     metric: str,
     values: Mapping[str, Value],
     outcomes: Mapping[str, Outcome],
+    least: int = 0,
 ) -> None:
+    numbers = {one: i for i, one in enumerate(sorted({e.id for e in chain(*task.tests.values())}))}
+    ids = {
+        lang: np.array([numbers[one.id] for one in outcomes[lang].examples], np.int32)
+        for lang in values
+    }
     for lang, value in values.items():
-        count = None if isinstance(value, np.ndarray) else len(outcomes[lang].examples)
-        results.add(f"text/{task.name}/{lang}/{variant}/{metric}", value, count)
+        is_array = isinstance(value, np.ndarray)
+        name = f"text/{task.name}/{lang}/{variant}/{metric}"
+        count = None if is_array else len(ids[lang])
+        results.add(name, value, count, ids=ids[lang] if is_array else None)
     # The language of the training data is reported, but is no target of the transfer.
-    targets = [lang for lang in values if lang in task.targets]
+    targets = in_mean(task, outcomes, least)
     if not targets:
         return
     name = f"text/{task.name}/{MEAN}/{variant}/{metric}"
     mean = float(np.mean([np.mean(values[lang]) for lang in targets]))
-    results.add(name, mean, count=sum(len(outcomes[lang].examples) for lang in targets))
+    results.add(name, mean, count=sum(len(ids[lang]) for lang in targets))
     arrays = {lang: v for lang in targets if isinstance(v := values[lang], np.ndarray)}
     if len(arrays) == len(targets):
-        ids = {lang: np.array([one.id for one in outcomes[lang].examples]) for lang in targets}
-        results.ci95[name] = interval_over_ids(arrays, ids)
+        results.ci95[name] = interval_over_ids(arrays, {lang: ids[lang] for lang in targets})
 
 
 def _add_chance(
-    results: Results, task: Task, variant: str, outcomes: Mapping[str, Outcome]
+    results: Results, task: Task, variant: str, outcomes: Mapping[str, Outcome], least: int = 0
 ) -> None:
     levels = {
         lang: chance(task.kind, one.examples, len(task.candidates.get(lang, ())) or None)
         for lang, one in outcomes.items()
     }
-    for part, level in _with_mean(task, levels).items():
+    for part, level in _with_mean(levels, in_mean(task, outcomes, least)).items():
         results.chance[f"text/{task.name}/{part}/{variant}/{PRIMARY[task.kind]}"] = float(level)
 
 
-def _with_mean(task: Task, by_language: Mapping[str, Any]) -> dict[str, Any]:
-    targets = [by_language[lang] for lang in task.targets if lang in by_language]
+def _with_mean(by_language: Mapping[str, Any], members: Sequence[str]) -> dict[str, Any]:
+    targets = [by_language[lang] for lang in members if lang in by_language]
     return {**by_language, **({MEAN: np.mean(targets, axis=0)} if targets else {})}

@@ -54,6 +54,23 @@ def test_a_text_task_shows_its_primary_metric_and_where_events_are() -> None:
     assert table.last == ["chance", "count"]
 
 
+def test_a_perturbed_score_stands_beside_the_clean_one_of_its_rows_and_their_number() -> None:
+    metrics = {"clean/accuracy": 0.8, "typos-2/accuracy": 0.5, "typos-2/accuracy_clean": 0.7}
+    metrics |= {"typos-2/changed_share": 0.4, "typos-2/accuracy_worst": 0.1}
+    results = invented({f"text/category/sw/{name}": value for name, value in metrics.items()})
+    results.add("text/category/mean/clean/accuracy", 0.8, 30, chance=0.1)
+    table = only_section(results)["table"]
+    columns = {
+        heading: cell for (_, heading), cell in zip(table.columns, table.rows[0].cells, strict=True)
+    }
+    assert {heading: one.shown() for heading, one in columns.items() if one} == {
+        "clean": "80.0",
+        "typos-2": "50.0",
+        "typos-2, clean, same rows": "70.0",
+        "typos-2, rows changed": "12 of 30",
+    }
+
+
 def lexical(injected: bool) -> Results:
     layers, splits = ("0", "1", "10", "2", "feature"), ("trained", "held_out")
     names = {

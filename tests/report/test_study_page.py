@@ -82,7 +82,10 @@ class Invented:
             for lang in (*LANGUAGES[: 6 if variant.startswith("code") else None], "mean"):
                 end = f"{cell}/{lang}/{variant}/accuracy"
                 self.add(end, skill - drop, chance)
+                self.add(f"{end}_clean", skill)
                 self.add(f"{end}_drop", drop)
+                if lang != "mean":
+                    self.add(f"{cell}/{lang}/{variant}/changed_share", 0.5)
                 self.add(f"{end}_worst", skill - drop - (0.07 if "attack" not in variant else 0))
         if task == "same_thing":
             for first, second in product(LANGUAGES, repeat=2):
@@ -249,6 +252,19 @@ def test_tables_repeat_the_numbers_and_mark_other_supervision(page: str) -> None
     for tower in TOWERS:
         row = re.search(rf"<th>{tower}, plain.*?</th>", page)
         assert row and ("other supervision" in row[0]) == (not tower.startswith("images")), tower
+
+
+def test_scores_under_perturbation_are_shown_by_language_with_the_rows_that_changed(
+    page: str,
+) -> None:
+    tree = invented()
+    for end in ("accuracy", "accuracy_clean", "changed_share"):
+        name = f"images/plain/same_thing/de/code_mix-2/{end}"
+        cell = re.search(rf'data-metric="{name}" data-field="value"[^>]*>([^<]*)<', page)
+        value = tree["metrics"][name]
+        assert cell and cell[1] == (
+            "130 of 260" if end == "changed_share" else f"{100 * value:.1f}"
+        )
 
 
 def test_a_study_of_one_seed_has_no_intervals_and_no_comparisons(tmp_path: Path) -> None:

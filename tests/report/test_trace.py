@@ -15,7 +15,7 @@ _NUMERIC = {"td", "title"}
 # Written as they are; everything else is a share and written in percent.
 _PLAIN = {
     *("translation_gap", "cka", "isotropy", "modality_gap", "alignment", "uniformity"),
-    *("similarity", "similarity_random", "similarity_gain"),
+    *("similarity", "similarity_random", "similarity_gain", "queries"),
 }
 _TOOLTIP = {
     "value": r": (-?[\d.]+)",
@@ -91,13 +91,15 @@ def expected(tree: dict[str, Any], metric: str, field: str) -> float:
         return scale * tree["ci95"][metric][field == "high"]
     if field == "untrained":
         return scale * tree["baselines"]["untrained"]["metrics"][metric]
+    if metric.endswith("_share") and field == "value":  # `74 of 200`
+        return float(tree["metrics"][metric] * tree["counts"][metric])
     part = {"value": "metrics", "count": "counts", "chance": "chance"}[field]
     return scale * tree[part][metric]
 
 
 def agrees(text: str, value: float) -> bool:
     """Whether the text is the value, rounded to the digits that the text has."""
-    number = text.replace(",", "").removesuffix("\N{NO-BREAK SPACE}%").strip()
+    number = text.partition(" of ")[0].replace(",", "").removesuffix("\N{NO-BREAK SPACE}%").strip()
     assert re.fullmatch(r"-?[\d.]+(e-\d+)?", number), text
     half = 0.5 * 10 ** -len(number.partition("e")[0].partition(".")[2])
     if "e-" in number:

@@ -1,11 +1,12 @@
 """Outcomes become numbers that were counted by hand."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mmalign.results.results import Results
+from mmalign.results.results import Results, read_results
 from mmalign.text.scores import score
 from mmalign.text.tasks.task import Example, Kind, Target, Task
 from mmalign.text.transfer import Outcome, add_clean, add_perturbed, interval_over_ids, outcome_of
@@ -88,11 +89,11 @@ def test_where_only_the_source_is_tested_it_is_the_mean() -> None:
 
 
 def test_chance_is_that_of_each_language_and_of_the_targets_mean() -> None:
-    task = task_of({"en": ["a", "a"], "de": ["a", "b"], "sw": ["a", "b", "b", "b"]})
+    task = task_of({"en": ["a", "a"], "de": ["a", "b"] * 25, "sw": ["a", "b", "b", "b"]})
     clean = {lang: outcome_of(task, e, ["a"] * len(e)) for lang, e in task.tests.items()}
     results = Results("s", {})
     add_clean(results, task, clean)
-    add_perturbed(results, task, "noise", clean, [{lang: clean[lang] for lang in ("en", "de")}])
+    add_perturbed(results, task, "noise", clean, [clean])
     assert results.chance == {
         "text/t/en/clean/accuracy": 1.0,
         "text/t/de/clean/accuracy": 0.5,
@@ -100,7 +101,8 @@ def test_chance_is_that_of_each_language_and_of_the_targets_mean() -> None:
         "text/t/mean/clean/accuracy": 0.625,
         "text/t/en/noise/accuracy": 1.0,
         "text/t/de/noise/accuracy": 0.5,
-        "text/t/mean/noise/accuracy": 0.5,  # of the targets where the noise exists
+        "text/t/sw/noise/accuracy": 0.75,
+        "text/t/mean/noise/accuracy": 0.5,  # of the only target with 50 rows
     }
 
 
@@ -123,64 +125,89 @@ def test_a_metric_that_a_language_lacks_is_left_out() -> None:
 
 
 def test_mean_drop_and_worst_of_several_draws() -> None:
-    clean = {"de": outcome("de", [1, 1, 1, 0]), "sw": outcome("sw", [1, 1])}
+    clean = {"de": outcome("de", [1, 1, 1, 0] * 20), "sw": outcome("sw", [1, 1] * 30)}
     draws = [
-        {"de": outcome("de", [1, 0, 1, 0]), "sw": outcome("sw", [1, 1])},
-        {"de": outcome("de", [0, 1, 1, 1]), "sw": outcome("sw", [1, 0])},
+        {"de": outcome("de", [1, 0, 1, 0] * 20), "sw": outcome("sw", [1, 1] * 30)},
+        {"de": outcome("de", [0, 1, 1, 1] * 20), "sw": outcome("sw", [1, 0] * 30)},
     ]
     results = added(draws, clean)
     expected = {
         "de/noise/accuracy": 0.625,
+        "de/noise/accuracy_clean": 0.75,
         "de/noise/accuracy_drop": 0.75 - 0.625,
-        "de/noise/accuracy_worst": 0.25,  # of the four only the third survives both draws
+        "de/noise/accuracy_worst": 0.25,  # of four rows only the third survives both draws
         "sw/noise/accuracy": 0.75,
+        "sw/noise/accuracy_clean": 1.0,
         "sw/noise/accuracy_drop": 0.25,
         "sw/noise/accuracy_worst": 0.5,
         "mean/noise/accuracy": (0.625 + 0.75) / 2,
+        "mean/noise/accuracy_clean": (0.75 + 1) / 2,
         "mean/noise/accuracy_drop": (0.125 + 0.25) / 2,
         "mean/noise/accuracy_worst": (0.25 + 0.5) / 2,
     }
     noisy = {n.removeprefix("text/t/"): v for n, v in results.metrics.items() if "/noise/" in n}
     assert noisy == pytest.approx(expected)
-    assert results.counts["text/t/de/noise/accuracy"] == 4  # examples, not examples times draws
-    assert results.counts["text/t/mean/noise/accuracy_worst"] == 6
+    assert results.counts["text/t/de/noise/accuracy"] == 80  # examples, not examples times draws
+    assert results.counts["text/t/mean/noise/accuracy_worst"] == 140
     assert {n for n in results.metrics if "/noise/" in n} <= set(results.ci95)
     low, high = results.ci95["text/t/de/noise/accuracy_drop"]
     assert low < 0.125 < high
 
 
+def test_values_of_single_rows_are_kept_with_the_number_of_each_row(tmp_path: Path) -> None:
+    task = task_of({"de": ["a"] * 4, "sw": ["a"] * 4})
+    of_rows = {"de": [0, 2, 3], "sw": [2]}
+    clean = {
+        lang: Outcome([task.tests[lang][i] for i in rows], {"accuracy": np.ones(len(rows))})
+        for lang, rows in of_rows.items()
+    }
+    results = Results("s", {})
+    add_perturbed(results, task, "noise", clean, [clean])
+    results.write(tmp_path / "results.json")
+    read = read_results(tmp_path / "results.json")
+    for lang, rows in of_rows.items():
+        assert read.ids[f"text/t/{lang}/noise"].tolist() == rows
+        for metric in ("accuracy", "accuracy_clean"):
+            assert read.values[f"text/t/{lang}/noise/{metric}"].tolist() == [1] * len(rows)
+
+
 def test_the_worst_case_of_a_whole_set_is_its_worst_draw() -> None:
-    examples = examples_of("de", [0.0, 1.0, 2.0])
+    targets = [float(i) for i in range(50)]
+    examples = examples_of("de", targets)
     clean, *draws = [
         {"de": Outcome(examples, {"spearman": value, "pearson": value})}
         for value in (0.9, 0.5, 0.7)
     ]
     results = Results("s", {})
-    task = task_of({"de": [0.0, 1.0, 2.0]}, kind="similarity")
+    task = task_of({"de": targets}, kind="similarity")
     add_perturbed(results, task, "noise", clean, draws)
     assert results.metrics["text/t/de/noise/spearman"] == pytest.approx(0.6)
     assert results.metrics["text/t/de/noise/spearman_drop"] == pytest.approx(0.3)
     assert results.metrics["text/t/mean/noise/spearman_worst"] == 0.5
-    assert results.counts["text/t/de/noise/spearman_worst"] == 3
+    assert results.counts["text/t/de/noise/spearman_worst"] == 50
     assert not [name for name in results.metrics if "pearson" in name]  # the primary metric only
     assert not results.ci95
 
 
-def test_a_language_without_the_perturbation_is_left_out_of_its_mean() -> None:
-    clean = {lang: outcome(lang, [1, 1]) for lang in ("en", "de", "zh")}
-    results = added([{"en": outcome("en", [1, 1]), "de": outcome("de", [1, 0])}], clean)
-    assert "text/t/zh/noise/accuracy" not in results.metrics
+def test_a_language_of_few_changed_rows_is_left_out_of_the_mean() -> None:
+    clean = {"en": outcome("en", [1] * 50), "de": outcome("de", [1] * 50)}
+    clean["zh"] = outcome("zh", [1] * 49)
+    draw = {**clean, "de": outcome("de", [1, 0] * 25)}
+    results = added([draw], clean)
+    assert results.metrics["text/t/zh/noise/accuracy"] == 1.0
     assert results.metrics["text/t/mean/noise/accuracy"] == 0.5
     assert results.metrics["text/t/mean/clean/accuracy"] == 1.0
-    assert results.counts["text/t/mean/noise/accuracy"] == 2
+    assert results.counts["text/t/mean/noise/accuracy"] == 50
 
 
 @pytest.mark.parametrize("languages", [(), ("en",)])
 def test_where_no_target_has_the_perturbation_there_is_no_mean(
     languages: tuple[str, ...],
 ) -> None:
-    clean = {lang: outcome(lang, [1, 1]) for lang in ("en", "zh")}
-    results = added([{lang: outcome(lang, [1, 1]) for lang in languages}], clean)
+    task = task_of({lang: ["a"] * 50 for lang in ("en", "zh")})
+    clean = {lang: outcome(lang, [1] * 50) for lang in languages}
+    results = Results("s", {})
+    add_perturbed(results, task, "noise", clean, [clean])
     assert "text/t/mean/noise/accuracy" not in results.metrics
     assert ("text/t/en/noise/accuracy" in results.metrics) == ("en" in languages)
 

@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmalign.models.encoder import BATCH_SIZE, DualModel
+from mmalign.models.prompts import Side
 
+_PASSAGES = ("document", "passage")  # mteb's and older names of that side
 _PNG_MODES = ("RGB", "RGBA", "L", "LA", "P")  # what `decode` turns into RGB as it should
 
 
@@ -63,17 +65,21 @@ class MtebModel:
             inputs: batches, each with a list of texts under `text`, of PIL images under `image`, or
                 both; other columns are ignored.
         """
-        # A text has the same vector in every task, so what the rows belong to plays no part.
+        # Only the side that a text is on decides its vector, not the task that the rows belong to.
+        side: Side = (
+            "passage" if str(getattr(prompt_type, "value", prompt_type)) in _PASSAGES else "query"
+        )
         texts: list[str] = []
         # One pass: images are encoded as they come, their texts are kept.
         images = _encoded(inputs, texts)
         first = next(images, None)
         if first is None:  # no images, so that all texts have been read
-            return self._encoder.encode_texts(texts, batch_size)
+            return self._encoder.encode_texts(texts, batch_size, side)
         image_ND = self._encoder.encode_images(chain([first], images), batch_size)
         if not texts:
             return image_ND
-        return _unit(image_ND + self._encoder.encode_texts(texts, batch_size)).numpy()
+        text_ND = self._encoder.encode_texts(texts, batch_size, side)
+        return _unit(image_ND + text_ND).numpy()
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         """Cosines of all pairs: (N, D) and (M, D), or (D,) each -> (N, M) float32."""

@@ -16,6 +16,7 @@ from mmalign.data.tokenizer import Tokenizer
 from mmalign.models.encoder import ExternalModel
 from mmalign.models.external.open_clip import State, text_weights, timm_wrapper_weights
 from mmalign.models.pooling import Pooling, pooling_of_sentence_transformers
+from mmalign.models.prompts import Prompts
 from mmalign.models.text_encoder import DEFAULT_LENGTH, TextEncoder, chain
 from mmalign.models.text_tower import longest_text
 
@@ -42,7 +43,11 @@ def load_sentence_transformers(name: str) -> ExternalModel:
     images = encode if model.supports("image") else None
     # Of the route for texts, in a model that has routes.
     tokenizer = getattr(model, "tokenizer", None)
+    # Read first: the library's own default prompt would be added a second time.
+    prompts = _prompts_of(model, name)
+    model.default_prompt_name = None
     external = ExternalModel(name, "sentence-transformers", model, encode, images, tokenizer)
+    external.prompts = prompts
     for module in model.modules():
         # The library cuts at `max_position_embeddings`, of which RoBERTa and its variants cannot use two.
         trunk, asked = getattr(module, "auto_model", None), getattr(module, "max_seq_length", None)
@@ -58,7 +63,8 @@ def read_text_encoder(name: str) -> TextEncoder:
     Raises:
         UserError: sentence-transformers is missing, or the modules are others.
     """
-    modules = list(_open(name))  # on the CPU: TextEncoder moves what it takes to this rank's device
+    model = _open(name)  # on the CPU: TextEncoder moves what it takes to this rank's device
+    modules = list(model)
     kinds = [type(module).__name__ for module in modules]
     in_order = [kind for kind in _MODULES for _ in range(kinds.count(kind))]
     if kinds != in_order or kinds[:2] != ["Transformer", "Pooling"]:
@@ -72,7 +78,25 @@ def read_text_encoder(name: str) -> TextEncoder:
         projection_of([m for m in modules if type(m).__name__ == "Dense"], name),
         "Normalize" in kinds,
         modules[0].max_seq_length or DEFAULT_LENGTH,
+        prompts=_prompts_of(model, name),
     )
+
+
+def _prompts_of(model: Any, name: str) -> Prompts:
+    """The prompts of a model, by the names that the library looks for.
+
+    Raises:
+        UserError: its pooling leaves the tokens of the prompt out.
+    """
+    named, default = model.prompts, model.prompts.get(model.default_prompt_name, "")
+    passages = (named[one] for one in ("document", "passage", "corpus") if named.get(one))
+    prompts = Prompts(named.get("query") or default, next(passages, default))
+    # INSTRUCTOR models (arXiv 2212.09741).
+    if prompts != Prompts() and not all(getattr(m, "include_prompt", True) for m in model):
+        raise UserError(
+            f"{name}: its pooling leaves prompts out (`include_prompt: false`), which cannot be done here"
+        )
+    return prompts
 
 
 def read_router(name: str) -> tuple[State, Pooling, Tokenizer]:

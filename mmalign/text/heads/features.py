@@ -114,9 +114,11 @@ class FeatureModel(TaskModel):
         """What the tower reads: one or two texts per sequence."""
         rows = [texts for _, texts in self.rows(examples)]
         # With `separate` all first texts come before all second ones.
-        return (
-            [(one,) for side in zip(*rows, strict=True) for one in side] if self.separate else rows
-        )
+        if self.separate:
+            rows = [(one,) for side in zip(*rows, strict=True) for one in side]
+        # Two joined texts are one sequence, with one prompt.
+        firsts = self.tower.prompts.add([row[0] for row in rows], "query")
+        return [(first, *row[1:]) for first, row in zip(firsts, rows, strict=True)]
 
     def collate(self, examples: Sequence[Example]) -> TaskBatch:
         example_N = [number for number, _ in self.rows(examples)] * (2 if self.separate else 1)

@@ -56,7 +56,10 @@ class RetrievalModel(TaskModel):
     def collate(self, examples: Sequence[Example]) -> TaskBatch:
         """The target is (B, B) bool: whether an example's candidate is the same as the other's."""
         queries, candidates = zip(*(one.texts for one in examples), strict=True)
-        tokens = self.tower.tokenize([*queries, *candidates])
+        prompts = self.tower.prompts
+        tokens = self.tower.tokenize(
+            [*prompts.add(queries, "query"), *prompts.add(candidates, "passage")]
+        )
         # Equal texts, or a right id in common: such candidates are not each other's negatives.
         right = [set(cast("tuple[str, ...]", one.target)) for one in examples]
         keys = list(zip(candidates, right, strict=True))
@@ -99,7 +102,7 @@ def rank(
         candidate_MD: features of the candidates, where they are known already.
     """
     if candidate_MD is None:
-        candidate_MD = tower.encode([one.texts[0] for one in candidates])
+        candidate_MD = tower.encode([one.texts[0] for one in candidates], side="passage")
     query_QD = tower.encode([one.texts[0] for one in queries])
     # FAISS finds nothing for vectors that are NaN, which would be an accuracy of 0.
     check_finite(tower, query_QD, candidate_MD)

@@ -9,13 +9,15 @@ The published choice of a layer looks at words pooled with their special tokens;
 under `lexical/<lexicon>_all_tokens`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmalign.core import console
 from mmalign.core.errors import UserError
 from mmalign.evaluation.lexical_probe import MEASURE, TRAINED, probe
 from mmalign.evaluation.lexicon import Lexicon, read_lexicon
-from mmalign.models.load import load_text_encoder
+from mmalign.models.load import OWN_PROMPTS, load_text_encoder
+from mmalign.models.prompts import Side
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.metric_names import MEAN, layers_of
 from mmalign.results.results import Results, environment, mean_over_seeds
@@ -29,14 +31,19 @@ INJECTED = "injected"
 ALL_TOKENS = "_all_tokens"
 
 
-def inject(config: LexicalInjectionConfig, model: str, out: Path) -> Results:
+def inject(
+    config: LexicalInjectionConfig,
+    model: str,
+    out: Path,
+    prompts: Mapping[Side, str] = OWN_PROMPTS,
+) -> Results:
     """Inject into a model (what `load_text_encoder` takes); files as `run_seeds` writes them.
 
     Raises:
         UserError: a lexicon or a model that cannot be used, or training that diverges.
     """
     lexicon = read_lexicon(config.lexicon)
-    tower = load_text_encoder(model)
+    tower = load_text_encoder(model, prompts=prompts)
     # Hashed before training: files may be replaced while it runs.
     folder = Path(config.lexicon.folder)
     paths = (path for path in folder.iterdir() if path.suffix in (".tsv", ".txt"))

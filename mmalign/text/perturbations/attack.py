@@ -12,6 +12,7 @@ It is black box (scores only) and greedy, as TextBugger (Li et al. 2019, arXiv 1
 it once for all open examples together. An example that holds may still be broken by another attack.
 
 An example that is predicted wrongly without an attack costs no queries and is never a success of the attack.
+One without any candidate cannot be attacked: leave it out (`is_attackable`), or it counts as one that holds.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -25,6 +26,7 @@ import numpy as np
 import pydantic
 
 from mmalign.core.config import Section
+from mmalign.data.dictionaries.casing import base_language
 from mmalign.data.dictionaries.read import Dictionary
 from mmalign.text.perturbations.characters import (
     Alphabet,
@@ -36,6 +38,7 @@ from mmalign.text.perturbations.characters import (
 from mmalign.text.perturbations.code_mix import tables_from, translations
 from mmalign.text.perturbations.sampling import text_generator
 from mmalign.text.perturbations.segments import is_word, put, segments, word_positions
+from mmalign.text.perturbations.similar import similar as similar_to
 from mmalign.text.perturbations.words import without
 from mmalign.text.tasks.task import Example
 
@@ -70,7 +73,7 @@ class AttackConfig(Section):
     folder: str | None = None
     """Of `code_mix`: folder with dictionaries from English; relative to where the command runs."""
     languages: tuple[str, ...] | None = None
-    """Of `code_mix`: what to mix in; by default English and every language of the folder."""
+    """Of `code_mix`: what to mix in; by default every language of the folder but that of training."""
 
     @pydantic.model_validator(mode="after")
     def _has_dictionaries(self) -> "AttackConfig":
@@ -90,11 +93,13 @@ class Attacked:
 
     Attributes:
         example: with the changes found; where it holds, those that lowered the correct class's score.
-        broken: the prediction was correct before and is wrong now.
+        was_correct: the prediction was correct before.
+        broken: it was, and is wrong now.
         queries: how many changed examples the classifier was asked about.
     """
 
     example: Example
+    was_correct: bool
     broken: bool
     queries: int
 
@@ -105,33 +110,60 @@ def candidates_for(config: AttackConfig, examples: Sequence[Example]) -> Candida
     Raises:
         UserError: the folder of dictionaries is missing, or a file in it is broken.
     """
+    lang, texts = examples[0].lang, [text for one in examples for text in one.texts]
     if config.candidates == "characters":
-        alphabet = alphabet_of(text for example in examples for text in example.texts)
-        return partial(misspellings, alphabet=alphabet, edits=config.max_edits, most=config.options)
-    lang = examples[0].lang
-    tables = tables_from(lang, Path(config.folder or ""), config.languages)
+        return partial(
+            misspellings,
+            alphabet=alphabet_of(texts),
+            edits=config.max_edits,
+            most=config.options,
+            lang=lang,
+        )
+    tables = tables_from(lang, Path(config.folder or ""), config.languages, tested=texts)
     if tables is None:
         return None
     return partial(translated, tables=tables, lang=lang, most=config.options)
 
 
+def is_attackable(example: Example, candidates: Candidates, seed: int) -> bool:
+    """Whether a word of the example has a candidate; the same for every classifier."""
+    parts = [segments(text) for text in example.texts]
+    return any(_options(parts, candidates, text_generator(seed, 0, example.id, 0)).values())
+
+
+def _options(
+    parts: Sequence[list[str]], candidates: Candidates, rng: np.random.Generator
+) -> dict[tuple[int, int], list[str]]:
+    # (number of the text, of the segment) -> candidates, for every word.
+    words = [(text, i) for text, own in enumerate(parts) for i in word_positions(own)]
+    return {(text, i): candidates(parts[text][i], rng) for text, i in words}
+
+
 def misspellings(
-    word: str, rng: np.random.Generator, alphabet: Alphabet, edits: int, most: int
+    word: str, rng: np.random.Generator, alphabet: Alphabet, edits: int, most: int, lang: str
 ) -> list[str]:
     """Up to `most` random misspellings of a word, each of at most `edits` edits behind its first letter.
 
     The edits are those of `characters.py`. Readers still recognise words whose first letter and most others
-    are correct (Pruthi et al. 2019, arXiv 1905.11268, who keep the last letter too). Words of fewer than
-    three letters have none, so this attack does not exist in scripts that segment into single characters; nor
-    have words with a digit, because another number means something else.
+    are correct (Pruthi et al. 2019, arXiv 1905.11268, who keep the last letter too). In words of one or two
+    letters, as in scripts that segment into single characters, one letter becomes a similar one instead
+    (`similar.py`); in most alphabets there is none. Words with a digit have no misspelling, because another
+    number means something else.
     """
     characters = clusters(word)
     letters = letter_positions(characters)
-    if len(letters) < _LEAST_LETTERS or any(map(str.isdigit, word)):
+    if any(map(str.isdigit, word)):
         return []
-    inner = letters[1:]
     # A dictionary as an ordered set: edits may repeat one another, or undo themselves.
     found: dict[str, None] = {}
+    if len(letters) < _LEAST_LETTERS:
+        base = base_language(lang)
+        alike = [(i, one) for i in letters for one in similar_to(characters[i], base)]
+        for n in rng.permutation(len(alike))[:most]:
+            i, one = alike[n]
+            found["".join([*characters[:i], one, *characters[i + 1 :]])] = None
+        return list(found)
+    inner = letters[1:]
     for _ in range(most):
         count = min(int(rng.integers(1, edits + 1)), len(inner))
         positions = rng.choice(inner, size=count, replace=False).tolist()
@@ -170,7 +202,7 @@ def attack(
         similar: compared with `config.min_similarity`; give both or neither.
     """
     assert (similar is None) == (config.min_similarity is None), "give both or neither"
-    results = [Attacked(example, broken=False, queries=0) for example in examples]
+    results = [Attacked(one, was_correct=False, broken=False, queries=0) for one in examples]
     if not examples:
         return results
     searches = {
@@ -215,12 +247,11 @@ def _search(
     """
     rng = text_generator(seed, 0, example.id, 0)
     parts = [segments(text) for text in example.texts]  # with the changes so far
-    words = [(text, i) for text, own in enumerate(parts) for i in word_positions(own)]
-    options = {(text, i): candidates(parts[text][i], rng) for text, i in words}
-    open_words = [word for word in words if options[word]]
+    options = _options(parts, candidates, rng)
+    open_words = [word for word, found in options.items() if found]
     # Ranking costs one query per word and may cost half the budget: if there are more, some are drawn.
     queue = [open_words[n] for n in sorted(rng.permutation(len(open_words))[: config.budget // 2])]
-    changes_left = max(1, int(config.max_words * len(words)))
+    changes_left = max(1, int(config.max_words * len(options)))
     broken = False
 
     def variant(text: int, changed: list[str]) -> Example:
@@ -256,4 +287,4 @@ def _search(
         if flipped_N[best]:
             broken = True
             break
-    return Attacked(variant(0, parts[0]), broken, queries)
+    return Attacked(variant(0, parts[0]), True, broken, queries)

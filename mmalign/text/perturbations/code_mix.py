@@ -1,15 +1,18 @@
 """Texts that mix languages: a share of the words replaced by their translation.
 
-    English text -> its words in en-<lang> dictionaries -> another language for each -> mixed text
-    other text   -> its words in its own dictionary, read backwards -> English       -> mixed text
+    English text -> its words in en-<lang> dictionaries             -> another language for each -> mixed text
+    other text   -> its words in its own dictionary, read backwards -> English
+                 -> the first translation from there                -> another language for each -> mixed text
 
+The language that a model was trained in is mixed in only where it is asked for: its words can help. An entry
+whose word is a complete tested text is not used: its translation would be the same row in another language.
 Words are matched in small letters, each on its own: expressions are not looked up. In scripts without
 spaces the pieces of longer words are translated one by one, which changes their meaning more than elsewhere.
 Severity 1 to 5 replaces a share of 0.2, 0.4, 0.6, 0.8 and 1 of the words that are in the dictionaries, at
 least one. Only texts with such a word change: how many depends on the dictionaries.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -24,26 +27,59 @@ from mmalign.text.perturbations.segments import put, segments, word_positions
 
 
 def tables_from(
-    lang: str, folder: Path, languages: tuple[str, ...] | None = None
+    lang: str,
+    folder: Path,
+    languages: tuple[str, ...] | None = None,
+    tested: Iterable[str] = (),
 ) -> dict[str, Dictionary] | None:
     """Language -> dictionary from `lang` into it; None: there is none from `lang` into `languages`.
+
+    Args:
+        languages: by default English and every language of the folder.
+        tested: texts in `lang`; entries of words that are one of them are left out.
 
     Raises:
         UserError: see `read_dictionaries`, or a language of `languages` that has no dictionary.
     """
     dictionaries = read_dictionaries(folder)
-    known = {ENGLISH, *dictionaries}
-    wanted = known if languages is None else set(languages)
-    if missing := sorted(wanted - known):
+    wanted = known_languages(folder) if languages is None else languages
+    if missing := sorted({*wanted} - {*known_languages(folder)}):
         raise UserError(f"{folder}: no dictionary of `{missing[0]}`; add it, or fix `languages`")
-    if base_language(lang) == ENGLISH:
-        return {to: dictionaries[to] for to in sorted(wanted - {ENGLISH})} or None
-    # Dictionaries start from English; a pivot through it to a third language would join two guesses.
-    # A regional variety is served by the dictionary of its language.
-    own = dictionaries.get(lang) or dictionaries.get(base_language(lang))
-    if own is None or ENGLISH not in wanted:
-        return None
-    return {ENGLISH: invert(own, lang)}
+    base = base_language(lang)
+    own: Dictionary | None = None  # into English
+    if base != ENGLISH:
+        # A regional variety is served by the dictionary of its language.
+        found = dictionaries.get(lang) or dictionaries.get(base)
+        if found is None:
+            return None
+        own = invert(found, lang)
+    whole = {lower(text, lang) for text in tested}
+    tables = {}
+    for to in sorted(wanted):
+        if base_language(to) != base:
+            table = own if to == ENGLISH else _through(own, dictionaries[to])
+            assert table is not None, "English is not mixed into English"
+            tables[to] = {word: found for word, found in table.items() if word not in whole}
+    return tables or None
+
+
+def known_languages(folder: Path) -> tuple[str, ...]:
+    """English and the languages of a folder's dictionaries, sorted; UserError: see `read_dictionaries`."""
+    return tuple(sorted({ENGLISH, *read_dictionaries(folder)}))
+
+
+def _through(own: Dictionary | None, english: Dictionary) -> Dictionary:
+    """Word -> what the safest English word that has a translation becomes; None: the word is English."""
+    if own is None:
+        return english
+    table = {}
+    for word, pivots in own.items():
+        small = (lower(one, ENGLISH) for one in pivots)
+        found = next((english[one] for one in small if one in english), ())
+        # Only the safest translation of the safest word: two guesses are joined.
+        if found and found[0] != word:
+            table[word] = found[:1]
+    return table
 
 
 def mix(
@@ -72,10 +108,10 @@ class CodeMixConfig(Graded):
     folder: str
     """Folder with dictionaries from English; relative to where the command runs."""
     languages: tuple[str, ...] | None = None
-    """What to mix in; by default English and every language of the folder."""
+    """What to mix in; by default every language of the folder but that of training."""
 
     def change(self, texts: Sequence[str], lang: str, single_words: bool) -> Change | None:
         if single_words:
             return None
-        tables = tables_from(lang, Path(self.folder), self.languages)
+        tables = tables_from(lang, Path(self.folder), self.languages, tested=texts)
         return partial(mix, share=self.replaced_share, tables=tables, lang=lang) if tables else None

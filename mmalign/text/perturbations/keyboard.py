@@ -3,7 +3,7 @@
 A slip replaces a character by one whose key touches its own: the next key of the same row, or a key of the
 row above or below that overlaps it. It keeps letter case, and a vowel sign becomes a vowel sign only, so no
 mark loses its base. Characters without a key of their own (dead-key accents, shifted Arabic letters, digits)
-stay.
+stay. Chinese is typed by its sound: the slip there is a wrong choice among characters (`similar.py`).
 
 Severity 1 to 5 hits a share of 0.05, 0.1, 0.2, 0.3 and 0.4 of the characters that have a key. Every text
 with such a character changes.
@@ -18,6 +18,7 @@ import numpy as np
 
 from mmalign.data.dictionaries import casing
 from mmalign.text.perturbations.sampling import Change, Graded, choose
+from mmalign.text.perturbations.similar import homophones
 
 # Character -> what a slip may type instead.
 Neighbours = Mapping[str, tuple[str, ...]]
@@ -29,7 +30,8 @@ Rows = tuple[str, str, str, str]
 _OFFSETS = (0.0, 0.5, 0.75, 1.25)  # where each row starts, in widths of a key
 
 _QWERTY: Rows = ("", "qwertyuiop", "asdfghjkl", "zxcvbnm")
-# Layouts as operating systems ship them under the language's name; dead keys are left out.
+# Layouts as operating systems ship them under the language's name; dead keys are left out. Those of bg, id,
+# sw, th, ur and vi are the default ones of xkeyboard-config (`symbols/bg`, `us`, `ke`, `th`, `pk`, `vn`).
 _LAYOUTS: dict[str, tuple[Rows, ...]] = {
     "en": (_QWERTY,),
     "de": ((" " * 10 + "ß", "qwertzuiopü", "asdfghjklöä", "yxcvbnm"),),
@@ -48,6 +50,20 @@ _LAYOUTS: dict[str, tuple[Rows, ...]] = {
     "fa": (("", "ضصثقفغعهخحجچ", "شسیبلاتنمکگ", "ظطزرذدپو"),),
     # InScript (IS 16350), plain and shifted, without the virama, the nukta and the nasal signs: a slip onto
     # one of them would change its neighbours too.
+    "bg": (("", " уеишщксдзц", "ьяаожгтнвмч", "юйъэфхпрлб"),),  # BDS 5237
+    "id": (_QWERTY,),
+    "sw": (_QWERTY,),
+    "ur": (
+        ("", "قوعرتےءیہپ", "اسدفگحجکل", "زشچطبنم"),
+        ("", " ؤ ڑٹ ئ ۃ ", "آصڈ غھضخ ", "ذژثظ ں"),
+    ),
+    # Tones are dead keys; a letter that carries one has no key of its own.
+    "vi": (("ăâêô     đ", "qwertyuiopươ", "asdfghjkl", "zxcvbnm"),),
+    # TIS 820 (Kedmanee), plain and shifted, without the marks of no vowel or tone.
+    "th": (
+        ("   ภถุึคตจขช", "ๆไำพะัีรนยบล", "ฟหกดเ้่าสวง", "ผปแอิืทมใฝ"),
+        ("     ู", "  ฎฑธ ๊ณ ญฐ", "ฤฆฏโฌ ๋ษศซ", "  ฉฮ  ฒฬฦ"),
+    ),
     "hi": (
         ("", "ौैाीूबहगदजड", "ोे िुपरकतचट", "  मनवलस  य"),
         ("", "औऐआईऊभङघधझढञ", "ओएअइउफ खथछठ", "  ण  ळशष"),
@@ -60,6 +76,8 @@ def neighbours_of(lang: str) -> Neighbours | None:
 
     A regional variety such as `pt-BR` has its language's layout unless it has one of its own.
     """
+    if casing.base_language(lang) == "zh":
+        return homophones("zh")
     layout = _LAYOUTS.get(lang) or _LAYOUTS.get(casing.base_language(lang))
     if layout is None:
         return None

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
 
-import numpy as np
 import pydantic
 
 from mmalign.text.perturbations.characters import CharactersConfig
@@ -47,7 +46,7 @@ def perturb(
     It does not exist without a keyboard layout, list or dictionary of the language, without letter case in
     its script, and between words in a tagging task. The same arguments give the same noise, for any
     other examples (but for the alphabet of `characters`, which comes from all texts). A text that
-    holds nothing to change stays as it is: report `changed_share` beside a score.
+    holds nothing to change stays as it is: it is no test of robustness.
 
     Raises:
         UserError: a folder of the configuration is missing, or a file in it is broken.
@@ -68,9 +67,3 @@ def perturb(
         ]
         noisy.append(replace(example, texts=(*changed, *example.texts[len(changed) :])))
     return noisy
-
-
-def changed_share(clean: Sequence[Example], noisy: Sequence[Example]) -> float:
-    """The share of the examples that changed: lists and dictionaries do not hold all words."""
-    changed = [one.texts != other.texts for one, other in zip(clean, noisy, strict=True)]
-    return float(np.mean(changed)) if changed else 0.0

@@ -17,14 +17,17 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
+from mmalign.models.pooling import pool
 from mmalign.models.text_encoder import TextEncoder, Tokens
 from mmalign.models.text_tower import find_blocks
 from mmalign.text.heads.base import TaskBatch, TaskModel
+from mmalign.text.heads.features import FeatureModel
+from mmalign.text.heads.ranking import RetrievalModel
 
 # The size of noise: its largest entry; the length of a token's noise; that of all tokens of a sequence
 # together (Frobenius norm).
@@ -38,18 +41,48 @@ Layer = Literal["embedding", "last"] | Annotated[int, Field(ge=1)]
 
 
 class UniformConfig(Section):
-    """Noise that is drawn from a box and not moved."""
+    """Noise that is drawn from a box and not moved.
+
+    How far a box moves what the head reads depends on length and pooling: a mean over L tokens moves by about
+    epsilon sqrt(F / (3 L)), a single token that is pooled (cls, last) by epsilon sqrt(F / 3).
+    """
 
     kind: str
     layer: Layer = "last"
     """`embedding`, `last`, or the number of a block from 1; `last` runs the encoder once for all noises."""
-    epsilon: float = Field(ge=0)
+    epsilon: float | None = Field(default=None, ge=0)
     """Half the width of the box: each entry's noise is uniform in [-epsilon, epsilon]."""
+    pooled_norm: float | None = Field(default=None, gt=0)
+    """Instead of `epsilon`, on `last`: the Euclidean norm by which each sequence's pooled states move."""
+
+    @model_validator(mode="after")
+    def _has_one_size(self) -> "UniformConfig":
+        if (self.epsilon is None) == (self.pooled_norm is None):
+            raise ValueError("give exactly one of `epsilon` and `pooled_norm`")
+        if self.pooled_norm is not None and self.layer != "last":
+            raise ValueError("`pooled_norm` needs `layer: last`, which is what is pooled")
+        return self
 
     def draw(self, model: TaskModel, batch: TaskBatch, generator: torch.Generator) -> Tensor:
-        """(N, L, F), one draw."""
-        zero_NLF = zeros(model.tower, batch.tokens, self.layer)
-        return draw(zero_NLF, batch.tokens.mask_NL, "linf", self.epsilon, generator)
+        """(N, L, F), one draw.
+
+        Raises:
+            UserError: `pooled_norm` where the head does not read pooled states.
+        """
+        zero_NLF, mask_NL = zeros(model.tower, batch.tokens, self.layer), batch.tokens.mask_NL
+        size = 1.0 if self.epsilon is None else self.epsilon
+        noise_NLF = draw(zero_NLF, mask_NL, "linf", size, generator)
+        if self.pooled_norm is None:
+            return noise_NLF
+        if not isinstance(model, FeatureModel | RetrievalModel):
+            raise UserError(
+                "`pooled_norm` is for heads that read pooled states, not single tokens; set `epsilon`"
+            )
+        # Every pooling is linear in the states, so a factor on the noise is one on the pooled change.
+        pooled_NF = pool(noise_NLF, mask_NL, model.tower.pooling)
+        return (
+            noise_NLF * (self.pooled_norm / pooled_NF.norm(dim=1).clamp(min=1e-12))[:, None, None]
+        )
 
 
 class AscentConfig(Section):

@@ -3,7 +3,11 @@
 Named in Huang et al. 2021 (arXiv 2104.08645), whose code has no RS-RP and whose values we do not know. This
 is the form that LimJing7/ml-stance-detection@c5d53a4 re-implemented: S draws, uniform in a box, on the last
 hidden states. It tried a half-width of 0.01 and 0.1 with 3 draws. Ours: no noise on padding, other layers,
-the same dropout in all draws of a batch.
+the same dropout in all draws of a batch, `pooled_norm`.
+
+The strength of a half-width depends on the texts' length and on the pooling. Measured with 384 entries per
+state, 0.3 moves the pooled state by 1.70, 0.85 and 0.42 at 4, 16 and 64 tokens under mean pooling, and by 3.4
+under cls pooling at any length. `pooled_norm` sets this change itself.
 """
 
 from typing import Literal

@@ -14,6 +14,7 @@ from mmalign.text.perturbations.attack import (
     Predict,
     attack,
     candidates_for,
+    is_attackable,
     misspellings,
     translated,
 )
@@ -71,6 +72,7 @@ def test_a_bag_of_words_breaks_at_its_important_words() -> None:
         ("lovely", "wonderful", "pleasant")
     )
     assert not third.broken and third.queries == 0  # wrong before: no success
+    assert [one.was_correct for one in (first, second, third)] == [True, True, False]
     assert third.example == examples()[2]
 
 
@@ -133,7 +135,7 @@ def test_dissimilar_changes_are_not_asked_about() -> None:
 @pytest.mark.parametrize("word", ["wonderful", "красивый", "लड़कियाँ", "빨간색", "الأولاد"])
 @pytest.mark.parametrize("edits", [1, 2])
 def test_misspellings_keep_the_first_letter(word: str, edits: int) -> None:
-    found = misspellings(word, np.random.default_rng(0), alphabet_of([word]), edits, most=30)
+    found = misspellings(word, np.random.default_rng(0), alphabet_of([word]), edits, 30, "en")
     assert found and word not in found and len(set(found)) == len(found)
     for one in found:
         assert clusters(one)[0] == clusters(word)[0]
@@ -143,7 +145,28 @@ def test_misspellings_keep_the_first_letter(word: str, edits: int) -> None:
 
 def test_short_words_and_numbers_have_no_misspellings() -> None:
     rng = np.random.default_rng(0)
-    assert [misspellings(word, rng, {}, 1, 8) for word in ("of", "红", "1998", "B52s")] == [[]] * 4
+    assert [misspellings(word, rng, {}, 1, 8, "en") for word in ("of", "1998", "B52s")] == [[]] * 3
+
+
+@pytest.mark.parametrize(
+    ("lang", "word", "some"),
+    [
+        ("zh-CN", "红", "洪"),
+        ("ja", "犬", "権"),
+        ("ja", "は", "ば"),
+        ("ko", "말", "발"),
+        ("th", "สี", "ศี"),
+    ],
+)
+def test_short_words_of_other_scripts_get_similar_letters(lang: str, word: str, some: str) -> None:
+    found = misspellings(word, np.random.default_rng(0), {}, 1, 100, lang)
+    assert some in found and word not in found and len(set(found)) == len(found)
+    assert all(len(one) == len(word) for one in found)
+    assert len(misspellings(word, np.random.default_rng(0), {}, 1, 2, lang)) == min(2, len(found))
+    row = Example("1", lang, (word,), "x")
+    candidates = candidates_for(config(), [row])
+    assert candidates is not None and is_attackable(row, candidates, seed=0)
+    assert not is_attackable(Example("2", lang, ("12",), "x"), candidates, seed=0)
 
 
 def test_translations_break_it_too(tmp_path: Path) -> None:

@@ -22,6 +22,12 @@ TEXTS = {
     "he": "ילד משחק בכדור",
     "ar": "الولد يلعب",
     "fa": "کتاب‌ها را می‌خوانم",
+    "bg": "Червената топка",
+    "id": "Bola merah",
+    "sw": "Mpira mwekundu",
+    "th": "ลูกบอลสีแดงกับหมา",
+    "ur": "سرخ گیند اور کتا",
+    "vi": "Quả bóng đỏ và con chó",
     "hi": "हिन्दी में क्षत्रिय की किताब",
 }
 
@@ -59,6 +65,9 @@ def test_known_neighbours() -> None:
     assert near("tr", "İ") == set("ĞÜŞ") and near("tr", "I") == set("UOJK")
     assert near("ru", "а") == set("кевпсм") and near("he", "ש") == set("דז")
     assert near("hi", "ि") == set("ीूु")  # vowel signs only
+    assert near("bg", "ш") == set("ищож") and near("th", "ร") == set("คตนา")
+    assert near("ur", "ر") == set("عتدف") and near("vi", "ư") == set("poơ")
+    assert "红" in near("zh", "洪")  # of one sound
     assert "SS" not in near("de", "Ü")
 
 
@@ -72,7 +81,7 @@ def test_marks_keep_their_base() -> None:
 
 
 def test_languages_without_a_layout_have_no_neighbours() -> None:
-    assert neighbours_of("zh") is None and neighbours_of("sw") is None
+    assert neighbours_of("ja") is None and neighbours_of("am") is None
     assert neighbours_of("pt-BR") == neighbours_of("pt")
     assert neighbours_of("fr-CA") == neighbours_of("en")
     slip = KeyboardConfig(kind="keyboard").change

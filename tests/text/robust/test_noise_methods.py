@@ -7,8 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmalign.core.config import validate
+from mmalign.core.errors import UserError
+from mmalign.models.pooling import Pooling, pool
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.heads.features import ClassificationModel, Pairs
+from mmalign.text.heads.tagging import TaggingModel
 from mmalign.text.robust import noise
 from mmalign.text.robust.freelb import FreeLbConfig
 from mmalign.text.robust.noise import Layer
@@ -48,6 +53,34 @@ def test_rs_rp_averages_over_the_draws(
     assert loss == pytest.approx(expected_loss, abs=1e-9)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_a_pooled_norm_is_that_of_the_change_at_every_length(
+    model_of: Build, examples: list[Example], pooling: Pooling
+) -> None:
+    model = model_of("separate")
+    model.tower.pooling = pooling
+    batch = model.collate(examples)
+    mask_NL = batch.tokens.mask_NL
+    assert len(set(mask_NL.sum(1).tolist())) > 2  # several lengths
+    noise_NLF = RsRpConfig(kind="rs_rp", pooled_norm=0.7).draw(model, batch, seeded())
+    state_NLF = model.tower.states(batch.tokens)
+    moved_NF = pool(state_NLF + noise_NLF, mask_NL, pooling) - pool(state_NLF, mask_NL, pooling)
+    torch.testing.assert_close(
+        moved_NF.norm(dim=1), torch.full((len(mask_NL),), 0.7), rtol=1e-4, atol=0
+    )
+    assert not noise_NLF[mask_NL == 0].any()
+
+
+def test_a_pooled_norm_needs_states_that_are_pooled(tower: TextEncoder) -> None:
+    for fields in ({}, {"epsilon": 0.1, "pooled_norm": 0.1}, {"pooled_norm": 0.1, "layer": 1}):
+        with pytest.raises(UserError, match=r"exactly one of|needs `layer: last`"):
+            validate(RsRpConfig, {"kind": "rs_rp", **fields}, "method")
+    model = TaggingModel(tower, ("O", "B-X"))
+    batch = model.collate([Example("1", "en", ("a", "dog"), ("O", "B-X"))])
+    with pytest.raises(UserError, match="heads that read pooled states"):
+        RsRpConfig(kind="rs_rp", pooled_norm=0.1).draw(model, batch, seeded())
 
 
 @pytest.mark.parametrize(("layer", "runs"), [("last", 1), ("embedding", 5), (1, 5)])
