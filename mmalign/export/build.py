@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.export.card import write_card
 from mmalign.export.hub import push
-from mmalign.export.licenses import NOTICE, License, warn_about_data, write_notice
+from mmalign.export.licenses import License, license_of, warn_about_data, write_notice
 from mmalign.export.measurements import write_eval_results
 from mmalign.export.onnx import write_onnx
 from mmalign.export.open_clip import set_home, write_open_clip
@@ -29,10 +30,10 @@ from mmalign.export.short_vectors import write_vector_sizes
 from mmalign.export.source import Source, read_source
 from mmalign.export.transformers import write_transformers
 from mmalign.export.verify import LOADERS, verify_export
+from mmalign.results.results import read_results
 
 FORMATS = tuple(LOADERS)
 DEFAULT = ("sentence-transformers",)
-_DESCRIBED = ("lineage.json", NOTICE, "results.json", "README.md")
 
 
 def export(
@@ -88,6 +89,7 @@ def publish(
         out: where a finished export may be. Its files are published if they are of this model and in the
             formats asked for. Otherwise the model is exported to a temporary folder.
         formats: none: those of the folder `out`, or `DEFAULT`.
+        license: none: the one in the card of the folder `out`.
         private, dry_run: see `push`. Others: see `export`.
 
     Returns:
@@ -105,14 +107,14 @@ def publish(
         with committed_folder(target, _info(source, chosen)) as folder:
             if set(chosen) == set(held) and data is None:
                 say(f"{out}: its files are published, {', '.join(chosen)}")
-                _copy(out, folder)
+                source = _copied(source, out, folder)
+                license = license or license_of(folder / "README.md")
                 set_home(folder, repo_id)
-                _describe(source, folder, chosen, repo_id.rpartition("/")[2], license, repo_id)
             else:
                 say(f"{out}: not this model in {', '.join(chosen)}; exported to a temporary folder")
                 write_files(source, folder, chosen, repo_id, data)
-                _describe(source, folder, chosen, repo_id.rpartition("/")[2], license, repo_id)
                 _verify(source, folder, chosen)
+            _describe(source, folder, chosen, repo_id.rpartition("/")[2], license, repo_id)
         warn_about_data(source.lineage, license)
         return push(target, repo_id, private, dry_run)
 
@@ -148,14 +150,17 @@ def _held(out: Path, source: Source | None = None) -> tuple[str, ...]:
     return tuple(name for name in facts.get("formats", ()) if name in FORMATS)
 
 
-def _copy(out: Path, folder: Path) -> None:
-    """Copy the files of an export but those that `_describe` writes."""
+def _copied(source: Source, out: Path, folder: Path) -> Source:
+    """Copy an export; returns the source with the lineage and the results that the export has."""
     # By the manifest: what others put beside the export is not published.
     for name in verify(out)["files"]:
-        if name in _DESCRIBED or name.startswith(".eval_results/"):
-            continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(out / name, folder / name)
+    # Data sets and results may have moved since the export was made.
+    lineage = json.loads((folder / "lineage.json").read_text(encoding="utf-8"))
+    file = folder / "results.json"
+    results = read_results(file) if file.is_file() else None
+    return replace(source, lineage=lineage, results=results)
 
 
 def _describe(

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from huggingface_hub import ModelCard
+
 from mmalign.core.commit import write_atomic
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
@@ -74,6 +76,13 @@ def check_license(identifier: str | None, name: str | None, link: str | None) ->
             "other with --license-name and --license-link"
         )
     return License(identifier) if identifier is not None else None
+
+
+def license_of(card: Path) -> License | None:
+    """The licence in the front matter of a model card; None: it names none."""
+    data = ModelCard.load(card).data
+    given = data.get("license")
+    return License(given, data.get("license_name"), data.get("license_link")) if given else None
 
 
 def generations(lineage: Any) -> Iterator[dict[str, Any]]:

@@ -33,7 +33,7 @@ def write_vector_sizes(model: DualModel, data: Path, folder: Path) -> None:
     ways = [("float32", part, 4 * part, _truncated(sides, part)) for part in _parts(width)]
     ways.append(("8 bits", width, width, _in_8_bits(sides)))
     # Equal signs minus unequal ones: the order of the Hamming distance.
-    ways.append(("signs", width, -(-width // 8), [np.where(one >= 0, 1, -1) for one in sides]))
+    ways.append(("signs", width, -(-width // 8), [np.where(one > 0, 1, -1) for one in sides]))
     labels = (embedded.picture_M, np.arange(len(embedded.image_PD)))
     rows = []
     for kind, dimensions, size, (text_MK, image_PK) in ways:
@@ -60,4 +60,7 @@ def _in_8_bits(sides: tuple[np.ndarray, ...]) -> list[np.ndarray]:
     every_ND = np.concatenate(sides)
     low_D = every_ND.min(0)
     step_D = np.maximum((every_ND.max(0) - low_D) / 255, np.float32(1e-12))
-    return [low_D + step_D * np.floor((rows_ND - low_D) / step_D) for rows_ND in sides]
+    # From -128 to 127, towards zero: what numpy's conversion to int8 does there.
+    return [
+        low_D + step_D * (np.trunc((rows_ND - low_D) / step_D - 128) + 128) for rows_ND in sides
+    ]

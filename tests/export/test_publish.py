@@ -52,7 +52,7 @@ def test_a_dry_run_writes_nothing_and_lists_every_format(
     assert listed.keys() == files_of(model / "export").keys()
     # What is published differs from the folder only in the name that it has on the hub.
     differ = {name for name in listed if listed[name] != sha256_of(model / "export" / name)}
-    assert differ <= {"open_clip_config.json", "README.md", "lineage.json", MANIFEST}
+    assert differ == {"open_clip_config.json", "README.md", MANIFEST}
 
 
 def test_a_push_publishes_the_finished_folder_under_its_name(model: Path, hub: Hub) -> None:
@@ -119,6 +119,17 @@ def test_another_licence_has_a_name_and_a_link(model: Path, hub: Hub) -> None:
     assert (card.data.license, card.data.license_name) == ("other", "my-own")
     assert card.data.license_link == "https://example.org/licence"
     assert "- Licence: [my-own](https://example.org/licence)." in card.text
+
+
+def test_a_push_keeps_the_licence_of_the_folder(model: Path, hub: Hub) -> None:
+    card = model / "export/README.md"
+    text = card.read_text(encoding="utf-8").replace("---\n", "---\nlicense: mit\n", 1)
+    card.write_text(text, encoding="utf-8")
+    facts = json.loads((model / "export" / MANIFEST).read_text(encoding="utf-8"))
+    facts["files"]["README.md"] = {"size": card.stat().st_size, "sha256": sha256_of(card)}
+    (model / "export" / MANIFEST).write_text(json.dumps(facts), encoding="utf-8")
+    run(str(model), "--push", NAME)
+    assert ModelCard(hub.repos[NAME].files["README.md"].decode()).data.license == "mit"
 
 
 def data_set(name: str, licenses: dict[str, int], **more: Any) -> dict[str, Any]:
