@@ -213,7 +213,8 @@ def write_files(
         "onnx": partial(write_onnx, data=data),
     }
     if data is not None and source.encoder is not None:
-        write_vector_sizes(source.encoder, data, folder)
+        dims = source.config.get("objective", {}).get("dims") or ()
+        write_vector_sizes(source.encoder, data, folder, dims)
     # Each format writes its own files first; then they are merged, or found to contradict each other.
     parts = folder / ".parts"
     for name in formats:

@@ -1,12 +1,13 @@
 """What shorter and quantised vectors cost: recall@1 of all captions of a data set among its images.
 
-data set -> vectors of D dimensions -> the first D, D/2, D/4 | 8 bits | signs -> recall@1 -> vector_sizes.json
+data set -> vectors of D dimensions -> the first of them | 8 bits | signs -> recall@1 -> vector_sizes.json
 
 Both sides are stored in the same way. Truncated vectors are scaled to unit length again, as
 sentence-transformers does for its cosine. In 8 bits each dimension has one scale, from the smallest to the
 largest value of the set, as `quantize_embeddings` of sentence-transformers has it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,13 @@ from mmalign.models.encoder import DualModel
 FILE = "vector_sizes.json"
 
 
-def write_vector_sizes(model: DualModel, data: Path, folder: Path) -> None:
+def write_vector_sizes(
+    model: DualModel, data: Path, folder: Path, dims: Sequence[int] = ()
+) -> None:
     """Measure the ways to store a vector on a data set, and write them to `folder`.
+
+    Args:
+        dims: to which vectors are cut, besides all D; none: D/2 and D/4.
 
     The file holds `measured_on`, `captions`, `languages`, `images` and `ways`: for each `kind` its
     `dimensions`, `bytes` of a vector and `recall@1`.
@@ -30,7 +36,8 @@ def write_vector_sizes(model: DualModel, data: Path, folder: Path) -> None:
     name = f"{shard_set.manifest.name}/{shard_set.manifest.split}"
     embedded = embed_set(model, shard_set, name)
     sides, width = (embedded.text_MD, embedded.image_PD), embedded.text_MD.shape[1]
-    ways = [("float32", part, 4 * part, _truncated(sides, part)) for part in _parts(width)]
+    parts = sorted({width, *(dims or (width // 2, width // 4))}, reverse=True)
+    ways = [("float32", part, 4 * part, _truncated(sides, part)) for part in parts]
     ways.append(("8 bits", width, width, _in_8_bits(sides)))
     # Equal signs minus unequal ones: the order of the Hamming distance.
     ways.append(("signs", width, -(-width // 8), [np.where(one > 0, 1, -1) for one in sides]))
@@ -45,10 +52,6 @@ def write_vector_sizes(model: DualModel, data: Path, folder: Path) -> None:
         folder / FILE,
         {"measured_on": name, **counts, "images": len(embedded.image_PD), "ways": rows},
     )
-
-
-def _parts(width: int) -> list[int]:
-    return [part for part in (width, width // 2, width // 4) if part > 0]
 
 
 def _truncated(sides: tuple[np.ndarray, ...], part: int) -> list[np.ndarray]:
