@@ -20,9 +20,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from ruamel.yaml import YAML
+
 TOKEN = "hf_" + "LocalTokenOfNobody"
 OWNER = "someone"
 LARGE = (".safetensors", ".onnx")
+LICENSES = ("apache-2.0", "mit", "cc-by-sa-4.0", "other")  # some of the hub's
 CUT = 0  # in place of a status: the connection is closed in the middle of the body
 HOST = "127.0.0.1"
 NAME = r"(?P<name>[\w.-]+/[\w.-]+)"
@@ -240,9 +243,13 @@ class Handler(BaseHTTPRequestHandler):
         raise Answer(200, json.dumps(entries).encode(), Content_Type="application/json")
 
     def validate_yaml(self) -> None:
-        bad = "license: made-up" in self._json["content"]
-        errors = [{"message": '"license" must be one of the known ones'}] if bad else []
-        raise Answer(400 if bad else 200, {"errors": errors, "warnings": []})
+        facts = YAML(typ="safe").load(self._json["content"].split("---\n")[1])
+        errors = []
+        if facts.get("license") not in (None, *LICENSES):
+            errors.append({"message": '"license" must be one of the known ones'})
+        if facts.get("license") == "other" and not facts.get("license_name"):
+            errors.append({"message": '"license_name" is required'})
+        raise Answer(400 if errors else 200, {"errors": errors, "warnings": []})
 
     def preupload(self, name: str, revision: str) -> None:
         self._must_write()

@@ -20,8 +20,10 @@ def export(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Run, fine-tuning or adapter.")],
     formats: Annotated[list[str] | None, typer.Option("--format", help=_FORMATS)] = None,
     out: Annotated[Path | None, typer.Option(help="Target folder; MODEL/export.")] = None,
-    license: Annotated[str | None, typer.Option(help="For the card: apache-2.0.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Test set for the loss by 8 bits.")] = None,
+    license: Annotated[str | None, typer.Option(help="The hub's name: apache-2.0.")] = None,
+    license_name: Annotated[str | None, typer.Option(help="Of --license other.")] = None,
+    license_link: Annotated[str | None, typer.Option(help="URL of its text.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Test set for costs of 8 bits.")] = None,
     push: Annotated[str | None, typer.Option(help="OWNER/NAME on the hub.")] = None,
     public: Annotated[bool, typer.Option("--public", help="Make it public there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List, do not push.")] = False,
@@ -31,30 +33,36 @@ def export(
     Each library loads the folder in a process of its own, and its vectors are compared with ours (max. abs.
     difference <= 1e-6, ONNX Runtime 1e-5). A folder that fails is not kept.
 
+    --push publishes the finished folder, in all its formats or those named, and changes nothing here.
+    --dry-run lists the files instead. What is not in the folder is exported to a temporary one.
+
     Example: mmalign export runs/demo
 
     Example: mmalign export runs/demo --format sentence-transformers --format open_clip --format onnx
 
-    Example: mmalign export runs/demo --format onnx --push me/my-model --dry-run
+    Example: mmalign export runs/demo --push me/my-model --license apache-2.0 --dry-run
     """
     if (public or dry_run) and push is None:
         raise UserError("--public and --dry-run belong to a push; give --push OWNER/NAME too")
-    from mmalign.export.build import export as write_export
+    from mmalign.export import build
     from mmalign.export.hub import check_target
-    from mmalign.export.hub import push as push_folder
+    from mmalign.export.licenses import check_license
 
     if push is not None:
         check_target(push, dry_run)
-    chosen = list(dict.fromkeys(formats or ["sentence-transformers"]))
+    terms = check_license(license, license_name, license_link)
+    chosen = list(dict.fromkeys(formats or ()))
     out = out or model / "export"
-    for library, off in write_export(model, out, chosen, license, push, data).items():
-        say(f"{library} loads it: its vectors differ from ours by at most {off:.1e}")
-    say(f"{out}")
-    note_command(model)
-    if push is not None:
-        address = push_folder(out, push, private=not public, dry_run=dry_run)
-        if address is not None:
-            say(address)
+    if push is None:
+        build.export(model, out, chosen, terms, data)
+        say(f"{out}")
+        note_command(model)
+        return
+    options = {"private": not public, "dry_run": dry_run}
+    address = build.publish(model, out, chosen, push, terms, data, **options)
+    if address is not None:
+        note_command(model)
+        say(address)
 
 
 @app.command()

@@ -9,12 +9,14 @@ The same source gives the same card, wherever the folder lies.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import open_clip
+import timm
 from huggingface_hub import ModelCardData
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 from torch import nn
@@ -23,10 +25,13 @@ from mmalign.core.commit import write_atomic
 from mmalign.core.config import write_yaml
 from mmalign.core.languages import labelled
 from mmalign.core.redact import redact
+from mmalign.export.licenses import NOTICE, License, conditions, data_sets, generations
 from mmalign.export.markdown import code_block, listed, one_line, percents_apart, plain, prose
 from mmalign.export.measurements import Measurement, eval_results, measurements
 from mmalign.export.sentence_transformers import auto_class, dense_layers
+from mmalign.export.short_vectors import FILE as SIZES
 from mmalign.export.source import Source, without_folders
+from mmalign.models.encoder import Encoder
 from mmalign.models.image_tower import TimmTower
 from mmalign.models.pooling import POOLINGS
 from mmalign.results.formatting import percent
@@ -51,7 +56,7 @@ def write_card(
     folder: Path,
     formats: Sequence[str],
     title: str,
-    license: str | None = None,
+    license: License | None = None,
     repo_id: str | None = None,
 ) -> None:
     """Write `folder/README.md`.
@@ -87,7 +92,7 @@ def _metadata(
     source: Source,
     formats: Sequence[str],
     title: str,
-    license: str | None,
+    license: License | None,
     facts: dict[str, Any],
 ) -> ModelCardData:
     measured = known_languages(source.results.metrics) if source.results else ()
@@ -101,11 +106,13 @@ def _metadata(
     has_regions = any("-" in code for code in codes)
     return ModelCardData(
         language=[code for code in bare if re.fullmatch(r"[a-z]{2,3}", code)] or None,
-        license=license,
+        license=license and license.identifier,
+        license_name=license and license.name,
+        license_link=license and license.link,
         library_name=_LIBRARIES[formats[0]][0],
         pipeline_tag=_PIPELINES.get(formats[0], "sentence-similarity"),
         tags=list(dict.fromkeys(tags)),
-        base_model=facts["base_model"],
+        base_model=[base["hub"] for base in facts["bases"] if base["hub"]] or None,
         metrics=sorted(metric for metric in metrics if metric) or None,
         model_name=title if found else None,
         eval_results=found or None,
@@ -118,15 +125,11 @@ def _facts(source: Source, formats: Sequence[str], folder: Path) -> dict[str, An
     tower, results = source.tower, source.results
     encoder = source.encoder if set(formats) != {TEXTS_ONLY} else None
     config = without_folders(redact(source.config))
-    int8 = folder / "onnx" / "config.json"
+    int8, sizes = folder / "onnx" / "config.json", folder / SIZES
     found = measurements(results) if results else []
-    ancestors, sets = list(_generations(source.lineage)), dict[str, dict[str, Any]]()
-    for data in (data for one in ancestors for data in one.get("data") or ()):
-        if "manifest_sha256" in data:  # not the files of a text task
-            # A set that two generations were trained on counts once.
-            sets.setdefault(data["manifest_sha256"], data)
+    ancestors, sets = list(generations(source.lineage)), data_sets(source.lineage)
     trained = Counter[str]()
-    for data in sets.values():
+    for data in sets:
         trained.update(data.get("languages") or {})
     known = known_languages(results.metrics) if results else set()
     by_set = groupby((m for m in found if not m.of_pairs), lambda m: m.name.prefix)
@@ -145,16 +148,21 @@ def _facts(source: Source, formats: Sequence[str], folder: Path) -> dict[str, An
         ],
         # What the 8-bit text tower costs, as `onnx_graphs.py` measured it.
         "int8": json.loads(int8.read_text(encoding="utf-8"))["int8"] if int8.is_file() else {},
+        "sizes": json.loads(sizes.read_text(encoding="utf-8")) if sizes.is_file() else {},
+        **_scores(source.encoder),
         "results": results if found else None,
         "measured": found,
+        "headline": _headline(found),
         "tables": [_language_table(list(group)) for _, group in by_set],
         "never_measured": sorted(trained.keys() - known) if known else [],
         "not_trained": sorted(known - trained.keys()) if trained else [],
         "config": config,
         "config_block": code_block(write_yaml(config), "yaml") if config else "",
         "generations": ancestors,
-        "base_model": _base_model(ancestors),
-        "data": list(sets.values()),
+        "bases": _bases(ancestors),
+        "data": sets,
+        "conditions": conditions(source.lineage),
+        "has_notice": (folder / NOTICE).is_file(),
         "captions": dict(sorted(trained.items())),
     }
 
@@ -172,17 +180,51 @@ def _language_table(group: list[Measurement]) -> dict[str, Any]:
     return {"columns": group, "name": group[0].name, "languages": len(single), "rows": rows}
 
 
-def _generations(lineage: Any) -> Iterator[dict[str, Any]]:
-    """The model's own lineage, then its parent's, and so on."""
-    while isinstance(lineage, dict) and lineage:
-        yield lineage
-        lineage = lineage.get("parent")
+def _scores(encoder: Encoder | None) -> dict[str, float | None]:
+    """What turns a cosine into the score of training: `scale`, and `bias` of a sigmoid loss."""
+    if encoder is None:
+        return {"scale": None, "bias": None}
+    scale, bias = encoder.model.logit_scale.exp().item(), encoder.model.logit_bias
+    return {
+        "scale": float(f"{scale:.6g}"),
+        "bias": None if bias is None else float(f"{bias.item():.6g}"),
+    }
 
 
-def _base_model(ancestors: Sequence[dict[str, Any]]) -> str | None:
-    """The hub's name of the text tower that training started from, unless it is a folder here."""
-    for one in ancestors:
-        name = str((one.get("base_models") or {}).get("text") or "")
-        if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists():
-            return name
-    return None
+def _bases(ancestors: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pretrained weights that training started from: `side`, `words`, `hub` (id or None), `revision`."""
+    found: dict[str, dict[str, Any]] = {}
+    for side, base in ((s, b) for a in ancestors for s, b in (a.get("base_models") or {}).items()):
+        # A text tower of mmalign 0.1 and of a fine-tuning is recorded by its name alone.
+        facts = {"name": base} if isinstance(base, str) else base or {}
+        if not facts.get("name") or side in found:
+            continue
+        words = " ".join(
+            str(facts[key]) for key in ("library", "name", "weights") if facts.get(key)
+        )
+        hub = _hub_id(facts)
+        found[side] = {"side": side, "words": words, "hub": hub, "revision": facts.get("revision")}
+    return sorted(found.values(), key=lambda one: one["side"], reverse=True)  # text first
+
+
+def _hub_id(facts: dict[str, Any]) -> str | None:
+    """The hub's name of pretrained weights; None: a folder, a URL, or not known."""
+    name = str(facts["name"])
+    if facts.get("library") == "timm":
+        known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+        return known.hf_hub_id if known and known.hf_hub_id else None
+    if facts.get("library") == "open_clip":
+        known = open_clip.get_pretrained_cfg(name, str(facts.get("weights"))) or {}
+        return str(known["hf_hub"]).strip("/") if known.get("hf_hub") else None
+    is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists()
+    return name if is_name else None
+
+
+def _headline(found: Sequence[Measurement]) -> list[Measurement]:
+    """Of each kind of measurement the one with the most queries; five at most."""
+    largest: dict[str, Measurement] = {}
+    for one in (one for one in found if MEAN in one.numbers and one.task is not None):
+        other = largest.setdefault(one.words, one)
+        if one.numbers[MEAN].count > other.numbers[MEAN].count:
+            largest[one.words] = one
+    return list(largest.values())[:5]

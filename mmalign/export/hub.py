@@ -1,7 +1,8 @@
 """A finished export onto the hub, in one commit, and a check of what has arrived there.
 
 folder (MANIFEST.json verifies) -> files with size and sha256 -> [dry run: listed, nothing else]
-  -> token, repository (private by default) -> one commit: new files in, those of an older export out
+  -> token, the card as the hub validates it, repository (private by default)
+  -> one commit: new files in, those of an older export out
   -> the commit's list of files compared with ours -> its address
 """
 
@@ -63,6 +64,8 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> str | None
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)
     with _plain_errors(repo_id, api.endpoint, token):
         api.whoami()
+        # Before there is a repository, which a refused card would leave empty.
+        _check_card(api, repo_id, (folder / "README.md").read_text(encoding="utf-8"))
         api.create_repo(repo_id, private=private, exist_ok=True)
         before = api.model_info(repo_id)
         # `create_repo` leaves the visibility of a repository as it is.
@@ -115,6 +118,18 @@ def check_target(repo_id: str, dry_run: bool) -> None:
         raise UserError(f"--push {repo_id}: give the owner too, OWNER/NAME")
     if not dry_run and get_token() is None:
         raise UserError("--push: you are not logged in; run `hf auth login` or set HF_TOKEN")
+
+
+def _check_card(api: Any, repo_id: str, card: str) -> None:
+    """Let the hub validate the front matter: its lists of licences and languages grow."""
+    from huggingface_hub.utils import get_session, hf_raise_for_status
+
+    body = {"content": card, "repoType": "model"}
+    response = get_session().post(f"{api.endpoint}/api/validate-yaml", json=body)
+    if response.status_code == 400:
+        errors = "; ".join(str(one["message"]) for one in response.json().get("errors", ()))
+        raise UserError(f"--push {repo_id}: the hub refuses the card ({one_line(errors)})")
+    hf_raise_for_status(response)
 
 
 def _stale(api: Any, repo_id: str, head: str, ours: AbstractSet[str]) -> list[str]:

@@ -117,8 +117,8 @@ def onnxruntime(folder: Path, texts: list[str], probes: Path) -> dict[str, Any]:
         }
         rows.append(session.run(None, inputs)[0])
     vectors = {"texts": np.concatenate(rows)}
-    if (folder / "onnx" / "image_model.onnx").is_file():
-        session = InferenceSession(folder / "onnx" / "image_model.onnx")
+    if (folder / "onnx" / "vision_model.onnx").is_file():
+        session = InferenceSession(folder / "onnx" / "vision_model.onnx")
         pixel_BCHW = np.stack([normalised(folder, image) for image in upright(probes)])
         vectors["images"] = session.run(None, {"pixel_values": pixel_BCHW})[0]
     return vectors

@@ -58,8 +58,6 @@ _KINDS = (
 # Each language is a configuration there, named by its code.
 # https://huggingface.co/datasets/facebook/xnli, https://huggingface.co/datasets/cambridgeltl/xcopa
 _HOMES = {"xnli": ("facebook/xnli", 5010), "xcopa": ("cambridgeltl/xcopa", 500)}
-# Languages of a set that are listed one by one; the hub's page shows all of them in one list.
-_MOST_LANGUAGES = 40
 
 
 @dataclass(frozen=True)
@@ -200,14 +198,10 @@ def write_eval_results(results: Results, folder: Path) -> None:
 
 
 def _shown(one: Measurement) -> list[Number]:
-    """Aggregates first, then the languages unless these are too many for a page; of pairs the mean."""
-    if one.of_pairs:
-        return [one.numbers[parts.MEAN]] if parts.MEAN in one.numbers else []
-    order = (parts.PUBLISHED, parts.MEAN, parts.WORST5, parts.ALL)
+    """The aggregate that stands for all languages: the hub's page shows every number in one long list."""
+    order = (parts.PUBLISHED, parts.MEAN, parts.ALL)
     aggregates = [one.numbers[part] for part in order if part in one.numbers]
-    # A set by a second protocol gives its aggregates alone.
-    is_long = len(one.single) > _MOST_LANGUAGES or parts.FIRST_CAPTION in one.name.subject
-    return aggregates if is_long and aggregates else [*aggregates, *one.single]
+    return (aggregates or one.single)[:1]
 
 
 def _entries(results: Results) -> dict[str, list[EvalResultEntry]]:

@@ -1,14 +1,17 @@
 """Both towers as ONNX graphs, which ONNX Runtime runs without torch.
 
     Tower   -> torch.export -> onnx/text_model.onnx -> onnx_graphs.py -> onnx/text_model_int8.onnx
-    Encoder -> torch.export -> onnx/image_model.onnx, preprocessor_config.json
+    Encoder -> torch.export -> onnx/vision_model.onnx, preprocessor_config.json
     what loads them         -> onnx/config.json, tokenizer files
 
     graph           inputs                                                    output, float32
-    text_model      input_ids, attention_mask: int64 (batch, sequence)        text_embeds (batch, D)
-    image_model     pixel_values: float32 (batch, 3, H, W), normalised        image_embeds (batch, D)
+    text_model      input_ids, attention_mask: int64 (batch, sequence)        text_embeds (batch, D),
+                                                        last_hidden_state (batch, sequence, F)
+    vision_model    pixel_values: float32 (batch, 3, H, W), normalised        image_embeds (batch, D)
 
-Pooling, projection and length are inside. Weights beyond 1.8 GB are in a `_data` file next to the graph.
+Pooling, projection and length are inside. The names are those of transformers.js; the token states are what
+sentence-transformers' ONNX backend continues with. Weights beyond 1.8 GB are in a `_data` file beside the
+graph.
 """
 
 import copy
@@ -28,7 +31,7 @@ from mmalign.export.sentence_transformers import write_tokenizer
 from mmalign.export.source import Source
 from mmalign.export.vision import preprocessor_config
 from mmalign.models.encoder import Encoder
-from mmalign.models.external.onnx import CONFIG, IMAGE_MODEL, PREPROCESSOR, TEXT_MODELS
+from mmalign.models.external.onnx import CONFIG, PREPROCESSOR, TEXT_MODELS, VISION_MODEL
 from mmalign.models.text_encoder import TextEncoder, Tokens
 
 OPSET = 18
@@ -64,8 +67,8 @@ def write_onnx(source: Source, folder: Path, data: Path | None = None) -> None:
         facts["image_size"] = image_tower.size
         graph = copy.deepcopy(_ImageGraph(encoder)).cpu()
         inputs = {"pixel_values": torch.zeros(2, 3, image_tower.size, image_tower.size)}
-        model = _export(graph, inputs, {"pixel_values": {0: "batch"}}, "image_embeds", "image")
-        write_graph(model, folder / IMAGE_MODEL)
+        model = _export(graph, inputs, {"pixel_values": {0: "batch"}}, ["image_embeds"], "image")
+        write_graph(model, folder / VISION_MODEL)
         write_json(folder / PREPROCESSOR, preprocessor_config(image_tower))
     # Without this file the graphs cannot be loaded for the measurement, which is then added.
     write_json(folder / CONFIG, facts)
@@ -77,9 +80,9 @@ class _TextGraph(nn.Module):
         super().__init__()
         self.tower = tower
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         state_NLF = self.tower.states(Tokens(input_ids, attention_mask, None, None))
-        return self.tower.feature(state_NLF, attention_mask)
+        return self.tower.feature(state_NLF, attention_mask), state_NLF
 
 
 class _ImageGraph(nn.Module):
@@ -107,14 +110,14 @@ def _write_text_models(tower: TextEncoder, folder: Path) -> None:
     mask_NL = (torch.arange(length) < length_N1).to(torch.int64)
     inputs = {"input_ids": token_NL, "attention_mask": mask_NL}
     axes = {name: {0: "batch", 1: "sequence"} for name in inputs}
-    model = _export(graph, inputs, axes, "text_embeds", "text")
+    model = _export(graph, inputs, axes, ["text_embeds", "last_hidden_state"], "text")
     write_graph(model, folder / TEXT_MODELS["fp32"])
     rows = trunk.get_input_embeddings().weight.shape[0]
     write_graph(quantised(folder / TEXT_MODELS["fp32"], rows), folder / TEXT_MODELS["int8"])
 
 
 def _export(
-    graph: nn.Module, inputs: dict[str, Tensor], axes: dict[str, Any], output: str, side: str
+    graph: nn.Module, inputs: dict[str, Tensor], axes: dict[str, Any], outputs: list[str], side: str
 ) -> Any:
     """The graph as an `onnx.ModelProto` that holds its weights, or a UserError if torch cannot trace it."""
     import onnx
@@ -125,7 +128,7 @@ def _export(
                 graph.eval(),
                 kwargs=inputs,
                 input_names=list(inputs),
-                output_names=[output],
+                output_names=outputs,
                 dynamic_shapes=axes,
                 opset_version=OPSET,
                 dynamo=True,

@@ -19,7 +19,7 @@ from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.embed import embed_set
 from mmalign.evaluation.nearest import hits_at
 from mmalign.export.probes import probe_texts
-from mmalign.models.external.onnx import IMAGE_MODEL, OnnxModel, load_onnx
+from mmalign.models.external.onnx import VISION_MODEL, OnnxModel, load_onnx
 from mmalign.results.statistics import drawn_means, interval_and_p
 
 MOST_BYTES = 1_800_000_000  # of weights in one file; a protobuf message ends at 2 GiB
@@ -134,7 +134,7 @@ def quantisation_loss(folder: Path, data: Path | None = None) -> dict[str, Any]:
             "worst": round(float(cosine_N.min()), 5),
         },
     }
-    if data is not None and (folder / IMAGE_MODEL).is_file():
+    if data is not None and (folder / VISION_MODEL).is_file():
         loss["recall@1"] = _recall_loss(fp32, int8, ShardSet(data))
     return loss
 

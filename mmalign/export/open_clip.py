@@ -18,7 +18,9 @@ from mmalign.core.commit import write_json
 from mmalign.core.errors import UserError
 from mmalign.export.sentence_transformers import write_tokenizer
 from mmalign.export.source import Source
+from mmalign.export.vision import preprocessor_config
 from mmalign.models.encoder import Encoder
+from mmalign.models.external.onnx import PREPROCESSOR
 from mmalign.models.external.open_clip import CONFIG, WEIGHTS, to_open_clip
 from mmalign.models.image_tower import TimmTower
 from mmalign.models.pooling import POOLINGS
@@ -66,9 +68,26 @@ def write_open_clip(source: Source, folder: Path, home: str) -> None:
             "model_args": {"num_classes": 0, **config.image.arguments},
             "pretrained_cfg": {"input_size": size, **pixels, "crop_pct": 1.0},
         }
+        # By timm's fields AutoImageProcessor takes the folder for a model of timm, and looks for the class of
+        # its processor here; the settings it takes from the file for them.
+        facts["image_processor_type"] = preprocessor_config(tower)["image_processor_type"]
     write_json(folder / "config.json", facts)
+    write_json(folder / PREPROCESSOR, preprocessor_config(tower))
     save_file(to_open_clip(encoder.model), folder / WEIGHTS[0])
     write_tokenizer(encoder.tokenizer, encoder.max_length, folder)
+
+
+def set_home(folder: Path, repo_id: str) -> None:
+    """Let the configuration in an exported folder, if it has one, name a repository of the hub instead."""
+    path = folder / CONFIG
+    if not path.is_file():
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))
+    text, vision = config["model_cfg"]["text_cfg"], config["model_cfg"]["vision_cfg"]
+    text |= {"hf_model_name": repo_id, "hf_tokenizer_name": repo_id}
+    if ":" in vision.get("timm_model_name", ""):  # not a network that open_clip builds itself
+        vision["timm_model_name"] = f"hf-hub:{repo_id}"
+    write_json(path, config)
 
 
 def _vision(encoder: Encoder, home: str) -> dict[str, Any]:

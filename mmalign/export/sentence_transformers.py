@@ -205,9 +205,16 @@ def write_tokenizer(tokenizer: Tokenizer, max_length: int, folder: Path) -> None
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings = {name: value for name, value in settings.items() if name not in _LOCAL_FIELDS}
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        # The name that transformers 5 gives it; 4 knows the old one alone, and 5 takes either.
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     write_json(path, {**settings, "model_max_length": max_length})
     path = folder / "tokenizer.json"
     if path.is_file():
         fast = json.loads(path.read_text(encoding="utf-8"))
+        # Those that version 0.1 trained have no decoder, and would decode to "▁re d ▁apple".
+        words = fast["pre_tokenizer"] or {}
+        if fast["decoder"] is None and words.get("type") == "Metaspace":
+            fast["decoder"] = words
         # Padding and truncation are state of the last call and no part of the tokenizer.
         write_json(path, {**fast, "truncation": None, "padding": None})

@@ -251,6 +251,7 @@ def _data_set(folder: Path, sha256: str) -> dict[str, Any]:
         "captions": sum(one.captions for one in manifest.shards),
         "languages": dict(sorted(manifest.languages.items())),
         "licenses": tree.get("licenses"),
+        "attributions": tree.get("attributions"),
         "shards": shards,
     }
     return _known(facts)

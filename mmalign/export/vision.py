@@ -56,10 +56,10 @@ def vision_model(encoder: Encoder) -> tuple[Any, nn.Linear]:
 def preprocessor_config(tower: ImageTower) -> dict[str, Any]:
     """What `preprocessor_config.json` holds: `Preprocess` of an evaluation in the words of transformers."""
     return {
-        # transformers 5 resizes by torchvision where it finds it, and such pixels differ from Pillow's by 1
-        # of 255 here and there. But 5.23 takes the name of either class for both: whoever loads this must
-        # give `backend="pil"` too.
-        "image_processor_type": "CLIPImageProcessorPil",
+        # The name that transformers 4 and 5 and transformers.js know. transformers 5 resizes by torchvision
+        # where it finds it, and such pixels differ from Pillow's by 1 of 255 here and there, unless whoever
+        # loads this gives `backend="pil"` too.
+        "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,  # also lays transparency on white
         "do_resize": True,
         "size": {"height": tower.size, "width": tower.size},

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 from mmalign.core import distributed
-from mmalign.core.commit import newest_folder
+from mmalign.core.commit import check_writable, newest_folder
 from mmalign.core.config import load_config
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.storage.protocols import shown
 from mmalign.data.storage.remote import is_remote
-from mmalign.data.stream.image_features import FeatureSet, open_features
+from mmalign.data.stream.image_features import FOLDER, FeatureSet, open_features
 from mmalign.data.tokenizer import load_tokenizer
 from mmalign.evaluation.feature_cache import describe_tower, write_features
 from mmalign.models.dual_encoder import build_dual_encoder
@@ -44,9 +44,9 @@ def embed(run: Path, overrides: Sequence[str], data: Sequence[Path], workers: in
         workers: processes of each rank that decode; None: as many as the run has.
 
     Raises:
-        UserError: the run's image tower is not frozen or cannot be loaded, or see `write_features`.
+        UserError: a data set's folder cannot be written, the run's image tower is not frozen or cannot be
+            loaded, or see `write_features`.
     """
-    distributed.start()
     folder = run if run.is_dir() else None
     config = load_config(RunConfig, run / "config.yaml" if folder else run, overrides)
     folders = data or [Path(entry.path) for entry in config.data.train]
@@ -56,6 +56,9 @@ def embed(run: Path, overrides: Sequence[str], data: Sequence[Path], workers: in
                 f"data.train: {shown(entry.path)} is at a URL, where nothing can be written; embed a copy "
                 "with `--data FOLDER` and upload its features with the shards"
             )
+    for one in folders:
+        check_writable(one / FOLDER, is_folder=True)
+    distributed.start()
     tower = load_frozen_tower(config, folder).to(distributed.device()).eval()
     # One black image shows weights that are not finite before a data set is read.
     black_BCHW = torch.zeros(1, 3, tower.size, tower.size, dtype=torch.uint8)

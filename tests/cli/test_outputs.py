@@ -40,6 +40,7 @@ def run_main(
         ["data", "stats", "MISSING", "--json", "FILE/numbers.json"],
         ["data", "stats", "MISSING", "--picture", "FILE/chart.png"],
         ["train", "emoji_scenes", "--out", "FILE", "data.train=[{path: MISSING}]"],
+        ["embed", "emoji_scenes", "model.image.name=MISSING", "--data", "FILE"],
         ["launch", "emoji_scenes", "--on", "MISSING", *SIZES, "--write", "FILE/job.sh"],
         ["launch", "emoji_scenes", "--on", "MISSING", *SIZES, "--write", "FOLDER"],
         ["eval", "emoji_scenes", "--model", "MISSING", "--out", "FILE"],

@@ -1,11 +1,15 @@
 """One run and its export to three formats, for all tests that only read them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import huggingface_hub.constants
+import huggingface_hub.utils._http
 import numpy as np
 import pytest
 from export_cases import build_encoder
+from hub_server import TOKEN, Hub, running_hub
 from tiny import tiny_run
 from typer.testing import CliRunner
 
@@ -49,3 +53,14 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         return {name: np.asarray(one) for name, one in found.items()}
 
     monkeypatch.setattr(verify, "run_loader", run)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
+    with running_hub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server

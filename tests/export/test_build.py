@@ -15,6 +15,7 @@ from mmalign.core.commit import verify, write_json
 from mmalign.core.errors import UserError
 from mmalign.export import build
 from mmalign.export.build import FORMATS, export, write_files
+from mmalign.export.licenses import License
 from mmalign.export.sentence_transformers import write_sentence_transformers
 from mmalign.export.source import Source
 from mmalign.models.encoder import load_encoder
@@ -42,7 +43,9 @@ def test_a_run_is_exported_in_three_formats_and_loads_from_each(exported: Any) -
 
 
 @pytest.mark.usefixtures("unverified")
-def test_the_same_run_gives_the_same_bytes_and_nothing_of_the_machine(tmp_path: Path) -> None:
+def test_the_same_run_gives_the_same_bytes_and_nothing_of_the_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tiny_run(tmp_path / "run")
     sha256 = load_encoder(run).facts["sha256"]
     results = Results(suite="s", model={"path": "/home/someone/run", "sha256": sha256})
@@ -50,7 +53,7 @@ def test_the_same_run_gives_the_same_bytes_and_nothing_of_the_machine(tmp_path: 
     (run / "eval/s").mkdir(parents=True)
     results.write(run / "eval/s/results.json")
     for name in ("first", "again"):
-        export(run, tmp_path / name, SHARED[:2], "apache-2.0", "someone/model")
+        export(run, tmp_path / name, SHARED[:1], License("apache-2.0"))
     first = verify(tmp_path / "first")
     assert first == verify(tmp_path / "again")
     assert {"lineage.json", "results.json", "README.md"} <= first["files"].keys()
@@ -59,8 +62,12 @@ def test_the_same_run_gives_the_same_bytes_and_nothing_of_the_machine(tmp_path: 
         for trace in (str(tmp_path), "/home/someone", "is_local"):
             assert trace.encode() not in held, (name, trace)
 
-    # A new export replaces an old one and nothing else.
+    # A new export replaces an old one, in its formats unless others are named, and nothing else.
+    export(run, tmp_path / "first", SHARED[:2])
+    export(run, tmp_path / "first")
+    assert verify(tmp_path / "first")["formats"] == [*SHARED[:2]]
     export(run, tmp_path / "first", ["sentence-transformers"])
+    assert f"{tmp_path / 'first'}: held open_clip too" in capsys.readouterr().out
     assert not (tmp_path / "first/open_clip_config.json").exists()
     assert verify(tmp_path / "first")["formats"] == ["sentence-transformers"]
     for kept in (tmp_path / "photos", run, run / "checkpoints/step-000000001"):

@@ -21,6 +21,7 @@ from probe_cases import encoded
 from mmalign.core.config import write_yaml
 from mmalign.export.build import FORMATS, write_files
 from mmalign.export.card import PLACE, write_card
+from mmalign.export.licenses import License
 from mmalign.export.measurements import eval_results
 from mmalign.export.source import Source
 from mmalign.models.load import text_encoder_of
@@ -98,13 +99,13 @@ def test_what_is_not_known_is_not_said(tmp_path: Path) -> None:
 
 def test_the_front_matter_is_what_the_hub_knows_and_comes_back(tmp_path: Path) -> None:
     source = full_source()
-    card = card_of(source, tmp_path, license="apache-2.0")
+    card = card_of(source, tmp_path, license=License("apache-2.0"))
     data = card.data.to_dict()
     allowed = {*inspect.signature(ModelCardData).parameters, "model-index", "language_bcp47"}
     assert not data.keys() - allowed
     assert data["language"] == ["de", "en", "yo"] and "language_bcp47" not in data
     assert (data["license"], data["library_name"]) == ("apache-2.0", "sentence-transformers")
-    assert data["base_model"] == "xlm-roberta-base"
+    assert data["base_model"] == ["xlm-roberta-base", "timm/resnet10t.c3_in1k"]
     assert data["metrics"] == ["accuracy", "recall"]
     assert source.results is not None and card.data.eval_results
     wanted = eval_results(source.results)
@@ -115,6 +116,36 @@ def test_the_front_matter_is_what_the_hub_knows_and_comes_back(tmp_path: Path) -
     data = card_of(Source(source.tower, source.encoder, source.results), tmp_path).data.to_dict()
     assert data["language"] == ["de", "en", "no", "pt", "quz", "sw", "zh"]
     assert data["language_bcp47"] == sorted(LANGUAGES)
+
+
+def test_the_numbers_that_matter_stand_before_the_rest(tmp_path: Path) -> None:
+    source = full_source()
+    text = card_of(source, tmp_path).text
+    short = text[text.index("## In short") : text.index("## How to load it")]
+    rows = [line for line in short.splitlines() if line.startswith("| ")][1:]
+    assert 3 <= len(rows) <= 5
+    assert source.results is not None
+    mean = source.results.metrics["retrieval/emoji_scenes/mean/text_to_image/recall@1"]
+    (row,) = [line for line in rows if line.startswith("| text to image | emoji_scenes |")]
+    assert f"| {100 * mean:.1f} |" in row
+    # Tables of the results are folded: what is not has no table.
+    results = text[text.index("## Results") : text.index("## How it was trained")]
+    assert "|---" not in re.sub(r"(?s)<details>.*?</details>", "", results)
+
+
+def test_pretrained_weights_are_named_with_their_place_on_the_hub(tmp_path: Path) -> None:
+    facts = {
+        "library": "transformers",
+        "name": "someone/encoder",
+        "revision": "0a1b2c",
+        "sha256": "4d",
+    }
+    lineage = {**LINEAGE, "base_models": {"image": LINEAGE["base_models"]["image"], "text": facts}}
+    tower = full_source()
+    card = card_of(Source(tower.tower, tower.encoder, None, CONFIG, lineage), tmp_path)
+    assert "[someone/encoder](https://huggingface.co/someone/encoder), revision 0a1b2c" in card.text
+    assert "https://huggingface.co/timm/resnet10t.c3_in1k" in card.text
+    assert card.data.base_model == ["someone/encoder", "timm/resnet10t.c3_in1k"]
 
 
 def test_limits_are_written_from_the_measurements(tmp_path: Path) -> None:
@@ -242,7 +273,12 @@ def hostile_source() -> Source:
 
 def test_untrusted_text_stays_text(tmp_path: Path) -> None:
     source = hostile_source()
-    card = card_of(source, tmp_path, title=HOSTILE, license="other")
+    card = card_of(
+        source,
+        tmp_path,
+        title=HOSTILE,
+        license=License("other", "mine", "https://example.org/mine"),
+    )
     title = " ".join(HOSTILE.split())
     assert (card.data.model_name, card.data.license) == (title, "other")
     assert source.results is not None
@@ -312,6 +348,12 @@ def test_every_snippet_runs_and_gives_our_vectors(
     spaces = run_snippets(card.text)
     # A text tower has two: sentence-transformers, and transformers by hand; mmalign's own is the last.
     assert len(spaces) == len(formats) + 1 + ("sentence-transformers" in formats)
+    scores = float(encoder.model.logit_scale.exp()) * image_ND @ text_ND.T
+    expected = np.exp(scores) / np.exp(scores).sum()  # of one image, over the texts
+    classified = [space["probabilities"] for space in spaces if "probabilities" in space]
+    assert len(classified) == sum(name != "sentence-transformers" for name in formats)
+    for found in classified:
+        assert np.abs(np.asarray(found) - expected).max() <= 1e-4
     for space in spaces:
         found_ND = space["embeddings"] if "embeddings" in space else space["texts"]
         assert np.abs(np.asarray(found_ND) - text_ND).max() <= 1e-5

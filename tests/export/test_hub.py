@@ -5,15 +5,13 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
-import huggingface_hub.utils._http
 import numpy as np
 import pytest
 from export_cases import build_encoder, files_of, source_of
-from hub_server import CUT, OWNER, TOKEN, Failure, Hub, Repo, running_hub
+from hub_server import CUT, OWNER, TOKEN, Failure, Hub, Repo
 from huggingface_hub import hf_hub_download
 from PIL import Image
 from safetensors.numpy import save_file
@@ -52,17 +50,6 @@ with torch.inference_mode():
     )
 """
 CARD = "---\nlicense: mit\n---\n\n# A model\n"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
-    with running_hub() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield server
 
 
 def make_export(folder: Path, value: float = 1.0, **files: str) -> Path:
@@ -233,6 +220,7 @@ def test_only_a_complete_and_clean_folder_is_sent(hub: Hub, tmp_path: Path) -> N
     folder = make_export(tmp_path / "bad", **{"README.md": "---\nlicense: made-up\n---\n"})
     with pytest.raises(UserError, match="must be one of the known ones"):
         push(folder, NAME, True, False)
+    assert NAME not in hub.repos  # a refused card leaves no repository
     folder = make_export(tmp_path / "more")
     (folder / "notes.txt").write_text("not part of the export", encoding="utf-8")
     push(folder, NAME, True, False)

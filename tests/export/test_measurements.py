@@ -34,16 +34,15 @@ def by_key(results: Sequence[EvalResult]) -> dict[tuple[str, ...], float]:
     return {key: one.metric_value for key, one in zip(keys, results, strict=True)}
 
 
-def test_aggregates_and_languages_are_quoted_and_pairs_are_not() -> None:
+def test_of_every_test_the_mean_is_quoted() -> None:
     results = some_results()
     found = by_key(eval_results(results))
-    named = {**{code: code for code in LANGUAGES}, "mean": "mean"}
-    for part, words in {**named, "worst5": "mean of the five lowest"}.items():
-        name = f"retrieval/emoji_scenes/{part}/text_to_image/recall@1"
-        key = ("text-to-image-retrieval", "emoji_scenes", f"recall@1, {words}")
-        assert found[key] == results.metrics[name]
-        key = ("zero-shot-image-classification", "things", f"accuracy@1, {words}")
-        assert found[key] == results.metrics[f"zero_shot/things/{part}/accuracy@1"]
+    name = "retrieval/emoji_scenes/mean/text_to_image/recall@1"
+    key = ("text-to-image-retrieval", "emoji_scenes", "recall@1, mean")
+    assert found[key] == results.metrics[name]
+    key = ("zero-shot-image-classification", "things", "accuracy@1, mean")
+    assert found[key] == results.metrics["zero_shot/things/mean/accuracy@1"]
+    assert {key[2].partition(", ")[2] for key in found} == {"mean"}
     mean = results.metrics["alignment/emoji_scenes/mean/bitext@1"]
     assert found["bitext-mining", "emoji_scenes", "bitext@1, mean"] == mean
     assert len([key for key in found if key[0] == "bitext-mining"]) == 1
@@ -53,15 +52,9 @@ def test_aggregates_and_languages_are_quoted_and_pairs_are_not() -> None:
 
 
 def test_the_front_matter_of_many_languages_is_short() -> None:
-    languages = [f"q{letter}{other}" for letter in "abcde" for other in "abcdefghij"]
-    results = measured(np.random.default_rng(0), languages[:14], 0.6, 40)
-    text = ModelCardData(model_name="tiny", eval_results=eval_results(results)).to_yaml()
-    assert len(text.splitlines()) < 320
-    # A page has no room for more than 40.
-    many = measured(np.random.default_rng(0), languages[:41], 0.6, 20)
-    assert {str(one.metric_name).partition(", ")[2] for one in eval_results(many)} == {
-        *("mean", "mean of the five lowest"),
-    }
+    languages = [f"q{letter}{other}" for letter in "ab" for other in "abcdefg"]
+    results = measured(np.random.default_rng(0), languages, 0.6, 40)
+    assert 5 < len(eval_results(results)) < 15
 
 
 def test_a_second_protocol_of_a_set_has_its_aggregates_alone() -> None:
@@ -70,8 +63,7 @@ def test_a_second_protocol_of_a_set_has_its_aggregates_alone() -> None:
     ]
     assert {one.dataset_type for one in found} == {"emoji_scenes@first-caption"}  # not merged
     assert {one.dataset_revision for one in found} == {"a" * 64}
-    aggregates = ["recall@1, mean", "recall@1, mean of the five lowest"]
-    assert [one.metric_name for one in found] == aggregates * 2
+    assert [one.metric_name for one in found] == ["recall@1, mean"] * 2
 
 
 def test_the_front_matter_gives_back_what_went_in() -> None:
@@ -79,7 +71,7 @@ def test_the_front_matter_gives_back_what_went_in() -> None:
     text = ModelCardData(model_name="tiny", eval_results=found).to_yaml()
     again = ModelCardData(**yaml.safe_load(text))
     assert again.model_name == "tiny" and again.eval_results is not None
-    assert len(found) == len(again.eval_results) > 30
+    assert len(found) == len(again.eval_results) > 5
     infinite = Results(suite="s", model={})  # what is not finite is left out
     infinite.add("retrieval/scenes/mean/text_to_image/recall@1", math.nan, count=3)
     assert eval_results(infinite) == []

@@ -62,15 +62,16 @@ def test_the_graphs_compute_what_the_towers_do(source: Source, folder: Path) -> 
     ours = source.encoder.encode_images(images)
     assert np.abs(model.encode_images(images) - ours).max() <= 1e-5
     assert np.abs(model.encode_images(images[:3], 1) - ours[:3]).max() <= 1e-5
-    for name, inputs, output in (
-        ("text_model", {"input_ids": ["batch", "sequence"]}, ["batch", 16]),
-        ("text_model_int8", {"attention_mask": ["batch", "sequence"]}, ["batch", 16]),
-        ("image_model", {"pixel_values": ["batch", 3, 32, 32]}, ["batch", 16]),
+    states = {"text_embeds": ["batch", 16], "last_hidden_state": ["batch", "sequence", 32]}
+    for name, inputs, outputs in (
+        ("text_model", {"input_ids": ["batch", "sequence"]}, states),
+        ("text_model_int8", {"attention_mask": ["batch", "sequence"]}, states),
+        ("vision_model", {"pixel_values": ["batch", 3, 32, 32]}, {"image_embeds": ["batch", 16]}),
     ):
         path = folder / "onnx" / f"{name}.onnx"
         session = onnxruntime.InferenceSession(path)
         assert inputs.items() <= {one.name: one.shape for one in session.get_inputs()}.items()
-        assert [one.shape for one in session.get_outputs()] == [output]
+        assert {one.name: one.shape for one in session.get_outputs()} == outputs
         versions = {one.domain: one.version for one in onnx.load(path).opset_import}
         assert versions[""] == 18 == json.loads((folder / "onnx/config.json").read_text())["opset"]
 
@@ -123,7 +124,7 @@ def test_every_kind_of_text_tower(
     monkeypatch.setattr(onnx_graphs, "MOST_BYTES", 1000 if name == "xlm-roberta" else 10**9)
     tower = build_tower(name, pooling, projection)
     write_onnx(Source(tower), tmp_path)
-    assert not (tmp_path / "onnx/image_model.onnx").exists()
+    assert not (tmp_path / "onnx/vision_model.onnx").exists()
     assert difference(tmp_path, tower) <= 1e-5
     exact = load_onnx(str(tmp_path)).encode_texts(TEXTS)
     assert (load_onnx(str(tmp_path), "int8").encode_texts(TEXTS) * exact).sum(1).min() > 0.98

@@ -88,11 +88,11 @@ class Manifest:
         return replace(self, recipe={}, shards=(shard,), files=files, refused={}, ignored={})
 
 
-def write_shard(path: Path, pairs: Iterable[Pair]) -> Counter[str]:
-    """Write one webdataset tar; returns how many pairs have each licence."""
+def write_shard(path: Path, pairs: Iterable[Pair]) -> dict[str, Counter[str]]:
+    """Write one webdataset tar; returns how many pairs have each of the `licenses` and `attributions`."""
     import webdataset
 
-    licenses = Counter[str]()
+    licenses, attributions = Counter[str](), Counter[str]()
     with (
         path.open("wb") as file,
         # Fixed owner and time, and encoding by ourselves: nothing in the tar depends on where it is made.
@@ -102,6 +102,8 @@ def write_shard(path: Path, pairs: Iterable[Pair]) -> Counter[str]:
     ):
         for pair in pairs:
             licenses[pair.license] += 1
+            if pair.attribution:
+                attributions[pair.attribution] += 1
             # A reader splits the name of a member at the first dot, and webdataset at the last slash.
             assert "/" not in pair.key and "." not in pair.key, pair.key
             facts = {
@@ -121,7 +123,7 @@ def write_shard(path: Path, pairs: Iterable[Pair]) -> Counter[str]:
                     "txt": first.encode(),
                 }
             )
-    return licenses
+    return {"licenses": licenses, "attributions": attributions}
 
 
 def index_shard(path: Path) -> list[dict[str, Any]]:

@@ -20,6 +20,8 @@ from mmalign.data.shards.manifest import FORMAT_VERSION, MANIFEST, Shard, index_
 
 STATE = ".build"
 """Folder of the reports, beside the splits; deleted when a build ends."""
+# In a manifest. One per image would make it as long as the data; they are in the samples anyway.
+MOST_ATTRIBUTIONS = 100
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Job:
 
 Report = dict[str, Any]
 """What is known of a finished shard: its `split` and `file`; the number of `rows` that it was made of, and
-their `fingerprint`; `shard` as the manifest has it, None if no row could be used; `licenses`; `files` with
-size and sha256; `refused`, one entry per row."""
+their `fingerprint`; `shard` as the manifest has it, None if no row could be used; `licenses` and
+`attributions` with counts (None: too many); `files` with size and sha256; `refused`, one entry per row."""
 
 
 def pack(job: Job) -> Report:
@@ -72,10 +74,12 @@ def pack(job: Job) -> Report:
 def write_pairs(tar: Path, pairs: Iterable[Pair]) -> Report:
     """Write one shard and its index; returns their part of a report."""
     tar.parent.mkdir(parents=True, exist_ok=True)
-    licenses = write_shard(tar, pairs)
+    counted: Report = dict(write_shard(tar, pairs))
+    if len(counted["attributions"]) > MOST_ATTRIBUTIONS:
+        counted["attributions"] = None
     rows = index_shard(tar)
     if not rows:
-        return {"shard": None, "licenses": licenses, "files": {}}
+        return {"shard": None, **counted, "files": {}}
     languages = Counter(lang for row in rows for lang in row["langs"])
     by_language = dict(sorted(languages.items()))
     captioned = sum(1 for row in rows if row["langs"])
@@ -84,7 +88,7 @@ def write_pairs(tar: Path, pairs: Iterable[Pair]) -> Report:
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     index.write_text("".join(lines), encoding="utf-8")
     files = {path.name: flush(path) for path in (tar, index)}
-    return {"shard": shard.to_json(), "licenses": licenses, "files": files}
+    return {"shard": shard.to_json(), **counted, "files": files}
 
 
 def write_split(folder: Path, facts: dict[str, Any], reports: Sequence[Report]) -> None:
@@ -92,16 +96,20 @@ def write_split(folder: Path, facts: dict[str, Any], reports: Sequence[Report]) 
     shards = [report["shard"] for report in reports if report["shard"]]
     write_json(folder / "sizes.json", {shard["file"]: shard["samples"] for shard in shards})
     files = {"sizes.json": flush(folder / "sizes.json")}
-    licenses = Counter[str]()
+    licenses, attributions = Counter[str](), Counter[str]()
     for report in reports:
         files |= report["files"]
         licenses.update(report["licenses"])
+        attributions.update(report.get("attributions") or {})
     info = {
         **facts,
         "format": FORMAT_VERSION,
         "licenses": dict(sorted(licenses.items())),
         "shards": shards,
     }
+    all_known = all(report.get("attributions") is not None for report in reports)
+    if all_known and 0 < len(attributions) <= MOST_ATTRIBUTIONS:
+        info["attributions"] = dict(sorted(attributions.items()))
     refused = {report["file"]: report["refused"] for report in reports if report.get("refused")}
     if refused:
         info["refused"] = refused

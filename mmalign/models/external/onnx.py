@@ -1,7 +1,7 @@
 """An exported ONNX folder behind the interface of our own encoders, computed by ONNX Runtime on the CPU.
 
     texts  -> tokenizer -> sorted by tokens -> onnx/text_model.onnx  -> unit length
-    images -> Preprocess -> normalised      -> onnx/image_model.onnx -> unit length
+    images -> Preprocess -> normalised      -> onnx/vision_model.onnx -> unit length
 
 Pooling and projection are inside the graphs.
 """
@@ -24,7 +24,8 @@ from mmalign.models.encoder import DualModel, with_tokens
 
 Precision = Literal["fp32", "int8"]
 CONFIG = "onnx/config.json"
-IMAGE_MODEL = "onnx/image_model.onnx"
+VISION_MODEL = "onnx/vision_model.onnx"
+_OLD_VISION_MODEL = "onnx/image_model.onnx"  # of version 0.1
 TEXT_MODELS: dict[Precision, str] = {
     "fp32": "onnx/text_model.onnx",
     "int8": "onnx/text_model_int8.onnx",
@@ -57,9 +58,10 @@ class OnnxModel(DualModel):
         self.tokenizer = load_tokenizer(folder)
         self._max_length: int = settings["max_length"]
         self._text_graph = open_session(folder / TEXT_MODELS[precision])
-        self.takes_images = (folder / IMAGE_MODEL).is_file()
-        if self.takes_images:
-            self._image_graph = open_session(folder / IMAGE_MODEL)
+        graph = next((name for name in (VISION_MODEL, _OLD_VISION_MODEL) if name in files), None)
+        self.takes_images = graph is not None
+        if graph is not None:
+            self._image_graph = open_session(folder / graph)
             pixels = _read_json(folder / PREPROCESSOR, "size", "image_mean", "image_std")
             self.preprocess = Preprocess(size=int(pixels["size"]["height"]))
             # Images are bytes from 0 to 255, and the mean and the deviation are for values from 0 to 1.
@@ -134,7 +136,7 @@ def open_session(path: Path) -> Any:
 
 def _graph_files(precision: Precision) -> list[str]:
     # Large graphs have their weights beside them.
-    graphs = (TEXT_MODELS[precision], IMAGE_MODEL)
+    graphs = (TEXT_MODELS[precision], VISION_MODEL, _OLD_VISION_MODEL)
     return [name for graph in graphs for name in (graph, f"{graph}_data")]
 
 

@@ -64,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
     ]
     tensors = {"axes": np.array([2, 3]), "weight": WEIGHT}
     inputs = {"pixel_values": TensorProto.FLOAT}
-    write_graph(folder / "onnx/image_model.onnx", inputs, nodes, **tensors)
+    write_graph(folder / "onnx/vision_model.onnx", inputs, nodes, **tensors)
     (folder / "onnx/config.json").write_text('{"max_length": 32, "embedding": 16}')
     facts = {"size": {"height": 16}, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
     (folder / "preprocessor_config.json").write_text(json.dumps(facts))
@@ -96,7 +96,7 @@ def test_8_bits_are_another_text_tower_with_facts_of_its_own(folder: Path) -> No
     assert 0.99 < (rows * near).sum(1).min() < 1
     assert np.array_equal(fp32.encode_images(IMAGES), int8.encode_images(IMAGES))
     assert fp32.facts["sha256"] != int8.facts["sha256"]
-    assert {"onnx/text_model_int8.onnx", "onnx/image_model.onnx"} == int8.facts["files"].keys()
+    assert {"onnx/text_model_int8.onnx", "onnx/vision_model.onnx"} == int8.facts["files"].keys()
     assert (int8.facts["kind"], int8.facts["precision"], int8.facts["step"]) == ("onnx", "int8", 0)
     assert load_onnx(str(folder)).facts == fp32.facts
 
@@ -118,8 +118,16 @@ def test_padding_is_the_tokenizers_own(side: str, folder: Path) -> None:
         assert sorted(seen[0][name].tolist()) == sorted(tensor.tolist())  # the batch is sorted
 
 
+def test_the_image_model_of_version_0_1_is_read_under_its_name(folder: Path) -> None:
+    before = load_onnx(str(folder)).encode_images(IMAGES)
+    (folder / "onnx/vision_model.onnx").rename(folder / "onnx/image_model.onnx")
+    model = load_onnx(str(folder))
+    assert np.array_equal(model.encode_images(IMAGES), before)
+    assert "onnx/image_model.onnx" in model.facts["files"]
+
+
 def test_a_text_tower_alone_takes_no_images(folder: Path) -> None:
-    (folder / "onnx/image_model.onnx").unlink()
+    (folder / "onnx/vision_model.onnx").unlink()
     (folder / "preprocessor_config.json").unlink()
     model = load_onnx(str(folder))
     assert model.encode_texts(LONG).shape == (len(LONG), 16)
@@ -138,9 +146,9 @@ def test_missing_and_damaged_files_get_one_sentence(folder: Path) -> None:
     facts = folder / "preprocessor_config.json"
     facts.write_text(json.dumps({**json.loads(facts.read_text()), "image_mean": None}))
     fails(r"preprocessor_config\.json: `image_mean`")
-    graph = folder / "onnx/image_model.onnx"
+    graph = folder / "onnx/vision_model.onnx"
     graph.write_bytes(graph.read_bytes()[:100])
-    fails(r"image_model\.onnx: ONNX Runtime cannot read it")
+    fails(r"vision_model\.onnx: ONNX Runtime cannot read it")
     for text, message in (
         ('{"max_length": 32}', "`embedding` is missing"),
         ("{", "cannot be read"),
