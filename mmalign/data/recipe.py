@@ -29,7 +29,7 @@ from mmalign.core.commit import exclusive, replace_folder, write_atomic
 from mmalign.core.config import Section, Seed
 from mmalign.core.console import say, track
 from mmalign.core.errors import UserError
-from mmalign.core.languages import canonical_language
+from mmalign.core.languages import respelled_in_words
 from mmalign.core.workers import follow_parent
 from mmalign.data.names import fault_of
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
@@ -92,8 +92,7 @@ def build(
         facts = {"name": config.name, "recipe": recipe, "recipe_sha256": recipe_sha256}
         if respelled := +respelled:
             facts["respelled"] = dict(sorted(respelled.items()))
-            codes = (f"`{c}` -> `{canonical_language(c)}`: {n}" for c, n in respelled.most_common())
-            say(f"languages of captions, as BCP 47 writes them: {', '.join(codes)}")
+            say(respelled_in_words(respelled))
         _remove_stale_files(work, reports)
         for split, of_split in reports.items():
             write_split(work / split, {**facts, "split": split}, of_split)

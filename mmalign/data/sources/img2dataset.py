@@ -78,7 +78,8 @@ class Img2dataset(FolderSource):
         refused_keys = set()
         try:
             with tar.open("rb") as file:
-                scan(tar.name, file, self._rules(), rows, refusals, _expected(tar)).run()
+                # Languages as they are written: the door of all sources respells and counts them.
+                scan(tar.name, file, self._rules(), rows, refusals, _expected(tar), spell=str).run()
                 for line in refusals.getvalue().split("\n")[:-1]:
                     refused = json.loads(line)
                     refused_keys.add(refused.get("key"))
