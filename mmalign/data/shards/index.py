@@ -124,13 +124,16 @@ def _jobs(tars: Sequence[Path], out: Path, rules: Rules) -> list[_Job]:
     for tar, name in zip(tars, names, strict=True):
         beside = tar.parent.resolve() == out.resolve()
         shard = Shard(name, 0, 0, {}, None if beside else str(tar.resolve()))
-        # How many samples it had when it was made: open_clip's `sizes.json` is {tar: samples}, img2dataset's
-        # `00000_stats.json` counts `successes`.
-        expected = lists[tar.parent].get(tar.name)
-        if expected is None:
-            expected = _json_object(tar.with_name(f"{tar.stem}_stats.json")).get("successes")
+        # How many samples it had when it was made: open_clip's `sizes.json` is {tar: samples}.
+        expected = lists[tar.parent].get(tar.name, stated_samples(tar))
         jobs.append(_Job(tar, shard, out, rules, expected if isinstance(expected, int) else None))
     return jobs
+
+
+def stated_samples(tar: Path) -> int | None:
+    """The samples that a tar of img2dataset had when it was made, if its `00000_stats.json` says so."""
+    found = _json_object(tar.with_name(f"{tar.stem}_stats.json")).get("successes")
+    return found if isinstance(found, int) else None
 
 
 def _json_object(path: Path) -> dict[str, Any]:
