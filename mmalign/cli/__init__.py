@@ -48,7 +48,7 @@ def main() -> None:
         sentence = str(error) if isinstance(error, UserError) else _refused(error)
         if sentence is None:
             raise
-        sys.stderr.write(f"mmalign: {printable(sentence)}\n")
+        sys.stderr.write("mmalign: " + printable(sentence, keep="\t\n") + "\n")
         sys.exit(1)
 
 

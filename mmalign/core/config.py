@@ -7,13 +7,15 @@ run: files do not inherit from each other.
 """
 
 import difflib
+import importlib
 import io
 import math
+import pkgutil
 import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, Union
 
 import pydantic
 from pydantic import BaseModel, ConfigDict
@@ -52,6 +54,26 @@ Seeds = Annotated[
 """Seeds whose results are averaged."""
 
 T = TypeVar("T", bound=Section)
+
+
+def kinds_beside(module: str, method: str) -> Any:
+    """The type of a field that holds one of the sections of a folder, by its `kind`.
+
+    They are the sections with a literal `kind` and this method in all modules of the folder of `module`, the
+    `__name__` of the caller, which is among them with what it has defined so far.
+    """
+    package = module.rpartition(".")[0]
+    found: list[type[Section]] = []
+    for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        name = f"{package}.{info.name}"
+        found += [
+            section
+            for section in vars(importlib.import_module(name)).values()
+            if getattr(section, "__module__", None) == name
+            if _sections_in(section) and _tag_of(section) and hasattr(section, method)
+        ]
+    union: Any = Union[tuple(found)]  # noqa: UP007, because it is made of a list
+    return Annotated[union, pydantic.Field(discriminator="kind")]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 def say(text: str) -> None:
     """Print one line on rank 0."""
     if distributed.is_main():
-        sys.stdout.write(printable(text) + "\n")
+        sys.stdout.write(printable(text, keep="\t\n") + "\n")
         sys.stdout.flush()  # a log file would otherwise get its lines in blocks, long after the fact
 
 

@@ -23,6 +23,8 @@ _OF_MACHINE = {
 }
 # What the machine refuses to whoever asks: space, files, permission.
 REFUSALS = {*_OF_MACHINE, errno.EROFS, errno.EACCES, errno.EPERM}
+# Control characters, which a terminal would obey, and halves of surrogate pairs, which have no bytes.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class UserError(ValueError):
@@ -42,9 +44,9 @@ def describe_os_error(error: OSError) -> str:
     return f"{what}; {fix}, or name another place, and run the same command again"
 
 
-def printable(text: str) -> str:
-    """The text with control characters, which a terminal would obey, as escapes."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+def printable(text: str, keep: str = "") -> str:
+    """The text with escapes (`\\x1b`, `\\udcff`) for what no terminal should get, but for `keep`."""
+    return UNPRINTABLE.sub(lambda one: one[0] if one[0] in keep else repr(one[0])[1:-1], text)
 
 
 def one_line(error: object, longest: int = 200) -> str:

@@ -5,6 +5,7 @@ captions of each language -> weight of one caption -> shares between floors and 
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -40,6 +41,14 @@ def canonical_language(code: str) -> str:
         return standardize_tag(code)
     except LanguageTagError:
         return code
+
+
+def respelled_in_words(respelled: Counter[str]) -> str:
+    """How many captions of each code got the canonical one, as a line for the terminal."""
+    codes = (
+        f"`{code}` -> `{canonical_language(code)}`: {n}" for code, n in respelled.most_common()
+    )
+    return f"languages of captions, as BCP 47 writes them: {', '.join(codes)}"
 
 
 @lru_cache(maxsize=4096)

@@ -17,13 +17,16 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain, islice
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
-from mmalign.core.errors import one_line
+from mmalign.core.errors import UserError, one_line
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -105,18 +108,39 @@ def _exit_after(process: BaseProcess) -> None:
     os._exit(1)
 
 
-def map_in_processes(function: Callable[[T], R], jobs: Sequence[T], processes: int) -> Iterator[R]:
+def map_in_processes(
+    function: Callable[[T], R], jobs: Iterable[T], processes: int
+) -> Generator[R, None, None]:
     """The results of all jobs in their order; with one process, or one job, in this one.
 
     Args:
         function: of a module's top level, because it is sent to the processes.
+        jobs: two per process are taken ahead of the results.
+
+    Raises:
+        UserError: a process was killed.
     """
-    processes = min(processes, len(jobs))
-    if processes <= 1:
-        yield from map(function, jobs)
+    rest = iter(jobs)
+    first = list(islice(rest, processes))
+    if len(first) <= 1:
+        yield from map(function, chain(first, rest))
         return
-    with ProcessPoolExecutor(processes, initializer=follow_parent, initargs=(os.getpid(),)) as pool:
-        yield from pool.map(function, jobs)
+    pool = ProcessPoolExecutor(len(first), initializer=follow_parent, initargs=(os.getpid(),))
+    waiting: deque[Future[R]] = deque()
+    try:
+        for job in chain(first, rest):
+            waiting.append(pool.submit(function, job))
+            if len(waiting) >= 2 * processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that works on shards was killed, probably for lack of memory; give fewer "
+            "`--processes` or smaller shards, and run the same command again"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def follow_parent(parent: int) -> None:

@@ -13,13 +13,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections import Counter, defaultdict, deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
 from pathlib import Path
 
 import pydantic
@@ -29,8 +26,8 @@ from mmalign.core.commit import exclusive, replace_folder, write_atomic
 from mmalign.core.config import Section, Seed
 from mmalign.core.console import say, track
 from mmalign.core.errors import UserError
-from mmalign.core.languages import canonical_language
-from mmalign.core.workers import follow_parent
+from mmalign.core.languages import respelled_in_words
+from mmalign.core.workers import map_in_processes
 from mmalign.data.names import fault_of
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.manifest import MANIFEST, Manifest, read_manifest
@@ -92,8 +89,7 @@ def build(
         facts = {"name": config.name, "recipe": recipe, "recipe_sha256": recipe_sha256}
         if respelled := +respelled:
             facts["respelled"] = dict(sorted(respelled.items()))
-            codes = (f"`{c}` -> `{canonical_language(c)}`: {n}" for c, n in respelled.most_common())
-            say(f"languages of captions, as BCP 47 writes them: {', '.join(codes)}")
+            say(respelled_in_words(respelled))
         _remove_stale_files(work, reports)
         for split, of_split in reports.items():
             write_split(work / split, {**facts, "split": split}, of_split)
@@ -191,7 +187,11 @@ def _build_shards(
     """Write the shards of every split below `work`; returns their reports, refusals counted."""
     reports: dict[str, list[Report]] = {}
     refusals = _Refusals(config, work / REFUSED)
-    with closing(_in_order(_jobs(config, work, respelled), processes)) as done:
+    jobs = _jobs(config, work, respelled)
+    # Imported once for all processes: where they are forked, they start as copies of this one.
+    import webdataset  # noqa: F401
+
+    with closing(map_in_processes(pack, jobs, processes)) as done:
         for report in track(done, "shards", None):
             # Only the counts of refused rows are kept: the lines of all shards could fill the memory.
             counted = {**report, "refused": refusals.add(report)}
@@ -255,34 +255,6 @@ def _rows_of_all_splits(
         yield row
     for pair in withheld_pairs(training_pairs(), withheld):
         yield replace(first_of[pair.picture], pair=pair)
-
-
-def _in_order(jobs: Iterator[Job], processes: int) -> Generator[Report, None, None]:
-    """Do the jobs, in several processes at once, and yield their reports in the order of the jobs."""
-    first = list(islice(jobs, processes))
-    if len(first) <= 1 or processes == 1:
-        yield from map(pack, chain(first, jobs))
-        return
-    # Imported once for all processes: where they are forked, they start as copies of this one.
-    import webdataset  # noqa: F401
-
-    pool = ProcessPoolExecutor(len(first), initializer=follow_parent, initargs=(os.getpid(),))
-    waiting: deque[Future[Report]] = deque()
-    try:
-        for job in chain(first, jobs):
-            waiting.append(pool.submit(pack, job))
-            # Read ahead for two shards per process: more would only fill the memory.
-            if len(waiting) >= 2 * processes:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise UserError(
-            "a process that writes shards was killed, probably for lack of memory; give fewer "
-            "`--processes` or smaller shards, and run the same command again to continue"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _remove_stale_files(work: Path, reports: dict[str, list[Report]]) -> None:

@@ -6,23 +6,23 @@ standard for groups of languages; Atlantic, Chadic, Gur, Kwa and Ubangian are me
 Creoles are a group of their own, as in ISO 639-5, not part of the language that gave their words.
 Constructed languages have no family.
 
-Codes are ISO 639-1 where there is one, else ISO 639-3, and the few old or collective ones that public
-image-caption sets use (`iw`, `in`, `roa`).
+Codes are ISO 639-1 where there is one, else ISO 639-3, and the few collective ones that public image-caption
+sets use (`roa`).
 """
 
 from collections.abc import Iterable
 from pathlib import Path
 
+from mmalign.core.languages import canonical_language
+
 _ROWS = Path(__file__).with_name("language_families.tsv").read_text(encoding="utf-8").splitlines()
 _MEMBERS = dict(row.split("\t") for row in _ROWS[1:])  # the first row names the columns
 _FAMILY = {code: family for family, codes in _MEMBERS.items() for code in codes.split()}
-_OLD = {"iw": "he", "in": "id", "ji": "yi", "jw": "jv"}  # withdrawn codes that data still use
 
 
 def family_of(code: str) -> str | None:
     """The family of a language, for example `Romance` for `pt-BR`; None if it has none here."""
-    first = code.replace("_", "-").split("-")[0].lower()
-    return _FAMILY.get(_OLD.get(first, first))
+    return _FAMILY.get(canonical_language(code).split("-")[0])
 
 
 def by_family(codes: Iterable[str]) -> dict[str, list[str]]:

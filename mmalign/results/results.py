@@ -23,7 +23,7 @@ import numpy as np
 
 from mmalign.core.code_version import VERSION
 from mmalign.core.commit import write_json
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, describe_os_error
 from mmalign.results.metric_names import MetricName
 from mmalign.results.statistics import bootstrap_interval, seed_interval
 
@@ -130,9 +130,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); fix that and run it again"
-        ) from None
+        error.filename = error.filename or str(path)
+        raise UserError(describe_os_error(error)) from None
 
 
 def without_nan(tree: Any) -> Any:

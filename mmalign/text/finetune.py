@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from mmalign.core import console
-from mmalign.core.config import Section, Seeds, read_yaml
+from mmalign.core.config import Seeds, read_yaml
 from mmalign.core.errors import UserError
 from mmalign.models.load import OWN_PROMPTS, load_text_encoder
 from mmalign.models.prompts import Side
@@ -21,6 +21,7 @@ from mmalign.text.fit import FitConfig, Fitted, fit, precision_of
 from mmalign.text.heads.base import TaskModel
 from mmalign.text.heads.features import ON_FEATURES
 from mmalign.text.measure import TestConfig, check_tests, measure
+from mmalign.text.robust.method import Configured
 from mmalign.text.scores import PRIMARY, Prediction
 from mmalign.text.seeds import read_files, run_seeds
 from mmalign.text.tasks.read import TaskConfig, describe, read_task
@@ -215,7 +216,7 @@ def _training(task: Task, config: FitConfig, fitted: Fitted) -> str:
     )
 
 
-def _settings(section: Section) -> str:
+def _settings(section: Configured) -> str:
     # Numbers without the norm, radius or share of a method say little.
     tree = section.model_dump(mode="json", exclude_none=True)
     kind = tree.pop("kind")

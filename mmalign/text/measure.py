@@ -45,7 +45,7 @@ class TestConfig(Section):
 
     @model_validator(mode="after")
     def _names_differ(self) -> "TestConfig":
-        names = [one.name for one in (*self.perturbations, *self.attacks)]
+        names = [*(one.name for one in self.perturbations), *(one.name for one in self.attacks)]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two perturbations have the name `{twice}`; keep one of them")

@@ -30,8 +30,9 @@ gradients is the gradient of that loss. An engine that averages gradients over r
 by the number of ranks first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -129,6 +130,14 @@ def sigmoid_loss(
     weight_M = gathered.weight_M / gathered.weight_M.mean()
     # Divided by the images of all ranks, as in SigLIP's pseudocode.
     return (weight_M * sum_KM.mean(0)).sum() / len(gathered.picture_id_R)
+
+
+LossName = Literal["softmax", "sigmoid"]
+LOSSES: dict[LossName, Callable[..., Tensor]] = {
+    "softmax": contrastive_loss,
+    "sigmoid": sigmoid_loss,
+}
+"""What `objective.loss` names; each takes at least the embeddings, both ids and `weight_N`."""
 
 
 def text_text_loss(

@@ -4,10 +4,10 @@
     config, its forward, a batch  -> outcome_of       -> local_loss and metrics
     config, embeddings, a batch   -> contrast         -> the same from embeddings (cached gradients)
 
-To add a loss: write it in `loss.py` (or a file beside it), give `ContrastiveConfig.loss` its name and call it
-in `contrast`.
+To add a loss: write it in `loss.py` and give it a name in `LOSSES` there.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -22,14 +22,19 @@ from mmalign.core.batch import NOT_PREDICTED, Batch, Embeddings
 from mmalign.core.config import Section
 from mmalign.models.dual_encoder import DualEncoder
 from mmalign.models.masked_language_model import MaskedLanguageModel
-from mmalign.training.loss import contrastive_loss, sigmoid_loss, text_text_loss
+from mmalign.training.loss import LOSSES, LossName, text_text_loss
+
+_OPTIONS = (
+    "label_smoothing",
+    "dims",
+)  # fields that a loss gets where they are set, if it takes them
 
 
 class ContrastiveConfig(Section):
     """Contrastive learning of images and captions (CLIP, arXiv 2103.00020)."""
 
     kind: Literal["contrastive"]
-    loss: Literal["softmax", "sigmoid"] = "softmax"
+    loss: LossName = "softmax"
     """softmax: CLIP's, with many positives; sigmoid: SigLIP's, which needs `model.logit_bias`."""
     text_text: float = pydantic.Field(default=0.0, ge=0)
     """Weight of the loss between captions of one image; give `data.captions_per_image` of 2 or more."""
@@ -43,8 +48,10 @@ class ContrastiveConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self) -> "ContrastiveConfig":
-        if self.loss == "sigmoid" and self.label_smoothing:
-            raise ValueError("`label_smoothing` is of the softmax loss; remove it")
+        takes = inspect.signature(LOSSES[self.loss]).parameters
+        for name in _OPTIONS:
+            if getattr(self, name) and name not in takes:
+                raise ValueError(f"`{name}` has no meaning for `loss: {self.loss}`; remove it")
         if len(set(self.dims)) < len(self.dims):
             raise ValueError(
                 "`dims` lists a length twice, which would count its loss twice; keep one"
@@ -114,13 +121,8 @@ def contrast(config: ContrastiveConfig, embeddings: Embeddings, batch: Batch) ->
         weights = [config.language_weights.get(lang, 1.0) for lang in batch.language_N]
         weight_N = torch.tensor(weights, device=batch.token_NL.device)
     ids = (batch.picture_id_B, batch.picture_id_N)
-    if config.loss == "sigmoid":
-        local_loss = sigmoid_loss(embeddings, *ids, weight_N=weight_N, dims=config.dims)
-    else:
-        smoothing = config.label_smoothing
-        local_loss = contrastive_loss(
-            embeddings, *ids, weight_N=weight_N, label_smoothing=smoothing, dims=config.dims
-        )
+    options = {name: value for name in _OPTIONS if (value := getattr(config, name))}
+    local_loss = LOSSES[config.loss](embeddings, *ids, weight_N=weight_N, **options)
     metrics: dict[str, Tensor] = {}
     if config.text_text:
         text_text = text_text_loss(embeddings, batch.picture_id_N, dims=config.dims)

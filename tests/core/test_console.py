@@ -15,20 +15,16 @@ def mmalign(
 ) -> "subprocess.CompletedProcess[str]":
     """Run a command line in a shell, and `after` behind it."""
     quoted = " ".join(f"'{argument}'" for argument in (*MMALIGN, *arguments))
-    return subprocess.run(
-        ["bash", "-c", f"{quoted} {after}"],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        timeout=120,
-        text=True,
-        errors="surrogateescape",
-    )
+    return run("bash", "-c", f"{quoted} {after}", **environment)
 
 
 def python(code: str, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return run(sys.executable, "-c", code, *arguments, **environment)
+
+
+def run(*command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        command,
         cwd=ROOT,
         env={**os.environ, **environment},
         capture_output=True,

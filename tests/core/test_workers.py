@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from mmalign.core.workers import leave_signals_to_the_parent
+from mmalign.core.errors import UserError
+from mmalign.core.workers import leave_signals_to_the_parent, map_in_processes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals' senders, /proc")
 
@@ -67,3 +68,26 @@ def test_a_worker_obeys_its_parent() -> None:
     worker = next(stream)
     os.kill(worker, signal.SIGTERM)
     assert wait_for_the_end(worker, 60)
+
+
+def test_a_pool_whose_process_is_killed_ends_in_one_sentence() -> None:
+    results = map_in_processes(die_at_three, range(9), processes=2)
+    with pytest.raises(
+        UserError, match=r"was killed, probably for lack of memory; give fewer `--pro"
+    ):
+        list(results)
+
+
+def test_jobs_are_taken_as_their_results_are() -> None:
+    taken: list[int] = []
+    jobs = (taken.append(number) or -number for number in range(20))  # type: ignore[func-returns-value]
+    results = map_in_processes(abs, jobs, processes=2)
+    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert 5 <= len(taken) <= 8
+    assert list(results) == list(range(5, 20))
+
+
+def die_at_three(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number

@@ -81,6 +81,26 @@ def stopped(folder: Path) -> Path:
     return folder / "halfway"
 
 
+@pytest.mark.parametrize("limit", [128, 256])
+def test_a_run_of_many_shards_needs_few_descriptors(tmp_path: Path, limit: int) -> None:
+    write_set(tmp_path / "data", [make_pair(n, ("en",)) for n in range(240)], 1)
+    tree = config(tmp_path / "data", steps=60)
+    tree["data"] |= {"workers": 2, "shuffle_shards": 1000}
+    (tmp_path / "run.yaml").write_text(write_yaml(tree))
+    command = f'ulimit -n {limit}; exec "$0" -m mmalign train run.yaml --out run'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "step 60 of 60" in done.stdout
+    assert not (tmp_path / "run" / "unusable.jsonl").exists()
+
+
 def newest(run: Path) -> Path:
     return run / "checkpoints" / (run / "checkpoints" / "LATEST").read_text().strip()
 

@@ -26,8 +26,9 @@ from mmalign.core.commit import (
     write_json,
     write_manifest,
 )
-from mmalign.core.console import track
+from mmalign.core.console import say, track
 from mmalign.core.errors import UserError, describe_os_error
+from mmalign.core.languages import respelled_in_words
 from mmalign.core.workers import map_in_processes
 from mmalign.data.shards.manifest import FORMAT_VERSION, MANIFEST, Manifest, Shard, read_manifest
 from mmalign.data.shards.scan import MAX_REFUSALS, Rules, Scan, identify
@@ -72,16 +73,20 @@ def find_tars(source: str) -> list[Path]:
     """The tars that a folder, a pattern or a brace list names, sorted."""
     from braceexpand import braceexpand
 
+    # What exists is no pattern: a folder may be called `[x] {a,b}`.
+    given = Path(source)
+    base = next(path for path in (given, *given.parents) if path.exists())
     paths: set[Path] = set()
     try:
-        # A folder may be called `[x] {a,b}`.
-        for path in map(Path, [source] if Path(source).exists() else braceexpand(source)):
+        for pattern in map(Path, braceexpand(str(given.relative_to(base)))):
+            path = base / pattern
             if path.is_dir():
                 paths |= set(path.glob("*.tar"))
             elif path.is_file():
                 paths.add(path)
             else:
-                paths |= set(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+                root = Path(pattern.anchor or base)
+                paths |= set(root.glob(str(pattern.relative_to(pattern.anchor))))
     except ValueError as error:
         raise UserError(f"{source}: not a valid pattern ({error})") from None
     if not paths:
@@ -119,13 +124,16 @@ def _jobs(tars: Sequence[Path], out: Path, rules: Rules) -> list[_Job]:
     for tar, name in zip(tars, names, strict=True):
         beside = tar.parent.resolve() == out.resolve()
         shard = Shard(name, 0, 0, {}, None if beside else str(tar.resolve()))
-        # How many samples it had when it was made: open_clip's `sizes.json` is {tar: samples}, img2dataset's
-        # `00000_stats.json` counts `successes`.
-        expected = lists[tar.parent].get(tar.name)
-        if expected is None:
-            expected = _json_object(tar.with_name(f"{tar.stem}_stats.json")).get("successes")
+        # How many samples it had when it was made: open_clip's `sizes.json` is {tar: samples}.
+        expected = lists[tar.parent].get(tar.name, stated_samples(tar))
         jobs.append(_Job(tar, shard, out, rules, expected if isinstance(expected, int) else None))
     return jobs
+
+
+def stated_samples(tar: Path) -> int | None:
+    """The samples that a tar of img2dataset had when it was made, if its `00000_stats.json` says so."""
+    found = _json_object(tar.with_name(f"{tar.stem}_stats.json")).get("successes")
+    return found if isinstance(found, int) else None
 
 
 def _json_object(path: Path) -> dict[str, Any]:
@@ -150,8 +158,9 @@ def _index_one(job: _Job) -> dict[str, Any]:
             "expected": job.expected,
         }
         # An earlier scan counts if it was of the same tar with the same rules, and its index is unchanged.
+        # Older versions kept the languages as they were written.
         known = _json_object(job.report)
-        if known.get("source") == source and rows.is_file():
+        if known.get("source") == source and "respelled" in known and rows.is_file():
             known_sha256 = known.get("files", {}).get("rows", {}).get("sha256")
             if known_sha256 == sha256_of(rows):
                 return known
@@ -189,7 +198,7 @@ def _write_manifest(
     out: Path, rules: Rules, jobs: Sequence[_Job], scans: Sequence[dict[str, Any]]
 ) -> None:
     files, shards, refused = {REFUSED: flush(out / REFUSED)}, [], {}
-    ignored = Counter[str]()
+    ignored, respelled = Counter[str](), Counter[str]()
     for job, scan in zip(jobs, scans, strict=True):
         samples, languages = scan["samples"], scan["languages"]
         name, path = job.shard.file, job.shard.path
@@ -198,6 +207,7 @@ def _write_manifest(
         shards.append(shard.to_json())
         files |= {shard.tar: scan["files"]["tar"], shard.index: scan["files"]["rows"]}
         ignored.update(scan["ignored"])
+        respelled.update(scan["respelled"])
         if scan["refused"]:
             refused[name] = scan["refused"]
     recipe = {"index": rules.to_json()}
@@ -212,4 +222,7 @@ def _write_manifest(
         "ignored": dict(sorted(ignored.items())),
         "shards": shards,
     }
+    if respelled:
+        info["respelled"] = dict(sorted(respelled.items()))
+        say(respelled_in_words(respelled))
     write_manifest(out, info, MANIFEST, files)

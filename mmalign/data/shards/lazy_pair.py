@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmalign.core.batch import Pair
-from mmalign.core.errors import UserError, raise_if_of_machine
+from mmalign.core.errors import UserError, printable, raise_if_of_machine
 from mmalign.core.languages import is_language_code
 from mmalign.data.images import UndecodableImage, decode
 from mmalign.data.reasons import REASONS
 from mmalign.data.shards.manifest import OWN_CAPTIONS
-from mmalign.data.shards.reader import MAX_IMAGE_BYTES, UnusableSample, captions_in, is_utf8
+from mmalign.data.shards.reader import MAX_IMAGE_BYTES, UnusableSample, captions_in
 from mmalign.data.shards.scan import check_picture
 from mmalign.data.shards.tar import member_name
 
@@ -35,7 +35,7 @@ class BadRow(UserError):
     def __init__(self, reason: str, sentence: str) -> None:
         assert reason in REASONS, reason
         # What it quotes may hold half of a surrogate pair, which would have no bytes in a list of refusals.
-        super().__init__(sentence.encode("utf-8", "backslashreplace").decode())
+        super().__init__(printable(sentence))
         self.reason = reason
 
     def __reduce__(self) -> tuple[Any, ...]:  # it is sent between processes
@@ -120,12 +120,7 @@ class LazyPair:
             raise
 
     def _check_texts(self) -> None:
-        # A shard must not hold what its reader would refuse, or what has no bytes in UTF-8.
-        for name in ("key", "picture", "split", "source", "license", "attribution"):
-            value = str(getattr(self.pair, name))
-            if not is_utf8(value):
-                problem = f"`{name}` holds half of a surrogate pair: {value!a}"
-                raise BadRow("not UTF-8", f"{self.where}: {problem}")
+        # A shard must not hold what its reader would refuse. (sources/kinds.py checks names.)
         if (reason := member_name(f"{self.pair.key}.json".encode())[1]) is not None:
             problem = f"the key {self.pair.key[:100]!a}: {REASONS[reason]}"
             raise BadRow(reason, f"{self.where}: {problem}")

@@ -14,15 +14,17 @@ import json
 import os
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, TextIO
 
 from PIL import Image
 
 from mmalign.core.errors import UserError
-from mmalign.core.languages import is_language_code
+from mmalign.core.languages import canonical_language, is_language_code
 from mmalign.data.image_formats import PILLOW_NAMES, READ_SUFFIXES
 from mmalign.data.images import MAX_PIXELS
+from mmalign.data.names import fault_of
 from mmalign.data.shards.manifest import OWN_CAPTIONS, extent_of
 from mmalign.data.shards.reader import (
     MAX_IMAGE_BYTES,
@@ -30,7 +32,6 @@ from mmalign.data.shards.reader import (
     MAX_TEXT_BYTES,
     UnusableSample,
     captions_in,
-    is_utf8,
     parse_member,
 )
 from mmalign.data.shards.tar import Damage, Member, walk
@@ -40,6 +41,7 @@ _KINDS = {**dict.fromkeys(READ_SUFFIXES, "image"), "json": "json", "txt": "txt"}
 _MOST = {"image": MAX_IMAGE_BYTES, "json": MAX_JSON_BYTES, "txt": MAX_TEXT_BYTES}
 _BIT = {"image": 1, "json": 2, "txt": 4}
 _MAX_SUFFIXES = 100  # that are counted by name
+_COUNTED = ("languages", "respelled", "refused", "ignored")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Rules:
             raise UserError(f"--captions is `{self.captions}`; give `txt` or `json:FIELD`")
         if self.language is None and self.captions == "txt":
             raise UserError("--language is missing: give a code, `json:FIELD` or `identify`")
-        if self.fixed is not None and not is_language_code(self.fixed):
+        if self.fixed is not None and not is_language_code(canonical_language(self.fixed)):
             raise UserError(
                 f"--language is `{self.language}`; give a code such as `sw`, `json:FIELD` or `identify`"
             )
@@ -103,6 +105,10 @@ class Scan:
     rows: TextIO
     refusals: TextIO
     expected: int | None = None  # samples that the shard had when it was made, if that is known
+    spell: Callable[[str], str] = canonical_language
+    respelled: Counter[str] = field(
+        default_factory=Counter
+    )  # captions of each code that it changed
     samples: int = 0
     languages: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
@@ -123,7 +129,7 @@ class Scan:
             self._refuse("fewer samples", "", 0, self.file.seek(0, os.SEEK_END), detail)
 
     def counts(self) -> dict[str, Any]:
-        counters = {name: getattr(self, name) for name in ("languages", "refused", "ignored")}
+        counters = {name: getattr(self, name) for name in _COUNTED}
         ordered = {name: dict(sorted(counter.items())) for name, counter in counters.items()}
         return {"samples": self.samples, **ordered}
 
@@ -177,6 +183,8 @@ class Scan:
         except UnusableSample as error:
             self._refuse(error.reason, group.key, group.start, group.stop, error.detail)
             return
+        written, row["langs"] = row["langs"], [self.spell(code) for code in row["langs"]]
+        self.respelled.update(a for a, b in zip(written, row["langs"], strict=True) if a != b)
         self.rows.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.samples += 1
         self.languages.update(row["langs"])
@@ -198,7 +206,7 @@ class Scan:
             code = lang or language or self.rules.fixed
             if code is None and self.rules.language == "identify":
                 code = identify(text)
-            if code is None or not is_language_code(code):
+            if code is None or not is_language_code(canonical_language(code)):
                 raise UnusableSample("language", code or "none")
             langs.append(code)
         image = self._read(group, "image")
@@ -207,8 +215,8 @@ class Scan:
         picture = content.get("picture") if isinstance(content, dict) else None
         if not isinstance(picture, str) or self.rules.captions != OWN_CAPTIONS:
             picture = hashlib.sha256(image).hexdigest()
-        if not is_utf8(picture):
-            raise UnusableSample("not UTF-8", f"its `picture` is {picture!a}")
+        if fault := fault_of(picture):
+            raise UnusableSample(fault[0], f"its `picture` is {picture!a}")
         extents = {}
         for kind, bytes_of in (("image", image), (origin, data)):
             suffix, member = group.members[kind]

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from mmalign.data.names import fault_of
+
 BLOCK = 512
 RECORD = 20 * BLOCK  # common writers fill the last record with zeros
 MAX_NAME_BYTES = 1024
@@ -166,7 +168,7 @@ def member_name(raw: bytes) -> tuple[str, str | None]:
         return raw.decode("utf-8", "backslashreplace"), "name not UTF-8"
     while name.startswith("./"):
         name = name[2:]
-    if name.startswith("/") or ".." in name.split("/") or any(ord(c) < 32 for c in name):
+    if name.startswith("/") or ".." in name.split("/") or fault_of(name):
         return name, "unsafe name"
     return name, None
 

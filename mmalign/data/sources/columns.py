@@ -205,14 +205,14 @@ def _read_text(
                 yield where, row
 
 
-def _rows_of(batch: Any) -> list[dict[str, Any] | None]:
-    """The rows of a pyarrow.RecordBatch; None for one that is not UTF-8."""
+def rows_of(batch: Any) -> list[dict[str, Any] | None]:
+    """The rows of a batch or table of pyarrow; None for one that is not UTF-8."""
     try:
         return list(batch.to_pylist())
     except UnicodeDecodeError:
         if len(batch) == 1:
             return [None]
-        return [row for i in range(len(batch)) for row in _rows_of(batch.slice(i, 1))]
+        return [row for i in range(len(batch)) for row in rows_of(batch.slice(i, 1))]
 
 
 def _read_parquet(path: Path, columns: list[str]) -> Iterator[Row]:
@@ -227,7 +227,7 @@ def _read_parquet(path: Path, columns: list[str]) -> Iterator[Row]:
         with parquet.ParquetFile(path) as file:
             check_columns(columns, file.schema_arrow.names, str(path))
             batches = file.iter_batches(batch_size=4096, columns=columns)
-            rows = chain.from_iterable(map(_rows_of, batches))
+            rows = chain.from_iterable(map(rows_of, batches))
             for number, row in enumerate(rows, start=1):
                 where = f"{path}, row {number}"
                 yield where, row or BadRow("not UTF-8", f"{where}: is not UTF-8")

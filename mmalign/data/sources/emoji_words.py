@@ -7,6 +7,7 @@ The dictionaries leave out the concepts of the scenes, so that mixing languages 
 name that a task tests. Single words may be shared: `red` stands in `red heart` and in `red apple`.
 """
 
+import re
 from pathlib import Path
 
 import emoji
@@ -17,10 +18,10 @@ from mmalign.data.sources.emoji_scenes import EmojiScenes
 _NEIGHBOURS = Path(__file__).with_name("emoji_neighbours.tsv")
 _ENGLISH = "en"
 _FULL = emoji.STATUS["fully_qualified"]  # the other statuses spell the same emoji again
-_KEYCAP = "\N{COMBINING ENCLOSING KEYCAP}"
-_REGIONS = range(0x1F1E6, 0x1F200)  # pairs of these letters are the flags of countries
-_SKIN_TONES = range(0x1F3FB, 0x1F400)
-_TAGS = range(0xE0020, 0xE0080)  # flags of parts of a country
+# Keycaps, the letters whose pairs are the flags of countries, skin tones, the tags of other flags.
+_LEFT_OUT = re.compile(
+    "[\N{COMBINING ENCLOSING KEYCAP}\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]"
+)
 
 Table = list[tuple[str, ...]]
 """Rows of a table; the first one names the columns."""
@@ -34,7 +35,11 @@ def read_words(config: EmojiScenes) -> dict[str, Table]:
     """
     languages = (_ENGLISH, *(lang for lang in config.languages if lang != _ENGLISH))
     concepts = load_concepts(languages, config.concepts)
-    characters = _plain_emoji()
+    characters = [
+        character
+        for character, facts in emoji.EMOJI_DATA.items()
+        if facts["status"] == _FULL and not _LEFT_OUT.search(character)
+    ]
     dictionaries = {
         f"dictionaries/{_ENGLISH}-{lang}": _dictionary(characters, concepts, lang)
         for lang in config.languages
@@ -53,20 +58,6 @@ def _read_neighbours(concepts: tuple[Concept, ...]) -> Table:
         if kept:
             rows.append((word, kept))
     return [tuple(header.split("\t")), *rows]
-
-
-def _plain_emoji() -> list[str]:
-    """All emoji but skin tones, keycaps and the flags of countries and regions."""
-    return [
-        character
-        for character, facts in emoji.EMOJI_DATA.items()
-        if facts["status"] == _FULL and not any(_is_left_out(one) for one in character)
-    ]
-
-
-def _is_left_out(letter: str) -> bool:
-    code_point = ord(letter)
-    return letter == _KEYCAP or any(code_point in span for span in (_REGIONS, _SKIN_TONES, _TAGS))
 
 
 def _dictionary(characters: list[str], concepts: tuple[Concept, ...], lang: str) -> Table:

@@ -12,13 +12,14 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from mmalign.core.batch import Pair
 from mmalign.core.errors import UserError
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair, check_split, key_of
-from mmalign.data.sources.columns import CaptionColumns, check_columns, read_captions
+from mmalign.data.sources.columns import CaptionColumns, check_columns, read_captions, rows_of
 from mmalign.data.sources.rows import FolderSource, attempt
 
 
@@ -34,16 +35,24 @@ class HfDataset(FolderSource):
 
     def read(self, seed: int) -> Iterator[LazyPair | BadRow]:
         for prefix, folder in self.prefixed():
-            for split, rows in _open(str(folder), self.image).items():
+            for split, rows in _open(str(folder)).items():
                 where = f"{folder}, split `{split}`" if split else str(folder)
-                check_columns([self.image, *self.captions.names], rows.column_names, where)
-                for number, row in enumerate(rows):
+                columns = list(dict.fromkeys([self.image, *self.captions.names]))
+                check_columns(columns, rows.column_names, where)
+                # Few at once, because each has an image.
+                batches = rows.select_columns(columns).iter(batch_size=64)
+                for number, row in enumerate(chain.from_iterable(map(rows_of, batches))):
                     yield attempt(self.read_row, row, folder, split, number, prefix)
 
     def read_row(
-        self, row: Mapping[str, Any], folder: Path, split: str | None, number: int, prefix: str
+        self,
+        row: Mapping[str, Any] | None,
+        folder: Path,
+        split: str | None,
+        number: int,
+        prefix: str,
     ) -> LazyPair:
-        """Row `number` of a split.
+        """Row `number` of a split; None if a text of it is not UTF-8.
 
         Raises:
             BadRow: it cannot be used.
@@ -51,6 +60,8 @@ class HfDataset(FolderSource):
         name = split or "train"  # a folder without splits is for training
         where = f"{folder}, split `{name}`, row {number}"
         check_split(name, where)
+        if row is None:
+            raise BadRow("not UTF-8", f"{where}: is not UTF-8")
         captions = read_captions(row, self.captions, where)
         try:
             # Equal bytes are equal images, so sets with one row per caption keep their meaning.
@@ -75,7 +86,8 @@ class Cell:
     sha256: str  # of the image's bytes
 
     def read(self) -> bytes:
-        data = image_bytes(_open(self.folder, self.column)[self.split][self.row][self.column])
+        cell = _open(self.folder)[self.split].select_columns(self.column)[self.row][self.column][0]
+        data = image_bytes(cell.as_py())
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise OSError(None, "it changed while it was read")
         return data
@@ -99,10 +111,10 @@ def image_bytes(value: Any) -> bytes:
 
 # A process opens a folder once: its rows stay on the disk, mapped into memory.
 @lru_cache(maxsize=4)
-def _open(folder: str, image: str) -> dict[str | None, Any]:
-    """The splits of a folder, with images as they are stored."""
+def _open(folder: str) -> dict[str | None, Any]:
+    """The splits of a folder, whose rows come as tables of pyarrow, with images as they are stored."""
     try:
-        from datasets import DatasetDict, Image, load_from_disk
+        from datasets import DatasetDict, load_from_disk
     except ImportError:
         raise UserError(
             f"{folder}: reading it needs the extra `recipes`; run pip install 'mmalign[recipes]'"
@@ -114,7 +126,4 @@ def _open(folder: str, image: str) -> dict[str | None, Any]:
             f"{folder}: is no folder of `save_to_disk` ({error})".split("\n")[0]
         ) from None
     splits = dict(loaded) if isinstance(loaded, DatasetDict) else {None: loaded}
-    for split, rows in splits.items():
-        if isinstance(rows.features.get(image), Image):
-            splits[split] = rows.cast_column(image, Image(decode=False))
-    return splits
+    return {split: rows.with_format("arrow") for split, rows in splits.items()}

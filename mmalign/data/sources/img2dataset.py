@@ -22,6 +22,7 @@ import pydantic
 
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.errors import UserError
+from mmalign.data.shards.index import stated_samples
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair, Part, key_of
 from mmalign.data.shards.manifest import extent_of
 from mmalign.data.shards.reader import UnusableSample, captions_in, parse_member
@@ -78,7 +79,10 @@ class Img2dataset(FolderSource):
         refused_keys = set()
         try:
             with tar.open("rb") as file:
-                scan(tar.name, file, self._rules(), rows, refusals, _expected(tar)).run()
+                # Languages as they are written: the door of all sources respells and counts them.
+                scan(
+                    tar.name, file, self._rules(), rows, refusals, stated_samples(tar), spell=str
+                ).run()
                 for line in refusals.getvalue().split("\n")[:-1]:
                     refused = json.loads(line)
                     refused_keys.add(refused.get("key"))
@@ -144,15 +148,6 @@ class _ImageScan(Scan):
         extent = extent_of(suffix, member.offset, image)
         picture = hashlib.sha256(image).hexdigest()
         return {"key": group.key, "image": extent, "picture": picture, "langs": []}
-
-
-def _expected(tar: Path) -> int | None:
-    """How many samples the tar had when it was written, if its stats say so."""
-    try:
-        stats = json.loads(tar.with_name(f"{tar.stem}_stats.json").read_text(encoding="utf-8"))
-        return int(stats["successes"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return None
 
 
 def _part(tar: Path, extent: list[Any]) -> Part:

@@ -1,42 +1,23 @@
 """The sections of sources that a recipe may have, and the one door through which their rows come.
 
 source section --read_rows--> LazyPair, or BadRow if a row cannot be used
-
-A new source is registered here.
 """
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import pydantic
-
+from mmalign.core.config import kinds_beside
 from mmalign.core.languages import canonical_language
-from mmalign.data.names import fault_of, readable
+from mmalign.data.names import fault_of
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
-from mmalign.data.sources import published, wit
-from mmalign.data.sources.emoji_scenes import EmojiScenes
-from mmalign.data.sources.hf_dataset import HfDataset
-from mmalign.data.sources.img2dataset import Img2dataset
-from mmalign.data.sources.jsonl import Jsonl
-from mmalign.data.sources.table import Table
+from mmalign.data.sources.rows import FolderSource
 
-SourceConfig = Annotated[
-    EmojiScenes
-    | Jsonl
-    | Table
-    | Img2dataset
-    | HfDataset
-    | published.Xm3600
-    | published.Xtd10
-    | published.Multi30k
-    | published.XFlickrCO
-    | wit.Wit
-    | wit.WitTsv
-    | published.Flickr8k,
-    pydantic.Field(discriminator="kind"),
-]
+if TYPE_CHECKING:
+    SourceConfig = FolderSource
+else:  # every source of this folder
+    SourceConfig = kinds_beside(__name__, "read")
 
 
 def read_rows(
@@ -48,7 +29,7 @@ def read_rows(
     """
     for row in source.read(seed):
         if isinstance(row, BadRow):
-            yield BadRow(row.reason, readable(str(row)))
+            yield row
             continue
         bad = _faulty_name(row)
         if bad is not None and row.strict:
@@ -72,7 +53,7 @@ def _faulty_name(row: LazyPair) -> BadRow | None:
     for what, name in names.items():
         if fault := fault_of(name):
             sentence = f"{row.where}: {what} `{name}` holds {fault[1]}; remove or rename it"
-            return BadRow(fault[0], readable(sentence))
+            return BadRow(fault[0], sentence)
     return None
 
 

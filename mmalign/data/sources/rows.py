@@ -6,7 +6,9 @@ text and JSON files --read_*--> values -----+-> Row (one per image of a publishe
 
 import gzip
 import json
+import os
 import zlib
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +17,8 @@ from typing import Any, BinaryIO, ClassVar, TypeVar, cast
 
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.config import Section
-from mmalign.core.errors import UserError
-from mmalign.data.names import fault_of, readable
+from mmalign.core.errors import UserError, printable
+from mmalign.data.names import fault_of
 from mmalign.data.shards.lazy_pair import BadRow, Encoded, File, LazyPair, key_of
 
 T = TypeVar("T")
@@ -29,13 +31,13 @@ class FolderSource(Section):
     folders: tuple[str, ...] = ()
     """Read in this order; `mmalign data build --from FOLDER` sets them."""
 
+    @abstractmethod
     def read(self, seed: int) -> Iterator[LazyPair | BadRow]:
         """Every row, always in the same order; only a source that draws its samples needs the seed.
 
         Raises:
             UserError: a folder, a file or a column is missing, or a file is not of the source's format.
         """
-        raise NotImplementedError
 
     def paths(self) -> list[Path]:
         """The folders, of which there must be one, and which must exist."""
@@ -45,7 +47,9 @@ class FolderSource(Section):
         for folder in self.folders:
             # It becomes a part of the recipe and of the source of each sample.
             if fault := fault_of(folder):
-                raise UserError(f"{readable(folder)}: the name holds {fault[1]}; rename the folder")
+                raise UserError(
+                    f"{printable(folder)}: the name holds {fault[1]}; rename the folder"
+                )
             if not Path(folder).is_dir():
                 raise UserError(f"{folder}: no such folder; name another with `--from FOLDER`")
         return [Path(folder) for folder in self.folders]
@@ -75,9 +79,9 @@ class PublishedSet(FolderSource):
 
     license: ClassVar[str]  # as every sample of a shard states it
 
+    @abstractmethod
     def rows(self) -> Iterator[Row]:
         """The images in the publisher's order."""
-        raise NotImplementedError
 
     def read(self, seed: int) -> Iterator[LazyPair]:
         seen: set[tuple[str, str]] = set()
@@ -96,15 +100,10 @@ class PublishedSet(FolderSource):
             yield LazyPair(pair, image, row.where, f"the image `{name}`", strict=True)
 
 
+is_file = os.path.isfile  # a Path would raise an error for a name that is too long
+
+
 # Publishers distribute captions and images apart, so each file is looked for in every folder.
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is such a file; not if a path cannot be one, because it is too long for example."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def find_file(folders: Sequence[Path], *names: str) -> Path:

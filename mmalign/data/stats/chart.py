@@ -16,8 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from mmalign.core.commit import replacing
-from mmalign.core.errors import UserError
-from mmalign.data.names import readable
+from mmalign.core.errors import UserError, printable
 from mmalign.data.stats.summary import short_label, size_in_words
 
 SUFFIXES = (".png", ".svg")
@@ -95,7 +94,7 @@ def draw(tree: Mapping[str, Any], path: Path) -> None:
 def _title(tree: Mapping[str, Any]) -> str:
     read, of = tree["shards"]["read"], tree["shards"]["of"]
     return (
-        f"{readable(tree['name'])}/{readable(tree['split'])}: {tree['pictures']:,} images, "
+        f"{printable(tree['name'])}/{printable(tree['split'])}: {tree['pictures']:,} images, "
         f"{tree['captions']:,} captions, {len(tree['languages'])} languages, "
         f"{size_in_words(tree['bytes']['shards'])}"
     ) + (f", {read:,} of {of:,} shards" if read < of else "")

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from mmalign.core.errors import printable
 from mmalign.core.languages import language_name
-from mmalign.data.names import readable
 from mmalign.data.shards.folder import LocalFolder
 from mmalign.data.shards.shard_index import read_rows
 from mmalign.data.stats.duplicates import Example, find_duplicates, find_leaks
@@ -185,7 +185,7 @@ def lines(tree: Mapping[str, Any], folder: Path) -> Iterator[str]:
     if unusable["samples"]:
         yield f"cannot be used: {unusable['samples']:,} samples ({_counts(unusable['reasons'])})"
         for problem in unusable["named"]:
-            yield f"  {readable(describe(problem))}"
+            yield f"  {printable(describe(problem))}"
         yield f"`mmalign data verify {folder}` checks every file and lists all that is damaged"
 
 
@@ -223,8 +223,8 @@ def _duplicate_lines(tree: Mapping[str, Any]) -> Iterator[str]:
         alike = f", {leaks['near']['samples']:,} look alike" if "near" in leaks else ""
         yield ""
         yield (
-            f"leaks: {leaks['samples']:,} of {leaks['of']:,} samples of {readable(leaks['name'])}/"
-            f"{readable(leaks['split'])} show an image of this set: {leaks['exact']:,} with equal bytes, "
+            f"leaks: {leaks['samples']:,} of {leaks['of']:,} samples of {printable(leaks['name'])}/"
+            f"{printable(leaks['split'])} show an image of this set: {leaks['exact']:,} with equal bytes, "
             f"{leaks['same_identity']:,} of the same identity{alike}"
         )
         yield from _example_lines(leaks["examples"], " of this set")
@@ -232,7 +232,7 @@ def _duplicate_lines(tree: Mapping[str, Any]) -> Iterator[str]:
 
 def _example_lines(pairs: list[dict[str, Any]], of_first: str = "") -> Iterator[str]:
     for pair in pairs[:5]:
-        one, two = (f"{readable(s['shard'])} `{readable(s['key'])}`" for s in pair["samples"])
+        one, two = (f"{printable(s['shard'])} `{printable(s['key'])}`" for s in pair["samples"])
         yield f"  {one}{of_first} and {two}, {pair['distance']} bits apart"
 
 
@@ -254,6 +254,6 @@ def short_label(name: str, code: str, width: int) -> str:
 
 def _counts(counts: Mapping[str, int]) -> str:
     """The first eight counts, in words."""
-    shown = [f"{readable(name)}: {count:,}" for name, count in list(counts.items())[:8]]
+    shown = [f"{printable(name)}: {count:,}" for name, count in list(counts.items())[:8]]
     more = len(counts) - len(shown)
     return ", ".join(shown) + (f", and {more} more" if more else "")

@@ -13,29 +13,16 @@ A target never changes.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import pydantic
-
-from mmalign.text.perturbations.characters import CharactersConfig
-from mmalign.text.perturbations.code_mix import CodeMixConfig
-from mmalign.text.perturbations.keyboard import KeyboardConfig
-from mmalign.text.perturbations.sampling import text_generator
-from mmalign.text.perturbations.surface import SurfaceConfig
-from mmalign.text.perturbations.typo_lists import TypoListConfig
-from mmalign.text.perturbations.words import WordsConfig
+from mmalign.core.config import kinds_beside
+from mmalign.text.perturbations.sampling import Graded, text_generator
 from mmalign.text.tasks.task import Example, Kind
 
-# Every perturbation is here and in its own file, nowhere else.
-PerturbationConfig = Annotated[
-    CharactersConfig
-    | KeyboardConfig
-    | WordsConfig
-    | SurfaceConfig
-    | TypoListConfig
-    | CodeMixConfig,
-    pydantic.Field(discriminator="kind"),
-]
+if TYPE_CHECKING:
+    PerturbationConfig = Graded
+else:  # every perturbation of this folder
+    PerturbationConfig = kinds_beside(__name__, "change")
 
 
 def perturb(

@@ -23,7 +23,7 @@ Change = Callable[[str, np.random.Generator], str]
 
 
 class Graded(Section):
-    """A perturbation with five levels; a subclass is one perturbation, listed in perturb.py."""
+    """A perturbation with five levels; a subclass with a literal `kind`, in a file of its own, is one."""
 
     kind: str
     severity: int = Field(default=2, ge=1, le=5)

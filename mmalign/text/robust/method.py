@@ -1,4 +1,4 @@
-"""The list of robust methods: what they do to a batch's gradient, and what they do to the training texts.
+"""Robust methods: what they do to a batch's gradient, and what they do to the training texts.
 
 To add a method, write one file with a configuration class: a literal `kind`, the settings, and
 
@@ -11,25 +11,20 @@ or, for a method that rewrites the texts,
 
     rewriter(examples) -> (example, random) -> example    one draw of other texts per call
 
-and add the class to the union below. The YAML field, its checks and the protocol follow from the class.
+The YAML field, its checks and the protocol follow from the class.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
-from pydantic import Field
 
-from mmalign.core.config import Section
+from mmalign.core.config import Section, kinds_beside
 from mmalign.core.errors import UserError
 from mmalign.text.heads.base import TaskBatch, TaskModel
-from mmalign.text.robust.code_switch import CodeSwitchConfig, has_tags
-from mmalign.text.robust.consistency import ConsistencyConfig
-from mmalign.text.robust.freelb import FreeLbConfig
-from mmalign.text.robust.pgd import PgdConfig
+from mmalign.text.robust.code_switch import has_tags
 from mmalign.text.robust.rs_da import RsDaConfig
-from mmalign.text.robust.rs_rp import RsRpConfig
 from mmalign.text.tasks.task import Answer, Example
 
 
@@ -44,12 +39,28 @@ class PlainConfig(Section):
         return loss.item()
 
 
-MethodConfig = Annotated[
-    PlainConfig | RsRpConfig | PgdConfig | FreeLbConfig | ConsistencyConfig,
-    Field(discriminator="kind"),
-]
+class Configured(Protocol):
+    kind: Any
 
-AugmentConfig = Annotated[RsDaConfig | CodeSwitchConfig, Field(discriminator="kind")]
+    def model_dump(self, *, mode: str = ..., exclude_none: bool = ...) -> dict[str, Any]: ...
+
+
+class Method(Configured, Protocol):
+    def backward(self, model: TaskModel, batch: TaskBatch, generator: torch.Generator) -> float: ...
+
+
+class Augment(Configured, Protocol):
+    def rewriter(
+        self, examples: Sequence[Example]
+    ) -> Callable[[Example, np.random.Generator], Example]: ...
+
+
+if TYPE_CHECKING:
+    MethodConfig = Method
+    AugmentConfig = Augment
+else:  # every method of this folder
+    MethodConfig = kinds_beside(__name__, "backward")
+    AugmentConfig = kinds_beside(__name__, "rewriter")
 
 
 def build_augmentation(

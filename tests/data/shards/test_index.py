@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from hostile_shards import Members, sample, samples, tar_of
-from shard_sets import make_set
+from shard_sets import make_image, make_set
 from typer.testing import CliRunner
 
 from mmalign.cli import app
@@ -125,7 +125,11 @@ def test_tars_are_found_by_folder_pattern_and_braces(tmp_path: Path) -> None:
 def test_a_folder_may_be_called_like_a_pattern(tmp_path: Path) -> None:
     for name in ("[x] {a,b}", "a{b", "x*"):
         folder = write_tars(tmp_path / name, 1)
-        assert find_tars(str(folder)) == [folder / "00000.tar"]
+        # Also where it is the part of a pattern that exists.
+        for rest in ("", "/00000.tar", "/*.tar", "/0000{0,1}.tar", "/../{*,none}/00000.tar"):
+            assert [tar.resolve() for tar in find_tars(f"{folder}{rest}")][-1:] == [
+                folder / "00000.tar"
+            ]
     for pattern in ("no{where", "a**b/*.tar"):
         with pytest.raises(UserError, match=r"not a valid pattern|no tars there"):
             find_tars(str(tmp_path / pattern))
@@ -214,3 +218,55 @@ def test_a_tar_of_zeros_is_named_as_such(tmp_path: Path, size: int, why: str) ->
     (tmp_path / "a.tar").write_bytes(bytes(size))
     with pytest.raises(UserError, match=why):
         index(str(tmp_path), Rules("txt", "en"))
+
+
+def test_a_language_has_one_spelling_and_changes_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    codes = ("EN", "iw", "zh_CN", "en", "EN")
+    members: Members = []
+    for number, code in enumerate(codes):
+        captions = {"captions": [{"lang": code, "text": f"dog {number}"}]}
+        members += [
+            (f"{number}.png", make_image(number)),
+            (f"{number}.json", json.dumps(captions).encode()),
+        ]
+    (folder / "0.tar").write_bytes(tar_of(members))
+    canonical = {"en": 3, "he": 1, "zh-CN": 1}
+    for _ in range(2):  # the second run reuses the scan of the first
+        manifest, _ = index(str(folder), Rules("json:captions"))
+        assert manifest.languages == canonical
+        tree = json.loads((folder / MANIFEST).read_text())
+        assert tree["respelled"] == {"EN": 2, "iw": 1, "zh_CN": 1}
+        assert "`EN` -> `en`: 2" in capsys.readouterr().out
+    assert [one.captions[0].lang for one in map(ShardSet(folder).read, range(3))] == [
+        "en",
+        "he",
+        "zh-CN",
+    ]
+    # A scan of an older version kept the codes as they were written.
+    report = folder / ".index" / "0.tar.json"
+    old = json.loads(report.read_text())
+    del old["respelled"]
+    report.write_text(json.dumps({**old, "languages": {"EN": 5}}))
+    assert index(str(folder), Rules("json:captions"))[0].languages == canonical
+
+
+@pytest.mark.parametrize(("code", "lang"), [("EN", "en"), ("iw", "he"), ("zh_CN", "zh-CN")])
+def test_a_code_of_the_command_line_has_one_spelling(tmp_path: Path, code: str, lang: str) -> None:
+    (tmp_path / "0.tar").write_bytes(tar_of(sample(0, "a")))
+    assert index(str(tmp_path), Rules("txt", code))[0].languages == {lang: 1}
+
+
+def test_a_name_with_a_control_character_is_refused(tmp_path: Path) -> None:
+    captions = {"captions": [{"lang": "en", "text": "dog"}]}
+    members: Members = []
+    for key, picture in (("a", "p"), ("b\x9b", "q"), ("c", "r\x1b[2J"), ("d\x7f", "s")):
+        text = json.dumps({**captions, "picture": picture}).encode()
+        members += [(f"{key}.png", make_image(0)), (f"{key}.json", text)]
+    (tmp_path / "0.tar").write_bytes(tar_of(members))
+    manifest, _ = index(str(tmp_path), Rules("json:captions"))
+    assert manifest.samples == 1
+    assert manifest.refused == {"0.tar": {"row": 1, "unsafe name": 2}}

@@ -24,7 +24,6 @@ from mmalign.data.sources.emoji_scenes import (
     build_plan,
     draft_scene,
     languages_of_scene,
-    read_drafts,
 )
 
 CONFIG = EmojiScenes(kind="emoji_scenes", train_scenes=60, test_scenes=20)
@@ -32,7 +31,7 @@ CONFIG = EmojiScenes(kind="emoji_scenes", train_scenes=60, test_scenes=20)
 
 @pytest.fixture(scope="module")
 def pairs() -> list[Pair]:
-    return list(finished(read_drafts(CONFIG, seed=3)))
+    return list(finished(CONFIG.read(seed=3)))
 
 
 HARD = EmojiScenes(
@@ -51,7 +50,7 @@ HARD = EmojiScenes(
 @pytest.fixture(scope="module")
 def hard() -> list[Pair]:
     """The recipe of the demo, small. Nothing is drawn: these tests read captions."""
-    return [draft.pair for draft in read_drafts(HARD, seed=3)]
+    return [draft.pair for draft in HARD.read(seed=3)]
 
 
 def of_split(pairs: list[Pair], split: str) -> list[Pair]:
@@ -63,15 +62,15 @@ def names_in(pair: Pair) -> list[frozenset[str]]:
 
 
 def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(pairs: list[Pair]) -> None:
-    assert list(finished(read_drafts(CONFIG, seed=3))) == pairs
-    assert [p.image for p in finished(read_drafts(CONFIG, seed=4))] != [p.image for p in pairs]
+    assert list(finished(CONFIG.read(seed=3))) == pairs
+    assert [p.image for p in finished(CONFIG.read(seed=4))] != [p.image for p in pairs]
 
 
 def test_a_scene_does_not_depend_on_the_scenes_before_it(pairs: list[Pair]) -> None:
     plan = build_plan(CONFIG, seed=3)
     assert draft_scene(plan, "train", 41).load() == of_split(pairs, "train")[41]
     longer = CONFIG.model_copy(update={"train_scenes": 61})
-    assert list(finished(read_drafts(longer, seed=3)))[:60] == of_split(pairs, "train")
+    assert list(finished(longer.read(seed=3)))[:60] == of_split(pairs, "train")
 
 
 def test_a_themed_scene_shows_emoji_of_one_subgroup_and_never_a_combination_of_the_test() -> None:
@@ -95,7 +94,7 @@ def test_a_themed_scene_shows_emoji_of_one_subgroup_and_never_a_combination_of_t
 
 def test_object_scenes_show_one_concept_and_name_it_once() -> None:
     config = EmojiScenes(kind="emoji_scenes", train_scenes=0, test_scenes=1, object_scenes=201)
-    objects = of_split(list(finished(read_drafts(config, seed=3))), "objects")
+    objects = of_split(list(finished(config.read(seed=3))), "objects")
     concepts = load_concepts(LANGUAGES, 200)
     for index, concept in enumerate(concepts):
         assert {c.lang: c.text for c in objects[index].captions} == concept.names
@@ -155,7 +154,7 @@ def test_names_are_distinct_within_every_language() -> None:
 
 def test_images_are_drawn_in_colour_at_the_size_asked_for() -> None:
     config = CONFIG.model_copy(update={"image_size": 48})
-    image = Image.open(io.BytesIO(next(finished(read_drafts(config, seed=0))).image))
+    image = Image.open(io.BytesIO(next(finished(config.read(seed=0))).image))
     assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (48, 48))
     darkest, _ = image.convert("L").getextrema()
     assert darkest < 80  # an outline: something was drawn on the light ground
@@ -165,19 +164,19 @@ def test_images_are_drawn_in_colour_at_the_size_asked_for() -> None:
 def test_an_unknown_language_is_named_at_once_with_those_available() -> None:
     config = CONFIG.model_copy(update={"languages": ("en", "xx")})
     with pytest.raises(UserError, match=r"`xx`.*en, es, ja"):
-        finished(read_drafts(config, seed=0))
+        finished(config.read(seed=0))
     with pytest.raises(UserError, match="each language once"):
-        finished(read_drafts(CONFIG.model_copy(update={"languages": ("en", "en")}), seed=0))
+        finished(CONFIG.model_copy(update={"languages": ("en", "en")}).read(seed=0))
     with pytest.raises(
         UserError, match="`captions_per_scene` is 15, but `languages` names only 14"
     ):
-        finished(read_drafts(CONFIG.model_copy(update={"captions_per_scene": 15}), seed=0))
+        finished(CONFIG.model_copy(update={"captions_per_scene": 15}).read(seed=0))
     with pytest.raises(UserError, match="`sentence_scenes` is 21, more than the 20"):
-        finished(read_drafts(CONFIG.model_copy(update={"sentence_scenes": 21}), seed=0))
+        finished(CONFIG.model_copy(update={"sentence_scenes": 21}).read(seed=0))
     with pytest.raises(
         UserError, match=r"`unpaired` is 0\.0, which leaves a language without the 3"
     ):
-        finished(read_drafts(CONFIG.model_copy(update={"unpaired_scenes": 1}), seed=0))
+        finished(CONFIG.model_copy(update={"unpaired_scenes": 1}).read(seed=0))
 
 
 def test_these_images_and_captions_stay_what_they_were(pairs: list[Pair]) -> None:
@@ -192,7 +191,7 @@ def test_these_images_and_captions_stay_what_they_were(pairs: list[Pair]) -> Non
 
 def test_two_captions_a_scene_add_one_to_the_same_scenes(pairs: list[Pair]) -> None:
     config = CONFIG.model_copy(update={"captions_per_scene": 2})
-    for two, one in zip(finished(read_drafts(config, seed=3)), pairs, strict=True):
+    for two, one in zip(finished(config.read(seed=3)), pairs, strict=True):
         assert two.image == one.image
         assert two.captions[: len(one.captions)] == one.captions
         if two.split == "train":

@@ -132,3 +132,25 @@ def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
         list(source(folder, image="picture").read(seed=0))
     with pytest.raises(UserError, match="is no folder of `save_to_disk`"):
         list(source(tmp_path).read(seed=0))
+
+
+def test_a_text_that_is_not_utf8_is_one_refused_row(tmp_path: Path) -> None:
+    datasets, pyarrow = pytest.importorskip("datasets"), pytest.importorskip("pyarrow")
+    # In a column that is read, and in one that is not.
+    raw = {"caption": [b"dog 0", b"caf\xe9", b"dog 2", b"dog 3"], "note": [b"", b"", b"\xe9", b""]}
+    for rows in (slice(4), slice(1, 2)):
+        columns = {name: pyarrow.array(cells[rows]).view("string") for name, cells in raw.items()}
+        columns["image"] = pyarrow.array([make_image(n) for n in range(4)][rows])
+        made = datasets.Dataset(pyarrow.table(columns))
+        folder = tmp_path / f"set-{len(made)}"
+        made.save_to_disk(str(folder))
+        config = source(folder, captions={"by_language": {"en": "caption"}})
+        found = list(config.read(seed=0))
+        bad = [one for one in found if isinstance(one, BadRow)]
+        assert [one.reason for one in bad] == ["not UTF-8"]
+        assert f"row {len(made) // 4}: is not UTF-8" in str(bad[0])
+        loaded = [one.load() for one in found if isinstance(one, LazyPair)]
+        assert [one.captions[0].text for one in loaded] == ["dog 0", "dog 2", "dog 3"][
+            : len(loaded)
+        ]
+        assert len(loaded) == len(made) - 1

@@ -201,3 +201,33 @@ def test_mistakes_are_told(folder: Path, tmp_path: Path) -> None:
     write_lines(tmp_path / "empty" / "notes.txt", [])
     with pytest.raises(UserError, match=r"empty: holds no \.tar; name img2dataset's output"):
         read(source(tmp_path / "empty", language="en"))
+
+
+def test_a_language_has_one_spelling_and_changes_are_counted(folder: Path, tmp_path: Path) -> None:
+    (folder / "00001.tar").unlink()
+    (folder / "00000_stats.json").unlink()
+    (folder / "00000.tar").write_bytes(
+        tar_of(
+            [
+                member
+                for number, code in enumerate(("zh_CN", "EN", "en"))
+                for member in (
+                    (f"{key(number)}.png", make_image(number)),
+                    (
+                        f"{key(number)}.json",
+                        json.dumps({"caption": "dog", "LANGUAGE": code}).encode(),
+                    ),
+                )
+            ]
+        )
+    )
+    for fields, languages, respelled in (
+        ({"language": "json:LANGUAGE"}, {"en": 2, "zh-CN": 1}, {"EN": 1, "zh_CN": 1}),
+        ({"language": "zh_CN"}, {"zh-CN": 3}, {"zh_CN": 3}),
+    ):
+        tree = source(folder, captions="json:caption", **fields).model_dump()
+        config = validate(RecipeConfig, {"name": "set", "source": tree}, "x.yaml")
+        out = tmp_path / "out" / str(len(languages))
+        (manifest,) = build(config, out)
+        assert manifest.languages == languages
+        assert json.loads((out / "train" / "manifest.json").read_text())["respelled"] == respelled
