@@ -31,6 +31,10 @@ class UserError(ValueError):
     """A mistake in the input: one sentence for the person who can fix it."""
 
 
+class Diverged(UserError):
+    """A training whose loss is no longer a number."""
+
+
 def raise_if_of_machine(error: Exception) -> None:
     """Raise an error that tells of the machine (no descriptors, a full disk), and not of the data."""
     if isinstance(error, OSError) and error.errno in _OF_MACHINE:

@@ -61,7 +61,7 @@ class Pair:
 
 def measure_alignment(embedded: EmbeddedSet, results: Results) -> None:
     """Add the five measures of every ordered pair of languages that share two images. A collective."""
-    results.protocol[f"alignment/{embedded.name}"] = PROTOCOL
+    results.protocol[f"alignment/{embedded.name}"] = {"how": PROTOCOL}
     parts = for_each_pair(embedded, lambda pair: _measure_pair(pair, embedded.name))
     merge_with_means(results, parts)
 

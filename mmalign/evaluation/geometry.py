@@ -44,7 +44,7 @@ PROTOCOL = (
 
 def measure_geometry(embedded: EmbeddedSet, results: Results) -> None:
     """Add the four measures of every language with enough captions, and their means. A collective."""
-    results.protocol[f"geometry/{embedded.name}"] = PROTOCOL
+    results.protocol[f"geometry/{embedded.name}"] = {"how": PROTOCOL}
     parts = map_over_ranks(embedded.captions, lambda lang: _measure_language(embedded, lang))
     merge_with_means(results, parts.values())
 

@@ -57,11 +57,12 @@ def probe_layers(
     if len(sample.texts) == 0:
         return
     first = MetricName("layers", embedded.name, None, (), "bitext@1")
-    results.protocol[first.prefix] = PROTOCOL.format(
-        pooling="; ".join(POOLINGS[one].of_content for one in config.poolings),
-        pictures=len(np.unique(sample.picture_M)),
-        seed=config.seed,
-    )
+    results.protocol[first.prefix] = {
+        "how": PROTOCOL,
+        "pooling": "; ".join(POOLINGS[one].of_content for one in config.poolings),
+        "pictures": len(np.unique(sample.picture_M)),
+        "seed": config.seed,
+    }
     for setting, state_NF in _encode(tower, sample.texts, config.poolings).items():
         parts = for_each_pair(
             replace(sample, text_MD=state_NF),

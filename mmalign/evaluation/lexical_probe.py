@@ -84,7 +84,11 @@ def probe(
     """
     first = MetricName(measure, name or lexicon.name, MEAN, (), "")
     fields = lexicon.config.model_dump(include={"words", "seed", "held_out"})
-    results.protocol[first.prefix] = PROTOCOL.format(pooling=_POOLED[pooling], **fields)
+    results.protocol[first.prefix] = {
+        "how": PROTOCOL,
+        "pooling": _POOLED[pooling],
+        **fields,
+    }
     results.data[lexicon.name] = lexicon.sha256
     # Once, on every rank: English words are shared by most languages.
     states = encode_words(tower, lexicon.english, pooling)

@@ -73,9 +73,12 @@ def measure_retrieval(
             name = MetricName("retrieval", one.name, MEAN, (direction,), "recall")
             in_direction = {lang: both[direction] for lang, both in answers.items()}
             add_answers(results, name, in_direction, ks, pooled=True)
-            results.protocol[name.prefix] = PROTOCOL.format(
-                protocol=protocol, pictures=len(one.sample_P), captions=captions
-            )
+            results.protocol[name.prefix] = {
+                "how": PROTOCOL,
+                "protocol": protocol,
+                "pictures": len(one.sample_P),
+                "captions": captions,
+            }
 
 
 def add_answers(

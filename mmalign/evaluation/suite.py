@@ -35,6 +35,7 @@ from mmalign.evaluation.zero_shot import ZeroShotConfig, measure_zero_shot
 from mmalign.models.encoder import DualModel
 from mmalign.models.load import text_encoder_of
 from mmalign.results.metric_names import ALL, MEAN, WORST5, MetricName
+from mmalign.results.protocol import NOTE
 from mmalign.results.results import Results, environment, writing
 
 Measure = Literal["retrieval", "alignment", "geometry"]
@@ -135,7 +136,10 @@ def measure(config: SuiteConfig, model: DualModel, out: Path | None = None) -> R
         probe(text_encoder_of(model), read_lexicon(lexicon), results, lexicon.pooling)
     for labelled in config.zero_shot:
         measure_zero_shot(model, labelled, results)
-    results.protocol = {name: words + model.note for name, words in results.protocol.items()}
+    if model.note:
+        results.protocol = {
+            name: {**of_one, NOTE: model.note} for name, of_one in results.protocol.items()
+        }
     return results
 
 

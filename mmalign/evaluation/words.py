@@ -44,7 +44,11 @@ def measure_words(encode_texts: EncodeTexts, config: WordsConfig, results: Resul
             "that are not written alike; name the others in `languages`"
         )
     name = MetricName("words", config.name, MEAN, (), "translation@1")
-    results.protocol[name.prefix] = PROTOCOL.format(words=config.words, seed=config.seed)
+    results.protocol[name.prefix] = {
+        "how": PROTOCOL,
+        "words": config.words,
+        "seed": config.seed,
+    }
 
     def measure(lang: str) -> Results:
         return _measure_language(encode_texts, _draw(dictionaries[lang], config), name, lang)

@@ -102,8 +102,10 @@ def measure_zero_shot(model: DualModel, config: ZeroShotConfig, results: Results
 
     answers = map_over_ranks(dict.fromkeys(names, 1), measure)
     name = MetricName("zero_shot", config.name, MEAN, (), "accuracy")
-    protocol = _protocol(config, len(kept), words, prompts)
-    results.protocol[name.prefix] = "; ".join([protocol, *images.left_out])
+    results.protocol[name.prefix] = {
+        "how": "; ".join([PROTOCOL, *images.left_out]),
+        **_protocol(config, len(kept), words, prompts),
+    }
     results.data[config.name] = images.sha256
     add_answers(results, name, answers, config.accuracy_at, pooled=False)
 
@@ -153,12 +155,12 @@ def _draw(classes: Sequence[str], names: Names, config: ZeroShotConfig) -> list[
 
 def _protocol(
     config: ZeroShotConfig, images: int, words: dict[str, list[str]], prompts: dict[str, Prompts]
-) -> str:
+) -> dict[str, str]:
     drawn = f" (at most {config.pictures_per_class} of a class, drawn with seed {config.seed})"
     alone = [lang for lang, one in prompts.items() if one.templates == (SLOT,)]
     wanting = f" (names alone, for want of templates, in {', '.join(alone)})"
-    return PROTOCOL.format(
-        pictures=f"{images} pictures" + (drawn if config.pictures_per_class else ""),
-        prompts=config.prompts + (wanting if config.prompts != LABEL and alone else ""),
-        names=", ".join(f"{lang} {len(of_lang)}" for lang, of_lang in words.items()),
-    )
+    return {
+        "pictures": f"{images} pictures" + (drawn if config.pictures_per_class else ""),
+        "prompts": config.prompts + (wanting if config.prompts != LABEL and alone else ""),
+        "names": ", ".join(f"{lang} {len(of_lang)}" for lang, of_lang in words.items()),
+    }

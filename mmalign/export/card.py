@@ -36,6 +36,7 @@ from mmalign.models.image_tower import TimmTower
 from mmalign.models.pooling import POOLINGS
 from mmalign.results.formatting import percent
 from mmalign.results.metric_names import ALL, MEAN, WORST5, is_aggregate, known_languages
+from mmalign.results.protocol import sentence
 
 TEXTS_ONLY = "sentence-transformers"
 PLACE = "path/to/this/folder"  # what the snippets load where the folder has no name on the hub
@@ -78,7 +79,9 @@ def write_card(
     quoted = partial(json.dumps, ensure_ascii=False)  # as Python writes a string
     filters = {"md": plain, "comma": "{:,}".format, "apart": percents_apart, "quoted": quoted}
     environment.filters |= filters
-    environment.filters |= {one.__name__: one for one in (prose, listed, labelled, percent)}
+    environment.filters |= {
+        one.__name__: one for one in (prose, listed, labelled, percent, sentence)
+    }
     facts = _facts(source, formats, folder)
     facts |= {"title": title, "license": license, "repo_id": repo_id, "name": repo_id or PLACE}
     body = environment.get_template("card.md.j2").render(**facts)

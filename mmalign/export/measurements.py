@@ -23,6 +23,7 @@ from mmalign.core.languages import labelled
 from mmalign.export.markdown import one_line
 from mmalign.results import metric_names as parts
 from mmalign.results.metric_names import MetricName, is_aggregate, known_languages
+from mmalign.results.protocol import sentence
 from mmalign.results.results import Results
 from mmalign.text.tasks.task import CLEAN
 
@@ -211,7 +212,7 @@ def _entries(results: Results) -> dict[str, list[EvalResultEntry]]:
         subject = one.name.subject
         if one.name.measure == "text" and subject in _HOMES and one.task is not None:
             home, examples = _HOMES[subject]
-            notes = results.protocol.get(one.name.prefix)
+            notes = sentence(results.protocol.get(one.name.prefix, {}))
             found[subject] += [
                 EvalResultEntry(home, number.part, number.share, notes=notes)
                 for number in one.single

@@ -20,7 +20,7 @@ from mmalign.evaluation.embed import embed_set
 from mmalign.evaluation.nearest import hits_at
 from mmalign.export.probes import probe_texts
 from mmalign.models.external.onnx import VISION_MODEL, OnnxModel, load_onnx
-from mmalign.results.statistics import drawn_means, interval_and_p
+from mmalign.results.statistics import drawn_means, percentile_interval
 
 MOST_BYTES = 1_800_000_000  # of weights in one file; a protobuf message ends at 2 GiB
 
@@ -150,7 +150,7 @@ def _recall_loss(fp32: OnnxModel, int8: OnnxModel, shard_set: ShardSet) -> dict[
     to_search = (embedded.image_PD, embedded.picture_M, picture_P, (1,))
     hits_2M = np.stack([hits_at(text_MD, *to_search)[1] for text_MD in texts])
     drawn_2R = drawn_means({"all": hits_2M}, {"all": embedded.picture_M}, draws=1000)["all"]
-    (low, high), _ = interval_and_p(drawn_2R[1] - drawn_2R[0])
+    low, high = percentile_interval(drawn_2R[1] - drawn_2R[0])
     of_fp32, of_int8 = hits_2M.mean(1).tolist()
     return {
         "measured_on": f"{name}: all captions search all images",

@@ -36,6 +36,7 @@ class Measurement:
     interval: tuple[float, float] | None
     chance: float | None
     untrained: float | None
+    items: int | None = None  # different ones, of a study: 20 items in 13 languages are 260 rows
 
     @property
     def is_share(self) -> bool:
@@ -65,7 +66,8 @@ class Measurement:
         parts = [f"{of}: {self.shown()}{sign}"] if of else []
         if self.interval:
             parts.append(f"95 % interval {self.shown('low')} to {self.shown('high')}")
-        parts.append(f"n = {self.shown('count')}")
+        items = "" if self.items is None else f" rows of {self.items:,} items"
+        parts.append(f"n = {self.shown('count')}{items}")
         known = [field for field in ("chance", UNTRAINED) if self.field(field) is not None]
         parts += [f"{field} {self.shown(field)}{sign}" for field in known]
         return " · ".join(parts)

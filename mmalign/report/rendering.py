@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from mmalign.core.languages import labelled
 from mmalign.results.formatting import points
+from mmalign.results.protocol import sentence
 
 
 def render(template: str, **values: Any) -> str:
@@ -25,6 +26,7 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"thousands": "{:,}".format, "labelled": labelled, "points": points}
+    environment.filters["sentence"] = sentence
     # It sorts and filters tables, and without it the page is complete. A browser refuses every other script.
     script = (files("mmalign.report") / "templates/report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

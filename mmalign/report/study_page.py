@@ -1,4 +1,4 @@
-"""The page of a study: its question, the verdicts, and the tables that they rest on.
+"""The page of a study: its question, the verdict with its scope, one chart, then what these rest on.
 
     results.json of a study (plain tree) -> names in order, Results -> tables and charts
         -> templates/study.html.j2 -> one self-contained page
@@ -6,8 +6,9 @@
 Everything is looked up, nothing is computed, and the same tree gives the same bytes.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from mmalign.report.charts import draw_bars, draw_heat_map
 from mmalign.report.measurement import Measurement, measurements
 from mmalign.report.rendering import render
 from mmalign.report.tables import Place, pivot, under_perturbation
-from mmalign.results.formatting import points
+from mmalign.results.formatting import MISSING, points
 from mmalign.results.metric_names import GENERALISED, MEAN, split_pair
 from mmalign.results.results import Results
 from mmalign.results.statistics import verdict
@@ -30,7 +31,8 @@ _CLEAN = "clean"
 _SEED = ", pretraining seed "  # behind the name of a tower; its metrics are named without
 _PARTS = (
     *("question", "suite", "environment", "comparisons", "answer", "metrics", "counts"),
-    *("ci95", "chance", "seeds", "towers", "protocol", "model"),
+    *("ci95", "chance", "seeds", "towers", "protocol", "model", "verdict", "scope", "items"),
+    "diverged",
 )
 
 
@@ -92,6 +94,7 @@ def write_study_page(tree: dict[str, Any], out: Path) -> None:
         "study.html.j2",
         study=study,
         tree=tree,
+        chart=_bars(study),
         tasks=[_task(study, task) for task in study.tasks],
         comparisons=[_compared(one) for one in tree["comparisons"]],
         towers=[_described(study, name, facts) for name, facts in tree["towers"].items()],
@@ -125,7 +128,12 @@ def read_study(tree: dict[str, Any]) -> Study:
     results = Results(tree["suite"], tree["model"], **parts)
     return Study(
         tree=tree,
-        measured=measurements(results, lambda name: StudyMetric(*name.split("/"))),
+        measured={
+            name: replace(one, items=tree["items"].get(one.name))
+            for name, one in measurements(
+                results, lambda name: StudyMetric(*name.split("/"))
+            ).items()
+        },
         supervision=supervision,
         tasks=tasks,
         towers=list(dict.fromkeys(compared or (name.tower for name in names))),
@@ -145,7 +153,6 @@ def _task(study: Study, task: str) -> dict[str, Any]:
     return {
         "name": task,
         "metric": metric.replace("_", " "),
-        "headline": _bars(study, {n: one for n, one in clean.items() if n.language == MEAN}),
         "scores": pivot(means, partial(_by_row, metric), "tower and method", notes=rows),
         "drops": _drops({n: one for n, one in means.items() if n.metric == f"{metric}_drop"}),
         "perturbed": pivot(names, partial(_by_variant, study, metric), "language"),
@@ -153,20 +160,27 @@ def _task(study: Study, task: str) -> dict[str, Any]:
         "languages": pivot(
             clean, lambda n: (n.language, study.other(n.tower), n.tower), "language"
         ),
-        "seeds": study.covered(means),
+        "seeds": study.covered(name for name in means if name[-2:] == (_CLEAN, metric)),
     }
 
 
-def _bars(study: Study, means: Measured) -> Markup:
-    """The means of the headline's towers, fine-tuned by its method."""
-    rows = {}
-    for name, one in means.items():
-        if name.tower in study.towers:
-            row = name.tower + study.other(name.tower, " (other supervision)")
-            rows[row] = {f"{name.task}, {name.metric}": one}
-    chances = {one.chance for row in rows.values() for one in row.values() if one.chance}
-    task = next(iter(means)).task
-    return draw_bars(f"headline-{task}", f"Means on {task} by tower", rows, sorted(chances))
+def _bars(study: Study) -> Markup:
+    """The means of the headline's towers on clean texts, fine-tuned by its method, on all tasks."""
+    rows: dict[str, dict[str, Measurement]] = defaultdict(dict)
+    for name, one in study.measured.items():
+        wanted = (study.method, MEAN, _CLEAN, study.tasks.get(name.task))
+        if name.tower in study.towers and (name[1], *name[3:]) == wanted:
+            tower = name.tower + study.other(name.tower, " (other supervision)")
+            # Two tasks stand side by side; more have rows of their own.
+            row, label = f"{name.task}: {tower}", "mean"
+            if len(study.tasks) <= 2:
+                row, label = tower, f"{name.task}, {name.metric}"
+            rows[row][label] = one
+    # A tower that lacks a task (its trainings diverged) has no bar.
+    most = max(map(len, rows.values()))
+    rows = {row: of_row for row, of_row in rows.items() if len(of_row) == most}
+    chances = {one.chance for of_row in rows.values() for one in of_row.values() if one.chance}
+    return draw_bars("headline", "Means by tower", rows, sorted(chances))
 
 
 def _by_row(metric: str, name: StudyMetric) -> Place | None:
@@ -228,9 +242,10 @@ def _described(study: Study, tower: str, facts: dict[str, Any]) -> list[str]:
 def _compared(one: dict[str, Any]) -> list[str | int]:
     """A row of the table of comparisons."""
     name = f"{one['kind']}, {one['task']}, {one['metric'].replace('/', ', ').replace('_', ' ')}"
-    interval = " to ".join(map(points, one["ci95"]))
-    p, p_holm = (f"{one[part]:.2g}" for part in ("p", "p_holm"))
+    interval = " to ".join(map(points, one["ci95"])) if one["ci95"] else MISSING
+    p, p_holm = (MISSING if one[n] is None else f"{one[n]:.2g}" for n in ("p", "p_holm"))
     word = verdict(one["difference"], one["p_holm"])
     sides = [", ".join(one[side]) for side in ("left", "right")]
-    seeds = [one["pairs"], one["seeds"]]
-    return [name, *sides, points(one["difference"]), interval, p, p_holm, *seeds, word]
+    items = MISSING if one["items"] is None else one["items"]
+    rests_on = [one["pairs"], one["seeds"], items, one["rows"]]
+    return [name, *sides, points(one["difference"]), interval, p, p_holm, *rests_on, word]

@@ -6,6 +6,7 @@ import numpy as np
 
 from mmalign.results.language_families import by_family, family_of
 from mmalign.results.metric_names import FAMILY, MEAN, WORST5, MetricName, is_aggregate
+from mmalign.results.protocol import LEFT_OUT, MEAN_OVER
 from mmalign.results.results import Results
 
 _WORST = 5
@@ -51,6 +52,56 @@ def add_aggregates(
         add_mean(results, name, lowest[:_WORST], WORST5)
     for family, members in by_family(languages).items() if families else ():
         add_mean(results, name, members, FAMILY + family)
+
+
+def rows_behind(
+    results: Results, metric: str
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
+    """Language -> values, and language -> ids, (n,) each, whose mean over languages is the metric.
+
+    None where the values were not kept, or the metric is no mean of them. Of several seeds: their mean.
+    """
+    name = MetricName.parse(metric)
+    languages = [str(name.language)] if metric in results.values else mean_over(results, name)
+    names = {lang: str(name.of(lang)) for lang in languages}
+    if not names or not all(one in results.values for one in names.values()):
+        return None
+    values = {lang: np.atleast_2d(results.values[n]).mean(0) for lang, n in names.items()}
+    means = [one.mean() for one in values.values()]
+    if not np.isclose(np.mean(means), results.metrics[metric], rtol=0, atol=1e-6):
+        return None
+    ids: dict[str, np.ndarray] = {}
+    for position, (lang, one) in enumerate(names.items(), start=1):
+        of_lang = results.ids_of(one)
+        # Rows without ids are about things of their own, in each language.
+        own = np.arange(len(values[lang])) - (position << 40)
+        ids[lang] = own if of_lang is None else of_lang
+    return values, ids
+
+
+def count_items(results: Results, metric: str) -> int | None:
+    """How many different things (ids) a metric of a language or a mean rests on; None where not recorded."""
+    name = MetricName.parse(metric)
+    names = [str(name.of(lang)) for lang in mean_over(results, name)] or [metric]
+    ids = [of_one for one in names if (of_one := results.ids_of(one)) is not None]
+    return len(np.unique(np.concatenate(ids))) if len(ids) == len(names) else None
+
+
+def mean_over(results: Results, name: MetricName) -> list[str]:
+    """The languages or pairs that a mean is over; empty for a metric that is no mean."""
+    if name.language != MEAN:
+        return []
+    protocol = results.protocol.get(name.prefix)
+    wanted = protocol.get(MEAN_OVER) if protocol else None
+    few = (protocol or {}).get(LEFT_OUT, {}).get(name.setting[0] if name.setting else "", ())
+    if wanted is None:
+        parsed = map(MetricName.parse, results.metrics)
+        wanted = [
+            str(one.language) for one in parsed if one.of(MEAN) == name and not one.is_aggregate
+        ]
+    # A perturbation may not exist in every language.
+    there = [lang for lang in wanted if str(name.of(lang)) in results.metrics]
+    return [lang for lang in there if lang not in few]
 
 
 def summed_up(part: str, of_parts: Mapping[str, np.ndarray]) -> np.ndarray | None:

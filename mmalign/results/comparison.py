@@ -23,10 +23,22 @@ import numpy as np
 from mmalign.core.commit import check_writable, write_atomic, write_json
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
-from mmalign.results.aggregates import summed_up
+from mmalign.results.aggregates import mean_over, summed_up
 from mmalign.results.metric_names import FAMILY, OF_CORRECT_ROWS, MetricName
+from mmalign.results.protocol import difference as protocol_difference
 from mmalign.results.results import Results, read_results, without_nan, writing
-from mmalign.results.statistics import DRAWS, LEVEL, drawn_means, holm, interval_and_p
+from mmalign.results.statistics import (
+    DRAWS,
+    LEVEL,
+    UNTESTED,
+    Part,
+    Significance,
+    drawn_means,
+    holm,
+    interval_and_p,
+    seed_part,
+    t_test,
+)
 
 _FILE = "results.json"
 SUFFIXES = (".json", ".csv", ".md")
@@ -37,14 +49,17 @@ class Difference:
     """A model minus the first one.
 
     Attributes:
-        ci95: of the paired bootstrap; None where no value of single queries is known.
+        ci95: of the paired bootstrap over queries, with several seeds of both; None where no value of single
+            queries is known, or nothing varies.
         p: two-sided; `p_holm` after Holm's correction over all differences of the comparison.
+        note: `UNTESTED` where queries are known, but nothing varies.
     """
 
     value: float
     ci95: tuple[float, float] | None = None
     p: float | None = None
     p_holm: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +118,7 @@ def compare(paths: Sequence[Path], suite: str | None = None, languages: bool = F
     # The paths as they were given where two folders have one name.
     models = tuple(runs if len(set(runs)) == len(runs) else map(str, paths))
     sha256 = tuple(str(one.model.get("sha256")) for one in found)
-    return Comparison(models, sha256, rows, tuple(_words(models[0], rows, means, found[0])))
+    return Comparison(models, sha256, rows, tuple(_words(models[0], rows, means, found)))
 
 
 def find_results(path: Path, suite: str | None) -> Path:
@@ -147,8 +162,10 @@ def _check_alike(name: str, first: Results, other: Results, what: str, file: Pat
         difference = (
             f"on other data than in {file} (`{parsed.data}`, manifest {short[0]}, not {short[1]})"
         )
-    elif first.protocol.get(parsed.prefix) != other.protocol.get(parsed.prefix):
-        difference = f"by another protocol than in {file} (see `protocol` in both files)"
+    elif field := protocol_difference(
+        other.protocol.get(parsed.prefix), first.protocol.get(parsed.prefix)
+    ):
+        difference = f"by another protocol than in {file} ({field})"
     elif first.counts[name] != other.counts[name]:
         difference = f"on {other.counts[name]} queries, in {file} on {first.counts[name]}"
     if difference:
@@ -176,10 +193,10 @@ def _make_rows(
         wanted = {lang: name for lang, name in members.items() if name in set(shown)}
         if wanted:
             drawn, is_together = _draw(members, found)
-            recorded = {
-                lang: np.array([one.metrics[members[lang]] for one in found]) for lang in drawn
+            rows |= {
+                n: _row(lang, n, {part: members[part] for part in drawn}, drawn, found)
+                for lang, n in wanted.items()
             }
-            rows |= {n: _row(lang, n, recorded, drawn, found) for lang, n in wanted.items()}
             if drawn and any(MetricName.parse(name).is_aggregate for name in wanted.values()):
                 means[is_together].add(metric.prefix)
     means[False] -= means[True]
@@ -198,10 +215,19 @@ def _draw(
     values, ids = {}, {}
     for lang, name in members.items():
         if all(name in one.values for one in found):
-            values[lang] = np.stack([one.values[name] for one in found])
-            of_lang = found[0].ids.get(MetricName.parse(name).group)
-            if of_lang is not None:
-                ids[lang] = of_lang
+            # Of several seeds their mean; what the seeds add is not drawn, see `_tested`.
+            of_models = [np.atleast_2d(one.values[name]).mean(0) for one in found]
+            of_rows = [of_model for one in found if (of_model := one.ids_of(name)) is not None]
+            if len(of_rows) == len(found):
+                orders = [np.argsort(one, kind="stable") for one in of_rows]
+                ids[lang] = of_rows[0][orders[0]]
+                for one, order in zip(of_rows, orders, strict=True):
+                    if not np.array_equal(one[order], ids[lang]):
+                        raise UserError(
+                            f"`{name}` was measured on other rows; measure all on one set"
+                        )
+                of_models = [one[order] for one, order in zip(of_models, orders, strict=True)]
+            values[lang] = np.stack(of_models)
     is_together = bool(ids) and len(ids) == len(values)
     return drawn_means(values, ids if is_together else None), is_together
 
@@ -209,13 +235,18 @@ def _draw(
 def _row(
     language: str,
     name: str,
-    recorded: Mapping[str, np.ndarray],
+    names: Mapping[str, str],
     drawn: Mapping[str, np.ndarray],
     found: Sequence[Results],
 ) -> Row:
     value_M = np.array([one.metrics[name] for one in found])
+    if wanted := mean_over(found[0], MetricName.parse(name)):
+        names = {lang: names[lang] for lang in wanted if lang in names}
+        drawn = {lang: drawn[lang] for lang in names}
     # A mean is drawn from its languages: no result holds queries of its own for it.
-    recomputed_M = summed_up(language, recorded)
+    recomputed_M = summed_up(
+        language, {lang: np.array([one.metrics[n] for one in found]) for lang, n in names.items()}
+    )
     drawn_MR = summed_up(language, drawn)
     # A mean over other languages than these (a task's own choice) cannot be drawn from them.
     if recomputed_M is None or not np.allclose(recomputed_M, value_M, rtol=0, atol=1e-9):
@@ -224,25 +255,54 @@ def _row(
     for model in range(1, len(found)):
         # The recorded values, not the means of the draws.
         value = float(value_M[model] - value_M[0])
-        tested = () if drawn_MR is None else interval_and_p(drawn_MR[model] - drawn_MR[0])
-        differences.append(Difference(value, *tested))
+        if drawn_MR is None:
+            differences.append(Difference(value))
+            continue
+        seeds = [_seeds(language, names, found[one]) for one in (0, model)]
+        tested = _tested(value, drawn_MR[model] - drawn_MR[0], seeds, found[0].counts[name])
+        differences.append(
+            Difference(value, *tested) if tested else Difference(value, note=UNTESTED)
+        )
     chance = found[0].chance.get(name)
     return Row(name, found[0].counts[name], chance, tuple(value_M.tolist()), tuple(differences))
 
 
+def _seeds(language: str, names: Mapping[str, str], results: Results) -> np.ndarray:
+    """(S,) the metric with each seed of a model, recomputed from the values of single queries."""
+    of_parts = {lang: np.atleast_2d(results.values[n]).mean(1) for lang, n in names.items()}
+    mean_S = summed_up(language, of_parts)
+    assert mean_S is not None
+    return mean_S
+
+
+def _tested(
+    value: float, difference_R: np.ndarray, seeds: Sequence[np.ndarray], queries: int
+) -> Significance | None:
+    """By the draws of queries alone; with several seeds by the variances of queries and of seeds."""
+    repeated = [seed_part(one_S) for one_S in seeds if len(one_S) > 1]
+    if not repeated:
+        return interval_and_p(difference_R)
+    items = Part(float(np.nanvar(difference_R)), queries - 1)
+    return t_test(value, [*repeated, items] if queries > 1 else repeated)
+
+
 def _words(
-    first: str, rows: Sequence[Row], means: Mapping[bool, set[str]], results: Results
+    first: str, rows: Sequence[Row], means: Mapping[bool, set[str]], found: Sequence[Results]
 ) -> list[str]:
     """What the intervals and p mean, how queries were drawn, and what could not be computed or checked."""
     differences = [one for row in rows for one in row.differences]
     tested = sum(one.p is not None for one in differences)
-    unknown = sorted({MetricName.parse(row.metric).data for row in rows} - results.data.keys())
+    unknown = sorted({MetricName.parse(row.metric).data for row in rows} - found[0].data.keys())
+    seeds = {len(one.model.get("seeds") or [None]) for one in found}
     together, apart = (", ".join(sorted(means[one])) for one in (True, False))
     if_said = {
         f"Differences are to {first}.": not tested,
         f"Differences are to {first}, with 95 % intervals of {DRAWS:,} paired bootstrap draws (seed 0) "
         f"and two-sided p after Holm's correction over the {tested} differences that have one.": tested,
-        "They cover the choice of queries, not what another training seed would give.": tested,
+        "They cover the choice of queries, not what another training seed would give.": tested
+        and seeds == {1},
+        "Of models with several seeds they cover the choice of queries and of seeds: the variances of both "
+        "are added (Student's t, Satterthwaite's degrees of freedom).": tested and seeds != {1},
         # p is 2 / (draws + 1) where all draws lie on one side of 0, and no smaller.
         f"With {tested} differences, {DRAWS:,} draws cannot show any of them at 5 %: look at fewer.": (
             2 / (DRAWS + 1) * tested > LEVEL
@@ -251,7 +311,10 @@ def _words(
         f"In {apart} the queries of each language were drawn by themselves, though they may be about the "
         "same images: intervals of means over languages may be too narrow.": apart,
         "Differences without an interval: no value of single queries was kept, or the number sums up "
-        "other languages than those here.": any(one.ci95 is None for one in differences),
+        "other languages than those here.": any(not (one.ci95 or one.note) for one in differences),
+        f"`{UNTESTED}`: every query differs by the same, so nothing says how others would differ.": any(
+            one.note for one in differences
+        ),
         f"No checksum of the data was recorded for {', '.join(unknown)}: that they are the same follows "
         "from protocol and counts alone.": unknown,
     }
@@ -326,5 +389,7 @@ def _cells(row: Row) -> list[str]:
             # More digits would depend on the draws.
             p = "p < 0.001" if one.p_holm < 0.001 else f"p = {one.p_holm:.3f}"
             words += f" ({low:+.4f} to {high:+.4f}), {p}"
+        elif one.note:
+            words += f", {one.note}"
         cells += [f"{value:.4f}", words]
     return cells

@@ -1,7 +1,7 @@
 """`results.json`: a number with its count, its interval, its chance level and its protocol.
 
     {"suite", "model", "metrics": {name: value}, "counts": {name: n}, "ci95": {name: [low, high]},
-     "chance": {name: value}, "protocol": {measure: words}, "data": {set: sha256}, "environment",
+     "chance": {name: value}, "protocol": {measure: fields}, "data": {set: sha256}, "environment",
      "baselines": {name: Results}}
 
 Beside it is `queries.npz` with the value of every single query, for metrics that have one per query: two
@@ -13,9 +13,9 @@ import json
 import math
 import platform
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from mmalign.core.code_version import VERSION
 from mmalign.core.commit import write_json
 from mmalign.core.errors import UserError, describe_os_error
 from mmalign.results.metric_names import MetricName
-from mmalign.results.statistics import bootstrap_interval, seed_interval
+from mmalign.results.protocol import HOW, Protocol
+from mmalign.results.statistics import bootstrap_interval
 
 QUERIES = "queries.npz"
 _IDS = "/ids"  # behind the name of a group of metrics: the ids of its queries
@@ -38,9 +39,11 @@ class Results:
     Attributes:
         model: `path`, `sha256` of the weights and whatever else identifies the model.
         counts: for each metric, how many queries or examples it was measured on.
-        data: for each set, the sha256 of its manifest.
-        values: for metrics of single queries their values.
-        ids: by `MetricName.group`, int32, what each query is about: an image has one id in all languages.
+        protocol: for each `MetricName.prefix`, how it was measured (`protocol.py`).
+        data: for each set, the sha256 of its manifest, of a text task that of the tested rows.
+        values: for metrics of single queries their values, (n,); of several seeds (S, n).
+        ids: by `MetricName.group`, or by the metric where its rows are others, (n,) whole numbers: what each
+            query is about. An image has one id in all languages, and so have the translations of a text.
     """
 
     suite: str
@@ -49,7 +52,7 @@ class Results:
     counts: dict[str, int] = field(default_factory=dict)
     ci95: dict[str, tuple[float, float]] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)
-    protocol: dict[str, str] = field(default_factory=dict)
+    protocol: dict[str, Protocol] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     baselines: dict[str, "Results"] = field(default_factory=dict)
@@ -72,7 +75,7 @@ class Results:
         Args:
             hits: one value (0/1) per query, from which mean, count and interval follow, or the value.
             count: needed where `hits` is the value itself.
-            ids: (n,) whole numbers below 2^31, what each query is about.
+            ids: (n,) whole numbers, what each query is about.
         """
         name = str(metric)
         if isinstance(hits, np.ndarray):
@@ -83,13 +86,21 @@ class Results:
             # Most are hits and misses: a byte each is enough.
             is_binary = np.isin(hits, (0, 1)).all()
             self.values[name] = hits.astype(np.uint8 if is_binary else np.float32)
-            if ids is not None:
-                self.ids[MetricName.parse(name).group] = ids.astype(np.int32)
         else:
             assert count is not None, name
             self.metrics[name], self.counts[name] = float(hits), count
+        if ids is not None:
+            is_short = np.abs(ids).max(initial=0) < 2**31  # numbers of images, not hashes
+            ids = ids.astype(np.int32 if is_short else np.int64)
+            of_group = self.ids.setdefault(MetricName.parse(name).group, ids)
+            if not np.array_equal(of_group, ids):
+                self.ids[name] = ids
         if chance is not None:
             self.chance[name] = chance
+
+    def ids_of(self, metric: str) -> np.ndarray | None:
+        """What each query of a metric is about, (n,); None where that was not recorded."""
+        return self.ids.get(metric, self.ids.get(MetricName.parse(metric).group))
 
     def merge(self, other: "Results") -> None:
         """Take over the measurements of another suite on the same model."""
@@ -117,7 +128,7 @@ class Results:
                 # The values of other results must never be found beside these.
                 queries.unlink(missing_ok=True)
                 written.replace(path)
-                if self.values:
+                if arrays:
                     temporary.replace(queries)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -166,7 +177,7 @@ def read_results(path: Path) -> Results:
     for name, array in held.items():
         if name.endswith(_IDS):
             results.ids[name.removesuffix(_IDS)] = array
-        elif results.counts.get(name) != len(array) or not np.isclose(
+        elif results.counts.get(name) != array.shape[-1] or not np.isclose(
             array.mean(dtype=np.float64), results.metrics[name], atol=1e-6, equal_nan=True
         ):
             raise UserError(
@@ -182,6 +193,10 @@ def _from_tree(tree: dict[str, Any]) -> Results:
     ci95 = {
         name: (_number(low), _number(high)) for name, (low, high) in tree.pop("ci95", {}).items()
     }
+    tree["protocol"] = {
+        name: {HOW: one} if isinstance(one, str) else dict(one)
+        for name, one in tree.get("protocol", {}).items()
+    }
     for part in ("metrics", "chance"):
         tree[part] = {name: _number(value) for name, value in tree.get(part, {}).items()}
     return Results(**tree, ci95=ci95, baselines=baselines)
@@ -189,26 +204,6 @@ def _from_tree(tree: dict[str, Any]) -> Results:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value + 0.0  # a TypeError where it is no number
-
-
-def mean_over_seeds(runs: Sequence[Results]) -> Results:
-    """The mean of each metric over runs that differ only in their seed; a single run stays as it is."""
-    if len(runs) == 1:
-        return runs[0]
-    first = runs[0]
-    # Of an attack on a model that had no row right there is no success rate.
-    shared = [name for name in first.metrics if all(name in run.metrics for run in runs)]
-    values = {name: [run.metrics[name] for run in runs] for name in shared}
-    # Student's t over the seeds covers the choice of the seed, not that of the texts.
-    about = f"Mean of {len(runs)} seeds; the interval covers these seeds only."
-    return replace(
-        first,
-        model={**first.model, "seeds": [run.model.get("seed") for run in runs]},
-        metrics={name: float(np.mean(of_seeds)) for name, of_seeds in values.items()},
-        ci95={name: seed_interval(of_seeds) for name, of_seeds in values.items()},
-        protocol={name: f"{about} {words}" for name, words in first.protocol.items()},
-        baselines={},
-    )
 
 
 def environment() -> dict[str, Any]:

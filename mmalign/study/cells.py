@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.core.code_version import VERSION
+from mmalign.core.commit import write_atomic
 from mmalign.core.config import apply_override_value, read_yaml
-from mmalign.core.errors import UserError
+from mmalign.core.errors import Diverged, UserError
 from mmalign.core.resources import find_yaml
 from mmalign.models.load import load_text_encoder
 from mmalign.results.results import Results, read_results
@@ -116,13 +117,25 @@ def _hash_of(path: Path, known: dict[Path, str]) -> str:
     return known[path]
 
 
-def run_cell(cell: Cell, folder: Path) -> tuple[Results, float]:
-    """The results of a cell, computed unless `folder` holds them, and the seconds that it took."""
+def run_cell(cell: Cell, folder: Path) -> tuple[Results | str, float]:
+    """The results of a cell, computed unless `folder` holds them, and the seconds that it took.
+
+    Of a training that diverged the sentence that says so: the cell has no number, and the study goes on.
+    """
     started, path = time.monotonic(), folder / cell.key / "results.json"
+    diverged = path.with_name("diverged.txt")
+    results: Results | str
     if path.is_file():
         results = read_results(path)
+    elif diverged.is_file():
+        results = diverged.read_text(encoding="utf-8")
     else:
         tower = load_text_encoder(cell.tower.path, cell.tower.untrained)
-        results = jobs.run_cell(cell.config, tower, cell.seed)
-        results.write(path)
+        try:
+            results = jobs.run_cell(cell.config, tower, cell.seed)
+            results.write(path)
+        except Diverged as error:
+            results = str(error)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(diverged, results)
     return results, time.monotonic() - started

@@ -44,9 +44,12 @@ def run_study(study: StudyConfig, out: Path, workers: int) -> StudyResults:
     say(f"{study.name}: {len(towers)} towers, {len(cells)} cells")
     started = time.monotonic()
     computed = {cell.key: results for cell, results in _compute(cells, out / "cells", workers)}
-    done = [(cell, computed[cell.key]) for cell in cells]  # in the grid's order
     seconds = round(time.monotonic() - started, 1)
+    # In the grid's order. A cell whose training diverged has a sentence in place of numbers.
+    both = [(cell, computed[cell.key]) for cell in cells]
+    done = [(cell, one) for cell, one in both if isinstance(one, Results)]
     results = analyse(study, towers, done)
+    results.diverged = {str(cell): one for cell, one in both if isinstance(one, str)}
     results.environment |= {"cells_seconds": seconds, "workers": workers}
     with writing(out / "study.yaml"):
         write_atomic(out / "study.yaml", write_yaml(study.model_dump(mode="json")))
@@ -56,14 +59,16 @@ def run_study(study: StudyConfig, out: Path, workers: int) -> StudyResults:
     return results
 
 
-def _compute(cells: Sequence[Cell], folder: Path, workers: int) -> Iterator[tuple[Cell, Results]]:
+def _compute(
+    cells: Sequence[Cell], folder: Path, workers: int
+) -> Iterator[tuple[Cell, Results | str]]:
     """Every cell with its results as soon as they are there; a line for each, on a terminal also a bar."""
     folder.mkdir(parents=True, exist_ok=True)
     # Not forked: the parent has used torch, whose threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
         waiting = {pool.submit(run_cell, cell, folder): cell for cell in cells}
-        finished: Iterable[Future[tuple[Results, float]]] = as_completed(waiting)
+        finished: Iterable[Future[tuple[Results | str, float]]] = as_completed(waiting)
         if sys.stdout.isatty():
             finished = track(finished, "cells", len(cells))
         try:
@@ -78,7 +83,9 @@ def _compute(cells: Sequence[Cell], folder: Path, workers: int) -> Iterator[tupl
             raise
 
 
-def _clean_mean(cell: Cell, results: Results) -> str:
+def _clean_mean(cell: Cell, results: Results | str) -> str:
+    if isinstance(results, str):
+        return f"no number: {results}"
     prefix = f"text/{cell.task}/mean/clean/"
     primary = (name for name in results.chance if name.startswith(prefix))
     return next((f"{n.removeprefix(prefix)} {results.metrics[n]:.3f}" for n in primary), "done")

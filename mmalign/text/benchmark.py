@@ -12,6 +12,7 @@ The mean over all languages that a publisher reports, English included, is
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -24,7 +25,9 @@ from mmalign.models.load import OWN_PROMPTS, load_text_encoder
 from mmalign.models.prompts import Side
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.metric_names import PUBLISHED
-from mmalign.results.results import Results, environment, mean_over_seeds
+from mmalign.results.protocol import HOW, MEAN_OVER, NOTE, joined
+from mmalign.results.results import Results, environment
+from mmalign.results.seeds import mean_over_seeds
 from mmalign.text.benchmark_tasks import (
     Group,
     GroupConfig,
@@ -100,7 +103,7 @@ def measure_benchmark(config: BenchmarkConfig, tower: TextEncoder, out: Path | N
         group = read_group(entry)
         for name, reason in group.skipped.items():
             console.say(f"skipped {name}: {reason}")
-            results.protocol[f"text/{name}"] = f"Skipped: {reason}"
+            results.protocol[f"text/{name}"] = {HOW: f"Skipped: {reason}"}
         if group.tests:
             results.merge(_run_group(group, tower, config, out))
         tasks = {test.name: task for test, task in group.tests}
@@ -169,25 +172,40 @@ def _nearest(tower: TextEncoder, task: Task) -> dict[str, list[Prediction]]:
 
 def _protocol(
     group: Group, test: TextTestConfig, task: Task, fitted: Fitted | None, tower: TextEncoder
-) -> str:
+) -> dict[str, Any]:
     config = group.config
     if fitted is None or config.fit is None:
-        way = "each query for its candidates"
-        if test.reverse:
-            way = "each candidate looks for its query"
-        how = f"Nothing was trained: {way}, the nearest by cosine in the tower's space."
+        way = (
+            "each candidate looks for its query"
+            if test.reverse
+            else "each query for its candidates"
+        )
+        words = f"Nothing was trained: {way}, the nearest by cosine in the tower's space."
+        how = {HOW: words, MEAN_OVER: list(task.targets)}
     else:
         how = protocol(task, config.fit, fitted)
         if "dev" in fitted.kept():
-            how += f" On `{task.source}` dev: {fitted.kept()['dev']:.4f}."
+            on_dev = f"On `{task.source}` dev: {{dev}}."
+            how = joined(how, {HOW: on_dev, "dev": f"{fitted.kept()['dev']:.4f}"})
     if config.before is not None:
-        how += f" Before that the tower was fine-tuned on {config.before.train.folder}."
+        how = joined(
+            how,
+            {
+                HOW: "Before that the tower was fine-tuned on {before}.",
+                "before": config.before.train.folder,
+            },
+        )
     if test.splits:
-        how += f" Tested on these splits together: {', '.join(test.splits)}."
+        how = joined(
+            how, {HOW: "Tested on these splits together: {splits}.", "splits": [*test.splits]}
+        )
     if test.published is not None:
         compared, same = deviations(test, task)
-        how += f" Tests {'as' if same else 'not as'} published: {compared}."
-    return how + tower.note
+        how = joined(
+            how,
+            {HOW: f"Tests {'as' if same else 'not as'} published: {{tests}}.", "tests": compared},
+        )
+    return {**how, **({NOTE: tower.note} if tower.note else {})}
 
 
 def _with_length(tower: TextEncoder, length: int | None) -> TextEncoder:
@@ -224,4 +242,4 @@ def _add_average(results: Results, scores: Sequence[float | None]) -> None:
         words = f"Mean of the scores of {len(scores)} tasks, each over what its publisher reports."
         average = float(np.mean(measured))
         results.add(f"{name}/{PUBLISHED}/{CLEAN}/average", average, count=len(measured))
-    results.protocol[name] = words
+    results.protocol[name] = {HOW: words}

@@ -14,7 +14,9 @@ from mmalign.core.errors import UserError
 from mmalign.models.load import OWN_PROMPTS, load_text_encoder
 from mmalign.models.prompts import Side
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.results.results import Results, environment, mean_over_seeds
+from mmalign.results.protocol import HOW, LEFT_OUT, MEAN_OVER, NOTE, joined
+from mmalign.results.results import Results, environment
+from mmalign.results.seeds import mean_over_seeds
 from mmalign.text.causality.config import ASKED, CausalityConfig
 from mmalign.text.causality.config import describe as describe_causality
 from mmalign.text.fit import FitConfig, Fitted, fit, precision_of
@@ -111,8 +113,9 @@ def run_seed(
         environment=environment(),
     )
     left_out = measure(fitted, task, config.tests, tower, results)
-    words = protocol(task, config, fitted, config.tests) + _left_out(left_out) + tower.note
-    results.protocol[f"text/{task.name}"] = words
+    results.protocol[f"text/{task.name}"] = joined(
+        protocol(task, config, fitted, config.tests, tower.note), _left_out(left_out)
+    )
     if config.folds:
         _add_unseen(results, tower, task, config, config.folds, seed)
     return results, fitted.model
@@ -137,10 +140,13 @@ def _add_unseen(
         if examples
     }
     add_clean(results, unseen, outcomes)
-    results.protocol[f"text/{unseen.name}"] = (
-        f"As text/{task.name}, but trained {folds} times, each time without a part of the items "
-        "(ids), and tested on these: transfer to new items in new languages."
-    )
+    results.protocol[f"text/{unseen.name}"] = {
+        **results.protocol[f"text/{task.name}"],
+        "how": f"As text/{task.name}, but trained {{folds}} times, each time without a part of the items "
+        "(ids), and tested on these: transfer to new items in new languages.",
+        "folds": folds,
+        MEAN_OVER: [lang for lang in unseen.targets if lang in outcomes],
+    }
 
 
 def deal_ids(task: Task, folds: int, seed: int) -> list[set[str]]:
@@ -162,37 +168,45 @@ def deal_ids(task: Task, folds: int, seed: int) -> list[set[str]]:
     return [set(by_label[first::folds]) for first in range(folds)]
 
 
-def protocol(task: Task, config: FitConfig, fitted: Fitted, tests: TestConfig | None = None) -> str:
-    """How the numbers were obtained, in words."""
-    noise = attacked = ""
+def protocol(
+    task: Task, config: FitConfig, fitted: Fitted, tests: TestConfig | None = None, note: str = ""
+) -> dict[str, Any]:
+    """How the numbers were obtained; `note` is the tower's."""
+    training = _training(task, config, fitted) if task.train else {HOW: "The tower as it is."}
+    fields = joined(training, describe(task))
+    if task.kind == "event_causality":
+        fields = joined(fields, {HOW: ASKED.strip()})
     if tests and tests.perturbations:
-        sample = f"a sample of {tests.perturbed} of the" if tests.perturbed else "all"
-        noise = (
-            f" Perturbations, in tests only, {tests.draws} draws each, seed {tests.perturbation_seed}: "
-            f"measured on {sample} rows of a language that all draws change; `clean` is the score of "
-            "these rows before, `drop` clean minus perturbed, `worst` takes each row's worst draw. "
-            f"Means are over languages with at least {LEAST_CHANGED} such rows."
-        )
+        noise = {
+            HOW: "Perturbations, in tests only, {draws} draws each, seed {perturbation_seed}: measured on "
+            "{perturbed} rows of a language that all draws change; `clean` is the score of these rows "
+            "before, `drop` clean minus perturbed, `worst` takes each row's worst draw. Means are over "
+            "languages with at least {least_changed} such rows.",
+            "perturbed": f"a sample of {tests.perturbed} of the" if tests.perturbed else "all",
+            "draws": tests.draws,
+            "perturbation_seed": tests.perturbation_seed,
+            "least_changed": LEAST_CHANGED,
+        }
+        fields = joined(fields, noise)
     if tests and tests.attacks:
-        attacks = "; ".join(_settings(one) for one in tests.attacks)
-        attacked = (
-            f" Attacks on a sample of {tests.attacked} of the rows of a language that have candidates: "
-            f"{attacks}; `success_rate` and `queries` are over those that were right before."
-        )
-    training = _training(task, config, fitted) if task.train else "The tower as it is"
-    asked = ASKED if task.kind == "event_causality" else ""
-    return f"{training}. {describe(task)}{asked}{noise}{attacked}"
+        attacks = {
+            HOW: "Attacks on a sample of {attacked} of the rows of a language that have candidates: "
+            "{attacks}; `success_rate` and `queries` are over those that were right before.",
+            "attacked": tests.attacked,
+            "attacks": "; ".join(_settings(one) for one in tests.attacks),
+        }
+        fields = joined(fields, attacks)
+    return {**fields, **({NOTE: note} if note else {})}
 
 
-def _left_out(left_out: Mapping[str, Mapping[str, int]]) -> str:
-    parts = [
-        f"{name}: {', '.join(f'{lang} ({rows} rows)' for lang, rows in languages.items())}"
-        for name, languages in left_out.items()
-    ]
-    return f" In no mean: {'; '.join(parts)}." if parts else ""
+def _left_out(left_out: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    if not left_out:
+        return {}
+    named = {name: dict(languages) for name, languages in left_out.items()}
+    return {HOW: "In no mean, with so many rows: {left_out}.", LEFT_OUT: named}
 
 
-def _training(task: Task, config: FitConfig, fitted: Fitted) -> str:
+def _training(task: Task, config: FitConfig, fitted: Fitted) -> dict[str, Any]:
     head = f"a head with {config.hidden} hidden units" if config.hidden else "a linear head"
     if task.kind == "retrieval":
         head = "the factor of the cosines"
@@ -204,16 +218,22 @@ def _training(task: Task, config: FitConfig, fitted: Fitted) -> str:
         "all": f"the text tower and {head}",
     }[config.trainable]
     # Only these heads see two texts in two ways; tagging and span_qa have one.
-    pairs = ""
     if task.kind in ON_FEATURES and len(task.train[0].texts) > 1:
-        pairs = f", two texts {'joined' if config.pairs == 'joint' else 'embedded apart'}"
+        trained += f", two texts {'joined' if config.pairs == 'joint' else 'embedded apart'}"
     history = fitted.history
-    choice = f"best {PRIMARY[task.kind]} on `{task.source}` dev" if "dev" in history else "the last"
     augmented = f"{_settings(config.augment)} and " if config.augment else ""
-    return (
-        f"Training {trained}{pairs}, method {augmented}{_settings(config.method)}, step "
-        f"{history['kept_step']} of {history['steps']} kept ({choice})"
-    )
+    return {
+        HOW: "Training {training}, method {method}, {epochs} epochs, step {kept_step} of {steps} kept "
+        "({choice}).",
+        "training": trained,
+        "method": augmented + _settings(config.method),
+        "epochs": config.epochs,
+        "steps": history["steps"],
+        "choice": f"best {PRIMARY[task.kind]} on `{task.source}` dev"
+        if "dev" in history
+        else "the last",
+        "kept_step": history["kept_step"],
+    }
 
 
 def _settings(section: Configured) -> str:

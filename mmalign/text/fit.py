@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmalign.core import console
 from mmalign.core.batching import batched
 from mmalign.core.config import Section
-from mmalign.core.errors import UserError
+from mmalign.core.errors import Diverged, UserError
 from mmalign.core.precision import Precision, choose_precision
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.models.text_tower import layer_depths
@@ -168,7 +168,7 @@ def fit(
         if step == steps or step % every == 0:
             mean = float(np.mean(losses))
             if not np.isfinite(mean):
-                raise UserError(f"the loss is {mean} before step {step}; lower `lr` or `head_lr`")
+                raise Diverged(f"the loss is {mean} before step {step}; lower `lr` or `head_lr`")
             checks.check(step, mean)
             losses.clear()
             if config.patience is not None and checks.worse >= config.patience:

@@ -16,6 +16,7 @@ from mmalign.models.load import OWN_PROMPTS
 from mmalign.models.prompts import Side
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.metric_names import MEAN, MetricName
+from mmalign.results.protocol import HOW, joined
 from mmalign.results.results import Results
 from mmalign.text import finetune
 from mmalign.text.finetune import FinetuneConfig
@@ -91,8 +92,8 @@ def as_task(results: Results, job: LexicalInjectionConfig) -> Results:
     """Precision@1 of the held-out words at the trained layer, in place of a task's accuracy."""
     subject, layer = job.lexicon.name, str(results.model["layer"])
     task = f"text/{subject}"
-    words = results.protocol[f"{inject.INJECTED}/{subject}"]
-    protocol = {task: f"Precision@1 of held-out words at layer {layer}. {words}"}
+    first = {HOW: "Precision@1 of held-out words at layer {layer}."}
+    protocol = {task: joined(first, results.protocol[f"{inject.INJECTED}/{subject}"])}
     found = replace(
         results, metrics={}, counts={}, ci95={}, chance={}, protocol=protocol, suite=task
     )

@@ -23,7 +23,7 @@ from mmalign.text.perturbations.attack import AttackConfig
 from mmalign.text.perturbations.perturb import PerturbationConfig
 from mmalign.text.robustness import Measured, add_attack, add_perturbation
 from mmalign.text.scores import PRIMARY, chance, hits
-from mmalign.text.tasks.task import CLEAN, Example, Task
+from mmalign.text.tasks.task import CLEAN, Example, Task, row_ids
 from mmalign.text.transfer import Outcome, add_clean, outcome_of
 
 
@@ -135,7 +135,7 @@ def add_generalised(results: Results, model: TaskModel, task: Task) -> None:
         merged = [task.merge.get(one, one) for one in given]
         right[first, second] = hits([str(one.target) for one in examples], merged)
         name = f"text/{task.name}/{first}-{second}/{GENERALISED}/{metric}"
-        results.add(name, right[first, second])
+        results.add(name, right[first, second], ids=row_ids(examples))
     for suffix, is_same in (("", False), ("_same_language", True)):
         chosen = [pair for pair in right if (pair[0] == pair[1]) == is_same]
         if chosen:

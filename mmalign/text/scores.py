@@ -11,7 +11,7 @@ correlations in [-1, 1].
     tagging          one tag per word                                       f1, accuracy
     span_qa          text of the answer         exact_match, f1,
                                                 mlqa_exact_match, mlqa_f1
-    retrieval        candidate ids, best first  accuracy, mrr, map@20
+    retrieval        candidate ids, best first  accuracy, mrr@20, map@20
     event_causality  one bool per pair                                       precision, recall, f1, also
                                                                           _within, _across sentences
 
@@ -262,7 +262,7 @@ def _retrieval(correct: list[set[str]], ranked: list[tuple[str, ...]]) -> Scores
     pairs = list(zip(correct, ranked, strict=True))
     columns = {
         "accuracy": [not targets.isdisjoint(found[:1]) for targets, found in pairs],
-        "mrr": [reciprocal_rank(*pair) for pair in pairs],
+        f"mrr@{DEPTH}": [reciprocal_rank(*pair) for pair in pairs],
         f"map@{DEPTH}": [average_precision(*pair) for pair in pairs],
     }
     return {name: np.array(values, np.float64) for name, values in columns.items()}

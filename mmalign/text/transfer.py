@@ -7,11 +7,11 @@ perturbation. A perturbed metric is measured on the rows that the perturbation c
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import numpy as np
 
+from mmalign.results.aggregates import summed_up
 from mmalign.results.metric_names import MEAN
 from mmalign.results.results import Results
 from mmalign.results.statistics import (
@@ -22,7 +22,7 @@ from mmalign.results.statistics import (
 )
 from mmalign.text.causality.pairs import redrawn_pair_scores
 from mmalign.text.scores import PRIMARY, Prediction, chance, score
-from mmalign.text.tasks.task import CLEAN, Example, Task
+from mmalign.text.tasks.task import CLEAN, Example, Task, row_ids, tests_sha256
 
 # A language with fewer changed rows is in no mean over languages under a perturbation.
 LEAST_CHANGED = 50
@@ -69,6 +69,7 @@ def add_clean(results: Results, task: Task, by_language: Mapping[str, Outcome]) 
         for part, drawn in _with_mean(redrawn, task.targets).items():
             results.ci95[f"text/{task.name}/{part}/{CLEAN}/{metric}"] = percentile_interval(drawn)
     _add_chance(results, task, CLEAN, by_language)
+    results.data[task.name] = tests_sha256(task)
 
 
 def add_perturbed(
@@ -127,23 +128,6 @@ def in_mean(task: Task, outcomes: Mapping[str, Outcome], least: int = 0) -> list
     return [lang for lang in there if len(outcomes[lang].examples) >= least]
 
 
-def interval_over_ids(
-    values: Mapping[str, np.ndarray], ids: Mapping[str, np.ndarray]
-) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean over languages of the mean values.
-
-    Args:
-        values: language -> (n,), one value per example.
-        ids: language -> (n,), the ids of the examples.
-    """
-    # Ids are drawn, not examples: a sentence that is hard in one language is hard in the others too, and
-    # examples drawn one by one would make the interval too narrow.
-    table = {lang: value[None] for lang, value in values.items()}
-    drawn = drawn_means(table, ids, draws=INTERVAL_DRAWS)
-    # NaN: a draw without any id of a language of few examples; the other languages make its mean.
-    return percentile_interval(np.nanmean(np.concatenate(list(drawn.values())), axis=0))
-
-
 def _add(
     results: Results,
     task: Task,
@@ -153,16 +137,10 @@ def _add(
     outcomes: Mapping[str, Outcome],
     least: int = 0,
 ) -> None:
-    numbers = {one: i for i, one in enumerate(sorted({e.id for e in chain(*task.tests.values())}))}
-    ids = {
-        lang: np.array([numbers[one.id] for one in outcomes[lang].examples], np.int32)
-        for lang in values
-    }
+    ids = {lang: row_ids(outcomes[lang].examples) for lang in values}
     for lang, value in values.items():
-        is_array = isinstance(value, np.ndarray)
-        name = f"text/{task.name}/{lang}/{variant}/{metric}"
-        count = None if is_array else len(ids[lang])
-        results.add(name, value, count, ids=ids[lang] if is_array else None)
+        count = None if isinstance(value, np.ndarray) else len(ids[lang])
+        results.add(f"text/{task.name}/{lang}/{variant}/{metric}", value, count, ids=ids[lang])
     # The language of the training data is reported, but is no target of the transfer.
     targets = in_mean(task, outcomes, least)
     if not targets:
@@ -170,9 +148,13 @@ def _add(
     name = f"text/{task.name}/{MEAN}/{variant}/{metric}"
     mean = float(np.mean([np.mean(values[lang]) for lang in targets]))
     results.add(name, mean, count=sum(len(ids[lang]) for lang in targets))
-    arrays = {lang: v for lang in targets if isinstance(v := values[lang], np.ndarray)}
+    arrays = {lang: v[None] for lang in targets if isinstance(v := values[lang], np.ndarray)}
     if len(arrays) == len(targets):
-        results.ci95[name] = interval_over_ids(arrays, {lang: ids[lang] for lang in targets})
+        # Ids are drawn, not examples: a sentence that is hard in one language is hard in the others too, and
+        # examples drawn one by one would make the interval too narrow.
+        drawn = summed_up(MEAN, drawn_means(arrays, ids, draws=INTERVAL_DRAWS))
+        assert drawn is not None
+        results.ci95[name] = percentile_interval(drawn)
 
 
 def _add_chance(

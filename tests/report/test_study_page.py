@@ -44,8 +44,13 @@ class Invented:
             "suite": "study_demo",
             "question": "Do pictures alone let labels in English carry over to other languages?",
             "model": {},
-            **{name: {} for name in ("metrics", "counts", "ci95", "chance", "seeds")},
-            "protocol": {"text/category": "A linear head on a fixed tower; 2 draws of noise."},
+            **{name: {} for name in ("metrics", "counts", "ci95", "chance", "seeds", "items")},
+            "verdict": "Yes on category; not shown on same_thing.",
+            "scope": ["images against masked.", "category: 200 items in 2600 rows."],
+            "diverged": {},
+            "protocol": {
+                "text/category": {"how": "A linear head, {draws} draws of noise.", "draws": 2}
+            },
             "environment": {"python": "3.12.3", "torch": "2.10.0", "workers": 2},
             "comparisons": [],
             "answer": [],
@@ -63,6 +68,7 @@ class Invented:
         self.tree["metrics"][name] = value
         self.tree["counts"][name] = 2600 if "/mean/" in name else 260
         self.tree["seeds"][name] = ON_FIRST.format(self.seeds)
+        self.tree["items"][name] = 20 if "attack" in name else 200
         if self.seeds > 1:
             half = 0.005 + 0.02 * float(self.rng.random())
             self.tree["ci95"][name] = (value - half, value + half)
@@ -112,6 +118,7 @@ class Invented:
         one |= {"difference": difference, "ci95": (difference - half, difference + half)}
         one |= {"p": p / 2, "p_holm": p, "pairs": 3 if kind == "headline" else self.seeds}
         one["seeds"] = OVER_PRETRAINING if kind == "headline" else ON_FIRST.format(self.seeds)
+        one |= {"rows": 2600, "items": 200, "primary": kind == "headline"}
         self.tree["comparisons"].append(one)
 
     def add_comparisons(self, task: str) -> None:
@@ -161,7 +168,7 @@ def written(tree: dict[str, Any], folder: Path) -> str:
 
 def without(tree: dict[str, Any], pattern: str) -> dict[str, Any]:
     """The tree without the metrics and comparisons that match."""
-    per_metric = ("metrics", "counts", "ci95", "chance", "seeds")
+    per_metric = ("metrics", "counts", "ci95", "chance", "seeds", "items")
     kept = [one for one in tree["comparisons"] if not re.search(pattern, one["metric"])]
     cut = {n: {k: v for k, v in tree[n].items() if not re.search(pattern, k)} for n in per_metric}
     return tree | cut | {"comparisons": kept}
@@ -177,17 +184,38 @@ def test_every_section_is_there_and_every_link_leads_somewhere(page: str) -> Non
     assert sections == ["headline", "towers", "task-1", "task-2", "comparisons", "protocol"]
     ids = re.findall(r'\sid="([^"]*)"', page)
     assert len(ids) == len(set(ids)) and set(re.findall(r'href="#([\w-]+)"', page)) <= set(ids)
-    # Means and drops of two tasks, and a map of the one task that was tested in two languages.
-    assert page.count("<svg") == page.count('role="img"') == 5
+    # One chart of means, drops of two tasks, and a map of the one task that was tested in two languages.
+    assert page.count("<svg") == page.count('role="img"') == 4
+
+
+def test_the_page_begins_with_the_verdict_its_scope_and_one_chart(tmp_path: Path) -> None:
+    tree = invented()
+    tree["diverged"] = {"masked · category · pgd · seed 1": "the loss is nan before step 7"}
+    page = written(tree, tmp_path)
+    top = page.partition("<h1>")[2].partition("<h2>")[0]
+    places = [top.index(words) for words in (tree["verdict"], *tree["scope"], "Without a number:")]
+    assert places == sorted(places) and top.count("<svg") == 1
+    assert places[-1] < top.index("<svg") and "the loss is nan before step 7" in top
+    assert "A linear head, 2 draws of noise." in page
+
+
+def test_a_difference_without_a_test_says_so(tmp_path: Path) -> None:
+    tree = invented()
+    tree["comparisons"][0] |= {"ci95": None, "p": None, "p_holm": None}
+    page = written(tree, tmp_path)
+    table = page[page.index('<section id="comparisons"') :]
+    row = table[table.index("<tr><td>headline") :].partition("</tr>")[0]
+    assert row.count("<td>–</td>") == 3 and row.endswith("<td>no difference can be told</td>")
 
 
 def test_nothing_comes_from_outside_and_names_are_text(tmp_path: Path) -> None:
     tree = without(invented(), "code_mix|keyboard|attack")
-    tree["question"] = tree["answer"][0] = HOSTILE
+    tree["question"] = tree["answer"][0] = tree["verdict"] = tree["scope"][0] = HOSTILE
     tree["towers"]["masked"]["supervision"] = HOSTILE
-    tree["protocol"][HOSTILE] = HOSTILE
+    tree["protocol"][HOSTILE] = {"how": HOSTILE}
+    tree["diverged"][HOSTILE] = HOSTILE
     renamed = {"category": "a\"b'<i>", "rs_da": "<b onload=x>"}
-    for part in ("metrics", "counts", "ci95", "chance", "seeds"):
+    for part in ("metrics", "counts", "ci95", "chance", "seeds", "items"):
         for old, new in renamed.items():
             tree[part] = {k.replace(f"/{old}/", f"/{new}/"): v for k, v in tree[part].items()}
     page = written(tree, tmp_path)
@@ -231,6 +259,7 @@ def test_every_comparison_has_its_verdict(page: str) -> None:
     rows = re.findall(r"<tr( class=\"shown\")?>(<td>.*?)</tr>", table)
     assert len(rows) == len(tree["comparisons"])
     for (is_marked, cells), one in zip(rows, tree["comparisons"], strict=True):
+        assert "<td>200</td><td>2600</td>" in cells
         verdict = (
             "not shown" if one["p_holm"] >= 0.05 else "worse" if one["difference"] < 0 else "shown"
         )
@@ -248,7 +277,7 @@ def test_tables_repeat_the_numbers_and_mark_other_supervision(page: str) -> None
             rf'data-metric="{name}" data-field="value" title="([^"]*)">([\d.]+)<', page
         )
         assert cell and cell[2] == f"{100 * tree['metrics'][name]:.1f}"
-        assert f"95 % interval {low} to {high} · n = 2,600" in cell[1]
+        assert f"95 % interval {low} to {high} · n = 2,600 rows of 200 items" in cell[1]
     for tower in TOWERS:
         row = re.search(rf"<th>{tower}, plain.*?</th>", page)
         assert row and ("other supervision" in row[0]) == (not tower.startswith("images")), tower
@@ -275,7 +304,7 @@ def test_a_study_of_one_seed_has_no_intervals_and_no_comparisons(tmp_path: Path)
     assert 'id="comparisons"' not in body and "no difference was tested" in body
     assert f"{ON_FIRST.format(1)}: no intervals" in body
     # What was not measured is left out.
-    assert "Robustness" not in body and "worst" not in body and page.count("<svg") == 2
+    assert "Robustness" not in body and "worst" not in body and page.count("<svg") == 1
 
 
 def test_the_same_tree_gives_the_same_bytes(page: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from mmalign.core.errors import UserError
 from mmalign.results.comparison import (
     Comparison,
+    Difference,
     Row,
     check_target,
     compare,
@@ -20,17 +21,19 @@ from mmalign.results.comparison import (
     write_comparison,
 )
 from mmalign.results.results import Results
+from mmalign.results.seeds import mean_over_seeds
 
 LANGUAGES = ("de", "en", "fr", "it", "sw", "tr", "zh")
 IMAGES = 60
-SUFFIX = "text_to_image/recall@1"
+DIRECTION = "text_to_image"
+SUFFIX = f"{DIRECTION}/recall@1"
 Save = Callable[[str, Results], Path]
 
 
 def measured(share: float, ids: bool = True, seed: int = 0) -> Results:
     """Hits of every language on the same images: a model with a larger share finds all that others find."""
     results = Results("suite", {"path": "x", "sha256": f"{share:.2f}".ljust(64, "0")})
-    results.protocol["retrieval/s"] = "how it was done"
+    results.protocol["retrieval/s"] = {"how": "{k} of them", "k": 3, "kept_step": len(str(share))}
     results.data["s"] = "a" * 64
     rng = np.random.default_rng(seed)
     hard = rng.random(IMAGES)
@@ -83,7 +86,9 @@ def test_differences_are_those_of_the_values(saved: Save) -> None:
         assert better.ci95 and better.ci95[0] < better.value < better.ci95[1]
         assert better.p_holm is not None and better.p is not None
         assert better.p <= better.p_holm < 0.05
-        assert (same.value, same.ci95, same.p, same.p_holm) == (0.0, (0.0, 0.0), 1.0, 1.0)
+        # Not p = 1 either: nothing varies, so nothing was tested.
+        assert same == Difference(0.0, note="no difference can be told")
+    assert "no difference can be told" in markdown(comparison)
 
 
 def test_a_difference_of_two_queries_by_hand(saved: Save) -> None:
@@ -164,8 +169,16 @@ def test_results_without_queries_or_checksums_are_compared_with_a_word(saved: Sa
             "other data than in .*manifest not recorded, not aaaaaaaaaaaa",
         ),
         (
-            lambda one: one.protocol.update({"retrieval/s": "in another way"}),
-            "was measured by another protocol than in",
+            lambda one: one.protocol["retrieval/s"].update(k=4),
+            r"was measured by another protocol than in .*results.json \(`k` is 4, not 3\)",
+        ),
+        (
+            lambda one: one.protocol.update({"retrieval/s": {"how": "in another way"}}),
+            r"was measured by another protocol than in .*\(see `protocol` in both files",
+        ),
+        (
+            lambda one: one.ids.update({f"retrieval/s/de/{DIRECTION}": np.arange(IMAGES) + 1}),
+            "was measured on other rows",
         ),
         (
             lambda one: one.add(f"retrieval/s/de/{SUFFIX}", np.ones(IMAGES + 1)),
@@ -258,3 +271,53 @@ def test_a_target_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     for target in (tmp_path / "c.md", tmp_path / "file" / "c.csv"):
         with pytest.raises(UserError, match=r"c\.(md|csv): "):
             check_target(target)
+
+
+def of_seeds(shares: tuple[float, ...], seed: int) -> Results:
+    """A text model fine-tuned with several seeds: the mean is over other languages than English."""
+    runs, ids = [], np.arange(40)
+    rng = np.random.default_rng(seed)
+    hard = np.random.default_rng(9).random(40)
+    for number, share in enumerate(shares):
+        how = {"how": "Step {kept_step}.", "kept_step": number, "mean_over": ["de", "sw"]}
+        run = Results("s", {"path": "x", "seed": number}, protocol={"text/t": how})
+        hits = {
+            lang: (0.8 * hard + 0.2 * rng.random(40) < share).astype(float)
+            for lang in ("en", "de", "sw")
+        }
+        for lang, one in hits.items():
+            run.add(f"text/t/{lang}/clean/accuracy", one, ids=ids)
+        mean = float(np.mean([hits["de"], hits["sw"]]))
+        run.add("text/t/mean/clean/accuracy", mean, count=80)
+        run.data["t"] = "d" * 64
+        runs.append(run)
+    return mean_over_seeds(runs)
+
+
+def test_two_text_models_of_several_seeds_are_compared(saved: Save) -> None:
+    """Their kept steps and dev scores differ, and their rows lie in another order."""
+    first, second = of_seeds((0.4, 0.5, 0.45), 0), of_seeds((0.7, 0.8, 0.75, 0.72), 1)
+    for name in second.values:
+        second.values[name] = second.values[name][:, ::-1]
+    second.ids = {group: ids[::-1] for group, ids in second.ids.items()}
+    paths = [saved("a", first), saved("b", second)]
+    (mean,) = compare(paths).rows
+    (difference,) = mean.differences
+    assert mean.metric == "text/t/mean/clean/accuracy"
+    assert difference.value == pytest.approx(0.3, abs=0.1)
+    assert difference.ci95 and 0 < difference.ci95[0] < difference.value < difference.ci95[1]
+    assert any("queries and of seeds" in words for words in compare(paths).words)
+    # The same items with less agreement between the seeds tell less.
+    loud = of_seeds((0.4, 0.95, 0.3), 0)
+    (wider,) = compare([saved("c", loud), paths[1]]).rows[0].differences
+    assert wider.ci95 and np.ptp(wider.ci95) > 1.5 * np.ptp(difference.ci95)
+
+
+def test_a_protocol_of_version_0_1_0_is_its_sentence(saved: Save) -> None:
+    old, new = measured(0.3), measured(0.5)
+    old.protocol["retrieval/s"] = {"how": "3 of them"}
+    new.protocol["retrieval/s"] = {"how": "{k} of them", "k": 3}
+    assert compare([saved("a", old), saved("b", new)]).rows
+    new.protocol["retrieval/s"]["k"] = 4
+    with pytest.raises(UserError, match="another protocol"):
+        compare([saved("a", old), saved("b", new)])

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mmalign.core.errors import UserError
-from mmalign.results.results import QUERIES, Results, environment, mean_over_seeds, read_results
-from mmalign.results.statistics import bootstrap_interval, seed_interval
+from mmalign.results.results import QUERIES, Results, environment, read_results
+from mmalign.results.statistics import bootstrap_interval
 
 KEYS = set(
     [
@@ -36,7 +36,7 @@ def make_results(value: float = 0.25, name: str = "retrieval/s/en/x/recall@1") -
     hits[: round(40 * value)] = 1
     results.add(name, hits, chance=0.1)
     results.add("retrieval/s/mean/x/recall@1", value, count=40, chance=0.1)
-    results.protocol["retrieval/s"] = "how"
+    results.protocol["retrieval/s"] = {"how": "how"}
     results.environment = environment()
     return results
 
@@ -79,7 +79,7 @@ def test_another_file_is_no_results_file(tmp_path: Path, text: str) -> None:
 
 def test_a_merge_takes_over_measurements_and_baselines() -> None:
     whole, other = make_results(), make_results(0.5, "text/t/en/clean/accuracy")
-    other.protocol = {"text/t": "why"}
+    other.protocol = {"text/t": {"how": "why"}}
     whole.baselines["untrained"] = make_results(0.0)
     other.baselines["untrained"] = make_results(0.1, "text/t/en/clean/accuracy")
     other.baselines["random"] = make_results(0.2)
@@ -87,7 +87,7 @@ def test_a_merge_takes_over_measurements_and_baselines() -> None:
     assert whole.metrics["retrieval/s/en/x/recall@1"] == 0.25
     assert whole.metrics["text/t/en/clean/accuracy"] == 0.5
     assert whole.metrics.keys() == whole.counts.keys() == whole.chance.keys()
-    assert whole.protocol == {"retrieval/s": "how", "text/t": "why"}
+    assert whole.protocol == {"retrieval/s": {"how": "how"}, "text/t": {"how": "why"}}
     assert whole.baselines["untrained"].metrics.keys() == whole.metrics.keys()
     assert whole.baselines["random"].metrics["retrieval/s/en/x/recall@1"] == 0.2
     assert whole.suite == "x"
@@ -126,37 +126,6 @@ def test_faiss_for_gpus_takes_the_place_of_the_package_for_cpus(
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     assert environment()["faiss-gpu"] == "1" and "faiss-cpu" not in environment()
-
-
-def seeded(seed: int, accuracy: float, f1: float) -> Results:
-    results = Results("s", {"path": "run", "seed": seed}, protocol={"text/t": "How it was done."})
-    results.add("text/t/de/clean/accuracy", np.array([accuracy, accuracy]), chance=0.5)
-    results.add("text/t/de/clean/macro_f1", f1, count=2)
-    results.environment = environment()
-    return results
-
-
-def test_the_mean_over_seeds_has_the_interval_of_the_seeds() -> None:
-    runs = [seeded(3, 0.5, 0.1), seeded(5, 0.75, 0.1), seeded(4, 1.0, 0.1)]
-    runs[0].baselines["untrained"] = seeded(3, 0.0, 0.0)
-    mean = mean_over_seeds(runs)
-    name = "text/t/de/clean/accuracy"
-    assert (mean.metrics[name], mean.counts[name], mean.chance[name]) == (0.75, 2, 0.5)
-    # Standard error 0.25 / sqrt(3); 4.302653 is Student's t for 2 degrees of freedom.
-    assert mean.ci95[name] == pytest.approx((0.75 - 0.6210, 0.75 + 0.6210), abs=1e-4)
-    assert mean.ci95["text/t/de/clean/macro_f1"] == pytest.approx((0.1, 0.1))
-    assert mean.model == {"path": "run", "seed": 3, "seeds": [3, 5, 4]}
-    assert mean.protocol["text/t"].startswith("Mean of 3 seeds; the interval covers these seeds")
-    assert mean.protocol["text/t"].endswith("How it was done.")
-    assert not mean.baselines  # they have a mean of their own
-    assert runs[0].metrics[name] == 0.5 and runs[0].baselines
-    assert mean_over_seeds(runs[:1]) is runs[0]  # a single run stays as it is
-
-
-def test_the_interval_over_seeds_covers_the_truth() -> None:
-    samples = np.random.default_rng(0).normal(0.6, 0.05, size=(400, 3))
-    intervals = [seed_interval(sample.tolist()) for sample in samples]
-    assert 0.92 < np.mean([low <= 0.6 <= high for low, high in intervals]) < 0.98
 
 
 def with_queries() -> Results:
@@ -261,10 +230,12 @@ def test_results_of_older_versions_are_read(tmp_path: Path) -> None:
     with_queries().write(tmp_path / "results.json")
     tree = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     del tree["data"]
+    tree["protocol"] = {"retrieval/s": "One sentence."}  # version 0.1.0 had no fields
     (tmp_path / QUERIES).unlink()
     (tmp_path / "results.json").write_text(json.dumps(tree), encoding="utf-8")
     found = read_results(tmp_path / "results.json")
     assert found.metrics == with_queries().metrics and not found.data and not found.values
+    assert found.protocol == {"retrieval/s": {"how": "One sentence."}}
 
 
 def test_a_merge_takes_values_and_a_changed_copy_does_not() -> None:
@@ -273,7 +244,6 @@ def test_a_merge_takes_values_and_a_changed_copy_does_not() -> None:
     assert whole.values.keys() == with_queries().values.keys()
     assert whole.ids.keys() == {"retrieval/s/en/x"} and whole.data == {"s": "0" * 64}
     assert not replace(whole, metrics={}).values
-    assert not mean_over_seeds([whole, whole]).values
 
 
 def test_a_value_that_is_no_number_is_null_in_the_file(tmp_path: Path) -> None:

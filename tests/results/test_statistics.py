@@ -5,11 +5,30 @@ import pytest
 from scipy import sparse, stats
 
 from mmalign.results import statistics
-from mmalign.results.statistics import drawn_means, holm, interval_and_p, resampled_sums
+from mmalign.results.statistics import (
+    UNTESTED,
+    Part,
+    Significance,
+    bootstrap_interval,
+    drawn_means,
+    holm,
+    interval_and_p,
+    item_part,
+    resampled_sums,
+    seed_part,
+    t_test,
+    verdict,
+)
 
 
 def hits(n: int, share: float, seed: int) -> np.ndarray:
     return (np.random.default_rng(seed).random(n) < share).astype(np.uint8)
+
+
+def inferred(difference_R: np.ndarray) -> Significance:
+    found = interval_and_p(difference_R)
+    assert found is not None
+    return found
 
 
 def by_hand(rows_UK: np.ndarray, draws: int) -> np.ndarray:
@@ -59,9 +78,9 @@ def test_pairs_narrow_the_interval() -> None:
     second = first.copy()
     second[np.flatnonzero(first == 0)[:12]] = 1
     drawn_MR = drawn_means({"en": np.stack([first, second])})["en"]
-    (low, high), p = interval_and_p(drawn_MR[1] - drawn_MR[0])
+    (low, high), p = inferred(drawn_MR[1] - drawn_MR[0])
     alone = drawn_means({"en": second[None]}, seed=1)["en"][0]
-    (low_alone, high_alone), p_alone = interval_and_p(alone - drawn_MR[0])
+    (low_alone, high_alone), p_alone = inferred(alone - drawn_MR[0])
     assert low_alone < 0 < low < 12 / 400 < high < high_alone
     assert high - low < 0.3 * (high_alone - low_alone)
     assert p < 0.001 < 0.2 < p_alone
@@ -95,11 +114,10 @@ def test_a_draw_may_miss_a_language() -> None:
 
 def test_p_is_the_level_at_which_the_interval_reaches_zero() -> None:
     difference = np.array([-1.0] * 3 + [0.0] * 1 + [1.0] * 95)
-    assert interval_and_p(difference)[1] == pytest.approx(2 * (4 + 1) / 100)
-    assert interval_and_p(-difference)[1] == pytest.approx(2 * (4 + 1) / 100)
-    assert interval_and_p(np.zeros(99)) == ((0.0, 0.0), 1.0)
+    assert inferred(difference).p == pytest.approx(2 * (4 + 1) / 100)
+    assert inferred(-difference).p == pytest.approx(2 * (4 + 1) / 100)
     # Noise of the summation is no difference.
-    assert interval_and_p(np.full(99, 1e-17))[1] == 1.0
+    assert inferred(np.append(difference, np.full(900, 1e-17))).p == 1.0
 
 
 def test_p_is_seldom_small_where_nothing_differs() -> None:
@@ -107,7 +125,7 @@ def test_p_is_seldom_small_where_nothing_differs() -> None:
     for seed in range(200):
         values = np.stack([hits(150, 0.4, 2 * seed), hits(150, 0.4, 2 * seed + 1)])
         drawn = drawn_means({"en": values}, draws=1_000)["en"]
-        p.append(interval_and_p(drawn[1] - drawn[0])[1])
+        p.append(inferred(drawn[1] - drawn[0]).p)
     assert 0.01 < np.mean(np.array(p) < 0.05) < 0.10
     assert stats.kstest(p, "uniform").statistic < 0.15
 
@@ -116,3 +134,56 @@ def test_holms_correction() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_without_variance_there_is_no_test() -> None:
+    """Every draw, or every seed, gives the same difference: p would be 0 and the interval a point."""
+    assert interval_and_p(np.full(99, 0.0156)) is None
+    assert interval_and_p(np.zeros(99)) is None
+    # Three equal floats have a mean that differs from them in the last digit.
+    assert seed_part([0.1, 0.1, 0.1 + 1e-17]) == Part(0.0, 2)
+    assert t_test(0.0156, [seed_part([0.0156] * 3)]) is None
+    assert verdict(0.0156, None) == UNTESTED == "no difference can be told"
+
+
+def test_the_variance_of_items_is_that_of_the_bootstrap() -> None:
+    rng = np.random.default_rng(2)
+    ids = {"en": np.repeat(np.arange(150), 2), "de": np.arange(100), "sw": np.arange(50, 150)}
+    hard = rng.random(150)
+    values = {
+        lang: (hard[of_lang] < rng.random(len(of_lang))).astype(float)
+        for lang, of_lang in ids.items()
+    }
+    drawn = drawn_means({lang: one[None] for lang, one in values.items()}, ids, draws=20_000)
+    part = item_part(values, ids)
+    assert part is not None and part.df == 149
+    assert part.variance == pytest.approx(np.mean([*drawn.values()], axis=0).var(), rel=0.05)
+    assert item_part({"en": np.ones(3)}, {"en": np.zeros(3, int)}) is None
+
+
+@pytest.mark.parametrize("of_seeds, of_items", [(0.0, 1.0), (0.02, 1.0), (0.1, 0.5)])
+def test_seldom_small_where_seeds_and_items_are_drawn_from_no_difference(
+    of_seeds: float, of_items: float
+) -> None:
+    """Three seeds, 100 items, crossed: a test over seeds alone takes the shared items for an effect."""
+    rng = np.random.default_rng(0)
+    both, seeds_only = [], []
+    for _ in range(400):
+        item_N, seed_S1 = of_items * rng.normal(size=100), of_seeds * rng.normal(size=(3, 1))
+        value_SN = item_N + seed_S1 + 0.3 * rng.normal(size=(3, 100))
+        seeds = seed_part(value_SN.mean(1))
+        items = item_part({"en": value_SN.mean(0)}, {"en": np.arange(100)})
+        assert items is not None
+        for found, parts in ((both, [seeds, items]), (seeds_only, [seeds])):
+            one = t_test(float(value_SN.mean()), parts)
+            assert one is not None
+            found.append(one.p < 0.05)
+    assert np.mean(both) < 0.08
+    assert np.mean(seeds_only) > 0.15 or of_seeds >= 0.1
+
+
+def test_many_distinct_values_are_drawn_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).random(3_000)
+    counted = bootstrap_interval(values)
+    monkeypatch.setattr(statistics, "_FEW", 10_000)
+    assert bootstrap_interval(values) == pytest.approx(counted, abs=1e-3)

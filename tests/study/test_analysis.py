@@ -1,8 +1,10 @@
 """Invented cells whose means, intervals, tests and verdicts are known."""
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -25,6 +27,7 @@ TOWERS = {
     "masked": (0.78, 0.83, 0.79),
 }
 METHODS = {"plain": 0.0, "noise": 0.05}
+STUBS = {name: {"run": "run.yaml", "supervision": name} for name in TOWERS}
 NOISE = {0: -0.01, 1: 0.0, 2: 0.01}  # of a fine-tuning seed
 
 
@@ -44,8 +47,10 @@ def study(**changes: Any) -> StudyConfig:
 
 
 def cell(tower: str, pretraining: int, method: str, seed: int) -> tuple[Cell, Results]:
-    value = TOWERS[tower][pretraining] + METHODS[method] * (1 + seed / 10) + NOISE[seed]
-    results = Results("text/toy", {}, protocol={f"text/{TASK}": "words"})
+    # Other towers feel the seed less, or all differences between towers would be equal.
+    noise = NOISE[seed] * (1.0 if tower == "aligned" else 0.9)
+    value = TOWERS[tower][pretraining] + METHODS[method] * (1 + seed / 10) + noise
+    results = Results("text/toy", {}, protocol={f"text/{TASK}": {"how": "words"}})
     results.add(METRIC, value, count=26, chance=0.25)
     trained = TrainedTower(tower, pretraining, "path", False, f"{tower}{pretraining}", 1.0)
     return Cell(trained, TASK, method, seed, None, "key"), results  # type: ignore[arg-type]
@@ -87,7 +92,7 @@ def test_the_headline_is_paired_over_pretraining_seeds() -> None:
     differences = [a - b for a, b in zip(TOWERS["aligned"], TOWERS["untrained"], strict=True)]
     assert one.difference == pytest.approx(0.5)
     assert one.p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
-    assert one.p_holm == pytest.approx(2 * one.p)  # the smaller of two
+    assert one.p_holm == pytest.approx(2 * one.p)  # the smaller of two of the headline
     assert one.pairs == 3 and one.seeds.startswith("3 pretraining seeds")
     assert verdict(one.difference, one.p_holm) == "shown"
 
@@ -130,25 +135,125 @@ def test_verdicts_under_perturbations_are_counted() -> None:
         replace(one, metric=f"{variant}/accuracy", difference=sign * one.difference)
         for variant, sign in (("typos", 1), ("swaps", -1))
         for one in results.comparisons
-        if one.kind == "method"
+        if one.kind == "method" and one.primary
     ]
-    results.comparisons = noisy
-    (line,) = answer(study(), results)
+    (line,) = answer(noisy)
     sides = "aligned, noise against aligned, plain"
     assert line == f"perturbed: toy: {sides}: shown 1, worse 1, not shown 0 (of 2)"
 
 
-def test_no_difference_at_all_is_no_difference() -> None:
-    config = study(headline={"tower": "aligned", "against": ["masked"]})
-    runs = []
-    for tower in TOWERS:
-        for seed in SEEDS:
-            _, results = cell("aligned", 0, "plain", seed)
-            runs.append((cell(tower, 0, "plain", seed)[0], results))
-    results = analyse(config, [], runs)
-    assert results.comparisons
-    for one in results.comparisons:
-        assert (one.difference, one.p, one.p_holm) == (0.0, 1.0, 1.0)
+def rows(value: list[list[int]], seed: int) -> Results:
+    """Results of German rows, one list of hits for each seed; English rows are no part of the mean."""
+    how = {"how": "words", "mean_over": ["de"], "trained_on": "9 `en` rows"}
+    results = Results("text/toy", {}, protocol={f"text/{TASK}": how})
+    hits = np.array(value[seed % len(value)], float)
+    for lang in ("de", "en"):
+        name = f"text/{TASK}/{lang}/clean/accuracy"
+        results.add(name, hits, chance=0.25, ids=np.arange(len(hits)))
+    results.add(METRIC, float(hits.mean()), count=len(hits), chance=0.25)
+    return results
+
+
+def compared(
+    sides: dict[str, list[list[int]]], config: StudyConfig, pretraining: dict[str, list[int | None]]
+) -> StudyResults:
+    """The study of some towers' hits, with the cells of each pretraining seed."""
+    done = []
+    for tower, hits in sides.items():
+        for place, seed in product(pretraining[tower], config.seeds):
+            trained = TrainedTower(tower, place, "path", False, tower, 1.0)
+            of_cell = rows(hits, seed + 3 * (place or 0))
+            done.append((Cell(trained, TASK, "plain", seed, None, "key"), of_cell))  # type: ignore[arg-type]
+    return analyse(config, [], done)
+
+
+def seeds_of(*seeds: int | None) -> dict[str, list[int | None]]:
+    return {tower: [*seeds] for tower in ("ours", "theirs")}
+
+
+def two(**changes: Any) -> StudyConfig:
+    towers = {name: {"run": "run.yaml", "supervision": name} for name in ("ours", "theirs")}
+    head = {"tower": "ours", "against": ["theirs"]}
+    return study(towers=towers, headline=head, methods={"plain": {}}, **changes)
+
+
+def test_equal_seeds_are_no_test() -> None:
+    """A deterministic cell (`epochs: 0`): +25 points with every seed had p = 0 and was `shown`."""
+    config = two(pretraining_seeds=[0])
+    sides = {"ours": [[1, 1, 1, 0]], "theirs": [[1, 1, 0, 0]]}
+    results = compared(sides, config, seeds_of(0))
+    one = results.comparisons[0]
+    assert one.difference == 0.25 and (one.ci95, one.p, one.p_holm) == (None, None, None)
+    assert results.answer[0].startswith("no difference can be told: toy, clean, accuracy: ours")
+    assert results.answer[0].endswith("the seeds give equal numbers, 4 items")
+    assert results.verdict == "No difference can be told on toy."
+    same = compared({tower: [[1, 0]] for tower in sides}, config, seeds_of(0))
+    assert (same.comparisons[0].difference, same.comparisons[0].p) == (0.0, None)
+
+
+def test_given_models_are_not_counted_again_for_each_pretraining_seed() -> None:
+    """Both sides are given models: the same three cells each, whatever the pretraining seeds."""
+    towers = {name: {"path": "p", "supervision": name} for name in ("ours", "theirs")}
+    config = two(seeds=[0, 1, 2], pretraining_seeds=[0, 1, 2, 3, 4])
+    config = config.model_copy(update={"towers": study(**{"towers": {**towers, **STUBS}}).towers})
+    hits = [[1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 1, 0]], [[1, 0, 1, 0], [1, 0, 1, 0], [0, 1, 0, 1]]
+    sides = dict(zip(("ours", "theirs"), hits, strict=True))
+    one = compared(sides, config, seeds_of(None)).comparisons[0]
+    assert one.pairs == 3 and one.p is not None and one.p > 0.5
+    assert one.seeds.startswith("3 fine-tuning seeds of given models, which leaves open")
+    # Against a tower with pretraining seeds each side has its own repeats.
+    towers["theirs"] = {"run": "run.yaml", "supervision": "theirs"}
+    config = config.model_copy(update={"towers": study(**{"towers": {**towers, **STUBS}}).towers})
+    both = {"ours": [None], "theirs": [0, 1, 2, 3, 4]}
+    mixed = compared(sides, config, both).comparisons[0]
+    assert "5 pretraining seeds of theirs" in mixed.seeds
+    assert "3 fine-tuning seeds of ours, which is one given model, unpaired" in mixed.seeds
+    assert mixed.pairs == 3 and mixed.p is not None and mixed.p > 0.5
+
+
+def test_the_same_items_under_all_seeds_widen_the_interval() -> None:
+    """Three seeds agree on six items: over seeds alone 1 of 6 items is `shown`, over items it is not."""
+    config = two(pretraining_seeds=[0])
+    ours = [[1, 1, 1, 1, 0, 0] * 5 + [0] * 20, [1, 1, 1, 1, 0, 0] * 5 + [1] + [0] * 19]
+    sides = {"ours": ours, "theirs": [[1, 1, 1, 0, 0, 1] * 5 + [0] * 20]}
+    results = compared(sides, config, seeds_of(0))
+    one = results.comparisons[0]
+    assert one.p is not None and one.p > 0.5 and one.ci95 and one.ci95[0] < -0.1
+    assert one.seeds.endswith(" and the tested items") and (one.items, one.rows) == (50, 50)
+    differences = [0.0, 0.02, 0.0]
+    assert stats.ttest_1samp(differences, 0).pvalue < one.p
+    assert results.items["ours/plain/toy/mean/clean/accuracy"] == 50
+    assert any("tested in de; clean: 50 items in 50 rows" in line for line in results.scope)
+
+
+def test_holm_corrects_everything_that_the_verdict_rests_on() -> None:
+    """Also over the tasks and the perturbations: each had a family of its own."""
+    config = two(pretraining_seeds=[0])
+    done = []
+    for tower, seed in product(("ours", "theirs"), SEEDS):
+        trained = TrainedTower(tower, 0, "path", False, tower, 1.0)
+        for task in ("one", "another"):
+            results = Results("text/toy", {}, protocol={f"text/{task}": {"how": "words"}})
+            value = 0.5 + (tower == "ours") * (0.2 + seed / 100)
+            for variant in ("clean", "typos", "swaps"):
+                chance = 0.25
+                results.add(f"text/{task}/mean/{variant}/accuracy", value, 9, chance)
+                results.add(f"text/{task}/mean/{variant}/other", value, 9)
+            done.append((Cell(trained, task, "plain", seed, None, "k"), results))  # type: ignore[arg-type]
+    found = analyse(config, [], done)
+    headline = [one for one in found.comparisons if one.kind == "headline"]
+    assert [one.primary for one in headline].count(True) == 6 == len(headline) / 2
+    for one in headline:
+        assert one.p_holm == pytest.approx(min(1.0, 6 * (one.p or 0)))
+    assert found.verdict == "Yes on one and another; under perturbed texts shown in 4 of 4 tests."
+
+
+def test_the_verdict_names_what_is_shown_and_what_is_not() -> None:
+    results = analysed()
+    assert results.verdict == "On toy shown against untrained, not shown against masked."
+    assert results.scope[0].startswith("aligned (aligned) against untrained (untrained), masked")
+    one_seed = analysed(study(seeds=[0], pretraining_seeds=[0]))
+    assert one_seed.verdict.startswith("No difference was tested")
 
 
 def test_one_seed_has_no_interval_and_no_test() -> None:

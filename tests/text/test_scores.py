@@ -176,7 +176,7 @@ def test_retrieval_by_hand() -> None:
     ranked = [("a", "b"), ("a", "b"), ("c", "a", "d"), ("a", "b", "c")]
     scores = score("retrieval", examples_of(targets), ranked)
     np.testing.assert_array_equal(scores["accuracy"], [1, 0, 1, 0])
-    np.testing.assert_allclose(scores["mrr"], [1, 1 / 2, 1, 0])
+    np.testing.assert_allclose(scores["mrr@20"], [1, 1 / 2, 1, 0])
     np.testing.assert_allclose(scores["map@20"], [1, 1 / 2, (1 + 2 / 3) / 2, 0])
 
 

@@ -74,13 +74,14 @@ def run_faiss(config: FaissConfig, encoder: DualModel, out: Path) -> dict[str, A
         sets[0], sets[1:], config.set.languages, config.queries, config.seed
     )
     results = Results(suite=config.name, model=encoder.facts, environment=environment())
-    results.protocol[f"faiss/{config.set.name}"] = PROTOCOL.format(
-        queries=len(to_image.query_QD),
-        images=len(to_image.pool_MD),
-        shown=len(to_text.query_QD),
-        texts=len(to_text.pool_MD),
-        depth=max(config.recall_at),
-    )
+    results.protocol[f"faiss/{config.set.name}"] = {
+        "how": PROTOCOL,
+        "queries": len(to_image.query_QD),
+        "images": len(to_image.pool_MD),
+        "shown": len(to_text.query_QD),
+        "texts": len(to_text.pool_MD),
+        "depth": max(config.recall_at),
+    }
     results.data[config.set.name] = sets[0].data_sha256
     machine = {**environment(), **_machine()}  # before the measurement: it states the load
     measured = {one.direction: _measure_direction(config, one, results) for one in searches}

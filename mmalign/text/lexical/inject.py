@@ -11,6 +11,7 @@ under `lexical/<lexicon>_all_tokens`.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mmalign.core import console
 from mmalign.core.errors import UserError
@@ -20,7 +21,9 @@ from mmalign.models.load import OWN_PROMPTS, load_text_encoder
 from mmalign.models.prompts import Side
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.metric_names import MEAN, layers_of
-from mmalign.results.results import Results, environment, mean_over_seeds
+from mmalign.results.protocol import HOW, joined
+from mmalign.results.results import Results, environment
+from mmalign.results.seeds import mean_over_seeds
 from mmalign.text.fit import copy_of
 from mmalign.text.heads.base import check_finite
 from mmalign.text.lexical.config import LexicalInjectionConfig
@@ -120,20 +123,29 @@ def _run(
     results.merge(before)
     probe(trained, lexicon, results, measure=INJECTED)
     name = f"{INJECTED}/{lexicon.name}"
-    results.protocol[name] = f"{_protocol(config, layer)} {results.protocol[name]}"
+    results.protocol[name] = joined(_protocol(config, layer), results.protocol[name])
     return results, trained
 
 
-def _protocol(config: LexicalInjectionConfig, layer: int) -> str:
+def _protocol(config: LexicalInjectionConfig, layer: int) -> dict[str, Any]:
     loss, lora = (
         ", ".join(f"{name} {value}" for name, value in one.model_dump(exclude_none=True).items())
         for one in (config.loss, config.lora)
     )
     chosen = f"{config.layer}, by {config.best_by}" if config.layer == "best" else str(config.layer)
     own = ", the settings of arXiv 2506.15415's code" if config.protocol == "published" else ""
-    return (
-        f"Targeted lexical injection (protocol {config.protocol}{own}): loss ({loss}) on the states of layer "
-        f"{layer} (chosen: {chosen}), words pooled over {config.pooling} tokens in the choice and in the "
-        f"loss; adapters ({lora}) in the blocks {'up to it' if config.adapters != 'all' else '(all)'}; "
-        f"{config.epochs} epochs of batches of {config.batch_size}, AdamW, rate {config.lr:g}. Measured on:"
-    )
+    blocks = "up to it" if config.adapters != "all" else "(all)"
+    return {
+        HOW: f"Targeted lexical injection (protocol {config.protocol}{own}): loss ({{loss}}) on the "
+        "states of layer {layer} (chosen: {chosen}), words pooled over {pooled_over} tokens in the choice "
+        f"and in the loss; adapters ({{adapters}}) in the blocks {blocks}; "
+        "{epochs} epochs of batches of {batch_size}, AdamW, rate {rate}. Measured on:",
+        "loss": loss,
+        "layer": layer,
+        "chosen": chosen,
+        "pooled_over": config.pooling,
+        "adapters": lora,
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "rate": f"{config.lr:g}",
+    }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmalign.core import console
-from mmalign.core.errors import UserError
+from mmalign.core.errors import Diverged
 from mmalign.evaluation.lexicon import Entry, Lexicon
 from mmalign.models.hidden_states import word_states
 from mmalign.models.text_encoder import TextEncoder
@@ -68,7 +68,7 @@ def train(
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
         if not np.isfinite(losses[-1]):
-            raise UserError(f"the loss is {losses[-1]} at step {len(losses)}; lower `lr`")
+            raise Diverged(f"the loss is {losses[-1]} at step {len(losses)}; lower `lr`")
     merge_lora(tower)
     tower.eval()
     return {"steps": len(losses), "train_loss": float(np.mean(losses[-steps_an_epoch:]))}

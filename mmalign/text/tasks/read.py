@@ -9,8 +9,10 @@ from pydantic import Field
 
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
+from mmalign.results.protocol import HOW, MEAN_OVER, joined
 from mmalign.text.tasks.codes import Language
 from mmalign.text.tasks.formats import Format, read
+from mmalign.text.tasks.overlap import overlap
 from mmalign.text.tasks.task import CANDIDATES, Example, Kind, Splits, Task, labels_of, sample
 
 
@@ -120,30 +122,23 @@ def make_task(
     return task
 
 
-def describe(task: Task) -> str:
-    """What the numbers of this task measure, in words, from the data themselves."""
-    trained = {one.id for one in task.train}
-    tested = [one for lang in task.targets for one in task.tests[lang]]
-    known = sum(one.id in trained for one in tested)
-    if not task.train:
-        novelty = "Nothing was trained."
-    elif known == len(tested):
-        novelty = (
-            f"Every tested item (id) is trained on in `{task.source}`: this measures transfer between "
-            "languages, not to new items."
-        )
-    elif known == 0:
-        novelty = "No tested item (id) occurs in training: both the item and the language are new."
-    else:
-        novelty = f"{known} of {len(tested)} test rows show an item (id) that is trained on."
-    on_dev = ", ".join(sorted(task.test_is_dev))
-    splits = f" The dev split stands in for a missing test split: {on_dev}." if on_dev else ""
-    labels = f" with {len(task.labels)} labels" if task.labels else ""
-    return (
-        f"Trained on {len(task.train)} `{task.source}` rows{labels}; measured in languages of which no "
-        f"label was used. {novelty}{splits} `mean`: over all tested languages but `{task.source}`, its "
-        "interval drawn over ids."
-    )
+def describe(task: Task) -> dict[str, Any]:
+    """What the numbers of this task measure, from the data themselves: fields of a protocol."""
+    fields: dict[str, Any] = {
+        HOW: "Trained on {trained_on}; measured in languages of which no label was used. {overlap} `mean`: "
+        f"over all tested languages but `{task.source}`, its interval drawn over ids.",
+        "trained_on": f"{len(task.train)} `{task.source}` rows"
+        + (f" with {len(task.labels)} labels" if task.labels else ""),
+        "overlap": overlap(task),
+        MEAN_OVER: [*task.targets],
+    }
+    if task.test_is_dev:
+        on_dev = {
+            HOW: "The dev split stands in for a missing test split: {test_is_dev}.",
+            "test_is_dev": sorted(task.test_is_dev),
+        }
+        fields = joined(fields, on_dev)
+    return fields
 
 
 def _choose_tests(
