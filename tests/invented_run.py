@@ -76,7 +76,10 @@ def measured(
     _add_spaces(results, rng, skill, pictures)
     _add_texts(add, results, skill)
     for name in sorted({name.rpartition("/")[0].split("/", 2)[0] for name in results.metrics}):
-        results.protocol[f"{name}/emoji_scenes"] = f"All of {pictures} pictures."
+        results.protocol[f"{name}/emoji_scenes"] = {
+            "how": "All of {pictures} pictures.",
+            "pictures": pictures,
+        }
     return results
 
 

@@ -181,6 +181,7 @@ def _protocol(
             else "each query for its candidates"
         )
         words = f"Nothing was trained: {way}, the nearest by cosine in the tower's space."
+        words += " `mean`: over {mean_over}."
         how = {HOW: words, MEAN_OVER: list(task.targets)}
     else:
         how = protocol(task, config.fit, fitted)

@@ -22,7 +22,7 @@ from mmalign.results.statistics import (
 )
 from mmalign.text.causality.pairs import redrawn_pair_scores
 from mmalign.text.scores import PRIMARY, Prediction, chance, score
-from mmalign.text.tasks.task import CLEAN, Example, Task, row_ids, tests_sha256
+from mmalign.text.tasks.task import CLEAN, Example, Task, row_ids, sha256_of_tests
 
 # A language with fewer changed rows is in no mean over languages under a perturbation.
 LEAST_CHANGED = 50
@@ -69,7 +69,7 @@ def add_clean(results: Results, task: Task, by_language: Mapping[str, Outcome]) 
         for part, drawn in _with_mean(redrawn, task.targets).items():
             results.ci95[f"text/{task.name}/{part}/{CLEAN}/{metric}"] = percentile_interval(drawn)
     _add_chance(results, task, CLEAN, by_language)
-    results.data[task.name] = tests_sha256(task)
+    results.data[task.name] = sha256_of_tests(task)
 
 
 def add_perturbed(

@@ -15,6 +15,7 @@ from mmalign.evaluation.alignment import measure_alignment
 from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.evaluation.layers import LayersConfig, probe_layers
 from mmalign.models.pooling import Pooling
+from mmalign.results.protocol import sentence
 from mmalign.results.results import Results
 
 POOLINGS: tuple[Pooling, ...] = ("mean", "last", "cls")
@@ -66,7 +67,7 @@ def test_the_numbers_are_those_of_alignment_on_the_same_vectors() -> None:
     assert results.counts[name] == expected.counts[other]
     assert results.chance[name] == pytest.approx(expected.chance[other])
     assert results.metrics.keys() == {f"layers/s/{i}/mean/bitext@1" for i in (0, 1, "feature")}
-    assert "17 pictures" in results.protocol["layers/s"]
+    assert "17 pictures" in sentence(results.protocol["layers/s"])
 
 
 def test_equal_texts_meet_in_every_layer() -> None:

@@ -8,6 +8,7 @@ import pytest
 from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.evaluation.retrieval import DIRECTIONS, Protocol, measure_retrieval
 from mmalign.results.language_families import by_family, family_of
+from mmalign.results.protocol import sentence
 from mmalign.results.results import Results
 
 
@@ -84,9 +85,9 @@ def test_recalls_counts_and_chance_by_hand_by_both_protocols() -> None:
     name = "retrieval/s{}/en/image_to_text/recall@1"
     assert results.chance[name.format("")] == pytest.approx(1 / 2)
     assert results.chance[name.format("@first-caption")] == pytest.approx(1 / 2)
-    assert results.protocol["retrieval/s@first-caption"].startswith("first-caption: ")
-    assert results.protocol["retrieval/s"].startswith("all-captions: ")
-    assert "all 3 distinct pictures" in results.protocol["retrieval/s"]
+    assert sentence(results.protocol["retrieval/s@first-caption"]).startswith("first-caption: ")
+    assert sentence(results.protocol["retrieval/s"]).startswith("all-captions: ")
+    assert "all 3 distinct pictures" in sentence(results.protocol["retrieval/s"])
     low, high = results.ci95["retrieval/s/en/text_to_image/recall@1"]
     assert low <= 2 / 3 <= high
 

@@ -20,6 +20,7 @@ from mmalign.core.config import read_yaml, validate
 from mmalign.core.errors import UserError
 from mmalign.evaluation.class_names import read_names, read_prompts, read_templates
 from mmalign.evaluation.zero_shot import ZeroShotConfig, embed_names, measure_zero_shot
+from mmalign.results.protocol import sentence
 from mmalign.results.results import Results
 
 ROOT = Path(__file__).parents[2]
@@ -136,8 +137,8 @@ def test_accuracies_by_hand_with_ties_and_missing_classes(animals: dict[str, str
     assert results.ids[f"{prefix}/en"].tolist() == [0, 1, 2, 3, 4, 5]
     assert results.ids[f"{prefix}/de"].tolist() == [0, 1, 3, 4, 5]
     assert len(results.data["s"]) == 64
-    assert "prompts: label;" in results.protocol[prefix]
-    assert "names: de 2, en 3" in results.protocol[prefix]
+    assert "prompts: label;" in sentence(results.protocol[prefix])
+    assert "names: de 2, en 3" in sentence(results.protocol[prefix])
 
 
 def test_what_is_left_out_is_counted_and_chance_is_that_of_all_classes(
@@ -165,7 +166,7 @@ def test_what_is_left_out_is_counted_and_chance_is_that_of_all_classes(
         "images that lie in no subfolder of a class: 2",
         "files of other formats: 3 (.BMP, .gif, .txt)",
     ):
-        assert words in results.protocol["zero_shot/s"]
+        assert words in sentence(results.protocol["zero_shot/s"])
         assert f"zero-shot set `s`: {words}\n" in said
 
 
@@ -191,7 +192,7 @@ def test_languages_are_one_in_any_spelling(animals: dict[str, str], tmp_path: Pa
         prompts=str(tmp_path / "prompts"),
     )
     assert results.counts["zero_shot/s/de-DE/accuracy@1"] == 6
-    assert "names: de-DE 3, en 3" in results.protocol["zero_shot/s"]
+    assert "names: de-DE 3, en 3" in sentence(results.protocol["zero_shot/s"])
 
 
 def test_images_are_encoded_once_and_only_if_a_language_names_them(animals: dict[str, str]) -> None:
@@ -248,7 +249,9 @@ def test_languages_without_a_file_of_prompts_take_the_names_alone(
     (tmp_path / "prompts" / "en.json").write_text(json.dumps(tree))
     vectors = VECTORS | {f"{name}!": VECTORS[name] for name in ("cat", "dog", "cow")}
     results = measured(FakeModel(vectors), **animals, prompts=str(tmp_path / "prompts"))
-    assert "(names alone, for want of templates, in de)" in results.protocol["zero_shot/s"]
+    assert "(names alone, for want of templates, in de)" in sentence(
+        results.protocol["zero_shot/s"]
+    )
     assert numbers(results)["en/accuracy@1"] == 3 / 6
 
 
@@ -272,8 +275,8 @@ def test_a_draw_keeps_every_class_and_repeats(animals: dict[str, str]) -> None:
     drawn = [measured(FakeModel(VECTORS), **animals, pictures_per_class=1) for _ in range(2)]
     assert drawn[0] == drawn[1]
     assert drawn[0].counts["zero_shot/s/en/accuracy@1"] == 3
-    assert (
-        "3 pictures (at most 1 of a class, drawn with seed 0)" in drawn[0].protocol["zero_shot/s"]
+    assert "3 pictures (at most 1 of a class, drawn with seed 0)" in sentence(
+        drawn[0].protocol["zero_shot/s"]
     )
 
 

@@ -260,7 +260,7 @@ def test_the_same_source_gives_the_same_card_without_traces(tmp_path: Path) -> N
 
 def hostile_source() -> Source:
     subject = HOSTILE.replace("/", "")  # which parts the names of metrics
-    results = Results(suite="s", model={}, protocol={f"retrieval/{HOSTILE}": HOSTILE})
+    results = Results(suite="s", model={}, protocol={f"retrieval/{HOSTILE}": {"how": HOSTILE}})
     for part in (subject, "mean", *(f"a{letter}" for letter in "abcdefghijkl")):
         for tail in ("text_to_image/recall@1", "image_to_text/recall@1"):
             results.add(f"retrieval/{subject}/{part}/{tail}", 0.5, count=3)

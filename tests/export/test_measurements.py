@@ -16,6 +16,7 @@ from mmalign.export.measurements import (
     primary_metric,
     write_eval_results,
 )
+from mmalign.results.protocol import sentence
 from mmalign.results.results import Results
 
 LANGUAGES = ["de", "no", "pt-BR", "sw", "zh-Hant", "quz"]
@@ -106,7 +107,7 @@ def add_task(results: Results, task: str, counts: dict[str, int]) -> None:
     for part, count in counts.items():
         for metric in ("accuracy", "macro_f1"):
             results.add(f"text/{task}/{part}/clean/{metric}", 0.25 + count / 1e5, count=count)
-    results.protocol[f"text/{task}"] = "Trained on English | labels.\nMeasured in others."
+    results.protocol[f"text/{task}"] = {"how": "Trained on English | labels.\nMeasured in others."}
 
 
 def test_a_set_with_a_place_on_the_hub_gets_its_file(tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_a_set_with_a_place_on_the_hub_gets_its_file(tmp_path: Path) -> None:
     for one in entries:
         assert one.dataset_id == "facebook/xnli"
         assert one.value == results.metrics[f"text/xnli/{one.task_id}/clean/accuracy"]
-        assert one.notes == results.protocol["text/xnli"]
+        assert one.notes == sentence(results.protocol["text/xnli"])
     types = {one.dataset_name: one.dataset_type for one in eval_results(results)}
     assert types == {"xnli": "facebook/xnli", "category": "category"}
 

@@ -172,6 +172,22 @@ def test_a_broken_cell_stops_the_study_with_its_sentence(
     assert not (tmp_path / "out" / "results.json").exists()
 
 
+def test_a_training_that_diverges_is_a_cell_without_a_number(task: Path, tmp_path: Path) -> None:
+    """One of the methods has a rate at which the loss is no number; the others are worth a page."""
+    methods = {"plain": {}, "hot": {"head_lr": 1e37, "epochs": 4}}
+    config = study(task, two_towers(tmp_path), methods=methods, seeds=[0])
+    results = run_study(config, tmp_path / "out", workers=1)
+    assert "one/plain/toy/mean/clean/accuracy" in results.metrics
+    assert not any("/hot/" in name for name in results.metrics)
+    assert set(results.diverged) == {f"{name} · toy · hot · seed 0" for name in ("one", "two")}
+    (reason,) = set(results.diverged.values())
+    assert "lower `lr` or `head_lr`" in reason
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Without a number: one · toy · hot · seed 0" in page
+    again = run_study(config, tmp_path / "out", workers=1)  # not trained once more
+    assert again.diverged == results.diverged and again.metrics == results.metrics
+
+
 def test_the_shipped_studies_name_files_and_methods_that_exist(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -10,6 +10,7 @@ from mmalign.core.config import load_config, validate
 from mmalign.core.errors import UserError
 from mmalign.models.load import load_text_encoder
 from mmalign.models.text_encoder import TextEncoder
+from mmalign.results.protocol import sentence
 from mmalign.results.results import Results, read_results
 from mmalign.text.benchmark import BenchmarkConfig, run_benchmark
 from mmalign.text.benchmark_tasks import GroupConfig, read_group
@@ -118,10 +119,12 @@ def test_the_published_mean_counts_english(complete: tuple[Results, Path]) -> No
 def test_the_protocol_reports_what_was_found(complete: tuple[Results, Path]) -> None:
     protocol = complete[0].protocol
     as_published = "Tests as published: 2 of 2 languages; published size in 2."
-    assert protocol["text/xnli"].endswith(as_published)
-    assert "Training a linear head on a fixed tower" in protocol["text/xnli"]
-    assert protocol["text/tatoeba"].startswith("Nothing was trained: each candidate looks")
-    assert protocol["text/small"].startswith("Mean of the scores of 2 tasks")
+    assert sentence(protocol["text/xnli"]).endswith(as_published)
+    assert "Training a linear head on a fixed tower" in sentence(protocol["text/xnli"])
+    assert sentence(protocol["text/tatoeba"]).startswith(
+        "Nothing was trained: each candidate looks"
+    )
+    assert sentence(protocol["text/small"]).startswith("Mean of the scores of 2 tasks")
 
 
 def test_predictions_are_in_the_folders_of_xtreme(complete: tuple[Results, Path]) -> None:
@@ -151,11 +154,13 @@ def test_a_task_that_is_missing_is_named_and_not_scored(
     untrained = {**nli(data, name="untrained"), "train": {"folder": "no_train", "format": "mnli"}}
     results = measured(run, tmp_path, tatoeba(data), gone, untrained, average=True)
     shown = capsys.readouterr().out
-    assert results.protocol["text/gone"].startswith("Skipped: nowhere: no such task folder")
-    assert "training files are missing (no_train" in results.protocol["text/untrained"]
+    assert sentence(results.protocol["text/gone"]).startswith(
+        "Skipped: nowhere: no such task folder"
+    )
+    assert "training files are missing (no_train" in sentence(results.protocol["text/untrained"])
     assert "skipped gone: nowhere" in shown and "skipped untrained: the training" in shown
     assert {name.split("/")[1] for name in results.metrics} == {"tatoeba"}
-    assert results.protocol["text/small"] == (
+    assert sentence(results.protocol["text/small"]) == (
         "No average: 1 of 3 tasks were measured as published."
     )
 
@@ -166,7 +171,7 @@ def test_deviations_from_what_is_published_are_reported(
     sizes = {"sw": 4, "de": 1000}
     test = {"languages": ["sw", "de", "fr"], "published": {"metrics": ["accuracy"], "sizes": sizes}}
     results = measured(run, tmp_path, tatoeba(data, **test))
-    assert results.protocol["text/tatoeba"].endswith(
+    assert sentence(results.protocol["text/tatoeba"]).endswith(
         "Tests not as published: 2 of 3 languages; missing: fr; published size in 1; de 5 of 1000."
     )
     assert not any("/published/" in name for name in results.metrics)
@@ -177,7 +182,7 @@ def test_dev_instead_of_a_test_is_reported(data: Path, run: Path, tmp_path: Path
     write(tmp_path / "xnli/xnli.dev.tsv", *text.splitlines())
     group = nli(data, folder=f"{tmp_path}/xnli", languages=["de"])
     results = measured(run, tmp_path / "out", group)
-    assert "dev instead of test: de" in results.protocol["text/xnli"]
+    assert "dev instead of test: de" in sentence(results.protocol["text/xnli"])
     assert "text/xnli/published/clean/accuracy" not in results.metrics
 
 
@@ -203,8 +208,8 @@ def test_seeds_are_a_mean_of_what_was_trained(data: Path, run: Path, tmp_path: P
     group = nli(data)
     group["fit"] = {**FIT, "trainable": "all", "lr": 1e-2}
     results = measured(run, tmp_path, group, tatoeba(data), seeds=[0, 1], predictions=True)
-    assert results.protocol["text/xnli"].startswith("Mean of 2 seeds;")
-    assert results.protocol["text/tatoeba"].startswith("Nothing was trained")
+    assert sentence(results.protocol["text/xnli"]).endswith("Mean of seeds: 2.")
+    assert sentence(results.protocol["text/tatoeba"]).startswith("Nothing was trained")
     assert (tmp_path / "predictions/seed-1/xnli/test-de.tsv").is_file()
 
 
@@ -257,7 +262,7 @@ def test_a_stage_before_changes_the_tower(
     monkeypatch.setattr("mmalign.text.benchmark.fit", noted)
     stage = {"train": nli(data)["train"], "fit": {**FIT, "trainable": "all", "lr": 1e-2}}
     results = measured(run, tmp_path, {**nli(data), "before": stage})
-    assert "Before that the tower was fine-tuned on" in results.protocol["text/xnli"]
+    assert "Before that the tower was fine-tuned on" in sentence(results.protocol["text/xnli"])
     first, second = (tower.encode(ENGLISH) for tower in towers)
     assert abs(first - second).max() > 1e-3
 
@@ -266,7 +271,7 @@ def test_sequences_end_where_the_places_of_the_model_do(
     data: Path, run: Path, tmp_path: Path
 ) -> None:
     results = measured(run, tmp_path, {**tatoeba(data), "max_length": 100})
-    assert "Cut at 64 tokens, not 100" in results.protocol["text/tatoeba"]
+    assert "Cut at 64 tokens, not 100" in sentence(results.protocol["text/tatoeba"])
     assert load_text_encoder(str(run)).max_length == 32
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from mmalign.results.results import Results, read_results
 from mmalign.text.scores import score
-from mmalign.text.tasks.task import Example, Kind, Target, Task
-from mmalign.text.transfer import Outcome, add_clean, add_perturbed, interval_over_ids, outcome_of
+from mmalign.text.tasks.task import Example, Kind, Target, Task, sha256_of_tests
+from mmalign.text.transfer import Outcome, add_clean, add_perturbed, outcome_of
 
 
 def examples_of(lang: str, targets: Sequence[Target]) -> list[Example]:
@@ -213,10 +213,16 @@ def test_where_no_target_has_the_perturbation_there_is_no_mean(
 
 
 def interval(*languages: tuple[Sequence[float], Sequence[str]]) -> tuple[float, float]:
-    values = {str(i): np.array(values) for i, (values, _) in enumerate(languages)}
-    return interval_over_ids(
-        values, {str(i): np.array(ids) for i, (_, ids) in enumerate(languages)}
-    )
+    """Of the mean over languages."""
+    clean = {
+        f"l{i}": Outcome(
+            [Example(one, f"l{i}", ("x",), "a") for one in ids], {"accuracy": np.array(values)}
+        )
+        for i, (values, ids) in enumerate(languages)
+    }
+    results = Results("s", {})
+    add_clean(results, task_of({lang: ["a"] for lang in clean}), clean)
+    return results.ci95["text/t/mean/clean/accuracy"]
 
 
 def test_copies_of_a_language_do_not_narrow_the_interval() -> None:
@@ -234,3 +240,17 @@ def test_the_interval_does_not_depend_on_the_order_and_bears_rare_ids() -> None:
     assert interval((values, ids)) == interval((values[::-1], ids[::-1]))
     low, high = interval((values, ids), ([1.0], ["a"]))
     assert 0 <= low < high <= 1
+
+
+def test_rows_carry_their_ids_and_the_data_their_hash() -> None:
+    results = Results("s", {})
+    task = task_of({"de": ["a", "b"], "sw": ["b", "a"]})
+    add_clean(
+        results, task, {lang: outcome_of(task, e, ["a", "a"]) for lang, e in task.tests.items()}
+    )
+    german, swahili = (results.ids_of(f"text/t/{lang}/clean/accuracy") for lang in ("de", "sw"))
+    assert german is not None and swahili is not None
+    np.testing.assert_array_equal(german, swahili)  # translations have one id
+    assert len(set(german.tolist())) == 2 and german.dtype == np.int64
+    other = task_of({"de": ["a", "b"], "sw": ["b", "b"]})
+    assert results.data["t"] == sha256_of_tests(task) != sha256_of_tests(other)

@@ -113,7 +113,7 @@ def _min_hashes(texts: Sequence[tuple[str, ...]]) -> np.ndarray:
         analyzer=_WORD.findall, n_features=2**30, alternate_sign=False, norm=None, dtype=np.float32
     )
     words = vectorizer.transform([" ".join(one) or "-" for one in texts])
-    starts, is_empty = words.indptr[:-1], np.diff(words.indptr) == 0
+    starts = words.indptr[:-1]
     rng = np.random.default_rng(0)
     columns = []
     for odd in rng.integers(0, 2**63, (_BANDS * _ROWS,), dtype=np.uint64) * np.uint64(
@@ -122,10 +122,8 @@ def _min_hashes(texts: Sequence[tuple[str, ...]]) -> np.ndarray:
         hashed = (words.indices.astype(np.uint64) + np.uint64(1)) * odd
         hashed ^= hashed >> np.uint64(29)  # the upper bits alone are mixed by a product
         hashed *= np.uint64(0x9E3779B97F4A7C15)
-        lowest = np.minimum.reduceat(np.append(hashed, np.uint64(0)), starts)
-        columns.append(
-            np.where(is_empty, rng.integers(0, 2**63, len(texts), dtype=np.uint64), lowest)
-        )
+        # A row without words gets any hash: `_alike` looks at the words themselves.
+        columns.append(np.minimum.reduceat(np.append(hashed, ~np.uint64(0)), starts))
     pairs = np.stack(columns, axis=1).reshape(len(texts), _BANDS, _ROWS)
     return pairs[..., 0] * np.uint64(31) + pairs[..., 1]
 
@@ -137,7 +135,7 @@ def _alike(ours: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
         (set(_WORD.findall(one)), set(_WORD.findall(other)))
         for one, other in zip(ours, theirs, strict=True)
     )
-    return all(len(a & b) >= NEAR * len(a | b) for a, b in pairs)
+    return all(a & b and len(a & b) >= NEAR * len(a | b) for a, b in pairs)
 
 
 def _found(by_id: np.ndarray, by_text: np.ndarray, near: np.ndarray) -> str:

@@ -126,7 +126,7 @@ def describe(task: Task) -> dict[str, Any]:
     """What the numbers of this task measure, from the data themselves: fields of a protocol."""
     fields: dict[str, Any] = {
         HOW: "Trained on {trained_on}; measured in languages of which no label was used. {overlap} `mean`: "
-        f"over all tested languages but `{task.source}`, its interval drawn over ids.",
+        "over {mean_over}, its interval drawn over ids.",
         "trained_on": f"{len(task.train)} `{task.source}` rows"
         + (f" with {len(task.labels)} labels" if task.labels else ""),
         "overlap": overlap(task),

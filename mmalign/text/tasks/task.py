@@ -144,7 +144,7 @@ def row_ids(examples: Sequence[Example]) -> np.ndarray:
     return np.frombuffer(digests, "<i8").astype(np.int64)
 
 
-def tests_sha256(task: Task) -> str:
+def sha256_of_tests(task: Task) -> str:
     """sha256 over every tested row and candidate: their ids, texts and targets."""
     digest = hashlib.sha256()
     # Languages may share one pool of candidates, which is read once.

@@ -16,6 +16,7 @@ from mmalign.core.errors import UserError
 from mmalign.evaluation.ann.benchmark import run_faiss
 from mmalign.evaluation.ann.config import FaissConfig
 from mmalign.evaluation.ann.results import Row, best_at, recommend, throughput_at
+from mmalign.results.protocol import sentence
 from mmalign.results.results import read_results
 
 INDEXES: list[dict[str, Any]] = [
@@ -181,7 +182,7 @@ def test_results_hold_the_task_recall_of_every_index(tree: dict[str, Any], folde
     assert row["task_recall@10"] == pytest.approx(results.metrics[name])
     exact = results.metrics["faiss/s/exact/mean/text_to_image/recall@10"]
     assert row["task_loss@10"] == pytest.approx(exact - results.metrics[name])
-    assert "300 pictures" in results.protocol["faiss/s"]
+    assert "300 pictures" in sentence(results.protocol["faiss/s"])
 
 
 def test_what_was_searched_is_reported(tree: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.models.encoder import weights_sha256
+from mmalign.results.protocol import sentence
 from mmalign.text.causality.config import CausalityConfig
 from mmalign.text.finetune import FinetuneConfig, protocol
 from mmalign.text.fit import FitConfig, build_model, fit
@@ -156,7 +157,8 @@ def test_noise_on_the_states_goes_with_it() -> None:
 def test_the_protocol_says_what_was_trained(tmp_path: Path) -> None:
     tree = config_of(epochs=1, causality=contrast(tmp_path)).model_dump(mode="json")
     config = validate(FinetuneConfig, {**tree, "task": {"name": "toy", "folder": "x"}}, "test")
-    words = protocol(task_of(), config, fit(tiny_tower(), task_of(), config, seed=0))
+    fitted = fit(tiny_tower(), task_of(), config, seed=0)
+    words = sentence(protocol(task_of(), config, fitted))
     assert (
         "a graph of phrases, sentences, statements and event pairs (2 layers of width 16)" in words
     )

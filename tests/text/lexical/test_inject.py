@@ -21,6 +21,7 @@ from mmalign.core.commit import verify
 from mmalign.core.config import load_config, validate, write_yaml
 from mmalign.core.errors import UserError
 from mmalign.models.load import load_text_encoder
+from mmalign.results.protocol import sentence
 from mmalign.results.results import Results, read_results
 from mmalign.text.jobs import as_task, job_of, name_of, read_job, run_cell
 from mmalign.text.lexical.config import PUBLISHED, LexicalInjectionConfig
@@ -85,11 +86,11 @@ def test_several_seeds_and_their_mean(words: Path, encoder: str, tmp_path: Path)
     values = [one.metrics[f"injected/{name}"] for one in each]
     assert results.metrics[f"injected/{name}"] == pytest.approx(np.mean(values))
     assert values[0] != values[1] and results.model["seeds"] == [0, 1]
-    assert results.protocol["injected/toy"].startswith("Mean of 2 seeds")
+    assert sentence(results.protocol["injected/toy"]).endswith("Mean of seeds: 2.")
     # What no seed changes keeps the interval over its words.
     own = "lexical/toy/ee/1/held_out/similarity_gain"
     assert results.ci95[own] == each[0].ci95[own] and results.ci95[own][0] < results.ci95[own][1]
-    assert not results.protocol["lexical/toy"].startswith("Mean of")
+    assert "mean_of_seeds" not in results.protocol["lexical/toy"]
     with pytest.raises(UserError, match="one tower per seed"):
         load_text_encoder(str(tmp_path))
 
@@ -142,7 +143,7 @@ def test_the_published_protocol_shows_its_artefact(words: Path, tmp_path: Path) 
     assert results.model["train_loss"] == pytest.approx(0.4, abs=1e-3)
     ours = f"lexical/toy/mean/{results.model['layer']}/trained"
     assert results.metrics[f"{ours}/similarity"] < 0.9
-    assert "settings of arXiv 2506.15415" in results.protocol["injected/toy"]
+    assert "settings of arXiv 2506.15415" in sentence(results.protocol["injected/toy"])
 
 
 def test_a_study_sees_precision_of_held_out_words(words: Path, encoder: str) -> None:
@@ -163,7 +164,7 @@ def test_a_study_sees_precision_of_held_out_words(words: Path, encoder: str) -> 
             cell.metrics[name] == results.metrics[own] and cell.chance[name] == results.chance[own]
         )
         assert cell.counts[name] == results.counts[own]
-    assert "at layer 2" in cell.protocol["text/toy"]
+    assert "at layer 2" in sentence(cell.protocol["text/toy"])
     nothing = run_cell(job_of(tree_of(words, layer=2, epochs=0), "test"), tower, 0)
     assert (
         nothing.metrics["text/toy/mean/clean/precision@1"]

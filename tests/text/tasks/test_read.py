@@ -8,6 +8,7 @@ import pytest
 
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
+from mmalign.results.protocol import sentence
 from mmalign.text.tasks.layout import NoFiles
 from mmalign.text.tasks.read import TaskConfig, describe, make_task, read_task
 from mmalign.text.tasks.task import Example, Task
@@ -156,17 +157,24 @@ def test_retrieval_needs_no_training(tmp_path: Path) -> None:
     assert read.kind == "retrieval" and read.train == [] and read.labels == ()
     assert [one.texts for one in read.candidates["sw"]] == [("a dog",), ("a cat",)]
     assert read.tests["sw"][1].target == (read.candidates["sw"][1].id,)
-    assert "Nothing was trained." in describe(read)
+    assert "Nothing was trained." in sentence(describe(read))
 
 
 def test_describe_tells_new_items_from_known_ones(folder: Path) -> None:
-    assert "Trained on 3 `en` rows with 3 labels" in describe(task(folder))
-    assert "2 of 3 test rows show an item (id) that is trained on" in describe(task(folder))
-    assert "Every tested item (id) is trained on" in describe(task(folder, languages=["sw"]))
-    both_new = describe(task(folder, languages=["de"]))
+    assert "Trained on 3 `en` rows with 3 labels" in sentence(describe(task(folder)))
+    assert "3 of 3 test rows show an item that is trained on: 2 by id, 3 by equal text" in sentence(
+        describe(task(folder))
+    )
+    assert "Every tested item (id) is trained on" in sentence(
+        describe(task(folder, languages=["sw"]))
+    )
+    known = sentence(describe(task(folder, languages=["de"])))
+    assert "1 of 1 test rows show an item that is trained on: 0 by id, 1 by equal text" in known
+    (folder / "dev.de.tsv").write_text("id\tlabel\ttext\nd0\tc\tganz neu\n")
+    both_new = sentence(describe(task(folder, languages=["de"])))
     assert "both the item and the language are new" in both_new
     assert "The dev split stands in for a missing test split: de." in both_new
-    assert "stands in" not in describe(task(folder, languages=["sw"]))
+    assert "stands in" not in sentence(describe(task(folder, languages=["sw"])))
 
 
 @pytest.mark.parametrize(
