@@ -26,7 +26,7 @@ from mmalign.core.errors import UserError
 from mmalign.results.aggregates import mean_over, summed_up
 from mmalign.results.metric_names import FAMILY, OF_CORRECT_ROWS, MetricName
 from mmalign.results.protocol import difference as protocol_difference
-from mmalign.results.results import Results, read_results, without_nan, writing
+from mmalign.results.results import QUERIES, Results, read_results, without_nan, writing
 from mmalign.results.statistics import (
     DRAWS,
     LEVEL,
@@ -129,8 +129,10 @@ def find_results(path: Path, suite: str | None) -> Path:
     """
     if path.is_file():
         return path
-    # In a run folder `results.json` is the report's, which has no values of single queries.
-    if not (path / "config.yaml").is_file() and (path / _FILE).is_file():
+    # In a run folder `results.json` is the report's, which has no values of single queries; the folder of a
+    # fine-tuning has a configuration too, and such values.
+    is_measured = (path / QUERIES).is_file() or not (path / "config.yaml").is_file()
+    if is_measured and (path / _FILE).is_file():
         return path / _FILE
     measured = {file.parent.name: file for file in sorted(path.glob(f"eval/*/{_FILE}"))}
     if not measured:

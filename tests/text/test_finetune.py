@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from text_tasks import LEARNS
+from tiny import SEED, tiny_model, tiny_run
 
 from mmalign import __version__
 from mmalign.core.commit import sha256_of, verify
@@ -15,6 +16,7 @@ from mmalign.core.config import load_config, read_yaml, validate
 from mmalign.core.errors import UserError
 from mmalign.models.encoder import weights_sha256
 from mmalign.models.load import load_text_encoder
+from mmalign.results.comparison import compare
 from mmalign.results.protocol import sentence
 from mmalign.results.results import Results, read_results
 from mmalign.text import finetune as module
@@ -222,6 +224,28 @@ def test_several_seeds_are_averaged_and_kept_apart(run: str, task: Path, tmp_pat
     assert sentence(mean.protocol["text/toy"]).endswith("Mean of seeds: 3.")
     alone = finetune(config_for(task, **_of(config), seeds=[1]), run, tmp_path / "alone")
     assert alone == each[1]
+
+
+def test_two_models_are_compared_although_their_kept_steps_differ(
+    run: str, task: Path, tmp_path: Path
+) -> None:
+    """The kept step and the dev score were part of the protocol, so no two text models were comparable."""
+    write_task(task, dev_en=rows_of(right), test_en=rows_of(right))
+    other = str(tiny_run(tmp_path / "run", tiny_model(SEED + 2)))
+    config = config_for(task, epochs=2, head_lr=0.02, checks=2, seeds=[0, 1])
+    for name, model in (("a", run), ("b", other)):
+        finetune(config, model, tmp_path / name)
+    paths = [tmp_path / name for name in ("a", "b")]
+    assert read_results(paths[0] / "results.json").data["toy"]
+    (mean, *_) = compare(paths, languages=True).rows
+    assert mean.metric == NAME.replace("/de/", "/mean/")
+    (difference,) = mean.differences
+    assert difference.ci95 or difference.note
+    finetune(config.model_copy(update={"epochs": 3}), run, tmp_path / "c")
+    with pytest.raises(
+        UserError, match=r"by another protocol than in .* \(`steps` is \d+, not \d+\)"
+    ):
+        compare([paths[0], tmp_path / "c"])
 
 
 @pytest.mark.parametrize("seeds", [[], [-1]])
