@@ -7,7 +7,7 @@ OURS = {"how": "{pictures} pictures, seed {seed}.", "pictures": 5, "seed": 0}
 
 def test_fields_stand_in_the_sentence_and_the_others_behind_it() -> None:
     assert sentence(OURS) == "5 pictures, seed 0."
-    more = {**OURS, "mean_over": ["de", "sw"], "cut": " Cut at 64 tokens."}
+    more = {**OURS, "mean_over": ["de", "sw"], "note": " Cut at 64 tokens."}
     assert sentence(more) == "5 pictures, seed 0. Mean over: de, sw. Cut at 64 tokens."
     # What a file holds is never looked up beyond the fields.
     assert sentence({"how": "{how.__class__} {missing} {0}"}) == "{how.__class__} {missing} {0}"
@@ -21,7 +21,13 @@ def test_the_first_field_that_differs_is_named() -> None:
 
 
 def test_what_follows_from_the_model_may_differ() -> None:
-    for field, value in (("kept_step", 7), ("dev", "0.81"), ("cut", " Cut at 64."), ("layer", 2)):
+    for field, value in (
+        ("kept_step", 7),
+        ("dev", "0.81"),
+        ("note", " Cut at 64."),
+        ("steps", 9),
+        ("layer", 2),
+    ):
         assert difference(OURS, {**OURS, field: value}) is None
 
 

@@ -242,9 +242,7 @@ def test_two_models_are_compared_although_their_kept_steps_differ(
     (difference,) = mean.differences
     assert difference.ci95 or difference.note
     finetune(config.model_copy(update={"epochs": 3}), run, tmp_path / "c")
-    with pytest.raises(
-        UserError, match=r"by another protocol than in .* \(`steps` is \d+, not \d+\)"
-    ):
+    with pytest.raises(UserError, match=r"by another protocol than in .* \(`epochs` is 3, not 2\)"):
         compare([paths[0], tmp_path / "c"])
 
 
