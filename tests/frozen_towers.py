@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from shard_sets import make_pair, write_set
-from tiny import MODEL
+from tiny import MODEL, tiny_model, tiny_tokenizer
 
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
@@ -67,3 +68,25 @@ def train_each(jobs: dict[str, tuple[RunConfig, int | None]], folder: Path) -> d
         except UserError as error:
             stopped[name] = str(error)
     return stopped
+
+
+def pretrained_model(
+    folder: Path, dtype: torch.dtype = torch.float32
+) -> tuple[dict[str, Any], list[Path]]:
+    """The section `model` with a frozen, pretrained tower of timm and one of transformers; the files of both.
+
+    Args:
+        dtype: in which the text tower is stored; its tokenizer is beside it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    source, weights, text = tiny_model(seed=9), folder / "resnet.safetensors", folder / "text"
+    save_file(source.image_tower.trunk.state_dict(), weights)
+    source.text_tower.trunk.to(dtype).save_pretrained(text)
+    tiny_tokenizer().save(text)
+    overlay = {"file": str(weights), "num_classes": 0, "mean": [0.1, 0.2, 0.3]}
+    options = {"pretrained_cfg_overlay": overlay}
+    image = {**FROZEN["image"], "pretrained": True, "options": options}
+    return {**MODEL, "image": image, "text": {"pretrained": str(text), "max_length": 32}}, [
+        weights,
+        text,
+    ]

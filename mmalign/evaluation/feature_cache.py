@@ -43,7 +43,8 @@ Job = tuple[int, range]  # a shard, and the samples of a batch, counted in the c
 
 
 def describe_tower(tower: ImageTower) -> TowerIdentity:
-    preprocessing = layout.describe_preprocessing(tower.size, tower.mean, tower.std)
+    image = tower.architecture
+    preprocessing = layout.describe_preprocessing(image.size, image.mean, image.std)
     return TowerIdentity(weights_sha256(tower), preprocessing, tower.width)
 
 

@@ -22,7 +22,6 @@ from mmalign.export.vision import preprocessor_config
 from mmalign.models.encoder import Encoder
 from mmalign.models.external.onnx import PREPROCESSOR
 from mmalign.models.external.open_clip import CONFIG, WEIGHTS, to_open_clip
-from mmalign.models.image_tower import TimmTower
 from mmalign.models.pooling import POOLINGS
 
 _ELSEWHERE = "export to sentence-transformers instead"
@@ -44,14 +43,15 @@ def write_open_clip(source: Source, folder: Path, home: str) -> None:
     # open_clip (3.3.0) asks transformers for the architecture of a text tower, and timm for an image tower
     # with options, each by a name: a hub id, or a path. The card says how a folder that was moved is loaded.
     encoder = source.both_towers("open_clip")
-    config, tower, bias = encoder.config, encoder.model.image_tower, encoder.model.logit_bias
+    tower, bias = encoder.model.image_tower, encoder.model.logit_bias
+    image = tower.architecture
     model = {
-        "embed_dim": config.embedding,
+        "embed_dim": encoder.config.embedding,
         **_vision(encoder, home),
         "text_cfg": _text(encoder, home),
         **({} if bias is None else {"init_logit_bias": bias.item()}),
     }
-    pixels = {"mean": list(tower.mean), "std": list(tower.std), "interpolation": "bicubic"}
+    pixels = {"mean": list(image.mean), "std": list(image.std), "interpolation": "bicubic"}
     # Our preparation of images in open_clip's words: the whole image, resized to the square.
     preprocess = {"size": tower.size, **pixels, "resize_mode": "squash"}
     write_json(folder / CONFIG, {"model_cfg": model, "preprocess_cfg": preprocess})
@@ -60,12 +60,12 @@ def write_open_clip(source: Source, folder: Path, home: str) -> None:
     facts = {name: value for name, value in text.items() if name not in _IRRELEVANT}
     # open_clip builds the complete encoder-decoder of T5 and keeps its encoder.
     facts["is_encoder_decoder"] = MODEL_MAPPING[type(trunk.config)] is not type(trunk)
-    if isinstance(config.image, TimmTower):
+    if image.kind == "timm":
         # The fields that timm reads of the same file; sentence-transformers reads its own ones.
         size = [3, tower.size, tower.size]
         facts |= {
-            "architecture": config.image.name.split(".")[0],  # without the tag of its weights
-            "model_args": {"num_classes": 0, **config.image.arguments},
+            "architecture": image.name.split(".")[0],  # without the tag of its weights
+            "model_args": {"num_classes": 0, **image.arguments},
             "pretrained_cfg": {"input_size": size, **pixels, "crop_pct": 1.0},
         }
         # By timm's fields AutoImageProcessor takes the folder for a model of timm, and looks for the class of
@@ -92,31 +92,26 @@ def set_home(folder: Path, repo_id: str) -> None:
 
 def _vision(encoder: Encoder, home: str) -> dict[str, Any]:
     """`vision_cfg`, and the one field outside it that concerns the image tower."""
-    import open_clip
-
-    image = encoder.config.image
-    if isinstance(image, TimmTower):
+    image = encoder.model.image_tower.architecture
+    if image.kind == "timm":
         name = f"local-dir:{home}" if Path(home).is_absolute() else f"hf-hub:{home}"
         timm = {
             "timm_model_name": name,
             "timm_model_pretrained": False,
-            "timm_pool": image.options.get("global_pool", ""),  # empty: the network's own
+            "timm_pool": image.arguments.get("global_pool", ""),  # empty: the network's own
             "timm_proj": "linear",
-            "image_size": image.image_size,
+            "image_size": image.size,
         }
         return {"vision_cfg": timm}
-    # The section that the tower was built from.
-    base: Any = open_clip.get_model_config(image.name) or {}
-    vision = {**base.get("vision_cfg", {}), **image.options.get("vision_cfg", {})}
-    vision["image_size"] = encoder.model.image_tower.size
+    vision = {**image.arguments["vision_cfg"], "image_size": image.size}
     if ":" in vision.get("timm_model_name", ""):
         raise UserError(
             f"model.image.name: `{image.name}` is described in another folder; name it under `kind: timm`"
         )
     if vision.get("timm_proj") in ("", "none"):
         vision["timm_proj"] = "linear"  # ours follows, where the network itself ends without one
-    quick = {**base, **image.options}.get("quick_gelu")
-    return {"vision_cfg": vision, **({"quick_gelu": True} if quick else {})}
+    quick = {"quick_gelu": True} if image.arguments["quick_gelu"] else {}
+    return {"vision_cfg": vision, **quick}
 
 
 def _text(encoder: Encoder, home: str) -> dict[str, Any]:

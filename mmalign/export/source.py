@@ -20,6 +20,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from mmalign.data.shards.manifest import load_manifest
 from mmalign.models import adapters
 from mmalign.models.encoder import Encoder, load_encoder, run_of
 from mmalign.models.load import load_text_encoder
+from mmalign.models.run_towers import read_towers
 from mmalign.models.text_encoder import TextEncoder, is_contrastive, saved_text_encoder, text_side
 from mmalign.results.collect import measured_on, merged, result_files
 from mmalign.results.results import Results, read_results
@@ -164,10 +166,15 @@ def _of_run(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
     manifest, state = _json(folder / MANIFEST), _json(folder / "state.json")
     config = _yaml(run)
     image, text = (config["model"].get(side, {}) for side in ("image", "text"))
-    weights = image.get("pretrained")  # True: those that the name of the network stands for
-    tower = {"library": image.get("kind"), "name": image.get("name")}
-    tower |= {"weights": weights} if isinstance(weights, str) else {}
-    bases = {"text": text.get("pretrained"), "image": tower if weights else None}
+    bases: dict[str, Any]
+    towers = read_towers(run)
+    if towers is not None and towers.origins:
+        bases = {side: _known(origin) for side, origin in towers.origins.items()}
+    else:  # of mmalign 0.1.0, which recorded what the configuration says alone
+        weights = image.get("pretrained")  # True: those that the name of the network stands for
+        tower = {"library": image.get("kind"), "name": image.get("name")}
+        tower |= {"weights": weights} if isinstance(weights, str) else {}
+        bases = {"text": text.get("pretrained"), "image": tower if weights else None}
     counted = {"steps": state.get("step"), "images_seen": state.get("images_seen")}
     counted["captions_seen"] = state.get("captions_seen", state.get("pairs_seen"))  # before 0.2
     entries = config.get("data", {}).get("train", [])
@@ -275,7 +282,8 @@ def parent_of_run(config: dict[str, Any], recorded: dict[str, Any] | None) -> di
     for folder in (path, *sorted(path.glob("checkpoints/step-*"))):
         if (folder / MANIFEST).is_file() and sha256_of(folder / MANIFEST) == sha256:
             facts = {"how": recorded["how"], "found": True, "manifest_sha256": sha256}
-            return {**facts, **_of_folder(folder, None)}
+            with suppress(UserError):  # of mmalign 0.1.0, and its pretrained weights are gone
+                return {**facts, **_of_folder(folder, None)}
     named = {"how": recorded["how"], "name": without_folders(recorded["path"]), "found": False}
     return _known({**named, "manifest_sha256": sha256})
 

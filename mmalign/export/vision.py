@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmalign.core.errors import UserError, one_line
 from mmalign.models.encoder import Encoder
-from mmalign.models.image_tower import ImageTower, TimmTower
+from mmalign.models.image_tower import ImageTower
 
 # Our names of the parts of open_clip's VisionTransformer, and what CLIPVisionModel calls them.
 _CLIP_NAMES = (
@@ -68,16 +68,16 @@ def preprocessor_config(tower: ImageTower) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(tower.mean),
-        "image_std": list(tower.std),
+        "image_mean": list(tower.architecture.mean),
+        "image_std": list(tower.architecture.std),
     }
 
 
 def _equal(encoder: Encoder, weight_DF: Tensor) -> tuple[Any, Tensor]:
-    image, tower = encoder.config.image, encoder.model.image_tower
+    tower = encoder.model.image_tower
     trunk: Any = tower.trunk
-    if isinstance(image, TimmTower):
-        return _timm_wrapper(trunk, image.arguments, tower.width), weight_DF
+    if tower.architecture.kind == "timm":
+        return _timm_wrapper(trunk, tower.architecture.arguments, tower.width), weight_DF
     kind = type(trunk).__name__
     # Linear maps at the end of an open_clip network become part of the projection.
     if kind == "TimmModel":

@@ -1,6 +1,6 @@
 """A model as evaluation sees it: encoded images and texts in, vectors of unit length out.
 
-    run folder (config.yaml, tokenizer/, checkpoints/) -> load_encoder -> Encoder, a DualModel
+    run folder (config.yaml, towers.json, tokenizer/, checkpoints/) -> load_encoder -> Encoder, a DualModel
 
     encoded images -> decoded here -> another library's own transform and tower -+-> ExternalModel
     texts          ->                 its own tokenizer and tower               -+
@@ -30,6 +30,7 @@ from mmalign.data.preprocess import Preprocess, stack_images
 from mmalign.data.tokenizer import Tokenizer, check_texts, load_tokenizer
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
 from mmalign.models.prompts import NO_PROMPTS, Side
+from mmalign.models.run_towers import build_run
 from mmalign.models.text_tower import longest_text
 
 BATCH_SIZE = 256  # images or texts that a tower sees at a time
@@ -213,10 +214,12 @@ def load_encoder(path: Path, untrained: bool = False) -> Encoder:
     """The model of a run folder, or of one of its checkpoints (`RUN/checkpoints/best`).
 
     Args:
-        untrained: as it was before its first step: the baseline that shows what training did.
+        untrained: as it was before its first step: the baseline that shows what training did. This alone
+            needs the pretrained weights that the run started from.
 
     Raises:
-        UserError: no run there, no checkpoint that verifies, or weights of another model.
+        UserError: no run there, no checkpoint that verifies, weights of another model, or `untrained` and
+            the pretrained weights cannot be loaded.
     """
     run = run_of(path)
     config_path = run / "config.yaml"
@@ -225,10 +228,17 @@ def load_encoder(path: Path, untrained: bool = False) -> Encoder:
     tree = read_yaml(config_path)
     config = validate(ModelConfig, tree.get("model"), f"{config_path}, section `model`")
     tokenizer = load_tokenizer(run / "tokenizer")
-    torch.manual_seed(int(tree["seed"]))  # as training does before it builds the model
-    model = build_dual_encoder(config, tokenizer.vocabulary, tokenizer.padding_id)
     facts: dict[str, Any] = {"path": str(path), "step": 0}
-    if not untrained:
+    if untrained:
+        torch.manual_seed(int(tree["seed"]))  # as training does before it builds the model
+        try:
+            model = build_dual_encoder(config, tokenizer.vocabulary, tokenizer.padding_id)
+        except UserError as error:
+            raise UserError(
+                f"{path}: untrained, it needs the pretrained weights that it started from: {error}"
+            ) from None
+    else:
+        model = build_run(run, config, tokenizer)
         folder, info = checkpoint_of(path)
         found, own = load_file(folder / "model.safetensors"), model.state_dict()
         if differing := differing_names(found, own):

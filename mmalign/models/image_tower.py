@@ -2,17 +2,24 @@
 
 image_BCHW, uint8 -> normalised -> trunk -> feature_BF      F: the width that the trunk gives
 
+a run's configuration -> build_image_tower   -+-> ImageTower
+ImageArchitecture     -> rebuild_image_tower -+     random weights, which a checkpoint replaces
+
 """
 
 import difflib
+import json
+import tempfile
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mmalign.core.config import Section
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, one_line
 
 
 class _Tower(Section):
@@ -33,15 +40,6 @@ class TimmTower(_Tower):
     pretrained: bool = False
     """Load timm's weights for this name (from the hub or its cache)."""
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of timm's constructor: the options, and the size of images where it takes one."""
-        import timm
-
-        # Transformers are built for one input size, convolutional networks take any and refuse the argument.
-        takes_size = getattr(timm.get_pretrained_cfg(self.name), "fixed_input_size", False)
-        return {**({"img_size": self.image_size} if takes_size else {}), **self.options}
-
 
 class OpenClipTower(_Tower):
     """The image tower of an open_clip model."""
@@ -54,29 +52,42 @@ class OpenClipTower(_Tower):
 ImageTowerConfig = Annotated[TimmTower | OpenClipTower, pydantic.Field(discriminator="kind")]
 
 
+class ImageArchitecture(Section):
+    """What a network is and how its input is prepared, without where its weights came from."""
+
+    kind: Literal["timm", "open_clip"]
+    name: str
+    arguments: dict[str, Any]
+    """timm: of its constructor; open_clip: `embed_dim`, `vision_cfg` and `quick_gelu` of a model."""
+    timm_config: dict[str, Any] | None = None
+    """The config.json by which `vision_cfg` names a network of timm, if it names it by its place."""
+    size: int
+    """Height and width of the input in pixels."""
+    mean: tuple[float, float, float]
+    """Of each channel, for inputs scaled to 0..1."""
+    std: tuple[float, float, float]
+
+
 class ImageTower(nn.Module):
     """A trunk, and how its input is prepared.
 
     Attributes:
+        architecture: what `rebuild_image_tower` makes the same network of.
         width: F, the size of a feature.
         size: height and width of the input in pixels.
-        mean, std: per channel, for inputs scaled to 0..1.
         side: pixels of a patch, if the network leaves out pixels of images of this size; else 1.
     """
 
     _mean_C11: Tensor
     _std_C11: Tensor
 
-    def __init__(
-        self, trunk: nn.Module, size: int, mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> None:
+    def __init__(self, trunk: nn.Module, architecture: ImageArchitecture) -> None:
         super().__init__()
         self.trunk = trunk
-        self.size = size
-        self.mean = mean
-        self.std = std
+        self.architecture = architecture
+        self.size = size = architecture.size
         # Not persistent: they belong to the architecture and are no weights.
-        for name, values in (("_mean_C11", mean), ("_std_C11", std)):
+        for name, values in (("_mean_C11", architecture.mean), ("_std_C11", architecture.std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
         self.side = 1
         hooks = [
@@ -126,13 +137,82 @@ class ImageTower(nn.Module):
 
 
 def build_image_tower(config: TimmTower | OpenClipTower) -> ImageTower:
-    """The tower that the configuration names, frozen if it says so.
+    """The tower that the configuration names, with the weights that it names, frozen if it says so.
 
     Raises:
-        UserError: the library does not know the name or an option.
+        UserError: the library does not know the name or an option, or cannot load the weights.
     """
-    tower = _build_timm(config) if isinstance(config, TimmTower) else _build_open_clip(config)
+    try:
+        tower = _build_timm(config) if isinstance(config, TimmTower) else _build_open_clip(config)
+    except TypeError as error:
+        raise UserError(f"model.image.options: `{config.name}` says: {one_line(error)}") from None
+    # Weights that are not there: each library, and the hub's, has errors of its own for that.
+    except (OSError, RuntimeError, AssertionError, SafetensorError) as error:
+        reason = (
+            one_line(error) or type(error).__name__
+        )  # timm says nothing of a file that is not there
+        own = without_origin(config).options
+        places = {name: value for name, value in config.options.items() if name not in own}
+        raise UserError(
+            f"model.image: {config.kind} cannot build `{config.name}` with the weights "
+            f"{places or config.pretrained} ({reason}); name weights that are there and fit"
+        ) from None
     return tower.requires_grad_(not config.frozen)
+
+
+def rebuild_image_tower(architecture: ImageArchitecture) -> ImageTower:
+    """The same network with random weights; nothing is read but the libraries' own descriptions.
+
+    Raises:
+        UserError: the installed version of the library cannot build it.
+    """
+    name, arguments = architecture.name, architecture.arguments
+    try:
+        if architecture.kind == "timm":
+            import timm
+
+            trunk: Any = timm.create_model(name, num_classes=0, **arguments)
+        else:
+            trunk = _rebuild_open_clip(arguments, architecture.timm_config)
+    except (OSError, RuntimeError, TypeError, AssertionError) as error:
+        raise UserError(
+            f"image tower: this {architecture.kind} cannot build `{name}` ({one_line(error)})"
+        ) from None
+    return ImageTower(trunk, architecture)
+
+
+def _rebuild_open_clip(arguments: dict[str, Any], timm_config: dict[str, Any] | None) -> Any:
+    import open_clip
+
+    with tempfile.TemporaryDirectory() as folder:
+        vision = arguments["vision_cfg"]
+        if timm_config is not None:
+            (Path(folder) / "config.json").write_text(json.dumps(timm_config), encoding="utf-8")
+            vision = {**vision, "timm_model_name": f"local-dir:{folder}"}
+        return open_clip.CLIP(**{**arguments, "vision_cfg": vision}, text_cfg=_NO_TEXT).visual
+
+
+def without_origin(config: TimmTower | OpenClipTower) -> TimmTower | OpenClipTower:
+    """The same network with random weights: what only says where weights come from is taken out."""
+    options = {
+        name: value
+        for name, value in config.options.items()
+        if not name.startswith("pretrained") and name not in _ORIGIN
+    }
+    if isinstance(config, TimmTower):
+        return config.model_copy(update={"pretrained": False, "options": options})
+    if "vision_cfg" in options:
+        fields = options["vision_cfg"].items()
+        options["vision_cfg"] = {k: v for k, v in fields if k != "timm_model_pretrained"}
+    return config.model_copy(update={"pretrained": None, "options": options})
+
+
+# Arguments of timm's and open_clip's `create_model` that say where weights are, beside `pretrained...`.
+_ORIGIN = ("checkpoint_path", "cache_dir", "load_weights", "require_pretrained", "weights_only")
+# Fields of timm's `pretrained_cfg` that say so.
+_PLACES = ("url", "file", "hf_hub_id", "hf_hub_filename", "source")
+# open_clip builds an image tower only beside a text tower.
+_NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 4, "heads": 1, "layers": 1}
 
 
 def _build_timm(config: TimmTower) -> ImageTower:
@@ -141,13 +221,76 @@ def _build_timm(config: TimmTower) -> ImageTower:
     if not timm.is_model(config.name):
         near = ", ".join(difflib.get_close_matches(config.name, timm.list_models())) or "none"
         raise UserError(f"model.image.name: timm has no network `{config.name}`; near: {near}")
-    options = {"pretrained": config.pretrained, "num_classes": 0, **config.arguments}
-    try:
-        trunk = timm.create_model(config.name, **options)
-    except TypeError as error:
-        raise UserError(f"model.image.options: timm's `{config.name}` says: {error}") from None
+    # Transformers are built for one input size, convolutional networks take any and refuse the argument.
+    takes_size = getattr(timm.get_pretrained_cfg(config.name), "fixed_input_size", False)
+    size = {"img_size": config.image_size} if takes_size else {}
+    options = {"pretrained": config.pretrained, "num_classes": 0, **size, **config.options}
+    trunk = timm.create_model(config.name, **options)
     facts = timm.data.resolve_model_data_config(trunk)
-    return ImageTower(trunk, config.image_size, tuple(facts["mean"]), tuple(facts["std"]))
+    arguments = {**size, **without_origin(config).options}
+    return ImageTower(trunk, _architecture(config, arguments, facts["mean"], facts["std"]))
+
+
+def _build_open_clip(config: OpenClipTower) -> ImageTower:
+    import open_clip
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    if config.name not in open_clip.list_models() and ":" not in config.name:
+        raise UserError(f"model.image.name: open_clip has no model `{config.name}`")
+    # open_clip replaces sections of the configuration completely, so its own fields are merged here.
+    base: Any = open_clip.get_model_config(config.name) or {}
+    own = config.options.get("vision_cfg", {})
+    vision = {**base.get("vision_cfg", {}), "image_size": config.image_size, **own}
+    options = {**config.options, "vision_cfg": vision}
+    # open_clip moves what it built to `device`, by default a CPU, where a model on meta cannot go.
+    places = {"pretrained": config.pretrained, "device": torch.get_default_device()}
+    model = open_clip.create_model(config.name, **places, **options)
+    visual: Any = model.visual
+    mean = getattr(visual, "image_mean", None) or OPENAI_DATASET_MEAN
+    std = getattr(visual, "image_std", None) or OPENAI_DATASET_STD
+    built = without_origin(config.model_copy(update={"options": {**base, **options}})).options
+    arguments = {
+        "embed_dim": built["embed_dim"],
+        "vision_cfg": built["vision_cfg"],
+        "quick_gelu": bool(built.get("quick_gelu") or built.get("force_quick_gelu")),
+    }
+    network = _timm_config(vision.get("timm_model_name") or "")
+    return ImageTower(visual, _architecture(config, arguments, mean, std, network))
+
+
+def _timm_config(name: str) -> dict[str, Any] | None:
+    """What timm reads of the config.json in a folder or on the hub; None: it knows the name by itself."""
+    import timm
+
+    source, _, place = name.partition(":")
+    if not place:
+        return None
+    if source == "hf-hub":
+        facts, architecture, arguments = timm.models.load_model_config_from_hf(place)
+    else:
+        tree = json.loads((Path(place) / "config.json").read_text(encoding="utf-8"))
+        facts, architecture = tree["pretrained_cfg"], tree["architecture"]
+        arguments = tree.get("model_args")
+    kept = {name: value for name, value in facts.items() if name not in _PLACES}
+    return {"architecture": architecture, "model_args": arguments or {}, "pretrained_cfg": kept}
+
+
+def _architecture(
+    config: TimmTower | OpenClipTower,
+    arguments: dict[str, Any],
+    mean: Any,
+    std: Any,
+    timm_config: dict[str, Any] | None = None,
+) -> ImageArchitecture:
+    return ImageArchitecture(
+        kind=config.kind,
+        name=config.name,
+        arguments=arguments,
+        size=config.image_size,
+        mean=tuple(mean),
+        std=tuple(std),
+        timm_config=timm_config,
+    )
 
 
 # Layers of open_clip's own networks, in timm's notation (`group_matcher`): only a layer's number is captured,
@@ -173,24 +316,3 @@ def _layer_numbers(trunk: Any) -> dict[str, int]:
     known = hasattr(trunk, "group_matcher")
     matcher = trunk.group_matcher() if known else _OPEN_CLIP_LAYERS.get(type(trunk).__name__)
     return dict(group_parameters(trunk, matcher, reverse=True)) if matcher else {}
-
-
-def _build_open_clip(config: OpenClipTower) -> ImageTower:
-    import open_clip
-    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-
-    if config.name not in open_clip.list_models() and ":" not in config.name:
-        raise UserError(f"model.image.name: open_clip has no model `{config.name}`")
-    # open_clip replaces sections of the configuration completely, so its own fields are merged here.
-    base = (open_clip.get_model_config(config.name) or {}).get("vision_cfg", {})
-    own = config.options.get("vision_cfg", {})
-    vision = {**base, "image_size": config.image_size, **own}
-    # open_clip moves what it built to `device`, by default a CPU, where a model on meta cannot go.
-    places = {"pretrained": config.pretrained, "device": torch.get_default_device()}
-    model = open_clip.create_model(
-        config.name, **places, **{**config.options, "vision_cfg": vision}
-    )
-    visual: Any = model.visual
-    mean = getattr(visual, "image_mean", None) or OPENAI_DATASET_MEAN
-    std = getattr(visual, "image_std", None) or OPENAI_DATASET_STD
-    return ImageTower(visual, config.image_size, tuple(mean), tuple(std))

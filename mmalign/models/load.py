@@ -204,6 +204,14 @@ def _load_adapted(name: str) -> TextEncoder:
     # Pooling and projection are the base model's.
     if not Path(name).is_dir():
         raise UserError(f"{name}: holds a LoRA adapter; download it and give its folder")
-    encoder = load_text_encoder(adapters.base_of(Path(name)))
+    base = adapters.base_of(Path(name))
+    try:
+        encoder = load_text_encoder(base)
+    except UserError as error:
+        config = Path(name) / adapters.CONFIG
+        raise UserError(
+            f"{name}: an adapter, which needs its base model ({error}); set `base_model_name_or_path` in "
+            f"{config} to where that is now"
+        ) from None
     encoder.trunk = adapters.merge_adapter(encoder.trunk, Path(name))
     return encoder

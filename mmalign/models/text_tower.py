@@ -1,10 +1,14 @@
 """Text towers: any encoder of transformers, pooled to one feature per caption.
 
+    a run's configuration       -> build_text_tower -+-> TextTower, float32
+    its trunk's, as it was read -> rebuild_trunk    -+     random weights, which a checkpoint replaces
+
     token_NL, mask_NL -> trunk -> state_NLF -> pooling over the tokens (never the padding) -> feature_NF
 
 Encoder halves of encoder-decoder models (mT5, NLLB) are taken alone.
 """
 
+import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +29,7 @@ class TextTowerConfig(Section):
     """The trunk is named by `pretrained`, described by `architecture`, or both."""
 
     pretrained: str | None = None
-    """Hub name or folder of a transformers model (XLM-R, mT5, NLLB, ModernBERT, ...)."""
+    """Hub name or folder of a transformers model (XLM-R, mT5, NLLB, ModernBERT, ...); float32 once loaded."""
     architecture: dict[str, Any] | None = None
     """`model_type` and fields of its transformers configuration; `vocab_size` and `pad_token_id` are the
     tokenizer's if not given. Alone: random weights. Beside `pretrained`: what that one holds, so that a run
@@ -172,7 +176,7 @@ def build_text_tower(config: TextTowerConfig, vocabulary: int, padding_id: int) 
 
 
 def load_trunk(name: str) -> Any:
-    """The encoder in a folder or on the hub, without a pooler and without a decoder."""
+    """The encoder in a folder or on the hub, in float32, without a pooler and without a decoder."""
     from transformers import AutoConfig
 
     try:
@@ -180,6 +184,30 @@ def load_trunk(name: str) -> Any:
     except (OSError, ValueError) as error:
         reason = one_line(error)
         raise UserError(f"{name}: transformers cannot load this text tower ({reason})") from None
+
+
+def trunk_config(trunk: Any) -> dict[str, Any]:
+    """All fields of a trunk's configuration, without where its weights came from."""
+    fields: dict[str, Any] = json.loads(trunk.config.to_json_string(use_diff=False))
+    return {name: value for name, value in fields.items() if name != "_name_or_path"}
+
+
+def rebuild_trunk(fields: dict[str, Any]) -> Any:
+    """The encoder that `trunk_config` described, with random weights.
+
+    Raises:
+        UserError: the installed version of transformers cannot build it.
+    """
+    from transformers import AutoConfig
+
+    try:
+        settings = AutoConfig.for_model(fields["model_type"]).from_dict(fields)
+        return _encoder(settings)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"text tower: this transformers cannot build it ({one_line(error)}); install the version that "
+            "the run was started with"
+        ) from None
 
 
 def save_pretrained(model: Any, folder: Path, **options: Any) -> None:
@@ -217,14 +245,17 @@ def _encoder(settings: Any, name: str | None = None) -> Any:
     # BERT and its variants add a pooler that we do not use: random, untrained weights in an export.
     known = MODEL_MAPPING.get(type(settings), None)
     has_pooler = known and "add_pooling_layer" in inspect.signature(known.__init__).parameters
-    options = {"add_pooling_layer": False} if has_pooler else {}
+    # transformers 5 would take the dtype that the folder stores: 16-bit weights barely move in training.
+    options: dict[str, Any] = {"dtype": torch.float32}
+    if has_pooler:
+        options["add_pooling_layer"] = False
     written = (settings.architectures or [""])[0]
     if name and settings.is_encoder_decoder and written.endswith("Encoder"):
         # The half of an encoder-decoder that has no class for itself (NLLB's) is saved under its own names.
         # The complete model would find none of them and start at random, with only a warning.
         with torch.device("meta"):
             half = AutoModel.from_config(settings).get_encoder()
-        return type(half).from_pretrained(name)
+        return type(half).from_pretrained(name, dtype=torch.float32)
     build = auto_class.from_pretrained if name else auto_class.from_config
     model = build(name or settings, **options)
     return model.get_encoder() if model.config.is_encoder_decoder and not is_t5 else model

@@ -25,7 +25,9 @@ from mmalign.data.tokenizer import load_tokenizer
 from mmalign.evaluation.feature_cache import describe_tower, write_features
 from mmalign.models.dual_encoder import build_dual_encoder
 from mmalign.models.encoder import finite
-from mmalign.models.image_tower import ImageTower, build_image_tower
+from mmalign.models.image_tower import ImageTower, build_image_tower, rebuild_image_tower
+from mmalign.models.run_towers import RunTowers
+from mmalign.training.build_model import known_towers
 from mmalign.training.checkpoint import has_checkpoints
 from mmalign.training.engine import MODEL_FILE, Engine
 from mmalign.training.initialization import initialize_weights
@@ -83,16 +85,16 @@ def load_frozen_tower(config: RunConfig, run: Path | None) -> ImageTower:
         )
     torch.manual_seed(config.seed)  # a tower without weights of its own is drawn as in training
 
-    def choose() -> Path | None:
+    def choose() -> tuple[RunTowers | None, Path | None]:
         # The same order as in initialization.py.
         own = run / "checkpoints" if run is not None else None
         if own is None or not has_checkpoints(own):
             own = Path(config.resume_from) / "checkpoints" if config.resume_from else None
-        return newest_folder(own)[0] if own is not None else None
+        return known_towers(config, run), newest_folder(own)[0] if own is not None else None
 
-    chosen = distributed.on_main(choose)
+    known, chosen = distributed.on_main(choose)
     if chosen is not None:
-        return distributed.on_all(partial(_from_checkpoint, config, chosen))
+        return distributed.on_all(partial(_from_checkpoint, config, known, chosen))
     if config.init_from is None:
         return build_image_tower(config.model.image)
     if config.tokenizer.name is None:
@@ -101,13 +103,15 @@ def load_frozen_tower(config: RunConfig, run: Path | None) -> ImageTower:
         )
     # The complete model: `init_from` is checked against all of it.
     tokenizer = load_tokenizer(config.tokenizer.name)
-    model = build_dual_encoder(config.model, tokenizer.vocabulary, tokenizer.padding_id)
+    ids = (tokenizer.vocabulary, tokenizer.padding_id)
+    model = known.build(config.model) if known else build_dual_encoder(config.model, *ids)
     initialize_weights(config, model, tokenizer)
     return model.image_tower
 
 
-def _from_checkpoint(config: RunConfig, folder: Path) -> ImageTower:
-    tower = build_image_tower(config.model.image)
+def _from_checkpoint(config: RunConfig, known: RunTowers | None, folder: Path) -> ImageTower:
+    image = config.model.image
+    tower = build_image_tower(image) if known is None else rebuild_image_tower(known.image)
     tensors = load_file(folder / MODEL_FILE).items()
     state = {name.removeprefix(_TOWER): t for name, t in tensors if name.startswith(_TOWER)}
     try:

@@ -80,6 +80,11 @@ class Engine:
         min_temperature: float,
         seed: int = 0,
     ) -> None:
+        for name, parameter in model.named_parameters():
+            if parameter.dtype != torch.float32:
+                raise UserError(
+                    f"model: `{name}` is {parameter.dtype}, and only float32 weights train"
+                )
         deepspeed = _import_deepspeed()
         self.model = model
         self.module = trained_module(objective, model).to(distributed.device()).train()

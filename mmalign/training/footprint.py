@@ -24,6 +24,7 @@ from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import TokenizerConfig
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
 from mmalign.models.execution import checkpoint_activations
+from mmalign.models.image_tower import without_origin
 from mmalign.training.objective import MaskedLanguageModelConfig, ObjectiveConfig, trained_module
 
 
@@ -48,11 +49,8 @@ def build_on_meta(
         raise UserError(
             f"model.image.name: only the hub knows `{name}`; to plan a run, give timm's or open_clip's name"
         )
-    # The value that means "no weights" differs: timm's `pretrained` is a flag, open_clip's a tag.
-    no_weights = {"pretrained": False if model.image.kind == "timm" else None}
-    image = model.image.model_copy(update=no_weights)
     text = model.text.model_copy(update={"pretrained": None})
-    untrained = model.model_copy(update={"image": image, "text": text})
+    untrained = model.model_copy(update={"image": without_origin(model.image), "text": text})
     with torch.device("meta"):
         dual_encoder = build_dual_encoder(untrained, vocabulary, padding_id)
         return dual_encoder, trained_module(objective, dual_encoder)

@@ -5,7 +5,7 @@
 3. `init_from`: the weights of another run or of an exported model only;
 4. from scratch, with the weights that `model` describes.
 
-    model -> initialize_weights (3, before the engine takes the model) -> engine -> restore_state (1, 2 or 4)
+    build_model -> initialize_weights (3, before there is an engine) -> engine -> restore_state (1, 2 or 4)
 
 Rank 0 alone chooses and reads; the others get the values from it, because they may see older files.
 
@@ -180,7 +180,7 @@ def _check_inputs(
         raise UserError(
             f"init_from: {name} pools texts in another way; set `model.text.pooling: {found.pooling}`"
         )
-    mean = model.image_tower.mean
+    mean = model.image_tower.architecture.mean
     if found.mean and max(abs(a - b) for a, b in zip(found.mean, mean, strict=True)) > 1e-4:
         raise UserError(
             f"init_from: {name} normalises images by the mean {found.mean}, this run's image tower by "

@@ -27,7 +27,7 @@ from mmalign.data.stream.ledger import Ledger
 from mmalign.data.stream.loader import batches
 from mmalign.data.stream.order import ORDER_VERSION, GlobalOrder, open_sets
 from mmalign.evaluation.suite import SuiteConfig
-from mmalign.models.dual_encoder import build_dual_encoder
+from mmalign.training.build_model import build_model
 from mmalign.training.checkpoint import Saver, has_checkpoints, load_newest
 from mmalign.training.embed import open_image_features
 from mmalign.training.engine import Engine
@@ -116,8 +116,7 @@ class _Run:
         watchdog.heartbeat("model")
         # After the tokenizer, right before the model: the initial weights depend on nothing but the seed.
         torch.manual_seed(config.seed)
-        ids = (self.tokenizer.vocabulary, self.tokenizer.padding_id)
-        model = distributed.on_all(lambda: build_dual_encoder(config.model, *ids))
+        model, towers = build_model(config, out, self.tokenizer)
         self.loader = make_batches(config, order, self.tokenizer, model)
         self.resumes = distributed.on_main(lambda: has_checkpoints(out / "checkpoints"))
         parent = None
@@ -149,7 +148,8 @@ class _Run:
             facts["code"] = code_version()
         self.suite = distributed.on_main(lambda: _suite_of(config))
         self._note(changes)
-        # Only now: a start that fails before this line leaves no run behind, and this file alone.
+        # Only now: a start that fails before this line leaves no run behind, and these files alone.
+        distributed.on_main(lambda: towers.write(out))
         if not changes:
             distributed.on_main(lambda: write_config(config, out))
         if distributed.is_main():

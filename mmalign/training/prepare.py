@@ -114,11 +114,13 @@ def check_sizes(config: ModelConfig, model: DualEncoder) -> None:
 def load_or_train_tokenizer(
     config: TokenizerConfig, order: GlobalOrder, out: Path, watchdog: Watchdog
 ) -> Tokenizer:
-    """The run's tokenizer, from its folder if it is there already."""
+    """The run's tokenizer: from its folder where the run goes on, else as the configuration says."""
     folder = out / "tokenizer"
 
     def make() -> None:
-        if (folder / "tokenizer_config.json").is_file():
+        # A start that failed may have left the tokenizer of another configuration.
+        goes_on = checkpoint.has_checkpoints(out / "checkpoints")
+        if goes_on and (folder / "tokenizer_config.json").is_file():
             return
         if config.kind == "pretrained":
             assert config.name is not None

@@ -73,7 +73,9 @@ def test_a_large_photo_has_the_same_pixels_in_both(tmp_path: Path) -> None:
     file = io.BytesIO()  # ten times the size, so that a JPEG could be decoded smaller
     Image.fromarray(pixels).resize((640, 480), Image.Resampling.BICUBIC).save(file, "JPEG")
     tower = encoder.model.image_tower
-    mean_C11, std_C11 = (torch.tensor(x).view(3, 1, 1) for x in (tower.mean, tower.std))
+    mean_C11, std_C11 = (
+        torch.tensor(x).view(3, 1, 1) for x in (tower.architecture.mean, tower.architecture.std)
+    )
     ours_CHW = encoder.preprocess(file.getvalue()).permute(2, 0, 1)
     theirs_CHW = (preprocess(Image.open(file)) * std_C11 + mean_C11) * 255
     assert theirs_CHW.round().to(torch.uint8).equal(ours_CHW)

@@ -151,3 +151,14 @@ def test_what_cannot_be_merged_is_one_sentence(
     with pytest.raises(UserError, match=message) as caught:
         load_text_encoder(str(tmp_path / "lora"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_base_that_is_gone_is_named_with_the_field_that_names_it(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    adapt(BertModel.from_pretrained(base, add_pooling_layer=False), tmp_path / "lora")
+    base.rename(tmp_path / "elsewhere")
+    field = rf"needs its base model .*{base}.* set `base_model_name_or_path` in .*{CONFIG} to"
+    with pytest.raises(UserError, match=field):
+        load_text_encoder(str(tmp_path / "lora"))

@@ -21,6 +21,7 @@ from tiny import MODEL
 from mmalign.core.commit import exclusive
 from mmalign.core.config import write_yaml
 from mmalign.core.record import read_records
+from mmalign.data.tokenizer import load_tokenizer
 from mmalign.export.source import lineage
 from mmalign.models.encoder import load_encoder
 
@@ -184,6 +185,12 @@ def test_a_start_that_fails_leaves_no_run(folder: Path) -> None:
         "train", "run.yaml", "--dry-run", "model.text.max_length=65", expect=1, folder=folder
     )
     assert "set it to 64 or less" in dry.stderr
+    # The tokenizer that it made for another configuration is not used.
+    changes = ("tokenizer.vocabulary=100", "model.text.max_length=65")
+    mmalign("train", "run.yaml", *changes, "--out", "failed", expect=1, folder=folder)
+    assert load_tokenizer(folder / "failed" / "tokenizer").vocabulary == 100
+    mmalign("train", "run.yaml", "--out", "failed", "--stop-after", "1", folder=folder)
+    assert load_tokenizer(folder / "failed" / "tokenizer").vocabulary == 128
 
 
 def test_stopping_and_resuming_is_bit_for_bit_the_same(folder: Path, stopped: Path) -> None:

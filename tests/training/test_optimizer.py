@@ -201,7 +201,7 @@ def test_layers_that_cannot_be_told_are_refused_only_where_it_matters() -> None:
     with pytest.raises(UserError, match=r"optimizer\.text_layer_decay: the layers of a `AlbertM"):
         build_optimizer(model, config_of(text_layer_decay=0.9))
     trunk = nn.Sequential(nn.Conv2d(3, 4, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    model.image_tower = ImageTower(trunk, 32, (0.5,) * 3, (0.5,) * 3)
+    model.image_tower = ImageTower(trunk, model.image_tower.architecture)
     with pytest.raises(UserError, match=r"optimizer\.image_layer_decay: the layers of a `Sequent"):
         build_optimizer(model, config_of(image_layer_decay=0.9))
 

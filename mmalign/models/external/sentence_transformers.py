@@ -28,13 +28,13 @@ def _open(name: str, device: str = "cpu") -> Any:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise UserError(f"{name}: of sentence-transformers; install `mmalign[export]`") from None
-    return SentenceTransformer(name, device=device)
+    # Folders may store 16 bits; everything is compared and trained in float32.
+    return SentenceTransformer(name, device=device).float()
 
 
 def load_sentence_transformers(name: str) -> ExternalModel:
     """A text encoder, or a model whose modules take images as well (CLIP models, Router)."""
-    # Its folders may hold float16; everything is compared in float32.
-    model = _open(name, str(distributed.device())).float().eval()
+    model = _open(name, str(distributed.device())).eval()
 
     def encode(inputs: list[Any]) -> Tensor:
         options = {"convert_to_tensor": True, "show_progress_bar": False}

@@ -1,14 +1,22 @@
 """Dense modules of sentence-transformers are a projection in one of its two forms, or are refused."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from export_cases import build_encoder, source_of
+from safetensors.torch import load_file, save_file
+from tiny import TEXTS
 from torch import nn
 
 from mmalign.core.errors import UserError
+from mmalign.export.sentence_transformers import write_sentence_transformers
 from mmalign.models.external.sentence_transformers import projection_of
+from mmalign.models.load import load_text_encoder
 
 
 def dense(linear: nn.Module, activation: nn.Module, residual: bool = False) -> Any:
@@ -37,3 +45,15 @@ def test_dense_modules_become_one_of_the_two_forms() -> None:
 def test_other_dense_modules_are_refused(modules: list[Any]) -> None:
     with pytest.raises(UserError, match="some/model: its Dense modules"):
         projection_of(modules, "some/model")
+
+
+def test_a_folder_in_16_bits_is_read_in_float32(tmp_path: Path) -> None:
+    source = source_of(build_encoder())
+    write_sentence_transformers(source, tmp_path)
+    for path in tmp_path.rglob("*.safetensors"):
+        save_file({n: one.half() for n, one in load_file(path).items()}, path, {"format": "pt"})
+    facts = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**facts, "dtype": "float16"}))
+    tower = load_text_encoder(str(tmp_path))
+    assert {parameter.dtype for parameter in tower.parameters()} == {torch.float32}
+    np.testing.assert_allclose(tower.encode(TEXTS), source.tower.encode(TEXTS), atol=5e-3)
