@@ -111,7 +111,10 @@ def publish(
                 license = license or license_of(folder / "README.md")
                 set_home(folder, repo_id)
             else:
-                say(f"{out}: not this model in {', '.join(chosen)}; exported to a temporary folder")
+                say(
+                    f"{out}: no export of this model in {', '.join(chosen)} is there; it is exported to a "
+                    "temporary folder"
+                )
                 write_files(source, folder, chosen, repo_id, data)
                 _verify(source, folder, chosen)
             _describe(source, folder, chosen, repo_id.rpartition("/")[2], license, repo_id)

@@ -115,12 +115,9 @@ def warn_about_data(lineage: Any, license: License | None) -> None:
     """Say which licences of the training data the licence of the model may contradict."""
     found = conditions(lineage)
     if license is None:
-        known = (
-            "; ".join(f"{names} ({one})" for one, names in found.items()) or "none with conditions"
-        )
-        say(
-            f"no --license: the card names none, so others may not use the model; training data: {known}"
-        )
+        known = "; ".join(f"{names} ({one})" for one, names in found.items())
+        tail = f"; training data: {known}" if known else ""
+        say(f"no --license: the card names none, so others may not use the model{tail}")
         return
     given = license.name or license.identifier
     for condition, names in found.items():

@@ -162,6 +162,7 @@ def test_limits_are_written_from_the_measurements(tmp_path: Path) -> None:
     (line,) = [one for one in text.splitlines() if "chance** (95 %" in one and "things" in one]
     assert "Swahili (sw)" in line
     assert "**No better than before training**, text task, category_unseen (accuracy)" in text
+    assert "- **A caption finds its translation**, emoji_scenes (bitext@1): mean " in text
     assert "**Under noise** (typos) the accuracy of category falls by 42.4 points" in text
     assert "**Trained, never measured**: Yoruba (yo)." in text
     assert "not in the training data that is known**: Norwegian (no)" in text

@@ -1,6 +1,7 @@
 """Shards: what is written is what is read, byte for byte, by us and by webdataset."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,20 @@ def test_written_pairs_are_read_back(tmp_path: Path) -> None:
     assert shards.manifest.languages == {"en": 10, "sw": 5}
     assert [s.samples for s in shards.manifest.shards] == [4, 4, 2]
     assert shards.picture_ids[1] == shards.picture_ids[0] != shards.picture_ids[4]
+
+
+def test_few_attributions_are_counted_in_the_manifest_and_many_are_not(tmp_path: Path) -> None:
+    by_one = [replace(pair, attribution="drawn by one") for pair in make_pairs(6)]
+    each = [replace(pair, attribution=f"author {i}") for i, pair in enumerate(make_pairs(102))]
+    for name, pairs, size, expected in (
+        ("one", [*by_one, make_pairs(7)[6]], 4, {"drawn by one": 6}),
+        ("none", make_pairs(2), 4, None),
+        ("many", each, 50, None),  # more than 100 over all shards
+        ("crowd", each, 101, None),  # and in one of them
+    ):
+        folder = write_set(tmp_path / name, pairs, size)
+        tree = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        assert tree.get("attributions") == expected, name
 
 
 def test_the_same_pairs_give_the_same_bytes(tmp_path: Path) -> None:
