@@ -55,6 +55,8 @@ def undecodable_images() -> Iterator[None]:
             yield
     except (UndecodableImage, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        raise UndecodableImage(str(error), "too many pixels") from None
     except Exception as error:  # Pillow's parsers raise many kinds of errors on broken bytes
         raise_if_of_machine(error)
         raise UndecodableImage(f"does not decode as JPEG, PNG or WebP ({error})") from None

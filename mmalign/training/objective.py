@@ -24,10 +24,8 @@ from mmalign.models.dual_encoder import DualEncoder
 from mmalign.models.masked_language_model import MaskedLanguageModel
 from mmalign.training.loss import LOSSES, LossName, text_text_loss
 
-_OPTIONS = (
-    "label_smoothing",
-    "dims",
-)  # fields that a loss gets where they are set, if it takes them
+# Fields that a loss gets where they are set, if it takes them.
+_OPTIONS = ("label_smoothing", "dims")
 
 
 class ContrastiveConfig(Section):

@@ -1,7 +1,9 @@
 """Decoding smaller: the same pixels from both decoders, the same refusals, upright whatever EXIF says."""
 
+import errno
 import io
 import struct
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,6 +20,7 @@ from mmalign.data.images import (
     upright_size,
 )
 from mmalign.data.preprocess import Augmentation, Preprocess, see
+from mmalign.data.shards.reader import UnusableSample
 from mmalign.data.shards.scan import check_picture
 
 
@@ -213,3 +216,26 @@ def test_sixteen_bits_are_scaled_to_eight() -> None:
         assert np.array_equal(np.asarray(seen)[30:], found_HWC[30:])
     wide = Image.fromarray(ramp_HW.astype(np.int32))  # as versions of Pillow open it
     assert np.array_equal(np.asarray(upright_rgb(wide)), found_HWC)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many open files")])
+def test_what_the_machine_lacks_is_no_fault_of_an_image(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    for look in (check_picture, decode):
+        with pytest.raises(type(error)):
+            look(b"")
+
+
+def test_a_header_of_gigapixels_is_named_by_every_reader() -> None:
+    png = bytearray(encode(noise(2, 2), "PNG"))
+    png[16:24] = (20_000).to_bytes(4, "big") * 2  # its width and height, over Pillow's own limit
+    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
+    for look in (check_picture, decode):
+        with pytest.raises((UnusableSample, UndecodableImage)) as caught:
+            look(bytes(png))
+        assert caught.value.reason == "too many pixels"

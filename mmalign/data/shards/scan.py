@@ -9,21 +9,17 @@ in webdataset. It needs one image and one member with captions, `.txt` or `.json
 """
 
 import hashlib
-import io
 import json
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, TextIO
 
-from PIL import Image
-
 from mmalign.core.errors import UserError
 from mmalign.core.languages import canonical_language, is_language_code
-from mmalign.data.image_formats import PILLOW_NAMES, READ_SUFFIXES
-from mmalign.data.images import MAX_PIXELS
+from mmalign.data.image_formats import READ_SUFFIXES
+from mmalign.data.images import UndecodableImage, open_image, undecodable_images
 from mmalign.data.names import fault_of
 from mmalign.data.shards.manifest import OWN_CAPTIONS, extent_of
 from mmalign.data.shards.reader import (
@@ -264,15 +260,12 @@ def split_name(name: str) -> tuple[str, str]:
 def check_picture(data: bytes) -> None:
     """Look at an image's header; an UnusableSample if it is invalid or has too many pixels."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of many pixels and odd metadata: of no use to a user
-            width, height = Image.open(io.BytesIO(data), formats=PILLOW_NAMES).size
-    except Image.DecompressionBombError:
-        raise UnusableSample("too many pixels") from None
-    except Exception:  # Pillow's parsers raise many kinds of errors on broken bytes
+        with undecodable_images():
+            open_image(data)
+    except UndecodableImage as error:
+        if error.reason == "too many pixels":
+            raise UnusableSample(error.reason, error.detail) from None
         raise UnusableSample("not an image") from None
-    if width * height > MAX_PIXELS:
-        raise UnusableSample("too many pixels", f"{width} x {height}, over {MAX_PIXELS}")
 
 
 def identify(text: str) -> str:
