@@ -47,6 +47,20 @@ def test_both_loaders_apply_the_prompts_of_the_configuration(folder: Path) -> No
     assert QUERY in model.note and PASSAGE in tower.note
 
 
+def test_a_default_prompt_alone_is_that_of_all_texts_but_passages(folder: Path) -> None:
+    path = folder / "config_sentence_transformers.json"
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    tree |= {"prompts": {"sts": QUERY}, "default_prompt_name": "sts"}
+    path.write_text(json.dumps(tree), encoding="utf-8")
+    library = SentenceTransformer(str(folder), device="cpu")
+    for model in (load_model(str(folder)), load_text_encoder(str(folder))):
+        assert model.prompts == Prompts(QUERY, "")
+    tower = load_text_encoder(str(folder))
+    assert np.abs(library.encode(TEXTS) - tower.encode(TEXTS)).max() < 1e-5
+    passages = library.encode_document(TEXTS)
+    assert np.abs(passages - tower.encode(TEXTS, side="passage")).max() < 1e-5
+
+
 @pytest.mark.parametrize("given", [{"query": "mpira "}, {"query": "", "passage": ""}])
 def test_given_prompts_take_the_place_of_the_models_own(
     folder: Path, given: Mapping[Side, str]

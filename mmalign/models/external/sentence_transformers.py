@@ -90,7 +90,8 @@ def _prompts_of(model: Any, name: str) -> Prompts:
     """
     named, default = model.prompts, model.prompts.get(model.default_prompt_name, "")
     passages = (named[one] for one in ("document", "passage", "corpus") if named.get(one))
-    prompts = Prompts(named.get("query") or default, next(passages, default))
+    # The default prompt is that of `encode`; where no passage has one, `encode_document` adds nothing.
+    prompts = Prompts(named.get("query") or default, next(passages, ""))
     # INSTRUCTOR models (arXiv 2212.09741).
     if prompts != Prompts() and not all(getattr(m, "include_prompt", True) for m in model):
         raise UserError(
