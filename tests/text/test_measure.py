@@ -251,10 +251,12 @@ def test_perturbed_tests_can_be_a_sample_of_the_changed_rows(tower: TextEncoder)
 def test_code_mixing_leaves_out_the_language_of_training(
     tower: TextEncoder, tmp_path: Path
 ) -> None:
-    lines = {"de": "ball Ball\ndog Hund\n", "sw": "ball mpira\ndog mbwa\n"}
+    lines = {"de": "cat Katze\ndog Hund\n", "sw": "cat paka\ndog mbwa\n"}
     for lang, text in lines.items():
         (tmp_path / f"en-{lang}.txt").write_text(text, encoding="utf-8")
-    rows = [Example(str(i), "de", ("ein Ball", "der Hund")[i % 2 :][:1], "thing") for i in range(4)]
+    rows = [
+        Example(str(i), "de", ("eine Katze", "der Hund")[i % 2 :][:1], "thing") for i in range(4)
+    ]
     task = replace(words_task(), tests={"de": rows})
     asked: list[str] = []
 
@@ -266,10 +268,10 @@ def test_code_mixing_leaves_out_the_language_of_training(
     fitted.model.predict = remember  # type: ignore[method-assign]
     mix = {"kind": "code_mix", "severity": 5, "folder": str(tmp_path)}
     measured(fitted, task, tower, perturbations=[mix])
-    assert set(asked) == {"ein Ball", "der Hund", "ein mpira", "der mbwa"}
+    assert set(asked) == {"eine Katze", "der Hund", "eine paka", "der mbwa"}
     asked.clear()
     measured(fitted, task, tower, perturbations=[{**mix, "languages": ["en"]}])
-    assert set(asked) == {"ein Ball", "der Hund", "ein ball", "der dog"}
+    assert set(asked) == {"eine Katze", "der Hund", "eine cat", "der dog"}
 
 
 def test_two_perturbations_of_one_name_are_refused() -> None:
@@ -324,9 +326,8 @@ def test_an_attack_knows_the_labels_that_the_tests_merge(tower: TextEncoder) -> 
     fitted = learnt(tower, task)
     results = measured(fitted, task, tower, attacks=[attack_of(budget=20)])
     name = "text/toy/de/attack_characters"
-    assert results.metrics[f"{name}/accuracy_clean"] == 1.0
-    drop = results.metrics[f"{name}/accuracy_drop"]
-    assert results.metrics[f"{name}/success_rate"] == pytest.approx(drop)
+    clean, drop = (results.metrics[f"{name}/accuracy_{end}"] for end in ("clean", "drop"))
+    assert drop > 0 and results.metrics[f"{name}/success_rate"] == pytest.approx(drop / clean)
     known, predict = merged_classifier(fitted.model, task)  # type: ignore[arg-type]
     assert known == ["living", "thing"]
     best = [known[i] for i in predict(task.tests["de"]).argmax(1)]
