@@ -57,7 +57,7 @@ def check_license(identifier: str | None, name: str | None, link: str | None) ->
                 f"--license-name {name!a}: not a name for the hub; use small letters, digits, dots and "
                 "hyphens, such as my-license-1.0"
             )
-        if not re.fullmatch(r"https?://\S+|LICENSE(\.\w+)?", link):
+        if not re.fullmatch(r"https?://[^\s()<>]+", link):
             raise UserError(
                 f"--license-link {link!a}: not a URL; give the one of the licence's text"
             )

@@ -278,10 +278,10 @@ def test_untrusted_text_stays_text(tmp_path: Path) -> None:
         source,
         tmp_path,
         title=HOSTILE,
-        license=License("other", "mine", "https://example.org/mine"),
+        license=License("mit"),
     )
     title = " ".join(HOSTILE.split())
-    assert (card.data.model_name, card.data.license) == (title, "other")
+    assert (card.data.model_name, card.data.license) == (title, "mit")
     assert source.results is not None
     assert all(one in card.data.eval_results for one in eval_results(source.results))
     tokens = MarkdownIt("commonmark").enable("table").parse(card.text)
@@ -349,7 +349,7 @@ def test_every_snippet_runs_and_gives_our_vectors(
     spaces = run_snippets(card.text)
     # A text tower has two: sentence-transformers, and transformers by hand; mmalign's own is the last.
     assert len(spaces) == len(formats) + 1 + ("sentence-transformers" in formats)
-    scores = float(encoder.model.logit_scale.exp()) * image_ND @ text_ND.T
+    scores = encoder.model.logit_scale.exp().item() * image_ND @ text_ND.T
     expected = np.exp(scores) / np.exp(scores).sum()  # of one image, over the texts
     classified = [space["probabilities"] for space in spaces if "probabilities" in space]
     assert len(classified) == sum(name != "sentence-transformers" for name in formats)
