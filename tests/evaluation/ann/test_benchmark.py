@@ -17,6 +17,7 @@ from mmalign.evaluation.ann.benchmark import run_faiss
 from mmalign.evaluation.ann.config import FaissConfig
 from mmalign.evaluation.ann.results import Row, best_at, recommend, throughput_at
 from mmalign.results.protocol import sentence
+from mmalign.models.prompts import NO_PROMPTS
 from mmalign.results.results import read_results
 
 INDEXES: list[dict[str, Any]] = [
@@ -33,6 +34,8 @@ INDEXES: list[dict[str, Any]] = [
 
 class Clustered:
     """Images around ten centres; captions near theirs with an offset, the modality gap of real models."""
+
+    prompts = NO_PROMPTS
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
         rng = np.random.default_rng(0)
