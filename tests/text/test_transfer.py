@@ -8,7 +8,7 @@ import pytest
 
 from mmalign.results.results import Results, read_results
 from mmalign.text.scores import score
-from mmalign.text.tasks.task import Example, Kind, Target, Task, sha256_of_tests
+from mmalign.text.tasks.task import Example, Kind, Target, Task, row_ids, sha256_of_tests
 from mmalign.text.transfer import Outcome, add_clean, add_perturbed, outcome_of
 
 
@@ -166,7 +166,8 @@ def test_values_of_single_rows_are_kept_with_the_number_of_each_row(tmp_path: Pa
     results.write(tmp_path / "results.json")
     read = read_results(tmp_path / "results.json")
     for lang, rows in of_rows.items():
-        assert read.ids[f"text/t/{lang}/noise"].tolist() == rows
+        known = row_ids([task.tests[lang][i] for i in rows]).tolist()
+        assert read.ids[f"text/t/{lang}/noise"].tolist() == known
         for metric in ("accuracy", "accuracy_clean"):
             assert read.values[f"text/t/{lang}/noise/{metric}"].tolist() == [1] * len(rows)
 
