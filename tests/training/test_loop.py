@@ -16,7 +16,7 @@ from failure_cases import run_that_differs, stop_before_an_evaluation
 from ranks import Done, run_command, run_ranks
 from safetensors.torch import load_file
 from shard_sets import make_pair, make_set, write_set
-from tiny import MODEL
+from tiny import MODEL, tiny_tokenizer
 
 from mmalign.core.commit import exclusive
 from mmalign.core.config import write_yaml
@@ -186,11 +186,12 @@ def test_a_start_that_fails_leaves_no_run(folder: Path) -> None:
     )
     assert "set it to 64 or less" in dry.stderr
     # The tokenizer that it made for another configuration is not used.
-    changes = ("tokenizer.vocabulary=100", "model.text.max_length=65")
+    tiny_tokenizer().save(folder / "other")
+    changes = ("tokenizer.kind=pretrained", "tokenizer.name=other", "model.text.max_length=65")
     mmalign("train", "run.yaml", *changes, "--out", "failed", expect=1, folder=folder)
-    assert load_tokenizer(folder / "failed" / "tokenizer").vocabulary == 100
     mmalign("train", "run.yaml", "--out", "failed", "--stop-after", "1", folder=folder)
-    assert load_tokenizer(folder / "failed" / "tokenizer").vocabulary == 128
+    found, wanted = (load_tokenizer(folder / name / "tokenizer") for name in ("failed", "whole"))
+    assert found.sha256 == wanted.sha256 != load_tokenizer(folder / "other").sha256
 
 
 def test_stopping_and_resuming_is_bit_for_bit_the_same(folder: Path, stopped: Path) -> None:
