@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mmalign import __version__
 from mmalign.core.commit import MANIFEST, check_writable, committed_folder, verify, write_json
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
@@ -143,13 +144,17 @@ def _check_formats(formats: Sequence[str]) -> None:
 
 
 def _held(out: Path, source: Source | None = None) -> tuple[str, ...]:
-    """The formats of the export in a folder; none where there is none, or one of another model."""
+    """The formats of the export in a folder; none where there is none, or one of another model or version."""
     path = out / MANIFEST
     if not path.is_file() or not _is_export(out):
         return ()
     facts = json.loads(path.read_text(encoding="utf-8"))
-    if source is not None and facts.get("model_sha256") != source.tower.facts["sha256"]:
-        return ()
+    if source is not None:
+        lineage = json.loads((out / "lineage.json").read_text(encoding="utf-8"))
+        # The card describes the files as this version writes them.
+        is_new = lineage.get("exported_by", {}).get("version") == __version__
+        if facts.get("model_sha256") != source.tower.facts["sha256"] or not is_new:
+            return ()
     return tuple(name for name in facts.get("formats", ()) if name in FORMATS)
 
 

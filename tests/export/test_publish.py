@@ -90,6 +90,13 @@ def test_what_the_folder_does_not_hold_is_exported_elsewhere(model: Path, hub: H
     assert "exported to a temporary folder" in run(str(model), "--push", NAME)
     pushed = json.loads(hub.repos[NAME].files[MANIFEST])
     assert pushed["model_sha256"] == facts["model_sha256"]
+    # Files of version 0.1 have other names than the card says.
+    manifest.write_text(json.dumps(facts), encoding="utf-8")
+    lineage = model / "export/lineage.json"
+    tree = json.loads(lineage.read_text(encoding="utf-8"))
+    tree["exported_by"]["version"] = "0.1.0"
+    lineage.write_text(json.dumps(tree), encoding="utf-8")
+    assert "exported to a temporary folder" in run(str(model), "--push", NAME)
 
 
 @pytest.mark.parametrize(
