@@ -16,8 +16,8 @@ from mmalign.core.errors import UserError
 from mmalign.evaluation.ann.benchmark import run_faiss
 from mmalign.evaluation.ann.config import FaissConfig
 from mmalign.evaluation.ann.results import Row, best_at, recommend, throughput_at
-from mmalign.results.protocol import sentence
 from mmalign.models.prompts import NO_PROMPTS
+from mmalign.results.protocol import sentence
 from mmalign.results.results import read_results
 
 INDEXES: list[dict[str, Any]] = [
