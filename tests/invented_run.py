@@ -163,7 +163,7 @@ def _add_texts(add: Callable[..., None], results: Results, skill: dict[str, floa
                 add(f"text/{task}/{lang}/{variant}/accuracy", accuracy - 0.22, 200, 0.22)
             _add_mean(results, f"text/{task}", f"{variant}/accuracy", list(skill), "mean")
         for lang, share in skill.items():
-            add(f"text/{task}/{lang}/typos/accuracy_clean", share, 200)
+            add(f"text/{task}/{lang}/typos/accuracy_clean", share, 200, 0.0)
             results.add(f"text/{task}/{lang}/typos/changed_share", 0.8, 250)
 
 
