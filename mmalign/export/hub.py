@@ -9,7 +9,7 @@ folder (MANIFEST.json verifies) -> files with size and sha256 -> [dry run: liste
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,16 +85,22 @@ def push(folder: Path, repo_id: str, private: bool, dry_run: bool) -> str | None
             commit_message=f"mmalign export of model {info.get('model_sha256', 'unknown')}",
             parent_commit=str(before.sha),  # the hub refuses if somebody has pushed in between
         )
-        held = api.verify_repo_checksums(repo_id, revision=commit.oid, local_dir=folder)
-        differ = {one["path"] for one in held.mismatches}.union(held.extra_paths)
-        # Of files that the folder lacks, those of an older export had to go.
-        wrong = sorted(differ & files.keys() | set(held.missing_paths).intersection(stale))
-        if wrong:
-            raise UserError(
-                f"--push {repo_id}: {wrong[0]} did not arrive as it was sent (and {len(wrong) - 1} more); "
-                "push again"
-            )
+        _check_arrival(api, repo_id, commit.oid, folder, files.keys(), stale)
     return str(commit.commit_url)
+
+
+def _check_arrival(
+    api: Any, repo_id: str, commit: str, folder: Path, files: AbstractSet[str], stale: Sequence[str]
+) -> None:
+    held = api.verify_repo_checksums(repo_id, revision=commit, local_dir=folder)
+    differ = {one["path"] for one in held.mismatches}.union(held.extra_paths)
+    # Of files that the folder lacks, those of an older export had to go.
+    wrong = sorted(differ & files | set(held.missing_paths).intersection(stale))
+    if wrong:
+        raise UserError(
+            f"--push {repo_id}: {wrong[0]} did not arrive as it was sent (and {len(wrong) - 1} more); "
+            "push again"
+        )
 
 
 def _list(files: Mapping[str, dict[str, Any]], end: str) -> None:

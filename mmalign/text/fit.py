@@ -23,7 +23,7 @@ from mmalign.models.text_encoder import TextEncoder
 from mmalign.models.text_tower import layer_depths
 from mmalign.text.causality.config import CausalityConfig
 from mmalign.text.heads import features
-from mmalign.text.heads.base import TaskModel, check_finite
+from mmalign.text.heads.base import TaskBatch, TaskModel, check_finite
 from mmalign.text.heads.causality import CausalityModel
 from mmalign.text.heads.features import ON_FEATURES, Pairs
 from mmalign.text.heads.ranking import RetrievalModel
@@ -153,12 +153,7 @@ def fit(
         model.train()  # again in every step: a check leaves the model in evaluation mode
         model.tower.train(config.trainable != "head")  # a fixed tower has no dropout either
         batch = model.collate(augment([train[row] for row in rows], texts))
-        if isinstance(model, CausalityModel) and model.config.contrast is not None:
-            loss = model.loss_with_view(batch, texts)
-            loss.backward()
-            losses.append(loss.item())
-        else:
-            losses.append(config.method.backward(model, batch, noise))
+        losses.append(_add_gradients(model, config, batch, texts, noise))
         nn.utils.clip_grad_norm_(trained, _MAX_GRADIENT_NORM)
         optimizer.step()
         # The fused kernel does not count its changes of the weights, by which features are cached.
@@ -180,6 +175,21 @@ def fit(
     if config.trainable == "lora":
         merge_lora(model.tower)
     return fitted
+
+
+def _add_gradients(
+    model: TaskModel,
+    config: FitConfig,
+    batch: TaskBatch,
+    texts: np.random.Generator,
+    noise: torch.Generator,
+) -> float:
+    # Those of the batch's mean loss, which is returned.
+    if isinstance(model, CausalityModel) and model.config.contrast is not None:
+        loss = model.loss_with_view(batch, texts)
+        loss.backward()
+        return loss.item()
+    return config.method.backward(model, batch, noise)
 
 
 class _Checks:

@@ -97,6 +97,17 @@ def _suite_of(config: RunConfig) -> SuiteConfig | None:
     return load_config(SuiteConfig, find_yaml(config.evaluation.suite, "eval"))
 
 
+def _facts(config: RunConfig, order: GlobalOrder) -> dict[str, Any]:
+    # What the manifest of every checkpoint says of its run; rank 0 writes it.
+    return {
+        "config_sha256": config.sha256,
+        "data": order.data,
+        "shuffle": order.shuffle,
+        "order_version": ORDER_VERSION,
+        **({"code": code_version()} if distributed.is_main() else {}),
+    }
+
+
 class _Run:
     """A run on one rank."""
 
@@ -138,14 +149,6 @@ class _Run:
         # After the weights are restored: the features must belong to the image tower that the run goes on
         # with.
         self.loader.features = open_image_features(config, order.sets, self.engine)
-        facts: dict[str, Any] = {
-            "config_sha256": config.sha256,
-            "data": order.data,
-            "shuffle": order.shuffle,
-            "order_version": ORDER_VERSION,
-        }
-        if distributed.is_main():
-            facts["code"] = code_version()
         self.suite = distributed.on_main(lambda: _suite_of(config))
         self._note(changes)
         # Only now: a start that fails before this line leaves no run behind, and these files alone.
@@ -154,7 +157,9 @@ class _Run:
             distributed.on_main(lambda: write_config(config, out))
         if distributed.is_main():
             (out / STOPPED).unlink(missing_ok=True)
-        self.saver = Saver(out / "checkpoints", config.checkpoint, facts, watchdog.heartbeat)
+        self.saver = Saver(
+            out / "checkpoints", config.checkpoint, _facts(config, order), watchdog.heartbeat
+        )
         # A save in the background counts as well.
         stop.idle = lambda: 0.0 if self.saver.is_writing else watchdog.idle()
         self.guard = NonFiniteGuard(config.non_finite, out)

@@ -123,7 +123,18 @@ def restore(
     if zero_stage > 0:
         # ZeRO steps master weights of its own, which still hold the values from before.
         deepspeed_engine.optimizer.refresh_fp32_params()
-    states = _adamw_states(deepspeed_engine, zero_stage)
+    _restore_moments(
+        module, _adamw_states(deepspeed_engine, zero_stage), zero_stage, stored, updates
+    )
+
+
+def _restore_moments(
+    module: nn.Module,
+    states: dict[nn.Parameter, AdamWState],
+    zero_stage: int,
+    stored: dict[str, "_Stored"],
+    updates: Mapping[str, int],
+) -> None:
     for state in states.values():
         state["step"].zero_()
     parameter: Any
