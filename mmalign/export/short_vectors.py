@@ -16,6 +16,7 @@ from mmalign.core.commit import write_json
 from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.embed import embed_set
 from mmalign.evaluation.nearest import hits_at
+from mmalign.evaluation.truncate import truncate
 from mmalign.models.encoder import DualModel
 
 FILE = "vector_sizes.json"
@@ -37,7 +38,7 @@ def write_vector_sizes(
     embedded = embed_set(model, shard_set, name)
     sides, width = (embedded.text_MD, embedded.image_PD), embedded.text_MD.shape[1]
     parts = sorted({width, *(dims or (width // 2, width // 4))}, reverse=True)
-    ways = [("float32", part, 4 * part, _truncated(sides, part)) for part in parts]
+    ways = [("float32", part, 4 * part, [truncate(one, part) for one in sides]) for part in parts]
     ways.append(("8 bits", width, width, _in_8_bits(sides)))
     # Equal signs minus unequal ones: the order of the Hamming distance.
     ways.append(("signs", width, -(-width // 8), [np.where(one > 0, 1, -1) for one in sides]))
@@ -52,11 +53,6 @@ def write_vector_sizes(
         folder / FILE,
         {"measured_on": name, **counts, "images": len(embedded.image_PD), "ways": rows},
     )
-
-
-def _truncated(sides: tuple[np.ndarray, ...], part: int) -> list[np.ndarray]:
-    cut = [rows_ND[:, :part] for rows_ND in sides]
-    return [one / np.maximum(np.linalg.norm(one, axis=1, keepdims=True), 1e-12) for one in cut]
 
 
 def _in_8_bits(sides: tuple[np.ndarray, ...]) -> list[np.ndarray]:
