@@ -29,7 +29,6 @@ def start(timeout: timedelta = timedelta(minutes=10)) -> None:
         torch.cuda.set_device(local_rank())
         # gloo carries the tensors that live on the host (row counts, flags).
         backend = "cpu:gloo,cuda:nccl"
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
     alone: dict[str, Any] = {}
     if "RANK" not in os.environ:  # DeepSpeed needs a group even then
         alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1}

@@ -8,7 +8,9 @@ state to save, and cached gradients replay them.
 
 import logging
 import math
-from contextlib import AbstractContextManager
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,11 +109,12 @@ class Engine:
             checkpoint_activations(model)
         if config.compile:
             compile_towers(model)
-        self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
-            model=self.module,
-            optimizer=build_optimizer(self.module, optimizer),
-            config=_deepspeed_config(config, optimizer, batch_size, uses_bf16),
-        )
+        with _local_rank():
+            self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
+                model=self.module,
+                optimizer=build_optimizer(self.module, optimizer),
+                config=_deepspeed_config(config, optimizer, batch_size, uses_bf16),
+            )
 
     def step(self, batch: Batch) -> dict[str, float]:
         """One optimizer step on this rank's part of a global batch.
@@ -253,6 +256,19 @@ def _import_deepspeed() -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
+
+
+@contextmanager
+def _local_rank() -> Iterator[None]:
+    # DeepSpeed asks for the variable without torchrun too. Left there, it would make accelerate, in the same
+    # process, look for a torchrun that does not exist.
+    is_alone = "LOCAL_RANK" not in os.environ
+    os.environ.setdefault("LOCAL_RANK", "0")
+    try:
+        yield
+    finally:
+        if is_alone:
+            del os.environ["LOCAL_RANK"]
 
 
 def _deepspeed_config(

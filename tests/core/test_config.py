@@ -20,8 +20,8 @@ from mmalign.training.run_config import RunConfig
 
 ROOT = Path(__file__).parents[2]
 KINDS = (
-    "emoji_scenes, jsonl, table, img2dataset, hf_dataset, xm3600, xtd10, multi30k, xflickrco, wit, "
-    "wit_tsv, flickr8k"
+    "emoji_scenes, hf_dataset, img2dataset, jsonl, xm3600, xtd10, multi30k, xflickrco, flickr8k, "
+    "table, wit_tsv, wit"
 )
 RUN: dict[str, Any] = {
     "name": "small",

@@ -16,10 +16,13 @@ from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation import embedding_cache
 from mmalign.evaluation.embed import EmbeddedSet, embed_set
 from mmalign.evaluation.embedding_cache import cached_set, read_embeddings, write_embeddings
+from mmalign.models.prompts import NO_PROMPTS
 
 
 class Counting:
     """A model whose vectors depend on the bytes alone, and which counts what it encodes."""
+
+    prompts = NO_PROMPTS
 
     def __init__(self, sha256: str = "a" * 64) -> None:
         self.facts: dict[str, Any] = {"path": "model", "sha256": sha256, "step": 1}

@@ -174,7 +174,7 @@ def test_measures_languages_and_sets_are_as_configured(
 class TextsOnly:
     """A text encoder: it has no image tower."""
 
-    cut = ""
+    note = ""
 
     def __init__(self, encoder: Encoder) -> None:
         self.facts = encoder.facts

@@ -87,6 +87,8 @@ def test_the_graphs_have_the_states_that_sentence_transformers_continues_with(
     tokens["token_embeddings"] = torch.from_numpy(states)
     for module in list(model)[1:]:
         tokens = module(tokens)
-    np.testing.assert_allclose(tokens["sentence_embedding"].detach(), vectors, atol=1e-6)
+    # The 8-bit graph rounds its projection too, which the library then computes in float32.
+    atol = 0.02 if "int8" in graph else 1e-6
+    np.testing.assert_allclose(tokens["sentence_embedding"].detach(), vectors, atol=atol)
     near = (vectors * exported.encoder.encode_texts(TEXTS)).sum(1)
     assert near.min() > (0.98 if "int8" in graph else 1 - 1e-5)

@@ -292,9 +292,9 @@ def test_a_shared_pool_is_embedded_once(
     encoded: list[int] = []
     encode = TextEncoder.encode
 
-    def count(tower: TextEncoder, texts: Any) -> Any:
+    def count(tower: TextEncoder, texts: Any, **settings: Any) -> Any:
         encoded.append(len(texts))
-        return encode(tower, texts)
+        return encode(tower, texts, **settings)
 
     monkeypatch.setattr(TextEncoder, "encode", count)
     test = {"name": "lareqa", "folder": str(tmp_path), "format": "lareqa"}

@@ -20,7 +20,7 @@ from mmalign.results.comparison import compare
 from mmalign.results.protocol import sentence
 from mmalign.results.results import Results, read_results
 from mmalign.text import finetune as module
-from mmalign.text import measure
+from mmalign.text import robustness
 from mmalign.text.finetune import FinetuneConfig, deal_ids, finetune, run_seed
 from mmalign.text.jobs import job_of, run_job
 from mmalign.text.perturbations.perturb import perturb
@@ -99,7 +99,8 @@ def test_results_say_how_they_came_about(run: str, task: Path, tmp_path: Path) -
     results = finetune(config, run, tmp_path / "out")
     words = sentence(results.protocol["text/toy"])
     assert words.startswith(
-        "Training a head with 8 hidden units and low-rank adapters of the tower, method plain, step"
+        "Training a head with 8 hidden units and low-rank adapters of the tower, method plain, "
+        "3 epochs, step"
     )
     assert "of 6 kept (best accuracy on `en` dev)" in words
     assert "transfer between languages, not to new items" in words
@@ -179,7 +180,7 @@ def test_every_seed_meets_the_same_noise_and_attacks_are_judged_by_the_first_tow
 ) -> None:
     noisy: list[list[Example] | None] = []
     judges: list[str] = []
-    similarity = measure.similarity_by
+    similarity = robustness.similarity_by
 
     def recorded(*arguments: Any) -> list[Example] | None:
         noisy.append(perturb(*arguments))
@@ -189,8 +190,8 @@ def test_every_seed_meets_the_same_noise_and_attacks_are_judged_by_the_first_tow
         judges.append(weights_sha256(reference))
         return similarity(reference)
 
-    monkeypatch.setattr(measure, "perturb", recorded)
-    monkeypatch.setattr(measure, "similarity_by", judged)
+    monkeypatch.setattr(robustness, "perturb", recorded)
+    monkeypatch.setattr(robustness, "similarity_by", judged)
     tests = {
         "perturbations": [{"kind": "characters"}],
         "attacks": [{"kind": "attack", "candidates": "characters", "min_similarity": 0.5}],

@@ -6,7 +6,6 @@
 Models without an image tower are text encoders: `load.py` reads these by `load_text_encoder`.
 """
 
-import json
 from typing import Any
 
 import torch
@@ -38,11 +37,10 @@ def load_dual_encoder(name: str) -> ExternalModel:
 
     device = distributed.device()
     model = AutoModel.from_pretrained(name, dtype=torch.float32).to(device).eval()
-    file = find_file(name, "preprocessor_config.json")
-    facts = json.loads(file.read_text(encoding="utf-8")) if file else {}
-    # transformers ignores that the file names a processor that computes with Pillow.
-    is_pil = facts.get("image_processor_type", "").endswith("Pil")
-    processor = AutoProcessor.from_pretrained(name, **({"backend": "pil"} if is_pil else {}))
+    # Our exports were trained on Pillow's pixels. transformers 5 would take torchvision's, and no name of a
+    # processor in a file changes that.
+    is_ours = find_file(name, "lineage.json") is not None
+    processor = AutoProcessor.from_pretrained(name, **({"backend": "pil"} if is_ours else {}))
     if not (hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")):
         raise UserError(f"{name}: no processor of texts and images; save the model's beside it")
     padding = _padding(model, processor.tokenizer)

@@ -48,8 +48,6 @@ _LAYOUTS: dict[str, tuple[Rows, ...]] = {
     "ar": (("", "ضصثقفغعهخحجد", "شسيبلاتنمكط", "ئءؤر ىةوزظ"),),
     # ISIRI 9147
     "fa": (("", "ضصثقفغعهخحجچ", "شسیبلاتنمکگ", "ظطزرذدپو"),),
-    # InScript (IS 16350), plain and shifted, without the virama, the nukta and the nasal signs: a slip onto
-    # one of them would change its neighbours too.
     "bg": (("", " уеишщксдзц", "ьяаожгтнвмч", "юйъэфхпрлб"),),  # BDS 5237
     "id": (_QWERTY,),
     "sw": (_QWERTY,),
@@ -64,6 +62,8 @@ _LAYOUTS: dict[str, tuple[Rows, ...]] = {
         ("   ภถุึคตจขช", "ๆไำพะัีรนยบล", "ฟหกดเ้่าสวง", "ผปแอิืทมใฝ"),
         ("     ู", "  ฎฑธ ๊ณ ญฐ", "ฤฆฏโฌ ๋ษศซ", "  ฉฮ  ฒฬฦ"),
     ),
+    # InScript (IS 16350), plain and shifted, without the virama, the nukta and the nasal signs: a slip onto
+    # one of them would change its neighbours too.
     "hi": (
         ("", "ौैाीूबहगदजड", "ोे िुपरकतचट", "  मनवलस  य"),
         ("", "औऐआईऊभङघधझढञ", "ओएअइउफ खथछठ", "  ण  ळशष"),

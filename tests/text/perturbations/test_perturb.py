@@ -28,7 +28,7 @@ TEXTS = {
     "am": ("ቀይ ኳስ ተንከባለለ።", "ውሻው ወንበር ላይ ይተኛል።"),
 }
 CASED = ("en", "tr", "ru", "el")
-WITHOUT_LAYOUT = ("zh", "ja", "ko", "am")
+WITHOUT_LAYOUT = ("ja", "ko", "am")
 SURFACE = (
     "punctuation_removed",
     "punctuation_doubled",
