@@ -46,8 +46,8 @@ def difference(ours: Protocol | None, theirs: Protocol | None) -> str | None:
     """The first field in which two protocols differ, in words; None where they are the same."""
     ours, theirs = ours or {}, theirs or {}
     if [HOW] in (list(ours), list(theirs)):
-        # Of version 0.1.0, whose sentences are those of today's fields where nothing changed, with the note of
-        # the model or, where it has none, without.
+        # Of version 0.1.0, whose sentences are those of today's fields where nothing changed, with the note
+        # of the model or, where it has none, without.
         bare = (
             {name: value for name, value in one.items() if name != NOTE} for one in (ours, theirs)
         )
