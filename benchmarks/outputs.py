@@ -58,6 +58,7 @@ VERBS = {
     "eval faiss": "eval faiss.yaml --model run --out OUT",
     "compare": "compare run/eval/small run/eval/small --out OUT.md",
     "report": "report run --out OUT.html",
+    "index": "index run --data data/small/test --factory Flat --out OUT",
     "search": "search --model run --data data/small/test --port 0 --cache OUT",
     "finetune": "finetune category.yaml --model run --out OUT",
     "study": "study study.yaml --out OUT --workers 1",
