@@ -270,6 +270,7 @@ def _refusals(config: IndexConfig, vectors: str) -> Iterator[None]:
 
 def check_target(folder: Path) -> None:
     """A UserError where `folder` holds anything but an index, which a new one replaces."""
+    str(folder).encode()  # FAISS takes names in UTF-8 alone: a UnicodeEncodeError, before the work
     check_writable(folder, is_folder=True)
     if folder.is_dir() and any(folder.iterdir()) and _manifest(folder).get("kind") != KIND:
         raise UserError(f"{folder}: holds something that is not an index; give another --out")
@@ -297,6 +298,7 @@ def read_index(folder: Path) -> KeptIndex:
 
     if _manifest(folder).get("kind") != KIND:
         raise UserError(f"{folder}: not a kept index; make one with `mmalign index`")
+    str(folder).encode()  # as above
     # By size only: a hash would read all vectors, which a memory map avoids.
     facts = verify(folder, hashes=False)
     rows, vectors = {}, {}

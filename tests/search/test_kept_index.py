@@ -22,7 +22,13 @@ from mmalign.evaluation.ann.index import IndexConfig
 from mmalign.evaluation.embedding_cache import cached_set
 from mmalign.models.encoder import Encoder, load_encoder
 from mmalign.search.corpus import SearchIndex
-from mmalign.search.kept_index import KeptIndex, build_index, read_index, write_index
+from mmalign.search.kept_index import (
+    KeptIndex,
+    build_index,
+    check_target,
+    read_index,
+    write_index,
+)
 
 IMAGES = 120
 # Search parameters that leave no vector out; IVF's lists hold all of them.
@@ -232,3 +238,9 @@ def test_a_folder_that_is_no_index_or_cut_off_is_refused(folder: Path, model: En
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"images\.faiss: damaged"):
         read_index(folder / "index")
+
+
+def test_a_folder_whose_name_faiss_cannot_take_is_known_before_the_work(tmp_path: Path) -> None:
+    # As Python reads a name that is not ASCII in a POSIX locale; the command line makes a sentence of it.
+    with pytest.raises(UnicodeEncodeError, match="surrogates not allowed"):
+        check_target(tmp_path / "sortie-\udcc3\udca9")
