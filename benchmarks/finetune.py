@@ -261,7 +261,8 @@ def main() -> None:
         folder = Path(temporary)
         rows = folder / "rows"
         rows.mkdir()
-        scaled = (max(BATCH, round(count * args.scale)) for count in (TRAIN, TEST))
+        # Two batches of training and four rows per test at least.
+        scaled = max(2 * BATCH, round(TRAIN * args.scale)), max(4, round(TEST * args.scale))
         write_rows(rows, *scaled)
         model = args.model or folder / "model"
         if args.model is None:
