@@ -64,9 +64,10 @@ MEAN_TOKENS, SPREAD = 45, 0.4  # of a log-normal distribution: the longest of 32
 
 # Runs in the checkout that PYTHONPATH names. Arguments: fine-tuning YAML, model, folder for the results.
 CHILD = """
-import importlib.util, json, sys, time
+import importlib, json, sys, time
 from pathlib import Path
-is_old = importlib.util.find_spec("mmalign.text") is None
+# Not by import: an editable installation finds our modules in place of those that the checkout lacks.
+is_old = not Path("mmalign/text").is_dir()
 name = "mmalign.finetuning.loop" if is_old else "mmalign.text.finetune"
 module = importlib.import_module(name)
 jobs = importlib.import_module("mmalign.finetuning.jobs" if is_old else "mmalign.text.jobs")
@@ -81,6 +82,7 @@ def timed(part, call):
     return run
 for part in seconds:
     setattr(module, part, timed(part, getattr(module, part)))
+assert Path(module.__file__).is_relative_to(Path.cwd()), module.__file__
 module.finetune(jobs.read_job(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[3]))
 print(json.dumps(seconds))
 """
@@ -140,17 +142,17 @@ def write_model(folder: Path, words: Path, width: int, layers: int, vocabulary: 
     BertModel(config).save_pretrained(folder)
 
 
-def write_job(path: Path, rows: Path, method: dict[str, object]) -> None:
-    """A fine-tuning that 0.1.0 and this version both read."""
+def write_job(path: Path, rows: Path, method: dict[str, object], **more: object) -> None:
+    """A fine-tuning; without `more` one that 0.1.0 reads, which always trains in float32."""
     job = {
         "task": {"name": "xnli", "folder": str(rows)},
         "seeds": list(range(SEEDS)),
         "trainable": "all",
-        "precision": "fp32",
         "epochs": 1,
         "batch_size": BATCH,
         "method": method,
         "tests": {"perturbations": PERTURBATIONS, "draws": 1},
+        **more,
     }
     path.write_text(json.dumps(job), encoding="utf-8")  # JSON is YAML
 
@@ -159,7 +161,8 @@ def time_checkout(checkout: Path, job: Path, model: Path, out: Path) -> dict[str
     """Seconds in training and in tests."""
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     command = [sys.executable, "-c", CHILD, str(job), str(model), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    # In the checkout: with `-c` Python looks for packages in the working folder first.
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{checkout}: {done.stderr[-2000:]}")
     seconds: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -171,9 +174,9 @@ def compare_checkouts(old: Path, rows: Path, model: Path, folder: Path) -> dict[
     here = Path(__file__).parents[1]
     total = {"old": {"fit": 0.0, "measure": 0.0}, "new": {"fit": 0.0, "measure": 0.0}}
     for name, method in METHODS.items():
-        job = folder / f"{name}.yaml"
-        write_job(job, rows, method)
         for which, checkout in (("old", old), ("new", here)):
+            job = folder / f"{name}-{which}.yaml"
+            write_job(job, rows, method, **({} if which == "old" else {"precision": "fp32"}))
             found = time_checkout(checkout, job, model, folder / which / name)
             say(f"{name:12} {which}: fit {found['fit']:.1f} s, tests {found['measure']:.1f} s")
             for part, seconds in found.items():
