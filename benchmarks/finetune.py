@@ -15,6 +15,7 @@ width 384, 250,037 embeddings), or `--model`. The last line is one JSON object.
 """
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -23,9 +24,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from mmalign.text.tasks.task import Task
 
 LANGUAGES = (
     "ar",
@@ -188,6 +192,32 @@ def compare_checkouts(old: Path, rows: Path, model: Path, folder: Path) -> dict[
 
 def compare_trainer(rows: Path, model: Path, count: int, rounds: int, folder: Path) -> float:
     """Median over rounds of our samples per second relative to transformers' trainer."""
+    from mmalign.models.load import load_text_encoder
+    from mmalign.text.fit import FitConfig, fit
+    from mmalign.text.tasks.read import TaskConfig, read_task
+
+    task = read_task(TaskConfig(name="xnli", folder=str(rows), train_examples=count))
+    tower = load_text_encoder(str(model))
+    config = FitConfig(trainable="all", precision="fp32", epochs=1, batch_size=BATCH, warmup=0)
+    trainings = {
+        "ours": lambda: fit(tower, task, config, seed=0),
+        "peer": prepare_trainer(task, model, folder),
+    }
+    ratios = []
+    for number in range(rounds):
+        speed = {}
+        # The order changes, because the first of a round may meet cold caches.
+        for name in sorted(trainings, reverse=bool(number % 2)):
+            start = time.perf_counter()
+            trainings[name]()
+            speed[name] = len(task.train) / (time.perf_counter() - start)
+        say(f"samples/s: ours {speed['ours']:.1f}, transformers {speed['peer']:.1f}")
+        ratios.append(speed["ours"] / speed["peer"])
+    return statistics.median(ratios)
+
+
+def prepare_trainer(task: Task, model: Path, folder: Path) -> Callable[[], object]:
+    """One epoch of transformers' trainer; tokenizing counts, as it does in ours."""
     import torch
     from transformers import (
         AutoModelForSequenceClassification,
@@ -197,28 +227,23 @@ def compare_trainer(rows: Path, model: Path, count: int, rounds: int, folder: Pa
         TrainingArguments,
     )
 
-    from mmalign.models.load import load_text_encoder
-    from mmalign.text.fit import FitConfig, fit
-    from mmalign.text.tasks.read import TaskConfig, read_task
-
-    task = read_task(TaskConfig(name="xnli", folder=str(rows), train_examples=count))
-    tower = load_text_encoder(str(model))
-    config = FitConfig(trainable="all", precision="fp32", epochs=1, batch_size=BATCH, warmup=0)
-
-    def ours() -> float:
-        start = time.perf_counter()
-        fit(tower, task, config, seed=0)
-        return len(task.train) / (time.perf_counter() - start)
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
     numbers = {label: i for i, label in enumerate(task.labels)}
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    # Like ours, which copies a loaded tower in every round.
+    loaded = AutoModelForSequenceClassification.from_pretrained(model, num_labels=len(numbers))
+    arguments = TrainingArguments(
+        output_dir=str(folder / "peer"),
+        num_train_epochs=1,
+        per_device_train_batch_size=BATCH,
+        train_sampling_strategy="group_by_length",
+        optim="adamw_torch_fused",
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
 
-    def peer() -> float:
-        torch.manual_seed(0)
-        peer_model = AutoModelForSequenceClassification.from_pretrained(
-            model, num_labels=len(numbers)
-        )
-        start = time.perf_counter()  # tokenizing counts, as it does in ours
+    def train() -> object:
         encoded = [
             {
                 **tokenizer(*one.texts, truncation=True, max_length=128),
@@ -226,29 +251,13 @@ def compare_trainer(rows: Path, model: Path, count: int, rounds: int, folder: Pa
             }
             for one in task.train
         ]
-        arguments = TrainingArguments(
-            output_dir=str(folder / "peer"),
-            num_train_epochs=1,
-            per_device_train_batch_size=BATCH,
-            train_sampling_strategy="group_by_length",
-            optim="adamw_torch_fused",
-            use_cpu=not torch.cuda.is_available(),
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-        )
         collate = DataCollatorWithPadding(tokenizer)
-        Trainer(peer_model, arguments, train_dataset=encoded, data_collator=collate).train()
-        return len(encoded) / (time.perf_counter() - start)
+        trainer = Trainer(
+            copy.deepcopy(loaded), arguments, train_dataset=encoded, data_collator=collate
+        )
+        return trainer.train()
 
-    ratios = []
-    for number in range(rounds):
-        # The order changes, because the first of a round may meet cold caches.
-        speeds = [(call.__name__, call()) for call in ((ours, peer), (peer, ours))[number % 2]]
-        speed = dict(speeds)
-        say(f"samples/s: ours {speed['ours']:.1f}, transformers {speed['peer']:.1f}")
-        ratios.append(speed["ours"] / speed["peer"])
-    return statistics.median(ratios)
+    return train
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Restarts by torchrun: a mistake that a restart cannot mend is not tried again.
+"""Restarts by torchrun: a user error, which no restart can fix, is not retried.
 
 torchrun restarts all ranks (`--max-restarts`) whatever ended them; no exit code forbids it. It gives every
 rank of every attempt a file for its error, whose message it prints as the cause:

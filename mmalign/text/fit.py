@@ -62,8 +62,8 @@ class FitConfig(Section):
     """Times that an epoch goes through the training rows: as many steps as RS-DA with so many copies."""
     batch_size: int = Field(default=32, ge=1)
     group_by_length: bool = True
-    """Batches of examples of like length, which pads MNLI to 48 tokens in place of 95. The examples are
-    shuffled in every epoch, sorted within groups of 50 batches, and the batches are shuffled."""
+    """Batches of examples of like length, for little padding. In every epoch the examples are shuffled and
+    sorted within groups of 50 batches, and the batches are shuffled."""
     lr: float = Field(default=2e-5, gt=0)
     """Peak learning rate of the tower, or of its adapters; unused with `trainable: head`."""
     head_lr: float = Field(default=3e-3, gt=0)
@@ -343,7 +343,7 @@ def _build_optimizer(
             if parameter.requires_grad:
                 decay = config.weight_decay if parameter.ndim >= 2 else 0.0
                 groups.setdefault((lr * scale.get(name, 1.0), decay), []).append(parameter)
-    # fused: ten times faster on a CPU (0.08 in place of 0.82 s a step with 118 M weights).
+    # One kernel per group: on CPUs several times as fast as the default, equal up to rounding.
     settings = [
         {"params": parameters, "lr": lr, "weight_decay": decay}
         for (lr, decay), parameters in groups.items()
