@@ -159,6 +159,21 @@ def test_mistakes_are_reported_in_one_line(
     assert not Path(absent).exists()
 
 
+@pytest.mark.parametrize("words", ["index", "data", "export"])
+def test_a_verb_for_one_process_is_not_run_by_every_rank(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rest = {
+        "index": [str(tmp_path), "--data", str(tmp_path), "--factory", "Flat"],
+        "data": ["stats", str(tmp_path)],
+        "export": [str(tmp_path)],
+    }
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shown = mistake([words, *rest[words]], monkeypatch, capsys)
+    assert shown == f"mmalign {words}: runs in one process; leave torchrun out"
+
+
 def test_folders_with_odd_names_reach_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

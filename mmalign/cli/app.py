@@ -53,8 +53,12 @@ def _show_version(is_asked: bool) -> None:
         raise typer.Exit
 
 
+SEVERAL_PROCESSES = {"train", "embed", "eval"}  # verbs whose work several ranks divide
+
+
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -63,6 +67,10 @@ def _options(
     ] = False,
 ) -> None:
     """Options of `mmalign` itself, before the verb."""
+    # Not WORLD_SIZE alone: pods of a training operator have it, where a verb is run by hand.
+    is_rank = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    if is_rank and context.invoked_subcommand not in SEVERAL_PROCESSES:
+        raise UserError(f"mmalign {context.invoked_subcommand}: runs in one process; leave torchrun out")
 
 
 def say(text: str) -> None:
