@@ -8,7 +8,8 @@ from text_tasks import fit_config, task_of
 from mmalign.core.config import validate
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results
-from mmalign.text.fit import Fitted, fit
+from mmalign.text.fit import fit
+from mmalign.text.fit_loop import Fitted
 from mmalign.text.measure import TestConfig as MeasureConfig  # pytest collects `Test...`
 from mmalign.text.measure import measure
 from mmalign.text.tasks.task import Example, Target, Task

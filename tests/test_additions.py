@@ -37,7 +37,7 @@ USE = """
 import torch
 from mmalign.core.batch import Batch, Embeddings, StreamState
 from mmalign.core.config import validate
-from mmalign.text.fit import FitConfig
+from mmalign.text.fit_config import FitConfig
 from mmalign.text.measure import TestConfig
 from mmalign.text.perturbations.perturb import perturb
 from mmalign.text.tasks.task import Example

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from mmalign.core.config import validate
-from mmalign.text.fit import FitConfig
+from mmalign.text.fit_config import FitConfig
 from mmalign.text.tasks.task import Example, Kind, Task, labels_of
 
 LEARNS = {"epochs": 40, "batch_size": 4, "head_lr": 0.1, "lr": 3e-3, "precision": "fp32"}

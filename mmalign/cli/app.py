@@ -70,7 +70,9 @@ def _options(
     # Not WORLD_SIZE alone: pods of a training operator have it, where a verb is run by hand.
     is_rank = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
     if is_rank and context.invoked_subcommand not in SEVERAL_PROCESSES:
-        raise UserError(f"mmalign {context.invoked_subcommand}: runs in one process; leave torchrun out")
+        raise UserError(
+            f"mmalign {context.invoked_subcommand}: runs in one process; leave torchrun out"
+        )
 
 
 def say(text: str) -> None:

@@ -1,6 +1,5 @@
 """Commands that fine-tune text encoders: once, or as a study over many cells."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -56,7 +55,9 @@ def study(
     file: Annotated[Path, typer.Argument(metavar="STUDY_YAML", help="Study YAML, or its name.")],
     out: Annotated[Path, typer.Option(help="Folder of towers, cells, results and report.")],
     overrides: Overrides = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Cells at once; all cores.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Cells at once; one per GPU or core.")
+    ] = None,
 ) -> None:
     """Compare towers and ways of fine-tuning over tasks, perturbations and seeds; answer in words.
 
@@ -70,7 +71,7 @@ def study(
 
     config = load_config(StudyConfig, find_yaml(file, "eval"), overrides or ())
     check_writable(out, is_folder=True)
-    results = run_study(config, out, workers or os.cpu_count() or 1)
+    results = run_study(config, out, workers)
     for sentence in results.answer:
         say(sentence)
     say(f"{out / 'results.json'}")

@@ -1,20 +1,22 @@
 """The cells of a study: one fine-tuning each, kept by the hash of everything that it depends on.
 
 StudyConfig + towers -> Cell (tower, task, method, seed) -> key -> cells/<key>/results.json
+
+What was trained for a cell is kept beside `cells/`, in `fits/`: cells that differ in their tests share it.
 """
 
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 from mmalign.core.code_version import VERSION
 from mmalign.core.commit import write_atomic
 from mmalign.core.config import apply_override_value, read_yaml
-from mmalign.core.errors import Diverged, UserError
+from mmalign.core.errors import Diverged
 from mmalign.core.resources import find_yaml
 from mmalign.models.load import load_text_encoder
 from mmalign.results.results import Results, read_results
@@ -22,6 +24,7 @@ from mmalign.study.config import StudyConfig
 from mmalign.study.towers import TrainedTower
 from mmalign.text import jobs
 from mmalign.text.jobs import Job
+from mmalign.text.kept_fits import files_read_by, hash_of_files
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,15 @@ def cells_of(study: StudyConfig, towers: Sequence[TrainedTower]) -> list[Cell]:
         UserError: a task or a method that is no valid fine-tuning.
     """
     configs = fine_tunings(study)
-    hashes: dict[Path, str] = {}
+    hash_once = cache(hash_of_files)
     cells = []
     for tower in towers:
         is_first = tower.seed in (None, study.pretraining_seeds[0])
         for (task, method), config in configs.items():
             if is_first or method == study.headline.method:
-                cells += [_cell(tower, task, method, config, seed, hashes) for seed in study.seeds]
+                cells += [
+                    _cell(tower, task, method, config, seed, hash_once) for seed in study.seeds
+                ]
     return cells
 
 
@@ -76,45 +81,24 @@ def fine_tunings(study: StudyConfig) -> dict[tuple[str, str], Job]:
 
 
 def _cell(
-    tower: TrainedTower, task: str, method: str, config: Job, seed: int, hashes: dict[Path, str]
+    tower: TrainedTower,
+    task: str,
+    method: str,
+    config: Job,
+    seed: int,
+    hash_once: Callable[[Path], str],
 ) -> Cell:
     config = config.model_copy(update={"seeds": (seed,)})
     # A tower of one seed is never used for another, and cells of changed data are computed again.
+    tree = config.model_dump(mode="json")
     parts = {
         "tower": tower.sha256,
-        "config": config.model_dump(mode="json"),
-        "files": {str(path): _hash_of(path, hashes) for path in _read_by(config)},
+        "config": tree,
+        "files": {str(path): hash_once(path) for path in files_read_by(tree)},
         "mmalign": VERSION,
     }
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
     return Cell(tower, task, method, seed, config, key)
-
-
-def _read_by(config: Job) -> Iterator[Path]:
-    """The files and folders that a fine-tuning reads, by the names of the fields that name them."""
-    trees: list[Any] = [config.model_dump(mode="json")]
-    for tree in trees:  # grows while it is read
-        if isinstance(tree, Mapping):
-            for name in ("folder", "dictionaries", "neighbours"):
-                if isinstance(tree.get(name), str):
-                    yield Path(tree[name])
-            trees += tree.values()
-        elif isinstance(tree, list):
-            trees += tree
-
-
-def _hash_of(path: Path, known: dict[Path, str]) -> str:
-    """sha256 over names and bytes of a file or of all files of a folder."""
-    if path not in known:
-        if not path.exists():
-            raise UserError(f"{path}: no such file or folder; the study needs it")
-        digest = hashlib.sha256()
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                digest.update(file.relative_to(path).as_posix().encode())
-                digest.update(file.read_bytes())
-        known[path] = digest.hexdigest()
-    return known[path]
 
 
 def run_cell(cell: Cell, folder: Path) -> tuple[Results | str, float]:
@@ -132,7 +116,7 @@ def run_cell(cell: Cell, folder: Path) -> tuple[Results | str, float]:
     else:
         tower = load_text_encoder(cell.tower.path, cell.tower.untrained)
         try:
-            results = jobs.run_cell(cell.config, tower, cell.seed)
+            results = jobs.run_cell(cell.config, tower, cell.seed, folder.with_name("fits"))
             results.write(path)
         except Diverged as error:
             results = str(error)

@@ -14,7 +14,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+
+import psutil
 
 from mmalign.core.commit import check_writable, write_atomic
 from mmalign.core.config import write_yaml
@@ -26,12 +29,17 @@ from mmalign.study.cells import Cell, cells_of, run_cell
 from mmalign.study.config import StudyConfig
 from mmalign.study.towers import prepare_towers
 
+# Of a worker, roughly: libraries, texts, cached features.
+_BASE_BYTES = 2 << 30
+# Float32: the tower, the copy that trains, its gradient, two moments of AdamW, the best check.
+_BYTES_PER_PARAMETER = 24
 
-def run_study(study: StudyConfig, out: Path, workers: int) -> StudyResults:
+
+def run_study(study: StudyConfig, out: Path, workers: int | None = None) -> StudyResults:
     """Train, fine-tune, measure and compare all that the study names; writes below `out`.
 
     Args:
-        workers: cells computed at the same time.
+        workers: cells computed at the same time; None: one per GPU, or as `workers_for` says.
 
     Raises:
         UserError: a part of the study that cannot be used, or a training that stops.
@@ -41,7 +49,8 @@ def run_study(study: StudyConfig, out: Path, workers: int) -> StudyResults:
     out.mkdir(parents=True, exist_ok=True)
     towers = prepare_towers(study, out / "towers")
     cells = cells_of(study, towers)
-    say(f"{study.name}: {len(towers)} towers, {len(cells)} cells")
+    workers = workers or workers_for(max(one.parameters for one in towers))
+    say(f"{study.name}: {len(towers)} towers, {len(cells)} cells, {workers} at the same time")
     started = time.monotonic()
     computed = {cell.key: results for cell, results in _compute(cells, out / "cells", workers)}
     seconds = round(time.monotonic() - started, 1)
@@ -66,7 +75,12 @@ def _compute(
     folder.mkdir(parents=True, exist_ok=True)
     # Not forked: the parent has used torch, whose threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
+    numbers, gpus = context.SimpleQueue(), gpu_names()
+    for number in range(workers):
+        numbers.put(number)
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_prepare_worker, initargs=(numbers, gpus)
+    ) as pool:
         waiting = {pool.submit(run_cell, cell, folder): cell for cell in cells}
         finished: Iterable[Future[tuple[Results | str, float]]] = as_completed(waiting)
         if sys.stdout.isatty():
@@ -91,9 +105,32 @@ def _clean_mean(cell: Cell, results: Results | str) -> str:
     return next((f"{n.removeprefix(prefix)} {results.metrics[n]:.3f}" for n in primary), "done")
 
 
-def _prepare_worker() -> None:
+def workers_for(parameters: int) -> int:
+    """How many cells to compute at once: one per GPU, without GPUs one per core that memory allows.
+
+    Args:
+        parameters: of the largest tower.
+    """
+    cores = len(gpu_names()) or len(psutil.Process().cpu_affinity()) or 1
+    fit = psutil.virtual_memory().available // (_BASE_BYTES + _BYTES_PER_PARAMETER * parameters)
+    return max(1, min(cores, fit))
+
+
+def gpu_names() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs that this process sees."""
     import torch
 
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    count = torch.cuda.device_count()
+    return given[:count] if given != [""] else [str(number) for number in range(count)]
+
+
+def _prepare_worker(numbers: "SimpleQueue[int]", gpus: Sequence[str]) -> None:
+    import torch
+
+    number = numbers.get()
+    if gpus:  # dealt in turn; before CUDA starts in this process, which reads the variable once
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
     # One thread, so that the number of workers changes no result; no output, the parent reports.
     torch.set_num_threads(1)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123

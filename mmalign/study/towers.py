@@ -15,6 +15,7 @@ from mmalign.core.console import run_verb, say
 from mmalign.core.resources import find_yaml
 from mmalign.data.shards.folder import open_folder
 from mmalign.models.load import load_text_encoder
+from mmalign.models.text_encoder import TextEncoder
 from mmalign.study.config import StudyConfig, TowerConfig
 from mmalign.training.run_config import RunConfig
 
@@ -37,6 +38,7 @@ class TrainedTower:
     untrained: bool
     sha256: str
     seconds: float | None
+    parameters: int = 0
 
     def __str__(self) -> str:
         return self.name if self.seed is None else f"{self.name}, pretraining seed {self.seed}"
@@ -52,8 +54,9 @@ def prepare_towers(study: StudyConfig, folder: Path) -> list[TrainedTower]:
     towers = []
     for name, config in study.towers.items():
         if config.path is not None:
-            sha256 = load_text_encoder(config.path).facts["sha256"]
-            towers.append(TrainedTower(name, None, config.path, False, sha256, None))
+            tower = load_text_encoder(config.path)
+            sha256, parameters = tower.facts["sha256"], size_of(tower)
+            towers.append(TrainedTower(name, None, config.path, False, sha256, None, parameters))
             continue
         seeds = study.pretraining_seeds if name in headline else study.pretraining_seeds[:1]
         towers += [_train(name, config, seed, folder) for seed in seeds]
@@ -81,5 +84,10 @@ def _train(name: str, config: TowerConfig, seed: int, folder: Path) -> TrainedTo
     seconds = json.loads((out / _TIME).read_text(encoding="utf-8"))["seconds"]
     # An untrained tower shares its run's folder, but not the time of its training.
     seconds = None if config.untrained else seconds
-    sha256 = load_text_encoder(str(out), config.untrained).facts["sha256"]
-    return TrainedTower(name, seed, str(out), config.untrained, sha256, seconds)
+    tower = load_text_encoder(str(out), config.untrained)
+    sha256, parameters = tower.facts["sha256"], size_of(tower)
+    return TrainedTower(name, seed, str(out), config.untrained, sha256, seconds, parameters)
+
+
+def size_of(tower: TextEncoder) -> int:
+    return sum(one.numel() for one in tower.parameters())

@@ -36,7 +36,8 @@ from mmalign.text.benchmark_tasks import (
     read_group,
 )
 from mmalign.text.finetune import protocol
-from mmalign.text.fit import Fitted, fit
+from mmalign.text.fit import fit
+from mmalign.text.fit_loop import Fitted
 from mmalign.text.heads.ranking import rank
 from mmalign.text.scores import Prediction
 from mmalign.text.tasks.task import CLEAN, Task

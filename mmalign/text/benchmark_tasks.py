@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
-from mmalign.text.fit import FitConfig
+from mmalign.text.fit_config import FitConfig
 from mmalign.text.tasks.codes import Language
 from mmalign.text.tasks.formats import read
 from mmalign.text.tasks.layout import NoFiles

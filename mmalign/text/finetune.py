@@ -1,5 +1,6 @@
 """Fine-tuning on the labels of one language, and zero-shot numbers in every other one."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,9 @@ from mmalign.results.results import Results, environment
 from mmalign.results.seeds import mean_over_seeds
 from mmalign.text.causality.config import ASKED, CausalityConfig
 from mmalign.text.causality.config import describe as describe_causality
-from mmalign.text.fit import FitConfig, Fitted, fit, precision_of
+from mmalign.text.fit import fit
+from mmalign.text.fit_config import FitConfig, precision_of
+from mmalign.text.fit_loop import Fitted
 from mmalign.text.heads.base import TaskModel
 from mmalign.text.heads.features import ON_FEATURES
 from mmalign.text.measure import TestConfig, check_tests, measure
@@ -66,16 +69,19 @@ def finetune(
     config = _with_precision(config, out / "config.yaml")
     console.say(f"{task.name}: training in {config.precision}")
 
+    fits = out / "fits"
+
     def run(seed: int) -> tuple[Results, TaskModel]:
-        return run_seed(tower, task, config, seed)
+        return run_seed(tower, task, config, seed, fits)
 
     runs = run_seeds(config, config.seeds, model, out, task.name, data, run)
     results = mean_over_seeds(runs)
     for name, untrained in baselines.items():
         console.say(f"baseline: the {name} tower")
-        baseline = [run_seed(untrained, task, config, seed)[0] for seed in config.seeds]
+        baseline = [run_seed(untrained, task, config, seed, fits)[0] for seed in config.seeds]
         results.baselines[name] = mean_over_seeds(baseline)
     results.write(out / "results.json")
+    shutil.rmtree(fits, ignore_errors=True)  # they were for a run that is stopped and started again
     return results
 
 
@@ -103,10 +109,14 @@ def _with_precision(config: FinetuneConfig, path: Path) -> FinetuneConfig:
 
 
 def run_seed(
-    tower: TextEncoder, task: Task, config: FinetuneConfig, seed: int
+    tower: TextEncoder, task: Task, config: FinetuneConfig, seed: int, fits: Path | None = None
 ) -> tuple[Results, TaskModel]:
-    """Fit on the training language and measure everywhere; the model is that of all items."""
-    fitted = fit(tower, task, config, seed)
+    """Fit on the training language and measure everywhere; the model is that of all items.
+
+    Args:
+        fits: where what is trained is kept, see `fit`.
+    """
+    fitted = fit(tower, task, config, seed, fits=fits)
     results = Results(
         suite=f"text/{task.name}",
         model={**tower.facts, "trainable": config.trainable, "seed": seed, **fitted.kept()},
@@ -117,19 +127,26 @@ def run_seed(
         protocol(task, config, fitted, config.tests, tower.note), _left_out(left_out)
     )
     if config.folds:
-        _add_unseen(results, tower, task, config, config.folds, seed)
+        _add_unseen(results, tower, task, config, config.folds, seed, fits)
     return results, fitted.model
 
 
 def _add_unseen(
-    results: Results, tower: TextEncoder, task: Task, config: FinetuneConfig, folds: int, seed: int
+    results: Results,
+    tower: TextEncoder,
+    task: Task,
+    config: FinetuneConfig,
+    folds: int,
+    seed: int,
+    fits: Path | None,
 ) -> None:
     # The outcome on each fold's items of a model trained without them, put together.
     found: dict[tuple[str, str], Prediction] = {}
     dealt = deal_ids(task, folds, seed)
     for number, ids in enumerate(dealt, start=1):
         without = task.hold_out(ids)
-        model = fit(tower, without, config, seed, f"{task.name}, fold {number} of {folds}").model
+        label = f"{task.name}, fold {number} of {folds}"
+        model = fit(tower, without, config, seed, label, fits).model
         for lang, examples in without.tests.items():
             predictions = model.predict(examples)
             found |= {(lang, e.id): p for e, p in zip(examples, predictions, strict=True)}

@@ -81,11 +81,15 @@ def headlines(job: Job, results: Results) -> list[str]:
     return [text for text, name in means.items() if (name.setting[-1], name.metric) == wanted]
 
 
-def run_cell(job: Job, tower: TextEncoder, seed: int) -> Results:
-    """One seed, as a study reads it: metrics `text/<task>/<language or mean>/<variant>/<metric>`."""
+def run_cell(job: Job, tower: TextEncoder, seed: int, fits: Path) -> Results:
+    """One seed, as a study reads it: metrics `text/<task>/<language or mean>/<variant>/<metric>`.
+
+    Args:
+        fits: where what is trained is kept, see `fit`.
+    """
     if isinstance(job, LexicalInjectionConfig):
         return as_task(inject.run_seed(tower, job, seed)[0], job)
-    return finetune.run_seed(tower, read_task(job.task), job, seed)[0]
+    return finetune.run_seed(tower, read_task(job.task), job, seed, fits)[0]
 
 
 def as_task(results: Results, job: LexicalInjectionConfig) -> Results:

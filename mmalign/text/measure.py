@@ -17,7 +17,7 @@ from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.metric_names import GENERALISED, MEAN
 from mmalign.results.results import Results
-from mmalign.text.fit import Fitted
+from mmalign.text.fit_loop import Fitted
 from mmalign.text.heads.base import TaskModel
 from mmalign.text.perturbations.attack import AttackConfig
 from mmalign.text.perturbations.perturb import PerturbationConfig

@@ -1,15 +1,18 @@
 """A complete study of tiny towers: trained once, cells kept, resumed."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from shard_sets import make_set
 from tiny import MODEL, tiny_run
 
@@ -17,7 +20,7 @@ from mmalign.core.config import load_config, read_yaml, validate, write_yaml
 from mmalign.core.errors import UserError
 from mmalign.study.cells import cells_of, fine_tunings
 from mmalign.study.config import StudyConfig
-from mmalign.study.run import run_study
+from mmalign.study.run import _prepare_worker, gpu_names, run_study, workers_for
 from mmalign.study.towers import TrainedTower, prepare_towers
 
 WORDS = ("red ball", "dog", "green chair", "a cat")
@@ -78,6 +81,15 @@ def test_a_study_gives_results_a_report_and_keeps_its_cells(task: Path, tmp_path
     again = run_study(config, out, workers=1)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert asdict(again)["metrics"] == asdict(results)["metrics"]
+    # Another language: all cells are measured again, and nothing is trained.
+    fits = {path: path.stat().st_mtime_ns for path in (out / "fits").iterdir()}
+    assert len(fits) == 4
+    data = tmp_path / "data"
+    (data / "test.ha.tsv").write_text((data / "test.de.tsv").read_text())
+    wider = run_study(config, out, workers=1)
+    assert len(list((out / "cells").glob("*/results.json"))) == 8
+    assert "one/plain/toy/ha/clean/accuracy" in wider.metrics
+    assert {path: path.stat().st_mtime_ns for path in (out / "fits").iterdir()} == fits
 
 
 def test_a_cell_depends_on_tower_configuration_seed_and_data(task: Path) -> None:
@@ -199,6 +211,25 @@ def test_the_shipped_studies_name_files_and_methods_that_exist(
             assert tower.run is None or Path(tower.run).is_file(), tower
 
 
+def test_workers_share_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpu_names() == ["0", "1"] and workers_for(0) == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-3f")
+    assert gpu_names() == ["5", "GPU-3f"]
+    context = multiprocessing.get_context("spawn")
+    numbers = context.SimpleQueue()
+    numbers.put(3)
+    with ProcessPoolExecutor(
+        1, mp_context=context, initializer=_prepare_worker, initargs=(numbers, gpu_names())
+    ) as pool:
+        assert pool.submit(os.getenv, "CUDA_VISIBLE_DEVICES").result() == "GPU-3f"
+
+
+def test_a_tower_that_fills_the_memory_is_trained_alone() -> None:
+    assert workers_for(10**12) == 1 <= workers_for(0)
+
+
 def test_workers_do_not_outlive_a_killed_study() -> None:
     script = """
 import multiprocessing, os, sys
@@ -206,7 +237,10 @@ from concurrent.futures import ProcessPoolExecutor
 from mmalign.study.run import _prepare_worker
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(1, mp_context=context, initializer=_prepare_worker)
+    numbers = context.SimpleQueue()
+    numbers.put(0)
+    start = {"initializer": _prepare_worker, "initargs": (numbers, [])}
+    pool = ProcessPoolExecutor(1, mp_context=context, **start)
     print(pool.submit(os.getpid).result(), flush=True)
     os.kill(os.getpid(), 9)
 """

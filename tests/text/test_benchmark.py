@@ -14,7 +14,8 @@ from mmalign.results.protocol import sentence
 from mmalign.results.results import Results, read_results
 from mmalign.text.benchmark import BenchmarkConfig, run_benchmark
 from mmalign.text.benchmark_tasks import GroupConfig, read_group
-from mmalign.text.fit import Fitted, fit
+from mmalign.text.fit import fit
+from mmalign.text.fit_loop import Fitted
 from mmalign.text.tasks.task import Example
 
 ROOT = Path(__file__).parents[2]

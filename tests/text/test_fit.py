@@ -12,7 +12,8 @@ from text_tasks import fit_config
 from mmalign.core.errors import UserError
 from mmalign.models.encoder import weights_sha256
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.text.fit import Fitted, _build_optimizer, _new_model, fit, shuffled_batches
+from mmalign.text.fit import _new_model, fit
+from mmalign.text.fit_loop import Fitted, _build_optimizer, shuffled_batches
 from mmalign.text.scores import hits
 from mmalign.text.tasks.task import Example, Task
 

@@ -15,7 +15,7 @@ from mmalign.core.errors import Diverged
 from mmalign.evaluation.lexicon import Entry, Lexicon
 from mmalign.models.hidden_states import word_states
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.text.fit import shuffled_batches
+from mmalign.text.fit_loop import shuffled_batches
 from mmalign.text.lexical.config import LexicalInjectionConfig
 from mmalign.text.lora import add_lora, merge_lora
 

@@ -17,7 +17,8 @@ from mmalign.models.encoder import weights_sha256
 from mmalign.results.protocol import sentence
 from mmalign.text.causality.config import CausalityConfig
 from mmalign.text.finetune import FinetuneConfig, protocol
-from mmalign.text.fit import FitConfig, build_model, fit
+from mmalign.text.fit import build_model, fit
+from mmalign.text.fit_config import FitConfig
 from mmalign.text.heads.causality import CausalityModel
 from mmalign.text.measure import TestConfig as MeasureConfig
 from mmalign.text.measure import check_tests

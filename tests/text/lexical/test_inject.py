@@ -165,7 +165,7 @@ def test_a_study_sees_precision_of_held_out_words(words: Path, encoder: str) -> 
         )
         assert cell.counts[name] == results.counts[own]
     assert "at layer 2" in sentence(cell.protocol["text/toy"])
-    nothing = run_cell(job_of(tree_of(words, layer=2, epochs=0), "test"), tower, 0)
+    nothing = run_cell(job_of(tree_of(words, layer=2, epochs=0), "test"), tower, 0, words.parent)
     assert (
         nothing.metrics["text/toy/mean/clean/precision@1"]
         == results.metrics["lexical/toy/mean/2/held_out/precision@1"]
