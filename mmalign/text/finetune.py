@@ -3,15 +3,16 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmalign.core import console
-from mmalign.core.config import Seeds, read_yaml
-from mmalign.core.errors import UserError
+from mmalign.core.config import Seeds, apply_override_value, read_yaml, validate
+from mmalign.core.errors import Diverged, UserError
 from mmalign.models.load import OWN_PROMPTS, load_text_encoder
 from mmalign.models.prompts import Side
 from mmalign.models.text_encoder import TextEncoder
@@ -43,8 +44,18 @@ class FinetuneConfig(FitConfig):
     tests: TestConfig = TestConfig()
     folds: int | None = Field(default=None, ge=2)
     """Also train once per fold without the fold's items (ids) and test on these: `<task>_unseen`."""
+    search: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """Field -> values to try, dotted: `{lr: [1e-5, 3e-5], method.epsilon: [0.1, 0.3]}`. Every combination is
+    trained, for each tower and seed, and the one with the best dev score in `task.language` is tested."""
     baselines: tuple[Literal["untrained"], ...] = ()
     """untrained: everything again on the same tower as it was before it saw an image."""
+
+    @model_validator(mode="after")
+    def _search_names_fields_of_training(self) -> "FinetuneConfig":
+        for field, values in self.search.items():
+            if field.split(".")[0] not in FitConfig.model_fields or not values:
+                raise ValueError(f"search: `{field}` is no field of training, or has no values")
+        return self
 
 
 def finetune(
@@ -116,10 +127,11 @@ def run_seed(
     Args:
         fits: where what is trained is kept, see `fit`.
     """
-    fitted = fit(tower, task, config, seed, fits=fits)
+    config, fitted, searched = _fit_best(tower, task, config, seed, fits)
+    facts = {**tower.facts, "trainable": config.trainable, "seed": seed, **fitted.kept()}
     results = Results(
         suite=f"text/{task.name}",
-        model={**tower.facts, "trainable": config.trainable, "seed": seed, **fitted.kept()},
+        model={**facts, **({"searched": searched} if searched else {})},
         environment=environment(),
     )
     left_out = measure(fitted, task, config.tests, tower, results)
@@ -129,6 +141,38 @@ def run_seed(
     if config.folds:
         _add_unseen(results, tower, task, config, config.folds, seed, fits)
     return results, fitted.model
+
+
+def _fit_best(
+    tower: TextEncoder, task: Task, config: FinetuneConfig, seed: int, fits: Path | None
+) -> tuple[FinetuneConfig, Fitted, list[dict[str, Any]]]:
+    """The settings of `search` that are best on dev, their fit, and what was tried: fields and `dev`."""
+    if not config.search:
+        return config, fit(tower, task, config, seed, fits=fits), []
+    if not task.dev.get(task.source):
+        raise UserError(
+            f"task `{task.name}`: `search` needs dev rows in `{task.source}`; add them or drop it"
+        )
+    best: tuple[float, FinetuneConfig, Fitted] | None = None
+    tried: list[dict[str, Any]] = []
+    for values in product(*config.search.values()):
+        settings = dict(zip(config.search, values, strict=True))
+        tree = config.model_dump(mode="json")
+        for dotted, value in settings.items():
+            apply_override_value(tree, dotted, value)
+        one = validate(FinetuneConfig, tree, f"search {settings}")
+        try:
+            fitted = fit(tower, task, one, seed, f"{task.name} {settings}", fits)
+        except Diverged:
+            tried.append({**settings, "dev": None})
+            continue
+        dev = fitted.kept()["dev"]
+        tried.append({**settings, "dev": dev})
+        if best is None or dev > best[0]:
+            best = dev, one, fitted
+    if best is None:
+        raise Diverged(f"task `{task.name}`: every training of `search` diverged; lower the rates")
+    return best[1], best[2], tried
 
 
 def _add_unseen(

@@ -89,6 +89,9 @@ def _new_model(tower: TextEncoder, task: Task, config: FitConfig) -> TaskModel:
     if config.trainable != "head":
         tower = copy_of(tower)
         tower.trains_in_bf16 = precision_of(config) == "bf16"
+    if config.max_length is not None:
+        tower = copy.copy(tower)  # the weights of a fixed tower are shared
+        tower.cut_at(min(config.max_length, tower.max_length))
     tower.requires_grad_(config.trainable == "all")
     if config.trainable == "lora":
         add_lora(tower, config.lora)
@@ -97,7 +100,14 @@ def _new_model(tower: TextEncoder, task: Task, config: FitConfig) -> TaskModel:
         for name, parameter in tower.trunk.named_parameters():
             if depths[name] >= max(depths.values()) - config.frozen_layers:
                 parameter.requires_grad_(False)
-    return build_model(tower, task, config.pairs, config.hidden, config.causality)
+    model = build_model(tower, task, config.pairs, config.hidden, config.causality)
+    if config.class_weights is not None:
+        if not isinstance(model, features.ClassificationModel):
+            raise UserError(
+                f"task `{task.name}`: `class_weights` are for classification, not {task.kind}"
+            )
+        model.balance(task.train)
+    return model
 
 
 def build_model(

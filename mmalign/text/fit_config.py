@@ -33,6 +33,12 @@ class FitConfig(Section):
     repeats: int = Field(default=1, ge=1)
     """Times that an epoch goes through the training rows: as many steps as RS-DA with so many copies."""
     batch_size: int = Field(default=32, ge=1)
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Rows of a batch that go through the encoder at once; their gradients add up to those of the batch."""
+    max_length: int | None = Field(default=None, ge=8)
+    """Where sequences are cut, in tokens; none: where the tower cuts them."""
+    class_weights: Literal["balanced"] | None = None
+    """balanced: a row's loss times rows / (classes x rows of its class), in classification."""
     group_by_length: bool = True
     """Batches of examples of like length, for little padding. In every epoch the examples are shuffled and
     sorted within groups of 50 batches, and the batches are shuffled."""

@@ -110,9 +110,18 @@ class Training:
         model, config = self.model, self._config
         model.train()  # again in every step: a check leaves the model in evaluation mode
         model.tower.train(config.trainable != "head")  # a fixed tower has no dropout either
-        batch = model.collate(self._augment(examples, self._texts))
-        self._losses.append(_add_gradients(model, config, batch, self._texts, self._noise))
         trained = [one for one in model.parameters() if one.requires_grad]
+        rows = self._augment(examples, self._texts)
+        done, mean = 0, 0.0
+        for part in batched(rows, config.micro_batch or len(rows)):
+            # A method adds the gradients of a part's mean loss: those of the parts before are scaled up
+            # first and all of them down afterwards, which leaves the mean over all rows.
+            _scale_gradients(trained, done / len(part))
+            loss = _add_gradients(model, config, model.collate(part), self._texts, self._noise)
+            _scale_gradients(trained, len(part) / (done + len(part)))
+            mean = (mean * done + loss * len(part)) / (done + len(part))
+            done += len(part)
+        self._losses.append(mean)
         nn.utils.clip_grad_norm_(trained, _MAX_GRADIENT_NORM)
         self._optimizer.step()
         # The fused kernel does not count its changes of the weights, by which features are cached.
@@ -162,6 +171,12 @@ class Training:
 def _trained(model: TaskModel) -> dict[str, Tensor]:
     """Copies of the weights that training changes."""
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def _scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
+    gradients = [one.grad for one in parameters if one.grad is not None]
+    if gradients and factor != 1:
+        torch._foreach_mul_(gradients, factor)
 
 
 def _add_gradients(

@@ -1,5 +1,6 @@
 """Fine-tuning from files to files: labels of one language, numbers of the others, folds, baselines, seeds."""
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -22,6 +23,7 @@ from mmalign.results.results import Results, read_results
 from mmalign.text import finetune as module
 from mmalign.text import robustness
 from mmalign.text.finetune import FinetuneConfig, deal_ids, finetune, run_seed
+from mmalign.text.fit_loop import Training
 from mmalign.text.jobs import job_of, run_job
 from mmalign.text.perturbations.perturb import perturb
 from mmalign.text.tasks.read import read_task
@@ -397,3 +399,50 @@ def test_files_whose_names_are_not_utf8_are_recorded(run: str, task: Path, tmp_p
     finetune(config_for(task, epochs=1), run, tmp_path / "out")
     facts = json.loads((tmp_path / "out" / "tower" / "MANIFEST.json").read_text())
     assert r"caf\xe9.md" in facts["data"][0]["files"]
+
+
+def test_settings_are_searched_on_dev_of_the_source(run: str, task: Path, tmp_path: Path) -> None:
+    folder = write_task(tmp_path / "searched", test_de=rows_of(right), dev_en=rows_of(right))
+    search = {"head_lr": [1e-7, 0.1, 1e37], "epochs": [1, 20]}
+    config = config_for(folder, search=search, seeds=[0])
+    results = finetune(config, run, tmp_path / "out")
+    tried = results.model["searched"]
+    assert [(one["head_lr"], one["epochs"]) for one in tried] == list(
+        itertools.product(*search.values())
+    )
+    known = {(one["head_lr"], one["epochs"]): one["dev"] for one in tried}
+    assert known[0.1, 20] == 1.0 > known[1e-7, 1]
+    assert known[1e37, 20] is None  # its training diverges
+    assert results.metrics[NAME] == 1.0
+    alone = finetune(config_for(folder, head_lr=0.1, epochs=20), run, tmp_path / "alone")
+    assert results.model["train_loss"] == alone.model["train_loss"]
+    with pytest.raises(UserError, match=r"`search` needs dev rows in `en`"):
+        finetune(
+            config_for(write_task(tmp_path / "no", test_de=rows_of(right)), search=search),
+            run,
+            tmp_path,
+        )
+    with pytest.raises(UserError, match=r"search: `seeds` is no field of training"):
+        config_for(folder, search={"seeds": [[0]]})
+
+
+def test_a_finetuning_that_was_stopped_goes_on(
+    run: str, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = finetune(config_for(task, seeds=[0, 1]), run, tmp_path / "whole")
+    out, train = tmp_path / "out", Training.run
+    fits: list[int] = []
+
+    def stop(self: Training, *arguments: Any) -> Any:
+        fits.append(1)
+        if len(fits) == 2:
+            raise KeyboardInterrupt
+        return train(self, *arguments)
+
+    monkeypatch.setattr(Training, "run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(config_for(task, seeds=[0, 1]), run, out)
+    again = finetune(config_for(task, seeds=[0, 1]), run, out)
+    assert len(fits) == 3  # the first seed was not trained again
+    assert again.metrics == whole.metrics and again.model == whole.model
+    assert not (out / "fits").exists()

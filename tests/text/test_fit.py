@@ -13,7 +13,7 @@ from mmalign.core.errors import UserError
 from mmalign.models.encoder import weights_sha256
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.fit import _new_model, fit
-from mmalign.text.fit_loop import Fitted, _build_optimizer, shuffled_batches
+from mmalign.text.fit_loop import Fitted, Training, _build_optimizer, shuffled_batches
 from mmalign.text.scores import hits
 from mmalign.text.tasks.task import Example, Task
 
@@ -275,3 +275,51 @@ def test_batches_of_like_length_hold_every_row_once_and_little_padding() -> None
     assert sorted(map(sorted, epochs[:2])) == sorted(
         map(sorted, epochs[2:])
     )  # two batches: as sorted
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 4])
+def test_parts_of_a_batch_add_up_to_its_gradient(
+    tower: TextEncoder, micro_batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gradients(size: int | None) -> list[torch.Tensor]:
+        """Of the first step, and its loss."""
+        config = fit_config(trainable="all", batch_size=7, micro_batch=size)
+        model = _new_model(tower, task_of(), config)
+        model.prepare(rows("en"))
+        for part in model.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0  # drawn anew in every part
+        torch.nn.init.normal_(model.head.output.weight, generator=torch.manual_seed(0))
+        training = Training(model, task_of(), config, 0, {})
+        for name in ("_optimizer.step", "_optimizer.zero_grad", "_schedule.step"):
+            owner, method = name.split(".")
+            monkeypatch.setattr(getattr(training, owner), method, lambda: None)
+        training._step(rows("en")[:7])
+        found = [one.grad for one in model.parameters() if one.grad is not None]
+        return [torch.tensor(training._losses), *found]
+
+    for parts, together in zip(gradients(micro_batch), gradients(None), strict=True):
+        torch.testing.assert_close(parts, together, atol=1e-6, rtol=1e-4)
+
+
+def test_classes_can_weigh_the_same(tower: TextEncoder) -> None:
+    few = rows("en")[:5]  # three things, two animals
+    model = _new_model(tower, task_of(train=few), fit_config(class_weights="balanced"))
+    batch = model.collate(few)
+    logits = torch.zeros(5, 2, device=tower.device)
+    losses = model.losses(logits, batch)
+    by_class = {label: losses[[one.target == label for one in few]].sum() for label in LABELS}
+    torch.testing.assert_close(by_class["thing"], by_class["animal"])
+    torch.testing.assert_close(losses.mean(), torch.tensor(2.0).log())
+    scores = [Example(str(i), "en", ("a", "b"), float(i)) for i in range(3)]
+    with pytest.raises(UserError, match="`class_weights` are for classification, not similarity"):
+        task = text_tasks.task_of("similarity", scores)
+        _new_model(tower, task, fit_config(class_weights="balanced"))
+
+
+def test_texts_can_be_cut_earlier_than_by_the_tower(tower: TextEncoder) -> None:
+    long = [Example("0", "en", ("a b c d e f g h i j k l m n o p",), "thing"), *rows("en")]
+    before = tower.max_length
+    model = fit(tower, task_of(train=long), fit_config(max_length=8, epochs=1), seed=0).model
+    assert model.collate(long).tokens.token_NL.shape[1] == 8 == model.tower.max_length
+    assert tower.max_length == before > 8

@@ -14,6 +14,7 @@ R rows: one per example; in multiple choice one per choice.
 """
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -181,6 +182,16 @@ class ClassificationModel(FeatureModel):
     ) -> None:
         super().__init__(tower, pairs, hidden, len(labels))
         self.labels = tuple(labels)
+        self._weight_K: Tensor | None = None
+
+    def balance(self, train: Sequence[Example]) -> None:
+        """Weigh every class as if all had the same number of training examples."""
+        count = Counter(str(one.target) for one in train)
+        weights = [len(train) / (len(self.labels) * count[label]) for label in self.labels]
+        self._weight_K = torch.tensor(weights, device=self.tower.device)
+
+    def losses(self, logits: Tensor, batch: TaskBatch) -> Tensor:
+        return F.cross_entropy(logits, batch.target, self._weight_K, reduction="none")
 
     def target(self, examples: Sequence[Example]) -> Tensor:
         class_of = {label: i for i, label in enumerate(self.labels)}

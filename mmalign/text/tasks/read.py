@@ -1,9 +1,10 @@
 """A task as a configuration names it: the files to train on, the files to test on, the languages."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -36,6 +37,15 @@ class NamedFilesConfig(FilesConfig):
     """Predicted label -> coarser label of the tests (HANS: `neutral` is `not_entailment`)."""
 
 
+class FewShotConfig(Section):
+    """Some labels of the tested languages (few-shot transfer, arXiv 2005.00633)."""
+
+    examples: int = Field(ge=1)
+    """Rows of each language, the same ids in all."""
+    split: Literal["dev", "train"] = "dev"
+    """Where they are taken from; the language is not tested on them."""
+
+
 class TaskConfig(NamedFilesConfig):
     """A task. `folder` holds the tests, and training and dev files too unless `train` names others."""
 
@@ -43,8 +53,13 @@ class TaskConfig(NamedFilesConfig):
     """Training files, where they are not those of `folder`; their dev files, if any, choose the epoch."""
     language: Language = "en"
     """Language of the labels to train on."""
+    train_languages: tuple[Language, ...] = ()
+    """Train on the training files of these as well: on translations of `language`'s (translate-train), or on
+    other rows."""
+    few_shot: FewShotConfig | None = None
+    """Train on some rows of every tested language as well; none: transfer is zero-shot."""
     train_examples: int | None = Field(default=None, ge=1)
-    """Train on a sample of so many rows, drawn by their ids; by default on all."""
+    """Train on a sample of so many rows of each language, drawn by their ids; by default on all."""
     test_examples: int | None = Field(default=None, ge=1)
     """Test on a sample of so many rows of each language, the same ids in all; by default on all."""
     languages: tuple[Language, ...] | None = None
@@ -78,14 +93,16 @@ def make_task(
             f"task `{config.name}`: {training_folder} holds {train_kind} examples, {config.folder} "
             f"{kind} ones; train on the kind that is tested"
         )
-    train = trained.get(("train", source), [])
-    if not train and kind != "retrieval":  # retrieval can use the tower as it is
-        there = ", ".join(sorted(lang for split, lang in trained if split == "train")) or "none"
-        raise UserError(
-            f"{training_folder}: no training file for `{source}` (task `{config.name}`); "
-            f"there are some for {there}"
-        )
-    train = sample(train, config.train_examples)
+    train: list[Example] = []
+    for lang in dict.fromkeys((source, *config.train_languages)):
+        rows = trained.get(("train", lang), [])
+        if not rows and kind != "retrieval":  # retrieval can use the tower as it is
+            there = ", ".join(sorted(lang for split, lang in trained if split == "train")) or "none"
+            raise UserError(
+                f"{training_folder}: no training file for `{lang}` (task `{config.name}`); "
+                f"there are some for {there}"
+            )
+        train += sample(rows, config.train_examples)
     # By any target: those of other kinds than classification are never among the names.
     names: Mapping[Any, Any] = config.relabel
     by_split: dict[str, dict[str, list[Example]]] = {"dev": {}, "test": {}, CANDIDATES: {}}
@@ -95,6 +112,8 @@ def make_task(
         by_split.setdefault(split, {})[lang] = rows
     # Before `dev` gets the training files' own dev examples, which may be of another publisher.
     tests = _choose_tests(by_split["test"], by_split["dev"], config)
+    if config.few_shot is not None:
+        train += _take_shots(by_split, tests, config, config.few_shot)
     dev = by_split["dev"]
     if ("dev", source) in trained:
         dev[source] = trained["dev", source]  # those beside the training files choose the epoch
@@ -124,13 +143,21 @@ def make_task(
 
 def describe(task: Task) -> dict[str, Any]:
     """What the numbers of this task measure, from the data themselves: fields of a protocol."""
+    rows = Counter(one.lang for one in task.train)
+    seen = [lang for lang in task.targets if rows[lang]]
+    trained_on = " and ".join(f"{count} `{lang}` rows" for lang, count in rows.items())
+    labelled = (
+        "of which no label was used" if not seen else "with labels in training too ({labelled})"
+    )
     fields: dict[str, Any] = {
-        HOW: "Trained on {trained_on}; measured in languages of which no label was used. {overlap} `mean`: "
-        "over {mean_over}, its interval drawn over ids.",
-        "trained_on": f"{len(task.train)} `{task.source}` rows"
-        + (f" with {len(task.labels)} labels" if task.labels else ""),
+        HOW: "Trained on {trained_on}; measured in languages "
+        + labelled
+        + ". {overlap} `mean`: over "
+        "{mean_over}, its interval drawn over ids.",
+        "trained_on": trained_on + (f" with {len(task.labels)} labels" if task.labels else ""),
         "overlap": overlap(task),
         MEAN_OVER: [*task.targets],
+        **({"labelled": seen} if seen else {}),
     }
     if task.test_is_dev:
         on_dev = {
@@ -139,6 +166,32 @@ def describe(task: Task) -> dict[str, Any]:
         }
         fields = joined(fields, on_dev)
     return fields
+
+
+def _take_shots(
+    by_split: Mapping[str, dict[str, list[Example]]],
+    tests: dict[str, list[Example]],
+    config: TaskConfig,
+    shots: FewShotConfig,
+) -> list[Example]:
+    # The rows to train on; neither the language's tests nor its dev rows keep them.
+    files = by_split.get(shots.split, {})
+    taken = []
+    for lang in tests:
+        rows = files.get(lang, [])
+        if lang == config.language:
+            continue
+        if len(rows) <= shots.examples:
+            raise UserError(
+                f"{config.folder}: `few_shot` takes {shots.examples} rows of {shots.split} in `{lang}`, "
+                f"which has {len(rows)}; lower `few_shot.examples`, or name the tested `languages`"
+            )
+        chosen = sample(rows, shots.examples)
+        ids = {one.id for one in chosen}
+        for kept in (tests, files):
+            kept[lang] = [one for one in kept[lang] if one.id not in ids]
+        taken += chosen
+    return taken
 
 
 def _choose_tests(

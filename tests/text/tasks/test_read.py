@@ -195,3 +195,36 @@ def test_a_language_may_be_spelled_in_any_way_in_files_and_fields(folder: Path) 
     (folder / "test.sw.tsv").rename(folder / "test.SWA.tsv")
     read = task(folder, language="EN", languages=["Sw", "de"])
     assert (read.source, list(read.tests)) == ("en", ["de", "sw"])
+
+
+def test_several_languages_can_be_trained_on(folder: Path) -> None:
+    write(folder, train_de=rows("c", "a"))
+    read = task(folder, train_languages=["de"])
+    assert [(one.lang, one.target) for one in read.train][2:] == [
+        ("en", "c"),
+        ("de", "c"),
+        ("de", "a"),
+    ]
+    assert read.source == "en" and read.targets == ("de", "sw")
+    facts = describe(read)
+    assert facts["trained_on"].startswith("3 `en` rows and 2 `de` rows")
+    assert facts["labelled"] == ["de"] and "labels in training too (de)" in sentence(facts)
+    assert "labelled" not in describe(task(folder))
+    with pytest.raises(UserError, match=r"no training file for `sw`.*some for de, en"):
+        task(folder, train_languages=["sw"])
+
+
+def test_few_rows_of_each_language_are_trained_on_and_never_tested(folder: Path) -> None:
+    labels = ("a", "b", "c", "a")
+    write(folder, dev_sw=rows(*labels, prefix="d"), dev_de=rows(*labels, prefix="d"))
+    read = task(folder, few_shot={"examples": 2})
+    shots = {lang: {one.id for one in read.train if one.lang == lang} for lang in ("de", "sw")}
+    assert shots["de"] == shots["sw"] and len(shots["de"]) == 2  # the same ids in all
+    assert len(read.train) == 3 + 4
+    # German is tested on its dev rows: on those that are left.
+    assert {one.id for one in read.tests["de"]} == {f"d{i}" for i in range(4)} - shots["de"]
+    assert not {one.id for one in read.dev["sw"]} & shots["sw"]
+    assert len(read.tests["sw"]) == 2
+    assert describe(read)["labelled"] == ["de", "sw"]
+    with pytest.raises(UserError, match=r"takes 4 rows of dev in `de`, which has 4; lower"):
+        task(folder, few_shot={"examples": 4})
