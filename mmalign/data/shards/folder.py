@@ -89,19 +89,22 @@ class RemoteFolder:
 Folder = LocalFolder | RemoteFolder
 
 
-def open_folder(name: str | os.PathLike[str], remote: RemoteConfig) -> tuple[Folder, Manifest]:
+def open_folder(
+    name: str | os.PathLike[str], remote: RemoteConfig, check_files: bool = True
+) -> tuple[Folder, Manifest]:
     """A finished data set: its files and its manifest.
 
     Args:
         name: a path, or a URL (s3://, gs://, https://, hf://, file://).
         remote: how files at a URL are fetched and kept.
+        check_files: compare the sizes of local files with the manifest, one `stat` for each.
 
     Raises:
         UserError: no finished data set there, an empty one, or no way to reach it.
     """
     text = os.fspath(name)
     if not is_remote(text):
-        return LocalFolder(Path(text)), read_manifest(Path(text))
+        return LocalFolder(Path(text)), read_manifest(Path(text), check_files)
     # It needs locks of POSIX, which not every machine that reads local folders has.
     from mmalign.data.storage.cache import ShardCache
 

@@ -11,46 +11,26 @@ holds all of them. The same pairs give the same bytes.
 
 import hashlib
 import json
+import stat
 import zlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mmalign.core.batch import Pair
 from mmalign.core.errors import UserError
 from mmalign.data.image_formats import WRITTEN_SUFFIXES, image_suffix
+from mmalign.data.shards.columns import Columns
+from mmalign.data.shards.columns import Shard as Shard
 from mmalign.data.shards.tar import Member, walk
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 OWN_CAPTIONS = "json:captions"
 """Where the captions are in our own shards: a list of {"lang", "text"}."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One tar: its file name and what it holds."""
-
-    file: str
-    samples: int
-    captions: int
-    languages: dict[str, int]
-    path: str | None = None  # absolute or from the manifest's folder; None: beside the manifest
-    captioned: int | None = None  # samples with a caption; None: not counted, by older versions
-
-    @property
-    def tar(self) -> str:
-        """The tar as the manifest's list of files names it."""
-        return self.path or self.file
-
-    @property
-    def index(self) -> str:
-        return self.file.removesuffix(".tar") + ".index.jsonl"
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -68,17 +48,20 @@ class Manifest:
     files: dict[str, dict[str, Any]]  # `size` in bytes and `sha256`, by the path from the folder
     sha256: str  # of the manifest file itself; it identifies the data set's exact bytes
 
-    @property
-    def samples(self) -> int:
-        return sum(shard.samples for shard in self.shards)
+    @cached_property
+    def columns(self) -> Columns:
+        return Columns.of(self.shards)
 
     @property
+    def samples(self) -> int:
+        return int(self.columns.sample_S.sum())
+
+    @cached_property
     def languages(self) -> dict[str, int]:
         """Captions per language, most frequent first."""
-        total: Counter[str] = Counter()
-        for shard in self.shards:
-            total.update(shard.languages)
-        return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
+        columns = self.columns
+        total = zip(columns.languages, columns.caption_LS.sum(1).tolist(), strict=True)
+        return dict(sorted(total, key=lambda item: (-item[1], item[0])))
 
     def part(self, shard: Shard) -> "Manifest":
         """The manifest of one shard alone."""
@@ -195,19 +178,28 @@ def parse_manifest(data: bytes, location: str) -> Manifest:
         raise UserError(f"{location}: not a manifest of mmalign shards") from None
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a data set, after the sizes of its files were compared with it.
+def read_manifest(folder: Path, check_files: bool = True) -> Manifest:
+    """The manifest of a data set, after the sizes of its files, if wanted, were compared with it.
 
     Raises:
         UserError: no data set there, an empty one, or a file that is missing or has another size.
     """
     manifest = load_manifest(folder)
-    for name, facts in manifest.files.items():
+    for name, facts in manifest.files.items() if check_files else ():
         file = folder / name
-        if not file.is_file() or file.stat().st_size != facts["size"]:
+        if _size(file) != facts["size"]:
             raise UserError(
                 f"{file}: missing or of another size than {MANIFEST} says; `mmalign data verify` says more"
             )
     if manifest.samples == 0:
         raise UserError(f"{folder}: the data set is empty")
     return manifest
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None: there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
