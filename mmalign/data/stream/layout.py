@@ -47,7 +47,7 @@ def lay_out(
     group: int,
     groups: int,
     shuffle_shards: int,
-    rng: np.random.Generator,
+    seed: tuple[int, ...],
 ) -> GroupEpoch:
     """The windows of one group.
 
@@ -55,6 +55,7 @@ def lay_out(
         ends_S: (shards + 1,) int64, draws of all shards before each place, and of all.
         passes_S: (shards,) int64, how often a shard is visited if it has so many draws.
         shuffle_shards: visits of a window, on average at most.
+        seed: of this epoch; the same for all groups, whose windows belong together.
     """
     total, shards = int(ends_S[-1]), len(passes_S)
     start = group * total // groups
@@ -67,12 +68,12 @@ def lay_out(
     draws_K = np.minimum(stop, ends_S[place_K + 1]) - ends_S[place_K] - begin_K
     pass_K = np.clip(passes_S[place_K], 1, np.maximum(draws_K, 1))
     windows = -(-int(pass_K.sum()) // shuffle_shards)
-    window_K = deal(len(place_K), windows, rng)
-    # Visit v of a shard with P passes: its place among the shards, drawn at random, shifted by v / P.
+    time_K = _times(len(place_K), windows, group, groups, seed)
+    # Visit v of P is at (time + v) / P.
     shard_V = np.repeat(np.arange(len(place_K)), pass_K)
     visit_V = np.arange(len(shard_V)) - np.repeat(np.cumsum(pass_K) - pass_K, pass_K)
     pass_V, draws_V = pass_K[shard_V], draws_K[shard_V]
-    window_V = (2 * window_K[shard_V] + 1 + 2 * visit_V * windows) // (2 * pass_V)
+    window_V = ((time_K[shard_V] + visit_V) / pass_V * windows).astype(np.int64)
     first_V = begin_K[shard_V] + draws_V * visit_V // pass_V
     last_V = begin_K[shard_V] + draws_V * (visit_V + 1) // pass_V
     ends = np.cumsum(np.bincount(window_V, minlength=windows))
@@ -80,6 +81,28 @@ def lay_out(
     # Few shards with many visits may leave windows without one.
     made = [Window(place_K[shard_V[v]], first_V[v], last_V[v]) for v in parts if len(v)]
     return GroupEpoch(made, np.cumsum([int((one.last_V - one.first_V).sum()) for one in made]))
+
+
+def _times(count: int, windows: int, group: int, groups: int, seed: tuple[int, ...]) -> np.ndarray:
+    """(count,) float64 in [0, 1): when in the epoch each shard of a group is visited."""
+    # Each window gets one of every W neighbouring shards, as in `deal`, and so do the windows that the groups
+    # read at one time, taken together: the C shards of one place are 1 / C apart. For this the epoch
+    # has C cells of M = W / C slots. Of M neighbouring shards each is in another slot, of cells drawn at
+    # random, and group g is g cells later than the first group.
+    slots = max(1, round(windows / groups))
+    slot_K = deal(count, slots, np.random.default_rng(seed))
+    if groups == 1:
+        return (slot_K + 0.5) / slots
+    rng = np.random.default_rng((*seed, 1))
+    cells = np.tile(np.arange(groups), (slots, 1))
+    times = []
+    for first in range(0, count, groups * slots):
+        slot_H = slot_K[first : first + groups * slots]
+        cell_H = rng.permuted(cells, axis=1)[slot_H, np.arange(len(slot_H)) // slots]
+        # A random part of a slot, because slots and windows may have different lengths.
+        shifted_H = (cell_H + group) % groups * slots + slot_H + rng.random()
+        times.append(shifted_H / (groups * slots))
+    return np.concatenate(times)
 
 
 def spread(repeats_R: np.ndarray, rng: np.random.Generator) -> np.ndarray:

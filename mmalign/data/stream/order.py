@@ -212,9 +212,13 @@ class GlobalOrder:
         if group not in laid_out.groups:
             once = np.ones_like(self._visits_S)
             visits_S = self._visits_S if self._spreads else once
-            rng = np.random.default_rng((self.seed, _SHARDS, epoch, *self._key(group)))
             laid_out.groups[group] = lay_out(
-                laid_out.ends_S, visits_S, group, self.groups, self._shuffle_shards, rng
+                laid_out.ends_S,
+                visits_S,
+                group,
+                self.groups,
+                self._shuffle_shards,
+                (self.seed, _SHARDS, epoch),
             )
         return laid_out.groups[group]
 

@@ -143,6 +143,18 @@ def test_every_group_has_the_composition_of_the_whole() -> None:
         assert Counter(shard // 8 for _, shard in shards) == dict.fromkeys(range(8), 1)
 
 
+@pytest.mark.parametrize(("groups", "window"), [(8, 8), (4, 16), (2, 32), (16, 4)])
+def test_windows_of_groups_mix_together_as_one_large_window_does(groups: int, window: int) -> None:
+    # 512 shards of 16 sources, one after another; 64 shards are read at a time.
+    shards = [["en"]] * 512
+    for epoch in range(3):
+        made = plan_on_paper(shards, groups=groups, shuffle_shards=window)
+        of_group = [made.shards_of(epoch, group) for group in range(groups)]
+        for at_one_time in zip(*of_group, strict=True):
+            sources = [shard // 32 for one in at_one_time for _, shard in one]
+            assert Counter(sources) == dict.fromkeys(range(16), 4)
+
+
 ONE_RARE = [["en"] * 39 + ["sw"] * (n == 60) for n in range(128)]
 
 
