@@ -7,6 +7,7 @@ crawl, a language), and the shards of a source are consecutive. Rows of the tabl
 
     full        one permutation of everything
     windows N   the order of mmalign with data.shuffle_shards = N
+    C x N       the same in data.groups = C groups, of which each has windows of its own
     buffer N    shards in random order, samples through a buffer of N, as in streaming loaders; one worker
 
 Columns, with the value of a perfect shuffle in brackets:
@@ -20,7 +21,7 @@ Columns, with the value of a perfect shuffle in brackets:
 
 It reads no data. Prints a table and, as the last line, one JSON object.
 
-    python benchmarks/mixing.py [--shards 512] [--samples 1000] [--sources 16] [--batch 1024]
+    python benchmarks/mixing.py [--shards 512] [--samples 1000] [--sources 16] [--batch 1024] [--groups 8]
 """
 
 import argparse
@@ -65,9 +66,12 @@ def set_on_paper(shards: int, samples: int) -> SetOnPaper:
     return SetOnPaper(Manifest("paper", "train", {}, "", rows, "txt", {}, {}, {}, ""))
 
 
-def windows(shards: int, samples: int, shuffle_shards: int, seed: int) -> np.ndarray:
+def windows(
+    shards: int, samples: int, shuffle_shards: int, seed: int, groups: int = 1
+) -> np.ndarray:
     """(samples of an epoch,) in mmalign's order."""
-    config = validate(DataConfig, {"train": ["paper"], "shuffle_shards": shuffle_shards}, "options")
+    tree = {"train": ["paper"], "shuffle_shards": shuffle_shards, "groups": groups}
+    config = validate(DataConfig, tree, "options")
     paper = cast(ShardSet, set_on_paper(shards, samples))
     return GlobalOrder([paper], config, seed).order(0)
 
@@ -112,6 +116,11 @@ def orders(options: argparse.Namespace) -> Iterator[tuple[str, np.ndarray]]:
     for number in options.windows:
         if number < options.shards:
             yield f"windows {number}", windows(*size, number, options.seed)
+    groups = options.groups
+    for number in options.windows:
+        if groups > 1 and number % groups == 0 and number < options.shards:
+            order = windows(*size, number // groups, options.seed, groups)
+            yield f"{groups} x {number // groups}", order
     for number in options.buffers:
         yield f"buffer {number}", buffered(*size, number, options.seed)
 
@@ -123,6 +132,7 @@ def main() -> None:
     parser.add_argument("--sources", type=int, default=16)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--windows", type=int, nargs="*", default=[1, 4, 16, 64, 256])
+    parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--buffers", type=int, nargs="*", default=[5000, 50_000])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -1,14 +1,23 @@
 """Small shard sets for tests."""
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 from PIL import Image
 
 from mmalign.core.batch import Caption, Pair
+from mmalign.core.config import validate
+from mmalign.data.shards.columns import Shard
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
+from mmalign.data.shards.manifest import Manifest
 from mmalign.data.shards.pack import write_pairs, write_split
+from mmalign.data.shards.reader import ShardSet
+from mmalign.data.stream.config import DataConfig
+from mmalign.data.stream.order import GlobalOrder
 
 LANGUAGES = ("en", "sw", "ja")
 
@@ -70,3 +79,36 @@ def make_set(
 def open_descriptors() -> set[Path]:
     """The open file descriptors of this process."""
     return set(Path("/proc/self/fd").iterdir())
+
+
+class SetOnPaper:
+    """A data set of which there is only a manifest; shards of samples with one caption each."""
+
+    def __init__(self, languages: Sequence[Sequence[str]]) -> None:
+        """`languages`: for each shard the language of each sample."""
+        self.samples = [[(lang,) for lang in of_shard] for of_shard in languages]
+        shards = tuple(
+            Shard(f"{n:05d}.tar", len(one), len(one), dict(Counter(one)), captioned=len(one))
+            for n, one in enumerate(languages)
+        )
+        self.manifest = Manifest("paper", "train", {}, "", shards, "txt", {}, {}, {}, "")
+        self.starts, self.files = SimpleNamespace(most=128), SimpleNamespace(most=256)
+        self.announced: list[int] = []
+
+    def __len__(self) -> int:
+        return self.manifest.samples
+
+    def languages_in(self, number: int) -> list[tuple[str, ...]]:
+        return self.samples[number]
+
+    def prefetch(self, numbers: Iterable[int]) -> None:
+        self.announced += numbers
+
+
+def plan_on_paper(
+    *sets: Sequence[Sequence[str]], seed: int = 3, train: Any = None, **fields: Any
+) -> GlobalOrder:
+    """The order of such sets under these fields of `data`."""
+    train = train or [str(number) for number, _ in enumerate(sets)]
+    config = validate(DataConfig, {"train": train, **fields}, "test")
+    return GlobalOrder([cast(ShardSet, SetOnPaper(one)) for one in sets], config, seed)

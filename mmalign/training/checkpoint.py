@@ -289,15 +289,16 @@ def load(chosen: Chosen, engine: Engine, plan: GlobalOrder) -> TrainState:
     if shuffle != plan.shuffle:
         raise UserError(
             f"{folder}: its run shuffled the data in another way ({shuffle}, here {plan.shuffle}); set "
-            "data.shuffle_shards accordingly (full: at least the number of shards) and go on in another "
-            "folder with resume_from"
+            "data.shuffle_shards and data.groups accordingly (full: at least the number of shards, 1 group) "
+            "and go on in another folder with resume_from"
         )
     version = info.get("order_version", 1)  # mmalign 0.1.0 did not write it
-    if version != ORDER_VERSION:
+    if version not in range(1, ORDER_VERSION + 1):
         raise UserError(
-            f"{folder}: was written under version {version} of the data's order, this mmalign has version "
-            f"{ORDER_VERSION}; {fix}"
+            f"{folder}: was written under version {version} of the data's order, this mmalign has versions "
+            f"1 to {ORDER_VERSION}; {fix}"
         )
+    plan.version = version  # the run goes on in the order that it began with
     if not any(name.startswith(OPTIMIZER_FILES) for name in info["files"]):
         raise UserError(f"{folder}: holds no optimizer state that this version reads; {fix}")
     state = TrainState.from_json(chosen.state)

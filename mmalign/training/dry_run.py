@@ -31,6 +31,7 @@ from dataclasses import dataclass
 
 from mmalign.core.errors import UserError
 from mmalign.data.shards.folder import open_folder
+from mmalign.data.stream.config import check_ranks
 from mmalign.data.stream.loader import PREFETCHED
 from mmalign.data.stream.mixing import mix
 from mmalign.training.engine import BUCKET
@@ -72,8 +73,7 @@ def needs(config: RunConfig, nodes: int, gpus_per_node: int) -> tuple[float, int
 
 def _images_of(config: RunConfig, ranks: int) -> tuple[int, int]:
     # Of a rank's step, and of one forward pass.
-    if config.batch_size % ranks:
-        raise UserError(f"batch_size: {config.batch_size} does not divide by the {ranks} ranks")
+    check_ranks(config.batch_size, config.data.groups, ranks)
     images = config.batch_size // ranks
     return images, min(images, config.engine.micro_batch or images)
 

@@ -262,8 +262,12 @@ def _order_fields(run: dict[str, Any]) -> dict[str, Any]:
     return {
         **{name: run.get(name) for name in ("seed", "batch_size")},
         **{f"data.{name}": data.get(name) for name in drawn},
-        "data.train.weight": [
-            one.get("weight", 1.0) if isinstance(one, dict) else 1.0
-            for one in data.get("train", ())
-        ],
+        "data.groups": data.get("groups", 1),
+        **{
+            f"data.train.{name}": [
+                one.get(name, default) if isinstance(one, dict) else default
+                for one in data.get("train", ())
+            ]
+            for name, default in (("weight", 1.0), ("rate", None))
+        },
     }

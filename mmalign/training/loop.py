@@ -25,7 +25,7 @@ from mmalign.core.record import Recorder
 from mmalign.core.resources import find_yaml
 from mmalign.data.stream.ledger import Ledger
 from mmalign.data.stream.loader import batches
-from mmalign.data.stream.order import ORDER_VERSION, GlobalOrder, open_sets
+from mmalign.data.stream.order import GlobalOrder, open_sets
 from mmalign.evaluation.suite import SuiteConfig
 from mmalign.training.build_model import build_model
 from mmalign.training.checkpoint import Saver, has_checkpoints, load_newest
@@ -103,7 +103,7 @@ def _facts(config: RunConfig, order: GlobalOrder) -> dict[str, Any]:
         "config_sha256": config.sha256,
         "data": order.data,
         "shuffle": order.shuffle,
-        "order_version": ORDER_VERSION,
+        "order_version": order.version,
         **({"code": code_version()} if distributed.is_main() else {}),
     }
 
@@ -122,7 +122,7 @@ class _Run:
         self.config, self.out, self.stop, self.watchdog = config, out, stop, watchdog
         self.stopped: str | None = None
         sets = open_sets(config.data)
-        order = distributed.on_all(lambda: GlobalOrder(sets, config.data, config.seed))
+        order = GlobalOrder(sets, config.data, config.seed)
         self.tokenizer = load_or_train_tokenizer(config.tokenizer, order, out, watchdog)
         watchdog.heartbeat("model")
         # After the tokenizer, right before the model: the initial weights depend on nothing but the seed.

@@ -62,6 +62,11 @@ class RunConfig(Section):
     def _fits_together(self) -> "RunConfig":
         if self.resume_from and self.init_from:
             raise ValueError("give `resume_from` or `init_from`, not both")
+        if self.batch_size % self.data.groups:
+            raise ValueError(
+                f"`batch_size` ({self.batch_size}) does not divide by `data.groups` ({self.data.groups}), "
+                "each of which supplies an equal part of it; change one of them"
+            )
         # What begins or ends within the run must fit into its steps; a run of one step is a smoke test.
         for name in ("image_from_step", "text_from_step", "cooldown_steps"):
             if getattr(self.optimizer, name) >= self.steps > 1:

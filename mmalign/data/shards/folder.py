@@ -9,12 +9,12 @@ Readers ask for files by the names that the manifest gives them, and do not know
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mmalign.core.errors import UserError
-from mmalign.data.shards.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
+from mmalign.data.shards.manifest import MANIFEST, Facts, Manifest, parse_manifest, read_manifest
 from mmalign.data.storage.protocols import shown
 from mmalign.data.storage.remote import RemoteConfig, RemoteFile, fetch, is_remote, join
 
@@ -54,15 +54,14 @@ class RemoteFolder:
         # No manifest lists this file and it may change, so it does not go through the cache.
         self.manifest = fetch(RemoteFile(join(url, index)), cache.config)
         try:
-            self._files = {
-                name: RemoteFile(join(url, name), facts["size"], facts["sha256"])
-                for name, facts in json.loads(self.manifest)["files"].items()
-            }
+            # Of a large data set, `open_folder` replaces it by all files.
+            self.files: Mapping[str, Facts] = json.loads(self.manifest)["files"]
+            for name in self.files:
+                self._listed(name)
+        except UserError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{self.location(index)}: not a manifest that mmalign wrote") from None
-        for path in map(PurePosixPath, self._files):
-            if path.is_absolute() or ".." in path.parts:
-                raise UserError(f"{self.location(index)}: `{path}` is not in the data set")
 
     def __str__(self) -> str:
         return shown(self.url)
@@ -81,32 +80,44 @@ class RemoteFolder:
         self.cache.prefetch(map(self._listed, names))
 
     def _listed(self, name: str) -> RemoteFile:
-        if name not in self._files:
+        if name not in self.files:
             raise UserError(f"{self.location(self.index)}: does not list `{name}`")
-        return self._files[name]
+        path, facts = PurePosixPath(name), self.files[name]
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(f"{self.location(self.index)}: `{path}` is not in the data set")
+        return RemoteFile(join(self.url, name), facts["size"], facts["sha256"])
+
+    def download(self, name: str) -> Path:
+        """The path of a file's copy on this machine."""
+        os.close(self.open(name))
+        return self.cache.folder / str(self._listed(name).sha256)
 
 
 Folder = LocalFolder | RemoteFolder
 
 
-def open_folder(name: str | os.PathLike[str], remote: RemoteConfig) -> tuple[Folder, Manifest]:
+def open_folder(
+    name: str | os.PathLike[str], remote: RemoteConfig, check_files: bool = True
+) -> tuple[Folder, Manifest]:
     """A finished data set: its files and its manifest.
 
     Args:
         name: a path, or a URL (s3://, gs://, https://, hf://, file://).
         remote: how files at a URL are fetched and kept.
+        check_files: compare the sizes of local files with the manifest, one `stat` for each.
 
     Raises:
         UserError: no finished data set there, an empty one, or no way to reach it.
     """
     text = os.fspath(name)
     if not is_remote(text):
-        return LocalFolder(Path(text)), read_manifest(Path(text))
+        return LocalFolder(Path(text)), read_manifest(Path(text), check_files)
     # It needs locks of POSIX, which not every machine that reads local folders has.
     from mmalign.data.storage.cache import ShardCache
 
     folder = RemoteFolder(text, ShardCache(remote))
-    manifest = parse_manifest(folder.manifest, folder.location(MANIFEST))
+    manifest = parse_manifest(folder.manifest, folder.location(MANIFEST), folder.download)
+    folder.files = manifest.files
     if manifest.samples == 0:
         raise UserError(f"{folder}: the data set is empty")
     return folder, manifest

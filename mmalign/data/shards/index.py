@@ -24,13 +24,19 @@ from mmalign.core.commit import (
     sha256_of,
     write_atomic,
     write_json,
-    write_manifest,
 )
 from mmalign.core.console import say, track
 from mmalign.core.errors import UserError, describe_os_error
 from mmalign.core.languages import respelled_in_words
 from mmalign.core.workers import map_in_processes
-from mmalign.data.shards.manifest import FORMAT_VERSION, MANIFEST, Manifest, Shard, read_manifest
+from mmalign.data.shards.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    Manifest,
+    Shard,
+    read_manifest,
+    write_manifest,
+)
 from mmalign.data.shards.scan import MAX_REFUSALS, Rules, Scan, identify
 
 REFUSED = "refused.jsonl"
@@ -225,4 +231,4 @@ def _write_manifest(
     if respelled:
         info["respelled"] = dict(sorted(respelled.items()))
         say(respelled_in_words(respelled))
-    write_manifest(out, info, MANIFEST, files)
+    write_manifest(out, info, files)

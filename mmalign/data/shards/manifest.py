@@ -3,7 +3,8 @@
     pairs -> <folder>/00000.tar          members <key>.{jpg,png,webp}, <key>.json, <key>.txt
              <folder>/00000.index.jsonl  one line per sample: its members, `picture` and languages
              <folder>/sizes.json         samples of each tar, for readers of other projects
-             <folder>/manifest.json      written last: counts, licences, sha256 of each file, the recipe
+             <folder>/manifest.json      written last: counts, licences, sha256 of each file, the recipe;
+                                         of a large set, the shards and their files are in shard_table.py's
 
 `<key>.txt` holds the first caption, so that readers that expect one caption per image work; `<key>.json`
 holds all of them. The same pairs give the same bytes.
@@ -11,46 +12,35 @@ holds all of them. The same pairs give the same bytes.
 
 import hashlib
 import json
+import stat
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from mmalign.core import commit
 from mmalign.core.batch import Pair
+from mmalign.core.commit import flush, sha256_of
 from mmalign.core.errors import UserError
 from mmalign.data.image_formats import WRITTEN_SUFFIXES, image_suffix
+from mmalign.data.shards.columns import Columns
+from mmalign.data.shards.columns import Shard as Shard
+from mmalign.data.shards.shard_table import TABLE, Facts, ShardTable, TableFiles, write_table
 from mmalign.data.shards.tar import Member, walk
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+TABLE_VERSION = 2  # of manifests whose shards are in a table
+MOST_LISTED = 1000
+"""Shards that a manifest lists itself, where people and other programs can read them."""
+FIX = "make the data set again, or index its shards with `mmalign data index`"
 OWN_CAPTIONS = "json:captions"
 """Where the captions are in our own shards: a list of {"lang", "text"}."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One tar: its file name and what it holds."""
-
-    file: str
-    samples: int
-    captions: int
-    languages: dict[str, int]
-    path: str | None = None  # absolute or from the manifest's folder; None: beside the manifest
-    captioned: int | None = None  # samples with a caption; None: not counted, by older versions
-
-    @property
-    def tar(self) -> str:
-        """The tar as the manifest's list of files names it."""
-        return self.path or self.file
-
-    @property
-    def index(self) -> str:
-        return self.file.removesuffix(".tar") + ".index.jsonl"
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -61,24 +51,45 @@ class Manifest:
     split: str
     recipe: dict[str, Any]
     recipe_sha256: str  # equal recipes need no second build
-    shards: tuple[Shard, ...]
+    shards: tuple[Shard, ...] | ShardTable
     captions: str  # where a sample's captions are: `txt`, or `json:FIELD` of its JSON
     refused: dict[str, dict[str, int]]  # parts of each shard that are not used, by reason
     ignored: dict[str, int]  # members that are never opened, by suffix
-    files: dict[str, dict[str, Any]]  # `size` in bytes and `sha256`, by the path from the folder
+    files: Mapping[str, Facts]  # by the path from the folder
     sha256: str  # of the manifest file itself; it identifies the data set's exact bytes
+
+    @cached_property
+    def columns(self) -> Columns:
+        return (
+            self.shards.columns if isinstance(self.shards, ShardTable) else Columns.of(self.shards)
+        )
+
+    @property
+    def shard_bytes(self) -> np.ndarray:
+        """(shards,) int64: size of the tar and the index of each."""
+        if isinstance(self.shards, ShardTable):
+            total_S: np.ndarray = self.shards.sizes.sum(0)
+            return total_S
+        sizes = [[self.files[n]["size"] for n in (one.tar, one.index)] for one in self.shards]
+        return np.array(sizes, np.int64).sum(1)
+
+    def file_sizes(self) -> Iterator[tuple[str, int]]:
+        """Name and bytes of every file."""
+        if isinstance(self.files, TableFiles):
+            yield from self.files.file_sizes()
+        else:
+            yield from ((name, facts["size"]) for name, facts in self.files.items())
 
     @property
     def samples(self) -> int:
-        return sum(shard.samples for shard in self.shards)
+        return int(self.columns.sample_S.sum())
 
-    @property
+    @cached_property
     def languages(self) -> dict[str, int]:
         """Captions per language, most frequent first."""
-        total: Counter[str] = Counter()
-        for shard in self.shards:
-            total.update(shard.languages)
-        return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
+        columns = self.columns
+        total = zip(columns.languages, columns.caption_LS.sum(1).tolist(), strict=True)
+        return dict(sorted(total, key=lambda item: (-item[1], item[0])))
 
     def part(self, shard: Shard) -> "Manifest":
         """The manifest of one shard alone."""
@@ -169,45 +180,98 @@ def load_manifest(folder: Path) -> Manifest:
             f"{folder}: no {MANIFEST}, so it is not a finished data set; run `mmalign data build` again, or "
             "`mmalign data index` for shards that others made"
         )
-    return parse_manifest(path.read_bytes(), str(path))
+    data = path.read_bytes()
+
+    def path_of(name: str) -> Path:
+        table = folder / name
+        if not table.is_file() or sha256_of(table) != json.loads(data)["files"][name]["sha256"]:
+            raise UserError(f"{table}: missing or damaged; {FIX}")
+        return table
+
+    return parse_manifest(data, str(path), path_of)
 
 
-def parse_manifest(data: bytes, location: str) -> Manifest:
-    """The manifest of a data set from its bytes; `location` is of their file, for messages."""
+def write_manifest(folder: Path, info: dict[str, Any], files: dict[str, Facts]) -> None:
+    """Write the manifest of a data set, after its other files.
+
+    Args:
+        info: what it says; `shards` is a list of `Shard.to_json`. More than `MOST_LISTED` are written to a
+            table beside it.
+        files: what `flush` returned for each file.
+    """
+    rows, table = info["shards"], folder / TABLE
+    if len(rows) > MOST_LISTED:
+        shards = [Shard(**row) for row in rows]
+        write_table(table, shards, files)
+        names = {name for shard in shards for name in (shard.tar, shard.index)}
+        files = {name: facts for name, facts in files.items() if name not in names}
+        files[TABLE] = flush(table)
+        listed = {"table": TABLE, "count": len(rows)}
+        info = {**info, "format": TABLE_VERSION, "shards": listed}
+    commit.write_manifest(folder, info, MANIFEST, files)
+    if TABLE not in files:  # of an earlier, larger version of the data set
+        table.unlink(missing_ok=True)
+
+
+def parse_manifest(data: bytes, location: str, path_of: Callable[[str], Path]) -> Manifest:
+    """The manifest of a data set from its bytes.
+
+    Args:
+        location: of their file, for messages.
+        path_of: of the name of a file beside it, the path of a local one whose bytes are as listed.
+    """
     try:
         tree = json.loads(data)
+        files: Mapping[str, Facts] = {
+            name: {"size": facts["size"], "sha256": facts["sha256"]}
+            for name, facts in tree["files"].items()
+        }
+        shards: tuple[Shard, ...] | ShardTable
+        if isinstance(tree["shards"], dict):
+            shards = ShardTable(path_of(tree["shards"]["table"]))
+            files = TableFiles(shards, files)
+        else:
+            shards = tuple(Shard(**shard) for shard in tree["shards"])
         return Manifest(
             name=tree["name"],
             split=tree["split"],
             recipe=tree["recipe"],
             recipe_sha256=tree["recipe_sha256"],
-            shards=tuple(Shard(**shard) for shard in tree["shards"]),
+            shards=shards,
             captions=tree.get("captions", {}).get("from", OWN_CAPTIONS),
             refused=tree.get("refused", {}),
             ignored=tree.get("ignored", {}),
-            files={
-                name: {"size": facts["size"], "sha256": facts["sha256"]}
-                for name, facts in tree["files"].items()
-            },
+            files=files,
             sha256=hashlib.sha256(data).hexdigest(),
         )
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{location}: not a manifest of mmalign shards") from None
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a data set, after the sizes of its files were compared with it.
+def read_manifest(folder: Path, check_files: bool = True) -> Manifest:
+    """The manifest of a data set, after the sizes of its files, if wanted, were compared with it.
 
     Raises:
         UserError: no data set there, an empty one, or a file that is missing or has another size.
     """
     manifest = load_manifest(folder)
-    for name, facts in manifest.files.items():
+    for name, size in manifest.file_sizes() if check_files else ():
         file = folder / name
-        if not file.is_file() or file.stat().st_size != facts["size"]:
+        if _size(file) != size:
             raise UserError(
                 f"{file}: missing or of another size than {MANIFEST} says; `mmalign data verify` says more"
             )
     if manifest.samples == 0:
         raise UserError(f"{folder}: the data set is empty")
     return manifest
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None: there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None

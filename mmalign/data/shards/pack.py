@@ -14,9 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.core.batch import Pair
-from mmalign.core.commit import flush, write_json, write_manifest
+from mmalign.core.commit import flush, write_json
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
-from mmalign.data.shards.manifest import FORMAT_VERSION, MANIFEST, Shard, index_shard, write_shard
+from mmalign.data.shards.manifest import (
+    FORMAT_VERSION,
+    Shard,
+    index_shard,
+    write_manifest,
+    write_shard,
+)
 
 STATE = ".build"
 """Folder of the reports, beside the splits; deleted when a build ends."""
@@ -113,7 +119,7 @@ def write_split(folder: Path, facts: dict[str, Any], reports: Sequence[Report]) 
     refused = {report["file"]: report["refused"] for report in reports if report.get("refused")}
     if refused:
         info["refused"] = refused
-    write_manifest(folder, info, MANIFEST, files)
+    write_manifest(folder, info, files)
 
 
 def _usable(job: Job, refused: list[dict[str, str]]) -> Iterator[Pair]:

@@ -68,10 +68,15 @@ class ShardSet:
         UserError: no finished data set there, an empty one, or no way to reach it.
     """
 
-    def __init__(self, name: str | os.PathLike[str], remote: RemoteConfig = _DEFAULT) -> None:
-        self.folder, self.manifest = open_folder(name, remote)
+    def __init__(
+        self,
+        name: str | os.PathLike[str],
+        remote: RemoteConfig = _DEFAULT,
+        check_files: bool = True,
+    ) -> None:
+        self.folder, self.manifest = open_folder(name, remote, check_files)
         # (shards + 1,) int64, number of the first sample of each shard, and of all samples
-        self.first = np.cumsum([0, *(shard.samples for shard in self.manifest.shards)])
+        self.first = np.concatenate([[0], self.manifest.columns.sample_S]).cumsum()
         # Neither refers back to this object, so that descriptors are closed as soon as it is gone.
         self.files: Recent[str, int] = Recent(self.folder.open, most_open(), os.close)
         # Where the rows of a shard's index begin, by number of the shard: 8 bytes per sample.
@@ -105,8 +110,8 @@ class ShardSet:
     def languages_in(self, number: int) -> list[tuple[str, ...]]:
         return languages_in(self.folder, self.manifest, self.manifest.shards[number])
 
-    def read(self, index: int) -> Pair:
-        """Sample `index` with its encoded image and all its captions.
+    def read(self, index: int, with_image: bool = True) -> Pair:
+        """Sample `index` with its encoded image, or b"" in its place, and all its captions.
 
         Raises:
             UnusableSample: a member cannot be read, is too large or not what the index says.
@@ -121,7 +126,7 @@ class ShardSet:
             raise_if_of_machine(error)
             raise UserError(f"{location}: cannot be read ({error.strerror}); {FIX}") from None
         try:
-            return read_pair(self.files[shard.tar], facts, self.manifest)
+            return read_pair(self.files[shard.tar], facts, self.manifest, with_image)
         except OSError as error:
             raise_if_of_machine(error)
             reason, detail = "read error", str(error.strerror)
@@ -142,7 +147,9 @@ class ShardSet:
         self.files.close()
 
 
-def read_pair(descriptor: int, row: dict[str, Any], manifest: Manifest) -> Pair:
+def read_pair(
+    descriptor: int, row: dict[str, Any], manifest: Manifest, with_image: bool = True
+) -> Pair:
     """The sample that an index row describes, from the open tar; an UnusableSample as `ShardSet.read`."""
     origin = manifest.captions
     suffix = origin.partition(":")[0]
@@ -156,7 +163,7 @@ def read_pair(descriptor: int, row: dict[str, Any], manifest: Manifest) -> Pair:
     facts = content if origin == OWN_CAPTIONS and isinstance(content, dict) else {}
     return Pair(
         key=row["key"],
-        image=_read_member(descriptor, row["image"], MAX_IMAGE_BYTES),
+        image=_read_member(descriptor, row["image"], MAX_IMAGE_BYTES) if with_image else b"",
         captions=tuple(
             Caption(lang, text) for lang, (text, _) in zip(row["langs"], found, strict=True)
         ),

@@ -17,9 +17,8 @@ import numpy as np
 
 from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.data.shards.folder import Folder, read_file
-from mmalign.data.shards.manifest import Manifest, Shard
+from mmalign.data.shards.manifest import FIX, Manifest, Shard
 
-FIX = "make the data set again, or index its shards with `mmalign data index`"
 _LANGUAGES = re.compile(rb'"langs": (\[[^\]]*\])')
 
 

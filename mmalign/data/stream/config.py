@@ -6,6 +6,7 @@ import pydantic
 from pydantic_core import PydanticCustomError
 
 from mmalign.core.config import Section
+from mmalign.core.errors import UserError
 from mmalign.data.preprocess import Augmentation
 from mmalign.data.storage.remote import RemoteConfig
 
@@ -17,13 +18,25 @@ class TrainSet(Section):
     """Folder of shards, or its URL: s3://, gs://, https://, hf://."""
     weight: float = pydantic.Field(default=1.0, gt=0)
     """How often its images are drawn, compared with those of a set of weight 1."""
+    rate: float | None = pydantic.Field(default=None, gt=0)
+    """Part of all draws that are of this set, compared with the rates of the others (70 and 30), however many
+    images each has. All sets have one, or none."""
 
     def __fspath__(self) -> str:  # so that it can be used as a folder
         return self.path
 
     @pydantic.model_serializer(mode="wrap")
     def _as_written(self, write: pydantic.SerializerFunctionWrapHandler) -> Any:
-        return self.path if self.weight == 1 else write(self)
+        if self.rate is not None:
+            return {"path": self.path, "rate": self.rate}
+        tree = {name: value for name, value in write(self).items() if name != "rate"}
+        return self.path if self.weight == 1 else tree
+
+    @pydantic.model_validator(mode="after")
+    def _is_weighed_once(self) -> "TrainSet":
+        if self.rate is not None and self.weight != 1:
+            raise ValueError("give `weight` or `rate`, not both")
+        return self
 
 
 def _named(entry: Any) -> Any:
@@ -35,6 +48,20 @@ def _named(entry: Any) -> Any:
     return entry
 
 
+def check_ranks(batch_size: int, groups: int, ranks: int) -> None:
+    """Refuse ranks that cannot read equal parts of a batch, each of whole groups or of one."""
+    if batch_size % ranks:
+        raise UserError(
+            f"batch_size: {batch_size} does not divide by the {ranks} ranks; every rank needs the same "
+            "number of images, at least one"
+        )
+    if batch_size % groups or (ranks % groups and groups % ranks):
+        raise UserError(
+            f"data.groups: {groups} groups do not fit a batch of {batch_size} images on {ranks} ranks; the "
+            "batch must divide by the groups, and the ranks must divide them or be divided by them"
+        )
+
+
 Share = Annotated[float, pydantic.Field(gt=0, le=1)]
 
 
@@ -42,7 +69,8 @@ class DataConfig(Section):
     train: tuple[Annotated[TrainSet, pydantic.BeforeValidator(_named)], ...] = pydantic.Field(
         min_length=1
     )
-    """Folders of shards, or their URLs, to train on as one data set: names, or {path, weight}."""
+    """Folders of shards, or their URLs, to train on as one data set: names, or {path, weight}, or {path,
+    rate} for all."""
     remote: RemoteConfig = RemoteConfig()
     """How data at a URL are downloaded and kept. The cache should hold two windows of `shuffle_shards`."""
     captions_per_image: int = pydantic.Field(default=1, ge=1)
@@ -62,6 +90,10 @@ class DataConfig(Section):
     drawn at random anew each time, and reads within a window in any order. Up to 64 shards of the usual 5,000
     to 10,000 samples are thus shuffled in full; of larger data only one window is needed at a time, and
     batches of a set that is sorted by source have almost the composition of a full shuffle."""
+    groups: int = pydantic.Field(default=1, ge=1)
+    """C: the shards are cut into C groups, each of which supplies 1/C of every batch, from windows of its
+    own. A rank reads only the shards of its groups, and any number of ranks that divides C, or that C
+    divides, sees the same batches. For data larger than a disk, or downloaded: the number of nodes."""
     augmentation: Augmentation = Augmentation()
     image_features: bool = False
     """Read cached image features of the frozen image tower (`mmalign embed`) instead of pixels. It is a field
@@ -81,6 +113,12 @@ class DataConfig(Section):
         fields = (self.language_temperature, self.language_floor, self.language_cap)
         return any(field is not None for field in fields)
 
+    @property
+    def rates(self) -> tuple[float, ...] | None:
+        """The part of all draws of each set; None: by the weights of images."""
+        rates = [one.rate for one in self.train if one.rate is not None]
+        return tuple(rate / sum(rates) for rate in rates) or None
+
     @pydantic.model_validator(mode="after")
     def _fields_fit_together(self) -> "DataConfig":
         floor, cap = self.language_floor or 0.0, self.language_cap or 1.0
@@ -91,6 +129,15 @@ class DataConfig(Section):
             if low > high:
                 of = f" for `{lang}`" if lang else ""
                 raise ValueError(f"`language_floor` is above `language_cap`{of}; lower it")
+        if self.rates and len(self.rates) < len(self.train):
+            raise ValueError(
+                "some sets of `train` have a `rate` and others none; give all of them one"
+            )
+        if self.rates and self.weighs_languages:
+            raise ValueError(
+                "`rate` of a set cannot be kept together with shares of languages (`language_temperature`, "
+                "`language_floor`, `language_cap`); give `weight` instead"
+            )
         if self.image_features and self.augmentation != Augmentation():
             raise ValueError(
                 "`image_features` were made of unchanged images, so `augmentation` has no effect; remove "

@@ -32,7 +32,7 @@ from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.data.preprocess import Augmentation, Preprocess
 from mmalign.data.reasons import REASONS
 from mmalign.data.shards.folder import Folder, LocalFolder, Recent, read_file
-from mmalign.data.shards.manifest import Shard
+from mmalign.data.shards.manifest import Shard, ShardTable
 from mmalign.data.shards.reader import ShardSet, UnusableSample
 
 FOLDER = "features"
@@ -192,7 +192,7 @@ class FeatureSet:
         self.folder = folder
         self.width: int = facts["width"]
         self._shard_set = shard_set
-        self._shards: tuple[Shard, ...] = shard_set.manifest.shards
+        self._shards = shard_set.manifest.shards
         make = partial(_open_rows, folder, self._shards, facts)
         # A shard of features is one file, a shard of samples two.
         most = max(1, shard_set.files.most // 2)
@@ -223,7 +223,7 @@ class FeatureSet:
 
 
 def _open_rows(
-    folder: Folder, shards: tuple[Shard, ...], facts: dict[str, Any], number: int
+    folder: Folder, shards: tuple[Shard, ...] | ShardTable, facts: dict[str, Any], number: int
 ) -> _Rows:
     shard = shards[number]
     name = record_file(shard)

@@ -4,10 +4,11 @@
     2. sample    read, choose captions, decode, augment    random draws from (seed, epoch, position) alone
                  drop and mask tokens
                  one that cannot be used -> a substitute   from (seed, epoch, position, attempt) alone
-    3. batch     step s holds the positions [s * G, (s+1) * G); rank r of W takes the r-th part of them
+    3. batch     step s holds the positions [s * G, (s+1) * G), those of one group together; rank r of W takes
+                 the r-th part of them: some groups, or a part of one
 
 Step s is a pure function of the configuration: any number of workers may prefetch, and the number of ranks
-may change between two runs.
+may change between two runs, to any that divides `data.groups` or is divided by it.
 """
 
 import os
@@ -28,7 +29,7 @@ from mmalign.core.workers import leave_signals_to_the_parent, start_workers
 from mmalign.data.images import UndecodableImage
 from mmalign.data.preprocess import Preprocess, stack_images
 from mmalign.data.shards.reader import UnusableSample, picture_id
-from mmalign.data.stream.config import DataConfig
+from mmalign.data.stream.config import DataConfig, check_ranks
 from mmalign.data.stream.image_features import FeatureSet
 from mmalign.data.stream.order import GlobalOrder
 from mmalign.data.stream.token_noise import TokenMasker, drop_tokens
@@ -72,11 +73,8 @@ class BatchLoader(Dataset[Any]):
     features: Sequence[FeatureSet] | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size % self.world_size:
-            raise UserError(
-                f"batch_size: {self.batch_size} does not divide by the {self.world_size} ranks; every rank "
-                "needs the same number of images, at least one"
-            )
+        check_ranks(self.batch_size, self.plan.groups, self.world_size)
+        self.plan.will_read(max(1, self.plan.groups // self.world_size))
 
     def __getitem__(self, step: int) -> "Batch | UserError":
         # Returned and not raised: a DataLoader turns what a worker raises into a traceback.
@@ -90,10 +88,11 @@ class BatchLoader(Dataset[Any]):
     def make(self, step: int) -> Batch:
         """This rank's part of global batch `step`, counted from 0."""
         share = self.batch_size // self.world_size
-        first = step * self.batch_size + self.rank * share
+        rows = range(self.rank * share, (self.rank + 1) * share)
         unusable: list[Unusable] = []
         # The ranks' parts follow each other, so together they are the global batch in its order.
-        samples = [self._sample(p, unusable) for p in range(first, first + share)]
+        positions = self.plan.positions(step, self.batch_size, rows)
+        samples = [self._sample(position, unusable) for position in positions]
         captions = [(row, c, s.caption_rng) for row, s in enumerate(samples) for c in s.captions]
         rngs = [rng for _, _, rng in captions]
         token_NL, mask_NL = self.tokenizer([c.text for _, c, _ in captions], self.max_length)
@@ -143,7 +142,8 @@ class BatchLoader(Dataset[Any]):
 
     def _read(self, position: int, number: int, index: int) -> _Sample:
         """Sample `index` of a set, with the random draws of a position; or an UnusableSample."""
-        pair = self.plan.sets[number].read(index)
+        decodes = self.features is None and self.preprocess is not None
+        pair = self.plan.sets[number].read(index, with_image=decodes)
         picture_rng, caption_rng = self.plan.generators(position)
         captions = [caption for caption in pair.captions if caption.lang in self.plan.counts]
         if not captions:
@@ -178,14 +178,18 @@ class BatchLoader(Dataset[Any]):
 
 
 def captions_of(plan: GlobalOrder) -> Iterator[str]:
-    """Every usable caption once, for training a tokenizer; samples that cannot be read are left out."""
+    """Every usable caption once, for training a tokenizer; samples that cannot be read are left out.
+
+    No image is read, and no file stays open.
+    """
     for shard_set in plan.sets:
         for index in range(len(shard_set)):
             try:
-                captions = shard_set.read(index).captions
+                captions = shard_set.read(index, with_image=False).captions
             except UnusableSample:
                 continue
             yield from (caption.text for caption in captions if caption.lang in plan.counts)
+        shard_set.close()
 
 
 def batches(maker: BatchLoader, first_step: int, steps: int, workers: int) -> Iterator[Batch]:

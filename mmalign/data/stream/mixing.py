@@ -2,6 +2,7 @@
 
     captions of each language and set -> weight of a caption: temperature, then floor and cap
                                          -> weight of a sample, of a shard; planned share of each language
+    rate of each set / its usable images -> weight of an image
 
 A language's share is its part of the draws that choose an image's first caption. If
 `data.captions_per_image` is 1 these are all draws; further captions of an image are in its other languages.
@@ -9,13 +10,14 @@ A language's share is its part of the draws that choose an image's first caption
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mmalign.core.errors import UserError
 from mmalign.core.languages import bounded_shares, caption_weights
-from mmalign.data.shards.manifest import Manifest, Shard
+from mmalign.data.shards.columns import Columns
+from mmalign.data.shards.manifest import Manifest
 from mmalign.data.stream.config import DataConfig
 
 
@@ -29,19 +31,35 @@ class Mixture:
     # Planned share of each language; if images are drawn alike, as if each had one caption.
     shares: dict[str, float]
     set_weights: tuple[float, ...]  # of an image of each set
+    rates: tuple[float, ...] | None = None  # parts of the draws that are of each set
 
     @property
     def is_even(self) -> bool:
         """Whether every image occurs once in an epoch."""
         return self.weights is None and len(set(self.set_weights)) == 1
 
-    def shard_weight(self, number: int, shard: Shard, usable: int) -> float:
-        """Weight of a shard of set `number` that has so many usable samples."""
+    def for_usable(self, usable: Sequence[int]) -> "Mixture":
+        """The mixture where each set has so many usable images, by which its rate is divided."""
+        if self.rates is None:
+            return self
+        weights = (rate / max(1, n) for rate, n in zip(self.rates, usable, strict=True))
+        return replace(self, set_weights=tuple(weights))
+
+    def weigh_shards(self, number: int, columns: Columns, usable_S: np.ndarray) -> np.ndarray:
+        """(2, shards) float64: weights of the shards of set `number`, and of their most frequent samples."""
+        total_S, most_S = np.zeros((2, len(usable_S)))
         if self.weights is None:
-            return self.set_weights[number] * usable
-        # From the counts alone: indexes are read only for the window in use.
-        drawn = (self.weights.get(lang, 0.0) * n for lang, n in shard.languages.items())
-        return self.set_weights[number] * sum(drawn)
+            total_S, most_S = usable_S.astype(np.float64), np.ones(len(usable_S))
+        else:
+            # From the counts alone: indexes are read only for the window in use. Language by language, so
+            # that each sum is rounded as it was before there were columns.
+            for lang, caption_S in zip(columns.languages, columns.caption_LS, strict=True):
+                weight = self.weights.get(lang, 0.0)
+                total_S += weight * caption_S
+                np.maximum(most_S, weight, out=most_S, where=caption_S > 0)
+            # A sample with several captions has the sum of their weights, at least on average.
+            np.maximum(most_S, total_S / np.maximum(usable_S, 1), out=most_S)
+        return self.set_weights[number] * np.stack([total_S, most_S])
 
     def sample_weights(self, languages: Sequence[tuple[str, ...]]) -> np.ndarray:
         """(samples,) float64: weight of images with captions in these languages, within their shard."""
@@ -81,14 +99,24 @@ def mix(manifests: Sequence[Manifest], config: DataConfig) -> Mixture:
         raise UserError("data.train: no image has a caption, there is nothing to train on")
     wanted = set(config.languages or total)
     counts = {lang: n for lang, n in sorted(total.items()) if lang in wanted}
-    set_weights = tuple(entry.weight for entry in config.train)
+    rates = config.rates
+    if rates is None:
+        set_weights = tuple(entry.weight for entry in config.train)
+    else:  # as if each image had one caption; `for_usable` knows the images
+        of_set = [sum(manifest.languages.get(lang, 0) for lang in counts) for manifest in manifests]
+        if 0 in of_set:
+            raise UserError(
+                f"data.train: {config.train[of_set.index(0)].path} has a `rate` and no caption to draw; "
+                "remove it"
+            )
+        set_weights = tuple(rate / n for rate, n in zip(rates, of_set, strict=True))
     # Temperature and bounds apply to what is drawn, so the captions of a set of weight 2 count twice.
     drawn = {
         lang: sum(w * m.languages.get(lang, 0) for w, m in zip(set_weights, manifests, strict=True))
         for lang in counts
     }
     if not config.weighs_languages:
-        return Mixture(counts, None, _as_shares(drawn), set_weights)
+        return Mixture(counts, None, _as_shares(drawn), set_weights, rates)
     weights = caption_weights(drawn, config.language_temperature or 1.0)
     shares = _as_shares({lang: weights[lang] * n for lang, n in drawn.items()})
     if config.language_floor is not None or config.language_cap is not None:

@@ -1,97 +1,140 @@
-"""The global order: which sample is at which position; a pure function of (data, weights, seed, epoch).
+"""The global order: which sample is at which position; a pure function of data, mixture, groups, seed, epoch.
 
-    manifests -> samples of each shard --- an epoch ---> all sets' shards, dealt to windows of at most
-                                                         `shuffle_shards` -> the samples of a window, permuted
-    position -> epoch, position in it -> window (by counts) -> sample
+    manifests -> shards, dealt to `groups` once --- an epoch ---> draws of each group, in windows of about
+                                                                  `shuffle_shards` shards (layout.py)
+                                                                  -> the draws of a window, permuted
+    position p -> group p mod C, its draw p div C -> epoch, window (by counts) -> sample
 
-An epoch needs in memory the counts of shards and the order of two windows, however large the data. Without
-weights every usable image occurs once in an epoch. With weights, sample i is expected n_i times; systematic
-sampling (one random offset for the complete epoch, walked through shard by shard) draws it floor(n_i) or
-ceil(n_i) times. How far the walk is at the end of each shard follows from the manifests' counts, so
-dividing it into shards and windows changes no draw except by the rounding of float64.
+Every batch has equally many positions of each group, so ranks that read whole groups, or whole parts of one,
+see the same batches however many they are, and read only the shards of their groups. An epoch has
+C * ceil(N / C) positions for N usable images; layout.py says what they hold.
+
+An epoch needs in memory the counts of shards and, for each group that is read, the order of two windows,
+however large the data. Without weights every usable image occurs once in an epoch. With weights, sample i is
+expected n_i times; systematic sampling (one random offset for the complete epoch, walked through shard by
+shard) draws it floor(n_i) or ceil(n_i) times. How far the walk is at the end of each shard follows from the
+manifests' counts, so dividing it into groups and windows changes no draw except by the rounding of float64.
+Repeats of a sample are at equal distances in the epoch of its group. For this its shard is visited again, as
+often as its most frequent sample is drawn, up to `MOST_VISITS` times.
 
 Data that fit into one window are shuffled in full. What windows cost for larger, sorted data is measured by
 benchmarks/mixing.py.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mmalign.core import distributed
+from mmalign.core.errors import UserError
 from mmalign.data.shards.reader import ShardSet, most_open
 from mmalign.data.stream.config import DataConfig
+from mmalign.data.stream.layout import GroupEpoch, deal, lay_out, spread
 from mmalign.data.stream.mixing import mix
 
-ORDER_VERSION = 1
+ORDER_VERSION = 2
 """Version of the order that this module computes.
 
 Raise it with every change after which a position means another sample (other random streams, other dealing or
-sampling). A checkpoint stores it with its position, and a run must not resume there under another version. A
-checkpoint without it is of version 1.
+sampling). A checkpoint stores it with its position, and a run goes on with the version that it began with. A
+checkpoint without it is of version 1. Version 1 visits each shard once in an epoch, so that all repeats of a
+sample are in one window; without weights, or in one window, the two are equal.
 """
 
 # Separate random streams of one seed. Their numbers are part of the order.
-_ORDER, _PICTURE, _CAPTIONS, _SHARDS, _WINDOW, _SUBSTITUTE = range(6)
+_ORDER, _PICTURE, _CAPTIONS, _SHARDS, _WINDOW, _SUBSTITUTE, _GROUPS, _REPEATS = range(8)
 FULL = "full"
 NEAR_ATTEMPTS = 8
-"""Substitutes from the same window, whose shards are downloaded already; later ones come from anywhere."""
+"""Substitutes from the same window, whose shards are downloaded already; later ones come from its group."""
+MOST_VISITS = 32
+"""Visits of a shard in an epoch. They bound what is read again; 32 spread repeats over 97 % of an epoch."""
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
 class _Epoch:
-    """How an epoch is laid out."""
+    """The draws of an epoch; shards in the order of the groups."""
 
-    windows: list[np.ndarray]  # numbers of the shards of each window, in ascending order
-    ends_W: np.ndarray  # positions of all windows up to and with each one
+    ends_S: np.ndarray  # (shards + 1,) draws before each shard, and of all
     # Value of the walk of systematic sampling before each shard, and after the last one; None: no weights.
     edges_S: np.ndarray | None
+    groups: dict[int, GroupEpoch] = field(default_factory=dict)
 
 
 class GlobalOrder:
-    """Which sample is at which position; samples are numbered through all sets in order, usable or not."""
+    """Which sample is at which position; samples are numbered through all sets in order, usable or not.
+
+    Made on all ranks at once: where the manifests do not say how many samples of a shard are usable, each
+    rank reads a part of the indexes.
+
+    Raises:
+        UserError: a language is not in the data, nothing can be used, or there are more groups than shards.
+    """
 
     def __init__(self, sets: Sequence[ShardSet], config: DataConfig, seed: int) -> None:
-        self.sets = sets
-        self.seed = seed
-        self.mixture = mix([shard_set.manifest for shard_set in sets], config)
+        self.sets, self.seed, self.groups = sets, seed, config.groups
+        self.version = (
+            ORDER_VERSION  # a run that goes on with an older one sets it before the first use
+        )
+        manifests = [shard_set.manifest for shard_set in sets]
+        columns = [manifest.columns for manifest in manifests]
+        self.mixture = mix(manifests, config)
         self.counts = self.mixture.counts
-        self._shards = [
-            (number, shard)
-            for number, shard_set in enumerate(sets)
-            for shard in range(len(shard_set.manifest.shards))
-        ]
-        entries = [sets[number].manifest.shards[shard] for number, shard in self._shards]
-        self._first_S = np.cumsum([0, *(entry.samples for entry in entries)])
-        self._first_of_set = np.cumsum([0, *(len(shard_set) for shard_set in sets)])
-        self._usable_S = np.array([self._count_usable(*shard) for shard in self._shards])
-        set_numbers = [number for number, _ in self._shards]
-        usable = self._usable_S.tolist()
-        weights = map(self.mixture.shard_weight, set_numbers, entries, usable)
-        self._walk_S = np.cumsum([0.0, *weights])
+        usable = _count_usable(sets, self.counts)
+        self.mixture = self.mixture.for_usable([int(usable_S.sum()) for usable_S in usable])
+        self._usable_S = np.concatenate(usable)
+        self._first_shard = _sums([len(usable_S) for usable_S in usable])  # of each set
+        self._first_S = _sums(np.concatenate([one.sample_S for one in columns]))
+        self._first_of_set = _sums([len(shard_set) for shard_set in sets])
+        used, shards = int(self._usable_S.sum()), len(self._usable_S)
+        if self.groups > min(used, shards):
+            raise UserError(
+                f"data.groups: {self.groups} groups of {shards} shards with {used} usable images; every "
+                "group needs a shard of its own, give fewer groups"
+            )
         self._shuffle_shards = config.shuffle_shards
-        for shard_set in sets:  # a batch can reach from one window into the next
-            shard_set.starts.most = max(shard_set.starts.most, 2 * config.shuffle_shards)
+        self._group_length = -(-used // self.groups)
+        rng = np.random.default_rng((seed, _GROUPS))
+        # (shards,) number of the shard at each place in the order of the groups
+        self._shard_S = np.argsort(deal(shards, self.groups, rng), kind="stable")
+        weighed = map(self.mixture.weigh_shards, range(len(sets)), columns, usable)
+        weight_2S = np.concatenate(list(weighed), axis=1)[:, self._shard_S]
+        self._walk_S = _sums(weight_2S[0])
+        most_S = np.ceil(weight_2S[1] / self._walk_S[-1] * used).astype(np.int64)
+        self._visits_S = np.clip(most_S, 1, MOST_VISITS)
+        for shard_set in sets:
             shard_set.files.most = most_open(len(sets))
-        self._length = int(self._usable_S.sum())
+        self.will_read(1)
         # Not `Recent` of methods: that cycle would keep the sets' descriptors open until it is collected.
         self._epochs: dict[int, _Epoch] = {}
-        self._windows: dict[tuple[int, int], np.ndarray] = {}
+        self._windows: dict[int, dict[tuple[int, int], np.ndarray]] = {}
 
     def __len__(self) -> int:
         """Positions of one epoch."""
-        return self._length
+        return self._group_length * self.groups
+
+    def will_read(self, groups: int) -> None:
+        """Say how many groups are read here: the starts of so many windows' index rows stay in memory."""
+        for shard_set in self.sets:  # a batch can reach from one window into the next
+            most = 2 * self._shuffle_shards * groups
+            shard_set.starts.most = max(shard_set.starts.most, most)
 
     @property
     def is_full_shuffle(self) -> bool:
-        """Whether all shards fit into one window; the order is then that of versions without windows."""
-        return len(self._shards) <= self._shuffle_shards
+        """Whether all shards are in one window; the order is then that of versions without windows."""
+        return self.groups == 1 and len(self._shard_S) <= self._shuffle_shards
 
     @property
     def shuffle(self) -> str:
         """For checkpoints: under another value, a position in the stream means other samples."""
-        return FULL if self.is_full_shuffle else f"windows of {self._shuffle_shards} shards"
+        of_group = f" in each of {self.groups} groups" if self.groups > 1 else ""
+        windows = f"windows of {self._shuffle_shards} shards{of_group}"
+        return FULL if self.is_full_shuffle else windows
 
     @property
     def data(self) -> list[str]:
@@ -103,18 +146,25 @@ class GlobalOrder:
         number = int(np.searchsorted(self._first_of_set, sample, side="right")) - 1
         return number, sample - int(self._first_of_set[number])
 
+    def positions(self, step: int, batch_size: int, rows: range) -> list[int]:
+        """Positions of rows of the global batch `step`, whose rows are ordered by group."""
+        of_group = batch_size // self.groups
+        first = step * batch_size
+        return [first + row % of_group * self.groups + row // of_group for row in rows]
+
     def sample_at(self, position: int, attempt: int = 0) -> int:
         """The sample at a position of the run, or the substitute of this attempt, counted from 1."""
         epoch, inner = divmod(position, len(self))
-        ends_W = self._layout(epoch).ends_W
+        draw, group = divmod(inner, self.groups)
+        ends_W = self._group_epoch(epoch, group).ends_W
         if attempt:
             rng = np.random.default_rng((self.seed, _SUBSTITUTE, epoch, inner, attempt))
-            window = int(np.searchsorted(ends_W, inner, side="right"))
+            window = int(np.searchsorted(ends_W, draw, side="right"))
             near = (int(ends_W[window - 1]) if window else 0, int(ends_W[window]))
-            inner = int(rng.integers(*(near if attempt <= NEAR_ATTEMPTS else (0, len(self)))))
-        window = int(np.searchsorted(ends_W, inner, side="right"))
-        order = self._window(epoch, window)
-        return int(order[inner - int(ends_W[window]) + len(order)])
+            draw = int(rng.integers(*(near if attempt <= NEAR_ATTEMPTS else (0, int(ends_W[-1])))))
+        window = int(np.searchsorted(ends_W, draw, side="right"))
+        order = self._window(epoch, group, window)
+        return int(order[draw - int(ends_W[window]) + len(order)])
 
     def generators(self, position: int) -> tuple[np.random.Generator, np.random.Generator]:
         """New generators for the image and for the captions at a position."""
@@ -128,99 +178,155 @@ class GlobalOrder:
 
     def order(self, epoch: int) -> np.ndarray:
         """(samples of an epoch,) int64: which sample is at each of its positions; not for large data."""
-        windows = range(len(self._layout(epoch).windows))
-        return np.concatenate([self._window(epoch, window) for window in windows])
+        groups = []
+        for group in range(self.groups):
+            windows = range(len(self._group_epoch(epoch, group).windows))
+            groups.append(np.concatenate([self._window(epoch, group, w) for w in windows]))
+        return np.stack(groups, axis=1).ravel()
 
-    def usable_in(self, set_number: int, shard: int) -> np.ndarray:
-        """(usable samples,) int64: rows of a shard that have a caption in a wanted language."""
-        languages = self.sets[set_number].languages_in(shard)
-        has_one = [any(lang in self.counts for lang in langs) for langs in languages]
-        return np.flatnonzero(has_one)
+    def shards_of(self, epoch: int, group: int) -> list[list[tuple[int, int]]]:
+        """For each window of a group, the shards that it reads: (number of the set, number in the set)."""
+        windows = self._group_epoch(epoch, group).windows
+        return [[self._find(place) for place in window.place_V.tolist()] for window in windows]
 
-    def _count_usable(self, set_number: int, number: int) -> int:
-        """Usable samples of a shard, from the manifest if it says it, else from the shard's index."""
-        shard = self.sets[set_number].manifest.shards[number]
-        wanted = shard.languages.keys() & self.counts.keys()
-        if not wanted:
-            return 0
-        if shard.captioned is not None and len(wanted) == len(shard.languages):
-            return shard.captioned
-        if shard.captioned == shard.captions:  # one caption per sample
-            return sum(shard.languages[lang] for lang in wanted)
-        return len(self.usable_in(set_number, number))
+    def _find(self, place: int) -> tuple[int, int]:
+        shard = int(self._shard_S[place])
+        number = int(np.searchsorted(self._first_shard, shard, side="right")) - 1
+        return number, shard - int(self._first_shard[number])
 
-    def _layout(self, epoch: int) -> _Epoch:
-        if epoch not in self._epochs:
-            # Two epochs are enough: a batch can reach from one into the next.
-            self._epochs = dict(list(self._epochs.items())[-1:])
-            self._epochs[epoch] = self._make_layout(epoch)
-        return self._epochs[epoch]
+    def _epoch(self, epoch: int) -> _Epoch:
+        return _keep(self._epochs, epoch, lambda: self._make_epoch(epoch))
 
-    def _make_layout(self, epoch: int) -> _Epoch:
-        edges_S, draws_S = None, self._usable_S
-        if not self.mixture.is_even:
-            offset = np.random.default_rng((self.seed, _ORDER, epoch)).uniform()
-            edges_S = self._walk_S / self._walk_S[-1] * len(self) + offset
-            edges_S[-1] = len(self) + offset  # exactly, whatever the sum was rounded to
-            draws_S = np.diff(np.floor(edges_S)).astype(np.int64)
-        windows = self._deal(np.random.default_rng((self.seed, _SHARDS, epoch)))
-        ends_W = np.cumsum([draws_S[window].sum() for window in windows])
-        return _Epoch(windows, ends_W, edges_S)
+    def _make_epoch(self, epoch: int) -> _Epoch:
+        usable_S = self._usable_S[self._shard_S]
+        if self.mixture.is_even:
+            return _Epoch(_sums(usable_S), None)
+        used = int(usable_S.sum())
+        offset = np.random.default_rng((self.seed, _ORDER, epoch)).uniform()
+        edges_S = self._walk_S / self._walk_S[-1] * used + offset
+        edges_S[-1] = used + offset  # exactly, whatever the sum was rounded to
+        return _Epoch(np.floor(edges_S).astype(np.int64), edges_S)
 
-    def _deal(self, rng: np.random.Generator) -> list[np.ndarray]:
-        """The shards of each window, in ascending order."""
-        # Of W windows each gets one of every W neighbouring shards, drawn at random. Sets are often sorted,
-        # by language for example; each window then has the composition of the complete data.
-        count = len(self._shards)
-        number = -(-count // self._shuffle_shards)
-        hands = [rng.permutation(number) for _ in range(0, count, number)]
-        window_S = np.concatenate(hands)[:count]
-        ends = np.cumsum(np.bincount(window_S, minlength=number))
-        return np.split(np.argsort(window_S, kind="stable"), ends[:-1])
+    def _group_epoch(self, epoch: int, group: int) -> GroupEpoch:
+        laid_out = self._epoch(epoch)
+        if group not in laid_out.groups:
+            once = np.ones_like(self._visits_S)
+            visits_S = self._visits_S if self._spreads else once
+            laid_out.groups[group] = lay_out(
+                laid_out.ends_S,
+                visits_S,
+                group,
+                self.groups,
+                self._shuffle_shards,
+                (self.seed, _SHARDS, epoch),
+            )
+        return laid_out.groups[group]
 
-    def _window(self, epoch: int, window: int) -> np.ndarray:
-        if (epoch, window) not in self._windows:
-            self._windows = dict(list(self._windows.items())[-1:])
-            # Announce the shards of this window, then those of the next. Before the window is made, because
-            # with weights that reads every shard's index.
-            for shards in self._layout(epoch).windows[window : window + 2]:
-                for set_number, shard in (self._shards[number] for number in shards.tolist()):
-                    self.sets[set_number].prefetch([shard])
-            self._windows[epoch, window] = self._make_window(epoch, window)
-        return self._windows[epoch, window]
+    @property
+    def _spreads(self) -> bool:
+        return self.version > 1 and not self.is_full_shuffle and not self.mixture.is_even
 
-    def _make_window(self, epoch: int, window: int) -> np.ndarray:
-        layout = self._layout(epoch)
-        drawn = [self._draws_of(int(shard), layout.edges_S) for shard in layout.windows[window]]
+    def _key(self, group: int) -> tuple[int, ...]:
+        return (group,) if self.groups > 1 else ()  # as in versions without groups
+
+    def _window(self, epoch: int, group: int, window: int) -> np.ndarray:
+        made = self._windows.setdefault(group, {})
+        return _keep(made, (epoch, window), lambda: self._make_window(epoch, group, window))
+
+    def _make_window(self, epoch: int, group: int, window: int) -> np.ndarray:
+        # Announce the shards of this window, then those of the next. Before the window is made, because
+        # with weights that reads every shard's index.
+        windows = self._group_epoch(epoch, group).windows[window : window + 2]
+        for place in (place for one in windows for place in one.place_V.tolist()):
+            number, shard = self._find(place)
+            self.sets[number].prefetch([shard])
+        visits = zip(windows[0].place_V, windows[0].first_V, windows[0].last_V, strict=True)
+        drawn = [self._draws_of(int(place), epoch)[a:b] for place, a, b in visits]
         if not self.is_full_shuffle:
-            rng = np.random.default_rng((self.seed, _WINDOW, epoch, window))
+            rng = np.random.default_rng((self.seed, _WINDOW, epoch, window, *self._key(group)))
         else:
             # As in versions without windows, where one generator drew the offset and the permutation.
             rng = np.random.default_rng((self.seed, _ORDER, epoch))
-            if layout.edges_S is not None:
+            if not self.mixture.is_even:
                 rng.uniform()
         return rng.permutation(np.concatenate(drawn))
 
-    def _draws_of(self, shard: int, edges_S: np.ndarray | None) -> np.ndarray:
+    def _draws_of(self, place: int, epoch: int) -> np.ndarray:
         """The samples of a shard, each as often as this epoch draws it."""
-        set_number, number = self._shards[shard]
-        first = int(self._first_S[shard])
+        set_number, number = self._find(place)
+        shard, edges_S = int(self._shard_S[place]), self._epoch(epoch).edges_S
+        first, last = self._first_S[shard : shard + 2].tolist()
         if edges_S is None:
-            if self._usable_S[shard] == self._first_S[shard + 1] - first:
-                return np.arange(first, self._first_S[shard + 1])
-            return first + self.usable_in(set_number, number)
+            if self._usable_S[shard] == last - first:
+                return np.arange(first, last)
+            return first + usable_rows(self.sets[set_number].languages_in(number), self.counts)
         weight_R = self.mixture.sample_weights(self.sets[set_number].languages_in(number))
-        start, end = edges_S[shard], edges_S[shard + 1]
+        start, end = edges_S[place], edges_S[place + 1]
         walk_R = start + np.cumsum(weight_R) / max(weight_R.sum(), 1e-300) * (end - start)
         # Exactly, whatever the sum was rounded to. A slice, because a damaged shard may have no sample.
         walk_R[-1:] = end
         repeats_R = np.diff(np.floor(np.concatenate([[start], walk_R]))).astype(np.int64)
+        if self._spreads:
+            rng = np.random.default_rng((self.seed, _REPEATS, epoch, shard))
+            return first + spread(repeats_R, rng)
         return first + np.repeat(np.arange(len(weight_R)), repeats_R)
+
+
+def _keep(made: dict[K, V], key: K, make: Callable[[], V]) -> V:
+    """The value of a key; the two made last are kept, because a batch can reach from one into the next."""
+    if key not in made:
+        for old in list(made)[:-1]:
+            del made[old]
+        made[key] = make()
+    return made[key]
+
+
+def _sums(values: ArrayLike) -> np.ndarray:
+    """(n + 1,) sums of the values before each one, and of all."""
+    sums: np.ndarray = np.concatenate([[0], np.asarray(values)]).cumsum()
+    return sums
+
+
+def usable_rows(languages: Sequence[tuple[str, ...]], counts: Collection[str]) -> np.ndarray:
+    """(usable samples,) int64: rows of a shard that have a caption in a wanted language."""
+    return np.flatnonzero([any(lang in counts for lang in langs) for langs in languages])
+
+
+def _count_usable(sets: Sequence[ShardSet], counts: Collection[str]) -> list[np.ndarray]:
+    """For each set (shards,) int64, usable samples: from the manifest if it says it, else from the index."""
+    usable, unknown = [], []
+    for number, shard_set in enumerate(sets):
+        columns = shard_set.manifest.columns
+        caption_S, captioned_S = columns.caption_S, columns.captioned_S
+        wanted_S = columns.captions_in(counts)
+        all_wanted_S = (wanted_S == caption_S) & (captioned_S >= 0)
+        one_each_S = captioned_S == caption_S
+        usable.append(np.where(all_wanted_S, captioned_S, wanted_S))
+        open_S = ~(all_wanted_S | one_each_S | (wanted_S == 0))
+        unknown += [(number, shard) for shard in np.flatnonzero(open_S).tolist()]
+    if not unknown:
+        return usable
+    rank, ranks = distributed.rank(), distributed.world_size()
+
+    def read() -> list[int]:
+        return [
+            len(usable_rows(sets[number].languages_in(shard), counts))
+            for number, shard in unknown[rank::ranks]
+        ]
+
+    for first, found in enumerate(distributed.gather_objects(distributed.on_all(read))):
+        for (number, shard), count in zip(unknown[first::ranks], found, strict=True):
+            usable[number][shard] = count
+    return usable
 
 
 def open_sets(config: DataConfig) -> list[ShardSet]:
     """The data sets to train on; a UserError, on all ranks, if one is not the same on all of them."""
-    sets = distributed.on_all(lambda: [ShardSet(one.path, config.remote) for one in config.train])
+    # One rank looks whether the files are there: from all ranks, these are the most requests of a start.
+    look = distributed.is_main()
+    sets = distributed.on_all(
+        lambda: [ShardSet(one.path, config.remote, look) for one in config.train]
+    )
     # Each rank read the manifests itself, and the data may have been uploaded again meanwhile.
     distributed.must_agree([one.manifest.sha256 for one in sets], "data.train: the manifests")
     return sets

@@ -5,22 +5,22 @@ import shutil
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from frozen_towers import BROKEN, make_set_to_embed
 from frozen_towers import SAMPLES as SAMPLES_TO_EMBED
-from shard_sets import make_set
+from shard_sets import SetOnPaper, make_set, plan_on_paper
 from tiny import tiny_tokenizer
 
 from mmalign.core.config import validate
 from mmalign.data.preprocess import Augmentation, Preprocess
+from mmalign.data.shards.columns import Shard
 from mmalign.data.shards.index import index
-from mmalign.data.shards.manifest import MANIFEST, Manifest, Shard
+from mmalign.data.shards.manifest import MANIFEST
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.shards.scan import Rules
 from mmalign.data.stream.config import DataConfig
@@ -39,29 +39,6 @@ def plan(*folders: Path | dict[str, Any], seed: int = 3, **fields: Any) -> Globa
     train = [str(folder) if isinstance(folder, Path) else folder for folder in folders]
     config = validate(DataConfig, {"train": train, **fields}, "test")
     return GlobalOrder(open_sets(config), config, seed)
-
-
-def fake_set(shards: int, samples: int) -> ShardSet:
-    """A data set of which there is only a manifest."""
-    rows = tuple(
-        Shard(f"{n}.tar", samples, samples, {("en", "sw")[n % 2]: samples}, captioned=samples)
-        for n in range(shards)
-    )
-    manifest = Manifest("big", "train", {}, "", rows, "txt", {}, {}, {}, "")
-
-    class Fake(SimpleNamespace):
-        def __len__(self) -> int:
-            return shards * samples
-
-        def prefetch(self, numbers: Iterable[int]) -> None:
-            pass
-
-    facts = {
-        "manifest": manifest,
-        "starts": SimpleNamespace(most=128),
-        "files": SimpleNamespace(most=256),
-    }
-    return cast(ShardSet, Fake(**facts))
 
 
 @pytest.mark.parametrize("shuffle_shards", [1, 3, 12, 13, 64])
@@ -100,7 +77,7 @@ def test_a_window_reads_only_its_shards(folder: Path) -> None:
     order, shards = made.order(1), windows(made)
     assert sorted(shard for window in shards for shard in window) == list(range(13))
     assert {len(window) for window in shards} == {2, 3}
-    parts = np.split(order, made._layout(1).ends_W[:-1])
+    parts = np.split(order, made._group_epoch(1, 0).ends_W[:-1])
     assert [sorted(set((part // 4).tolist())) for part in parts] == shards
     assert (np.diff(order) != 1).mean() > 0.7
 
@@ -148,8 +125,7 @@ def test_a_run_without_pictures_differs_where_one_does_not_decode_and_nowhere_el
 
 def test_a_window_of_a_sorted_set_is_made_up_like_the_whole() -> None:
     # 64 shards of four sources in a row, 16 each; 8 windows of 8 shards.
-    config = validate(DataConfig, {"train": ["x"], "shuffle_shards": 8}, "test")
-    made = GlobalOrder([fake_set(64, 10)], config, seed=0)
+    made = plan_on_paper([["en"] * 10] * 64, shuffle_shards=8)
     for epoch in range(3):
         order = made.order(epoch)
         assert sorted(order.tolist()) == list(range(640))
@@ -250,18 +226,23 @@ def test_substitutes_come_from_the_window_and_then_from_anywhere(folder: Path) -
 
 def windows(made: GlobalOrder) -> list[list[int]]:
     """The shards of each window of epoch 1."""
-    return [sorted(window.tolist()) for window in made._layout(1).windows]
+    return [sorted(shard for _, shard in window) for window in made.shards_of(1, 0)]
 
 
 @pytest.mark.parametrize("fields", [{}, {"language_floor": 0.3, "language_temperature": 3.0}])
 def test_an_epoch_of_large_data_takes_no_more_than_their_counts(fields: dict[str, Any]) -> None:
     """100 million samples in 10,000 shards."""
-    large = fake_set(10_000, 10_000)
+    large = SetOnPaper([])
+    rows = [
+        Shard(f"{n}.tar", 10_000, 10_000, {("en", "sw")[n % 2]: 10_000}, captioned=10_000)
+        for n in range(10_000)
+    ]
+    large.manifest = replace(large.manifest, shards=tuple(rows))
     # Of these shards there is no index to weigh single samples by.
     large.languages_in = lambda number: [(("en", "sw")[number % 2],)] * 10_000  # type: ignore[method-assign]
     config = validate(DataConfig, {"train": ["x"], **fields}, "test")
     tracemalloc.start()
-    made = GlobalOrder([large], config, seed=0)
+    made = GlobalOrder([cast(ShardSet, large)], config, seed=0)
     started = time.process_time()  # not wall time: other processes may be running
     seen = {made.sample_at(epoch * len(made) + 12_345_678) for epoch in range(2)}
     seconds = (time.process_time() - started) / 2
