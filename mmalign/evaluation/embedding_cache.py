@@ -26,6 +26,7 @@ from mmalign.core.commit import MANIFEST, check_writable, committed_folder, veri
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.core.languages import canonical_language
+from mmalign.core.precision import inference_precision
 from mmalign.data.preprocess import PIXELS
 from mmalign.data.shards.manifest import read_manifest
 from mmalign.data.shards.reader import ShardSet
@@ -68,6 +69,9 @@ def cached_set(encoder: DualModel, shards: Path, name: str, cache: Path) -> Cach
     # 16 digits of each keep the name short; the manifest has all of them.
     folder = cache / "-".join(one[:16] for one in sha256.values())
     key = {**sha256, "pixels": PIXELS}  # another decoding of images makes other vectors
+    if (precision := inference_precision(encoder.precision)) != "fp32":
+        key["precision"] = precision
+        folder = folder.with_name(f"{folder.name}-{precision}")
     if prompt := encoder.prompts.query:
         key["prompt"] = prompt
         folder = folder.with_name(

@@ -1,6 +1,6 @@
 """Writing the features of a frozen image tower beside the shards (stream/image_features.py has the layout).
 
-    shard -> images as training sees them, in loader workers -> tower, float32 -> rows, float16 -> 00000.npy
+    shard -> images as training sees them, in loader workers -> tower -> rows, float16 -> 00000.npy
           -> crc32 of each row, images that cannot be used   -> 00000.json; without it the shard is not done
     all shards -> features.json; without it the folder is not done
 
@@ -28,6 +28,7 @@ from mmalign.core import distributed
 from mmalign.core.commit import flush, write_atomic, write_manifest
 from mmalign.core.console import track
 from mmalign.core.errors import UserError, describe_os_error
+from mmalign.core.precision import Precision, inference, inference_precision
 from mmalign.core.workers import leave_signals_to_the_parent, start_workers
 from mmalign.data.images import UndecodableImage
 from mmalign.data.preprocess import Preprocess, stack_images
@@ -48,7 +49,9 @@ def describe_tower(tower: ImageTower) -> TowerIdentity:
     return TowerIdentity(weights_sha256(tower), preprocessing, tower.width)
 
 
-def write_features(tower: ImageTower, data: Path, workers: int) -> dict[str, Any]:
+def write_features(
+    tower: ImageTower, data: Path, workers: int, precision: Precision = "auto"
+) -> dict[str, Any]:
     """Make the features of a data set that are missing; returns the content of `features.json`.
 
     A collective: every rank calls it with the same weights, each on its own device.
@@ -56,6 +59,7 @@ def write_features(tower: ImageTower, data: Path, workers: int) -> dict[str, Any
     Args:
         tower: in evaluation mode, float32.
         workers: processes of each rank that decode images; 0: the rank itself.
+        precision: what the tower computes in; see `inference_precision`.
 
     Raises:
         UserError: no data set there, a feature that float16 cannot hold, or a folder that cannot be written.
@@ -66,7 +70,9 @@ def write_features(tower: ImageTower, data: Path, workers: int) -> dict[str, Any
     todo = distributed.on_main(lambda: _shards_to_do(folder, manifest))
     if todo is not None:
         mine = todo[distributed.rank() :: distributed.world_size()]
-        distributed.on_all(lambda: _write_shards(tower, shard_set, mine, folder, workers))
+        distributed.on_all(
+            lambda: _write_shards(tower, shard_set, mine, folder, workers, precision)
+        )
         distributed.on_main(lambda: _finish(folder, manifest, identity))
     shard_set.close()
     facts = distributed.on_main(lambda: layout.read_facts(folder))
@@ -101,7 +107,12 @@ def _source(manifest: Manifest, shard: Shard) -> dict[str, Any]:
 
 
 def _write_shards(
-    tower: ImageTower, shard_set: ShardSet, numbers: Sequence[int], folder: Path, workers: int
+    tower: ImageTower,
+    shard_set: ShardSet,
+    numbers: Sequence[int],
+    folder: Path,
+    workers: int,
+    precision: Precision,
 ) -> None:
     first = shard_set.first.tolist()
     # A shard is cut into batches in one way, so that its rows do not depend on ranks and stops.
@@ -127,10 +138,15 @@ def _write_shards(
                 raise batch
             start = samples[0] - first[number]
             image_BCHW, lost = batch
-            rows.append(_features(tower, image_BCHW, f"{shard.file}, sample {start}"))
+            with inference(precision):
+                rows.append(_features(tower, image_BCHW, f"{shard.file}, sample {start}"))
             rows[-1][list(lost)] = 0  # black pixels have a feature too
             unusable.update({str(start + row): why for row, why in lost.items()})
-        record = {"of": _source(shard_set.manifest, shard), "unusable": unusable}
+        record = {
+            "of": _source(shard_set.manifest, shard),
+            "unusable": unusable,
+            "precision": inference_precision(precision),
+        }
         _write_shard(folder, shard, np.concatenate(rows), record)
 
 
@@ -158,7 +174,6 @@ def _load(
     return stack_images(pixels), unusable
 
 
-@torch.no_grad()
 def _features(tower: ImageTower, image_BCHW: Tensor, where: str) -> np.ndarray:
     image_BCHW = image_BCHW.to(next(tower.parameters()).device)
     feature_BF = tower(image_BCHW.contiguous(memory_format=torch.channels_last)).half().cpu()
@@ -185,11 +200,13 @@ def _write_shard(folder: Path, shard: Shard, row_SF: np.ndarray, record: dict[st
 def _finish(folder: Path, manifest: Manifest, identity: TowerIdentity) -> None:
     files: dict[str, dict[str, Any]] = {}
     reasons: Counter[str] = Counter()
+    precisions: set[str] = set()
     for shard in (shard for shard in manifest.shards if shard.samples):
         record = json.loads((folder / record_file(shard)).read_bytes())
         files[rows_file(shard)] = {name: record[name] for name in ("size", "sha256")}
         files[record_file(shard)] = flush(folder / record_file(shard))
         reasons.update(why["reason"] for why in record["unusable"].values())
+        precisions.add(record.get("precision", "fp32"))  # older versions knew no other
     for path in folder.iterdir():
         # Of shards that the data set no longer has.
         if path.name not in files:
@@ -199,6 +216,7 @@ def _finish(folder: Path, manifest: Manifest, identity: TowerIdentity) -> None:
         "rows": manifest.samples,
         "width": identity.width,
         "dtype": "float16",
+        "precision": ", ".join(sorted(precisions)),
         "unusable": dict(sorted(reasons.items())),
         "weights_sha256": identity.weights_sha256,
         "preprocessing": identity.preprocessing,

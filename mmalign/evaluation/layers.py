@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmalign.core.config import Section
+from mmalign.core.precision import inference
 from mmalign.evaluation.alignment import for_each_pair
 from mmalign.evaluation.embed import EmbeddedSet
 from mmalign.evaluation.over_ranks import encode_texts_over_ranks
@@ -93,7 +94,8 @@ def _encode(
 
     def encode(batch: list[str]) -> np.ndarray:
         # All layers side by side, so that the ranks gather them in one go.
-        rows = _encode_batch(tower, batch, poolings)
+        with inference(tower.precision):
+            rows = _encode_batch(tower, batch, poolings)
         widths.update((setting, row_BF.shape[1]) for setting, row_BF in rows.items())
         return torch.cat(list(rows.values()), dim=1).numpy()
 
@@ -102,7 +104,6 @@ def _encode(
     return dict(zip(widths, np.split(state_NS, ends[:-1], axis=1), strict=True))
 
 
-@torch.no_grad()
 def _encode_batch(
     tower: TextEncoder, texts: list[str], poolings: Sequence[Pooling]
 ) -> dict[tuple[str, str], Tensor]:

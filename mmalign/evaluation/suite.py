@@ -19,6 +19,7 @@ from mmalign.core import distributed
 from mmalign.core.commit import check_writable, write_json
 from mmalign.core.config import Section
 from mmalign.core.console import say
+from mmalign.core.precision import Precision
 from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.alignment import measure_alignment
 from mmalign.evaluation.embed import embed_set
@@ -69,6 +70,9 @@ class SuiteConfig(Section):
     """Retrieval also by the first so many dimensions, re-normalised (`objective.dims`)."""
     gallery: tuple[Language, ...] = ()
     """Languages of the queries shown in the report, from the first set."""
+    precision: Precision = "auto"
+    """What the model encodes images and texts in. auto: bf16 on GPUs that multiply it in hardware, else fp32;
+    the protocol records bf16."""
 
     @pydantic.model_validator(mode="after")
     def _is_consistent(self) -> "SuiteConfig":
@@ -125,6 +129,8 @@ def measure(config: SuiteConfig, model: DualModel, out: Path | None = None) -> R
         UserError: a set is missing or lacks a language, or the ranks differ in weights or data.
     """
     results = Results(suite=config.name, model=model.facts, environment=environment())
+    if config.precision != "auto":
+        model.precision = config.precision
     distributed.must_agree(model.facts.get("sha256"), f"{model.facts.get('path')}: its weights")
     for dims in config.dims:
         check_dims(dims, model.width, "dims")

@@ -25,6 +25,7 @@ from mmalign.core.batching import batched, encode_sorted
 from mmalign.core.commit import newest_folder, verify
 from mmalign.core.config import read_yaml, validate
 from mmalign.core.errors import UserError
+from mmalign.core.precision import Precision, inference, precision_note
 from mmalign.data.images import decode
 from mmalign.data.preprocess import Preprocess, stack_images
 from mmalign.data.tokenizer import Tokenizer, check_texts, load_tokenizer
@@ -48,8 +49,10 @@ class DualModel:
         takes_images: whether there is an image tower.
         cut: for the protocol, where texts are cut for want of positions; empty: nowhere (see `longest_text`).
         prompts: what `encode_texts` puts before the texts.
+        precision: what the towers compute in (see `inference_precision`).
     """
 
+    precision: Precision = "auto"
     takes_images = True
     cut = ""
     prompts = NO_PROMPTS
@@ -60,12 +63,9 @@ class DualModel:
 
     @property
     def note(self) -> str:
-        """For the protocol: where texts are cut, and the prompts."""
-        return self.cut + self.prompts.words
+        """For the protocol: where texts are cut, the prompts, the precision."""
+        return self.cut + self.prompts.words + precision_note(self.precision)
 
-    # Not `inference_mode`: under ZeRO 3 a call gathers weights, and training could not go on with tensors
-    # that were made in inference mode.
-    @torch.no_grad()
     def encode_images(self, images: Iterable[bytes], batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Encoded images (JPEG, PNG, WebP) -> (n, D) float32 of unit length.
 
@@ -80,10 +80,10 @@ class DualModel:
             )
         # An empty start: there may be no images.
         rows = [np.zeros((0, self.width), np.float32)]
-        rows += [self._encode_images(chunk) for chunk in batched(as_list(images), batch_size)]
+        with inference(self.precision):
+            rows += [self._encode_images(chunk) for chunk in batched(as_list(images), batch_size)]
         return finite(np.concatenate(rows), self.facts)
 
-    @torch.no_grad()
     def encode_texts(
         self, texts: Sequence[str], batch_size: int = BATCH_SIZE, side: Side | None = "query"
     ) -> np.ndarray:
@@ -94,7 +94,8 @@ class DualModel:
         """
         check_texts(as_list(texts))
         prompted = self.prompts.add(texts, side)
-        return finite(self._encode_in_order(prompted, batch_size), self.facts)
+        with inference(self.precision):
+            return finite(self._encode_in_order(prompted, batch_size), self.facts)
 
     def _encode_in_order(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
         return encode_sorted(self._encode_texts, texts, batch_size, self.width)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmalign.core.batching import length_sorted_batches
+from mmalign.core.precision import inference
 from mmalign.models.encoder import as_list
 from mmalign.models.pooling import pool
 from mmalign.models.text_encoder import TextEncoder, Tokens
@@ -56,7 +57,6 @@ def content_mask(tokens: Tokens) -> Tensor:
     return torch.where(content_BL.any(1, keepdim=True), content_BL, tokens.mask_NL)
 
 
-@torch.no_grad()
 def encode_words(
     tower: TextEncoder, words: Sequence[str], pooling: WordPooling
 ) -> dict[str, np.ndarray]:
@@ -65,7 +65,9 @@ def encode_words(
     tower.eval()
     states: dict[str, np.ndarray] = {}
     for chunk in length_sorted_batches(map(len, as_list(words)), BATCH_SIZE):
-        for layer, row_BF in word_states(tower, [words[i] for i in chunk], pooling).items():
+        with inference(tower.precision):
+            rows = word_states(tower, [words[i] for i in chunk], pooling)
+        for layer, row_BF in rows.items():
             kept = states.setdefault(layer, np.empty((len(words), row_BF.shape[1]), np.float32))
             # A vector that is not numbers becomes zero, which ties with everything.
             kept[chunk] = row_BF.nan_to_num(0.0, 0.0, 0.0).cpu().numpy()

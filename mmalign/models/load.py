@@ -191,8 +191,11 @@ def text_encoder_of(model: DualModel) -> TextEncoder:
     """The text encoder of a model that is loaded already; raises as `load_text_encoder` does."""
     prompts: dict[Side, str] = {"query": model.prompts.query, "passage": model.prompts.passage}
     if isinstance(model, Encoder):
-        return _checked(_prompted(text_side(model), prompts))
-    return load_text_encoder(str(model.facts["path"]), prompts=prompts)
+        encoder = _checked(_prompted(text_side(model), prompts))
+    else:
+        encoder = load_text_encoder(str(model.facts["path"]), prompts=prompts)
+    encoder.precision = model.precision
+    return encoder
 
 
 def _without_prefix(name: str, model_format: Format) -> str:

@@ -11,7 +11,6 @@ Shapes: N sequences, L tokens of the longest, F width of a state, D width of a f
 
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from mmalign.core.batching import encode_sorted
 from mmalign.core.commit import write_json
 from mmalign.core.config import read_yaml
 from mmalign.core.errors import UserError
+from mmalign.core.precision import Precision, inference_precision, precision_note
 from mmalign.data.tokenizer import Tokenizer, check_texts, load_tokenizer
 from mmalign.models.encoder import (
     BATCH_SIZE,
@@ -72,9 +72,11 @@ class TextEncoder(nn.Module):
         prompts: what `encode` puts before the texts, and heads that read features.
         facts: `path`, `sha256` of the weights, `step`: what results say about the model.
         trains_in_bf16: whether the trunk runs under bfloat16 autocast while the encoder is in training mode.
+        precision: what the trunk computes in elsewhere, where no gradients are asked for.
     """
 
     trains_in_bf16 = False
+    precision: Precision = "auto"
 
     def __init__(
         self,
@@ -104,8 +106,8 @@ class TextEncoder(nn.Module):
 
     @property
     def note(self) -> str:
-        """For the protocol: where texts are cut, and the prompts."""
-        return self.cut + self.prompts.words
+        """For the protocol: where texts are cut, the prompts, the precision."""
+        return self.cut + self.prompts.words + precision_note(self.precision)
 
     @property
     def device(self) -> torch.device:
@@ -152,9 +154,12 @@ class TextEncoder(nn.Module):
 
     def states(self, tokens: Tokens) -> Tensor:
         """(N, L, F), the last hidden states, in the weights' dtype whatever the trunk computed in."""
-        # In training mode alone: dev checks, tests and `encode` always compute in float32.
-        is_bf16 = self.trains_in_bf16 and self.training
-        with torch.autocast(self.device.type, torch.bfloat16) if is_bf16 else nullcontext():
+        if self.training:
+            is_bf16 = self.trains_in_bf16
+        else:  # with gradients: what looks for the words that a model depends on, in float32
+            precision = "fp32" if torch.is_grad_enabled() else self.precision
+            is_bf16 = inference_precision(precision) == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_bf16):
             state_NLF = self.trunk(**tokens.inputs).last_hidden_state
         # Pooling, heads and losses that follow are small: float32 costs them nothing.
         return state_NLF.float() if is_bf16 else state_NLF

@@ -86,6 +86,7 @@ def copy_of(tower: TextEncoder) -> TextEncoder:
 
 
 def _new_model(tower: TextEncoder, task: Task, config: FitConfig) -> TaskModel:
+    tower.precision = "fp32" if config.precision == "fp32" else "auto"
     if config.trainable != "head":
         tower = copy_of(tower)
         tower.trains_in_bf16 = precision_of(config) == "bf16"

@@ -22,9 +22,9 @@ class FitConfig(Section):
     frozen_layers: int | None = Field(default=None, ge=0)
     """Keep the word embeddings and so many of the first blocks as they are; none: not even the embeddings."""
     precision: Precision = "auto"
-    """Of the encoder in training. auto: bf16 where the hardware multiplies it, else fp32; bf16: its matrix
-    products in bfloat16 (autocast). Weights, head, loss and everything measured are float32 in any case, and
-    so is a fixed encoder (`trainable: head`)."""
+    """Of the encoder. auto: in training bf16 where the hardware multiplies it, in measuring bf16 on such GPUs
+    alone, else fp32; bf16: its matrix products in bfloat16 (autocast). Weights, head and loss are float32 in
+    any case, and so is a fixed encoder (`trainable: head`)."""
     pairs: Pairs = "joint"
     """How the head sees two texts: read as one sequence, or each alone in the tower's space."""
     hidden: int | None = Field(default=None, ge=1)

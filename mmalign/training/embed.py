@@ -17,6 +17,7 @@ from mmalign.core.commit import check_writable, newest_folder
 from mmalign.core.config import load_config
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
+from mmalign.core.precision import Precision
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.storage.protocols import shown
 from mmalign.data.storage.remote import is_remote
@@ -67,7 +68,10 @@ def embed(run: Path, overrides: Sequence[str], data: Sequence[Path], workers: in
     with torch.no_grad():
         finite(tower(black_BCHW.to(distributed.device())).cpu().numpy(), {"path": run})
     for one in folders:
-        facts = write_features(tower, one, config.data.workers if workers is None else workers)
+        # `auto` unless float32 was asked for: what a run chose for its CPU does not count.
+        precision: Precision = "fp32" if config.engine.precision == "fp32" else "auto"
+        decoders = config.data.workers if workers is None else workers
+        facts = write_features(tower, one, decoders, precision)
         unusable = ", ".join(f"{reason}: {n}" for reason, n in facts["unusable"].items())
         tail = f"; of these cannot be used: {unusable}" if unusable else ""
         say(f"{one}: features of {facts['rows']} images, width {facts['width']}{tail}")

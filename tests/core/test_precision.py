@@ -5,12 +5,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from precision_cases import choose_on
 from ranks import run_ranks
+from tiny import TEXTS, tiny_run
 
-from mmalign.core.precision import choose_precision, multiplies_bf16
+from mmalign.core.precision import (
+    choose_precision,
+    inference,
+    inference_precision,
+    multiplies_bf16,
+)
+from mmalign.models.encoder import load_encoder
+from mmalign.models.load import text_encoder_of
 
 
 @pytest.mark.parametrize("requested", ["fp32", "bf16"])
@@ -63,3 +72,44 @@ def test_instructions_that_onednn_may_not_use_do_not_count(avx512: pytest.Monkey
 def test_one_rank_without_bf16_decides_for_all(tmp_path: Path) -> None:
     chosen = run_ranks(2, choose_on, tmp_path, (True, False), (True, True))
     assert chosen == [["fp32", "bf16"]] * 2
+
+
+def test_inference_is_bf16_on_gpus_that_multiply_it_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mmalign.core.precision.multiplies_bf16", lambda: True)
+    assert inference_precision() == "fp32"  # this machine's CPU
+    monkeypatch.setattr(
+        "mmalign.core.precision.distributed.device", lambda: torch.device("cuda", 0)
+    )
+    assert inference_precision() == "bf16"
+    assert inference_precision("fp32") == "fp32"
+    monkeypatch.setattr("mmalign.core.precision.multiplies_bf16", lambda: False)
+    assert inference_precision() == "fp32"
+
+
+def test_inference_has_no_gradients_and_leaves_training_as_it_was() -> None:
+    weight = torch.ones(2, 2, requires_grad=True)
+    before = torch.get_float32_matmul_precision()
+    with inference("bf16"):
+        product = weight @ weight
+    assert (product.dtype, product.requires_grad) == (torch.bfloat16, False)
+    assert (weight @ weight).dtype == torch.float32
+    assert (weight @ weight).requires_grad
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_vectors_in_bf16_are_float32_close_and_recorded(tmp_path: Path) -> None:
+    encoder = load_encoder(tiny_run(tmp_path / "run"))
+    exact = encoder.encode_texts(TEXTS)
+    tower = text_encoder_of(encoder)
+    assert encoder.note == tower.note == ""
+    encoder.precision = "bf16"
+    rough = encoder.encode_texts(TEXTS)
+    assert rough.dtype == np.float32
+    assert np.abs(rough - exact).max() > 0
+    assert (rough * exact).sum(1).min() >= 0.999
+    rough_tower = text_encoder_of(encoder)
+    assert encoder.note == rough_tower.note == " Encoded in bfloat16."
+    cosine = (rough_tower.encode(TEXTS) * tower.encode(TEXTS)).sum(1)
+    assert 0.999 <= cosine.min() < 1

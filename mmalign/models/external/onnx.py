@@ -42,6 +42,8 @@ _TOKENIZER_FILES = (
 class OnnxModel(DualModel):
     """Both towers, or the text tower alone, in ONNX Runtime; `load_onnx` makes one."""
 
+    precision = "fp32"  # of what runs around the graphs, whose own precision is a fact of the model
+
     def __init__(self, name: str, folder: Path, precision: Precision) -> None:
         settings = _read_json(folder / CONFIG, "max_length", "embedding")
         present = (name for name in _graph_files(precision) if (folder / name).is_file())
