@@ -262,6 +262,8 @@ def _order_fields(run: dict[str, Any]) -> dict[str, Any]:
     return {
         **{name: run.get(name) for name in ("seed", "batch_size")},
         **{f"data.{name}": data.get(name) for name in drawn},
+        # False in a run that was started before there was the field.
+        "data.shuffle_images": data.get("shuffle_images", False),
         "data.train.weight": [
             one.get("weight", 1.0) if isinstance(one, dict) else 1.0
             for one in data.get("train", ())
