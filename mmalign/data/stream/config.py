@@ -63,8 +63,8 @@ class DataConfig(Section):
     to 10,000 samples are thus shuffled in full; of larger data only one window is needed at a time, and
     batches of a set that is sorted by source have almost the composition of a full shuffle."""
     shuffle_images: bool = False
-    """Give every caption the image of another sample, the same one in all epochs: the control that keeps texts,
-    images and loss and removes what joins the languages of an image (`shuffled_captions.py`)."""
+    """Give every caption the image of another sample, the same one in all epochs: the control that keeps
+    texts, images and loss and removes what joins the languages of an image (`shuffled_captions.py`)."""
     augmentation: Augmentation = Augmentation()
     image_features: bool = False
     """Read cached image features of the frozen image tower (`mmalign embed`) instead of pixels. It is a field

@@ -2,10 +2,10 @@
 
     sample of an image, language of a caption -> the sample whose caption in that language the image gets
 
-Each language is dealt by itself. If all captions of an image moved together, their languages would still meet
-in one image, only in a wrong one, and the control would keep the pivot that it has to remove. Every image keeps
-the languages of its captions and every caption one wrong image, in all epochs: texts, images, losses and how
-often each is seen are those of the run that it is compared with.
+Each language is dealt by itself. If all captions of an image moved together, their languages would still
+meet in one image, only in a wrong one, and the control would keep the pivot that it has to remove. Every
+image keeps the languages of its captions, and every caption one wrong image in all epochs. Texts, images,
+loss and how often each is seen are those of the run that it is compared with.
 """
 
 import zlib
@@ -20,7 +20,7 @@ _STREAM = 6  # of the seed's random streams; `order.py` has the others
 
 
 class ShuffledCaptions:
-    """One permutation per set and language, from the seed alone. All indexes of a set are read at its first use."""
+    """One permutation per set and language, from the seed alone; the first use of a set reads its indexes."""
 
     def __init__(self, sets: Sequence[ShardSet], seed: int) -> None:
         self._sets, self._seed = sets, seed
