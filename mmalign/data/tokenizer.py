@@ -31,11 +31,19 @@ class TokenizerConfig(Section):
     """Tokens of a trained one, the five special tokens included; fewer if the captions hold less."""
     name: str | None = None
     """Hub name or folder of a pretrained one."""
+    keep: tuple[str, ...] = ()
+    """Leave out its pieces that none of these texts use: `captions`, those of `data.train`, or files with one
+    text per line. Two thirds of an XLM-R of base size are rows of pieces."""
+    grow: int | None = pydantic.Field(default=None, ge=64)
+    """Add what it lacks of a vocabulary of this size, trained on the captions. The row of a new piece starts
+    as the mean of the rows of its old pieces."""
 
     @pydantic.model_validator(mode="after")
     def _name_fits_kind(self) -> "TokenizerConfig":
         if (self.kind == "pretrained") != (self.name is not None):
             raise ValueError("a pretrained tokenizer needs a `name`, a trained one has none")
+        if self.kind == "trained" and (self.keep or self.grow):
+            raise ValueError("`keep` and `grow` change a pretrained tokenizer; remove them")
         return self
 
 

@@ -281,7 +281,9 @@ def parent_of_run(config: dict[str, Any], recorded: dict[str, Any] | None) -> di
     path, sha256 = Path(recorded["path"]), recorded["manifest_sha256"]
     for folder in (path, *sorted(path.glob("checkpoints/step-*"))):
         if (folder / MANIFEST).is_file() and sha256_of(folder / MANIFEST) == sha256:
-            facts = {"how": recorded["how"], "found": True, "manifest_sha256": sha256}
+            # What else was recorded: the vocabulary that was changed, for example.
+            more = {name: recorded[name] for name in recorded if name != "path"}
+            facts = {"how": recorded["how"], "found": True, **more}
             with suppress(UserError):  # of mmalign 0.1.0, and its pretrained weights are gone
                 return {**facts, **_of_folder(folder, None)}
     named = {"how": recorded["how"], "name": without_folders(recorded["path"]), "found": False}

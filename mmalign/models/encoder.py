@@ -33,6 +33,7 @@ from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_enc
 from mmalign.models.prompts import NO_PROMPTS, Side
 from mmalign.models.run_towers import build_run
 from mmalign.models.text_tower import longest_text
+from mmalign.models.vocabulary import adapt_vocabulary, tokenizer_of
 
 BATCH_SIZE = 256  # images or texts that a tower sees at a time
 T = TypeVar("T")
@@ -233,7 +234,9 @@ def load_encoder(path: Path, untrained: bool = False) -> Encoder:
     if untrained:
         torch.manual_seed(int(tree["seed"]))  # as training does before it builds the model
         try:
-            model = build_dual_encoder(config, tokenizer.vocabulary, tokenizer.padding_id)
+            old = tokenizer_of(config.text, tokenizer)
+            model = build_dual_encoder(config, old.vocabulary, old.padding_id)
+            adapt_vocabulary(model.text_tower.trunk, old, tokenizer)
         except UserError as error:
             raise UserError(
                 f"{path}: untrained, it needs the pretrained weights that it started from: {error}"
@@ -281,15 +284,3 @@ def weights_sha256(model: nn.Module) -> str:
 def on_host(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
     """The tensors on the CPU, each in memory of its own: safetensors refuses tensors that share memory."""
     return {prefix + name: t.detach().cpu().clone().contiguous() for name, t in state.items()}
-
-
-def find_file(name: str, file: str) -> Path | None:
-    """A file of the folder or the hub's repository of that name (in its cache); None: it is not there."""
-    from transformers.utils import cached_file
-
-    quiet = ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors")
-    try:
-        found = cached_file(name, file, **dict.fromkeys(quiet, False))
-    except (OSError, ValueError):  # no such repository, or nothing that could be a name of one
-        return None
-    return None if found is None else Path(found)

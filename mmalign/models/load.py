@@ -22,7 +22,7 @@ from mmalign.models.encoder import DualModel, Encoder, ExternalModel, load_encod
 from mmalign.models.external import onnx, open_clip, sentence_transformers, transformers
 from mmalign.models.prompts import Side
 from mmalign.models.text_encoder import TextEncoder, saved_text_encoder, text_side
-from mmalign.models.text_tower import load_trunk
+from mmalign.models.text_tower import find_file, load_trunk
 
 Prompted = TypeVar("Prompted", bound=DualModel | TextEncoder)
 OWN_PROMPTS: Mapping[Side, str] = MappingProxyType({})
@@ -70,7 +70,7 @@ def detect_format(name: str, files: Mapping[str, Format] = _FILES) -> Format:
     if (run_of(Path(name)) / "config.yaml").is_file():
         return "run"
     for file, found in files.items():
-        if encoders.find_file(name, file):
+        if find_file(name, file):
             return found
     where = "in this folder" if Path(name).is_dir() else "in a folder or on the hub of that name"
     raise UserError(

@@ -186,6 +186,18 @@ def load_trunk(name: str) -> Any:
         raise UserError(f"{name}: transformers cannot load this text tower ({reason})") from None
 
 
+def find_file(name: str, file: str) -> Path | None:
+    """A file of the folder or the hub's repository of that name (in its cache); None: it is not there."""
+    from transformers.utils import cached_file
+
+    quiet = ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors")
+    try:
+        found = cached_file(name, file, **dict.fromkeys(quiet, False))
+    except (OSError, ValueError):  # no such repository, or nothing that could be a name of one
+        return None
+    return None if found is None else Path(found)
+
+
 def trunk_config(trunk: Any) -> dict[str, Any]:
     """All fields of a trunk's configuration, without where its weights came from."""
     fields: dict[str, Any] = json.loads(trunk.config.to_json_string(use_diff=False))

@@ -17,6 +17,7 @@ from mmalign.models.encoder import run_of, weights_sha256
 from mmalign.models.external.open_clip import WEIGHTS
 from mmalign.models.image_tower import without_origin
 from mmalign.models.run_towers import RunTowers, read_towers, towers_of
+from mmalign.models.vocabulary import adapt_vocabulary, tokenizer_of
 from mmalign.training.checkpoint import has_checkpoints
 from mmalign.training.run_config import RunConfig
 
@@ -63,11 +64,19 @@ def build_model(
 
     def build() -> tuple[DualEncoder, RunTowers]:
         if known is not None:
+            # Those of `init_from` had the rows of another tokenizer, if this run changes it.
+            if not goes_on and (config.tokenizer.keep or config.tokenizer.grow):
+                known.text["vocab_size"] = tokenizer.vocabulary
             return known.build(config.model), known
-        model = build_dual_encoder(config.model, tokenizer.vocabulary, tokenizer.padding_id)
+        old = tokenizer_of(config.model.text, tokenizer)
+        model = build_dual_encoder(config.model, old.vocabulary, old.padding_id)
         # What a run of mmalign 0.1.0 started from is not known any more when it goes on.
         knows_origin = distributed.is_main() and not goes_on
-        return model, towers_of(model, _origins(config.model, model) if knows_origin else {})
+        origins = _origins(config.model, model) if knows_origin else {}
+        adapted = adapt_vocabulary(model.text_tower.trunk, old, tokenizer)
+        if adapted and knows_origin:
+            origins["text"]["vocabulary"] = adapted
+        return model, towers_of(model, origins)
 
     return distributed.on_all(build)
 

@@ -49,7 +49,8 @@ def build_on_meta(
         raise UserError(
             f"model.image.name: only the hub knows `{name}`; to plan a run, give timm's or open_clip's name"
         )
-    text = model.text.model_copy(update={"pretrained": None})
+    architecture = {**(model.text.architecture or {}), "vocab_size": vocabulary}
+    text = model.text.model_copy(update={"pretrained": None, "architecture": architecture})
     untrained = model.model_copy(update={"image": without_origin(model.image), "text": text})
     with torch.device("meta"):
         dual_encoder = build_dual_encoder(untrained, vocabulary, padding_id)
@@ -65,7 +66,9 @@ def _vocabulary(model: ModelConfig, tokenizer: TokenizerConfig) -> tuple[int, in
             "its `model_type`, `vocab_size` and sizes"
         )
     if "vocab_size" in architecture:
-        return architecture["vocab_size"], architecture.get("pad_token_id", 0)
+        # What `tokenizer.keep` leaves is known when the captions are read; at most as many rows.
+        rows = architecture["vocab_size"] + (tokenizer.grow or 0)
+        return rows, architecture.get("pad_token_id", 0)
     if tokenizer.kind == "trained":
         return tokenizer.vocabulary, 0
     raise UserError(

@@ -34,12 +34,14 @@ from mmalign.core.errors import UserError
 from mmalign.data.stream.order import GlobalOrder
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
 from mmalign.models.dual_encoder import DualEncoder
-from mmalign.models.encoder import checkpoint_of, differing_names, find_file, run_of
+from mmalign.models.encoder import checkpoint_of, differing_names, run_of
 from mmalign.models.external.open_clip import from_open_clip, read_open_clip
 from mmalign.models.external.sentence_transformers import read_router
 from mmalign.models.external.transformers import has_both_towers, read_dual_encoder
 from mmalign.models.load import detect_format, load_text_encoder
 from mmalign.models.pooling import pooling_of_open_clip
+from mmalign.models.text_tower import find_file
+from mmalign.models.vocabulary import adapted_rows, same_ids
 from mmalign.training.checkpoint import TrainState, choose_newest, load, load_newest
 from mmalign.training.engine import MODEL_FILE, Engine
 from mmalign.training.run_config import RunConfig
@@ -95,6 +97,9 @@ def _initialize(
     if name is None:
         return None
     found = _read(name, model)
+    facts: dict[str, Any] = {}
+    if found.tokenizer and (config.tokenizer.keep or config.tokenizer.grow):
+        found, facts["vocabulary"] = _with_vocabulary(found, found.tokenizer, model, tokenizer)
     # All checks before the first copy: all weights are copied, or none.
     _check_inputs(found, name, model, tokenizer)
     own = model.state_dict()
@@ -102,7 +107,8 @@ def _initialize(
     model.load_state_dict({**own, **found.state})
     say(f"init_from: {name}: {_FILLED[found.fills]}")
     manifest = (found.checkpoint or Path(name)) / MANIFEST
-    return _lineage("init_from", name, sha256_of(manifest) if manifest.is_file() else None)
+    sha256 = sha256_of(manifest) if manifest.is_file() else None
+    return {**_lineage("init_from", name, sha256), **facts}
 
 
 def _lineage(how: str, path: str, manifest_sha256: str | None) -> dict[str, Any]:
@@ -187,13 +193,26 @@ def _check_inputs(
             f"{mean}; take its tower with `model.image.kind: open_clip`, which brings its own"
         )
     theirs = found.tokenizer
-    if theirs and _ids(theirs) != _ids(tokenizer):
+    if theirs and not same_ids(theirs, tokenizer):
         its = f"{{kind: pretrained, name: {theirs.inner.name_or_path}}}"
-        raise UserError(f"init_from: {name} has another vocabulary; set `tokenizer: {its}`")
+        raise UserError(
+            f"init_from: {name} has another vocabulary; set `tokenizer: {its}`, with `keep` or `grow` to "
+            "change it"
+        )
 
 
-def _ids(tokenizer: Tokenizer) -> tuple[dict[str, int], int]:
-    return tokenizer.inner.get_vocab(), tokenizer.padding_id
+def _with_vocabulary(
+    found: InitialWeights, old: Tokenizer, model: DualEncoder, tokenizer: Tokenizer
+) -> tuple[InitialWeights, dict[str, int]]:
+    # The weights with the rows of the run's own tokenizer, and counts as of `adapt_vocabulary`.
+    trunk = model.text_tower.trunk
+    table = trunk.get_input_embeddings().weight
+    # T5 has two names for it.
+    named = trunk.named_parameters(remove_duplicate=False)
+    names = [f"text_tower.trunk.{name}" for name, one in named if one is table]
+    rows_VF, facts = adapted_rows(found.state[names[0]], old, tokenizer)
+    state = {**found.state, **dict.fromkeys(names, rows_VF)}
+    return replace(found, state=state, tokenizer=tokenizer), facts
 
 
 def _tokenizer_at(place: str | None) -> Tokenizer | None:
@@ -270,4 +289,6 @@ def _order_fields(run: dict[str, Any]) -> dict[str, Any]:
             ]
             for name, default in (("weight", 1.0), ("rate", None))
         },
+        # False in a run that was started before there was the field.
+        "data.shuffle_images": data.get("shuffle_images", False),
     }

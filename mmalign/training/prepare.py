@@ -13,13 +13,14 @@ from mmalign.core import distributed
 from mmalign.core.commit import exclusive, replace_folder, temporary_folder, write_atomic
 from mmalign.core.config import read_yaml, validate, write_yaml
 from mmalign.core.console import say
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, one_line
 from mmalign.core.precision import choose_precision
 from mmalign.data.preprocess import Preprocess
 from mmalign.data.stream.loader import BatchLoader, captions_of
 from mmalign.data.stream.order import GlobalOrder
 from mmalign.data.stream.token_noise import TokenMasker
 from mmalign.data.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
+from mmalign.data.vocabulary import grow, trim
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig
 from mmalign.models.text_tower import longest_text
 from mmalign.training import checkpoint
@@ -125,6 +126,12 @@ def load_or_train_tokenizer(
         if config.kind == "pretrained":
             assert config.name is not None
             tokenizer = load_tokenizer(config.name)
+            if config.keep:
+                say(f"tokenizer: keeping the pieces of {', '.join(config.keep)}")
+                tokenizer = trim(tokenizer, _watched(_texts_to_keep(config, order), watchdog))
+            if config.grow:
+                say("tokenizer: training new pieces on the captions")
+                tokenizer = grow(tokenizer, _watched(captions_of(order), watchdog), config.grow)
         else:
             say("tokenizer: training on the captions")
             tokenizer = train_tokenizer(_watched(captions_of(order), watchdog), config.vocabulary)
@@ -138,6 +145,21 @@ def load_or_train_tokenizer(
     tokenizer = distributed.on_all(lambda: load_tokenizer(folder))
     distributed.must_agree(tokenizer.sha256, f"{folder}: the files")
     return tokenizer
+
+
+def _texts_to_keep(config: TokenizerConfig, order: GlobalOrder) -> Iterator[str]:
+    for name in config.keep:
+        if name == "captions":
+            yield from captions_of(order)
+            continue
+        try:
+            with Path(name).open(encoding="utf-8") as file:
+                yield from (line.rstrip("\n") for line in file)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"tokenizer.keep: {name}: cannot be read as text in UTF-8 ({one_line(error)}); give files "
+                "with one text per line, or `captions`"
+            ) from None
 
 
 def _watched(captions: Iterable[str], watchdog: Watchdog) -> Iterator[str]:

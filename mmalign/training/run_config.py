@@ -74,8 +74,10 @@ class RunConfig(Section):
         if isinstance(self.objective, MaskedLanguageModelConfig):
             if self.model.text.frozen:
                 raise ValueError("`model.text.frozen` leaves the objective nothing; remove it")
-            if self.engine.micro_batch is not None:
-                raise ValueError("`engine.micro_batch` is of the contrastive objective; remove it")
+            for name in ("engine.micro_batch", "data.shuffle_images"):
+                section, _, field = name.partition(".")
+                if getattr(getattr(self, section), field):
+                    raise ValueError(f"`{name}` is of the contrastive objective; remove it")
         elif max(self.objective.dims, default=0) >= self.model.embedding:
             raise ValueError(
                 f"`objective.dims` must be below `model.embedding` ({self.model.embedding}), which is always "

@@ -136,3 +136,6 @@ def test_a_run_without_an_objective_is_contrastive_and_mistakes_get_one_sentence
     tree = {**RUN, "model": frozen, "objective": {"kind": "masked_language_model"}}
     with pytest.raises(UserError, match=r"model.text.frozen` leaves .* nothing; remove it"):
         validate(RunConfig, tree, "x")
+    tree = {**tree, "model": MODEL, "data": {**RUN["data"], "shuffle_images": True}}
+    with pytest.raises(UserError, match=r"`data.shuffle_images` is of the contrastive objective"):
+        validate(RunConfig, tree, "x")

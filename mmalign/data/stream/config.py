@@ -94,6 +94,9 @@ class DataConfig(Section):
     """C: the shards are cut into C groups, each of which supplies 1/C of every batch, from windows of its
     own. A rank reads only the shards of its groups, and any number of ranks that divides C, or that C
     divides, sees the same batches. For data larger than a disk, or downloaded: the number of nodes."""
+    shuffle_images: bool = False
+    """Give every caption the image of another sample, the same one in all epochs: the control that keeps
+    texts, images and loss and removes what joins the languages of an image (`shuffled_captions.py`)."""
     augmentation: Augmentation = Augmentation()
     image_features: bool = False
     """Read cached image features of the frozen image tower (`mmalign embed`) instead of pixels. It is a field

@@ -32,6 +32,7 @@ from mmalign.data.shards.reader import UnusableSample, picture_id
 from mmalign.data.stream.config import DataConfig, check_ranks
 from mmalign.data.stream.image_features import FeatureSet
 from mmalign.data.stream.order import GlobalOrder
+from mmalign.data.stream.shuffled_captions import ShuffledCaptions
 from mmalign.data.stream.token_noise import TokenMasker, drop_tokens
 from mmalign.data.tokenizer import Tokenizer
 
@@ -75,6 +76,7 @@ class BatchLoader(Dataset[Any]):
     def __post_init__(self) -> None:
         check_ranks(self.batch_size, self.plan.groups, self.world_size)
         self.plan.will_read(max(1, self.plan.groups // self.world_size))
+        self._shuffled = ShuffledCaptions(self.plan.sets, self.plan.seed)
 
     def __getitem__(self, step: int) -> "Batch | UserError":
         # Returned and not raised: a DataLoader turns what a worker raises into a traceback.
@@ -157,7 +159,20 @@ class BatchLoader(Dataset[Any]):
             except UndecodableImage as error:
                 raise UnusableSample(error.reason, str(error), key=pair.key) from None
         chosen = self._choose(captions, caption_rng)
+        if self.config.shuffle_images:
+            chosen = [self._of_another(number, index, captions, caption) for caption in chosen]
         return _Sample(pair.key, picture_id(pair.picture), chosen, caption_rng, image, feature)
+
+    def _of_another(
+        self, number: int, index: int, captions: list[Caption], chosen: Caption
+    ) -> Caption:
+        """The caption that an image gets in place of a chosen one of its own (`data.shuffle_images`)."""
+        other = self.plan.sets[number].read(self._shuffled.partner(number, index, chosen.lang))
+        own, its = (
+            [caption for caption in some if caption.lang == chosen.lang]
+            for some in (captions, other.captions)
+        )
+        return its[own.index(chosen) % len(its)]
 
     def _choose(self, captions: list[Caption], rng: np.random.Generator) -> list[Caption]:
         """Captions of one image, without replacement, by the weights of their languages."""

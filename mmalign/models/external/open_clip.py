@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from mmalign.core import distributed
 from mmalign.core.errors import UserError, one_line
 from mmalign.models.dual_encoder import DualEncoder
-from mmalign.models.encoder import ExternalModel, find_file, on_host
+from mmalign.models.encoder import ExternalModel, on_host
+from mmalign.models.text_tower import find_file
 
 State = dict[str, Tensor]
 CONFIG = "open_clip_config.json"

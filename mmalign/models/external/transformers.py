@@ -14,10 +14,10 @@ from torch import Tensor
 
 from mmalign.core import distributed
 from mmalign.core.errors import UserError
-from mmalign.models.encoder import ExternalModel, find_file
+from mmalign.models.encoder import ExternalModel
 from mmalign.models.external.open_clip import State, text_weights, timm_wrapper_weights
 from mmalign.models.pooling import Pooling
-from mmalign.models.text_tower import positions_of
+from mmalign.models.text_tower import find_file, positions_of
 
 # The processors of these know the one length to which texts are padded; that of SigLIP must be given it.
 _KNOW_LENGTH = ("align", "siglip2", "tipsv2")

@@ -347,3 +347,52 @@ def test_a_batch_that_cannot_be_sent_ends_the_run(folder: Path) -> None:
     broken = Broken(**{f.name: getattr(made, f.name) for f in fields(made)})
     with pytest.raises(UserError, match=r"data\.workers: a process that prepares batches failed"):
         list(batches(broken, 0, 2, workers=1))
+
+
+def texts_by_image(loader: BatchLoader, steps: range) -> dict[str, dict[str, str]]:
+    """Key of each image -> language -> its caption in that language."""
+    found: dict[str, dict[str, str]] = {}
+    for batch in map(loader.make, steps):
+        rows = zip(batch.language_N, batch.image_index_N.tolist(), batch.token_NL, strict=True)
+        for lang, row, token_L in rows:
+            text = loader.tokenizer.inner.decode(token_L, skip_special_tokens=True)
+            found.setdefault(batch.key_B[row], {})[lang] = text
+    return found
+
+
+def test_shuffled_images_part_the_languages_of_an_image_and_change_nothing_else(
+    tmp_path: Path,
+) -> None:
+    def languages(number: int) -> tuple[str, ...]:
+        return ("en", "sw") if number % 3 else ("en",)
+
+    folder = make_set(tmp_path / "train", 20, languages)
+    plain = maker(folder, captions_per_image=2)
+    control = maker(folder, captions_per_image=2, shuffle_images=True)
+    for step in range(5):
+        batch, dealt = plain.make(step), control.make(step)
+        assert (batch.key_B, batch.language_N) == (dealt.key_B, dealt.language_N)
+        assert batch.image_BCHW.equal(dealt.image_BCHW)
+    before, after = (texts_by_image(loader, range(5)) for loader in (plain, control))
+    for lang in ("en", "sw"):
+        own = {key: texts[lang] for key, texts in before.items() if lang in texts}
+        dealt_to = {key: texts[lang] for key, texts in after.items() if lang in texts}
+        assert own.keys() == dealt_to.keys()
+        assert sorted(own.values()) == sorted(dealt_to.values())
+        assert not any(own[key] == text for key, text in dealt_to.items())
+    # Two captions of one image are no longer of one sample (their texts name the number of theirs).
+    both = [texts for texts in after.values() if len(texts) == 2]
+    same = sum(texts["en"].split()[1] == texts["sw"].split()[1] for texts in both)
+    assert same < len(both) / 3
+    # The same wrong image in the next epoch, and in another process.
+    assert (
+        texts_by_image(maker(folder, captions_per_image=2, shuffle_images=True), range(5, 10))
+        == after
+    )
+    assert after != texts_by_image(
+        BatchLoader(
+            GlobalOrder(control.plan.sets, control.config, seed=4),
+            *(getattr(control, f.name) for f in fields(control)[1:]),
+        ),
+        range(5),
+    )
