@@ -81,8 +81,9 @@ def test_a_shard_that_shrinks_or_goes_under_a_reader(tmp_path: Path) -> None:
         file.truncate(600)
     assert reason_of(shards) == "cut off"
     (folder / "00001.tar").unlink()
-    with pytest.raises(FileNotFoundError):  # of the machine, and no fault of a sample
+    with pytest.raises(UserError, match=r"00001\.tar: cannot be read .*when tried again") as caught:
         shards.read(4)
+    assert not isinstance(caught.value, UnusableSample)  # the machine's fault, and no sample's
     with pytest.raises(UserError, match=r"00000\.tar: missing or of another size.*verify"):
         ShardSet(folder)
 
