@@ -3,6 +3,8 @@
 server.files[path] = bytes            the content of a file
 server.answers[path] = [Answer, ...]  failures of the next requests for it, one each; later ones succeed
 server.log                            (method, path, first requested byte) of every request
+server.sent                           bytes of all bodies
+server.most_at_once                   answers that were being sent at the same time, at most
 """
 
 import re
@@ -26,6 +28,7 @@ class Answer:
         body: sent instead of the file.
         ranges: if False, the complete file is sent, whatever was requested.
         shift: bytes by which the range sent differs from the requested one.
+        headers: sent with a status.
     """
 
     status: int | None = None
@@ -36,6 +39,7 @@ class Answer:
     body: bytes | None = None
     ranges: bool = True
     shift: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
     started: threading.Event = field(default_factory=threading.Event)
 
 
@@ -46,8 +50,11 @@ class FlakyServer:
         self.files: dict[str, bytes] = {}
         self.answers: dict[str, list[Answer]] = {}
         self.log: list[tuple[str, str, int]] = []
+        self.sent = self.at_once = self.most_at_once = 0
+        self.counting = threading.Lock()
         self._server = ThreadingHTTPServer(("localhost", 0), _handler(self))
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients give up
         self.url = f"http://localhost:{self._server.server_port}"
 
     def __enter__(self) -> "FlakyServer":
@@ -85,7 +92,8 @@ def _handler(server: FlakyServer) -> type[BaseHTTPRequestHandler]:
             answer = server.answer(path)
             data = server.files.get(path) if answer.body is None else answer.body
             if answer.status is not None or data is None:
-                self._send(answer.status or 404, b"", {"Location": answer.location or ""})
+                headers = {"Location": answer.location or "", **answer.headers}
+                self._send(answer.status or 404, b"", headers)
             elif requested is None or not answer.ranges:
                 self._send(200, data, {}, answer)
             elif int(requested[1]) >= len(data):
@@ -106,8 +114,17 @@ def _handler(server: FlakyServer) -> type[BaseHTTPRequestHandler]:
                     self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            if self.command != "HEAD":
+            if self.command == "HEAD":
+                return
+            with server.counting:
+                server.at_once += 1
+                server.most_at_once = max(server.most_at_once, server.at_once)
+                server.sent += len(body)
+            try:
                 self._send_body(body, answer or Answer())
+            finally:
+                with server.counting:
+                    server.at_once -= 1
 
         def _send_body(self, body: bytes, answer: Answer) -> None:
             body = body if answer.cut is None else body[: answer.cut]

@@ -30,6 +30,9 @@ def data_build(
     folders: Annotated[list[str] | None, typer.Option("--from", help="Source; repeat it.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; data/<name>.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a data set.")] = False,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Read files outside of the sources.")
+    ] = False,
     processes: Annotated[int | None, typer.Option(min=1, help="That write; all cores.")] = None,
 ) -> None:
     """Run a recipe: write shards of every split, with manifests.
@@ -44,6 +47,8 @@ def data_build(
         # Quoted as YAML: a folder's name may contain commas, brackets or quotes.
         quoted = ("'" + folder.replace("'", "''") + "'" for folder in folders)
         changes.append(f"source.folders=[{', '.join(quoted)}]")
+    if allow_outside:
+        changes.append("source.allow_outside=true")
     config = load_config(RecipeConfig, find_yaml(recipe, "data_recipes"), changes)
     out = out or Path("data") / config.name
     check_writable(out, is_folder=True)

@@ -26,6 +26,8 @@ except ImportError:  # no wheel for this machine: Pillow gives the same pixels, 
     simplejpeg = None
 
 MAX_PIXELS = 50_000_000
+MAX_DECODED_BYTES = 550_000_000
+"""Memory that decoding one image may take at its peak: a worker decodes one at a time."""
 _ORIENTATION = 0x0112  # EXIF's tag; 1, unknown and absent mean upright
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -69,7 +71,26 @@ def open_image(data: bytes) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width} x {image.height}"
         raise UndecodableImage(f"{size} pixels, over {MAX_PIXELS}", "too many pixels")
+    needed = image.width * image.height * _bytes_per_pixel(image)
+    if needed > MAX_DECODED_BYTES:
+        size = f"{image.width} x {image.height} pixels of {image.format}"
+        detail = f"{size} take {needed} bytes to decode, over {MAX_DECODED_BYTES}"
+        raise UndecodableImage(detail, "too many pixels")
     return image
+
+
+def _bytes_per_pixel(image: Image.Image) -> int:
+    """What `upright_rgb` takes at its peak, as measured: the decoder's buffers and the copies after it."""
+    if image.format == "WEBP":  # decoded with an alpha channel, and with the frame before
+        return 18
+    if image.mode.startswith("I"):
+        return 17
+    return 13 if _has_alpha(image) else 11
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    # A PNG without an alpha channel may still declare one colour transparent.
+    return image.mode in ("RGBA", "LA", "P", "PA") or "transparency" in image.info
 
 
 def decode(data: bytes) -> Image.Image:
@@ -122,8 +143,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     if isinstance(transparency, tuple) and max(transparency) > 255:
         # Likewise: of a PNG of 3 x 16 bits, Pillow cuts the pixels to 8 bits but not this colour.
         image.info["transparency"] = tuple(value >> 8 for value in transparency)
-    # A PNG without an alpha channel may still declare one colour transparent.
-    if image.mode in ("RGBA", "LA", "P", "PA") or "transparency" in image.info:
+    if _has_alpha(image):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")

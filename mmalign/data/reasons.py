@@ -42,6 +42,7 @@ REASONS = {
     # in a row of a source (sources/)
     "row": "it does not have the format of its source",
     "missing": "missing, there is no such file",
+    "outside": "its image is outside of the source's folders",
     "split": "its split is not known, or is not a valid name of a split",
     "status": "its image is not in the shard that its metadata name",
 }

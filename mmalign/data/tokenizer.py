@@ -98,7 +98,7 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     # The fork of a loader's workers after a first use would otherwise print a warning a worker.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        inner = AutoTokenizer.from_pretrained(str(name))
+        inner = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"tokenizer: `{name}` cannot be loaded ({reason})") from None

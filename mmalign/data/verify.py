@@ -9,6 +9,7 @@ A shard whose sha256 differs is also walked, which finds the bytes where its str
 from before the index had checksums of members have no other evidence of where their damage is.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ def _read_samples(
 ) -> Iterator[Problem]:
     for row in rows:
         try:
-            image = read_pair(file.fileno(), row, manifest).image
+            image = read_pair(partial(os.pread, file.fileno()), row, manifest).image
             check_picture(image)
             if decode_images:
                 decode(image)

@@ -34,7 +34,7 @@ def sentence_transformers(folder: Path, texts: list[str], probes: Path) -> dict[
     """Texts, and images where the folder has a route for them."""
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(folder), device="cpu")
+    model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
     has_images = (folder / "router_config.json").is_file()
     images = {"images": model.encode(upright(probes))} if has_images else {}
     # Without the prompts that the folder may name: the other formats have none.
@@ -52,8 +52,9 @@ def transformers(folder: Path, texts: list[str], probes: Path) -> dict[str, Any]
     is_dual = config["model_type"] == "vision-text-dual-encoder"
     # The encoder half of T5 has a class of its own: AutoModel would add a decoder with random weights.
     is_half = config["architectures"][0].endswith("EncoderModel") and not is_dual
-    model = (AutoModelForTextEncoding if is_half else AutoModel).from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    auto_class = AutoModelForTextEncoding if is_half else AutoModel
+    model = auto_class.from_pretrained(folder, trust_remote_code=False).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     with torch.inference_mode():
         if not is_dual:
@@ -61,7 +62,8 @@ def transformers(folder: Path, texts: list[str], probes: Path) -> dict[str, Any]
             state_NLF = model(**tokens).last_hidden_state
             return {"states": (state_NLF * mask_NL1).sum(1) / mask_NL1.sum(1)}
         # Pillow's pixels, as in training: where torchvision is installed the library would resize with it.
-        processor = AutoProcessor.from_pretrained(folder, backend="pil").image_processor
+        loaded = AutoProcessor.from_pretrained(folder, trust_remote_code=False, backend="pil")
+        processor = loaded.image_processor
         pixels = processor(images=upright(probes), return_tensors="pt")
         return {
             "texts": normalize(model.get_text_features(**tokens).pooler_output, dim=-1),

@@ -185,7 +185,7 @@ def write_trunk(trunk: Any, folder: Path) -> None:
     loader = auto_class(trunk)
     ours = {name: tensor.detach().cpu() for name, tensor in trunk.state_dict().items()}
     with torch.device("meta"):
-        loaded = loader.from_config(trunk.config).state_dict()
+        loaded = loader.from_config(trunk.config, trust_remote_code=False).state_dict()
     # The class has a pooler that ours lacks. Without weights in the file it would be drawn at random, and no
     # two loads would be equal; so zeros are written, which no format uses.
     absent = {name: torch.zeros(t.shape) for name, t in loaded.items() if name not in ours}

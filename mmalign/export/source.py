@@ -129,7 +129,8 @@ def lineage(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
         path: a run, one of its checkpoints, a fine-tuning, its tower, or a LoRA adapter.
         facts: `sha256` of the weights and `step` of the model that was read from there.
     """
-    return {"format": 1, **_of(path, facts), "exported_by": code_version()}
+    # All of it: names, parents and recipes may be URLs, and other programs write configurations too.
+    return {"format": 1, **redact(_of(path, facts)), "exported_by": code_version()}
 
 
 def without_folders(tree: Any) -> Any:
@@ -233,7 +234,7 @@ def _config(config: dict[str, Any], recorded: str | None = None) -> dict[str, An
     if not config:
         return {}
     sha256 = recorded or sha256_of_tree(config)
-    return {"config": without_folders(redact(config)), "config_sha256": sha256}
+    return {"config": without_folders(config), "config_sha256": sha256}
 
 
 def _data_set(folder: Path, sha256: str) -> dict[str, Any]:
@@ -252,7 +253,7 @@ def _data_set(folder: Path, sha256: str) -> dict[str, Any]:
         "found": True,
         "name": manifest.name,
         "split": manifest.split,
-        "recipe": without_folders(redact(manifest.recipe)),
+        "recipe": without_folders(manifest.recipe),
         "recipe_sha256": manifest.recipe_sha256,
         "samples": manifest.samples,
         "captions": sum(one.captions for one in manifest.shards),

@@ -83,7 +83,7 @@ def _text_model(tower: TextEncoder) -> Any:
             f"{_ELSEWHERE}"
         )
     with torch.device("meta"):
-        model = AutoModel.from_config(tower.trunk.config)
+        model = AutoModel.from_config(tower.trunk.config, trust_remote_code=False)
     pooler = getattr(model, "pooler", None)
     activation = getattr(pooler, "activation", None)
     if auto_class(tower.trunk) is not AutoModel or not isinstance(activation, nn.Tanh):

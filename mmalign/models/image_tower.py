@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError, one_line
+from mmalign.models.text_tower import refuse_remote_code
 
 
 class _Tower(Section):
@@ -244,6 +245,7 @@ def _build_open_clip(config: OpenClipTower) -> ImageTower:
     options = {**config.options, "vision_cfg": vision}
     # open_clip moves what it built to `device`, by default a CPU, where a model on meta cannot go.
     places = {"pretrained": config.pretrained, "device": torch.get_default_device()}
+    refuse_remote_code()
     model = open_clip.create_model(config.name, **places, **options)
     visual: Any = model.visual
     mean = getattr(visual, "image_mean", None) or OPENAI_DATASET_MEAN

@@ -180,7 +180,7 @@ def load_trunk(name: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        return _encoder(AutoConfig.from_pretrained(name), name)
+        return _encoder(AutoConfig.from_pretrained(name, trust_remote_code=False), name)
     except (OSError, ValueError) as error:
         reason = one_line(error)
         raise UserError(f"{name}: transformers cannot load this text tower ({reason})") from None
@@ -196,6 +196,16 @@ def find_file(name: str, file: str) -> Path | None:
     except (OSError, ValueError):  # no such repository, or nothing that could be a name of one
         return None
     return None if found is None else Path(found)
+
+
+def refuse_remote_code() -> None:
+    """Make transformers refuse a model's own code where another library calls it.
+
+    Without an answer to `trust_remote_code` it asks on the terminal, and a `y` runs the code.
+    """
+    from transformers import dynamic_module_utils
+
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds in which it waits for an answer
 
 
 def trunk_config(trunk: Any) -> dict[str, Any]:
@@ -266,8 +276,10 @@ def _encoder(settings: Any, name: str | None = None) -> Any:
         # The half of an encoder-decoder that has no class for itself (NLLB's) is saved under its own names.
         # The complete model would find none of them and start at random, with only a warning.
         with torch.device("meta"):
-            half = AutoModel.from_config(settings).get_encoder()
-        return type(half).from_pretrained(name, dtype=torch.float32)
-    build = auto_class.from_pretrained if name else auto_class.from_config
-    model = build(name or settings, **options)
+            half = AutoModel.from_config(settings, trust_remote_code=False).get_encoder()
+        return type(half).from_pretrained(name, trust_remote_code=False, dtype=torch.float32)
+    if name:
+        model = auto_class.from_pretrained(name, trust_remote_code=False, **options)
+    else:
+        model = auto_class.from_config(settings, trust_remote_code=False, **options)
     return model.get_encoder() if model.config.is_encoder_decoder and not is_t5 else model

@@ -2,9 +2,13 @@
 
 import errno
 import io
+import multiprocessing
+import resource
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from mmalign.data import images
 from mmalign.data.images import (
     UndecodableImage,
     decode,
+    open_image,
     reduced_rgb,
     reduction,
     upright_rgb,
@@ -229,6 +234,65 @@ def test_what_the_machine_lacks_is_no_fault_of_an_image(
     for look in (check_picture, decode):
         with pytest.raises(type(error)):
             look(b"")
+
+
+def flat(side: int, image_format: str, mode: str = "RGB", **options: Any) -> bytes:
+    """A large image of one colour: a few hundred bytes to some 100 kB."""
+    encoded = io.BytesIO()
+    Image.new(mode, (side, side)).save(encoded, image_format, **options)
+    return encoded.getvalue()
+
+
+def test_a_small_file_that_needs_much_memory_is_refused_before_it_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = flat(6000, "WEBP", lossless=True, quality=0, method=0)
+    assert len(data) < 3000
+
+    def fail(*_: object) -> None:
+        raise AssertionError("decoded")
+
+    for name in ("load", "convert", "draft", "transpose"):
+        monkeypatch.setattr(Image.Image, name, fail)
+    for see_it in (decode, Preprocess(8), Preprocess(8, Augmentation())):
+        with pytest.raises(UndecodableImage, match="take 648000000 bytes to decode") as caught:
+            see_it(data)
+        assert caught.value.reason == "too many pixels"
+    with pytest.raises(UnusableSample, match="648000000"):
+        check_picture(data)
+
+
+def peak_of_decoding(data: bytes, sent: Any) -> None:
+    decode(flat(16, "PNG"))  # what is imported at a first use
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    decode(data)
+    sent.send(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kilobytes of ru_maxrss, fork")
+@pytest.mark.parametrize(
+    ("image_format", "mode", "options"),
+    [
+        ("WEBP", "RGB", {"lossless": True, "quality": 0, "method": 0}),
+        ("JPEG", "RGB", {"progressive": True, "subsampling": 0}),
+        ("JPEG", "CMYK", {}),
+        ("PNG", "RGBA", {}),
+        ("PNG", "P", {"transparency": bytes(16)}),
+        ("PNG", "I;16", {}),
+    ],
+)
+def test_decoding_takes_no_more_memory_than_is_expected(
+    image_format: str, mode: str, options: dict[str, Any]
+) -> None:
+    data = flat(2500, image_format, mode, **options)
+    context = multiprocessing.get_context("fork")
+    received, sent = context.Pipe(duplex=False)
+    child = context.Process(target=peak_of_decoding, args=(data, sent))
+    child.start()
+    peak = received.recv()
+    child.join()
+    expected = 2500 * 2500 * images._bytes_per_pixel(open_image(data))
+    assert 0.25 * expected < peak < 1.05 * expected + 4_000_000
 
 
 def test_a_header_of_gigapixels_is_named_by_every_reader() -> None:

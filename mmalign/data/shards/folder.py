@@ -8,15 +8,26 @@ Readers ask for files by the names that the manifest gives them, and do not know
 
 import json
 import os
+import resource
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mmalign.core.errors import UserError
 from mmalign.data.shards.manifest import MANIFEST, Facts, Manifest, parse_manifest, read_manifest
 from mmalign.data.storage.protocols import shown
-from mmalign.data.storage.remote import RemoteConfig, RemoteFile, fetch, is_remote, join
+from mmalign.data.storage.remote import (
+    RemoteConfig,
+    RemoteFile,
+    fetch,
+    fetch_range,
+    is_remote,
+    join,
+)
 
 if TYPE_CHECKING:
     from mmalign.data.storage.cache import ShardCache
@@ -76,6 +87,14 @@ class RemoteFolder:
     def open(self, name: str) -> int:
         return self.cache.open(self._listed(name))
 
+    def open_if_here(self, name: str) -> int | None:
+        """As `open`, but None for an announced file that is still to be downloaded in the background."""
+        return self.cache.open_if_here(self._listed(name))
+
+    def fetch_range(self, name: str, start: int, size: int) -> bytes | None:
+        """The `size` bytes of a file from byte `start`, unchecked; None: its server sends no parts of it."""
+        return fetch_range(self._listed(name), start, size, self.cache.config)
+
     def prefetch(self, names: Iterable[str]) -> None:
         self.cache.prefetch(map(self._listed, names))
 
@@ -130,32 +149,72 @@ def read_file(folder: Folder, name: str) -> bytes:
 
 
 class Recent(Generic[K, V]):
-    """Values by key, made when they are asked for; only the `most` that were used last are kept."""
+    """Values by key, made when they are asked for; only the `most` that were used last are kept.
+
+    Any number of threads may ask. A thread holds `lock` while it uses a value that has to be closed.
+    """
 
     def __init__(
         self, make: Callable[[K], V], most: int, close: Callable[[V], None] | None = None
     ) -> None:
         self.most = most
+        self.lock = threading.RLock()
         self._make, self._close = make, close
         self._values: OrderedDict[K, V] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process makes its own values, for example descriptors.
-        return {**self.__dict__, "_values": OrderedDict()}
+        return {**self.__dict__, "_values": OrderedDict(), "lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, lock=threading.RLock())
 
     def __del__(self) -> None:
         self.close()
 
     def __getitem__(self, key: K) -> V:
         """The value; valid until `most` others were asked for."""
-        if key not in self._values:
-            self.close(self.most - 1)
-            self._values[key] = self._make(key)
-        self._values.move_to_end(key)
-        return self._values[key]
+        with self.lock:
+            if key not in self._values:
+                self.close(self.most - 1)
+                self._values[key] = self._make(key)
+            self._values.move_to_end(key)
+            return self._values[key]
 
     def close(self, keep: int = 0) -> None:
-        while len(self._values) > keep:
-            value = self._values.popitem(last=False)[1]
-            if self._close is not None:
-                self._close(value)
+        with self.lock:
+            while len(self._values) > keep:
+                value = self._values.popitem(last=False)[1]
+                if self._close is not None:
+                    self._close(value)
+
+
+OpenFiles = Recent[str, int]
+"""Descriptors of local files by their path. Several data sets may share it: each gets what it needs."""
+
+
+def open_files() -> OpenFiles:
+    # A stream opens two files per shard and may go through thousands of shards. A process usually has 1,024
+    # descriptors and needs most of them for sockets, pipes and batches on their way.
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = max(1, min(256, limit // 4))
+    return Recent(partial(os.open, flags=os.O_RDONLY), most, os.close)
+
+
+@contextmanager
+def opened(folder: Folder, name: str, files: OpenFiles, wait: bool = True) -> Iterator[Any]:
+    """A descriptor for one read; errors as `LocalFolder.open`.
+
+    None, only without `wait`: the file is announced and still to be downloaded.
+    """
+    if isinstance(folder, LocalFolder):
+        with files.lock:
+            yield files[folder.location(name)]
+        return
+    # Not kept open: the cache could not remove it. Opening it costs some microseconds.
+    descriptor = folder.open(name) if wait else folder.open_if_here(name)
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)

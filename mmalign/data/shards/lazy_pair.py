@@ -57,13 +57,9 @@ class File:
     size: int
     mtime_ns: int
 
-    @classmethod
-    def of(cls, path: Path) -> "File":
-        stat = path.stat()
-        return cls(str(path), stat.st_size, stat.st_mtime_ns)
-
     def read(self) -> bytes:
-        return Path(self.path).read_bytes()
+        with Path(self.path).open("rb") as file:
+            return file.read(MAX_IMAGE_BYTES + 1)  # whatever became of it since
 
 
 @dataclass(frozen=True)

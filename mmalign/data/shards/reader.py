@@ -4,17 +4,21 @@
     ShardSet.read(i) -> row of the shard's index (shard_index.py) -> two ranged reads, checked -> Pair
                                                                   -> UnusableSample: shard, key and reason
 
+The reads are of a local file, or of one at a URL as long as the shard is not downloaded.
+
 Only the members that the index names are read, each under a size limit, and nothing is unpacked. What is
 returned is byte for byte what the index described (its crc32), or it is refused.
 """
 
+import errno
 import hashlib
 import json
+import math
 import os
 import re
-import resource
+import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -23,9 +27,16 @@ import numpy as np
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.data.reasons import REASONS
-from mmalign.data.shards.folder import Recent, open_folder
-from mmalign.data.shards.manifest import OWN_CAPTIONS, Manifest
-from mmalign.data.shards.shard_index import FIX, languages_in, read_row, read_rows, row_starts
+from mmalign.data.shards.folder import (
+    LocalFolder,
+    OpenFiles,
+    Recent,
+    open_files,
+    open_folder,
+    opened,
+)
+from mmalign.data.shards.manifest import OWN_CAPTIONS, Manifest, Shard
+from mmalign.data.shards.shard_index import languages_in, read_row, read_rows, row_starts
 from mmalign.data.storage.remote import RemoteConfig
 
 MAX_IMAGE_BYTES = 50_000_000
@@ -35,15 +46,13 @@ MAX_CAPTION_CHARACTERS = 20_000
 MAX_CAPTIONS = 1_000
 
 
+MOST_BETWEEN = 65_536  # bytes between the members of a sample that one request may fetch with them
+
+RETRY_WAITS = (0.1, 1.0, 5.0)
+"""Seconds before another try to read what the machine failed to read."""
 _DEFAULT = RemoteConfig()
-
-
-def most_open(sets: int = 1) -> int:
-    """Descriptors that each of so many data sets may keep open."""
-    # A stream opens two files per shard and may go through thousands of shards. A process usually has 1,024
-    # descriptors and needs most of them for sockets, pipes and batches on their way.
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return max(1, min(256, limit // 4) // sets)
+ReadBytes = Callable[[int, int], bytes]
+"""Of a number of bytes and an offset: the bytes of a tar there."""
 
 
 class UnusableSample(UserError):
@@ -64,6 +73,11 @@ class UnusableSample(UserError):
 class ShardSet:
     """The samples of the data set in a folder or at a URL, in the order of its shards.
 
+    Any number of threads may read.
+
+    Args:
+        files: where descriptors are kept, if several data sets share them.
+
     Raises:
         UserError: no finished data set there, an empty one, or no way to reach it.
     """
@@ -73,12 +87,13 @@ class ShardSet:
         name: str | os.PathLike[str],
         remote: RemoteConfig = _DEFAULT,
         check_files: bool = True,
+        files: OpenFiles | None = None,
     ) -> None:
         self.folder, self.manifest = open_folder(name, remote, check_files)
         # (shards + 1,) int64, number of the first sample of each shard, and of all samples
         self.first = np.concatenate([[0], self.manifest.columns.sample_S]).cumsum()
         # Neither refers back to this object, so that descriptors are closed as soon as it is gone.
-        self.files: Recent[str, int] = Recent(self.folder.open, most_open(), os.close)
+        self.files = files or open_files()
         # Where the rows of a shard's index begin, by number of the shard: 8 bytes per sample.
         self.starts: Recent[int, np.ndarray] = Recent(
             partial(row_starts, self.folder, self.manifest), 128
@@ -115,24 +130,67 @@ class ShardSet:
 
         Raises:
             UnusableSample: a member cannot be read, is too large or not what the index says.
-            UserError: the shard's index is not the one that the manifest describes.
+            UserError: the shard's index is not the one that the manifest describes, or the shard cannot be
+                read, also when it was tried again. This is never counted as a bad sample: which samples a
+                run sees must not depend on the machine.
+            OSError: likewise, but it is the machine that lacks something (descriptors, a disk that works).
         """
         number, row = self.locate(index)
-        shard = self.manifest.shards[number]
-        location = self.folder.location(shard.index)
+        for wait in RETRY_WAITS:
+            try:
+                return self._read(number, row, with_image)
+            except OSError:
+                self.files.close()  # a network disk may have other files of these names now (ESTALE)
+                time.sleep(wait)
         try:
-            facts = read_row(self.files[shard.index], self.starts[number], row, location)
+            return self._read(number, row, with_image)
         except OSError as error:
             raise_if_of_machine(error)
-            raise UserError(f"{location}: cannot be read ({error.strerror}); {FIX}") from None
+            raise UserError(
+                f"{error.filename}: cannot be read ({error.strerror}), also when tried again; `mmalign data "
+                "verify` says more"
+            ) from None
+
+    def _read(self, number: int, row: int, with_image: bool) -> Pair:
+        shard, starts_S = self.manifest.shards[number], self.starts[number]
+        with opened(self.folder, shard.index, self.files) as descriptor:
+            facts = read_row(descriptor, starts_S, row, self.folder.location(shard.index))
         try:
-            return read_pair(self.files[shard.tar], facts, self.manifest, with_image)
-        except OSError as error:
-            raise_if_of_machine(error)
-            reason, detail = "read error", str(error.strerror)
+            with opened(self.folder, shard.tar, self.files, wait=False) as descriptor:
+                if descriptor is not None:
+                    return read_pair(
+                        partial(os.pread, descriptor), facts, self.manifest, with_image
+                    )
+            if (pair := self._read_range(shard, facts, with_image)) is not None:
+                return pair
+            with opened(self.folder, shard.tar, self.files) as descriptor:
+                return read_pair(partial(os.pread, descriptor), facts, self.manifest, with_image)
         except UnusableSample as error:
-            reason, detail = error.reason, error.detail
-        raise UnusableSample(reason, detail, self.folder.location(shard.tar), facts["key"])
+            tar = self.folder.location(shard.tar)
+            raise UnusableSample(error.reason, error.detail, tar, facts["key"]) from None
+        except OSError as error:
+            error.filename = error.filename or self.folder.location(shard.tar)
+            raise
+
+    def _read_range(self, shard: Shard, row: dict[str, Any], with_image: bool) -> Pair | None:
+        """A sample of a shard at a URL, by one request; None if the complete shard has to decide."""
+        assert not isinstance(self.folder, LocalFolder)
+        extent = sample_extent(row, self.manifest, with_image)
+        if extent is None:
+            return None
+        first, size = extent
+        data = self.folder.fetch_range(shard.tar, first, size)
+        if data is None:
+            return None
+
+        def read(count: int, offset: int) -> bytes:
+            return data[offset - first : offset - first + count]
+
+        try:
+            return read_pair(read, row, self.manifest, with_image)
+        except UnusableSample:
+            # Bytes may change on their way. Only a shard whose sha256 is right says that a sample is damaged.
+            return None
 
     def locate(self, index: int) -> tuple[int, int]:
         """Number of the shard that holds sample `index`, and the sample's row in it."""
@@ -147,14 +205,46 @@ class ShardSet:
         self.files.close()
 
 
+def check_cache(sets: Sequence[ShardSet], remote: RemoteConfig, shards: int) -> None:
+    """A UserError, with the size that would do, if the cache cannot hold the `shards` largest at URLs."""
+    at_urls = [one.manifest.shard_bytes for one in sets if not isinstance(one.folder, LocalFolder)]
+    size_S = np.sort(np.concatenate([np.zeros(0, np.int64), *at_urls]))[-shards:]
+    needed = size_S.sum() / 2**30
+    if needed > remote.cache_gib:
+        raise UserError(
+            f"data.remote.cache_gib: {remote.cache_gib:g} GiB cannot hold the {len(size_S)} "
+            f"shards of two windows; set it to {math.ceil(needed * 1000) / 1000:g}, or lower "
+            "data.shuffle_shards"
+        )
+
+
+def sample_extent(
+    row: dict[str, Any], manifest: Manifest, with_image: bool = True
+) -> tuple[int, int] | None:
+    """First byte and number of bytes of a sample's members in its tar.
+
+    None if they are far apart, too large, without checksums (in indexes of 0.1.0), or the row is invalid.
+    """
+    try:
+        suffix = manifest.captions.partition(":")[0]
+        members = [row[name] for name in (suffix, *(["image"] if with_image else []))]
+        bounds = [(int(offset), int(offset) + int(size)) for _, offset, size, _crc32 in members]
+    except (KeyError, TypeError, ValueError):
+        return None
+    first, last = min(start for start, _ in bounds), max(stop for _, stop in bounds)
+    size = sum(stop - start for start, stop in bounds)
+    is_close = last - first <= size + MOST_BETWEEN and size <= MAX_IMAGE_BYTES + MAX_JSON_BYTES
+    return (first, last - first) if is_close and first >= 0 else None
+
+
 def read_pair(
-    descriptor: int, row: dict[str, Any], manifest: Manifest, with_image: bool = True
+    read: ReadBytes, row: dict[str, Any], manifest: Manifest, with_image: bool = True
 ) -> Pair:
-    """The sample that an index row describes, from the open tar; an UnusableSample as `ShardSet.read`."""
+    """The sample that an index row describes, from its tar; errors as `ShardSet.read`."""
     origin = manifest.captions
     suffix = origin.partition(":")[0]
     most = MAX_TEXT_BYTES if suffix == "txt" else MAX_JSON_BYTES
-    content = parse_member(suffix, _read_member(descriptor, row.get(suffix), most))
+    content = parse_member(suffix, _read_member(read, row.get(suffix), most))
     # Languages come from the index, because the rules that found them may not be repeatable.
     found = captions_in(content, origin)
     if len(found) != len(row["langs"]):
@@ -163,7 +253,7 @@ def read_pair(
     facts = content if origin == OWN_CAPTIONS and isinstance(content, dict) else {}
     return Pair(
         key=row["key"],
-        image=_read_member(descriptor, row["image"], MAX_IMAGE_BYTES) if with_image else b"",
+        image=_read_member(read, row["image"], MAX_IMAGE_BYTES) if with_image else b"",
         captions=tuple(
             Caption(lang, text) for lang, (text, _) in zip(row["langs"], found, strict=True)
         ),
@@ -175,19 +265,20 @@ def read_pair(
     )
 
 
-def _read_member(descriptor: int, extent: Any, most: int) -> bytes:
+def _read_member(read: ReadBytes, extent: Any, most: int) -> bytes:
     """The bytes of a member; `extent` is what an index row says of it."""
     try:
         suffix, offset, size, *crc32 = extent
         if size > most:
             raise UnusableSample("too large", f".{suffix}: {size} bytes, over {most}")
-        data = os.pread(descriptor, size, offset)
+        data = read(size, offset)
     except UserError:
         raise
     except (TypeError, ValueError, OverflowError):  # the row was written by somebody else
         raise UnusableSample("index") from None
     except OSError as error:
-        raise_if_of_machine(error)
+        if error.errno != errno.EINVAL:  # which an offset that no file has gives
+            raise
         raise UnusableSample("read error", str(error.strerror)) from None
     if len(data) != size:
         raise UnusableSample("cut off", f".{suffix}")

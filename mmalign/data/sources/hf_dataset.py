@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmalign.core.batch import Pair
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair, check_split, key_of
 from mmalign.data.sources.columns import CaptionColumns, check_columns, read_captions, rows_of
 from mmalign.data.sources.rows import FolderSource, attempt
@@ -63,16 +63,22 @@ class HfDataset(FolderSource):
         if row is None:
             raise BadRow("not UTF-8", f"{where}: is not UTF-8")
         captions = read_captions(row, self.captions, where)
+        value = image_in(row[self.image])
+        file = self.find_image(value, where) if isinstance(value, str) else None
         try:
-            # Equal bytes are equal images, so sets with one row per caption keep their meaning.
-            sha256 = hashlib.sha256(image_bytes(row[self.image])).hexdigest()
-        except (OSError, TypeError, ValueError) as error:  # ValueError: a path that holds a NUL
-            sentence = f"{where}: `{self.image}` holds no image ({error})"
-            raise BadRow("no image", sentence) from None
+            data = value if file is None else file.read()
+        except OSError as error:
+            raise_if_of_machine(error)
+            raise BadRow("read error", f"{where}: `{value}`: {error.strerror}") from None
+        if not isinstance(data, bytes):
+            sentence = f"{where}: `{self.image}` holds no image (of the type {type(data).__name__})"
+            raise BadRow("no image", sentence)
+        # Equal bytes are equal images, so sets with one row per caption keep their meaning.
+        sha256 = hashlib.sha256(data).hexdigest()
+        image = file or Cell(str(folder), split, self.image, number, sha256)
         key = key_of(f"{prefix}{name}-{number:09d}")
         pair = Pair(key, b"", captions, sha256, name, folder.name, self.license)
-        cell = Cell(str(folder), split, self.image, number, sha256)
-        return LazyPair(pair, cell, where, "its image")
+        return LazyPair(pair, image, where, "its image")
 
 
 @dataclass(frozen=True)
@@ -87,26 +93,15 @@ class Cell:
 
     def read(self) -> bytes:
         cell = _open(self.folder)[self.split].select_columns(self.column)[self.row][self.column][0]
-        data = image_bytes(cell.as_py())
+        data: bytes = image_in(cell.as_py())
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise OSError(None, "it changed while it was read")
         return data
 
 
-def image_bytes(value: Any) -> bytes:
-    """The bytes of a cell: {"bytes", "path"} as `Image` stores it, bytes, or a path.
-
-    Raises:
-        OSError: the file does not exist.
-        TypeError: it is none of these.
-    """
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, str):
-        return Path(value).read_bytes()
-    if not isinstance(value, bytes):
-        raise TypeError(f"of the type {type(value).__name__}")
-    return value
+def image_in(value: Any) -> Any:
+    """Bytes or path of a cell: {"bytes", "path"} as `Image` stores it, or the value itself."""
+    return value.get("bytes") or value.get("path") if isinstance(value, Mapping) else value
 
 
 # A process opens a folder once: its rows stay on the disk, mapped into memory.

@@ -64,7 +64,7 @@ class Img2dataset(FolderSource):
 
     def read(self, seed: int) -> Iterator[LazyPair | BadRow]:
         for prefix, folder in self.prefixed():
-            tars = sorted(folder.glob("*.tar"))
+            tars = [self.inside(tar) for tar in sorted(folder.glob("*.tar"))]
             if not tars:
                 raise UserError(
                     f"{folder}: holds no .tar; name img2dataset's output folder with `--from`"
@@ -105,7 +105,9 @@ class Img2dataset(FolderSource):
                 f"{path}: no such file; captions from columns need the metadata of each tar"
             )
         columns = list(dict.fromkeys(["key", "status", *self.captions.names]))
-        rows = (row for _, row in read_table(path, columns) if not isinstance(row, BadRow))
+        rows = (
+            row for _, row in read_table(self.inside(path), columns) if not isinstance(row, BadRow)
+        )
         # URLs that could not be downloaded have another status. They are not bad rows: img2dataset's stats
         # count them.
         return {str(row["key"]): row for row in rows if row["status"] == "success"}

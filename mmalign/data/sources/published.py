@@ -14,8 +14,6 @@ from mmalign.core.errors import UserError
 from mmalign.data.sources.rows import (
     PublishedSet,
     Row,
-    find_file,
-    find_image,
     read_json_lines,
     read_lines,
     text_field,
@@ -41,8 +39,7 @@ class Xm3600(PublishedSet):
     # gregor-ge/Babel-ImageNet@317c498 (data_scripts/image_text_creation.py) read it; the publisher's own
     # files were not at hand.
     def rows(self) -> Iterator[Row]:
-        folders = self.paths()
-        for where, row in read_json_lines(find_file(folders, "captions.jsonl")):
+        for where, row in read_json_lines(self.find_file("captions.jsonl")):
             key = text_field(row, "image/key", where)
             captions = [
                 (lang, text)
@@ -52,7 +49,7 @@ class Xm3600(PublishedSet):
             ]
             if not captions:
                 raise UserError(f"{where}: no field is a language with its captions")
-            yield Row(key, find_image(folders, ["images"], f"{key}.jpg", where), captions, where)
+            yield Row(key, self.find_image(f"{key}.jpg", where, ["images"]), captions, where)
 
 
 class Xtd10(PublishedSet):
@@ -72,14 +69,13 @@ class Xtd10(PublishedSet):
     # MIC/test_1kcaptions_{de,fr}.txt                       of the set MIC, arXiv 1510.03519
     # STAIR/test_1kcaptions_jp.txt                          of STAIR Captions; `jp` becomes `ja`
     def rows(self) -> Iterator[Row]:
-        folders = self.paths()
-        names = find_file(folders, "XTD10/test_image_names.txt", "test_image_names.txt")
+        names = self.find_file("XTD10/test_image_names.txt", "test_image_names.txt")
         captions = {}
         for lang in ("de", "en", "es", "fr", "it", "jp", "ko", "pl", "ru", "tr", "zh"):
             places = ("XTD10/", "MIC/", "STAIR/", "")
-            path = find_file(folders, *(f"{place}test_1kcaptions_{lang}.txt" for place in places))
+            path = self.find_file(*(f"{place}test_1kcaptions_{lang}.txt" for place in places))
             captions["ja" if lang == "jp" else lang] = path
-        return _line_by_line(names, captions, folders, _COCO)
+        return _line_by_line(self, names, captions, _COCO)
 
 
 class Multi30k(PublishedSet):
@@ -93,20 +89,20 @@ class Multi30k(PublishedSet):
     # data/task1/image_splits/test_2016_flickr.txt          names of Flickr30k's images
     # data/task1/raw/test_2016_flickr.{cs,de,en,fr}.gz      raw text; the tokenized one is not read
     def rows(self) -> Iterator[Row]:
-        folders, test = self.paths(), "test_2016_flickr"
+        test = "test_2016_flickr"
         places = ("data/task1/image_splits/", "image_splits/", "")
-        names = find_file(folders, *(f"{place}{test}.txt" for place in places))
+        names = self.find_file(*(f"{place}{test}.txt" for place in places))
         captions = {}
         for lang in ("cs", "de", "en", "fr"):
             files = (f"{place}{test}.{lang}" for place in ("data/task1/raw/", "raw/", ""))
-            captions[lang] = find_file(
-                folders, *(f"{file}{end}" for file in files for end in (".gz", ""))
+            captions[lang] = self.find_file(
+                *(f"{file}{end}" for file in files for end in (".gz", ""))
             )
-        return _line_by_line(names, captions, folders, _FLICKR30K)
+        return _line_by_line(self, names, captions, _FLICKR30K)
 
 
 def _line_by_line(
-    names: Path, captions: dict[str, Path], folders: Sequence[Path], subfolders: Sequence[str]
+    source: PublishedSet, names: Path, captions: dict[str, Path], subfolders: Sequence[str]
 ) -> Iterator[Row]:
     images = read_lines(names)
     texts = {lang: read_lines(path) for lang, path in captions.items()}
@@ -118,7 +114,7 @@ def _line_by_line(
             )
     for number, name in enumerate(images):
         where = f"{names}, line {number + 1}"
-        image = find_image(folders, subfolders, name, where)
+        image = source.find_image(name, where, subfolders)
         yield Row(name, image, [(lang, lines[number]) for lang, lines in texts.items()], where)
 
 
@@ -134,17 +130,16 @@ class XFlickrCO(PublishedSet):
     #
     # A caption is blank in `de` and in `id`: IGLUE counts it as a query, we leave it out.
     def rows(self) -> Iterator[Row]:
-        folders = self.paths()
         captions: dict[str, list[tuple[str, str]]] = defaultdict(list)
         first: dict[str, str] = {}  # image -> the line that names it first
         for lang in ("de", "en", "es", "id", "ja", "ru", "tr", "zh"):
             file = f"{lang}/test.jsonl"
-            for where, row in read_json_lines(find_file(folders, f"annotations/{file}", file)):
+            for where, row in read_json_lines(self.find_file(f"annotations/{file}", file)):
                 name = text_field(row, "img_path", where)
                 first.setdefault(name, where)
                 captions[name] += [(lang, text) for text in texts_field(row, "sentences", where)]
         for name, where in first.items():
-            image = find_image(folders, (*_FLICKR30K, "val2014"), name, where)
+            image = self.find_image(name, where, (*_FLICKR30K, "val2014"))
             yield Row(name, image, captions[name], where)
 
 
@@ -163,9 +158,8 @@ class Flickr8k(PublishedSet):
     # The layout is as loaders in the field read it, for example Raman-Raje/ImageCaptioning@62a7448
     # (descriptions.py); the publisher's own files were not at hand.
     def rows(self) -> Iterator[Row]:
-        folders = self.paths()
         captions: dict[str, list[tuple[str, str]]] = defaultdict(list)
-        path = find_file(folders, "Flickr8k.token.txt", "Flickr8k_text/Flickr8k.token.txt")
+        path = self.find_file("Flickr8k.token.txt", "Flickr8k_text/Flickr8k.token.txt")
         for number, line in enumerate(read_lines(path), start=1):
             name, tab, text = line.partition("\t")
             image, hash_sign, _ = name.partition("#")
@@ -176,10 +170,10 @@ class Flickr8k(PublishedSet):
         subfolders = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images")
         for split, listed in (("train", "train"), ("val", "dev"), ("test", "test")):
             file = f"Flickr_8k.{listed}Images.txt"
-            path = find_file(folders, file, f"Flickr8k_text/{file}")
+            path = self.find_file(file, f"Flickr8k_text/{file}")
             for number, name in enumerate(read_lines(path), start=1):
                 where = f"{path}, line {number}"
                 if name not in captions:
                     raise UserError(f"{where}: Flickr8k.token.txt has no caption of `{name}`")
-                image_path = find_image(folders, subfolders, name, where)
+                image_path = self.find_image(name, where, subfolders)
                 yield Row(name, image_path, captions[name], where, split)

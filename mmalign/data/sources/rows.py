@@ -2,24 +2,32 @@
 
 folders --find_file, find_image--> paths ---+
 text and JSON files --read_*--> values -----+-> Row (one per image of a published set) --> LazyPair
+
+Rows are somebody else's, and name files. They reach regular files of limited size in the source's folders
+alone. A link may lead into one of the folders, or to the blobs of the hub's cache that a folder is in.
 """
 
 import gzip
 import json
 import os
+import stat
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, TypeVar, cast
 
+import pydantic
+
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.config import Section
-from mmalign.core.errors import UserError, printable
+from mmalign.core.errors import UserError, printable, raise_if_of_machine
 from mmalign.data.names import fault_of
 from mmalign.data.shards.lazy_pair import BadRow, Encoded, File, LazyPair, key_of
+from mmalign.data.shards.reader import MAX_IMAGE_BYTES
 
 T = TypeVar("T")
 
@@ -30,6 +38,9 @@ class FolderSource(Section):
     kind: str
     folders: tuple[str, ...] = ()
     """Read in this order; `mmalign data build --from FOLDER` sets them."""
+    # Not a part of the recipe: the same images make the same data set.
+    allow_outside: bool = pydantic.Field(default=False, exclude=True)
+    """Whether rows and links may lead out of the folders; `mmalign data build --allow-outside` sets it."""
 
     @abstractmethod
     def read(self, seed: int) -> Iterator[LazyPair | BadRow]:
@@ -60,13 +71,73 @@ class FolderSource(Section):
         for number, folder in enumerate(folders):
             yield (f"{number}-" if len(folders) > 1 else "", folder)
 
+    # Publishers distribute captions and images apart, so each file is looked for in every folder.
+
+    def find_file(self, *names: str) -> Path:
+        """The first file of one of these names below one of the folders."""
+        folders = self.paths()
+        for path in (folder / name for name in names for folder in folders):
+            if path.is_file():
+                return self.inside(path)
+        listed = ", ".join(self.folders)
+        raise UserError(
+            f"{listed}: no `{names[0]}` there; name the folder that holds it with `--from FOLDER`"
+        )
+
+    def inside(self, path: Path) -> Path:
+        """The path of a file with rows; a UserError if it leads out of the folders."""
+        if not self.allow_outside and _leads_outside(path, self.folders):
+            raise UserError(
+                f"{path}: leads out of {', '.join(self.folders)}; name the folder of the file with `--from`, "
+                "or give --allow-outside"
+            )
+        return path
+
+    def find_image(
+        self, name: str, where: str, subfolders: Sequence[str] = (), home: str | None = None
+    ) -> File:
+        """The image `name`, which the line `where` names, in a folder itself or in its subfolders.
+
+        Args:
+            home: the only folder to look in; None: all.
+
+        Raises:
+            BadRow: there is no such regular file, it is outside, or it is too large.
+        """
+        homes = self.folders if home is None else (home,)
+        for path in (Path(one, sub, name) for one in homes for sub in ("", *subfolders)):
+            try:
+                facts = path.stat()
+            except (OSError, ValueError) as error:  # ValueError: a name that holds a NUL
+                raise_if_of_machine(error)
+                continue
+            if not stat.S_ISREG(facts.st_mode):
+                continue
+            is_named_outside = Path(name).is_absolute() or ".." in Path(name).parts
+            if not self.allow_outside and (is_named_outside or _leads_outside(path, self.folders)):
+                raise BadRow(
+                    "outside",
+                    f"{where}: the image `{name}` is outside of {', '.join(self.folders)}; if that is right, "
+                    "give --allow-outside",
+                )
+            if facts.st_size > MAX_IMAGE_BYTES:
+                size = f"{facts.st_size} bytes, over {MAX_IMAGE_BYTES}"
+                raise BadRow("too large", f"{where}: the image `{name}` has {size}")
+            return File(str(path), facts.st_size, facts.st_mtime_ns)
+        below = f" nor in a subfolder {' or '.join(subfolders)}" if subfolders else ""
+        raise BadRow(
+            "missing",
+            f"{where}: the image `{name}` is not in {', '.join(homes)}{below}; name its folder with "
+            "`--from FOLDER`",
+        )
+
 
 @dataclass(frozen=True)
 class Row:
     """One image of a published set."""
 
     name: str  # of its file, or its id; also its identity: equal names are equal images in all sets
-    image: Path | bytes
+    image: File | bytes
     # (language, text) in the publisher's order: the first-caption protocol keeps the first of a language.
     captions: Sequence[tuple[str, str]]
     where: str  # file and line, for error messages
@@ -96,36 +167,21 @@ class PublishedSet(FolderSource):
                 Caption(lang, text.strip()) for lang, text in row.captions if text.strip()
             )
             pair = Pair(key, b"", captions, name, split, self.kind, self.license, made_by)
-            image = Encoded(row.image) if isinstance(row.image, bytes) else File.of(row.image)
+            image = Encoded(row.image) if isinstance(row.image, bytes) else row.image
             yield LazyPair(pair, image, row.where, f"the image `{name}`", strict=True)
 
 
-is_file = os.path.isfile  # a Path would raise an error for a name that is too long
+def _leads_outside(path: Path, folders: tuple[str, ...]) -> bool:
+    real = os.path.realpath(path)
+    return not any(real.startswith(root + os.sep) for root in _roots(folders))
 
 
-# Publishers distribute captions and images apart, so each file is looked for in every folder.
-
-
-def find_file(folders: Sequence[Path], *names: str) -> Path:
-    """The first file of one of these names below one of the folders."""
-    for path in (folder / name for name in names for folder in folders):
-        if is_file(path):
-            return path
-    listed = ", ".join(map(str, folders))
-    raise UserError(
-        f"{listed}: no `{names[0]}` there; name the folder that holds it with `--from FOLDER`"
-    )
-
-
-def find_image(folders: Sequence[Path], subfolders: Sequence[str], name: str, where: str) -> Path:
-    """The image `name`, which the line `where` names, in a folder itself or in its subfolders."""
-    for path in (folder / sub / name for folder in folders for sub in ("", *subfolders)):
-        if is_file(path):
-            return path
-    raise UserError(
-        f"{where}: the image `{name}` is neither in {', '.join(map(str, folders))} nor in a subfolder "
-        f"{' or '.join(subfolders)}; name its folder with `--from FOLDER`"
-    )
+@lru_cache(maxsize=8)
+def _roots(folders: tuple[str, ...]) -> tuple[str, ...]:
+    roots = [os.path.realpath(folder) for folder in folders]
+    # The hub's cache: <repository>/snapshots/<commit>/<file> is a link to <repository>/blobs/<hash>.
+    homes = (root.rpartition("/snapshots/")[0] for root in roots)
+    return (*roots, *(f"{home}/blobs" for home in homes if home))
 
 
 @contextmanager

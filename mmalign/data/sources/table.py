@@ -17,9 +17,9 @@ import pydantic
 
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.errors import UserError
-from mmalign.data.shards.lazy_pair import BadRow, File, LazyPair, check_split, key_of
+from mmalign.data.shards.lazy_pair import BadRow, LazyPair, check_split, key_of
 from mmalign.data.sources.columns import CaptionColumns, Row, read_captions, read_table
-from mmalign.data.sources.rows import FolderSource, attempt, find_file, is_file
+from mmalign.data.sources.rows import FolderSource, attempt
 
 
 class Table(FolderSource):
@@ -57,7 +57,7 @@ class Table(FolderSource):
             return (name, *(cells[column] for column in split))
 
         for file in self.files:
-            rows = enumerate(read_table(find_file(self.paths(), file), columns, self.quotes))
+            rows = enumerate(read_table(self.find_file(file), columns, self.quotes))
             for _, together in groupby(rows, image_of):
                 captions: list[Caption] = []
                 first = None
@@ -87,13 +87,10 @@ class Table(FolderSource):
             )
         split = cells[self.split_column] if self.split_column else self.split
         check_split(split, where)
-        folders = [Path(folder) for folder in self.folders]
-        path = next((folder / name for folder in folders if is_file(folder / name)), None)
-        if path is None:
-            raise BadRow("missing", f"{where}: the image `{name}` is in none of the folders")
+        image = self.find_image(name, where)
         once = tuple(dict.fromkeys(captions))
-        pair = Pair(key, b"", once, name, split, folders[0].name, self.license)
-        return LazyPair(pair, File.of(path), where, f"the image `{name}`")
+        pair = Pair(key, b"", once, name, split, Path(self.folders[0]).name, self.license)
+        return LazyPair(pair, image, where, f"the image `{name}`")
 
 
 def _normal(path: Any) -> str | None:

@@ -27,7 +27,6 @@ from mmalign.data.sources.rows import (
     FolderSource,
     PublishedSet,
     Row,
-    find_file,
     open_file,
     read_json_lines,
     text_field,
@@ -69,7 +68,9 @@ class WitTsv(FolderSource):
     # own files were not at hand.
     def read(self, seed: int) -> Iterator[LazyPair | BadRow]:
         folders = self.paths()
-        found = [path for folder in folders for path in sorted(folder.glob("wit_v1.*.tsv*"))]
+        found = [
+            self.inside(path) for folder in folders for path in sorted(folder.glob("wit_v1.*.tsv*"))
+        ]
         tables = [(path, named) for path in found if (named := _TABLE.fullmatch(path.name))]
         if not tables:
             listed = ", ".join(map(str, folders))
@@ -132,7 +133,7 @@ class Wit(PublishedSet):
         waiting: dict[str, _Entry] = {}  # by URL
         for lang in ("ar", "bg", "da", "el", "en", "et", "id", "ja", "ko", "tr", "vi"):
             file = f"test_{lang}.jsonl"
-            for where, row in read_json_lines(find_file(folders, f"annotations/{file}", file)):
+            for where, row in read_json_lines(self.find_file(f"annotations/{file}", file)):
                 url, name, page, text = (
                     text_field(row, column, where, may_be_empty=True)
                     for column in (

@@ -9,6 +9,7 @@ that cannot be used are counted by reason and are in no other number.
 
 import hashlib
 import io
+import os
 import random
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
@@ -124,7 +125,7 @@ def _read_shard(folder: Path, options: Options, job: tuple[int, Manifest]) -> Fa
     with file:
         for position, row in enumerate(index):
             try:
-                pair = read_pair(file.fileno(), row, manifest)
+                pair = read_pair(partial(os.pread, file.fileno()), row, manifest)
                 rows.append((number, position, *_look(pair, facts, options.near)))
             except UnusableSample as error:
                 facts.counts["unusable"][error.reason] += 1

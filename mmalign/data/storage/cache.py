@@ -1,16 +1,19 @@
-"""The folder of downloaded shards that the processes of a host share.
+"""The folder of downloaded shards that the processes of a host share: one download, one check of each shard.
 
-    RemoteFile -> <sha256>.<size>.part, filled and checked -> renamed to <sha256> -> descriptor
+    RemoteFile -> <sha256>.<size>.part, filled and checked -> renamed to <sha256>, marked -> descriptor
 
 Processes coordinate through the kernel's locks alone (flock), so a process that is killed leaves nothing
 behind that blocks or misleads others:
 
-- whoever downloads a file holds `lock-<...>` exclusively; others that want the same file wait for it. After
-  a kill, the next one continues after the bytes that are already in the `.part`.
-- whoever reads or downloads a file holds that file together with other readers, and it is not removed. The
-  hold ends when the descriptor is closed or the process ends.
-- over the size limit, the files that were used longest ago are removed. Files that are open or in work
-  stay: only then can the folder exceed the limit, and no process waits for space.
+- whoever downloads a file holds its `.part` exclusively. Others that need the file wait; others that only
+  prefetch it go on to the next one. After a kill, the next process continues after the bytes that are there.
+- `prefetch` files are downloaded ahead at a time, by all processes of the host together, in the order in
+  which they will be used.
+- the sha256 of a file is computed once, while it is downloaded. The file then gets a time of modification
+  that no clock shows (`_mark_of`). Whatever writes to it changes that time, and the file is checked again.
+- whoever reads a file holds it together with other readers, and it is not removed.
+- the folder never exceeds its limit: a download begins when files that were used longest ago could be
+  removed for all of its bytes. A file that was announced can be read by byte ranges until then.
 
 Names are hashes of the content: a data set that was uploaded again has other names, equal shards have one.
 The folder belongs on a local disk. Files in it with other names are left alone.
@@ -23,6 +26,7 @@ import os
 import queue
 import re
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +37,8 @@ from mmalign.data.storage.remote import RemoteConfig, RemoteFile, download
 
 _OURS = re.compile(r"[0-9a-f]{64}(?:\.(\d+)\.part)?")
 _FIX = "name a folder of your own, on a local disk, in `cache` or MMALIGN_CACHE"
+_TOUCH_NS = 10**9  # how old the time of the last use may be: not every read writes it
+_NO_ROOM_WAIT = 0.5  # seconds until a download that found no room looks again
 
 
 class ShardCache:
@@ -42,16 +48,18 @@ class ShardCache:
     object works as before, with threads of its own.
     """
 
-    def __init__(self, config: RemoteConfig) -> None:
+    def __init__(self, config: RemoteConfig, announced: Iterable[RemoteFile] = ()) -> None:
         self.config = config
         self.folder = usable_folder(cache_folder(config))
         self.max_bytes = int(config.cache_gib * 2**30)
-        # (name, inode) of files whose sha256 was found to be correct
-        self._verified: set[tuple[str, int]] = set()
+        # (name, inode, time of modification) of checked files, for disks that cannot hold the mark
+        self._verified: set[tuple[str, int, int]] = set()
+        self._announced = dict.fromkeys(announced)
+        self._failed: dict[RemoteFile, UserError | OSError] = {}
         self._process: int | None = None  # that the prefetching threads belong to
 
     def __reduce__(self) -> Any:
-        return ShardCache, (self.config,)
+        return ShardCache, (self.config, tuple(self._announced))
 
     def open(self, file: RemoteFile) -> int:
         """A descriptor for reading the file, which is downloaded first if it is not there.
@@ -59,27 +67,35 @@ class ShardCache:
         Until it is closed the file is not removed; if somebody removes it all the same, it can still be read.
 
         Raises:
-            UserError: it is larger than the cache, the folder cannot be used, or as `download`.
+            UserError: it is larger than the cache, open files leave no room for it, the folder cannot be
+                used, or as `download`.
         """
-        assert file.size is not None and file.sha256 is not None, file.url
-        if file.size > self.max_bytes:
-            raise UserError(
-                f"{shown(file.url)}: has {file.size} bytes, more than the whole cache; raise `cache_gib`"
-            )
-        try:
-            descriptor = self._cached(file)
-            if descriptor is None:
-                # Lock files cannot be deleted safely, so there is a bounded number of them: 16^3.
-                with self._locked(file.sha256[:3]):
-                    descriptor = self._cached(file)  # another process may have been faster
-                    while descriptor is None:
-                        descriptor = self._fetch(file)
+        deadline = time.monotonic() + self.config.timeout
+        with self._plain_errors():
+            while (descriptor := self._cached(file)) is None:
+                if not self._fetch(file, wait=True):
+                    if time.monotonic() > deadline:
+                        raise UserError(
+                            f"{self.folder}: files that are open leave no room for {shown(file.url)}; raise "
+                            f"`cache_gib`, which is {self.config.cache_gib:g}"
+                        )
+                    time.sleep(_NO_ROOM_WAIT)
             return descriptor
-        except OSError as error:
-            raise_if_of_machine(error)
-            raise UserError(
-                f"{self.folder}: cannot be used ({error.strerror or error}); {_FIX}"
-            ) from None
+
+    def open_if_here(self, file: RemoteFile) -> int | None:
+        """As `open`, but None for an announced file that is still to be downloaded in the background.
+
+        Raises:
+            UserError: as `open`, also if the download in the background failed.
+        """
+        if file not in self._announced:
+            return self.open(file)
+        if self._process != os.getpid():  # a child of the process that announced it
+            self.prefetch(tuple(self._announced))
+        if (error := self._failed.pop(file, None)) is not None:
+            raise error
+        with self._plain_errors():
+            return self._cached(file)
 
     def prefetch(self, files: Iterable[RemoteFile]) -> None:
         """Download the files in the background, in this order. Errors are reported when a file is opened."""
@@ -88,21 +104,48 @@ class ShardCache:
         if self._process != os.getpid():  # threads do not survive a fork
             self._process = os.getpid()
             self._queue: queue.SimpleQueue[RemoteFile] = queue.SimpleQueue()
-            self._wanted: set[RemoteFile] = set()
-            for _ in range(self.config.prefetch):
+            self._in_work: set[RemoteFile] = set()
+            for slot in range(self.config.prefetch):
                 # A daemon: a process that ends does not wait for a shard that it will not read.
-                threading.Thread(target=self._keep_fetching, daemon=True).start()
+                threading.Thread(target=self._keep_fetching, args=(slot,), daemon=True).start()
         for file in files:
-            if file not in self._wanted:
-                self._wanted.add(file)
+            self._announced[file] = None
+            if file not in self._in_work:
+                self._in_work.add(file)
                 self._queue.put(file)
 
-    def _keep_fetching(self) -> None:
+    def _keep_fetching(self, slot: int) -> None:
         while True:
             file = self._queue.get()
-            with contextlib.suppress(UserError, OSError):
-                os.close(self.open(file))
-            self._wanted.discard(file)
+            try:
+                while not self._fetch_in_turn(file, slot):
+                    time.sleep(_NO_ROOM_WAIT)
+                self._failed.pop(file, None)
+            except (UserError, OSError) as error:
+                self._failed[file] = error
+            self._in_work.discard(file)
+
+    def _fetch_in_turn(self, file: RemoteFile, slot: int) -> bool:
+        """Download a file if nobody else does, when it is this thread's turn; False: there is no room yet."""
+        if (descriptor := self._cached(file)) is None:
+            with self._locked(f"slot-{slot}"):
+                if (descriptor := self._cached(file)) is None:
+                    return self._fetch(file, wait=False)
+        # It counts as used just now: older files are removed first.
+        os.utime(descriptor, ns=(time.time_ns(), os.fstat(descriptor).st_mtime_ns))
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # for the same reason as in `_locked`
+        os.close(descriptor)
+        return True
+
+    @contextlib.contextmanager
+    def _plain_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise_if_of_machine(error)
+            raise UserError(
+                f"{self.folder}: cannot be used ({error.strerror or error}); {_FIX}"
+            ) from None
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -117,52 +160,78 @@ class ShardCache:
             os.close(descriptor)
 
     def _cached(self, file: RemoteFile) -> int | None:
-        """A descriptor that holds a file of the folder; None if it is not there, or is damaged."""
+        """A descriptor that holds a file of the folder; None if it is not there. A damaged one is removed."""
+        path = self.folder / str(file.sha256)
         try:
-            descriptor = os.open(self.folder / str(file.sha256), os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             if self._is_valid(descriptor, file):
-                os.utime(descriptor)  # used just now: the last to be removed
                 return descriptor
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
+        _remove_unless_held(path)
         return None
 
     def _is_valid(self, descriptor: int, file: RemoteFile) -> bool:
-        """Whether size and content are the listed ones; the content is read once in each process."""
-        facts = os.fstat(descriptor)
-        known = (str(file.sha256), facts.st_ino)
-        if facts.st_size == file.size and known not in self._verified:
+        """Whether size and content are the listed ones; content without the mark is read, and marked."""
+        facts, now = os.fstat(descriptor), time.time_ns()
+        if facts.st_size != file.size:
+            return False
+        mark, known = _mark_of(file), (str(file.sha256), facts.st_ino, facts.st_mtime_ns)
+        is_known = facts.st_mtime_ns == mark or known in self._verified
+        if not is_known:
             with open(descriptor, "rb", closefd=False) as content:
-                if hashlib.file_digest(content, "sha256").hexdigest() == file.sha256:
-                    self._verified.add(known)
+                if hashlib.file_digest(content, "sha256").hexdigest() != file.sha256:
+                    return False
             os.lseek(descriptor, 0, os.SEEK_SET)  # for a caller that reads from the beginning
-        return facts.st_size == file.size and known in self._verified
+            os.utime(descriptor, ns=(now, mark))
+            self._verified.add((*known[:2], os.fstat(descriptor).st_mtime_ns))
+        elif now - facts.st_atime_ns > _TOUCH_NS:
+            os.utime(descriptor, ns=(now, facts.st_mtime_ns))
+        return True
 
-    def _fetch(self, file: RemoteFile) -> int | None:
-        """Download a file, over a damaged one if there is one; None if its `.part` was removed meanwhile."""
-        path = self.folder / str(file.sha256)
+    def _fetch(self, file: RemoteFile, wait: bool) -> bool:
+        """Download a file; False if there is no room for it.
+
+        True only says that there is nothing to wait for: it is there now, or another process downloads it
+        (without `wait`), or has done so meanwhile.
+        """
+        assert file.size is not None and file.sha256 is not None, file.url
+        if file.size > self.max_bytes:
+            raise UserError(
+                f"{shown(file.url)}: has {file.size} bytes, more than the whole cache; raise `cache_gib`"
+            )
+        path = self.folder / file.sha256
         part = path.with_name(f"{path.name}.{file.size}.part")
         with part.open("a+b", buffering=0) as out:
             try:
-                fcntl.flock(out, fcntl.LOCK_SH)
+                fcntl.flock(out, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                return True
+            try:
                 if not _is_at(part, out.fileno()):
-                    return None
-                self._trim()
+                    return True
+                if path.exists():  # another process was faster
+                    part.unlink()
+                    return True
+                if not self._make_room():
+                    # Of an empty file nothing is lost, and another download may need the bytes it stands for.
+                    if os.fstat(out.fileno()).st_size == 0:
+                        part.unlink()
+                    return False
                 download(file, out, self.config)
+                os.utime(out.fileno(), ns=(time.time_ns(), _mark_of(file)))
                 part.rename(path)
-                self._verified.add((path.name, os.fstat(out.fileno()).st_ino))
-                # Before `out` releases it, so that it cannot be removed in between.
-                return self._cached(file)
+                return True
             finally:
                 fcntl.flock(out, fcntl.LOCK_UN)
 
-    def _trim(self) -> None:
+    def _make_room(self) -> bool:
         """Remove files that no process holds, longest unused first, until the rest is within the limit."""
         # Two at once would remove twice as much.
         with self._locked("trim"):
@@ -172,6 +241,13 @@ class ShardCache:
                 if surplus <= 0:
                     break
                 surplus -= size if _remove_unless_held(path) else 0
+            return surplus <= 0
+
+
+def _mark_of(file: RemoteFile) -> int:
+    """The time of modification of a file whose content was checked, in ns: a second before September 1978."""
+    # Complete seconds, because some disks store no fractions.
+    return (1 + int(str(file.sha256)[:7], 16)) * 10**9
 
 
 def cache_folder(config: RemoteConfig) -> Path:
@@ -211,7 +287,8 @@ def _files(folder: Path) -> list[tuple[int, int, Path]]:
                 # A download in work counts with all bytes that it will have, so that two that begin at the
                 # same time do not both take the last space.
                 size = int(name[1] or facts.st_size)
-                found.append((facts.st_mtime_ns, size, Path(entry.path)))
+                used = max(facts.st_atime_ns, facts.st_mtime_ns)
+                found.append((used, size, Path(entry.path)))
     return sorted(found)
 
 

@@ -1,7 +1,8 @@
-"""The protocols of remote files: a URL and a first byte -> the blocks that follow.
+"""The protocols of remote files: a URL and a first byte -> the blocks that follow, or a range of bytes.
 
-    https        one request, its body as a stream     (also from servers that do not support ranges)
-    s3, gs, hf   one ranged read per block
+                 complete files                                            a range
+    https        one request, its body as a stream, ranges or not          one request
+    s3, gs, hf   one ranged read per block                                 one ranged read
     file         likewise: a slow network disk
 
 All use fsspec, whose libraries find credentials in their usual places (environment, files of their own).
@@ -12,7 +13,9 @@ import errno
 import functools
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from mmalign.core.errors import UserError
@@ -27,7 +30,7 @@ _TRY_AGAIN = (408, 425, 429)
 
 
 class WrongBytes(Exception):
-    """The file is not the one that the manifest lists."""
+    """The file is not the one that the manifest lists, or the server sends other bytes than asked for."""
 
 
 def shown(url: str) -> str:
@@ -48,20 +51,48 @@ def blocks(url: str, start: int, size: int | None, timeout: float) -> Iterator[b
     if scheme in ("http", "https"):
         yield from _stream(filesystem, url, start)
         return
-    # Without a cache of its own, the hub's file reads what it is asked for, and nothing ahead.
-    options = {"cache_type": "none"} if scheme == "hf" else {}
     end: int = filesystem.info(url)["size"] if size is None else size
     for first in range(start, end, BLOCK):
         last = min(first + BLOCK, end)
-        block = filesystem.cat_file(url, start=first, end=last, **options)
+        block = _cat(filesystem, scheme, url, first, last)
         if len(block) != last - first:
             raise WrongBytes(f"it ends after {first + len(block)} of {end} bytes")
         yield block
 
 
-def _stream(filesystem: Any, url: str, start: int) -> Iterator[bytes]:
-    """The body of one HTTP answer from byte `start`, also if the server does not support ranges."""
-    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
+def read_range(url: str, start: int, size: int, timeout: float) -> bytes:
+    """The `size` bytes of a file from byte `start`, by one request.
+
+    Raises:
+        WrongBytes: the file ends before, or the server does not support ranges.
+        Exception: as `blocks`.
+    """
+    scheme = scheme_of(url)
+    filesystem = _filesystem(os.getpid(), scheme, timeout)
+    if scheme in ("http", "https"):
+        data = b"".join(_stream(filesystem, url, start, start + size))
+    else:
+        data = _cat(filesystem, scheme, url, start, start + size)
+    if len(data) != size:
+        raise WrongBytes(f"it has {len(data)} bytes from byte {start}, not {size}")
+    return data
+
+
+def _cat(filesystem: Any, scheme: str, url: str, start: int, end: int) -> bytes:
+    # Without a cache of its own, the hub's file reads what it is asked for, and nothing ahead.
+    options = {"cache_type": "none"} if scheme == "hf" else {}
+    data: bytes = filesystem.cat_file(url, start=start, end=end, **options)
+    return data
+
+
+def _stream(filesystem: Any, url: str, start: int, end: int | None = None) -> Iterator[bytes]:
+    """The body of one HTTP answer from byte `start`.
+
+    Without an `end`, a server that does not support ranges may send the complete file.
+    """
+    headers = {"Accept-Encoding": "identity"}
+    if start or end is not None:
+        headers["Range"] = f"bytes={start}-{end - 1 if end is not None else ''}"
     try:
         # With a size, fsspec does not send a request to ask for it; a stream does not use it.
         body = filesystem.open(url, "rb", block_size=0, size=1, headers=headers)
@@ -70,6 +101,8 @@ def _stream(filesystem: Any, url: str, start: int) -> Iterator[bytes]:
             return
         raise
     with body:
+        if end is not None and body.r.status != 206:
+            raise WrongBytes("the server does not send a part of a file")
         skip = start  # a status other than 206 means that the answer begins at byte 0
         if body.r.status == 206:  # RFC 9110, section 14.4
             found = re.match(r"bytes (\d+)-", body.r.headers.get("Content-Range", ""))
@@ -130,6 +163,27 @@ def status(error: Exception) -> int | None:
         if isinstance(value := getattr(holder, name, None), int):
             return value
     return None
+
+
+def retry_after(error: BaseException | None) -> float:
+    """Seconds that the server asks to wait (RFC 9110, section 10.2.3); 0 if it does not say."""
+    if error is None:
+        return 0.0
+    response = getattr(error, "response", None)
+    if isinstance(response, Mapping):  # of botocore, the cause of s3fs's own error
+        headers = response.get("ResponseMetadata", {}).get("HTTPHeaders")
+    else:
+        headers = getattr(error, "headers", None) or getattr(response, "headers", None)
+    names = {str(name).lower(): str(value) for name, value in dict(headers or {}).items()}
+    said = names.get("retry-after")
+    if said is None:
+        return retry_after(error.__cause__)
+    try:
+        return (
+            float(said) if said.isdigit() else parsedate_to_datetime(said).timestamp() - time.time()
+        )
+    except ValueError:
+        return 0.0
 
 
 def is_final(error: Exception) -> bool:

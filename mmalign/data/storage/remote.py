@@ -1,7 +1,8 @@
-"""Download complete files from a URL: streamed, resumed where they broke, retried, checked.
+"""Files at a URL: complete ones streamed, resumed where they broke, retried, checked; or a range of bytes.
 
 RemoteFile(url, size, sha256) -> blocks from the first missing byte -> file on disk -> size, sha256, fsync
        ^-- wait, longer each time -- a try that broke --'
+RemoteFile, first byte, size  -> one request, retried likewise      -> bytes, which the caller checks
 """
 
 import errno
@@ -11,9 +12,10 @@ import posixpath
 import random
 import tempfile
 import time
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import pydantic
@@ -25,15 +27,20 @@ from mmalign.data.storage.protocols import (
     WrongBytes,
     blocks,
     is_final,
+    read_range,
     reason,
+    retry_after,
     scheme_of,
     shown,
     status,
 )
 
+T = TypeVar("T")
+
 MOST_UNLISTED = 256 * 2**20  # bytes of a file that no manifest lists
 PROGRESS = 2**20  # bytes after which a try that broke does not count as a failure
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before the next try
+LONGEST_ASKED = 300.0  # seconds that a server may ask to wait
 # Not the global generator: its draws belong to the run and are equal on all ranks, so that all would come
 # back to the server at the same instant.
 _JITTER = random.SystemRandom()
@@ -44,12 +51,14 @@ class RemoteConfig(Section):
     """Folder for downloaded shards, on a local disk; the processes of a host share it. None: the folder that
     the environment variable MMALIGN_CACHE names, or ~/.cache/mmalign/shards."""
     cache_gib: float = pydantic.Field(default=50, gt=0)
-    """GiB that the folder may hold; shards that a process has open are never removed for it."""
-    prefetch: int = pydantic.Field(default=2, ge=0, le=16)
-    """Shards that each reading process downloads ahead of use; 0: none."""
-    retries: int = pydantic.Field(default=6, ge=0)
+    """GiB that the folder never exceeds. A run that needs more is refused at its start, with the number."""
+    prefetch: int = pydantic.Field(default=4, ge=0, le=64)
+    """Files that the processes of a host together download at a time, ahead of use. Until a shard is
+    complete, its samples are read by byte ranges. 0: nothing ahead, a sample waits for its shard."""
+    retries: int = pydantic.Field(default=14, ge=0)
     """Further tries, in a row, after a try that got less than a MiB. Waits double from half a second to 30
-    seconds, each shortened at random by up to a half."""
+    seconds, each shortened at random by up to a half: more than two minutes in all. A server that asks for a
+    longer wait (Retry-After) gets it, up to five minutes."""
     timeout: float = pydantic.Field(default=60, gt=0)
     """Seconds without a connection, or without a byte on one, before a try has failed."""
 
@@ -118,27 +127,49 @@ def _with_retries(file: RemoteFile, out: FileIO, config: RemoteConfig) -> str:
     """Append what is missing, in as many tries as needed; returns the complete file's sha256."""
     out.seek(0)
     digest = hashlib.file_digest(out, "sha256")  # leaves the position at the end
+    _retry(lambda: _append(file, out, digest, config.timeout), file.url, config, out.tell)
+    return str(digest.hexdigest())
+
+
+def fetch_range(file: RemoteFile, start: int, size: int, config: RemoteConfig) -> bytes | None:
+    """The `size` bytes of a file from byte `start`; None if this file can only be read completely.
+
+    Raises:
+        UserError: no such file, not allowed, or no answer after all tries.
+    """
+    try:
+        return _retry(
+            lambda: read_range(file.url, start, size, config.timeout), file.url, config, lambda: 0
+        )
+    except WrongBytes:
+        return None
+
+
+def _retry(
+    attempt: Callable[[], T], url: str, config: RemoteConfig, position: Callable[[], int]
+) -> T:
+    """What `attempt` returns, in as many tries as `config` allows; `position`: the bytes it got so far."""
     failures = 0
     while True:
-        before = out.tell()
+        before = position()
         try:
-            _append(file, out, digest, config.timeout)
-            return digest.hexdigest()
+            return attempt()
         except (UserError, WrongBytes):
             raise
         except Exception as error:  # the protocols' libraries have no exception in common
             # The library's own text may contain the URL with its secrets: it is not shown, nor chained.
             if is_final(error):
-                raise UserError(_refusal(file.url, error)) from None
-            failures = 1 if out.tell() - before >= PROGRESS else failures + 1
+                raise UserError(_refusal(url, error)) from None
+            failures = 1 if position() - before >= PROGRESS else failures + 1
             if failures > config.retries:
                 raise UserError(
-                    f"{shown(file.url)}: {failures} tries in a row failed ({reason(error)}); try again "
+                    f"{shown(url)}: {failures} tries in a row failed ({reason(error)}); try again "
                     "later, or raise `retries` or `timeout`"
                 ) from None
-        # Doubling and capped. Shortened at random, so that the ranks do not come back together.
+            asked = min(LONGEST_ASKED, retry_after(error))
+        # Doubling and capped. Changed at random, so that the ranks do not come back together.
         longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (failures - 1))
-        time.sleep(longest * _JITTER.uniform(0.5, 1))
+        time.sleep(max(longest * _JITTER.uniform(0.5, 1), asked * _JITTER.uniform(1, 1.2)))
 
 
 def _refusal(url: str, error: Exception) -> str:

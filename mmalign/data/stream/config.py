@@ -72,7 +72,7 @@ class DataConfig(Section):
     """Folders of shards, or their URLs, to train on as one data set: names, or {path, weight}, or {path,
     rate} for all."""
     remote: RemoteConfig = RemoteConfig()
-    """How data at a URL are downloaded and kept. The cache should hold two windows of `shuffle_shards`."""
+    """How data at a URL are downloaded and kept. The cache must hold two windows of `shuffle_shards`."""
     captions_per_image: int = pydantic.Field(default=1, ge=1)
     """Captions of each image in a step, in different languages if possible; fewer if it has fewer."""
     languages: tuple[str, ...] | None = None

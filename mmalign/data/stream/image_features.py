@@ -31,7 +31,7 @@ from torch import Tensor
 from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.data.preprocess import Augmentation, Preprocess
 from mmalign.data.reasons import REASONS
-from mmalign.data.shards.folder import Folder, LocalFolder, Recent, read_file
+from mmalign.data.shards.folder import Folder, LocalFolder, Recent, opened, read_file
 from mmalign.data.shards.manifest import Shard, ShardTable
 from mmalign.data.shards.reader import ShardSet, UnusableSample
 
@@ -174,15 +174,11 @@ def _why_none(data: Path, tower: TowerIdentity) -> str:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of one shard in an open file."""
+    """Where the rows of one shard are, and what is known of them."""
 
-    descriptor: int
     start: int  # of the first row in the file
     crc32: list[int]
     unusable: dict[str, dict[str, str]]  # by row number
-
-    def close(self) -> None:
-        os.close(self.descriptor)
 
 
 class FeatureSet:
@@ -194,9 +190,7 @@ class FeatureSet:
         self._shard_set = shard_set
         self._shards = shard_set.manifest.shards
         make = partial(_open_rows, folder, self._shards, facts)
-        # A shard of features is one file, a shard of samples two.
-        most = max(1, shard_set.files.most // 2)
-        self.rows: Recent[int, _Rows] = Recent(make, most, _Rows.close)
+        self.rows: Recent[int, _Rows] = Recent(make, 128)
 
     def read(self, index: int) -> Tensor:
         """The feature of sample `index`'s image, (F,) float16.
@@ -213,7 +207,10 @@ class FeatureSet:
             raise UnusableSample(why["reason"], why["detail"], tar, why["key"])
         size = 2 * self.width  # of a row in float16
         # Read and not mapped: if a mapped file shrinks, the process is killed.
-        data = os.pread(rows.descriptor, size, rows.start + row * size)
+        with opened(
+            self.folder, rows_file(self._shards[number]), self._shard_set.files
+        ) as descriptor:
+            data = os.pread(descriptor, size, rows.start + row * size)
         if len(data) != size or zlib.crc32(data) != rows.crc32[row]:
             location = self.folder.location(rows_file(self._shards[number]))
             raise UserError(
@@ -231,21 +228,20 @@ def _open_rows(
         data = read_file(folder, name)
         if hashlib.sha256(data).hexdigest() != facts["files"][name]["sha256"]:
             raise UserError(f"{folder.location(name)}: damaged; {_fix(folder)}")
-        descriptor = folder.open(rows_file(shard))
+        file = os.fdopen(folder.open(rows_file(shard)), "rb", buffering=0)
     except OSError as error:
         raise_if_of_machine(error)
         raise UserError(
             f"{error.filename}: cannot be read ({error.strerror}); {_fix(folder)}"
         ) from None
     # https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
-    with open(descriptor, "rb", buffering=0, closefd=False) as file, suppress(ValueError):
+    with file, suppress(ValueError):
         version = np.lib.format.read_magic(file)
         found, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
         shape = (shard.samples, facts["width"])
         if version == (1, 0) and found == shape and dtype == np.float16 and not by_columns:
             record = json.loads(data)
-            return _Rows(descriptor, file.tell(), record["crc32"], record["unusable"])
-    os.close(descriptor)
+            return _Rows(file.tell(), record["crc32"], record["unusable"])
     location = folder.location(rows_file(shard))
     raise UserError(f"{location}: damaged, it is no array of features; {_fix(folder)}")
 

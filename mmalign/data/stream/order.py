@@ -21,6 +21,7 @@ Data that fit into one window are shuffled in full. What windows cost for larger
 benchmarks/mixing.py.
 """
 
+import math
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -30,7 +31,8 @@ from numpy.typing import ArrayLike
 
 from mmalign.core import distributed
 from mmalign.core.errors import UserError
-from mmalign.data.shards.reader import ShardSet, most_open
+from mmalign.data.shards.folder import open_files
+from mmalign.data.shards.reader import ShardSet, check_cache
 from mmalign.data.stream.config import DataConfig
 from mmalign.data.stream.layout import GroupEpoch, deal, lay_out, spread
 from mmalign.data.stream.mixing import mix
@@ -107,8 +109,6 @@ class GlobalOrder:
         self._walk_S = _sums(weight_2S[0])
         most_S = np.ceil(weight_2S[1] / self._walk_S[-1] * used).astype(np.int64)
         self._visits_S = np.clip(most_S, 1, MOST_VISITS)
-        for shard_set in sets:
-            shard_set.files.most = most_open(len(sets))
         self.will_read(1)
         # Not `Recent` of methods: that cycle would keep the sets' descriptors open until it is collected.
         self._epochs: dict[int, _Epoch] = {}
@@ -322,11 +322,16 @@ def _count_usable(sets: Sequence[ShardSet], counts: Collection[str]) -> list[np.
 
 def open_sets(config: DataConfig) -> list[ShardSet]:
     """The data sets to train on; a UserError, on all ranks, if one is not the same on all of them."""
+    files = open_files()
     # One rank looks whether the files are there: from all ranks, these are the most requests of a start.
     look = distributed.is_main()
     sets = distributed.on_all(
-        lambda: [ShardSet(one.path, config.remote, look) for one in config.train]
+        lambda: [ShardSet(one.path, config.remote, look, files) for one in config.train]
     )
+    # Of each group that this host reads, the window that is read and the next one. Slow workers still read
+    # the one before, but less and less.
+    here = config.groups * distributed.local_world_size() / distributed.world_size()
+    check_cache(sets, config.remote, 2 * config.shuffle_shards * max(1, math.ceil(here)))
     # Each rank read the manifests itself, and the data may have been uploaded again meanwhile.
     distributed.must_agree([one.manifest.sha256 for one in sets], "data.train: the manifests")
     return sets

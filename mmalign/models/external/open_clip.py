@@ -31,7 +31,7 @@ from mmalign.core import distributed
 from mmalign.core.errors import UserError, one_line
 from mmalign.models.dual_encoder import DualEncoder
 from mmalign.models.encoder import ExternalModel, on_host
-from mmalign.models.text_tower import find_file
+from mmalign.models.text_tower import find_file, refuse_remote_code
 
 State = dict[str, Tensor]
 CONFIG = "open_clip_config.json"
@@ -96,6 +96,7 @@ def load_open_clip_folder(folder: Path, device: str = "cpu") -> tuple[Any, Any, 
 def _create(name: str, device: str, **options: Any) -> tuple[Any, Any, Any]:
     import open_clip
 
+    refuse_remote_code()
     model, preprocess = open_clip.create_model_from_pretrained(
         name, precision="fp32", device=device, **options
     )

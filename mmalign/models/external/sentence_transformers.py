@@ -29,7 +29,7 @@ def _open(name: str, device: str = "cpu") -> Any:
     except ImportError:
         raise UserError(f"{name}: of sentence-transformers; install `mmalign[export]`") from None
     # Folders may store 16 bits; everything is compared and trained in float32.
-    return SentenceTransformer(name, device=device).float()
+    return SentenceTransformer(name, device=device, trust_remote_code=False).float()
 
 
 def load_sentence_transformers(name: str) -> ExternalModel:

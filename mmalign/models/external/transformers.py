@@ -27,7 +27,7 @@ def has_both_towers(name: str) -> bool:
     """Whether the model in a folder or repository of transformers embeds texts and images."""
     from transformers import MODEL_MAPPING, AutoConfig
 
-    kind = type(AutoConfig.from_pretrained(name))
+    kind = type(AutoConfig.from_pretrained(name, trust_remote_code=False))
     return hasattr(MODEL_MAPPING.get(kind, None), "get_image_features")
 
 
@@ -36,11 +36,16 @@ def load_dual_encoder(name: str) -> ExternalModel:
     from transformers import AutoModel, AutoProcessor
 
     device = distributed.device()
-    model = AutoModel.from_pretrained(name, dtype=torch.float32).to(device).eval()
+    model = (
+        AutoModel.from_pretrained(name, trust_remote_code=False, dtype=torch.float32)
+        .to(device)
+        .eval()
+    )
     # Our exports were trained on Pillow's pixels. transformers 5 would take torchvision's, and no name of a
     # processor in a file changes that.
     is_ours = find_file(name, "lineage.json") is not None
-    processor = AutoProcessor.from_pretrained(name, **({"backend": "pil"} if is_ours else {}))
+    backend = {"backend": "pil"} if is_ours else {}
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=False, **backend)
     if not (hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")):
         raise UserError(f"{name}: no processor of texts and images; save the model's beside it")
     padding = _padding(model, processor.tokenizer)
@@ -77,12 +82,14 @@ def read_dual_encoder(name: str) -> tuple[State, Pooling]:
     """
     from transformers import AutoConfig, VisionTextDualEncoderModel
 
-    kind = AutoConfig.from_pretrained(name).model_type
+    kind = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
     if kind != "vision-text-dual-encoder":
         raise UserError(
             f"init_from: {name} is a `{kind}`, which cannot be taken apart here; give a run, or an export"
         )
-    model: Any = VisionTextDualEncoderModel.from_pretrained(name, dtype=torch.float32)
+    model: Any = VisionTextDualEncoderModel.from_pretrained(
+        name, trust_remote_code=False, dtype=torch.float32
+    )
     # Its text path goes through BERT's pooler, tanh(W x + b) of the first state. Our exports write a small
     # multiple of the identity there (a power of two, so exactly), where tanh is linear; the projection takes
     # it back.

@@ -1,17 +1,23 @@
 """A data set at a URL is read like the folder that it was copied from, while the server fails; open files."""
 
+import fcntl
+import io
 import json
 import os
 import pickle
+import re
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from flaky_server import Answer, FlakyServer
-from shard_sets import make_set, open_descriptors
+from PIL import Image
+from shard_sets import make_pair, make_set, open_descriptors, write_set
 from tiny import tiny_tokenizer
 
 from mmalign.core.batch import Batch
@@ -76,10 +82,95 @@ def test_a_set_at_a_url_gives_the_same_stream(
         assert one.image_BCHW is not None and other.image_BCHW is not None
         assert np.array_equal(one.image_BCHW, other.image_BCHW)
         assert np.array_equal(one.token_NL, other.token_NL)
-    # A second run fetches only the manifest.
+    # When all shards are complete, a run fetches only the manifest.
+    shard_set = ShardSet(url, RemoteConfig(cache=str(cache)))
+    for name in shard_set.manifest.files.keys() - {"sizes.json"}:
+        read_file(shard_set.folder, name)
     before = len(server.log)
     stream(url, cache)
     assert {path for _, path, _ in server.log[before:]} == {"/set/manifest.json"}
+
+
+@pytest.fixture
+def noise(tmp_path: Path, server: FlakyServer) -> Path:
+    """A set at /noise of 8 shards with 32 images of 30 kB."""
+    rng = np.random.default_rng(0)
+    pairs = []
+    for number in range(256):
+        encoded = io.BytesIO()
+        pixels = rng.integers(0, 256, (100, 100, 3), np.uint8)
+        Image.fromarray(pixels).save(encoded, "PNG")
+        pairs.append(replace(make_pair(number, ("en",)), image=encoded.getvalue()))
+    folder = write_set(tmp_path / "noise", pairs, 32)
+    for path in folder.iterdir():
+        server.files[f"/noise/{path.name}"] = path.read_bytes()
+    return folder
+
+
+@contextmanager
+def no_background(cache: Path) -> Iterator[None]:
+    """While it lasts, nothing is downloaded ahead: the turns of all processes are taken."""
+    cache.mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        for slot in range(RemoteConfig().prefetch):
+            turn = stack.enter_context((cache / f"lock-slot-{slot}").open("w"))
+            fcntl.flock(turn, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.mark.parametrize("first", [0, 4])
+def test_a_start_reads_little_more_than_its_samples(
+    server: FlakyServer, noise: Path, tmp_path: Path, first: int
+) -> None:
+    """The first batches of a run, or of one that goes on, before any shard is complete."""
+    config = validate(DataConfig, {"train": [f"{server.url}/noise"]}, "test")
+    cache = tmp_path / "cache"
+    config = config.model_copy(update={"remote": RemoteConfig(cache=str(cache), timeout=10)})
+    with no_background(cache):
+        sets = open_sets(config)
+        plan = GlobalOrder(sets, config, seed=3)
+        maker = BatchLoader(plan, config, tiny_tokenizer(), 32, Preprocess(8), 32, 0, 1)
+        batch = maker.make(first)
+        needed = sum(len(ShardSet(noise).read(int(key[1:])).image) for key in batch.key_B)
+        assert len({int(key[1:]) // 32 for key in batch.key_B}) == 8  # all shards
+        assert needed < server.sent < 1.5 * needed
+        assert not list(cache.glob("*.part"))
+    here = GlobalOrder([ShardSet(noise)], config, seed=3)
+    local = BatchLoader(here, config, tiny_tokenizer(), 32, Preprocess(8), 32, 0, 1).make(first)
+    assert local.key_B == batch.key_B and np.array_equal(local.image_BCHW, batch.image_BCHW)
+
+
+def test_bytes_of_a_range_that_are_wrong_do_not_make_a_bad_sample(
+    server: FlakyServer, noise: Path, tmp_path: Path
+) -> None:
+    config = RemoteConfig(cache=str(tmp_path / "cache"), timeout=10)
+    with no_background(tmp_path / "cache"):
+        shard_set = ShardSet(f"{server.url}/noise", config)
+        shard_set.prefetch([0, 1, 2, 3])
+        damaged = bytes(len(server.files["/noise/00000.tar"]))
+        for number, answer in enumerate((Answer(body=damaged), Answer(ranges=False))):
+            server.answers[f"/noise/0000{number}.tar"] = [answer]
+            assert shard_set.read(32 * number) == ShardSet(noise).read(32 * number)
+            assert len(server.requests(f"/noise/0000{number}.tar")) == 2  # then the complete shard
+        # A sample that is damaged in the store itself is refused, as in a folder.
+        data = bytearray(server.files["/noise/00002.tar"])
+        data[600] ^= 1
+        server.files["/noise/00002.tar"] = bytes(data)
+        with pytest.raises(UserError, match="also when fetched again"):
+            shard_set.read(64)
+
+
+def test_a_cache_that_is_too_small_is_refused_with_the_size_that_would_do(
+    server: FlakyServer, noise: Path, tmp_path: Path
+) -> None:
+    def opened(gib: float) -> None:
+        remote = {"cache": str(tmp_path / "cache"), "cache_gib": gib}
+        train = {"train": [f"{server.url}/noise"], "remote": remote, "shuffle_shards": 2}
+        open_sets(validate(DataConfig, train, "test"))
+
+    with pytest.raises(UserError, match=r"cache_gib: 0\.002 GiB cannot hold the 4 shards") as found:
+        opened(0.002)
+    opened(float(re.findall(r"set it to ([0-9.]+)", str(found.value))[0]))
 
 
 def test_what_is_missing_is_one_sentence(server: FlakyServer, tmp_path: Path) -> None:

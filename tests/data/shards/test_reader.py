@@ -4,9 +4,12 @@ import errno
 import json
 import os
 import pickle
+import random
 import re
 import resource
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +18,27 @@ from hostile_shards import samples, tar_of
 from shard_sets import make_set, open_descriptors
 
 from mmalign.core.commit import sha256_of
+from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.data.reasons import REASONS
 from mmalign.data.shards import reader
+from mmalign.data.shards.folder import open_files
 from mmalign.data.shards.index import index
 from mmalign.data.shards.manifest import MANIFEST
 from mmalign.data.shards.reader import (
     ShardSet,
     UnusableSample,
     captions_in,
-    most_open,
     parse_member,
 )
 from mmalign.data.shards.scan import Rules
+from mmalign.data.stream.config import DataConfig
+from mmalign.data.stream.order import GlobalOrder, open_sets
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "RETRY_WAITS", (0.01, 0.01))
 
 
 def reason_of(shards: ShardSet, number: int = 0) -> str:
@@ -70,7 +81,9 @@ def test_a_shard_that_shrinks_or_goes_under_a_reader(tmp_path: Path) -> None:
         file.truncate(600)
     assert reason_of(shards) == "cut off"
     (folder / "00001.tar").unlink()
-    assert reason_of(shards, 4) == "read error"
+    with pytest.raises(UserError, match=r"00001\.tar: cannot be read .*when tried again") as caught:
+        shards.read(4)
+    assert not isinstance(caught.value, UnusableSample)  # the machine's fault, and no sample's
     with pytest.raises(UserError, match=r"00000\.tar: missing or of another size.*verify"):
         ShardSet(folder)
 
@@ -220,13 +233,61 @@ def test_what_the_machine_lacks_is_not_counted_as_a_bad_sample(
                 assert caught.value.errno == number
 
 
-def test_descriptors_are_divided_over_the_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    for limit, sets, most in (
-        (1024, 1, 256),
-        (2**20, 4, 64),
-        (128, 1, 32),
-        (128, 8, 4),
-        (64, 99, 1),
-    ):
+def test_a_file_that_was_replaced_is_read_after_another_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS: every read of the open descriptor fails, and the path leads to a new file."""
+    shards = ShardSet(make_set(tmp_path / "set", 8))
+    shards.read(0)
+    stale, pread = set(shards.files._values.values()), os.pread
+
+    def read(descriptor: int, size: int, offset: int) -> bytes:
+        if descriptor in stale:
+            stale.discard(descriptor)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return pread(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", read)
+    assert shards.read(1).key == "k001"
+
+
+def test_the_number_of_descriptors_follows_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit, most in ((1024, 256), (2**20, 256), (128, 32), (3, 1)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
-        assert most_open(sets) == most
+        assert open_files().most == most
+
+
+def test_descriptors_go_to_the_set_that_needs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten sets, of which one is large: every shard is opened once."""
+    sizes = [40, *[4] * 9]
+    folders = [str(make_set(tmp_path / str(n), size)) for n, size in enumerate(sizes)]
+    config = validate(DataConfig, {"train": folders}, "test")
+    opens, system_open = Counter[str](), os.open
+
+    def count(path: str, *arguments: Any, **named: Any) -> int:
+        opens[os.fspath(path)] += 1
+        return system_open(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", count)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (4 * 40, 4 * 40))
+    sets = GlobalOrder(open_sets(config), config, seed=0).sets
+    shards = sum(len(one.manifest.shards) for one in sets)
+    assert shards == 19
+    before = opens.total()
+    for _ in range(3):
+        for one in sets:
+            for sample in range(len(one)):
+                one.read(sample)
+    # One index is read when its rows are counted, and opened once for its rows; a tar is opened once.
+    assert opens.total() - before == 3 * shards
+
+
+def test_threads_may_read_one_set(tmp_path: Path) -> None:
+    shards = ShardSet(make_set(tmp_path / "set", 80))
+    shards.files.most = shards.starts.most = 2  # each closes what the others read
+    numbers = [number for seed in range(8) for number in random.Random(seed).sample(range(80), 80)]
+    with ThreadPoolExecutor(8) as threads:
+        keys = list(threads.map(lambda number: shards.read(number).key, numbers))
+    assert keys == [f"k{number:03d}" for number in numbers]

@@ -1,5 +1,6 @@
 """Folders of the library `datasets`: splits, both forms of a picture, and rows that cannot be used."""
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from mmalign.data.recipe import RecipeConfig, build
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.sources import hf_dataset
-from mmalign.data.sources.hf_dataset import HfDataset, image_bytes
+from mmalign.data.sources.hf_dataset import HfDataset
 
 CAPTIONS = {"by_language": {"en": "caption", "sw": "captions_sw"}}
 
@@ -61,8 +62,10 @@ def test_a_row_becomes_a_draft(tmp_path: Path) -> None:
         (row(0, caption=" ", captions_sw=None), "test", "no caption"),
         (row(0, caption=3), "test", "caption"),
         (row(0, image=None), "test", "no image"),
-        (row(0, image={"bytes": None, "path": "nowhere.jpg"}), "test", "no image"),
-        (row(0, image={"bytes": None, "path": "a\x00.jpg"}), "test", "no image"),
+        (row(0, image=3), "test", "no image"),
+        (row(0, image={"bytes": None, "path": "nowhere.jpg"}), "test", "missing"),
+        (row(0, image={"bytes": None, "path": "a\x00.jpg"}), "test", "missing"),
+        (row(0, image={"bytes": None, "path": "/dev/zero"}), "test", "missing"),
         (row(0), "a.b", "split"),
     ],
 )
@@ -76,10 +79,13 @@ def test_rows_that_cannot_be_used_are_named(
 
 
 def test_a_picture_is_bytes_or_a_path(tmp_path: Path) -> None:
-    path = tmp_path / "0.png"
-    path.write_bytes(make_image(0))
-    assert image_bytes(make_image(0)) == image_bytes(str(path)) == make_image(0)
-    assert image_bytes({"bytes": None, "path": str(path)}) == make_image(0)
+    (tmp_path / "0.png").write_bytes(make_image(0))
+    for image in ("0.png", {"bytes": None, "path": "0.png"}):
+        found = draft(tmp_path, row(0, image=image))
+        assert isinstance(found, LazyPair) and found.load().image == make_image(0)
+    found = draft(tmp_path, row(0, image=make_image(0)))
+    assert isinstance(found, LazyPair)
+    assert found.pair.picture == hashlib.sha256(make_image(0)).hexdigest()
 
 
 def test_without_the_library_it_says_what_to_install(

@@ -107,8 +107,8 @@ def test_splits_come_from_splits_json_and_unused_lines_are_left_out(tmp_path: Pa
         (row(1, same_picture_as="p1"), "`same_picture_as` names `p1`, which no earlier line has"),
         (row(1, same_picture_as=["p0"]), "`same_picture_as` names `['p0']`, which no earlier"),
         (row(1, image=3), "`image` must be a text"),
-        (row(1, image="images/none.png"), "the image {folder}/images/none.png does not exist"),
-        (row(1, image="images"), "the image {folder}/images does not exist"),
+        (row(1, image="images/none.png"), "the image `images/none.png` is not in {folder}"),
+        (row(1, image="images"), "the image `images` is not in {folder}"),
         (row(1, image="images/cut.png"), "the image {folder}/images/cut.png does not decode"),
         (
             row(1, image="images/not an image.png"),

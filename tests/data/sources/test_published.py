@@ -194,7 +194,7 @@ BROKEN = [
     ("xtd10", "STAIR/test_1kcaptions_jp.txt", " ", "is blank; get the file again"),
     (
         *("xflickrco", "annotations/ja/test.jsonl", '{"sentences": ["x"], "img_path": "88.jpg"}'),
-        "the image `88.jpg` is neither in ",
+        "the image `88.jpg` is not in ",
     ),
     ("flickr8k", "Flickr8k_text/Flickr8k.token.txt", "a_1.jpg#0 A ball", "must look like `name"),
     ("flickr8k", "Flickr8k_text/Flickr8k.token.txt", "a_1.jpg\tA ball", "must look like `name"),
@@ -236,7 +236,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     sentence = refusal(tmp_path / "out", "xtd10", folders[0])
     names = folders[0] / "XTD10" / "test_image_names.txt"
     assert sentence.startswith(
-        f"{names}, line 1: the image `{COCO[0]}` is neither in {folders[0]} "
+        f"{names}, line 1: the image `{COCO[0]}` is not in {folders[0]} nor in a subfolder "
     )
     (folders[0] / "XTD10" / "test_1kcaptions_ko.txt").unlink()
     sentence = refusal(tmp_path / "out", "xtd10", *folders)

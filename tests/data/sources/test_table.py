@@ -151,7 +151,11 @@ def test_rows_that_cannot_be_used_are_named_and_the_others_are_there(folder: Pat
     assert bad_rows(config) == [
         ("row", f"{path}, line 2: has 2 cells, the header has 3"),
         ("no caption", f"{path}, line 3: has no caption, or only blank ones"),
-        ("missing", f"{path}, line 4: the image `images/none.jpg` is in none of the folders"),
+        (
+            "missing",
+            f"{path}, line 4: the image `images/none.jpg` is not in {folder}; name its folder with "
+            "`--from FOLDER`",
+        ),
         ("row", f"{path}, line 5: `file` must be a path"),
         ("not UTF-8", f"{path}, line 6: is not UTF-8"),
     ]

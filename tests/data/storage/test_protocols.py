@@ -13,7 +13,7 @@ from flaky_server import Answer, FlakyServer
 
 from mmalign.core.errors import UserError
 from mmalign.data.storage import protocols, remote
-from mmalign.data.storage.remote import RemoteConfig, RemoteFile, fetch
+from mmalign.data.storage.remote import RemoteConfig, RemoteFile, fetch, fetch_range
 
 DATA = random.Random(0).randbytes(100_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -168,6 +168,40 @@ def test_google(google: FlakyServer) -> None:
         google.answers[GOOGLE_FILE] = [Answer(status=status)]
         assert word in refusal(file)
         assert len(google.requests(GOOGLE_FILE)) == 1
+
+
+def check_ranges(server: FlakyServer, url: str, path: str) -> None:
+    """One request for each range, and no byte besides it."""
+    file = RemoteFile(url, len(DATA), SHA256)
+    server.answers[path] = [Answer(status=503)]
+    before, sent = len(server.requests(path)), server.sent
+    assert fetch_range(file, 40_000, 50_000, CONFIG) == DATA[40_000:90_000]
+    assert server.requests(path)[before:] == [40_000] * 2
+    assert server.sent - sent < 50_000 + 1000  # the hub's library asks about the file first
+    assert fetch_range(file, 99_990, 20, CONFIG) is None  # it ends before
+
+
+def test_ranges_of_s3(flaky_s3: FlakyServer) -> None:
+    check_ranges(flaky_s3, "s3://bucket/0.tar", "/bucket/0.tar")
+
+
+def test_ranges_of_the_hub(hub: FlakyServer) -> None:
+    check_ranges(hub, "hf://datasets/user/name/set/0.tar", HUB_FILE)
+
+
+def test_ranges_of_google(google: FlakyServer) -> None:
+    check_ranges(google, "gs://bucket/set/0.tar", GOOGLE_FILE)
+
+
+def test_s3_that_asks_for_a_longer_wait(
+    flaky_s3: FlakyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    asked = {"Retry-After": "7"}
+    flaky_s3.answers["/bucket/0.tar"] = [Answer(status=503, headers=asked)]
+    assert fetch(RemoteFile("s3://bucket/0.tar", len(DATA), SHA256), CONFIG) == DATA
+    assert 7 <= waits[0] <= 8.4
 
 
 def test_each_process_has_filesystems_of_its_own() -> None:

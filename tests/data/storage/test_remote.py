@@ -5,6 +5,8 @@ import hashlib
 import os
 import random
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,15 @@ from flaky_server import Answer, FlakyServer
 from mmalign.core.errors import UserError
 from mmalign.data.storage import protocols, remote
 from mmalign.data.storage.protocols import shown
-from mmalign.data.storage.remote import RemoteConfig, RemoteFile, download, fetch, is_remote, join
+from mmalign.data.storage.remote import (
+    RemoteConfig,
+    RemoteFile,
+    download,
+    fetch,
+    fetch_range,
+    is_remote,
+    join,
+)
 
 DATA = random.Random(0).randbytes(3 * 2**20 + 7)
 NAME = "/set/00000.tar"
@@ -87,6 +97,46 @@ def test_faults_that_pass_are_overcome(server: FlakyServer, fault: str) -> None:
     server.answers[NAME] = list(FAULTS[fault])
     assert fetch(listed(server.url + NAME), CONFIG) == DATA
     assert server.answers[NAME] == []
+
+
+@pytest.mark.parametrize("kind", ["seconds", "date", "nonsense"])
+def test_a_server_that_asks_for_a_longer_wait_gets_it(
+    server: FlakyServer, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    said = {"seconds": "7", "date": later, "nonsense": "soon"}[kind]
+    server.answers[NAME] = [Answer(status=503, headers={"Retry-After": said})]
+    assert fetch(listed(server.url + NAME), CONFIG) == DATA
+    low, high = {"seconds": (7, 8.4), "date": (55, 72), "nonsense": (0, 0.01)}[kind]
+    assert low <= waits[0] <= high
+
+
+def test_the_default_tries_last_minutes(
+    server: FlakyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.undo()  # the waits of the tests
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    server.answers[NAME] = [Answer(status=503)] * 99
+    refusal(listed(server.url + NAME), RemoteConfig())
+    assert sum(waits) > 120
+
+
+def test_a_range_is_one_request_of_its_bytes(server: FlakyServer) -> None:
+    file = listed(server.url + NAME)
+    server.answers[NAME] = [Answer(status=503), Answer(cut=50)]
+    assert fetch_range(file, 1000, 100, CONFIG) == DATA[1000:1100]
+    assert server.requests(NAME) == [1000] * 3 and server.sent == 2 * 100
+    assert fetch_range(file, 0, 10, CONFIG) == DATA[:10]
+    # Servers that send complete files, or another range, or a shorter file.
+    for answer in (Answer(ranges=False), Answer(body=DATA[:50])):
+        server.answers[NAME] = [answer]
+        assert fetch_range(file, 0, 100, CONFIG) is None
+    server.answers[NAME] = [Answer(status=404)]
+    with pytest.raises(UserError, match="no such file there"):
+        fetch_range(file, 0, 100, CONFIG)
 
 
 def test_a_slow_server_is_waited_for(server: FlakyServer) -> None:

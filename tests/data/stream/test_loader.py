@@ -20,6 +20,7 @@ from mmalign.core.batch import NOT_PREDICTED, Batch
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.data.preprocess import Preprocess
+from mmalign.data.shards import reader
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.stream.config import DataConfig
 from mmalign.data.stream.loader import BatchLoader, batches, captions_of
@@ -327,6 +328,7 @@ def test_a_worker_that_lacks_descriptors_ends_the_run(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr(os, "pread", fail)
+    monkeypatch.setattr(reader, "RETRY_WAITS", (0.01,))
     for workers in (0, 1):
         with pytest.raises(UserError, match=r"Too many open files; raise .* `ulimit -n 4096`"):
             list(batches(maker(folder), 0, 2, workers))
