@@ -6,7 +6,7 @@ them. pyproject.toml can name a package in another folder, but then it must list
 
 from setuptools import find_packages, setup
 
-FOLDERS = ("data_recipes", "eval", "eval/prompts", "train", "train/finetune")
+FOLDERS = ("data_recipes", "data_recipes/rules", "eval", "eval/prompts", "train", "train/finetune")
 RECIPES = {f"mmalign.recipes.{folder.replace('/', '.')}": folder for folder in FOLDERS}
 
 setup(

@@ -24,7 +24,7 @@ from mmalign.core.errors import REFUSALS, UserError, describe_os_error, printabl
 
 # Importing a module registers its verbs; the help shows them in this order.
 # isort: off
-from mmalign.cli import data, train, evaluate, finetune, publish  # noqa: F401
+from mmalign.cli import data, selection, train, evaluate, finetune, publish  # noqa: F401
 
 
 def main() -> None:

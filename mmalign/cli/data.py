@@ -8,14 +8,30 @@ import typer
 
 from mmalign.cli.app import Overrides, app, find_yaml, is_run, say
 from mmalign.core.commit import check_writable, write_json
+from mmalign.core.errors import UserError
 
 data_app = typer.Typer(help="Make and inspect shards of image-caption pairs.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 _SHOWN = 50  # problems of a data set that are printed
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder with a manifest.json.")]
+DataSet = Annotated[str, typer.Argument(metavar="SET", help="Folder or URL with a manifest.json.")]
 Processes = Annotated[int, typer.Option(min=1, help="Shards that are read at once.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Report to write.")]
+
+
+PartOption = Annotated[
+    str | None, typer.Option("--part", metavar="I/N", help="Every Nth shard from the Ith, from 0.")
+]
+
+
+def part_of(text: str | None) -> tuple[int, int]:
+    """`--part 3/8` as (3, 8); (0, 1) is all."""
+    if text is None:
+        return 0, 1
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):
+        raise UserError(f"--part is `{text}`; give I/N, such as 0/8 to 7/8 for eight jobs")
+    return int(number), int(parts)
 
 
 def _check_files(*outputs: Path | None) -> None:
@@ -93,7 +109,7 @@ def data_index(
 
 @data_app.command("verify")
 def data_verify(
-    folder: Folder,
+    folder: DataSet,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every image in full.")] = False,
     processes: Processes = 1,
     json_file: JsonFile = None,
@@ -122,10 +138,10 @@ def data_verify(
 
 @data_app.command("stats")
 def data_stats(
-    folder: Folder,
-    against: Annotated[Path | None, typer.Option(help="Test set to look for in DIR.")] = None,
+    folder: DataSet,
+    against: Annotated[str | None, typer.Option(help="Test set to look for in SET.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Run, folder or hub name.")] = None,
-    shards: Annotated[int | None, typer.Option(min=1, help="Read so many of DIR.")] = None,
+    shards: Annotated[int | None, typer.Option(min=1, help="Read so many of SET.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of shards.")] = 0,
     near: Annotated[bool, typer.Option(help="Find images that look alike; decodes all.")] = True,
     processes: Processes = 1,
@@ -147,7 +163,7 @@ def data_stats(
     if tokenizer is not None and is_run(tokenizer):
         tokenizer = str(Path(tokenizer) / "tokenizer")
     found = survey(folder, Options(shards, seed, near, tokenizer, processes))
-    # All shards of the test set, whatever part of DIR is read: overlap is a share of its images.
+    # All shards of the test set, whatever part of SET is read: overlap is a share of its images.
     other = survey(against, Options(near=near, processes=processes)) if against else None
     tree = summarise(found, other)
     if json_file is not None:

@@ -70,6 +70,13 @@ def own_name(code: str) -> str | None:
     return None if not language or own.casefold() == language.language_name().casefold() else own
 
 
+@lru_cache(maxsize=4096)
+def likely_script(code: str) -> str | None:
+    """The ISO 15924 code of the script that the language is usually written in, None if it is not known."""
+    language = _parse(code)
+    return language.maximize().script if language is not None and language.language else None
+
+
 def labelled(code: str) -> str:
     """Name and code: "Swahili (sw)"; the code alone if it has no name."""
     name = language_name(code)

@@ -16,20 +16,22 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from mmalign.core.batch import Pair
 from mmalign.core.commit import sha256_of
 from mmalign.core.console import track
 from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.core.workers import map_in_processes
 from mmalign.data.images import UndecodableImage, decode
 from mmalign.data.reasons import REASONS
-from mmalign.data.shards.folder import LocalFolder
-from mmalign.data.shards.manifest import Manifest, load_manifest
-from mmalign.data.shards.reader import UnusableSample, read_pair
+from mmalign.data.shards.folder import Folder, LocalFolder, open_folder
+from mmalign.data.shards.manifest import Manifest
+from mmalign.data.shards.reader import Job, UnusableSample, read_shard, shard_jobs
 from mmalign.data.shards.scan import check_picture
 from mmalign.data.shards.shard_index import read_rows
 from mmalign.data.shards.tar import Damage, walk
+from mmalign.data.storage.remote import RemoteConfig
 from mmalign.data.stream.image_features import FOLDER, INDEX, read_facts, record_file, rows_file
 
 WHOLE, DAMAGED = "whole", "damaged"
@@ -56,9 +58,13 @@ class Report:
         return {**counts, "features": self.features, "problems": list(self.problems)}
 
 
-def verify(folder: Path, decode_images: bool = False, processes: int = 1) -> Report:
-    """Compare a data set with its manifest; `decode_images`: in full instead of their headers only."""
-    manifest = load_manifest(folder)
+def verify(name: str | os.PathLike[str], decode_images: bool = False, processes: int = 1) -> Report:
+    """Compare the data set in a folder or at a URL with its manifest.
+
+    Args:
+        decode_images: in full instead of their headers only.
+    """
+    folder, manifest = open_folder(name, RemoteConfig(), check_files=False)
     in_shards = {name for shard in manifest.shards for name in (shard.tar, shard.index)}
     problems = [
         problem
@@ -66,17 +72,19 @@ def verify(folder: Path, decode_images: bool = False, processes: int = 1) -> Rep
         if name not in in_shards
         for problem in _check_file(folder, manifest.files, name)
     ]
-    jobs = [manifest.part(shard) for shard in manifest.shards]
-    reports = map_in_processes(partial(_verify_shard, folder, decode_images), jobs, processes)
+    count = len(manifest.shards)
+    jobs = shard_jobs(folder, manifest, range(count))
+    reports = map_in_processes(partial(_verify_shard, decode_images), jobs, processes)
     samples = 0
-    for read, found in track(reports, "shards", len(jobs)):
+    for read, found in track(reports, "shards", count):
         samples += read
         problems += found
     features: dict[str, str] = {}
-    for path in sorted((folder / FOLDER).glob("*/")):
-        features[path.name], found = _verify_features(path, manifest)
-        problems += found
-    return Report(len(jobs), samples, tuple(problems), features)
+    if isinstance(folder, LocalFolder):
+        for path in sorted((folder.path / FOLDER).glob("*/")):
+            features[path.name], found = _verify_features(path, manifest)
+            problems += found
+    return Report(count, samples, tuple(problems), features)
 
 
 def describe(problem: Problem) -> str:
@@ -92,17 +100,24 @@ def _problem(file: str, reason: str, detail: str = "", **where: Any) -> Problem:
     return {"file": file, "reason": reason, **where, **({"detail": detail} if detail else {})}
 
 
-def _check_file(folder: Path, files: Mapping[str, Any], name: str) -> Iterator[Problem]:
+def _check_file(folder: Folder, files: Mapping[str, Any], name: str) -> Iterator[Problem]:
     """What is wrong with size and sha256 of one file; `files` is what a manifest lists."""
-    path, facts = folder / name, files.get(name)
+    facts = files.get(name)
     if facts is None:
         yield _problem(name, "not in the manifest")
-    elif not path.is_file():
-        yield _problem(name, "missing")
-    elif (size := path.stat().st_size) != facts["size"]:
-        yield _problem(name, "size", f"{size} bytes, the manifest says {facts['size']}")
-    elif sha256_of(path) != facts["sha256"]:
-        yield _problem(name, "sha256")
+    elif isinstance(folder, LocalFolder):
+        path = folder.path / name
+        if not path.is_file():
+            yield _problem(name, "missing")
+        elif (size := path.stat().st_size) != facts["size"]:
+            yield _problem(name, "size", f"{size} bytes, the manifest says {facts['size']}")
+        elif sha256_of(path) != facts["sha256"]:
+            yield _problem(name, "sha256")
+    else:
+        try:
+            os.close(folder.open(name))  # a download is compared with the manifest
+        except UserError as error:
+            yield _problem(name, "read error", str(error))
 
 
 def _verify_features(folder: Path, manifest: Manifest) -> tuple[str, list[Problem]]:
@@ -121,53 +136,56 @@ def _verify_features(folder: Path, manifest: Manifest) -> tuple[str, list[Proble
     problems = [
         {**problem, "file": f"{name}/{file}"}
         for file in track(files, "files of features", len(files))
-        for problem in _check_file(folder, facts["files"], file)
+        for problem in _check_file(LocalFolder(folder), facts["files"], file)
     ]
     return DAMAGED if problems else WHOLE, problems
 
 
-def _verify_shard(
-    folder: Path, decode_images: bool, manifest: Manifest
-) -> tuple[int, list[Problem]]:
-    """(samples that were read, problems) of the only shard of `manifest`."""
+def _verify_shard(decode_images: bool, job: Job) -> tuple[int, list[Problem]]:
+    """(samples that were read, problems) of one shard."""
+    _, folder, manifest = job
     (shard,) = manifest.shards
-    path = folder / shard.tar
     problems = list(_check_file(folder, manifest.files, shard.tar))
+    is_here = isinstance(folder, LocalFolder) and (folder.path / shard.tar).is_file()
+    if problems and isinstance(folder, LocalFolder) and is_here:
+        problems += _damages(folder.path / shard.tar, shard.tar)
+    languages, samples, bad = Counter[str](), 0, list[Problem]()
     try:
-        if problems and path.is_file():
-            with path.open("rb") as file:
-                damages = (found for found in walk(file) if isinstance(found, Damage))
-                problems += [
-                    _problem(shard.tar, d.reason, start=d.start, stop=d.stop)
-                    for d in islice(damages, MAX_PROBLEMS)
-                ]
-        rows = read_rows(LocalFolder(folder), manifest, shard)
+        if problems and not is_here:  # no sample can be read
+            read_rows(folder, manifest, shard)
+            return 0, problems
+        for row, pair in read_shard(folder, manifest):
+            samples += 1
+            languages.update(row["langs"])
+            bad += _sample_problem(shard.tar, row, pair, decode_images)
     except OSError as error:
         raise_if_of_machine(error)
         return 0, [*problems, _problem(shard.tar, "read error", str(error))]
     except UserError as error:
         return 0, [*problems, _problem(shard.index, "no index", str(error))]
-    if not path.is_file():
-        return 0, problems
-    languages = Counter(lang for row in rows for lang in row["langs"])
     if languages != shard.languages or languages.total() != shard.captions:
         problems.append(_problem(shard.index, "counts", "other captions than the manifest"))
+    problems += bad[:MAX_PROBLEMS]
+    if (more := len(bad) - MAX_PROBLEMS) > 0:
+        problems.append(_problem(Path(shard.tar).name, "more", f"{more} samples"))
+    return samples, problems
+
+
+def _damages(path: Path, name: str) -> Iterator[Problem]:
     with path.open("rb") as file:
-        found = _read_samples(file, rows, manifest, decode_images)
-        problems += islice(found, MAX_PROBLEMS)
-        if more := sum(1 for _ in found):
-            problems.append(_problem(path.name, "more", f"{more} samples"))
-    return len(rows), problems
+        damages = (found for found in walk(file) if isinstance(found, Damage))
+        for damage in islice(damages, MAX_PROBLEMS):
+            yield _problem(name, damage.reason, start=damage.start, stop=damage.stop)
 
 
-def _read_samples(
-    file: BinaryIO, rows: list[dict[str, Any]], manifest: Manifest, decode_images: bool
+def _sample_problem(
+    tar: str, row: dict[str, Any], pair: Pair | UnusableSample, decode_images: bool
 ) -> Iterator[Problem]:
-    for row in rows:
-        try:
-            image = read_pair(partial(os.pread, file.fileno()), row, manifest).image
-            check_picture(image)
-            if decode_images:
-                decode(image)
-        except (UnusableSample, UndecodableImage) as error:
-            yield _problem(Path(file.name).name, error.reason, error.detail, key=row["key"])
+    try:
+        if isinstance(pair, UnusableSample):
+            raise pair
+        check_picture(pair.image)
+        if decode_images:
+            decode(pair.image)
+    except (UnusableSample, UndecodableImage) as error:
+        yield _problem(Path(tar).name, error.reason, error.detail, key=row["key"])

@@ -35,6 +35,9 @@ def run_main(
     [
         ["data", "build", "emoji_scenes", "--out", "FILE"],
         ["data", "index", "MISSING", "--out", "FILE"],
+        ["data", "describe", "MISSING", "--out", "FILE/table.parquet"],
+        ["data", "score", "MISSING", "--model", "MISSING", "--out", "FOLDER"],
+        ["data", "select", "MISSING", "FILE"],
         ["data", "verify", "MISSING", "--json", "FILE/report.json"],
         ["data", "verify", "MISSING", "--json", "FOLDER"],
         ["data", "stats", "MISSING", "--json", "FILE/numbers.json"],

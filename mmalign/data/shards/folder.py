@@ -6,6 +6,7 @@
 Readers ask for files by the names that the manifest gives them, and do not know which of the two it is.
 """
 
+import copy
 import json
 import os
 import resource
@@ -53,10 +54,15 @@ class LocalFolder:
     def prefetch(self, names: Iterable[str]) -> None:
         """Announce files that will be opened soon."""
 
+    def only(self, names: Iterable[str]) -> "LocalFolder":
+        """The same folder with these files alone: little enough to be sent to a process for each shard."""
+        return self
+
 
 class RemoteFolder:
     """The files of a data set at a URL: its manifest, and the files that it lists, through the cache.
 
+    The manifest may list tars at other URLs: those of shards that were indexed or chosen from where they lie.
     A folder in it that has a manifest of its own (cached image features) is read in the same way.
     """
 
@@ -78,7 +84,7 @@ class RemoteFolder:
         return shown(self.url)
 
     def location(self, name: str) -> str:
-        return shown(join(self.url, name))
+        return shown(name if is_remote(name) else join(self.url, name))
 
     def inner(self, name: str, index: str) -> "RemoteFolder":
         """The folder `name` in this one, which has the manifest `index`."""
@@ -98,13 +104,21 @@ class RemoteFolder:
     def prefetch(self, names: Iterable[str]) -> None:
         self.cache.prefetch(map(self._listed, names))
 
+    def only(self, names: Iterable[str]) -> "RemoteFolder":
+        """As `LocalFolder.only`; without the manifest."""
+        folder = copy.copy(self)
+        folder.manifest = b""
+        folder.files = {name: self.files[name] for name in names}
+        return folder
+
     def _listed(self, name: str) -> RemoteFile:
         if name not in self.files:
             raise UserError(f"{self.location(self.index)}: does not list `{name}`")
         path, facts = PurePosixPath(name), self.files[name]
-        if path.is_absolute() or ".." in path.parts:
+        if path.is_absolute() or ".." in path.parts or path.parts[0] == "file:":
             raise UserError(f"{self.location(self.index)}: `{path}` is not in the data set")
-        return RemoteFile(join(self.url, name), facts["size"], facts["sha256"])
+        url = name if is_remote(name) else join(self.url, name)
+        return RemoteFile(url, facts["size"], facts["sha256"])
 
     def download(self, name: str) -> Path:
         """The path of a file's copy on this machine."""
@@ -130,7 +144,11 @@ def open_folder(
     """
     text = os.fspath(name)
     if not is_remote(text):
-        return LocalFolder(Path(text)), read_manifest(Path(text), check_files)
+        path = Path(text)
+        manifest = read_manifest(path, check_files)
+        if not is_remote(manifest.shards[0].tar):  # of a set, all tars are at URLs or none is
+            return LocalFolder(path), manifest
+        text = f"file://{path.absolute()}"
     # It needs locks of POSIX, which not every machine that reads local folders has.
     from mmalign.data.storage.cache import ShardCache
 

@@ -29,6 +29,7 @@ from mmalign.core.console import say, track
 from mmalign.core.errors import UserError, describe_os_error
 from mmalign.core.languages import respelled_in_words
 from mmalign.core.workers import map_in_processes
+from mmalign.data.identify import identifier
 from mmalign.data.shards.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -37,7 +38,7 @@ from mmalign.data.shards.manifest import (
     read_manifest,
     write_manifest,
 )
-from mmalign.data.shards.scan import MAX_REFUSALS, Rules, Scan, identify
+from mmalign.data.shards.scan import MAX_REFUSALS, Rules, Scan
 
 REFUSED = "refused.jsonl"
 _SCANS = ".index"
@@ -56,7 +57,7 @@ def index(
     tars = find_tars(source)
     out = out or tars[0].parent
     if rules.language == "identify":
-        identify("")  # fails at once if the library is missing
+        identifier()  # fails at once if the library is missing
     if (out / MANIFEST).is_file() and not (out / REFUSED).is_file():  # made by a recipe
         raise UserError(f"{out}: holds a data set of another kind; name another folder with --out")
     check_writable(out, is_folder=True)

@@ -28,6 +28,7 @@ from mmalign.core.batch import Caption, Pair
 from mmalign.core.errors import UserError, raise_if_of_machine
 from mmalign.data.reasons import REASONS
 from mmalign.data.shards.folder import (
+    Folder,
     LocalFolder,
     OpenFiles,
     Recent,
@@ -237,6 +238,42 @@ def sample_extent(
     return (first, last - first) if is_close and first >= 0 else None
 
 
+Job = tuple[int, Folder, Manifest]
+"""One shard for another process: its number, and the folder and the manifest with nothing else in them."""
+
+
+def shard_jobs(folder: Folder, manifest: Manifest, numbers: Iterable[int]) -> Iterator[Job]:
+    for number in numbers:
+        shard = manifest.shards[number]
+        yield number, folder.only((shard.tar, shard.index)), manifest.part(shard)
+
+
+def read_shard(
+    folder: Folder, manifest: Manifest
+) -> Iterator[tuple[dict[str, Any], Pair | UnusableSample]]:
+    """The index row of every sample of a manifest's only shard, and the sample or why it cannot be used.
+
+    Raises:
+        UserError: its index is not the one that the manifest describes, or it cannot be downloaded.
+    """
+    (shard,) = manifest.shards
+    rows = read_rows(folder, manifest, shard)
+    try:
+        descriptor = folder.open(shard.tar)
+    except OSError as error:
+        raise_if_of_machine(error)
+        yield from ((row, UnusableSample("read error", str(error.strerror))) for row in rows)
+        return
+    try:
+        for row in rows:
+            try:
+                yield row, read_pair(partial(os.pread, descriptor), row, manifest)
+            except UnusableSample as error:
+                yield row, error
+    finally:
+        os.close(descriptor)
+
+
 def read_pair(
     read: ReadBytes, row: dict[str, Any], manifest: Manifest, with_image: bool = True
 ) -> Pair:
@@ -245,8 +282,13 @@ def read_pair(
     suffix = origin.partition(":")[0]
     most = MAX_TEXT_BYTES if suffix == "txt" else MAX_JSON_BYTES
     content = parse_member(suffix, _read_member(read, row.get(suffix), most))
-    # Languages come from the index, because the rules that found them may not be repeatable.
     found = captions_in(content, origin)
+    if "captions" in row:  # numbers of those that were chosen (`mmalign data select`)
+        try:
+            found = [found[number] for number in row["captions"]]
+        except (IndexError, TypeError):
+            raise UnusableSample("index") from None
+    # Languages come from the index, because the rules that found them may not be repeatable.
     if len(found) != len(row["langs"]):
         raise UnusableSample("caption", "another number of captions than the index says")
     # The fields of a JSON that others wrote may have other meanings.

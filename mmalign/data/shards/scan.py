@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, TextIO
 
 from mmalign.core.errors import UserError
 from mmalign.core.languages import canonical_language, is_language_code
+from mmalign.data.identify import identifier
 from mmalign.data.image_formats import READ_SUFFIXES
 from mmalign.data.images import UndecodableImage, open_image, undecodable_images
 from mmalign.data.names import fault_of
@@ -201,7 +202,7 @@ class Scan:
         for text, lang in captions:
             code = lang or language or self.rules.fixed
             if code is None and self.rules.language == "identify":
-                code = identify(text)
+                code = identifier()(text)[0]
             if code is None or not is_language_code(canonical_language(code)):
                 raise UnusableSample("language", code or "none")
             langs.append(code)
@@ -266,17 +267,3 @@ def check_picture(data: bytes) -> None:
         if error.reason == "too many pixels":
             raise UnusableSample(error.reason, error.detail) from None
         raise UnusableSample("not an image") from None
-
-
-def identify(text: str) -> str:
-    """The language of a text, one of the 140 that py3langid knows; `und` for a text without letters.
-
-    Naive Bayes on byte n-grams after Lui and Baldwin 2012 (langid.py).
-    """
-    try:
-        from py3langid import classify
-    except ImportError:
-        raise UserError(
-            "--language identify needs the extra `identify`; run pip install 'mmalign[identify]'"
-        ) from None
-    return str(classify(text)[0]) if any(letter.isalpha() for letter in text) else "und"

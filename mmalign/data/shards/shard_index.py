@@ -20,6 +20,7 @@ from mmalign.data.shards.folder import Folder, read_file
 from mmalign.data.shards.manifest import FIX, Manifest, Shard
 
 _LANGUAGES = re.compile(rb'"langs": (\[[^\]]*\])')
+_KEY = re.compile(rb'"key": ("(?:[^"\\]|\\.)*")')
 
 
 def read_index(folder: Folder, manifest: Manifest, shard: Shard) -> bytes:
@@ -79,6 +80,15 @@ def languages_in(folder: Folder, manifest: Manifest, shard: Shard) -> list[tuple
         return [tuple(row["langs"]) for row in read_rows(folder, manifest, shard)]
     parsed = {text: tuple(json.loads(text)) for text in set(found)}
     return [parsed[text] for text in found]
+
+
+def keys_in(folder: Folder, manifest: Manifest, shard: Shard) -> list[str]:
+    """The key of each sample, as fast as `languages_in`."""
+    found = _KEY.findall(read_index(folder, manifest, shard))
+    if len(found) != shard.samples:
+        return [row["key"] for row in read_rows(folder, manifest, shard)]
+    keys: list[str] = json.loads(b"[" + b",".join(found) + b"]")
+    return keys
 
 
 def read_row(descriptor: int, starts_S: np.ndarray, number: int, location: str) -> dict[str, Any]:

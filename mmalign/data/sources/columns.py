@@ -215,7 +215,8 @@ def rows_of(batch: Any) -> list[dict[str, Any] | None]:
         return [row for i in range(len(batch)) for row in rows_of(batch.slice(i, 1))]
 
 
-def _read_parquet(path: Path, columns: list[str]) -> Iterator[Row]:
+def parquet_library(path: Path) -> tuple[Any, Any]:
+    """The modules pyarrow and pyarrow.parquet; a UserError that names `path` if they are not installed."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -223,6 +224,11 @@ def _read_parquet(path: Path, columns: list[str]) -> Iterator[Row]:
         raise UserError(
             f"{path}: reading parquet needs the extra `recipes`; run pip install 'mmalign[recipes]'"
         ) from None
+    return pyarrow, parquet
+
+
+def _read_parquet(path: Path, columns: list[str]) -> Iterator[Row]:
+    pyarrow, parquet = parquet_library(path)
     try:
         with parquet.ParquetFile(path) as file:
             check_columns(columns, file.schema_arrow.names, str(path))

@@ -10,6 +10,7 @@ was trained on tests nothing.
 """
 
 from collections.abc import Iterator
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,6 @@ NEAR = 4  # bits of 64, in which two hashes of similar images differ at most
 LEAST_PIXELS = 64
 METHOD = f"pHash, 64 bits, Hamming distance at most {NEAR}"
 MAX_EXAMPLES = 20
-_QUERIES = 10_000  # at once: bounds the memory for pairs where very many images are similar
 
 # One entry per sample, of the type survey.ROW; `picture`, `content` and `look` are read here.
 Rows = NDArray[np.void]
@@ -50,34 +50,49 @@ def image_hash(image: Image.Image) -> int:
 
 
 def near_pairs(
-    asked: NDArray[np.uint64], known: NDArray[np.uint64]
+    asked: NDArray[np.uint64], known: NDArray[np.uint64] | None = None
 ) -> Iterator[tuple[Positions, Positions, Positions]]:
     """All pairs of an asked and a known hash that differ in at most NEAR bits, each exactly once.
 
-    Time is quadratic where many hashes are similar, so equal hashes should be joined before.
+    Memory is about 60 bytes per hash, however many pairs there are. Time is quadratic where many hashes are
+    equal, so these should be joined before. (Sorting takes a tenth of the time of a table per block, as
+    `faiss.IndexBinaryMultiHash` has it: benchmarks/selection.py.)
+
+    Args:
+        known: without it, the pairs are those of two asked hashes.
 
     Yields:
         positions in `asked`, positions in `known`, distances, each (P,); P may be 0.
     """
-    import faiss
-
-    # Multi-index hashing (Norouzi, Punjani and Fleet 2012, arXiv 1307.2982). Two hashes that differ in NEAR
-    # bits agree in at least one of NEAR + 1 groups of bits, so the search in one table per group finds every
-    # pair. The bits that are left over (64 = 5 * 12 + 4) are in no group.
-    index = faiss.IndexBinaryMultiHash(64, NEAR + 1, 64 // (NEAR + 1))
-    if len(known):
-        index.add(_codes(known))
-    for start in range(0, len(asked), _QUERIES):
-        # The radius of faiss is exclusive.
-        limits, distance, position = index.range_search(
-            _codes(asked[start : start + _QUERIES]), NEAR + 1
-        )
-        query = np.repeat(np.arange(len(limits) - 1), np.diff(limits).astype(np.int64))
-        yield start + query, position, distance.astype(np.int64)
-
-
-def _codes(hashes: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(hashes).view(np.uint8).reshape(-1, 8)
+    # Of NEAR + n blocks of bits, two hashes that differ in NEAR bits agree in n at least. So each choice of n
+    # blocks is a sort key, and every pair is among the neighbours of equal keys for one choice at least
+    # (Manku, Jain and Das Sarma 2007, "Detecting near-duplicates for web crawling", section 3).
+    sorted_of = asked if known is None else known
+    number = NEAR + (3 if len(sorted_of) > 2**24 else 2)
+    edges = [64 * i // number for i in range(number + 1)]
+    blocks = [2**high - 2**low for low, high in pairwise(edges)]
+    masks = [np.uint64(sum(some)) for some in combinations(blocks, number - NEAR)]
+    for turn, mask in enumerate(masks):
+        order = np.argsort(sorted_of & mask)
+        hashes = sorted_of[order]
+        key = hashes & mask
+        if known is None:
+            query, position = order[:-1], np.arange(1, len(order))
+        else:
+            query = np.arange(len(asked))
+            position = np.searchsorted(key, asked & mask)
+        while len(query):
+            inside = position < len(key)
+            query, position = query[inside], position[inside]
+            bits = asked[query] ^ hashes[position]
+            same = bits & mask == 0
+            query, position, bits = query[same], position[same], bits[same]
+            distance = np.bitwise_count(bits).astype(np.int64)
+            found = distance <= NEAR
+            for earlier in masks[:turn]:  # they agreed under this one as well
+                found &= bits & earlier != 0
+            yield query[found], order[position[found]], distance[found]
+            position = position + 1
 
 
 def find_duplicates(rows: Rows, near: bool) -> tuple[dict[str, Any], dict[str, list[Example]]]:
@@ -113,11 +128,10 @@ def _find_similar(rows: Rows, samples: Positions) -> tuple[dict[str, Any], list[
     again = np.flatnonzero(first[inverse] != np.arange(len(samples)))
     found = np.stack([samples[first[inverse[again]]], samples[again], 0 * again], axis=1)
     found = _nearest_examples(found)
-    for left, right, distance in near_pairs(hashes, hashes):
-        once = left < right  # each pair is found from both sides, and each hash finds itself
-        left, right = left[once], right[once]
-        similar[left] = similar[right] = True
-        pairs = np.stack([samples[first[left]], samples[first[right]], distance[once]], axis=1)
+    for one, two, distance in near_pairs(hashes):
+        similar[one] = similar[two] = True
+        left, right = np.minimum(one, two), np.maximum(one, two)
+        pairs = np.stack([samples[first[left]], samples[first[right]], distance], axis=1)
         found = _nearest_examples(np.vstack([found, pairs]))
     counts = {
         "method": METHOD,

@@ -9,14 +9,12 @@ All numbers are of the shards that were read. Quantiles are exact.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmalign.core.errors import printable
 from mmalign.core.languages import language_name
-from mmalign.data.shards.folder import LocalFolder
 from mmalign.data.shards.shard_index import read_rows
 from mmalign.data.stats.duplicates import Example, find_duplicates, find_leaks
 from mmalign.data.stats.survey import MAX_NAMES, Facts, Survey
@@ -154,12 +152,12 @@ def _pair(one: Survey, two: Survey, example: Example) -> dict[str, Any]:
     for found, position in zip((one, two), example, strict=False):
         row = found.facts.rows[position]
         shard = found.manifest.shards[row["shard"]]
-        index = read_rows(LocalFolder(found.folder), found.manifest, shard)
+        index = read_rows(found.folder, found.manifest, shard)
         samples.append({"shard": shard.file, "key": index[row["number"]]["key"]})
     return {"samples": samples, "distance": example[2]}
 
 
-def lines(tree: Mapping[str, Any], folder: Path) -> Iterator[str]:
+def lines(tree: Mapping[str, Any], folder: str) -> Iterator[str]:
     """The statistics of the data set in `folder`, line by line."""
     read, of, seed = (tree["shards"][name] for name in ("read", "of", "seed"))
     yield (

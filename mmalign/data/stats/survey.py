@@ -14,7 +14,6 @@ import random
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,16 +22,16 @@ from PIL import Image
 from mmalign.core.batch import Pair
 from mmalign.core.batching import batched
 from mmalign.core.console import track
-from mmalign.core.errors import UserError, raise_if_of_machine
+from mmalign.core.errors import UserError
 from mmalign.core.workers import map_in_processes
 from mmalign.data.image_formats import PILLOW_NAMES
 from mmalign.data.images import upright_rgb, upright_size
-from mmalign.data.shards.folder import LocalFolder
-from mmalign.data.shards.manifest import Manifest, load_manifest
-from mmalign.data.shards.reader import UnusableSample, picture_id, read_pair
+from mmalign.data.shards.folder import Folder, open_folder
+from mmalign.data.shards.manifest import Manifest
+from mmalign.data.shards.reader import Job, UnusableSample, picture_id, read_shard, shard_jobs
 from mmalign.data.shards.scan import check_picture
-from mmalign.data.shards.shard_index import read_rows
 from mmalign.data.stats.duplicates import LEAST_PIXELS, NO_HASH, Rows, image_hash
+from mmalign.data.storage.remote import RemoteConfig
 from mmalign.data.tokenizer import load_tokenizer
 
 MAX_NAMED = 20  # samples that cannot be used of which key and reason are kept
@@ -72,30 +71,31 @@ class Facts:
 class Survey:
     """A data set as it was read."""
 
-    folder: Path
+    folder: Folder
     manifest: Manifest  # lists the shards that were read
     total: int  # how many shards there are
     options: Options
     facts: Facts
 
 
-def survey(folder: Path, options: Options) -> Survey:
-    """Read a data set.
+def survey(name: str | os.PathLike[str], options: Options) -> Survey:
+    """Read the data set in a folder or at a URL.
 
     Raises:
         UserError: no data set there, an index that is damaged, no such tokenizer, or no usable sample.
     """
-    manifest = load_manifest(folder)
+    folder, manifest = open_folder(name, RemoteConfig(), check_files=False)
     shards, total = manifest.shards, len(manifest.shards)
     if options.tokenizer is not None:
         _tokenizer(options.tokenizer)  # fails before any shard is read
     if options.shards is not None and options.shards < total:
         chosen = random.Random(options.seed).sample(range(total), options.shards)
         shards = tuple(shards[position] for position in sorted(chosen))
-    jobs = [(number, manifest.part(shard)) for number, shard in enumerate(shards)]
-    parts = map_in_processes(partial(_read_shard, folder, options), jobs, options.processes)
+    manifest = replace(manifest, shards=shards)
+    jobs = shard_jobs(folder, manifest, range(len(shards)))
+    parts = map_in_processes(partial(_read_shard, options), jobs, options.processes)
     facts, rows = Facts(), []
-    for part in track(parts, "shards", len(jobs)):
+    for part in track(parts, "shards", len(shards)):
         rows.append(part.rows)
         facts.named += part.named[: MAX_NAMED - len(facts.named)]
         for name, counter in part.counts.items():
@@ -105,40 +105,33 @@ def survey(folder: Path, options: Options) -> Survey:
         raise UserError(
             f"{folder}: no sample can be read; `mmalign data verify` says what is damaged"
         )
-    return Survey(folder, replace(manifest, shards=shards), total, options, facts)
+    return Survey(folder, manifest, total, options, facts)
 
 
-def _read_shard(folder: Path, options: Options, job: tuple[int, Manifest]) -> Facts:
-    number, manifest = job
-    (shard,) = manifest.shards
-    index = read_rows(LocalFolder(folder), manifest, shard)
+def _read_shard(options: Options, job: Job) -> Facts:
+    number, folder, manifest = job
     facts = Facts()
-    try:
-        file = (folder / shard.tar).open("rb")
-    except OSError as error:
-        raise_if_of_machine(error)
-        facts.counts["unusable"]["read error"] += len(index)
-        detail = f"{error.strerror}, {len(index)} samples"
-        facts.named.append({"file": shard.tar, "reason": "read error", "detail": detail})
-        return facts
     rows, captions = [], []
-    with file:
-        for position, row in enumerate(index):
-            try:
-                pair = read_pair(partial(os.pread, file.fileno()), row, manifest)
-                rows.append((number, position, *_look(pair, facts, options.near)))
-            except UnusableSample as error:
-                facts.counts["unusable"][error.reason] += 1
-                if len(facts.named) < MAX_NAMED:
-                    problem = {"file": shard.tar, "key": row["key"], "reason": error.reason}
-                    facts.named.append(problem | ({"detail": error.detail} if error.detail else {}))
-                continue
-            facts.counts["characters"].update((c.lang, len(c.text)) for c in pair.captions)
-            facts.counts["samples"].update({caption.lang for caption in pair.captions})
-            for counter, name in (("sources", pair.source), ("licenses", pair.license)):
-                _count_name(facts.counts[counter], name)
-            if options.tokenizer is not None:
-                captions += [(caption.lang, caption.text) for caption in pair.captions]
+    for position, (row, pair) in enumerate(read_shard(folder, manifest)):
+        try:
+            if isinstance(pair, UnusableSample):
+                raise pair
+            image_format, facts_of_image = look(pair, options.near)
+        except UnusableSample as error:
+            facts.counts["unusable"][error.reason] += 1
+            if len(facts.named) < MAX_NAMED:
+                file = manifest.shards[0].tar
+                problem = {"file": file, "key": row["key"], "reason": error.reason}
+                facts.named.append(problem | ({"detail": error.detail} if error.detail else {}))
+            continue
+        rows.append((number, position, *facts_of_image))
+        facts.counts["formats"][image_format] += 1
+        facts.counts["characters"].update((c.lang, len(c.text)) for c in pair.captions)
+        facts.counts["samples"].update({caption.lang for caption in pair.captions})
+        for counter, name in (("sources", pair.source), ("licenses", pair.license)):
+            _count_name(facts.counts[counter], name)
+        if options.tokenizer is not None:
+            captions += [(caption.lang, caption.text) for caption in pair.captions]
     # Many at once: a tokenizer works on them in parallel.
     for chunk in batched(captions, 1_000):
         # Not truncated, and with the special tokens: this is what `max_length` of a tower counts.
@@ -150,24 +143,24 @@ def _read_shard(folder: Path, options: Options, job: tuple[int, Manifest]) -> Fa
     return facts
 
 
-def _look(pair: Pair, facts: Facts, near: bool) -> tuple[int, ...]:
-    """The row of a sample from its `width` on; counts the format of its image."""
+def look(pair: Pair, near: bool) -> tuple[str, tuple[int, ...]]:
+    """The format of an image and the row of its sample from `width` on; UnusableSample: it is damaged."""
     check_picture(pair.image)
     image = Image.open(io.BytesIO(pair.image), formats=PILLOW_NAMES)
-    image_format, look = str(image.format), NO_HASH
+    image_format, hashed = str(image.format), NO_HASH
     try:
         width, height = upright_size(image)
         if near:
             # A JPEG is decoded no larger than needed.
             image.draft("RGB", (LEAST_PIXELS, LEAST_PIXELS))
-            look = image_hash(upright_rgb(image))
+            hashed = image_hash(upright_rgb(image))
     except Exception as error:  # Pillow's parsers raise many kinds of errors on broken bytes
         raise UnusableSample("does not decode", str(error)) from None
-    facts.counts["formats"][image_format] += 1
     digest = hashlib.blake2b(pair.image, digest_size=8).digest()
     languages = len({caption.lang for caption in pair.captions})
     sizes = (width, height, len(pair.image), len(pair.captions), languages)
-    return *sizes, picture_id(pair.picture), int.from_bytes(digest, "big"), look
+    hashes = (picture_id(pair.picture), int.from_bytes(digest, "big"), hashed)
+    return image_format, sizes + hashes
 
 
 def _count_name(counts: Counter[str], name: str) -> None:

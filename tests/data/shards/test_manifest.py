@@ -89,7 +89,5 @@ def test_an_empty_set_and_a_cut_shard_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["file:///data/x", "s3://bucket/x", "file:/x"])
 def test_a_url_is_not_taken_for_a_missing_folder(url: str) -> None:
-    with pytest.raises(
-        UserError, match="is a URL, which only `mmalign train` reads; give a folder"
-    ):
+    with pytest.raises(UserError, match="is a URL, which is not read here; give a folder"):
         load_manifest(Path(url))

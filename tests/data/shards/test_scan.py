@@ -26,7 +26,7 @@ from shard_sets import make_image
 
 from mmalign.core.errors import UserError
 from mmalign.data.shards import scan
-from mmalign.data.shards.scan import Rules, Scan, identify, split_name
+from mmalign.data.shards.scan import Rules, Scan, split_name
 
 PICTURE = make_image(7, "JPEG")
 TXT = Rules("txt", "en")
@@ -190,21 +190,6 @@ def test_rules_that_make_no_sense() -> None:
     assert Rules("json:c", None).to_json() == {"from": "json:c", "language": "captions"}
     assert Rules("txt", "identify").to_json()["language"] == "identified"
     assert Rules("txt", "json:L").to_json()["language"] == "json:L"
-
-
-def test_languages_are_identified() -> None:
-    pytest.importorskip("py3langid", reason="the extra `identify` is not installed")
-    assert identify("Der Hund schläft unter dem grünen Stuhl") == "de"
-    assert identify("Mbwa analala chini ya kiti cha kijani") == "sw"
-    assert identify("123 !?") == "und"
-
-
-def test_identification_without_its_library_is_one_sentence(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "py3langid", None)
-    with pytest.raises(UserError, match=r"mmalign\[identify\]"):
-        identify("a dog")
 
 
 _MEASURE = """

@@ -1,0 +1,1 @@
+"""Choosing samples and captions of a data set, without rewriting a tar."""
