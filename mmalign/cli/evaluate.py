@@ -33,7 +33,9 @@ CACHE = Path("data/embeddings")
 
 @app.command("eval")
 def evaluate(
-    suite: Annotated[Path, typer.Argument(metavar="SUITE", help="Suite YAML, or its name.")],
+    suite: Annotated[
+        Path, typer.Argument(metavar="SUITE", help="Suite YAML, its name, or mteb:TASK[,TASK].")
+    ],
     model: Model,
     overrides: Overrides = None,
     untrained: Annotated[bool, typer.Option("--untrained", help="Also before training.")] = False,
@@ -51,15 +53,24 @@ def evaluate(
 
     Example: mmalign eval eval/xtreme_r.yaml --model intfloat/multilingual-e5-base --prompt-query 'query: '
     --prompt-passage 'passage: ' --out runs/xtreme_r
+
+    Example: mmalign eval mteb:STS22.v2,BUCC.v2 --model runs/demo
     """
     from mmalign.core import distributed
     from mmalign.core.config import read_yaml
 
+    prompts = given_prompts(prompt_query, prompt_passage)
+    if str(suite).startswith("mteb:"):
+        if overrides or untrained:
+            raise UserError(f"{suite}: tasks of mteb take no KEY=VALUE and no --untrained")
+        folder = _measure_mteb(str(suite), model, out, prompts)
+        say(f"{folder / 'results.json'}")
+        note_command(Path(model))
+        return
     suite = find_yaml(suite, "eval")
     kinds = {"groups": _measure_texts, "indexes": _measure_indexes}
     fields = read_yaml(suite)
     measure = next((kinds[name] for name in kinds if name in fields), _measure_images)
-    prompts = given_prompts(prompt_query, prompt_passage)
     folder = measure(suite, list(overrides or ()), model, untrained, out, prompts)
     say(f"{folder / 'results.json'}")
     note_command(Path(model))
@@ -190,6 +201,23 @@ def search(
     loaded = load_model(model, {**own, **given_prompts(prompt_query, None)})
     kept = kept or build_index(loaded, data, IndexConfig(factory="Flat"), cache)
     serve(SearchIndex(loaded, data, kept), listener, host)
+
+
+def _measure_mteb(tasks: str, model: str, out: Path | None, prompts: "dict[Side, str]") -> Path:
+    """Run tasks of mteb by its own code; returns the folder of the results."""
+    from mmalign.evaluation.mteb_tasks import PREFIX, run_mteb
+    from mmalign.models.load import load_model
+
+    out = result_folder(model, "eval/mteb", out)
+    check_writable(out / "results.json")
+    names = [one.strip() for one in tasks.removeprefix(PREFIX).split(",") if one.strip()]
+    if not names:
+        raise UserError("mteb: name tasks behind the colon, as in mteb:STS22.v2,BUCC.v2")
+    results = run_mteb(names, load_model(model, prompts))
+    results.write(out / "results.json")
+    main = {f"/{fields['main']}" for fields in results.protocol.values()}
+    say_metrics(results, [name for name in results.metrics if name.endswith(tuple(main))])
+    return out
 
 
 def _measure_images(
