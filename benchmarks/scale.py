@@ -13,8 +13,8 @@ that starts, and one that resumes in the middle of an epoch, are processes of th
     manifest_mib              manifest.json and its table
     node_read_ratio           bytes that a node downloads in an epoch, over those of the samples that it
                               draws; the largest of all nodes. The cache holds three windows
-    first_batch_mib_per_node  indexes and samples, each by one request, as no shard is local yet
-    first_batch_ratio         the same over the bytes of the node's samples
+    first_batch_mib_per_node  indexes and samples, each by one request, as no shard is local yet; the table
+                              also has it over the bytes of the node's samples
     resume_s                  CPU seconds of a resumed rank, and the time of its node's first batch on the
                               network
     repeat_spread             from the first to the last draw of a sample that is drawn 20 times or more, as
@@ -245,13 +245,10 @@ def measure(folder: Path, options: argparse.Namespace, cluster: Cluster) -> dict
     store, order, config = make_order(folder, cluster.nodes)
     resumed = in_process(folder, options, len(order) // cluster.batch_size // 2)
     sizes_S = store.manifest.shard_bytes
-    node, batch = [], []
-    for (rank, worker), trace in traces(
-        store, order, config, tokenizer, cluster, range(cluster.world_size), range(1)
-    ):
-        if worker == 0:
-            batch += trace.samples
-            node += trace.samples if rank < cluster.ranks else []
+    # One rank of one: the complete first batch, which begins with the part of the first node.
+    BatchLoader(order, config, tokenizer, 16, None, cluster.batch_size, 0, 1).make(0)
+    batch = store.trace.samples
+    node = batch[: cluster.batch_size // cluster.nodes]
     of_node = {store.locate(sample)[0] for sample in node}
     index_bytes = sum(store.manifest.files[store.manifest.shards[n].index]["size"] for n in of_node)
     first_batch = index_bytes + SAMPLE_BYTES * len(node)
@@ -290,6 +287,7 @@ def main() -> None:
             figures = measure(Path(folder), options, cluster)
         for name, figure in figures.items():
             sys.stdout.write(f"{name:<28}{figure:>12,.3f}\n")
+    figures.pop("first_batch_ratio", None)  # in the table alone
     sys.stdout.write(
         json.dumps({name: round(figure, 3) for name, figure in figures.items()}) + "\n"
     )
