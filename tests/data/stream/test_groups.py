@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ranks import run_ranks
 from shard_sets import make_pair, make_set, plan_on_paper, write_set
 from tiny import tiny_tokenizer
 
@@ -100,6 +101,36 @@ def test_a_substitute_is_of_the_group_that_it_stands_in(damaged: int) -> None:
     for position in range(0, 128, 3):
         for attempt in (1, damaged, 30):
             assert made.sample_at(position, attempt) // 8 in of_group[position % 4]
+
+
+class CountingSet(ShardSet):
+    """Counts the indexes that are read for their languages."""
+
+    indexes = 0
+
+    def languages_in(self, number: int) -> list[tuple[str, ...]]:
+        self.indexes += 1
+        return super().languages_in(number)
+
+
+def order_on_ranks(folder: Path) -> tuple[int, int, list[int]]:
+    one = CountingSet(folder)
+    config = validate(DataConfig, {"train": [str(folder)], "languages": ["ja", "sw"]}, "test")
+    order = GlobalOrder([one], config, seed=3)
+    read = one.indexes
+    return read, len(order), order.order(0).tolist()
+
+
+def test_ranks_together_read_each_index_once_to_count_what_is_usable(
+    folder: Path, tmp_path: Path
+) -> None:
+    # Samples with several captions: the manifest does not say how many have one of two languages.
+    read, length, order = order_on_ranks(folder)
+    assert (read, length) == (13, sum(number % 3 > 0 for number in range(SAMPLES)))
+    assert run_ranks(2, order_on_ranks, tmp_path, folder) == [
+        (7, length, order),
+        (6, length, order),
+    ]
 
 
 SETS = [
