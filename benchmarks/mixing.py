@@ -54,7 +54,7 @@ class SetOnPaper:
     def __len__(self) -> int:
         return self.manifest.samples
 
-    def prefetch(self, numbers: Iterable[int]) -> None:
+    def prefetch(self, numbers: Iterable[int], by_range: bool = False) -> None:
         """Does nothing, because there are no files."""
 
 

@@ -101,7 +101,7 @@ class SetOnPaper:
     def languages_in(self, number: int) -> list[tuple[str, ...]]:
         return self.samples[number]
 
-    def prefetch(self, numbers: Iterable[int]) -> None:
+    def prefetch(self, numbers: Iterable[int], by_range: bool = False) -> None:
         self.announced += numbers
 
 

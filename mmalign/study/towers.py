@@ -70,7 +70,10 @@ def _train(name: str, config: TowerConfig, seed: int, folder: Path) -> TrainedTo
     changes = [f"{field}={json.dumps(value)}" for field, value in config.set.items()]
     changes.append(f"seed={seed}")
     run = load_config(RunConfig, find_yaml(config.run, "train"), changes)
-    data = [open_folder(one.path, run.data.remote)[1].sha256 for one in run.data.train]
+    data = [
+        open_folder(one.path, run.data.remote, check_files=False)[1].sha256
+        for one in run.data.train
+    ]
     parts = json.dumps([run.model_dump(mode="json"), data], sort_keys=True)
     out = folder / f"{run.name}-seed{seed}-{hashlib.sha256(parts.encode()).hexdigest()[:12]}"
     if not (out / _TIME).is_file():

@@ -51,8 +51,8 @@ class LocalFolder:
         """A descriptor for reading a file, which the caller closes; an OSError, or UserError if remote."""
         return os.open(self.path / name, os.O_RDONLY)
 
-    def prefetch(self, names: Iterable[str]) -> None:
-        """Announce files that will be opened soon."""
+    def prefetch(self, names: Iterable[str], by_range: Iterable[str] = ()) -> None:
+        """Announce files that will be opened soon, and files of which only some parts will be read."""
 
     def only(self, names: Iterable[str]) -> "LocalFolder":
         """The same folder with these files alone: little enough to be sent to a process for each shard."""
@@ -101,7 +101,8 @@ class RemoteFolder:
         """The `size` bytes of a file from byte `start`, unchecked; None: its server sends no parts of it."""
         return fetch_range(self._listed(name), start, size, self.cache.config)
 
-    def prefetch(self, names: Iterable[str]) -> None:
+    def prefetch(self, names: Iterable[str], by_range: Iterable[str] = ()) -> None:
+        self.cache.by_range.update(map(self._listed, by_range))
         self.cache.prefetch(map(self._listed, names))
 
     def only(self, names: Iterable[str]) -> "RemoteFolder":

@@ -20,6 +20,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -198,9 +199,11 @@ class ShardSet:
         number = int(np.searchsorted(self.first, index, side="right")) - 1
         return number, index - int(self.first[number])
 
-    def prefetch(self, numbers: Iterable[int]) -> None:
+    def prefetch(self, numbers: Iterable[int], by_range: bool = False) -> None:
+        """Announce shards that will be read; `by_range`: so few samples that the tars are not downloaded."""
         shards = [self.manifest.shards[number] for number in numbers]
-        self.folder.prefetch(name for shard in shards for name in (shard.index, shard.tar))
+        names = ((s.index,) if by_range else (s.index, s.tar) for s in shards)
+        self.folder.prefetch(chain.from_iterable(names), [s.tar for s in shards if by_range])
 
     def close(self) -> None:
         self.files.close()

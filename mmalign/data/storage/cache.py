@@ -55,6 +55,9 @@ class ShardCache:
         # (name, inode, time of modification) of checked files, for disks that cannot hold the mark
         self._verified: set[tuple[str, int, int]] = set()
         self._announced = dict.fromkeys(announced)
+        self.by_range: set[RemoteFile] = (
+            set()
+        )  # announced, but too few parts are read to download them
         self._failed: dict[RemoteFile, UserError | OSError] = {}
         self._process: int | None = None  # that the prefetching threads belong to
 
@@ -88,7 +91,7 @@ class ShardCache:
         Raises:
             UserError: as `open`, also if the download in the background failed.
         """
-        if file not in self._announced:
+        if file not in self._announced and file not in self.by_range:
             return self.open(file)
         if self._process != os.getpid():  # a child of the process that announced it
             self.prefetch(tuple(self._announced))

@@ -15,7 +15,8 @@ expected n_i times; systematic sampling (one random offset for the complete epoc
 shard) draws it floor(n_i) or ceil(n_i) times. How far the walk is at the end of each shard follows from the
 manifests' counts, so dividing it into groups and windows changes no draw except by the rounding of float64.
 Repeats of a sample are at equal distances in the epoch of its group. For this its shard is visited again, as
-often as its most frequent sample is drawn, up to `MOST_VISITS` times.
+often as its most frequent sample is drawn, up to `MOST_VISITS` times. A visit that needs less than half of a
+remote shard reads the samples by range.
 
 Data that fit into one window are shuffled in full. What windows cost for larger, sorted data is measured by
 benchmarks/mixing.py.
@@ -24,7 +25,7 @@ benchmarks/mixing.py.
 import math
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -34,7 +35,7 @@ from mmalign.core.errors import UserError
 from mmalign.data.shards.folder import open_files
 from mmalign.data.shards.reader import ShardSet, check_cache
 from mmalign.data.stream.config import DataConfig
-from mmalign.data.stream.layout import GroupEpoch, deal, lay_out, spread
+from mmalign.data.stream.layout import GroupEpoch, Window, deal, lay_out, spread
 from mmalign.data.stream.mixing import mix
 
 ORDER_VERSION = 2
@@ -66,6 +67,15 @@ class _Epoch:
     # Value of the walk of systematic sampling before each shard, and after the last one; None: no weights.
     edges_S: np.ndarray | None
     groups: dict[int, GroupEpoch] = field(default_factory=dict)
+
+
+class Visit(NamedTuple):
+    """A shard in a window."""
+
+    set: int
+    shard: int  # number in the set
+    draws: int
+    by_range: bool  # whether its samples are read alone, while it is not on this machine
 
 
 class GlobalOrder:
@@ -184,10 +194,17 @@ class GlobalOrder:
             groups.append(np.concatenate([self._window(epoch, group, w) for w in windows]))
         return np.stack(groups, axis=1).ravel()
 
-    def shards_of(self, epoch: int, group: int) -> list[list[tuple[int, int]]]:
-        """For each window of a group, the shards that it reads: (number of the set, number in the set)."""
-        windows = self._group_epoch(epoch, group).windows
-        return [[self._find(place) for place in window.place_V.tolist()] for window in windows]
+    def visits(self, epoch: int, group: int) -> list[list[Visit]]:
+        """The shards that each window of a group reads."""
+        return [self._visits_of(one) for one in self._group_epoch(epoch, group).windows]
+
+    def _visits_of(self, window: Window) -> list[Visit]:
+        samples_V = np.diff(self._first_S)[self._shard_S[window.place_V]]
+        draws_V = window.last_V - window.first_V
+        # Of a shard that is visited often, each time for a part of its samples, only these are downloaded.
+        by_range_V = 2 * draws_V < samples_V if self._spreads else np.zeros(len(draws_V), bool)
+        numbers = zip(window.place_V.tolist(), draws_V.tolist(), by_range_V.tolist(), strict=True)
+        return [Visit(*self._find(place), draws, ranged) for place, draws, ranged in numbers]
 
     def _find(self, place: int) -> tuple[int, int]:
         shard = int(self._shard_S[place])
@@ -237,9 +254,8 @@ class GlobalOrder:
         # Announce the shards of this window, then those of the next. Before the window is made, because
         # with weights that reads every shard's index.
         windows = self._group_epoch(epoch, group).windows[window : window + 2]
-        for place in (place for one in windows for place in one.place_V.tolist()):
-            number, shard = self._find(place)
-            self.sets[number].prefetch([shard])
+        for visit in (visit for one in windows for visit in self._visits_of(one)):
+            self.sets[visit.set].prefetch([visit.shard], visit.by_range)
         visits = zip(windows[0].place_V, windows[0].first_V, windows[0].last_V, strict=True)
         drawn = [self._draws_of(int(place), epoch)[a:b] for place, a, b in visits]
         if not self.is_full_shuffle:

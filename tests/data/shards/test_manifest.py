@@ -1,8 +1,10 @@
 """Shards: what is written is what is read, byte for byte, by us and by webdataset."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import webdataset
@@ -85,6 +87,24 @@ def test_an_empty_set_and_a_cut_shard_are_refused(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-512])
     with pytest.raises(UserError, match=r"00000\.tar: missing or of another size"):
         read_manifest(folder)
+
+
+def test_each_file_is_looked_at_once_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_set(tmp_path / "a", make_pairs(10))
+    seen: Counter[str] = Counter()
+    real = Path.stat
+
+    def note(self: Path, **options: Any) -> Any:
+        seen[self.suffix] += 1
+        return real(self, **options)
+
+    monkeypatch.setattr(Path, "stat", note)
+    read_manifest(folder)
+    assert (seen[".tar"], seen[".jsonl"]) == (3, 3)
+    read_manifest(folder, check_files=False)
+    assert (seen[".tar"], seen[".jsonl"]) == (3, 3)
 
 
 @pytest.mark.parametrize("url", ["file:///data/x", "s3://bucket/x", "file:/x"])

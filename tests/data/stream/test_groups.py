@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ranks import run_ranks
 from shard_sets import make_pair, make_set, plan_on_paper, write_set
 from tiny import tiny_tokenizer
 
@@ -26,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_set(tmp_path_factory.mktemp("set") / "train", SAMPLES)
 
 
-def maker(folder: Path, rank: int = 0, ranks: int = 1, **fields: Any) -> BatchLoader:
+def maker(folder: Path | str, rank: int = 0, ranks: int = 1, **fields: Any) -> BatchLoader:
     """A rank's batches; without images, which change no order."""
     config = validate(DataConfig, {"train": [str(folder)], **fields}, "test")
     order = GlobalOrder(open_sets(config), config, seed=3)
@@ -82,8 +83,8 @@ def test_a_rank_reads_the_shards_of_its_groups_alone(
             row // (BATCH // groups)
             for row in range(BATCH * rank // ranks, BATCH * (rank + 1) // ranks)
         }
-        windows = (made.plan.shards_of(e, g) for e in range(4) for g in mine)
-        assert read <= {shard for one in windows for window in one for _, shard in window}
+        windows = (made.plan.visits(e, g) for e in range(4) for g in mine)
+        assert read <= {visit.shard for one in windows for window in one for visit in window}
         of_rank.append(frozenset(read))
     assert set().union(*of_rank) == set(range(13))
     if ranks <= groups:  # a shard at a cut is of both groups
@@ -94,12 +95,42 @@ def test_a_rank_reads_the_shards_of_its_groups_alone(
 def test_a_substitute_is_of_the_group_that_it_stands_in(damaged: int) -> None:
     made = plan_on_paper([["en"] * 8] * 16, groups=4, shuffle_shards=1)
     of_group = [
-        {shard for window in made.shards_of(0, group) for _, shard in window} for group in range(4)
+        {visit.shard for window in made.visits(0, group) for visit in window} for group in range(4)
     ]
     assert sorted(map(len, of_group)) == [4] * 4
     for position in range(0, 128, 3):
         for attempt in (1, damaged, 30):
             assert made.sample_at(position, attempt) // 8 in of_group[position % 4]
+
+
+class CountingSet(ShardSet):
+    """Counts the indexes that are read for their languages."""
+
+    indexes = 0
+
+    def languages_in(self, number: int) -> list[tuple[str, ...]]:
+        self.indexes += 1
+        return super().languages_in(number)
+
+
+def order_on_ranks(folder: Path) -> tuple[int, int, list[int]]:
+    one = CountingSet(folder)
+    config = validate(DataConfig, {"train": [str(folder)], "languages": ["ja", "sw"]}, "test")
+    order = GlobalOrder([one], config, seed=3)
+    read = one.indexes
+    return read, len(order), order.order(0).tolist()
+
+
+def test_ranks_together_read_each_index_once_to_count_what_is_usable(
+    folder: Path, tmp_path: Path
+) -> None:
+    # Samples with several captions: the manifest does not say how many have one of two languages.
+    read, length, order = order_on_ranks(folder)
+    assert (read, length) == (13, sum(number % 3 > 0 for number in range(SAMPLES)))
+    assert run_ranks(2, order_on_ranks, tmp_path, folder) == [
+        (7, length, order),
+        (6, length, order),
+    ]
 
 
 SETS = [
@@ -139,8 +170,8 @@ def test_groups_together_draw_what_one_group_draws(fields: dict[str, Any]) -> No
 def test_every_group_has_the_composition_of_the_whole() -> None:
     made = plan_on_paper([[lang] * 10 for lang in "abcdefgh" for _ in range(8)], groups=8)
     for group in range(8):
-        ((*shards,),) = made.shards_of(2, group)
-        assert Counter(shard // 8 for _, shard in shards) == dict.fromkeys(range(8), 1)
+        ((*visits,),) = made.visits(2, group)
+        assert Counter(visit.shard // 8 for visit in visits) == dict.fromkeys(range(8), 1)
 
 
 @pytest.mark.parametrize(("groups", "window"), [(8, 8), (4, 16), (2, 32), (16, 4)])
@@ -149,9 +180,9 @@ def test_windows_of_groups_mix_together_as_one_large_window_does(groups: int, wi
     shards = [["en"]] * 512
     for epoch in range(3):
         made = plan_on_paper(shards, groups=groups, shuffle_shards=window)
-        of_group = [made.shards_of(epoch, group) for group in range(groups)]
+        of_group = [made.visits(epoch, group) for group in range(groups)]
         for at_one_time in zip(*of_group, strict=True):
-            sources = [shard // 32 for one in at_one_time for _, shard in one]
+            sources = [visit.shard // 32 for one in at_one_time for visit in one]
             assert Counter(sources) == dict.fromkeys(range(16), 4)
 
 
@@ -177,6 +208,22 @@ def test_repeats_of_a_sample_are_spread_over_the_epoch(groups: int) -> None:
     # As before: all in the one window that holds its shard.
     bunched, _ = positions_of_rare(1, version=1)
     assert np.ptp(bunched) < 0.06
+
+
+def test_visits_for_few_samples_download_no_shard(tmp_path: Path) -> None:
+    pairs = [make_pair(n, (("en", "sw")[n == 77],)) for n in range(160)]
+    local = write_set(tmp_path / "set", pairs, samples_per_shard=8)
+    fields: dict[str, Any] = {"language_floor": {"sw": 0.25}, "shuffle_shards": 4}
+    remote = {"cache": str(tmp_path / "cache"), "prefetch": 1}
+    near = maker(local, **fields)
+    far = maker(f"file://{local}", remote=remote, **fields)
+    steps = len(near.plan) // BATCH
+    assert [far.make(s).key_B for s in range(steps)] == [near.make(s).key_B for s in range(steps)]
+    visits = [visit for window in near.plan.visits(0, 0) for visit in window]
+    assert {visit.shard for visit in visits if visit.by_range} == {77 // 8}
+    assert sum(visit.shard == 77 // 8 for visit in visits) == 32
+    sha256 = far.plan.sets[0].manifest.files["00009.tar"]["sha256"]
+    assert not (tmp_path / "cache" / sha256).exists()
 
 
 def test_sets_are_drawn_at_their_rates() -> None:

@@ -226,7 +226,7 @@ def test_substitutes_come_from_the_window_and_then_from_anywhere(folder: Path) -
 
 def windows(made: GlobalOrder) -> list[list[int]]:
     """The shards of each window of epoch 1."""
-    return [sorted(shard for _, shard in window) for window in made.shards_of(1, 0)]
+    return [sorted(visit.shard for visit in window) for window in made.visits(1, 0)]
 
 
 @pytest.mark.parametrize("fields", [{}, {"language_floor": 0.3, "language_temperature": 3.0}])

@@ -36,7 +36,7 @@ class NotingSet(ShardSet):
         self.note("read", [index])
         return super().read(index, with_image)
 
-    def prefetch(self, numbers: Iterable[int]) -> None:
+    def prefetch(self, numbers: Iterable[int], by_range: bool = False) -> None:
         self.note("announced", list(numbers))
 
     def note(self, kind: str, numbers: list[int]) -> None:
