@@ -49,6 +49,9 @@ def data_build(
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Read files outside of the sources.")
     ] = False,
+    resize: Annotated[
+        int | None, typer.Option(metavar="N", help="Shorter side of images, at most N pixels.")
+    ] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="That write; all cores.")] = None,
 ) -> None:
     """Run a recipe: write shards of every split, with manifests.
@@ -65,6 +68,8 @@ def data_build(
         changes.append(f"source.folders=[{', '.join(quoted)}]")
     if allow_outside:
         changes.append("source.allow_outside=true")
+    if resize is not None:
+        changes.append(f"resize.shortest={resize}")
     config = load_config(RecipeConfig, find_yaml(recipe, "data_recipes"), changes)
     out = out or Path("data") / config.name
     check_writable(out, is_folder=True)
@@ -78,11 +83,14 @@ def data_build(
 
 @data_app.command("index")
 def data_index(
-    tars: Annotated[str, typer.Argument(metavar="TARS", help="Folder, pattern or brace list.")],
+    tars: Annotated[
+        str, typer.Argument(metavar="TARS", help="Folder, pattern, brace list; or URLs.")
+    ],
     captions: Annotated[str, typer.Option(help="txt, or json:FIELD.")] = "txt",
     language: Annotated[str | None, typer.Option(help="Code, json:FIELD or identify.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; that of the tars.")] = None,
     processes: Processes = 1,
+    part: PartOption = None,
 ) -> None:
     """Index existing tars: scan them once, write index and manifest. The tars stay as they are.
 
@@ -93,7 +101,13 @@ def data_index(
 
     if out is not None:
         check_writable(out, is_folder=True)
-    manifest, folder = index(tars, Rules(captions, language), out, processes)
+    done = index(tars, Rules(captions, language), out, processes, part_of(part))
+    if done is None:
+        say(
+            f"part {part} is scanned; when all are, the same command without --part writes the manifest"
+        )
+        return
+    manifest, folder = done
     refused = sum(map(Counter, manifest.refused.values()), Counter[str]())
     say(
         f"{folder}: {manifest.samples} images in {len(manifest.shards)} shards, "

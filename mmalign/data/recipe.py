@@ -29,6 +29,7 @@ from mmalign.core.errors import UserError
 from mmalign.core.languages import respelled_in_words
 from mmalign.core.workers import map_in_processes
 from mmalign.data.names import fault_of
+from mmalign.data.resize import Resize
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.manifest import MANIFEST, Manifest, read_manifest
 from mmalign.data.shards.pack import STATE, Job, Report, pack, write_split
@@ -48,6 +49,8 @@ class RecipeConfig(Section):
     max_bad_fraction: float = pydantic.Field(default=0.05, ge=0, le=1)
     """Stop when a larger fraction of the rows cannot be used. Published test sets always allow none."""
     source: SourceConfig
+    resize: Resize | None = None
+    """Make larger images smaller; none: every image as it is."""
     withhold: Withhold | None = None
     """Withhold captions of training images and write them as the split `withheld`."""
 
@@ -66,6 +69,8 @@ def build(
     """
     # A limit on bad rows changes no byte, so recipes that differ in it alone are equal.
     recipe = config.model_dump(mode="json", exclude={"max_bad_fraction"})
+    if config.resize is None:  # so that what older versions built still counts as built
+        del recipe["resize"]
     for part, value in recipe.items():
         if fault := fault_of(json.dumps(value, ensure_ascii=False)):  # a manifest holds the recipe
             raise UserError(f"recipe: `{part}` holds {fault[1]}; write it in UTF-8")
@@ -220,7 +225,7 @@ def _jobs(config: RecipeConfig, work: Path, respelled: Counter[str]) -> Iterator
     def job(split: str) -> Job:
         name = split or "train"
         numbers[name] += 1
-        return Job(work, name, numbers[name] - 1, tuple(pending.pop(split)))
+        return Job(work, name, numbers[name] - 1, tuple(pending.pop(split)), config.resize)
 
     for row in _rows_of_all_splits(config, respelled):
         if isinstance(row, LazyPair):

@@ -20,6 +20,7 @@ from mmalign.data.select.tables import SampleKeys, facts_of, read_table, table_f
 from mmalign.data.shards.folder import Folder, open_folder, read_file
 from mmalign.data.shards.manifest import MANIFEST, Manifest
 from mmalign.data.shards.shard_index import keys_in, languages_in
+from mmalign.data.storage.listing import check_no_query
 from mmalign.data.storage.protocols import shown
 from mmalign.data.storage.remote import RemoteConfig
 
@@ -39,11 +40,7 @@ class ChosenFrom:
 
     @classmethod
     def open(cls, name: str) -> "ChosenFrom":
-        if "?" in name:  # it would stand in the manifest
-            raise UserError(
-                f"{shown(name)}: a URL with a query holds a signature, which expires; name it without, and "
-                "give credentials in the environment"
-            )
+        check_no_query(name)
         folder, manifest = open_folder(name, RemoteConfig())
         # A remote folder keeps its manifest's bytes, which the cache does not.
         data = getattr(folder, "manifest", None) or read_file(folder, MANIFEST)

@@ -109,7 +109,7 @@ class RemoteFolder:
         """As `LocalFolder.only`; without the manifest."""
         folder = copy.copy(self)
         folder.manifest = b""
-        folder.files = {name: self.files[name] for name in names}
+        folder.files = {name: self.files[name] for name in names if name in self.files}
         return folder
 
     def _listed(self, name: str) -> RemoteFile:

@@ -1,21 +1,25 @@
 """`mmalign data index`: tars that others made -> the index and the manifest that our own shards have.
 
-    tars --one process per shard--> scan.py -> <shard>.index.jsonl, refusals
+    tars, here or at URLs --one process per shard--> scan.py -> <shard>.index.jsonl, refusals
          --> manifest.json (last), refused.jsonl
 
-The tars are only read. The result for each is kept in `.index/`, so that a second run scans only shards that
-are new or changed. The same tars give the same index and manifest, whatever the number of processes.
+The tars are only read, and each once. The result for each is kept in `.index/`, so that a second run scans
+only shards that are new or changed. The same tars give the same index and manifest, whatever the number of
+processes.
 """
 
 import hashlib
 import json
 import os
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from io import FileIO
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mmalign.core.commit import (
     check_writable,
@@ -39,30 +43,48 @@ from mmalign.data.shards.manifest import (
     write_manifest,
 )
 from mmalign.data.shards.scan import MAX_REFUSALS, Rules, Scan
+from mmalign.data.shards.tar import HashedFile
+from mmalign.data.storage.listing import facts_of, list_tars
+from mmalign.data.storage.protocols import shown
+from mmalign.data.storage.remote import RemoteConfig, RemoteFile, download, is_remote
 
 REFUSED = "refused.jsonl"
 _SCANS = ".index"
 
 
 def index(
-    source: str, rules: Rules, out: Path | None = None, processes: int = 1
-) -> tuple[Manifest, Path]:
-    """Index tars and write their manifest; returns it and its folder.
+    source: str,
+    rules: Rules,
+    out: Path | None = None,
+    processes: int = 1,
+    part: tuple[int, int] = (0, 1),
+) -> tuple[Manifest, Path] | None:
+    """Index tars and write their manifest; returns it and its folder, None for a part.
 
     Args:
         source: a folder of tars, a pattern such as `shards/*.tar` or a brace list such as
-            `shards/{00000..00099}.tar`.
+            `shards/{00000..00099}.tar`; of this machine, or a URL.
         out: where index and manifest go; by default the folder of the tars.
+        part: (i, n): scan the tars i, i + n, ... only, and write no manifest. When all parts are done, the
+            same call without it finds their scans and writes the manifest.
     """
-    tars = find_tars(source)
-    out = out or tars[0].parent
+    tars = list_tars(source) if is_remote(source) else [str(path) for path in find_tars(source)]
+    if out is None and is_remote(source):
+        raise UserError(f"{shown(source)}: is a URL; name a folder of this machine with --out")
+    out = out or Path(tars[0]).parent
     if rules.language == "identify":
         identifier()  # fails at once if the library is missing
     if (out / MANIFEST).is_file() and not (out / REFUSED).is_file():  # made by a recipe
         raise UserError(f"{out}: holds a data set of another kind; name another folder with --out")
     check_writable(out, is_folder=True)
+    jobs = _jobs(tars, out, rules)
+    if part[1] > 1:
+        with exclusive(out / _SCANS / f"part-{part[0]}"):
+            jobs = jobs[part[0] :: part[1]]
+            for _ in track(map_in_processes(_index_one, jobs, processes), "shards", len(jobs)):
+                pass
+        return None
     with exclusive(out / _SCANS):
-        jobs = _jobs(tars, out, rules)
         scans = list(track(map_in_processes(_index_one, jobs, processes), "shards", len(jobs)))
         _write_refusals(out, jobs, scans)
         if not any(scan["samples"] for scan in scans):
@@ -106,7 +128,7 @@ def find_tars(source: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Job:
-    tar: Path
+    tar: str  # path or URL
     shard: Shard  # its entry in the manifest, still without counts
     out: Path
     rules: Rules
@@ -120,19 +142,34 @@ class _Job:
     def refusals(self) -> Path:
         return self.out / _SCANS / f"{self.shard.file}.{REFUSED}"
 
+    def state(self) -> dict[str, Any]:
+        """What is another if the tar has changed."""
+        if is_remote(self.tar):
+            size, version = facts_of(self.tar)
+            return {"size": size, "version": version}
+        stat = Path(self.tar).stat()
+        return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
-def _jobs(tars: Sequence[Path], out: Path, rules: Rules) -> list[_Job]:
-    names = [tar.name for tar in tars]
+
+def _jobs(tars: Sequence[str], out: Path, rules: Rules) -> list[_Job]:
+    resolved = [tar if is_remote(tar) else Path(tar).resolve().as_posix() for tar in tars]
+    names = [tar.rpartition("/")[2] for tar in tars]
     if len(set(names)) < len(names):  # of several folders: two tars may have the same name
-        above = Path(os.path.commonpath([tar.resolve().parent for tar in tars]))
-        names = ["-".join(tar.resolve().relative_to(above).parts) for tar in tars]
-    lists = {folder: _json_object(folder / "sizes.json") for folder in {t.parent for t in tars}}
+        parts = [tar.split("/") for tar in resolved]
+        above = next(n for n, names in enumerate(zip(*parts, strict=False)) if len(set(names)) > 1)
+        names = ["-".join(one[above:]) for one in parts]
+    lists: dict[str, dict[str, Any]] = {}
     jobs = []
-    for tar, name in zip(tars, names, strict=True):
-        beside = tar.parent.resolve() == out.resolve()
-        shard = Shard(name, 0, 0, {}, None if beside else str(tar.resolve()))
-        # How many samples it had when it was made: open_clip's `sizes.json` is {tar: samples}.
-        expected = lists[tar.parent].get(tar.name, stated_samples(tar))
+    for tar, place, name in zip(tars, resolved, names, strict=True):
+        expected = None
+        folder = tar.rpartition("/")[0]
+        if not is_remote(tar):
+            if folder not in lists:
+                lists[folder] = _json_object(Path(tar).parent / "sizes.json")
+            # How many samples it had when it was made: open_clip's `sizes.json` is {tar: samples}.
+            expected = lists[folder].get(Path(tar).name, stated_samples(Path(tar)))
+        beside = not is_remote(tar) and Path(place).parent == out.resolve()
+        shard = Shard(name, 0, 0, {}, None if beside else place)
         jobs.append(_Job(tar, shard, out, rules, expected if isinstance(expected, int) else None))
     return jobs
 
@@ -156,11 +193,9 @@ def _index_one(job: _Job) -> dict[str, Any]:
     rows = job.out / job.shard.index
     temporary = rows.with_name(f".{rows.name}.tmp")
     try:
-        stat = job.tar.stat()
         source = {
             "format": FORMAT_VERSION,
-            "size": stat.st_size,
-            "mtime_ns": stat.st_mtime_ns,
+            **job.state(),
             "rules": asdict(job.rules),
             "expected": job.expected,
         }
@@ -172,21 +207,34 @@ def _index_one(job: _Job) -> dict[str, Any]:
             if known_sha256 == sha256_of(rows):
                 return known
         with (
-            job.tar.open("rb") as file,
+            _opened(job.tar, source["size"], rows.parent / _SCANS) as file,
             temporary.open("w", encoding="utf-8") as lines,
             job.refusals.open("w", encoding="utf-8", errors="backslashreplace") as refusals,
         ):
             scan = Scan(job.shard.file, file, job.rules, lines, refusals, job.expected)
             scan.run()
+            tar = {"size": file.seek(0, os.SEEK_END), "sha256": file.hexdigest()}
         # Only a complete scan gets the name of an index.
         temporary.replace(rows)
-        files = {"tar": {"size": stat.st_size, "sha256": sha256_of(job.tar)}, "rows": flush(rows)}
-        report = {"source": source, "files": files, **scan.counts()}
+        report = {"source": source, "files": {"tar": tar, "rows": flush(rows)}, **scan.counts()}
         write_json(job.report, report)
     except OSError as error:
         error.filename = error.filename or job.tar
         raise UserError(describe_os_error(error)) from None
     return report
+
+
+@contextmanager
+def _opened(tar: str, size: int | None, folder: Path) -> Iterator[HashedFile]:
+    """A tar to read; one at a URL is downloaded to a file in `folder` that is deleted afterwards."""
+    if not is_remote(tar):
+        with HashedFile(Path(tar)) as file:
+            yield file
+        return
+    with tempfile.NamedTemporaryFile("a+b", dir=folder, buffering=0) as copy:
+        download(RemoteFile(tar, size), cast(FileIO, copy), RemoteConfig())
+        with HashedFile(Path(copy.name)) as file:
+            yield file
 
 
 def _write_refusals(out: Path, jobs: Sequence[_Job], scans: Sequence[dict[str, Any]]) -> None:

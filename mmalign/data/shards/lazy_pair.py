@@ -19,6 +19,7 @@ from mmalign.core.errors import UserError, printable, raise_if_of_machine
 from mmalign.core.languages import is_language_code
 from mmalign.data.images import UndecodableImage, decode
 from mmalign.data.reasons import REASONS
+from mmalign.data.resize import Resize, resize
 from mmalign.data.shards.manifest import OWN_CAPTIONS
 from mmalign.data.shards.reader import MAX_IMAGE_BYTES, UnusableSample, captions_in
 from mmalign.data.shards.scan import check_picture
@@ -105,11 +106,11 @@ class LazyPair:
     # pool is another, easier test.
     strict: bool = False
 
-    def load(self) -> Pair:
-        """The pair with its image; a BadRow if it cannot be used, a UserError if it is strict."""
+    def load(self, size: Resize | None = None) -> Pair:
+        """The pair, its image in that size; a BadRow if it cannot be used, a UserError if it is strict."""
         try:
             self._check_texts()
-            return replace(self.pair, image=self._read_image())
+            return replace(self.pair, image=self._read_image(size))
         except BadRow as bad:
             if self.strict:
                 raise UserError(str(bad)) from None
@@ -129,7 +130,7 @@ class LazyPair:
         except UnusableSample as error:
             raise BadRow(error.reason, f"{self.where}: {error}") from None
 
-    def _read_image(self) -> bytes:
+    def _read_image(self, size: Resize | None) -> bytes:
         subject = f"{self.where}: {self.description}"
         try:
             data = self.image.read()
@@ -140,7 +141,7 @@ class LazyPair:
         if len(data) > MAX_IMAGE_BYTES:
             raise BadRow("too large", f"{subject} has {len(data)} bytes, over {MAX_IMAGE_BYTES}")
         try:
-            decode(data)
+            image = decode(data)
         except UndecodableImage as error:
             reason = "does not decode"
             try:  # the header may say why
@@ -150,7 +151,7 @@ class LazyPair:
             # Pillow names an object by its address, which differs from build to build.
             message = re.sub(r" at 0x[0-9a-f]+", "", str(error))
             raise BadRow(reason, f"{subject} {message}") from None
-        return data
+        return data if size is None else resize(image, data, size)
 
 
 def check_split(split: Any, where: str) -> None:

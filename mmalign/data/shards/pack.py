@@ -15,6 +15,7 @@ from typing import Any
 
 from mmalign.core.batch import Pair
 from mmalign.core.commit import flush, write_json
+from mmalign.data.resize import Resize
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.manifest import (
     FORMAT_VERSION,
@@ -38,6 +39,7 @@ class Job:
     split: str
     number: int
     rows: Sequence[LazyPair | BadRow]
+    size: Resize | None = None  # of the images
 
     @property
     def tar(self) -> Path:
@@ -129,7 +131,7 @@ def _usable(job: Job, refused: list[dict[str, str]]) -> Iterator[Pair]:
         try:
             if isinstance(row, BadRow):
                 raise row
-            pair = row.load()
+            pair = row.load(job.size)
             if pair.key in keys:  # a reader of tars would take the two for one sample
                 raise BadRow("duplicate key", f"{row.where}: the key `{pair.key}` was used before")
         except BadRow as bad:

@@ -13,9 +13,12 @@ members, and last members of less than 10 KB in all that became zeros (they look
 Checksums and counts that are kept elsewhere find them.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
 from typing import BinaryIO
 
 from mmalign.data.names import fault_of
@@ -65,6 +68,40 @@ class Damage:
     stop: int
     reason: str  # a key of REASONS
     name: str | None = None  # of the member that was there, if its header says it
+
+
+class HashedFile(FileIO):
+    """A file that is hashed while it is read, also where positions are skipped: one pass over the disk."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._sha256 = hashlib.sha256()
+        self._hashed = 0  # bytes from the beginning
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        start = self.tell()
+        size = max(0, os.fstat(self.fileno()).st_size - start) if size is None or size < 0 else size
+        self._hash(start)
+        data = os.pread(self.fileno(), size, start)
+        if start <= self._hashed < start + len(data):
+            self._sha256.update(memoryview(data)[self._hashed - start :])
+            self._hashed = start + len(data)
+        self.seek(start + len(data))
+        return data
+
+    def hexdigest(self) -> str:
+        """The sha256 of the complete file."""
+        self._hash(os.fstat(self.fileno()).st_size)
+        return self._sha256.hexdigest()
+
+    def _hash(self, stop: int) -> None:
+        """Hash what lies before `stop`."""
+        while self._hashed < stop:
+            data = os.pread(self.fileno(), min(_CHUNK, stop - self._hashed), self._hashed)
+            if not data:
+                return
+            self._sha256.update(data)
+            self._hashed += len(data)
 
 
 def walk(file: BinaryIO) -> Iterator[Member | Damage]:

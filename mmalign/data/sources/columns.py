@@ -5,12 +5,16 @@ row + CaptionColumns --read_captions--> Captions
 """
 
 import csv
+import hashlib
 import io
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydantic
 
 from mmalign.core.batch import Caption
@@ -232,10 +236,63 @@ def _read_parquet(path: Path, columns: list[str]) -> Iterator[Row]:
     try:
         with parquet.ParquetFile(path) as file:
             check_columns(columns, file.schema_arrow.names, str(path))
-            batches = file.iter_batches(batch_size=4096, columns=columns)
+            # Few at once where they may hold images.
+            kinds = [file.schema_arrow.field(name).type for name in columns]
+            large = any(map(_may_hold_bytes, kinds))
+            batches = file.iter_batches(batch_size=64 if large else 4096, columns=columns)
             rows = chain.from_iterable(map(rows_of, batches))
             for number, row in enumerate(rows, start=1):
                 where = f"{path}, row {number}"
                 yield where, row or BadRow("not UTF-8", f"{where}: is not UTF-8")
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: is no readable parquet file ({error})".split("\n")[0]) from None
+
+
+def _may_hold_bytes(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_struct(kind))
+
+
+def embedded_image(value: Any) -> bytes | None:
+    """The image in a cell: its bytes, or {"bytes", "path"} as the library `datasets` has it; or None."""
+    data = value.get("bytes") if isinstance(value, dict) else value
+    return data if isinstance(data, bytes) else None
+
+
+@dataclass(frozen=True)
+class ParquetCell:
+    """An image in a row of a parquet file."""
+
+    path: str
+    column: str
+    row: int
+    sha256: str  # of the image's bytes
+
+    def read(self) -> bytes:
+        data = embedded_image(_cell(self.path, self.column, self.row))
+        if data is None or hashlib.sha256(data).hexdigest() != self.sha256:
+            raise OSError(None, "it changed while it was read")
+        return data
+
+
+def _cell(path: str, column: str, row: int) -> Any:
+    ends = _row_groups(path)
+    group = int(np.searchsorted(ends, row, side="right"))
+    first = int(ends[group - 1]) if group else 0
+    return _group(path, column, group)[row - first].as_py()
+
+
+@lru_cache(maxsize=4)
+def _row_groups(path: str) -> np.ndarray:
+    """The number of rows up to and with each group."""
+    _, parquet = parquet_library(Path(path))
+    facts = parquet.read_metadata(path)
+    return np.cumsum([facts.row_group(n).num_rows for n in range(facts.num_row_groups)])
+
+
+@lru_cache(maxsize=1)  # a process reads the rows of a shard in their order
+def _group(path: str, column: str, group: int) -> Any:
+    _, parquet = parquet_library(Path(path))
+    with parquet.ParquetFile(path) as file:
+        return file.read_row_group(group, columns=[column]).column(0)

@@ -1,12 +1,13 @@
 """Tables of images and captions: CSV, TSV (both also as .gz) and parquet.
 
     <folder>/<file>   columns: an image's path, captions --rows of one image together--> LazyPair
-    <folder>/<path> --------------------------------------------------------------------+
+    <folder>/<path>, or an image in a cell of a parquet file ---------------------------+
 
 Consecutive rows that name the same image are one pair, so a table may have one row per image with a column
 for each language, or one row per caption. Equal paths are equal images, wherever they stand.
 """
 
+import hashlib
 import posixpath
 from collections.abc import Iterator
 from itertools import groupby
@@ -18,7 +19,14 @@ import pydantic
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.errors import UserError
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair, check_split, key_of
-from mmalign.data.sources.columns import CaptionColumns, Row, read_captions, read_table
+from mmalign.data.sources.columns import (
+    CaptionColumns,
+    ParquetCell,
+    Row,
+    embedded_image,
+    read_captions,
+    read_table,
+)
 from mmalign.data.sources.rows import FolderSource, attempt
 
 
@@ -29,7 +37,7 @@ class Table(FolderSource):
     files: tuple[str, ...]
     """Tables, by their path from one of the folders: .csv, .tsv, .csv.gz, .tsv.gz or .parquet."""
     image: str = "image"
-    """The column of the image's path from one of the folders."""
+    """The column of the image's path from one of the folders; of parquet also of its bytes."""
     captions: CaptionColumns
     split: str = "train"
     """The split of every image, unless there is a column of splits."""
@@ -52,12 +60,13 @@ class Table(FolderSource):
         def image_of(numbered: tuple[int, Row]) -> tuple[Any, ...]:
             where, cells = numbered[1]
             # A row without an image belongs to no other row. Captions of two splits must not meet.
-            if isinstance(cells, BadRow) or not (name := _normal(cells[self.image])):
+            if isinstance(cells, BadRow) or not (name := _identity(cells[self.image])):
                 return (where,)
             return (name, *(cells[column] for column in split))
 
         for file in self.files:
-            rows = enumerate(read_table(self.find_file(file), columns, self.quotes))
+            path = self.find_file(file)
+            rows = enumerate(read_table(path, columns, self.quotes))
             for _, together in groupby(rows, image_of):
                 captions: list[Caption] = []
                 first = None
@@ -69,14 +78,28 @@ class Table(FolderSource):
                         yield found
                         continue
                     captions += found
-                    first = first or (f"{key_of(file)}-{number:09d}", where, cells)
+                    first = first or (path, number, f"{key_of(file)}-{number:09d}", where, cells)
                 if first is not None:
                     yield attempt(self._lazy_pair, *first, captions)
 
     def _lazy_pair(
-        self, key: str, where: str, cells: dict[str, Any], captions: list[Caption]
+        self,
+        table: Path,
+        number: int,
+        key: str,
+        where: str,
+        cells: dict[str, Any],
+        captions: list[Caption],
     ) -> LazyPair:
-        name = _normal(cells[self.image])
+        split = cells[self.split_column] if self.split_column else self.split
+        check_split(split, where)
+        once = tuple(dict.fromkeys(captions))
+        name, source = _identity(cells[self.image]), Path(self.folders[0]).name
+        if name is not None and embedded_image(cells[self.image]) is not None:
+            pair = Pair(key, b"", once, name, split, source, self.license)
+            return LazyPair(
+                pair, ParquetCell(str(table), self.image, number, name), where, "its image"
+            )
         if name is None:
             raise BadRow("row", f"{where}: `{self.image}` must be a path")
         # Downloading is the task of img2dataset, whose output is a source of its own.
@@ -85,16 +108,15 @@ class Table(FolderSource):
                 f"{where}: `{self.image}` holds URLs; download the images with img2dataset, and build "
                 "from its output with `kind: img2dataset`"
             )
-        split = cells[self.split_column] if self.split_column else self.split
-        check_split(split, where)
         image = self.find_image(name, where)
-        once = tuple(dict.fromkeys(captions))
-        pair = Pair(key, b"", once, name, split, Path(self.folders[0]).name, self.license)
+        pair = Pair(key, b"", once, name, split, source, self.license)
         return LazyPair(pair, image, where, f"the image `{name}`")
 
 
-def _normal(path: Any) -> str | None:
-    """A path in its shortest form, so that `./1.png` and `1.png` are one image; None if it is no path."""
+def _identity(path: Any) -> str | None:
+    """Equal for equal images: a path in its shortest form, or the hash of an image; None: it is neither."""
+    if (image := embedded_image(path)) is not None:
+        return hashlib.sha256(image).hexdigest()
     if not isinstance(path, str) or not path:
         return None
     return path if "://" in path else posixpath.normpath(path)

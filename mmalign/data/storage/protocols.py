@@ -205,3 +205,8 @@ def reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     return str(getattr(error, "strerror", None) or type(error).__name__)
+
+
+def filesystem_of(url: str, timeout: float = 60) -> Any:
+    """The fsspec filesystem of a URL, for questions that no manifest answers."""
+    return _filesystem(os.getpid(), scheme_of(url), timeout)

@@ -1,14 +1,18 @@
 """The walk over a tar: as tarfile where all is well, and every byte accounted for where it is not."""
 
 import io
+import os
 import random
 import tarfile
+from pathlib import Path
 
 import pytest
 from hostile_shards import BLOCK, END, header, member, samples, tar_of
+from shard_sets import make_set
 
+from mmalign.core.commit import sha256_of
 from mmalign.data.shards import tar
-from mmalign.data.shards.tar import Damage, Member, walk
+from mmalign.data.shards.tar import Damage, HashedFile, Member, walk
 
 
 def walked(data: bytes) -> list[Member | Damage]:
@@ -179,3 +183,24 @@ def test_every_byte_is_accounted_for_whatever_it_is() -> None:
             assert found.start <= found.stop
             position = found.offset + found.size if isinstance(found, Member) else found.stop
         assert not any(data[position:])
+
+
+def test_a_file_is_hashed_while_it_is_walked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_set(tmp_path / "set", 4) / "00000.tar"
+    read: list[int] = []
+    pread = os.pread
+
+    def counting(descriptor: int, size: int, offset: int) -> bytes:
+        data = pread(descriptor, size, offset)
+        read.append(len(data))
+        return data
+
+    monkeypatch.setattr(os, "pread", counting)
+    with HashedFile(path) as file:
+        members = list(walk(file))
+        assert file.hexdigest() == sha256_of(path)
+    assert len(members) == 12
+    headers = 3 * 512 * len(members)
+    assert path.stat().st_size <= sum(read) <= path.stat().st_size + headers + 10240

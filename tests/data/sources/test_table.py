@@ -12,6 +12,7 @@ from mmalign.core.batch import Caption
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
+from mmalign.data.sources import columns
 from mmalign.data.sources.table import Table
 
 BY_LANGUAGE = {"by_language": {"en": "caption_en", "de": "caption_de"}}
@@ -293,3 +294,24 @@ def test_a_table_that_is_none_is_named(folder: Path) -> None:
 def test_captions_are_named_in_one_way(folder: Path, columns: Any, told: str) -> None:
     with pytest.raises(UserError, match=told):
         table(folder, "c.csv", captions=columns)
+
+
+@pytest.mark.parametrize("as_struct", [False, True])
+def test_images_may_be_in_the_parquet_file(folder: Path, as_struct: bool) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    images = [make_image(i) for i in (0, 1, 1, 2, 3)]
+    cells = [{"bytes": image, "path": None} for image in images] if as_struct else images
+    rows = pyarrow.table(
+        {"file": cells, "caption": [f"caption {i}" for i in range(5)], "lang": ["en"] * 5}
+    )
+    pyarrow.parquet.write_table(rows, folder / "t.parquet", row_group_size=2)
+    drafts = read(table(folder, "t.parquet", captions=LONG))
+    assert [draft.load().image for draft in drafts] == [images[i] for i in (0, 1, 3, 4)]
+    assert captions(drafts[1]) == [("en", "caption 1"), ("en", "caption 2")]
+    assert len({draft.pair.picture for draft in drafts}) == 4
+    # Another file of that name is not taken for it.
+    pyarrow.parquet.write_table(rows.slice(1), folder / "t.parquet", row_group_size=2)
+    columns._group.cache_clear()
+    columns._row_groups.cache_clear()
+    with pytest.raises(BadRow, match="it changed while it was read"):
+        drafts[0].load()

@@ -1,0 +1,80 @@
+"""Tars at URLs that no manifest lists: which there are, how large they are, and when they change.
+
+pattern, folder or brace list of URLs -> URLs of tars -> size, version
+"""
+
+import posixpath
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from mmalign.core.errors import UserError
+from mmalign.data.storage.protocols import filesystem_of, is_final, reason, scheme_of, shown
+
+T = TypeVar("T")
+# What the protocols' libraries call the identity of a file's bytes.
+_VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "mtime")
+_TRIES = 4
+
+
+def list_tars(source: str) -> list[str]:
+    """The URLs that a URL, a brace list, a pattern or a folder names, sorted.
+
+    Raises:
+        UserError: there are none, or a web server, which has no list of its files, is asked for them.
+    """
+    from braceexpand import braceexpand
+
+    check_no_query(source)
+    urls: set[str] = set()
+    for url in braceexpand(source):
+        scheme = scheme_of(url)
+        if url.endswith(".tar") and "*" not in url:
+            urls.add(url)
+            continue
+        if scheme in ("http", "https"):
+            raise UserError(
+                f"{shown(url)}: a web server does not list its files; name them, such as "
+                "`https://host/{00000..00099}.tar`"
+            )
+        pattern = url if "*" in url else posixpath.join(url, "*.tar")
+        urls |= set(_asked(pattern, _glob))
+    if not urls:
+        raise UserError(f"{shown(source)}: no tars there; name a folder of .tar files or a pattern")
+    return sorted(urls)
+
+
+def _glob(pattern: str) -> list[str]:
+    filesystem = filesystem_of(pattern)
+    scheme = scheme_of(pattern)
+    found = (str(path) for path in filesystem.glob(pattern))
+    return [f"{scheme}://{path}" for path in found if path.endswith(".tar")]
+
+
+def facts_of(url: str) -> tuple[int | None, str]:
+    """Size in bytes, None if the server does not say it, and its name for the version of the bytes, or ""."""
+    facts: dict[str, Any] = _asked(url, lambda url: filesystem_of(url).info(url))
+    version = next((str(facts[name]) for name in _VERSIONS if facts.get(name)), "")
+    return facts.get("size"), version
+
+
+def check_no_query(url: str) -> None:
+    if "?" in url:  # it would stand in a manifest
+        raise UserError(
+            f"{shown(url)}: a URL with a query holds a signature, which expires; name it without, and give "
+            "credentials in the environment"
+        )
+
+
+def _asked(url: str, ask: Callable[[str], T]) -> T:
+    for left in reversed(range(_TRIES)):
+        try:
+            return ask(url)
+        except UserError:
+            raise
+        except Exception as error:  # the protocols' libraries have no exception in common
+            if is_final(error) or not left:
+                raise UserError(
+                    f"{shown(url)}: not found or refused ({reason(error)}); check the URL, and the "
+                    "credentials in the environment"
+                ) from None
+    raise AssertionError
