@@ -106,6 +106,9 @@ def files_of(task: TaskConfig) -> list[dict[str, Any]]:
         seen = [one for one in paths if "/." not in f"/{one.relative_to(folder).as_posix()}"]
         if seen:
             found.append(read_files(folder, seen))
+    for one in (task, task.train):
+        if one is not None and one.hf is not None and not Path(one.folder).exists():
+            found.append({"dataset": one.folder, "revision": one.hf.revision})
     return found
 
 

@@ -63,7 +63,10 @@ def files_read_by(config: Any) -> Iterator[Path]:
     for tree in trees:  # grows while it is read
         if isinstance(tree, Mapping):
             for name in ("folder", "dictionaries", "neighbours"):
-                if isinstance(tree.get(name), str):
+                # `hf`: the folder may be a name on the hub, whose revision is part of the configuration.
+                if isinstance(tree.get(name), str) and not (
+                    tree.get("hf") and not Path(tree[name]).exists()
+                ):
                     yield Path(tree[name])
             trees += tree.values()
         elif isinstance(tree, list):

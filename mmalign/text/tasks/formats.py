@@ -100,7 +100,12 @@ class Layout(Section):
 
 
 def _table(layout: Layout, path: Path, parts: dict[str, str]) -> Iterator[Entry]:
-    for row in _rows(layout, path, parts):
+    return examples_of(layout, _rows(layout, path, parts), parts)
+
+
+def examples_of(layout: Layout, rows: Iterable[Row], parts: dict[str, str]) -> Iterator[Entry]:
+    """The examples of a table's rows; `parts` has the split, and the language if no column has it."""
+    for row in rows:
         lang = row.language(layout.language) if layout.language else parts.get("lang", "en")
         split = parts["split"]
         if layout.split is not None and layout.split in row.cells:
@@ -244,6 +249,11 @@ def read(format: Format, folder: Path) -> tuple[Kind, Splits]:
     layout = LAYOUTS[format]
     is_own = format in _READ_FOLDER
     splits = _READ_FOLDER[format](folder, layout.files) if is_own else layout.read(folder)
+    return checked(layout.kind, splits, folder)
+
+
+def checked(kind: Kind, splits: Splits, folder: Path) -> tuple[Kind, Splits]:
+    """The kind of task and the examples as they are, after a look at every id and text."""
     # Languages may share one pool of candidates.
     for examples in {id(one): one for one in splits.values()}.values():
         _check(examples, folder)
@@ -252,7 +262,7 @@ def read(format: Format, folder: Path) -> tuple[Kind, Splits]:
         raise UserError(
             f"{folder}: some task files have the column `label` and others `score`; separate them"
         )
-    return ("similarity" if scored == {True} else layout.kind), splits
+    return ("similarity" if scored == {True} else kind), splits
 
 
 def _check(examples: Iterable[Example], folder: Path) -> None:

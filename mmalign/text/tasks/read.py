@@ -12,6 +12,7 @@ from mmalign.core.config import Section
 from mmalign.core.errors import UserError
 from mmalign.results.protocol import HOW, MEAN_OVER, joined
 from mmalign.text.tasks.codes import Language
+from mmalign.text.tasks.datasets import DatasetConfig, read_dataset
 from mmalign.text.tasks.formats import Format, read
 from mmalign.text.tasks.overlap import overlap
 from mmalign.text.tasks.task import CANDIDATES, Example, Kind, Splits, Task, labels_of, sample
@@ -24,6 +25,15 @@ class FilesConfig(Section):
     """Relative to where the command runs."""
     format: Format = "tsv"
     """Whose layout the files have (formats.yaml); tsv: our own, `<split>.<lang>.tsv` with a header line."""
+    hf: DatasetConfig | None = None
+    """`folder` is a data set of the library `datasets`, by its name on the hub or on disk, with these
+    columns; `format` is then unused."""
+
+    def read(self) -> tuple[Kind, Splits]:
+        """The kind of task and the examples."""
+        if self.hf is not None:
+            return read_dataset(self.folder, self.hf)
+        return read(self.format, Path(self.folder))
 
 
 class NamedFilesConfig(FilesConfig):
@@ -75,9 +85,8 @@ def read_task(config: TaskConfig) -> Task:
         UserError: a broken file, no training file, no tests, a language that is not there, training and
             test files of different kinds, or a label that training lacks.
     """
-    tested = read(config.format, Path(config.folder))
-    train = config.train
-    return make_task(config, read(train.format, Path(train.folder)) if train else tested, tested)
+    tested = config.read()
+    return make_task(config, config.train.read() if config.train else tested, tested)
 
 
 def make_task(
