@@ -94,7 +94,7 @@ def test_a_window_is_fetched_before_its_indexes_are_read(
         read.append((number, len(asked)))
         return languages_in(self, number)
 
-    monkeypatch.setattr(ShardSet, "prefetch", lambda self, numbers: asked.extend(numbers))
+    monkeypatch.setattr(ShardSet, "prefetch", lambda self, numbers, by_range: asked.extend(numbers))
     monkeypatch.setattr(ShardSet, "languages_in", note)
     made.sample_at(len(made))
     first, second = windows(made)[:2]
