@@ -79,6 +79,8 @@ class Batch:
     length_N: tuple[int, ...] = ()
     # float16, cached features of a frozen image tower, instead of pixels.
     feature_BF: Tensor | None = None
+    text_N: tuple[str, ...] = ()  # the captions themselves, for a teacher with another tokenizer
+    teacher_ND: Tensor | None = None  # a teacher's embeddings of the captions; zeros: of none
     unusable: tuple[
         Unusable, ...
     ] = ()  # samples of this rank's positions that were replaced by others
@@ -104,6 +106,8 @@ class Batch:
             key_B=self.key_B[first:last],
             label_NL=None if self.label_NL is None else self.label_NL[inside_N],
             length_N=tuple(self.length_N[n] for n in chosen) if self.length_N else (),
+            text_N=tuple(self.text_N[n] for n in chosen) if self.text_N else (),
+            teacher_ND=None if self.teacher_ND is None else self.teacher_ND[inside_N],
             feature_BF=None if self.feature_BF is None else self.feature_BF[first:last],
         )
 

@@ -7,7 +7,7 @@ A frozen image tower gives an image the same feature every time, so cached featu
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import pydantic
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from mmalign.core.batch import Embeddings
 from mmalign.core.config import Section
 from mmalign.models.image_tower import ImageTower, ImageTowerConfig, build_image_tower
+from mmalign.models.lora import inject_lora, merge_lora
 from mmalign.models.text_tower import TextTower, TextTowerConfig, build_text_tower
+from mmalign.models.trained_parameters import choose_parameters, freeze_statistics
 
 
 class ModelConfig(Section):
@@ -47,6 +49,9 @@ class DualEncoder(nn.Module):
 
     def __init__(self, image_tower: ImageTower, text_tower: TextTower, config: ModelConfig) -> None:
         super().__init__()
+        choose_parameters(image_tower, config.image)
+        table = text_tower.trunk.get_input_embeddings().weight
+        choose_parameters(text_tower, config.text, () if config.text.train_embeddings else (table,))
         self.image_tower = image_tower
         self.text_tower = text_tower
         self.image_projection = _linear(image_tower.width, config.embedding)
@@ -60,8 +65,7 @@ class DualEncoder(nn.Module):
     def train(self, mode: bool = True) -> "DualEncoder":
         super().train(mode)
         for tower in (self.image_tower, self.text_tower):
-            if not any(parameter.requires_grad for parameter in tower.parameters()):
-                tower.eval()  # frozen: no dropout, no moving batch statistics
+            freeze_statistics(tower)
         return self
 
     def encode_image(self, image_BCHW: Tensor) -> Tensor:
@@ -107,6 +111,22 @@ def build_dual_encoder(config: ModelConfig, vocabulary: int, padding_id: int) ->
     # Random weights come from torch's global generator, and both towers draw: the image tower first.
     image_tower = build_image_tower(config.image)
     return DualEncoder(image_tower, build_text_tower(config.text, vocabulary, padding_id), config)
+
+
+def add_adapters(model: DualEncoder, config: ModelConfig, seed: int) -> None:
+    """Put the adapters of `lora` into the towers, in place; their names then differ (`plain_weights`)."""
+    sides = {"image": config.image.lora, "text": config.text.lora}
+    if any(sides.values()):
+        torch.manual_seed(seed)  # the same on all ranks
+    for side, lora in sides.items():
+        if lora is not None:
+            inject_lora(getattr(model, f"{side}_tower").trunk, lora, f"model.{side}.lora")
+
+
+def plain_weights(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The weights of a checkpoint under the names of a model without adapters, which are merged."""
+    sides = {"image_tower.": config.image.lora, "text_tower.": config.text.lora}
+    return merge_lora(state, {side: lora.alpha for side, lora in sides.items() if lora is not None})
 
 
 def _linear(width: int, embedding: int) -> nn.Linear:

@@ -29,7 +29,7 @@ from mmalign.core.precision import Precision, inference, precision_note
 from mmalign.data.images import decode
 from mmalign.data.preprocess import Preprocess, stack_images
 from mmalign.data.tokenizer import Tokenizer, check_texts, load_tokenizer
-from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
+from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder, plain_weights
 from mmalign.models.prompts import NO_PROMPTS, Side
 from mmalign.models.run_towers import build_run
 from mmalign.models.text_tower import longest_text
@@ -244,7 +244,8 @@ def load_encoder(path: Path, untrained: bool = False) -> Encoder:
     else:
         model = build_run(run, config, tokenizer)
         folder, info = checkpoint_of(path)
-        found, own = load_file(folder / "model.safetensors"), model.state_dict()
+        found = plain_weights(load_file(folder / "model.safetensors"), config)
+        own = model.state_dict()
         if differing := differing_names(found, own):
             raise UserError(
                 f"{folder / 'model.safetensors'}: a checkpoint of another model: `{differing[0]}` differs "

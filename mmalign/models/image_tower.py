@@ -21,17 +21,16 @@ from torch import Tensor, nn
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError, one_line
 from mmalign.models.text_tower import refuse_remote_code
+from mmalign.models.trained_parameters import TrainedParametersConfig
 
 
-class _Tower(Section):
+class _Tower(TrainedParametersConfig):
     name: str
     """In timm, for example `vit_base_patch16_224`; in open_clip `ViT-B-32`, `hf-hub:...`, `local-dir:...`."""
     image_size: int = pydantic.Field(ge=16)
     """Height and width of the input, in pixels."""
     options: dict[str, Any] = pydantic.Field(default={})
     """timm: arguments of its constructor; open_clip: fields of its model configuration to replace."""
-    frozen: bool = False
-    """Leave the trunk as it is (LiT, arXiv 2111.07991); its projection still trains."""
 
 
 class TimmTower(_Tower):
@@ -138,7 +137,7 @@ class ImageTower(nn.Module):
 
 
 def build_image_tower(config: TimmTower | OpenClipTower) -> ImageTower:
-    """The tower that the configuration names, with the weights that it names, frozen if it says so.
+    """The tower that the configuration names, with the weights that it names.
 
     Raises:
         UserError: the library does not know the name or an option, or cannot load the weights.
@@ -158,7 +157,7 @@ def build_image_tower(config: TimmTower | OpenClipTower) -> ImageTower:
             f"model.image: {config.kind} cannot build `{config.name}` with the weights "
             f"{places or config.pretrained} ({reason}); name weights that are there and fit"
         ) from None
-    return tower.requires_grad_(not config.frozen)
+    return tower
 
 
 def rebuild_image_tower(architecture: ImageArchitecture) -> ImageTower:

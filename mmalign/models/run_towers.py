@@ -39,14 +39,9 @@ class RunTowers:
         write_json(run / FILE, {**tree, "origins": self.origins})
 
     def build(self, config: ModelConfig) -> DualEncoder:
-        """The model with random weights; pooling, projections and what is frozen are the configuration's."""
-        image_tower = rebuild_image_tower(self.image)
+        """The model with random weights; pooling, projections and what trains are the configuration's."""
         text_tower = TextTower(rebuild_trunk(self.text), config.text.pooling)
-        return DualEncoder(
-            image_tower.requires_grad_(not config.image.frozen),
-            text_tower.requires_grad_(not config.text.frozen),
-            config,
-        )
+        return DualEncoder(rebuild_image_tower(self.image), text_tower, config)
 
 
 def towers_of(model: DualEncoder, origins: dict[str, Any]) -> RunTowers:

@@ -18,14 +18,14 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from mmalign.core.config import Section
 from mmalign.core.errors import UserError, one_line
 from mmalign.models.pooling import Pooling, pool
+from mmalign.models.trained_parameters import TrainedParametersConfig
 
 _BUCKETS = 3
 
 
-class TextTowerConfig(Section):
+class TextTowerConfig(TrainedParametersConfig):
     """The trunk is named by `pretrained`, described by `architecture`, or both."""
 
     pretrained: str | None = None
@@ -38,8 +38,8 @@ class TextTowerConfig(Section):
     """mean over the tokens, the first token (cls), or the last one."""
     max_length: int = pydantic.Field(default=64, ge=4)
     """Longest caption in tokens; longer ones are cut."""
-    frozen: bool = False
-    """Leave the trunk as it is; its projection still trains."""
+    train_embeddings: bool = True
+    """Whether the rows of the tokens train; XLM-R has two thirds of its parameters there."""
 
     @pydantic.model_validator(mode="after")
     def _some_source(self) -> "TextTowerConfig":
@@ -148,7 +148,7 @@ def longest_text(trunk: Any, asked: int) -> tuple[int, str]:
 
 
 def build_text_tower(config: TextTowerConfig, vocabulary: int, padding_id: int) -> TextTower:
-    """The tower that the configuration names, frozen if it says so, for the vocabulary of a tokenizer.
+    """The tower that the configuration names, for the vocabulary of a tokenizer.
 
     Raises:
         UserError: transformers knows no such model, what `pretrained` holds is not what `architecture` says,
@@ -172,7 +172,7 @@ def build_text_tower(config: TextTowerConfig, vocabulary: int, padding_id: int) 
             f"model.text: {vocabulary} tokens and a model for {rows} do not belong together; give "
             "the tokenizer that it was trained with"
         )
-    return TextTower(trunk, config.pooling).requires_grad_(not config.frozen)
+    return TextTower(trunk, config.pooling)
 
 
 def load_trunk(name: str) -> Any:

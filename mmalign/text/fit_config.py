@@ -6,9 +6,9 @@ from pydantic import Field
 
 from mmalign.core.config import Section
 from mmalign.core.precision import Precision, choose_precision
+from mmalign.models.lora import LoraConfig
 from mmalign.text.causality.config import CausalityConfig
 from mmalign.text.heads.features import Pairs
-from mmalign.text.lora import LoraConfig
 from mmalign.text.robust.method import AugmentConfig, MethodConfig, PlainConfig
 
 

@@ -17,6 +17,7 @@ from mmalign.models.encoder import run_of, weights_sha256
 from mmalign.models.external.open_clip import WEIGHTS
 from mmalign.models.image_tower import without_origin
 from mmalign.models.run_towers import RunTowers, read_towers, towers_of
+from mmalign.models.trained_parameters import TrainedParametersConfig
 from mmalign.models.vocabulary import adapt_vocabulary, tokenizer_of
 from mmalign.training.checkpoint import has_checkpoints
 from mmalign.training.run_config import RunConfig
@@ -40,7 +41,8 @@ def known_towers(config: RunConfig, out: Path | None) -> RunTowers | None:
     path = out / "config.yaml"
     theirs = validate(ModelConfig, read_yaml(path).get("model"), f"{path}, section `model`")
     # These are this run's own choice.
-    free = {"image": {"frozen"}, "text": {"frozen", "pooling", "max_length"}}
+    trained = set(TrainedParametersConfig.model_fields)
+    free = {"image": trained, "text": trained | {"train_embeddings", "pooling", "max_length"}}
     sides = [
         {side: getattr(m, side).model_dump(exclude=free[side]) for side in free}
         for m in (theirs, config.model)

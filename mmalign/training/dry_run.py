@@ -61,6 +61,7 @@ class Load:
     passes: int  # forward passes with a graph in one step of a rank
     captions: int  # that a step contrasts, over all ranks; 0 for masked language modelling
     embedding: int  # D
+    averaged: int = 0  # parameters of which an average is kept
 
 
 def needs(config: RunConfig, nodes: int, gpus_per_node: int) -> tuple[float, int]:
@@ -148,6 +149,7 @@ def _load_of(
         passes=-(-images // images_per_pass),
         captions=config.batch_size * config.data.captions_per_image if contrasts else 0,
         embedding=config.model.embedding,
+        averaged=0 if config.optimizer.average is None else sum(part.trainable for part in parts),
     )
 
 
@@ -180,7 +182,7 @@ def memory_bytes(load: Load) -> dict[str, list[float]]:
         "weights": [_FLOAT * weights] * 3 + [_FLOAT * weights / ranks],
         "gradients": [all_trainable, all_trainable, split, split],
         "moments of AdamW": [2 * all_trainable] + [2 * split] * 3,
-        "copies and buckets": [_FLOAT * number for number in copies],
+        "copies and buckets": [_FLOAT * (number + load.averaged) for number in copies],
         "batch": [load.batch] * 4,
         "activations": [load.activations] * 4,
         "loss": [_FLOAT * (rows * load.embedding + 2 * side * side)] * 4,

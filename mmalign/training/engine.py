@@ -26,8 +26,10 @@ from mmalign.core.errors import UserError
 from mmalign.core.precision import Precision, choose_precision
 from mmalign.models.dual_encoder import DualEncoder
 from mmalign.models.execution import checkpoint_activations, compile_towers, unfuse_attention
+from mmalign.training.average import TRAINED_FILE, WeightAverage, load_trained
 from mmalign.training.batch_norm import use_global_batch
 from mmalign.training.cached import cached_backward
+from mmalign.training.distillation import Teacher
 from mmalign.training.objective import (
     ContrastiveConfig,
     ObjectiveConfig,
@@ -92,6 +94,9 @@ class Engine:
         self.module = trained_module(objective, model).to(distributed.device()).train()
         self.step_number = 0
         self._objective = objective
+        taught = getattr(objective, "distillation", None)
+        width = model.image_projection.weight.shape[0]
+        self._teacher = None if taught is None else Teacher(taught, width)
         self._config = config
         self._optimizer_config = optimizer
         self._steps = steps
@@ -109,6 +114,8 @@ class Engine:
             checkpoint_activations(model)
         if config.compile:
             compile_towers(model)
+        decay = optimizer.average
+        self._average = None if decay is None else WeightAverage(model, decay)
         with _local_rank():
             self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
                 model=self.module,
@@ -135,12 +142,16 @@ class Engine:
         if not math.isfinite(grad_norm):
             for buffer, before in statistics:
                 buffer.copy_(before)
+        elif self._average is not None:
+            self._average.update(self.step_number)
         self.step_number += 1
         return {**metrics, "grad_norm": grad_norm, "lr": rate}
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
         """Compute the gradients of the global loss, which DeepSpeed holds; returns the global metrics."""
         batch = batch.to(distributed.device())
+        if self._teacher is not None:
+            batch = self._teacher.teach(batch)
         images = self._config.micro_batch
         if images is None or images >= len(batch.key_B):
             self._seed_part(0)
@@ -160,6 +171,8 @@ class Engine:
             # The model's prefix comes first; that of the head is empty and fits all names.
             file, prefix = next(f for f in self._weight_prefixes.items() if name.startswith(f[1]))
             files.setdefault(file, {})[name.removeprefix(prefix)] = tensor
+        if files and self._average is not None:  # on rank 0
+            files[MODEL_FILE], files[TRAINED_FILE] = self._average.split(files[MODEL_FILE])
         return state, files
 
     def restore(self, folder: Path, step: int) -> None:
@@ -168,6 +181,10 @@ class Engine:
         # Empty on a rank that does not see the folder: rank 0 alone reads.
         optimizer = sorted(folder.glob(f"{OPTIMIZER_FILES}*.safetensors"))
         restore(self._deepspeed, self.module, self._config.zero_stage, weights, optimizer)
+        if self._average is not None:
+            self._average.start_from_weights()
+        if load_trained(self.model, folder) and self._config.zero_stage > 0:
+            self._deepspeed.optimizer.refresh_fp32_params()
         self.step_number = step
 
     def digest(self) -> str:
@@ -181,8 +198,14 @@ class Engine:
         return {MODEL_FILE: "dual_encoder.", HEAD_FILE: ""} if has_head else {MODEL_FILE: ""}
 
     def full_model(self) -> AbstractContextManager[Any]:
-        """A context in which every rank holds the complete `model`, also under ZeRO 3; for all ranks."""
+        """A context in which every rank holds the complete `model`, also under ZeRO 3; for all ranks.
+
+        Where an average is kept, the model holds that meanwhile.
+        """
         import deepspeed
+
+        if self._average is not None:
+            return self._average.in_place()
 
         gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
             list(self.model.parameters()), enabled=self._config.zero_stage == 3

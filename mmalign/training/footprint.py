@@ -22,7 +22,12 @@ from torch.utils._pytree import tree_leaves
 
 from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import TokenizerConfig
-from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
+from mmalign.models.dual_encoder import (
+    DualEncoder,
+    ModelConfig,
+    add_adapters,
+    build_dual_encoder,
+)
 from mmalign.models.execution import checkpoint_activations
 from mmalign.models.image_tower import without_origin
 from mmalign.training.objective import MaskedLanguageModelConfig, ObjectiveConfig, trained_module
@@ -54,6 +59,7 @@ def build_on_meta(
     untrained = model.model_copy(update={"image": without_origin(model.image), "text": text})
     with torch.device("meta"):
         dual_encoder = build_dual_encoder(untrained, vocabulary, padding_id)
+        add_adapters(dual_encoder, model, seed=0)
         return dual_encoder, trained_module(objective, dual_encoder)
 
 

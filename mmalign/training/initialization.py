@@ -28,12 +28,12 @@ from torch import Tensor
 from mmalign.core import distributed
 from mmalign.core.batch import StreamState
 from mmalign.core.commit import MANIFEST, sha256_of
-from mmalign.core.config import read_yaml
+from mmalign.core.config import read_yaml, validate
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.data.stream.order import GlobalOrder
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
-from mmalign.models.dual_encoder import DualEncoder
+from mmalign.models.dual_encoder import DualEncoder, ModelConfig, plain_weights
 from mmalign.models.encoder import checkpoint_of, differing_names, run_of
 from mmalign.models.external.open_clip import from_open_clip, read_open_clip
 from mmalign.models.external.sentence_transformers import read_router
@@ -139,9 +139,11 @@ def _read(name: str, model: DualEncoder) -> InitialWeights:
 
 
 def _from_run(path: Path) -> InitialWeights:
-    folder = checkpoint_of(path)[0]
+    folder, file = checkpoint_of(path)[0], run_of(path) / "config.yaml"
     tokenizer = _tokenizer_at(str(run_of(path) / "tokenizer"))
-    return InitialWeights(load_file(folder / MODEL_FILE), EVERYTHING, tokenizer, checkpoint=folder)
+    theirs = validate(ModelConfig, read_yaml(file).get("model"), f"{file}, section `model`")
+    state = plain_weights(load_file(folder / MODEL_FILE), theirs)
+    return InitialWeights(state, EVERYTHING, tokenizer, checkpoint=folder)
 
 
 def _from_open_clip(name: str, model: DualEncoder) -> InitialWeights:

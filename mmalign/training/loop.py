@@ -27,6 +27,7 @@ from mmalign.data.stream.ledger import Ledger
 from mmalign.data.stream.loader import batches
 from mmalign.data.stream.order import GlobalOrder, open_sets
 from mmalign.evaluation.suite import SuiteConfig
+from mmalign.models.dual_encoder import add_adapters
 from mmalign.training.build_model import build_model
 from mmalign.training.checkpoint import Saver, has_checkpoints, load_newest
 from mmalign.training.embed import open_image_features
@@ -134,6 +135,7 @@ class _Run:
         if not self.resumes:  # what `init_from` names may be gone on a resume
             check_sizes(config.model, model)
             parent = initialize_weights(config, model, self.tokenizer)
+        add_adapters(model, config.model, config.seed)
         self.engine = Engine(
             model,
             config.objective,

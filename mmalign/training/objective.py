@@ -22,6 +22,7 @@ from mmalign.core.batch import NOT_PREDICTED, Batch, Embeddings
 from mmalign.core.config import Section
 from mmalign.models.dual_encoder import DualEncoder
 from mmalign.models.masked_language_model import MaskedLanguageModel
+from mmalign.training.distillation import DistillationConfig, distillation_loss
 from mmalign.training.loss import LOSSES, LossName, text_text_loss
 
 # Fields that a loss gets where they are set, if it takes them.
@@ -34,8 +35,12 @@ class ContrastiveConfig(Section):
     kind: Literal["contrastive"]
     loss: LossName = "softmax"
     """softmax: CLIP's, with many positives; sigmoid: SigLIP's, which needs `model.logit_bias`."""
+    image_text: float = pydantic.Field(default=1.0, ge=0)
+    """Weight of the loss between images and captions; 0 leaves the others alone."""
     text_text: float = pydantic.Field(default=0.0, ge=0)
     """Weight of the loss between captions of one image; give `data.captions_per_image` of 2 or more."""
+    distillation: DistillationConfig | None = None
+    """Draw the embeddings of captions to those of a teacher."""
     label_smoothing: float = pydantic.Field(default=0.0, ge=0, lt=1)
     """Share of a softmax target that is spread over all columns of its row."""
     language_weights: dict[str, pydantic.PositiveFloat] = pydantic.Field(default={})
@@ -54,6 +59,8 @@ class ContrastiveConfig(Section):
             raise ValueError(
                 "`dims` lists a length twice, which would count its loss twice; keep one"
             )
+        if not (self.image_text or self.text_text or self.distillation):
+            raise ValueError("`image_text: 0` leaves no loss; give `text_text` or `distillation`")
         return self
 
 
@@ -120,12 +127,19 @@ def contrast(config: ContrastiveConfig, embeddings: Embeddings, batch: Batch) ->
         weight_N = torch.tensor(weights, device=batch.token_NL.device)
     ids = (batch.picture_id_B, batch.picture_id_N)
     options = {name: value for name in _OPTIONS if (value := getattr(config, name))}
-    local_loss = LOSSES[config.loss](embeddings, *ids, weight_N=weight_N, **options)
+    # With a weight of 0 as well: every parameter has a gradient, which ZeRO's hooks need.
+    image_text = LOSSES[config.loss](embeddings, *ids, weight_N=weight_N, **options)
+    local_loss = config.image_text * image_text
     metrics: dict[str, Tensor] = {}
     if config.text_text:
         text_text = text_text_loss(embeddings, batch.picture_id_N, dims=config.dims)
         local_loss = local_loss + config.text_text * text_text
         metrics["text_text_loss"] = distributed.sum_over_ranks(text_text)
+    if config.distillation is not None:
+        assert batch.teacher_ND is not None
+        distilled = distillation_loss(embeddings.text_ND, batch.teacher_ND)
+        local_loss = local_loss + config.distillation.weight * distilled
+        metrics["distillation_loss"] = distributed.sum_over_ranks(distilled)
     # In double, so that the record shows no float32 rounding of the quotient.
     metrics["temperature"] = 1 / embeddings.logit_scale.detach().double()
     if embeddings.logit_bias is not None:

@@ -61,6 +61,9 @@ class OptimizerConfig(Section):
     """Share of the highest rate at which the cosine or the cooldown ends."""
     clip: float = pydantic.Field(default=1.0, gt=0)
     """Longest global gradient norm."""
+    average: Beta | None = None
+    """Decay per step of a moving average of the weights (0.999), which is then the run's model
+    (`average.py`). None: the weights themselves are."""
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self) -> "OptimizerConfig":

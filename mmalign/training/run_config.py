@@ -67,6 +67,11 @@ class RunConfig(Section):
                 f"`batch_size` ({self.batch_size}) does not divide by `data.groups` ({self.data.groups}), "
                 "each of which supplies an equal part of it; change one of them"
             )
+        if self.optimizer.average is not None and self.engine.zero_stage == 3:
+            raise ValueError(
+                "`optimizer.average` needs complete weights on every rank; set `engine.zero_stage` to 2 "
+                "or less"
+            )
         # What begins or ends within the run must fit into its steps; a run of one step is a smoke test.
         for name in ("image_from_step", "text_from_step", "cooldown_steps"):
             if getattr(self.optimizer, name) >= self.steps > 1:

@@ -11,8 +11,9 @@ from tiny import TEXTS, tiny_model, tiny_tokenizer
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.models.load import load_text_encoder
+from mmalign.models.lora import LoraConfig
 from mmalign.models.text_encoder import TextEncoder
-from mmalign.text.lora import LoraConfig, add_lora, merge_lora
+from mmalign.text.lora import add_lora, merge_lora
 
 RANK = 4
 WIDTH, INNER = 32, 64  # of the tiny trunk: one layer, six linear maps

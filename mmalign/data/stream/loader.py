@@ -120,6 +120,7 @@ class BatchLoader(Dataset[Any]):
             # Up to the last token, and not the sum of the mask: padding may be on the left.
             length_N=tuple((mask_NL * count_L).amax(1).tolist()),
             feature_BF=torch.stack(features) if features else None,
+            text_N=tuple(caption.text for _, caption, _ in captions),
             unusable=tuple(unusable),
         )
 

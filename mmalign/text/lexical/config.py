@@ -7,8 +7,8 @@ import pydantic
 from mmalign.core.config import Section, Seeds
 from mmalign.evaluation.lexicon import LexiconConfig
 from mmalign.models.hidden_states import WordPooling
+from mmalign.models.lora import LoraConfig
 from mmalign.text.lexical.losses import InfoNceConfig, LossConfig
-from mmalign.text.lora import LoraConfig
 
 # The settings of the code of arXiv 2506.15415 (StanNgugi/tli_project@e158b76).
 PUBLISHED: dict[str, Any] = {

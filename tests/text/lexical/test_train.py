@@ -12,11 +12,12 @@ from mmalign.core.errors import UserError
 from mmalign.evaluation.lexical_probe import probe
 from mmalign.evaluation.lexicon import Lexicon, read_lexicon
 from mmalign.models.load import load_text_encoder
+from mmalign.models.lora import LoraConfig
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results
 from mmalign.text.lexical.config import LexicalInjectionConfig
 from mmalign.text.lexical.train import right_answers, train
-from mmalign.text.lora import LoraConfig, add_lora
+from mmalign.text.lora import add_lora
 
 
 @pytest.fixture(scope="module")
