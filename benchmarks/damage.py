@@ -16,7 +16,10 @@ img2dataset (keys begin with the number of the shard) and are written by Python'
 No reader can detect a byte of a member that changed before the first checksum; such samples are counted as
 "changed". A splice that cuts both shards exactly between two members leaves a valid tar and cannot be
 detected either, so it is not drawn. webdataset has no index; its losses count as silent if its handler was
-not called for the shard. Prints a table and, as the last line, one JSON object with mmalign's figures.
+not called for the shard.
+
+As many shards again hold valid pictures with broken metadata (damage_metadata.py). Prints a table and, as the
+last line, one JSON object with mmalign's figures.
 
     python benchmarks/damage.py [--cases 1000] [--seed 0]
 """
@@ -34,6 +37,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import damage_metadata
 import webdataset
 from PIL import Image
 
@@ -358,6 +362,17 @@ def run(cases: int, seed: int) -> dict[str, dict[str, Counter[str]]]:
     return total
 
 
+def run_metadata(cases: int, seed: int) -> Counter[str]:
+    rng, total = random.Random(seed), Counter[str]()
+    for case in range(cases):
+        with tempfile.TemporaryDirectory() as folder:
+            counts, crashes = damage_metadata.run_case(Path(folder), rng)
+        for crash in crashes:
+            sys.stdout.write(f"metadata, case {case}, {crash}\n")
+        total += counts
+    return total
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="damaged shards: mmalign and webdataset")
     parser.add_argument("--cases", type=int, default=1000)
@@ -373,8 +388,12 @@ def main() -> None:
             cells = "".join(f"{counts[column]:>15}" for column in columns)
             write(f"{reader + ', ' + kind:<32}{cells}\n")
     ours = sum(total["mmalign"].values(), Counter[str]())
+    metadata = run_metadata(options.cases, options.seed)
+    cells = "".join(f"{metadata[column]:>15}" for column in columns)
+    write(f"{'mmalign, metadata':<32}{cells}\n")
     figures = ("cases", "crashes", "wrong_pairs", "unnamed_losses")
-    write(json.dumps({name: ours[name] for name in figures}) + "\n")
+    found = {name: ours[name] for name in figures}
+    write(json.dumps(found | {f"metadata_{name}": metadata[name] for name in figures}) + "\n")
 
 
 if __name__ == "__main__":

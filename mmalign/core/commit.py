@@ -22,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mmalign.core.errors import UserError, one_line
+from mmalign.core.errors import UserError, one_line, printable
 
 MANIFEST = "MANIFEST.json"
 # Committed folders of a parent, and what a kill leaves of them. Other names are a person's own.
@@ -186,7 +186,7 @@ def warning_of(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        sys.stderr.write(f"warning: {what} ({error.strerror or one_line(error)})\n")
+        sys.stderr.write(printable(f"warning: {what} ({error.strerror or one_line(error)})") + "\n")
 
 
 @contextmanager
@@ -276,7 +276,7 @@ def newest_folder(parent: Path) -> tuple[Path, dict[str, Any]]:
             skipped.append(str(error))
             continue
         for reason in skipped:
-            sys.stderr.write(f"skipped: {reason}\n")
+            sys.stderr.write(printable(f"skipped: {reason}") + "\n")
         return folder, info
     reasons = "; ".join(skipped) or "none was written"
     raise UserError(f"{parent}: no checkpoint that can be used ({reasons})")

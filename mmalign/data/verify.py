@@ -21,7 +21,7 @@ from typing import Any
 from mmalign.core.batch import Pair
 from mmalign.core.commit import sha256_of
 from mmalign.core.console import track
-from mmalign.core.errors import UserError, raise_if_of_machine
+from mmalign.core.errors import UserError, printable, raise_if_of_machine
 from mmalign.core.workers import map_in_processes
 from mmalign.data.images import UndecodableImage, decode
 from mmalign.data.reasons import REASONS
@@ -93,7 +93,8 @@ def describe(problem: Problem) -> str:
     extent = f", bytes {problem['start']} to {problem['stop']}" if "start" in problem else ""
     detail = f" ({problem['detail']})" if "detail" in problem else ""
     reason = problem["reason"]
-    return f"{problem['file']}{key}{extent}: {REASONS.get(reason, reason)}{detail}"
+    # The names are somebody else's: none may end the line, or say something to a terminal.
+    return printable(f"{problem['file']}{key}{extent}: {REASONS.get(reason, reason)}{detail}")
 
 
 def _problem(file: str, reason: str, detail: str = "", **where: Any) -> Problem:

@@ -22,7 +22,7 @@ import numpy as np
 
 from mmalign.core.commit import check_writable, write_atomic, write_json
 from mmalign.core.console import say
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, printable
 from mmalign.results.aggregates import mean_over, summed_up
 from mmalign.results.metric_names import FAMILY, OF_CORRECT_ROWS, MetricName
 from mmalign.results.protocol import difference as protocol_difference
@@ -329,7 +329,7 @@ def show(comparison: Comparison) -> None:
         from rich.console import Console
         from rich.markdown import Markdown
 
-        Console().print(Markdown(markdown(comparison)))
+        Console().print(Markdown(printable(markdown(comparison), keep="\n")))
     else:
         say(markdown(comparison))
 

@@ -48,6 +48,9 @@ except ModuleNotFoundError as missing:
 MOST_BYTES = 10_000_000  # of an image to search with
 MOST_LETTERS = 1000  # of a text to search with
 MOST_RESULTS = 100
+MOST_CONNECTIONS = (
+    64  # at one time; more get 503. Their requests are answered by Starlette's 40 threads.
+)
 IMAGES, CAPTIONS = 24, 3  # results of a text, and of an image in each language
 _UNDECODABLE = (
     f"the file cannot be read as an image; send a JPEG, PNG or WebP up to {MAX_PIXELS:,} px"
@@ -112,6 +115,7 @@ class SearchServer(uvicorn.Server):
             access_log=False,  # what somebody searches for is written down nowhere
             server_header=False,
             headers=list(_POLICY.items()),
+            limit_concurrency=MOST_CONNECTIONS,
             timeout_graceful_shutdown=1,
         )
         super().__init__(config)

@@ -1,5 +1,6 @@
 """`mmalign data verify`: whole sets pass, and what is damaged is named."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -11,10 +12,11 @@ from shard_sets import make_image, make_set
 from typer.testing import CliRunner
 
 from mmalign.cli import app
+from mmalign.core.commit import warning_of
 from mmalign.data.shards.index import index
-from mmalign.data.shards.reader import ShardSet
+from mmalign.data.shards.reader import ShardSet, UnusableSample
 from mmalign.data.shards.scan import Rules
-from mmalign.data.verify import verify
+from mmalign.data.verify import describe, verify
 from mmalign.evaluation.feature_cache import write_features
 
 
@@ -27,6 +29,21 @@ def test_a_valid_set_passes(tmp_path: Path) -> None:
     report = verify(make_set(tmp_path / "set", 10), True, processes=2)
     counts = {"whole": True, "shards": 3, "samples": 10}
     assert report.to_json() == {**counts, "features": {}, "problems": []}
+
+
+def test_names_of_strangers_are_printed_without_control_characters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "a\nset: complete, 9 samples\x1b[2J\x7f\x9b31m"
+    sentences = [
+        describe({"file": name, "reason": "checksum", "key": name, "detail": name}),
+        str(UnusableSample("checksum", name, name, name)),
+    ]
+    with warning_of(name):
+        raise OSError(errno.EIO, "no\x9b")
+    sentences.append(capsys.readouterr().err.removesuffix("\n"))
+    for sentence in sentences:
+        assert sentence.isprintable() and "\\x9b31m" in sentence, sentence
 
 
 def test_every_kind_of_damage_is_named(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """The server answers what the index finds, and says in one sentence why it refuses."""
 
+import contextlib
 import importlib
 import io
 import json
+import select
 import signal
 import socket
 import struct
@@ -21,7 +23,7 @@ from shard_sets import make_image
 from mmalign.core.errors import UserError
 from mmalign.search import server as server_module
 from mmalign.search.corpus import SearchIndex
-from mmalign.search.server import MOST_BYTES, SearchServer, listen, serve
+from mmalign.search.server import MOST_BYTES, MOST_CONNECTIONS, SearchServer, listen, serve
 
 
 def test_texts_and_images_are_answered(server: SearchServer, index: SearchIndex) -> None:
@@ -101,6 +103,8 @@ def test_the_page_and_its_files_allow_nothing_from_outside(server: SearchServer)
         ("PUT", "/search", {}, 405, "Method Not Allowed"),
         ("GET", "/search?q=x", {"Origin": "http://evil.example"}, 403, "no other site"),
         ("POST", "/search", {"Origin": "null", "Content-Length": "0"}, 403, "no other site"),
+        ("POST", "/search", {"Origin": "http://evil.example"}, 403, "no other site"),
+        ("POST", "/search", {"Origin": "https://127.0.0.1"}, 403, "no other site"),
     ],
 )
 def test_a_refusal_is_one_sentence(
@@ -139,6 +143,70 @@ def test_a_broken_first_line_ends_nothing(server: SearchServer) -> None:
     with socket.create_connection(server.listener.getsockname(), timeout=10) as connection:
         connection.sendall(b"\x00\xff nonsense\r\n\r\n")
         assert b" 400 " in connection.recv(10_000)
+    assert request(server, "GET", "/")[0].status == 200
+
+
+def raw(server: SearchServer, request: bytes) -> bytes:
+    """All that the server answers on one connection, until it closes it or is silent."""
+    answered = b""
+    with socket.create_connection(server.listener.getsockname(), timeout=3) as connection:
+        connection.sendall(request)
+        with contextlib.suppress(TimeoutError, ConnectionResetError):
+            while part := connection.recv(100_000):
+                answered += part
+    return answered
+
+
+@pytest.mark.parametrize("target", ["/picture/0", "/search?q=dog", "/nowhere"])
+def test_the_body_of_a_get_is_no_second_request(server: SearchServer, target: str) -> None:
+    host = f"Host: localhost:{server.listener.getsockname()[1]}\r\n"
+    second = f"GET /picture/1 HTTP/1.1\r\n{host}\r\n"
+    for length in (f"Content-Length: {len(second)}", "Transfer-Encoding: chunked"):
+        body = second if "Length" in length else f"{len(second):x}\r\n{second}\r\n0\r\n\r\n"
+        first = f"GET {target} HTTP/1.1\r\n{host}{length}\r\n\r\n"
+        assert raw(server, (first + body).encode()).count(b"HTTP/1.1 ") == 1
+    # A length that is given twice could be read in two ways.
+    twice = (
+        f"GET {target} HTTP/1.1\r\n{host}Content-Length: 0\r\nContent-Length: {len(second)}\r\n\r\n"
+    )
+    answer = raw(server, (twice + second).encode())
+    assert answer.startswith(b"HTTP/1.1 400") and answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_head_without_end_is_refused(server: SearchServer) -> None:
+    host = f"Host: localhost:{server.listener.getsockname()[1]}\r\n"
+    answer = raw(server, f"GET / HTTP/1.1\r\n{host}X: {'x' * 200_000}\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 4") or answer == b""
+    assert request(server, "GET", "/")[0].status == 200
+
+
+def test_threads_and_connections_are_bounded(
+    server: SearchServer, index: SearchIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_text, go_on = index.by_text, threading.Event()
+
+    def wait(*arguments: object) -> object:
+        assert go_on.wait(60)
+        return by_text(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(index, "by_text", wait)
+    before = threading.active_count()
+    host = f"Host: localhost:{server.listener.getsockname()[1]}"
+    asked = f"GET /search?q=x HTTP/1.1\r\n{host}\r\nConnection: close\r\n\r\n".encode()
+    with contextlib.ExitStack() as stack:
+        address = server.listener.getsockname()
+        clients = [
+            stack.enter_context(socket.create_connection(address, timeout=60)) for _ in range(90)
+        ]
+        for client in clients:
+            client.sendall(asked)
+        refused = [client for client in clients if select.select([client], [], [], 0.5)[0]]
+        assert len(refused) >= 90 - MOST_CONNECTIONS
+        assert threading.active_count() - before <= 41
+        assert {client.recv(12) for client in refused} == {b"HTTP/1.1 503"}
+        go_on.set()
+        others = [client for client in clients if client not in refused]
+        assert {client.recv(12) for client in others} == {b"HTTP/1.1 200"}
     assert request(server, "GET", "/")[0].status == 200
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from mmalign.core.batch import Caption, Pair
-from mmalign.core.errors import UserError, raise_if_of_machine
+from mmalign.core.errors import UserError, printable, raise_if_of_machine
 from mmalign.data.reasons import REASONS
 from mmalign.data.shards.folder import (
     Folder,
@@ -66,7 +66,9 @@ class UnusableSample(UserError):
     def __init__(self, reason: str, detail: str = "", shard: str = "", key: str = "") -> None:
         self.reason, self.detail, self.shard, self.key = reason, detail, shard, key
         where = f"{shard}, sample `{key}`: " if shard else ""
-        super().__init__(f"{where}{REASONS[reason]}" + (f" ({detail})" if detail else ""))
+        super().__init__(
+            printable(f"{where}{REASONS[reason]}" + (f" ({detail})" if detail else ""))
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:  # it is sent from a loader's worker to its rank
         return type(self), (self.reason, self.detail, self.shard, self.key)

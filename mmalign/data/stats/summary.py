@@ -183,7 +183,7 @@ def lines(tree: Mapping[str, Any], folder: str) -> Iterator[str]:
     if unusable["samples"]:
         yield f"cannot be used: {unusable['samples']:,} samples ({_counts(unusable['reasons'])})"
         for problem in unusable["named"]:
-            yield f"  {printable(describe(problem))}"
+            yield f"  {describe(problem)}"
         yield f"`mmalign data verify {folder}` checks every file and lists all that is damaged"
 
 
@@ -195,7 +195,7 @@ def _language_lines(tree: Mapping[str, Any]) -> Iterator[str]:
     languages = list(tree["languages"].items())
     for code, facts in languages[:MAX_LANGUAGES]:
         cells = "".join(f"{value:>6}" for unit in units for value in facts[unit].values())
-        label = short_label(facts["name"], code, _WIDTH - 1)
+        label = short_label(facts["name"], printable(code), _WIDTH - 1)
         yield f"{label:{_WIDTH}}{facts['captions']:>12,}{facts['samples']:>10,}{cells}"
     rest = languages[MAX_LANGUAGES:]
     if rest:
