@@ -1,4 +1,4 @@
-"""Distillation: embeddings come to a teacher's, on any number of ranks, alone or with the contrastive loss."""
+"""Distillation: embeddings come to a teacher's, on any number of ranks, with the contrastive loss or not."""
 
 from pathlib import Path
 from typing import Any
