@@ -9,6 +9,7 @@ from tiny import MODEL
 from mmalign.core.config import apply_override, load_config, read_yaml, validate, write_yaml
 from mmalign.core.errors import UserError
 from mmalign.data.recipe import RecipeConfig
+from mmalign.data.select.rules import SelectConfig
 from mmalign.evaluation.ann.config import FaissConfig
 from mmalign.evaluation.suite import SuiteConfig
 from mmalign.models.dual_encoder import ModelConfig
@@ -125,7 +126,7 @@ def test_an_unknown_key_is_reported_before_a_missing_one() -> None:
         # A field of another kind is unknown here.
         (
             {"kind": "jsonl", "train_scenes": 3},
-            "unknown key `source.train_scenes`; known here: folders, kind",
+            "unknown key `source.train_scenes`; known here: allow_outside, folders, kind",
         ),
         (
             {"kind": "emoji_scenes", "test_scenes": "3"},
@@ -312,6 +313,7 @@ def shipped() -> list[tuple[Path, type[Any]]]:
         "eval/xtreme_r": BenchmarkConfig,
         "eval/glue_x": BenchmarkConfig,
         "eval": SuiteConfig,
+        "data_recipes/rules": SelectConfig,
         "data_recipes": RecipeConfig,
     }
     folders = (ROOT / "train", ROOT / "eval", ROOT / "data_recipes")
@@ -330,7 +332,13 @@ def test_every_shipped_file_is_valid(path: Path, cls: type[Any]) -> None:
 
 def test_every_kind_of_file_is_shipped() -> None:
     classes = (SuiteConfig, BenchmarkConfig, FaissConfig, StudyConfig, LexicalInjectionConfig)
-    assert {cls for _, cls in shipped()} == {RunConfig, RecipeConfig, FinetuneConfig, *classes}
+    assert {cls for _, cls in shipped()} == {
+        RunConfig,
+        RecipeConfig,
+        SelectConfig,
+        FinetuneConfig,
+        *classes,
+    }
 
 
 def test_an_alias_that_is_used_twice_is_valid(tmp_path: Path) -> None:
