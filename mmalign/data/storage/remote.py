@@ -37,7 +37,8 @@ from mmalign.data.storage.protocols import (
 
 T = TypeVar("T")
 
-MOST_UNLISTED = 256 * 2**20  # bytes of a file that no manifest lists
+# Bytes of a file that no manifest lists. A manifest of version 0.1.0 has about 2 kB per shard.
+MOST_UNLISTED = 4 * 2**30
 PROGRESS = 2**20  # bytes after which a try that broke does not count as a failure
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before the next try
 LONGEST_ASKED = 300.0  # seconds that a server may ask to wait

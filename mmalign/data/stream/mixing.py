@@ -1,23 +1,28 @@
-"""How often each language and each data set is drawn, from the manifests' counts alone.
+"""How often each language and each data set is drawn, from the manifests' counts.
 
     captions of each language and set -> weight of a caption: temperature, then floor and cap
                                          -> weight of a sample, of a shard; planned share of each language
     rate of each set / its usable images -> weight of an image
+
+Only how many samples of a shard are usable may need its index, where it has samples with several captions and
+`data.languages` leaves some out.
 
 A language's share is its part of the draws that choose an image's first caption. If
 `data.captions_per_image` is 1 these are all draws; further captions of an image are in its other languages.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mmalign.core import distributed
 from mmalign.core.errors import UserError
 from mmalign.core.languages import bounded_shares, caption_weights
 from mmalign.data.shards.columns import Columns
 from mmalign.data.shards.manifest import Manifest
+from mmalign.data.shards.reader import ShardSet
 from mmalign.data.stream.config import DataConfig
 
 
@@ -129,3 +134,36 @@ def mix(manifests: Sequence[Manifest], config: DataConfig) -> Mixture:
 def _as_shares(drawn: dict[str, float]) -> dict[str, float]:
     total = sum(drawn.values())
     return {lang: n / total for lang, n in drawn.items()}
+
+
+def usable_rows(languages: Sequence[tuple[str, ...]], counts: Collection[str]) -> np.ndarray:
+    """(usable samples,) int64: rows of a shard that have a caption in a wanted language."""
+    return np.flatnonzero([any(lang in counts for lang in langs) for langs in languages])
+
+
+def count_usable(sets: Sequence[ShardSet], counts: Collection[str]) -> list[np.ndarray]:
+    """For each set (shards,) int64, usable samples: from the manifest if it says it, else from the index."""
+    usable, unknown = [], []
+    for number, shard_set in enumerate(sets):
+        columns = shard_set.manifest.columns
+        caption_S, captioned_S = columns.caption_S, columns.captioned_S
+        wanted_S = columns.captions_in(counts)
+        all_wanted_S = (wanted_S == caption_S) & (captioned_S >= 0)
+        one_each_S = captioned_S == caption_S
+        usable.append(np.where(all_wanted_S, captioned_S, wanted_S))
+        open_S = ~(all_wanted_S | one_each_S | (wanted_S == 0))
+        unknown += [(number, shard) for shard in np.flatnonzero(open_S).tolist()]
+    if not unknown:
+        return usable
+    rank, ranks = distributed.rank(), distributed.world_size()
+
+    def read() -> list[int]:
+        return [
+            len(usable_rows(sets[number].languages_in(shard), counts))
+            for number, shard in unknown[rank::ranks]
+        ]
+
+    for first, found in enumerate(distributed.gather_objects(distributed.on_all(read))):
+        for (number, shard), count in zip(unknown[first::ranks], found, strict=True):
+            usable[number][shard] = count
+    return usable

@@ -23,7 +23,7 @@ benchmarks/mixing.py.
 """
 
 import math
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -36,7 +36,7 @@ from mmalign.data.shards.folder import open_files
 from mmalign.data.shards.reader import ShardSet, check_cache
 from mmalign.data.stream.config import DataConfig
 from mmalign.data.stream.layout import GroupEpoch, Window, deal, lay_out, spread
-from mmalign.data.stream.mixing import mix
+from mmalign.data.stream.mixing import count_usable, mix, usable_rows
 
 ORDER_VERSION = 2
 """Version of the order that this module computes.
@@ -90,14 +90,13 @@ class GlobalOrder:
 
     def __init__(self, sets: Sequence[ShardSet], config: DataConfig, seed: int) -> None:
         self.sets, self.seed, self.groups = sets, seed, config.groups
-        self.version = (
-            ORDER_VERSION  # a run that goes on with an older one sets it before the first use
-        )
+        # A run that goes on with an older version sets it before the first use.
+        self.version = ORDER_VERSION
         manifests = [shard_set.manifest for shard_set in sets]
         columns = [manifest.columns for manifest in manifests]
         self.mixture = mix(manifests, config)
         self.counts = self.mixture.counts
-        usable = _count_usable(sets, self.counts)
+        usable = count_usable(sets, self.counts)
         self.mixture = self.mixture.for_usable([int(usable_S.sum()) for usable_S in usable])
         self._usable_S = np.concatenate(usable)
         self._first_shard = _sums([len(usable_S) for usable_S in usable])  # of each set
@@ -301,39 +300,6 @@ def _sums(values: ArrayLike) -> np.ndarray:
     """(n + 1,) sums of the values before each one, and of all."""
     sums: np.ndarray = np.concatenate([[0], np.asarray(values)]).cumsum()
     return sums
-
-
-def usable_rows(languages: Sequence[tuple[str, ...]], counts: Collection[str]) -> np.ndarray:
-    """(usable samples,) int64: rows of a shard that have a caption in a wanted language."""
-    return np.flatnonzero([any(lang in counts for lang in langs) for langs in languages])
-
-
-def _count_usable(sets: Sequence[ShardSet], counts: Collection[str]) -> list[np.ndarray]:
-    """For each set (shards,) int64, usable samples: from the manifest if it says it, else from the index."""
-    usable, unknown = [], []
-    for number, shard_set in enumerate(sets):
-        columns = shard_set.manifest.columns
-        caption_S, captioned_S = columns.caption_S, columns.captioned_S
-        wanted_S = columns.captions_in(counts)
-        all_wanted_S = (wanted_S == caption_S) & (captioned_S >= 0)
-        one_each_S = captioned_S == caption_S
-        usable.append(np.where(all_wanted_S, captioned_S, wanted_S))
-        open_S = ~(all_wanted_S | one_each_S | (wanted_S == 0))
-        unknown += [(number, shard) for shard in np.flatnonzero(open_S).tolist()]
-    if not unknown:
-        return usable
-    rank, ranks = distributed.rank(), distributed.world_size()
-
-    def read() -> list[int]:
-        return [
-            len(usable_rows(sets[number].languages_in(shard), counts))
-            for number, shard in unknown[rank::ranks]
-        ]
-
-    for first, found in enumerate(distributed.gather_objects(distributed.on_all(read))):
-        for (number, shard), count in zip(unknown[first::ranks], found, strict=True):
-            usable[number][shard] = count
-    return usable
 
 
 def open_sets(config: DataConfig) -> list[ShardSet]:
