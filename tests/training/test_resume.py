@@ -79,6 +79,8 @@ def test_two_ranks_under_torchrun_see_the_same_and_resume_on_another_number(fold
     vit = {"depth": 1, "embed_dim": 32, "num_heads": 2, "patch_size": 8}
     image = {"kind": "timm", "name": "vit_tiny_patch16_224", "image_size": 32, "options": vit}
     tree["model"] = {**tree["model"], "text": text, "image": image}
+    # Two ranks read a group each, in windows, and some samples twice.
+    tree["data"] |= {"groups": 2, "shuffle_shards": 1, "language_temperature": 3.0}
     (folder / "two.yaml").write_text(write_yaml(tree))
     mmalign("train", "two.yaml", "--out", "one_rank", folder=folder)
     torchrun("train", "two.yaml", "--out", "two_ranks", "--stop-after", "3", folder=folder)

@@ -86,10 +86,11 @@ class DataConfig(Section):
     language_cap: Share | dict[str, Share] | None = None
     """Largest share of each language among these captions, or of some, `{en: 0.3}`."""
     shuffle_shards: int = pydantic.Field(default=64, ge=1)
-    """Shards that are shuffled together. An epoch goes through the data in windows of at most so many shards,
-    drawn at random anew each time, and reads within a window in any order. Up to 64 shards of the usual 5,000
-    to 10,000 samples are thus shuffled in full; of larger data only one window is needed at a time, and
-    batches of a set that is sorted by source have almost the composition of a full shuffle."""
+    """Shards that are shuffled together. An epoch goes through the data in windows of at most so many shards
+    (with groups or repeats: on average), drawn at random anew each time, and reads a window in any order. Up
+    to 64 shards of the usual 5,000 to 10,000 samples are thus shuffled in full; of larger data one window
+    is needed at a time, and batches of a set that is sorted by source have almost the composition of a full
+    shuffle."""
     groups: int = pydantic.Field(default=1, ge=1)
     """C: the shards are cut into C groups, each of which supplies 1/C of every batch, from windows of its
     own. A rank reads only the shards of its groups, and any number of ranks that divides C, or that C

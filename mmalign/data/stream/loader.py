@@ -168,7 +168,8 @@ class BatchLoader(Dataset[Any]):
         self, number: int, index: int, captions: list[Caption], chosen: Caption
     ) -> Caption:
         """The caption that an image gets in place of a chosen one of its own (`data.shuffle_images`)."""
-        other = self.plan.sets[number].read(self._shuffled.partner(number, index, chosen.lang))
+        partner = self._shuffled.partner(number, index, chosen.lang)  # of any group
+        other = self.plan.sets[number].read(partner, with_image=False)
         own, its = (
             [caption for caption in some if caption.lang == chosen.lang]
             for some in (captions, other.captions)
