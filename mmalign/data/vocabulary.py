@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmalign.core.batching import batched
-from mmalign.core.errors import UserError
+from mmalign.core.errors import UserError, one_line
 from mmalign.data.tokenizer import Tokenizer
 
 _TEXTS = 4096  # tokenized at a time
@@ -59,7 +59,7 @@ def grow(tokenizer: Tokenizer, texts: Iterable[str], size: int) -> Tokenizer:
     except that new pieces join neighbours.
 
     Raises:
-        UserError: neither a unigram model nor WordPiece.
+        UserError: neither a unigram model nor WordPiece, or the texts have more letters than `size`.
     """
     from tokenizers import Tokenizer as FastTokenizer
     from tokenizers import models, pre_tokenizers, trainers
@@ -80,7 +80,10 @@ def grow(tokenizer: Tokenizer, texts: Iterable[str], size: int) -> Tokenizer:
     if old.normalizer is not None:
         fast.normalizer = old.normalizer
     fast.pre_tokenizer = pre_tokenizers.Sequence([old.pre_tokenizer, *words])
-    fast.train_from_iterator(texts, trainer)
+    try:
+        fast.train_from_iterator(texts, trainer)
+    except Exception as error:  # tokenizers has no class of its own: fewer pieces than letters
+        raise UserError(f"tokenizer.grow: {size}: {one_line(error)}; give a larger one") from None
     found = set(fast.get_vocab())
     if not is_unigram:
         found = {_as_wordpiece(piece) for piece in found - {_START, unknown}}

@@ -280,15 +280,14 @@ def parent_of_run(config: dict[str, Any], recorded: dict[str, Any] | None) -> di
             return None
         return {"how": how, "name": without_folders(config[how]), "found": False}
     path, sha256 = Path(recorded["path"]), recorded["manifest_sha256"]
+    # Also the vocabulary that was changed, or that the optimizer's moments were taken.
+    of_start = {name: recorded[name] for name in recorded if name != "path"}
     for folder in (path, *sorted(path.glob("checkpoints/step-*"))):
         if (folder / MANIFEST).is_file() and sha256_of(folder / MANIFEST) == sha256:
-            # What else was recorded: the vocabulary that was changed, for example.
-            more = {name: recorded[name] for name in recorded if name != "path"}
-            facts = {"how": recorded["how"], "found": True, **more}
+            facts = {**of_start, "found": True}
             with suppress(UserError):  # of mmalign 0.1.0, and its pretrained weights are gone
                 return {**facts, **_of_folder(folder, None)}
-    named = {"how": recorded["how"], "name": without_folders(recorded["path"]), "found": False}
-    return _known({**named, "manifest_sha256": sha256})
+    return _known({**of_start, "name": without_folders(recorded["path"]), "found": False})
 
 
 def parent_of(

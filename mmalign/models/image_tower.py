@@ -9,6 +9,7 @@ ImageArchitecture     -> rebuild_image_tower -+     random weights, which a chec
 
 import difflib
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -179,6 +180,41 @@ def rebuild_image_tower(architecture: ImageArchitecture) -> ImageTower:
             f"image tower: this {architecture.kind} cannot build `{name}` ({one_line(error)})"
         ) from None
     return ImageTower(trunk, architecture)
+
+
+def resized(architecture: ImageArchitecture, size: int) -> ImageArchitecture:
+    """The same network for images of another size."""
+    arguments = dict(architecture.arguments)
+    if "img_size" in arguments:  # timm's transformers
+        arguments["img_size"] = size
+    if "vision_cfg" in arguments:
+        arguments["vision_cfg"] = {**arguments["vision_cfg"], "image_size": size}
+    return architecture.model_copy(update={"size": size, "arguments": arguments})
+
+
+def fit_positions(state: dict[str, Tensor], tower: ImageTower) -> dict[str, Tensor]:
+    """A trunk's weights, trained on images of another size: its grid of position embeddings is interpolated.
+
+    Bicubic, as timm does it (ViT, arXiv 2010.11929, section 3.2). Other weights stay what they are.
+    """
+    from timm.layers import resample_abs_pos_embed
+
+    own, fitted = tower.trunk.state_dict(), dict(state)
+    # Of timm, of open_clip, and of timm inside of open_clip.
+    for name in (
+        own.keys() & state.keys() & {"pos_embed", "positional_embedding", "trunk.pos_embed"}
+    ):
+        theirs, ours = state[name], own[name]
+        sides = [math.isqrt(one.shape[-2]) for one in (theirs, ours)]
+        before = [one.shape[-2] - side**2 for one, side in zip((theirs, ours), sides, strict=True)]
+        # What stands before the grid, such as a class token, has no place in it.
+        if theirs.shape != ours.shape and before[0] == before[1]:
+            grid_1NC = theirs.reshape(1, *theirs.shape[-2:])
+            new_1NC = resample_abs_pos_embed(
+                grid_1NC, [sides[1]] * 2, [sides[0]] * 2, num_prefix_tokens=before[0]
+            )
+            fitted[name] = new_1NC.reshape(*theirs.shape[:-2], *new_1NC.shape[-2:])
+    return fitted
 
 
 def _rebuild_open_clip(arguments: dict[str, Any], timm_config: dict[str, Any] | None) -> Any:

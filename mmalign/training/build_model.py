@@ -6,6 +6,7 @@
 `initialization.py` then fills it, unless the run starts from scratch.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mmalign.data.tokenizer import Tokenizer
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
 from mmalign.models.encoder import run_of, weights_sha256
 from mmalign.models.external.open_clip import WEIGHTS
-from mmalign.models.image_tower import without_origin
+from mmalign.models.image_tower import resized, without_origin
 from mmalign.models.run_towers import RunTowers, read_towers, towers_of
 from mmalign.models.trained_parameters import TrainedParametersConfig
 from mmalign.models.vocabulary import adapt_vocabulary, tokenizer_of
@@ -42,12 +43,20 @@ def known_towers(config: RunConfig, out: Path | None) -> RunTowers | None:
     theirs = validate(ModelConfig, read_yaml(path).get("model"), f"{path}, section `model`")
     # These are this run's own choice.
     trained = set(TrainedParametersConfig.model_fields)
-    free = {"image": trained, "text": trained | {"train_embeddings", "pooling", "max_length"}}
+    free = {
+        "image": trained | {"image_size"},
+        "text": trained | {"train_embeddings", "pooling", "max_length"},
+    }
     sides = [
         {side: getattr(m, side).model_dump(exclude=free[side]) for side in free}
         for m in (theirs, config.model)
     ]
-    return towers if sides[0] == sides[1] else None
+    if sides[0] != sides[1]:
+        return None
+    size = config.model.image.image_size
+    return (
+        replace(towers, image=resized(towers.image, size)) if size != towers.image.size else towers
+    )
 
 
 def build_model(

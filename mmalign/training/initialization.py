@@ -2,7 +2,8 @@
 
 1. its own newest committed checkpoint: all state, same configuration;
 2. `resume_from`: another run's newest checkpoint, all state (optimizer, position in the data);
-3. `init_from`: the weights of another run or of an exported model only;
+3. `init_from`: the weights of another run or of an exported model; with `init_optimizer` also AdamW's
+   moments, of a run. Data, schedule and image size are this run's own: a new stage;
 4. from scratch, with the weights that `model` describes.
 
     build_model -> initialize_weights (3, before there is an engine) -> engine -> restore_state (1, 2 or 4)
@@ -38,6 +39,7 @@ from mmalign.models.encoder import checkpoint_of, differing_names, run_of
 from mmalign.models.external.open_clip import from_open_clip, read_open_clip
 from mmalign.models.external.sentence_transformers import read_router
 from mmalign.models.external.transformers import has_both_towers, read_dual_encoder
+from mmalign.models.image_tower import fit_positions
 from mmalign.models.load import detect_format, load_text_encoder
 from mmalign.models.pooling import pooling_of_open_clip
 from mmalign.models.text_tower import find_file
@@ -100,6 +102,7 @@ def _initialize(
     facts: dict[str, Any] = {}
     if found.tokenizer and (config.tokenizer.keep or config.tokenizer.grow):
         found, facts["vocabulary"] = _with_vocabulary(found, found.tokenizer, model, tokenizer)
+    found = _at_image_size(found, model)
     # All checks before the first copy: all weights are copied, or none.
     _check_inputs(found, name, model, tokenizer)
     own = model.state_dict()
@@ -108,6 +111,8 @@ def _initialize(
     say(f"init_from: {name}: {_FILLED[found.fills]}")
     manifest = (found.checkpoint or Path(name)) / MANIFEST
     sha256 = sha256_of(manifest) if manifest.is_file() else None
+    if config.init_optimizer:
+        facts["optimizer"] = True
     return {**_lineage("init_from", name, sha256), **facts}
 
 
@@ -222,6 +227,14 @@ def _tokenizer_at(place: str | None) -> Tokenizer | None:
     return load_tokenizer(place) if place is not None and has_one else None
 
 
+def _at_image_size(found: InitialWeights, model: DualEncoder) -> InitialWeights:
+    # The weights, with the position embeddings of the image tower for this run's image size.
+    prefix, tower = "image_tower.trunk.", model.image_tower
+    inside = {n.removeprefix(prefix): t for n, t in found.state.items() if n.startswith(prefix)}
+    fitted = {prefix + name: tensor for name, tensor in fit_positions(inside, tower).items()}
+    return replace(found, state={**found.state, **fitted})
+
+
 def _check_names(found: InitialWeights, name: str, own: dict[str, Any]) -> None:
     # The weights must fill their parts of the model exactly.
     wanted = {part: tensor for part, tensor in own.items() if part.startswith(found.fills)}
@@ -260,6 +273,8 @@ def restore_state(
     # Checkpoints of which none can be used are an error: a run never starts from scratch by accident.
     if resumes:
         return load_newest(out / "checkpoints", engine, order)
+    if config.init_optimizer:
+        _restore_optimizer(config, engine)
     if config.resume_from is None:
         return TrainState(0, 0, 0, StreamState(config.seed, 0), parent=parent)
     other = Path(config.resume_from)
@@ -274,6 +289,18 @@ def restore_state(
     chosen = choose_newest(other / "checkpoints")
     parent = _lineage("resume_from", config.resume_from, chosen.sha256)
     return replace(load(chosen, engine, order), parent=parent)
+
+
+def _restore_optimizer(config: RunConfig, engine: Engine) -> None:
+    # Weights and moments of the checkpoint that `init_from` names, at this run's first step.
+    path = Path(config.init_from or "")
+    try:
+        folder = distributed.on_main(lambda: checkpoint_of(path)[0])
+        engine.restore(folder, step=0)
+    except UserError as error:
+        raise UserError(
+            f"init_optimizer: {path}: no optimizer state that fits this run ({error}); or remove it"
+        ) from None
 
 
 def _order_fields(run: dict[str, Any]) -> dict[str, Any]:

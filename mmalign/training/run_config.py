@@ -51,7 +51,11 @@ class RunConfig(Section):
     """Run folder whose newest checkpoint, with all state, this run goes on from."""
     init_from: str | None = None
     """What this run's weights start as (see `initialization.py`): a run, a checkpoint, an export, a
-    fine-tuned tower, a model of another library. `model` and `tokenizer` must describe what it holds."""
+    fine-tuned tower, a model of another library. `model` and `tokenizer` must describe what it holds;
+    `model.image.image_size` may differ, position embeddings are then interpolated."""
+    init_optimizer: bool = False
+    """Also take the optimizer's moments of the run that `init_from` names: the next stage of its training, on
+    other data or by another schedule."""
 
     @property
     def sha256(self) -> str:
@@ -62,6 +66,10 @@ class RunConfig(Section):
     def _fits_together(self) -> "RunConfig":
         if self.resume_from and self.init_from:
             raise ValueError("give `resume_from` or `init_from`, not both")
+        if self.init_optimizer and not self.init_from:
+            raise ValueError(
+                "`init_optimizer` needs `init_from`; give the run whose next stage this is"
+            )
         if self.batch_size % self.data.groups:
             raise ValueError(
                 f"`batch_size` ({self.batch_size}) does not divide by `data.groups` ({self.data.groups}), "
@@ -109,6 +117,7 @@ FREE_TO_CHANGE = frozenset(
         "non_finite",
         "resume_from",
         "init_from",
+        "init_optimizer",
         "data.workers",
         "data.remote",
         "data.image_features",

@@ -108,3 +108,7 @@ def test_what_cannot_be_trimmed_is_one_sentence() -> None:
     tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="[PAD]"))
     with pytest.raises(UserError, match="is a BPE model, and only those of unigram and WordPiece"):
         trim(tokenizer, TEXTS)
+    with pytest.raises(
+        UserError, match=r"tokenizer\.grow: 8: .* not large enough .*; give a larger"
+    ):
+        grow(tiny_tokenizer(), TEXTS, 8)

@@ -48,7 +48,7 @@ sample are in one window; without weights, or in one window, the two are equal.
 """
 
 # Separate random streams of one seed. Their numbers are part of the order.
-_ORDER, _PICTURE, _CAPTIONS, _SHARDS, _WINDOW, _SUBSTITUTE, _GROUPS, _REPEATS = range(8)
+_ORDER, _PICTURE, _CAPTIONS, _SHARDS, _WINDOW, _SUBSTITUTE, _GROUPS, _REPEATS, SHUFFLED = range(9)
 FULL = "full"
 NEAR_ATTEMPTS = 8
 """Substitutes from the same window, whose shards are downloaded already; later ones come from its group."""
