@@ -10,6 +10,8 @@ server.most_at_once                   answers that were being sent at the same t
 import re
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -51,7 +53,7 @@ class FlakyServer:
         self.answers: dict[str, list[Answer]] = {}
         self.log: list[tuple[str, str, int]] = []
         self.sent = self.at_once = self.most_at_once = 0
-        self.counting = threading.Lock()
+        self._counting = threading.Lock()
         self._server = ThreadingHTTPServer(("localhost", 0), _handler(self))
         self._server.daemon_threads = True
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients give up
@@ -75,6 +77,17 @@ class FlakyServer:
     def requests(self, path: str) -> list[int]:
         """First bytes of the requests for a file's content, in order."""
         return [first for method, name, first in self.log if name == path and method == "GET"]
+
+    @contextmanager
+    def sending(self, body: bytes) -> Iterator[None]:
+        """Count a body while it is sent."""
+        with self._counting:
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            self.sent += len(body)
+        yield
+        with self._counting:
+            self.at_once -= 1
 
     def answer(self, path: str) -> Answer:
         queued = self.answers.get(path)
@@ -114,17 +127,9 @@ def _handler(server: FlakyServer) -> type[BaseHTTPRequestHandler]:
                     self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            if self.command == "HEAD":
-                return
-            with server.counting:
-                server.at_once += 1
-                server.most_at_once = max(server.most_at_once, server.at_once)
-                server.sent += len(body)
-            try:
-                self._send_body(body, answer or Answer())
-            finally:
-                with server.counting:
-                    server.at_once -= 1
+            if self.command != "HEAD":
+                with server.sending(body):
+                    self._send_body(body, answer or Answer())
 
         def _send_body(self, body: bytes, answer: Answer) -> None:
             body = body if answer.cut is None else body[: answer.cut]

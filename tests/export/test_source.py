@@ -1,6 +1,7 @@
 """What is exported is the model that the path means, with what was measured on it and on nothing else."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tiny import TEXTS, tiny_run
 from mmalign.core.commit import committed_folder
 from mmalign.core.config import read_yaml, write_yaml
 from mmalign.core.errors import UserError
-from mmalign.export.source import read_source
+from mmalign.export.source import lineage, read_source
 from mmalign.models.encoder import load_encoder
 from mmalign.models.load import load_text_encoder
 from mmalign.results.results import Results
@@ -78,6 +79,17 @@ def test_a_masked_language_model_is_a_text_tower_without_projection(run: Path) -
     assert source.encoder is None and source.tower.projection is None
     with pytest.raises(UserError, match="--format open_clip: holds an image tower and"):
         source.both_towers("open_clip")
+
+
+def test_the_lineage_holds_no_secret(run: Path) -> None:
+    tree = read_yaml(run / "config.yaml")
+    signed = "https://me:hunter2@host/set?X-Amz-Signature=1f2e"
+    for key, value in (("train", [signed]), ("note", f"see {signed} and ghp_{'a' * 30}")):
+        tree["data"][key] = value
+    (run / "config.yaml").write_text(write_yaml(tree))
+    text = json.dumps(lineage(run, load_text_encoder(str(run)).facts))
+    assert "host/set" in text
+    assert not re.search("hunter2|1f2e|Signature|ghp_", text)
 
 
 @pytest.mark.parametrize(("folder", "inner"), [("run/finetune/toy", ""), ("elsewhere", "tower")])

@@ -23,7 +23,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import queue
 import re
 import threading
 import time
@@ -101,25 +100,41 @@ class ShardCache:
             return self._cached(file)
 
     def prefetch(self, files: Iterable[RemoteFile]) -> None:
-        """Download the files in the background, in this order. Errors are reported when a file is opened."""
+        """Download the files in the background, in this order. Errors are reported when a file is opened.
+
+        If the store is slower than the run, files that were announced first are left to byte ranges: the
+        cache could not hold them any longer.
+        """
         if self.config.prefetch == 0:
             return
         if self._process != os.getpid():  # threads do not survive a fork
             self._process = os.getpid()
-            self._queue: queue.SimpleQueue[RemoteFile] = queue.SimpleQueue()
+            self._waiting: dict[RemoteFile, None] = {}
             self._in_work: set[RemoteFile] = set()
+            self._changed = threading.Condition()
             for slot in range(self.config.prefetch):
                 # A daemon: a process that ends does not wait for a shard that it will not read.
                 threading.Thread(target=self._keep_fetching, args=(slot,), daemon=True).start()
-        for file in files:
-            self._announced[file] = None
-            if file not in self._in_work:
-                self._in_work.add(file)
-                self._queue.put(file)
+        with self._changed:
+            for file in files:
+                self._announced[file] = None
+                if file not in self._in_work:
+                    self._waiting.pop(file, None)  # what is announced again moves to the end
+                    self._waiting[file] = None
+            surplus = sum(file.size or 0 for file in self._waiting) - self.max_bytes
+            while surplus > 0:
+                oldest = next(iter(self._waiting))
+                del self._waiting[oldest]
+                surplus -= oldest.size or 0
+            self._changed.notify_all()
 
     def _keep_fetching(self, slot: int) -> None:
         while True:
-            file = self._queue.get()
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                file = next(iter(self._waiting))
+                del self._waiting[file]
+                self._in_work.add(file)
             try:
                 while not self._fetch_in_turn(file, slot):
                     time.sleep(_NO_ROOM_WAIT)
