@@ -87,7 +87,12 @@ def data_index(
         str, typer.Argument(metavar="TARS", help="Folder, pattern, brace list; or URLs.")
     ],
     captions: Annotated[str, typer.Option(help="txt, or json:FIELD.")] = "txt",
-    language: Annotated[str | None, typer.Option(help="Code, json:FIELD or identify.")] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Code, json:FIELD, identify[:MODEL].")
+    ] = None,
+    fallback: Annotated[
+        str | None, typer.Option(help="Where there is no valid code: a code or identify[:MODEL].")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; that of the tars.")] = None,
     processes: Processes = 1,
     part: PartOption = None,
@@ -101,7 +106,7 @@ def data_index(
 
     if out is not None:
         check_writable(out, is_folder=True)
-    done = index(tars, Rules(captions, language), out, processes, part_of(part))
+    done = index(tars, Rules(captions, language, fallback), out, processes, part_of(part))
     if done is None:
         say(
             f"part {part} is scanned; when all are, the same command without --part writes the manifest"

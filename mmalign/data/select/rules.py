@@ -4,7 +4,7 @@ from typing import Literal
 
 import pydantic
 
-from mmalign.core.config import Section
+from mmalign.core.config import Section, Seed
 
 
 class Bound(Section):
@@ -37,6 +37,26 @@ class Leaks(Repeats):
     images: Literal["exact", "near"] | None = "near"
 
 
+class Balance(Section):
+    words: dict[str, str] = pydantic.Field(default_factory=dict)
+    """A word list for each language: a UTF-8 file with one word or phrase per line."""
+    most: pydantic.PositiveInt | dict[str, pydantic.PositiveInt] = 20_000
+    """Captions of a word that are kept, on average; one number, or one for each language of `words`."""
+    others: Literal["remove", "keep"] = "remove"
+    """What happens to a caption that has none of the words of its language."""
+    captions_per_language: pydantic.PositiveInt | None = None
+    """Captions of each language that are kept, drawn at random."""
+    seed: Seed = 0
+
+    @pydantic.model_validator(mode="after")
+    def _some(self) -> "Balance":
+        if not self.words and self.captions_per_language is None:
+            raise ValueError("give `words` or `captions_per_language`")
+        if isinstance(self.most, dict) and self.most.keys() != self.words.keys():
+            raise ValueError("`most` must be one number, or name the languages of `words`")
+        return self
+
+
 class SelectConfig(Section):
     tables: tuple[str, ...] = ()
     """Side tables: parquet or CSV files with a column `key`, or folders of their parts."""
@@ -50,3 +70,5 @@ class SelectConfig(Section):
     leaks: Leaks | None = None
     duplicates: Repeats | None = None
     """Repeats within the set are removed: the first of its order stays."""
+    balance: Balance | None = None
+    """Caps of frequent words and languages, among what all other rules have left."""

@@ -17,6 +17,7 @@ from mmalign.core.commit import check_writable, exclusive
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.core.languages import canonical_language
+from mmalign.data.select.balance import balance
 from mmalign.data.select.bounds import keep_bounds, tables_of
 from mmalign.data.select.choice import Choice
 from mmalign.data.select.repeats import remove_leaks, remove_repeats
@@ -80,6 +81,8 @@ def _apply(
         remove_leaks(config.leaks, source, choice, descriptions)
     if config.duplicates is not None:
         remove_repeats(config.duplicates, source, choice, descriptions)
+    if config.balance is not None:
+        balance(config.balance, source, choice, descriptions.processes)
 
 
 def _keep_languages(languages: Iterable[str], source: ChosenFrom, choice: Choice) -> None:

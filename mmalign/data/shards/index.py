@@ -72,8 +72,8 @@ def index(
     if out is None and is_remote(source):
         raise UserError(f"{shown(source)}: is a URL; name a folder of this machine with --out")
     out = out or Path(tars[0]).parent
-    if rules.language == "identify":
-        identifier()  # fails at once if the library is missing
+    for model in rules.models:
+        identifier(model)  # fails at once if the library or the model is missing
     if (out / MANIFEST).is_file() and not (out / REFUSED).is_file():  # made by a recipe
         raise UserError(f"{out}: holds a data set of another kind; name another folder with --out")
     check_writable(out, is_folder=True)
@@ -196,7 +196,8 @@ def _index_one(job: _Job) -> dict[str, Any]:
         source = {
             "format": FORMAT_VERSION,
             **job.state(),
-            "rules": asdict(job.rules),
+            # An index of an older version, which had no fallback, still counts.
+            "rules": {k: v for k, v in asdict(job.rules).items() if k != "fallback" or v},
             "expected": job.expected,
         }
         # An earlier scan counts if it was of the same tar with the same rules, and its index is unchanged.
@@ -253,7 +254,7 @@ def _write_manifest(
     out: Path, rules: Rules, jobs: Sequence[_Job], scans: Sequence[dict[str, Any]]
 ) -> None:
     files, shards, refused = {REFUSED: flush(out / REFUSED)}, [], {}
-    ignored, respelled = Counter[str](), Counter[str]()
+    ignored, respelled, filled = Counter[str](), Counter[str](), Counter[str]()
     for job, scan in zip(jobs, scans, strict=True):
         samples, languages = scan["samples"], scan["languages"]
         name, path = job.shard.file, job.shard.path
@@ -263,6 +264,7 @@ def _write_manifest(
         files |= {shard.tar: scan["files"]["tar"], shard.index: scan["files"]["rows"]}
         ignored.update(scan["ignored"])
         respelled.update(scan["respelled"])
+        filled.update(scan.get("filled", {}))
         if scan["refused"]:
             refused[name] = scan["refused"]
     recipe = {"index": rules.to_json()}
@@ -280,4 +282,8 @@ def _write_manifest(
     if respelled:
         info["respelled"] = dict(sorted(respelled.items()))
         say(respelled_in_words(respelled))
+    if filled:
+        info["filled"] = dict(filled.most_common())
+        named = ", ".join(f"`{code}`: {n}" for code, n in filled.most_common(8))
+        say(f"languages by --fallback, where captions had none or no valid code: {named}")
     write_manifest(out, info, files)

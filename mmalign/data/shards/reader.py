@@ -254,7 +254,7 @@ def shard_jobs(folder: Folder, manifest: Manifest, numbers: Iterable[int]) -> It
 
 
 def read_shard(
-    folder: Folder, manifest: Manifest
+    folder: Folder, manifest: Manifest, with_image: bool = True
 ) -> Iterator[tuple[dict[str, Any], Pair | UnusableSample]]:
     """The index row of every sample of a manifest's only shard, and the sample or why it cannot be used.
 
@@ -272,7 +272,7 @@ def read_shard(
     try:
         for row in rows:
             try:
-                yield row, read_pair(partial(os.pread, descriptor), row, manifest)
+                yield row, read_pair(partial(os.pread, descriptor), row, manifest, with_image)
             except UnusableSample as error:
                 yield row, error
     finally:

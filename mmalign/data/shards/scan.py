@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, TextIO
 
 from mmalign.core.errors import UserError
 from mmalign.core.languages import canonical_language, is_language_code
-from mmalign.data.identify import identifier
+from mmalign.data.identify import DEFAULT, identifier
 from mmalign.data.image_formats import READ_SUFFIXES
 from mmalign.data.images import UndecodableImage, open_image, undecodable_images
 from mmalign.data.names import fault_of
@@ -37,8 +37,8 @@ MAX_REFUSALS = 100_000  # lines that name what was refused; the rest is counted
 _KINDS = {**dict.fromkeys(READ_SUFFIXES, "image"), "json": "json", "txt": "txt"}
 _MOST = {"image": MAX_IMAGE_BYTES, "json": MAX_JSON_BYTES, "txt": MAX_TEXT_BYTES}
 _BIT = {"image": 1, "json": 2, "txt": 4}
-_MAX_SUFFIXES = 100  # that are counted by name
-_COUNTED = ("languages", "respelled", "refused", "ignored")
+_MAX_NAMES = 100  # suffixes, and texts in the place of a language code, that are counted by name
+_COUNTED = ("languages", "respelled", "filled", "refused", "ignored")
 
 
 @dataclass(frozen=True)
@@ -48,37 +48,58 @@ class Rules:
     captions: str = (
         "txt"  # or `json:FIELD` for a field that holds a text or a list (reader.captions_in)
     )
-    # Of captions that do not say it themselves: a code, `json:FIELD`, `identify`, or None if all say it.
+    # Of captions that do not say it themselves: a code, `json:FIELD`, `identify`, `identify:MODEL`
+    # (identify.py), or None if all say it.
     language: str | None = None
+    # Where what was found is missing or no code: a code or `identify`; None: the sample is refused.
+    fallback: str | None = None
 
     def __post_init__(self) -> None:
         if self.captions != "txt" and not _field(self.captions):
             raise UserError(f"--captions is `{self.captions}`; give `txt` or `json:FIELD`")
         if self.language is None and self.captions == "txt":
             raise UserError("--language is missing: give a code, `json:FIELD` or `identify`")
-        if self.fixed is not None and not is_language_code(canonical_language(self.fixed)):
-            raise UserError(
-                f"--language is `{self.language}`; give a code such as `sw`, `json:FIELD` or `identify`"
-            )
+        for option, rule in (("language", self.language), ("fallback", self.fallback)):
+            is_code = rule is None or is_language_code(canonical_language(rule))
+            if not (is_code or _model(rule) or (option == "language" and _field(rule))):
+                raise UserError(
+                    f"--{option} is `{rule}`; give a code such as `sw`, `json:FIELD` or `identify`"
+                )
 
     @property
     def fixed(self) -> str | None:
         """The code that every caption gets, None under the other rules."""
-        return None if self.language == "identify" or _field(self.language) else self.language
+        return None if _model(self.language) or _field(self.language) else self.language
+
+    @property
+    def models(self) -> list[str]:
+        """The language identifiers that the rules need."""
+        return [model for rule in (self.language, self.fallback) if (model := _model(rule))]
 
     def to_json(self) -> dict[str, str]:
         """For the manifest: `fixed:CODE`, `json:FIELD`, `identified`, or `captions` (they say it)."""
         named = {None: "captions", "identify": "identified"}.get(self.language, self.language)
-        return {
-            "from": self.captions,
-            "language": f"fixed:{self.fixed}" if self.fixed else str(named),
-        }
+        language = f"fixed:{self.fixed}" if self.fixed else str(named)
+        fallback = {"fallback": self.fallback} if self.fallback else {}
+        return {"from": self.captions, "language": language, **fallback}
 
 
 def _field(rule: str | None) -> str | None:
     """FIELD of `json:FIELD`, or None."""
     kind, _, name = (rule or "").partition(":")
     return name if kind == "json" and name else None
+
+
+def _model(rule: str | None) -> str | None:
+    """The language identifier of `identify` or `identify:MODEL`, or None."""
+    kind, _, name = (rule or "").partition(":")
+    return name or DEFAULT if kind == "identify" else None
+
+
+def _language_by(rule: str | None, text: str) -> str | None:
+    """The language that `identify` or a code gives a text."""
+    model = _model(rule)
+    return identifier(model)(text)[0] if model else rule
 
 
 @dataclass
@@ -106,6 +127,8 @@ class Scan:
     respelled: Counter[str] = field(
         default_factory=Counter
     )  # captions of each code that it changed
+    # Captions whose language is that of the fallback, by what stood in its place.
+    filled: Counter[str] = field(default_factory=Counter)
     samples: int = 0
     languages: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
@@ -198,13 +221,17 @@ class Scan:
         if not all(text.strip() for text, _ in captions) or not captions:
             raise UnusableSample("no caption")
         language = self._language_field(group, content)
-        langs = []
+        langs: list[str] = []
+        filled: list[str] = []
         for text, lang in captions:
-            code = lang or language or self.rules.fixed
-            if code is None and self.rules.language == "identify":
-                code = identifier()(text)[0]
+            code = lang or language
+            if code is None and not _field(self.rules.language):
+                code = _language_by(self.rules.language, text)
             if code is None or not is_language_code(canonical_language(code)):
-                raise UnusableSample("language", code or "none")
+                found, code = code, _language_by(self.rules.fallback, text)
+                if code is None:
+                    raise UnusableSample("language", found or "none")
+                filled.append(found or "none")
             langs.append(code)
         image = self._read(group, "image")
         check_picture(image)
@@ -214,6 +241,9 @@ class Scan:
             picture = hashlib.sha256(image).hexdigest()
         if fault := fault_of(picture):
             raise UnusableSample(fault[0], f"its `picture` is {picture!a}")
+        for code in filled:
+            known = code in self.filled or len(self.filled) < _MAX_NAMES
+            self.filled[code[:40] if known else "others"] += 1
         extents = {}
         for kind, bytes_of in (("image", image), (origin, data)):
             suffix, member = group.members[kind]
@@ -239,7 +269,7 @@ class Scan:
         return self.file.read(member.size)
 
     def _ignore(self, suffix: str) -> None:
-        known = suffix in self.ignored or len(self.ignored) < _MAX_SUFFIXES
+        known = suffix in self.ignored or len(self.ignored) < _MAX_NAMES
         self.ignored[suffix[:40] if known else "others"] += 1
 
     def _refuse(self, reason: str, key: str, start: int, stop: int, detail: str = "") -> None:

@@ -254,6 +254,29 @@ def test_a_language_has_one_spelling_and_changes_are_counted(
     assert index(str(folder), Rules("json:captions"))[0].languages == canonical
 
 
+def test_a_missing_or_invalid_code_is_that_of_the_fallback_and_counted(tmp_path: Path) -> None:
+    members: Members = []
+    for number, code in enumerate(("sw", None, "??", "??")):
+        facts = {"caption": "ein Hund schläft unter dem Stuhl", "lang": code}
+        members += [
+            (f"{number}.png", make_image(number)),
+            (f"{number}.json", json.dumps(facts).encode()),
+        ]
+    (tmp_path / "0.tar").write_bytes(tar_of(members))
+    strict, _ = index(str(tmp_path), Rules("json:caption", "json:lang"))
+    assert strict.languages == {"sw": 1} and strict.refused == {"0.tar": {"language": 3}}
+    for fallback, lang in (("DE", "de"), ("identify", "de")):
+        if fallback == "identify":
+            pytest.importorskip("py3langid", reason="the extra `identify` is not installed")
+        found, _ = index(str(tmp_path), Rules("json:caption", "json:lang", fallback))
+        assert found.languages == {lang: 3, "sw": 1} and found.refused == {}
+        tree = json.loads((tmp_path / MANIFEST).read_text())
+        assert tree["filled"] == {"??": 2, "none": 1}
+        assert tree["captions"]["fallback"] == fallback
+    with pytest.raises(UserError, match="--fallback is `json:x`"):
+        Rules("txt", "en", "json:x")
+
+
 @pytest.mark.parametrize(("code", "lang"), [("EN", "en"), ("iw", "he"), ("zh_CN", "zh-CN")])
 def test_a_code_of_the_command_line_has_one_spelling(tmp_path: Path, code: str, lang: str) -> None:
     (tmp_path / "0.tar").write_bytes(tar_of(sample(0, "a")))
