@@ -193,7 +193,8 @@ def compare_checkouts(old: Path, rows: Path, model: Path, folder: Path) -> dict[
 def compare_trainer(rows: Path, model: Path, count: int, rounds: int, folder: Path) -> float:
     """Median over rounds of our samples per second relative to transformers' trainer."""
     from mmalign.models.load import load_text_encoder
-    from mmalign.text.fit import FitConfig, fit
+    from mmalign.text.fit import fit
+    from mmalign.text.fit_config import FitConfig
     from mmalign.text.tasks.read import TaskConfig, read_task
 
     task = read_task(TaskConfig(name="xnli", folder=str(rows), train_examples=count))
