@@ -25,7 +25,7 @@ and the table also the first batch over the bytes of the node's samples, and nod
 
     python benchmarks/scale.py [--shards 200000] [--nodes 64] [--batch 65536]
 
-Two minutes; `--shards 8000 --nodes 4 --batch 4096` half a minute.
+Four minutes; `--shards 8000 --nodes 4 --batch 4096` half a minute.
 """
 
 import argparse

@@ -99,6 +99,15 @@ def test_an_epoch_is_counted_where_there_are_data(tmp_path: Path) -> None:
     ]
 
 
-def test_a_batch_must_divide_by_the_ranks() -> None:
+def test_a_batch_must_divide_by_the_ranks_and_the_groups() -> None:
     with pytest.raises(UserError, match="batch_size: 8 does not divide by the 3 ranks"):
         dry_run(run(), nodes=3, gpus_per_node=1)
+    data = {"train": ["nowhere/train"], "groups": 3}
+    with pytest.raises(
+        UserError, match=r"`batch_size` \(8\) does not divide by `data.groups` \(3\)"
+    ):
+        run(data=data)
+    with pytest.raises(
+        UserError, match=r"data.groups: 4 groups do not fit a batch of 24 .* 6 ranks"
+    ):
+        dry_run(run(batch_size=24, data={**data, "groups": 4}), nodes=3, gpus_per_node=2)

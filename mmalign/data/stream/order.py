@@ -198,7 +198,8 @@ class GlobalOrder:
         return [self._visits_of(one) for one in self._group_epoch(epoch, group).windows]
 
     def _visits_of(self, window: Window) -> list[Visit]:
-        samples_V = np.diff(self._first_S)[self._shard_S[window.place_V]]
+        shard_V = self._shard_S[window.place_V]
+        samples_V = self._first_S[shard_V + 1] - self._first_S[shard_V]
         draws_V = window.last_V - window.first_V
         # Of a shard that is visited often, each time for a part of its samples, only these are downloaded.
         by_range_V = 2 * draws_V < samples_V if self._spreads else np.zeros(len(draws_V), bool)
