@@ -86,7 +86,7 @@ def data_index(
     tars: Annotated[
         str, typer.Argument(metavar="TARS", help="Folder, pattern, brace list; or URLs.")
     ],
-    captions: Annotated[str, typer.Option(help="txt, or json:FIELD.")] = "txt",
+    captions: Annotated[str, typer.Option(help="txt, json:FIELD or json:FIELD,FIELD.")] = "txt",
     language: Annotated[
         str | None, typer.Option(help="Code, json:FIELD, identify[:MODEL].")
     ] = None,

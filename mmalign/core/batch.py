@@ -19,6 +19,7 @@ from torch import Tensor
 class Caption:
     lang: str  # BCP-47, for example `sw`, `pt-BR`, `zh-Hant`
     text: str
+    field: str = ""  # which of several kinds of captions it is, such as `alt` or `recaption`
 
 
 @dataclass(frozen=True)

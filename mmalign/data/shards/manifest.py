@@ -118,7 +118,14 @@ def write_shard(path: Path, pairs: Iterable[Pair]) -> dict[str, Counter[str]]:
             # A reader splits the name of a member at the first dot, and webdataset at the last slash.
             assert "/" not in pair.key and "." not in pair.key, pair.key
             facts = {
-                "captions": [asdict(caption) for caption in pair.captions],
+                "captions": [
+                    {
+                        name: value
+                        for name, value in asdict(caption).items()
+                        if name != "field" or value
+                    }
+                    for caption in pair.captions
+                ],
                 "picture": pair.picture,
                 "split": pair.split,
                 "source": pair.source,

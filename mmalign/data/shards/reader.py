@@ -287,10 +287,11 @@ def read_pair(
     suffix = origin.partition(":")[0]
     most = MAX_TEXT_BYTES if suffix == "txt" else MAX_JSON_BYTES
     content = parse_member(suffix, _read_member(read, row.get(suffix), most))
-    found = captions_in(content, origin)
+    found, fields = captions_in(content, origin), caption_fields(content, origin)
     if "captions" in row:  # numbers of those that were chosen (`mmalign data select`)
         try:
             found = [found[number] for number in row["captions"]]
+            fields = [fields[number] for number in row["captions"]]
         except (IndexError, TypeError):
             raise UnusableSample("index") from None
     # Languages come from the index, because the rules that found them may not be repeatable.
@@ -302,7 +303,8 @@ def read_pair(
         key=row["key"],
         image=_read_member(read, row["image"], MAX_IMAGE_BYTES) if with_image else b"",
         captions=tuple(
-            Caption(lang, text) for lang, (text, _) in zip(row["langs"], found, strict=True)
+            Caption(lang, text, field)
+            for lang, (text, _), field in zip(row["langs"], found, fields, strict=True)
         ),
         picture=row["picture"],
         split=str(facts.get("split") or manifest.split),
@@ -340,17 +342,38 @@ def captions_in(content: str | dict[str, Any], origin: str) -> list[tuple[str, s
 
     Args:
         content: what the `.txt` or `.json` member holds.
-        origin: `txt`: all of it is one caption; `json:FIELD`: the field is a text, or a list of texts or of
-            {"lang", "text"}.
+        origin: `txt`: all of it is one caption; `json:FIELD` or `json:FIELD,FIELD`: the field is a text, or
+            a list of texts or of {"lang", "text"}.
 
     Raises:
         UnusableSample: a caption does not have this format.
     """
-    value = content if isinstance(content, str) else content.get(origin.partition(":")[2])
-    entries = value if isinstance(value, list) else [] if value is None else [value]
+    entries = _entries(content, origin)
     if len(entries) > MAX_CAPTIONS:
         raise UnusableSample("caption", f"{len(entries)} captions, over {MAX_CAPTIONS}")
-    return [_caption(entry) for entry in entries]
+    return [_caption(entry) for _, entry in entries]
+
+
+def caption_fields(content: str | dict[str, Any], origin: str) -> list[str]:
+    """The field of each of `captions_in`: of the JSON if `origin` has several, or what the caption says."""
+    return [field for field, _ in _entries(content, origin)]
+
+
+def _entries(content: str | dict[str, Any], origin: str) -> list[tuple[str, Any]]:
+    if isinstance(content, str):
+        return [("", content)]
+    whole = origin.partition(":")[2]
+    names = whole.split(",") if whole not in content else [whole]
+    found = []
+    for name in names:
+        value = content.get(name)
+        for entry in value if isinstance(value, list) else [] if value is None else [value]:
+            said = entry.get("field") if isinstance(entry, dict) else None
+            field = name if len(names) > 1 else said if isinstance(said, str) else ""
+            # Of several fields some may be empty.
+            if len(names) == 1 or not isinstance(entry, str) or entry.strip():
+                found.append((field, entry))
+    return found
 
 
 def _caption(entry: Any) -> tuple[str, str | None]:

@@ -39,8 +39,8 @@ class CaptionColumns(Section):
 
     by_language: dict[str, str] = pydantic.Field(default_factory=dict)
     """The column of each language, for example {en: caption, de: caption_de}."""
-    text: str | None = None
-    """The column of captions in any language."""
+    text: str | dict[str, str] | None = None
+    """The column of captions in any language, or several by their field: {alt: alt, recaption: text_2}."""
     language: str | None = None
     """The column of their languages (BCP-47)."""
 
@@ -58,7 +58,12 @@ class CaptionColumns(Section):
     @property
     def names(self) -> list[str]:
         """All columns that are read."""
-        return [*self.by_language.values(), *filter(None, (self.text, self.language))]
+        return [*self.by_language.values(), *self.fields.values(), *filter(None, [self.language])]
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The columns of `text`, by the field of their captions."""
+        return self.text if isinstance(self.text, dict) else {"": self.text} if self.text else {}
 
 
 def read_captions(
@@ -70,19 +75,22 @@ def read_captions(
         BadRow: no caption is left, or a cell is not a text.
     """
     found = [
-        (lang, text)
+        (lang, text, "")
         for lang, column in columns.by_language.items()
         for text in _texts(row, column, where)
     ]
-    if columns.text and columns.language:
-        texts, langs = (_texts(row, name, where) for name in (columns.text, columns.language))
-        if not isinstance(row[columns.language], list):
+    language = str(columns.language)  # given where `text` is
+    for field, column in columns.fields.items():
+        texts, langs = (_texts(row, name, where) for name in (column, language))
+        if not isinstance(row[language], list):
             langs = langs * len(texts)
         if len(langs) != len(texts):
             sentence = f"{where}: has {len(texts)} captions, but {len(langs)} languages"
             raise BadRow("language", sentence)
-        found += zip(langs, texts, strict=True)
-    captions = tuple(Caption(lang, text.strip()) for lang, text in found if text.strip())
+        found += [(lang, text, field) for lang, text in zip(langs, texts, strict=True)]
+    captions = tuple(
+        Caption(lang, text.strip(), field) for lang, text, field in found if text.strip()
+    )
     if not captions:
         raise BadRow("no caption", f"{where}: has no caption, or only blank ones")
     return captions

@@ -75,6 +75,9 @@ class DataConfig(Section):
     """How data at a URL are downloaded and kept. The cache must hold two windows of `shuffle_shards`."""
     captions_per_image: int = pydantic.Field(default=1, ge=1)
     """Captions of each image in a step, in different languages if possible; fewer if it has fewer."""
+    captions: dict[str, Annotated[float, pydantic.Field(gt=0)]] | None = None
+    """How often a caption of each field is drawn, `{alt: 0.5, recaption: 0.5}`, where images have captions of
+    several; captions of other fields are not used. None: all captions alike."""
     languages: tuple[str, ...] | None = None
     """Train on captions in these languages only; none: on all."""
     language_temperature: float | None = pydantic.Field(default=None, ge=1)

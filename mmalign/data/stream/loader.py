@@ -148,7 +148,12 @@ class BatchLoader(Dataset[Any]):
         decodes = self.features is None and self.preprocess is not None
         pair = self.plan.sets[number].read(index, with_image=decodes)
         picture_rng, caption_rng = self.plan.generators(position)
-        captions = [caption for caption in pair.captions if caption.lang in self.plan.counts]
+        rates = self.config.captions
+        captions = [
+            caption
+            for caption in pair.captions
+            if caption.lang in self.plan.counts and (rates is None or caption.field in rates)
+        ]
         if not captions:
             raise UnusableSample("no caption", key=pair.key)
         image = feature = None
@@ -184,6 +189,10 @@ class BatchLoader(Dataset[Any]):
         draw = rng.exponential(size=len(captions))
         if weights is not None:
             draw /= [weights[caption.lang] for caption in captions]
+        if (rates := self.config.captions) is not None:
+            # The rate is of the field, however many captions of it an image has.
+            count = Counter(caption.field for caption in captions)
+            draw /= [rates[caption.field] / count[caption.field] for caption in captions]
         # The first caption of each language comes before the second of any. The sort is stable.
         turn: Counter[str] = Counter()
         ranked: list[tuple[int, Caption]] = []

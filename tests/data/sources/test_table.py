@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 from published_sets import write_pictures
-from shard_sets import make_image
+from shard_sets import make_image, write_set
 
 from mmalign.core.batch import Caption
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
+from mmalign.data.shards.reader import ShardSet
 from mmalign.data.sources import columns
 from mmalign.data.sources.table import Table
 
@@ -315,3 +316,21 @@ def test_images_may_be_in_the_parquet_file(folder: Path, as_struct: bool) -> Non
     columns._row_groups.cache_clear()
     with pytest.raises(BadRow, match="it changed while it was read"):
         drafts[0].load()
+
+
+def test_captions_of_several_fields_keep_their_field_in_shards(folder: Path) -> None:
+    write(
+        folder / "f.csv",
+        "file,alt,recaption,lang",
+        "images/0.jpg,IMG_1,a dog,en",
+        "images/1.jpg,,ein Hund,de",
+    )
+    columns = {"text": {"alt": "alt", "recaption": "recaption"}, "language": "lang"}
+    drafts = read(table(folder, "f.csv", captions=columns))
+    expected = [
+        (Caption("en", "IMG_1", "alt"), Caption("en", "a dog", "recaption")),
+        (Caption("de", "ein Hund", "recaption"),),
+    ]
+    assert [draft.pair.captions for draft in drafts] == expected
+    shards = write_set(folder / "shards", [draft.load() for draft in drafts])
+    assert [ShardSet(shards).read(i).captions for i in range(2)] == expected
