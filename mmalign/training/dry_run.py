@@ -22,7 +22,7 @@ DeepSpeed 0.19 differs from the paper in what it does by default, and the table 
 source: stages 1 and 2 reduce gradients by an all-reduce (2 f) and keep a second copy of a rank's part of the
 weights, and every stage has buckets of gradients. Stage 0 ignores the size that is configured for them.
 
-The processes that load data keep batches ready in the host's shared memory (/dev/shm): `PREFETCHED` for each.
+The processes that load data keep batches ready in the host's shared memory (/dev/shm): `prefetch` for each.
 """
 
 import math
@@ -32,7 +32,6 @@ from dataclasses import dataclass
 from mmalign.core.errors import UserError
 from mmalign.data.shards.folder import open_folder
 from mmalign.data.stream.config import check_ranks
-from mmalign.data.stream.loader import PREFETCHED
 from mmalign.data.stream.mixing import mix
 from mmalign.training.engine import BUCKET
 from mmalign.training.footprint import Part, build_on_meta, image_shape, live_bytes, parts_of
@@ -82,7 +81,7 @@ def _images_of(config: RunConfig, ranks: int) -> tuple[int, int]:
 def _shared_bytes(config: RunConfig, load: Load, ranks: int) -> int:
     # Pixels travel as bytes and become float32 on the GPU; features are float16.
     size = load.batch // (2 if config.data.image_features else _FLOAT)
-    return ranks * config.data.workers * PREFETCHED * size
+    return ranks * config.data.workers * config.data.prefetch * size
 
 
 def dry_run(config: RunConfig, nodes: int, gpus_per_node: int) -> str:
@@ -112,7 +111,7 @@ def dry_run(config: RunConfig, nodes: int, gpus_per_node: int) -> str:
             _table(["MiB per GPU", *stages], memory_bytes(load), _MIB),
             _table(["MiB sent per rank and step", *stages], wire_bytes(load), _MIB),
             f"shared memory of a node: {shared:,.1f} GB, for {gpus_per_node} x {config.data.workers} "
-            f"processes (data.workers) with {PREFETCHED} batches each",
+            f"processes (data.workers) with {config.data.prefetch} batches each",
             "* engine.zero_stage of this run. Activations: one forward and backward pass, measured on "
             f"tensors without storage; kept: {kept}.\n"
             "Not counted: CUDA's own memory and fragmentation; leave a tenth of the GPU free.",
