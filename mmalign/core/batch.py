@@ -10,6 +10,7 @@ Shape suffixes used here and in every other module:
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,11 +126,13 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with the towers' inputs on `device`."""
-        return replace(self, **{name: send(t, device) for name, t in self.inputs.items()})
+        moved: dict[str, Any] = {name: send(t, device) for name, t in self.inputs.items()}
+        return replace(self, **moved)
 
     def pin_memory(self) -> "Batch":
         """The same batch with the towers' inputs in memory that a GPU copies from by itself."""
-        return replace(self, **{name: t.pin_memory() for name, t in self.inputs.items()})
+        pinned: dict[str, Any] = {name: t.pin_memory() for name, t in self.inputs.items()}
+        return replace(self, **pinned)
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

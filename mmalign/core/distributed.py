@@ -201,6 +201,8 @@ def gather_rows(
         return rows
     if counts is None:  # on the host: gloo carries it without waiting for the GPU
         counts = gather_vectors(torch.tensor([rows.shape[0]]), f"{name}: counts").flatten().tolist()
+    if not any(counts):
+        return rows
     gathered: Tensor = _GatherRows.apply(rows, list(counts), name, used_alike)
     return gathered
 

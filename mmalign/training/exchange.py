@@ -8,7 +8,6 @@ GPU, and the gather of the embeddings needs no counts of its own.
 Shapes: R images and M captions of all ranks.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -87,18 +86,11 @@ class Exchange:
                 break
             self._room = longest + longest // 8
         images, captions, tokens, stop, writing, due = rows[:, 1 : 1 + len(head)].T.tolist()
-        columns = [_slices(rows, len(head) + 1, images)]
-        start = [len(head) + 1 + n for n in images]
-        columns.append(_slices(rows, start, captions))
-        weights = None
-        if weight_N is not None:
-            start = [first + n for first, n in zip(start, captions, strict=True)]
-            weights = _slices(rows, start, captions).view(torch.float64)
+        by_rank = []
+        for row, *sizes in zip(rows[:, 1 + len(head) :], images, captions, strict=True):
+            sizes += sizes[1:] * (len(parts) - 2)  # the weights
+            by_rank.append(row[: sum(sizes)].split(sizes))
+        pictures_R, pictures_M, *weights = (torch.cat(of) for of in zip(*by_rank, strict=True))
+        weight_M = weights[0].view(torch.float64) if weights else None
         agreed = Votes(any(stop), any(writing), bool(due[0]))
-        return GlobalIds(*columns, weights, images, captions, sum(tokens), agreed)
-
-
-def _slices(rows: Tensor, start: int | Sequence[int], lengths: Sequence[int]) -> Tensor:
-    # Of each row so many numbers from `start` on, concatenated.
-    starts = [start] * len(lengths) if isinstance(start, int) else start
-    return torch.cat([row[s : s + n] for row, s, n in zip(rows, starts, lengths, strict=True)])
+        return GlobalIds(pictures_R, pictures_M, weight_M, images, captions, sum(tokens), agreed)

@@ -19,25 +19,32 @@ from mmalign.core import distributed
 BUCKET_BYTES = 25 * 2**20
 
 
+def buckets_of(
+    parameters: Iterable[nn.Parameter], bucket_bytes: int = BUCKET_BYTES
+) -> list[list[nn.Parameter]]:
+    """Those that train, by the message that takes their gradients; a large one has a message of its own."""
+    buckets: list[list[nn.Parameter]] = []
+    room = 0
+    # Gradients appear from the last layer to the first.
+    for parameter in reversed([p for p in parameters if p.requires_grad]):
+        size = parameter.numel() * parameter.element_size()
+        if size > room:
+            buckets.append([])
+            room = bucket_bytes
+        buckets[-1].append(parameter)
+        room -= size
+    return buckets
+
+
 class GradientSum:
     """Replaces the gradients of a module's parameters by their sums over the ranks."""
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], bucket_bytes: int = BUCKET_BYTES
     ) -> None:
-        self._buckets: list[list[nn.Parameter]] = []
-        room = 0
-        # Gradients appear from the last layer to the first.
-        for parameter in reversed([p for p in parameters if p.requires_grad]):
-            size = parameter.numel() * parameter.element_size()
-            if size > room:
-                self._buckets.append([])
-                room = bucket_bytes
-            self._buckets[-1].append(parameter)
-            room -= size
-        self._missing: list[
-            int
-        ] = []  # gradients that each bucket waits for; empty outside a last backward pass
+        self._buckets = buckets_of(parameters, bucket_bytes)
+        # Gradients that each bucket waits for; empty outside the last backward pass of a step.
+        self._missing: list[int] = []
         self._sent: list[tuple[Tensor, Callable[[], object]]] = []
         if distributed.world_size() > 1:
             for number, bucket in enumerate(self._buckets):

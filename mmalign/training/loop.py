@@ -170,13 +170,9 @@ class _Run:
         self.guard = NonFiniteGuard(config.non_finite, out)
         self.recorder = self._open_recorder()
         self._say_what_starts(model, order)
-        done = (self.state.stream.position, self.state.ledger)
-        self.ledger = Ledger(out, config.data.max_bad_fraction, len(order), *done)
-        self.meter = Meter(config.batch_size)
-        self.profiler = Profiler(config.log.profile, out)
-        self.unread: list[
-            tuple[Taken, StepMetrics]
-        ] = []  # steps whose metrics nobody has waited for
+        seen, found = self.state.stream.position, self.state.ledger
+        self.ledger = Ledger(out, config.data.max_bad_fraction, len(order), seen, found)
+        self.meter, self.profiler = Meter(config.batch_size), Profiler(config.log.profile, out)
         self.saved_step, self.saved_at = self.state.step, time.monotonic()
 
     def _say_what_starts(self, model: torch.nn.Module, order: GlobalOrder) -> None:
@@ -212,12 +208,14 @@ class _Run:
         distributed.must_agree((where, weights), f"{self.out}: step or weights")
         # From the position in the data, not from the step: after a roll-back the two differ.
         first = self.state.stream.position // config.batch_size
+        # Steps whose metrics nobody has waited for.
+        self.unread: list[tuple[Taken, StepMetrics]] = []
         self.watchdog.heartbeat("the first batch")
         self.meter.forget_time()
         stream = batches(self.loader, first, first + last - self.state.step, config.data.workers)
         stream = to_device(stream, distributed.device())
         for batch in track(stream, "train", config.steps, done=self.state.step):
-            if not self.meter.operations_per_image:
+            if self.meter.operations_per_image is None:
                 self._measure_operations(batch)
             self.meter.arrived()
             self.watchdog.heartbeat(f"step {self.state.step + 1}")
@@ -258,7 +256,7 @@ class _Run:
     def _measure_operations(self, batch: Batch) -> None:
         # Once, where the peak is known, which all ranks must agree on: it takes a forward pass.
         peaks = distributed.gather_objects(device_peak())
-        self.meter.operations_per_image = -1.0
+        self.meter.operations_per_image = 0.0
         known = [one for one in peaks if one is not None]
         if len(known) == len(peaks):
             self.meter.operations_per_second = sum(peak for _, peak in known)

@@ -45,9 +45,9 @@ class Meter:
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
         self._since = time.monotonic()
+        # Of a step, and what the devices of all ranks can do at most; None: not asked yet, 0: not known.
+        self.operations_per_image: float | None = None
         self.operations_per_second = 0.0
-        """What the devices of all ranks can do at most; 0: not known."""
-        self.operations_per_image = 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -101,7 +101,7 @@ class Meter:
             metrics["slowest_rank_seconds"] = max(busy_of) / self._steps
         if max(memory):
             metrics["gpu_memory_gib"] = max(memory)
-        if self.operations_per_second:
+        if self.operations_per_image and self.operations_per_second:
             done = self.operations_per_image * images_per_second
             metrics["mfu"] = done / self.operations_per_second
         total: Counter[str] = sum(languages, Counter())

@@ -52,7 +52,9 @@ def operations_per_image(model: Any, forward: Callable[[Batch], Any], batch: Bat
         forward: its forward pass on a batch, with the engine's hooks.
     """
     part = batch.part(0, min(_COUNTED, len(batch.key_B)))
-    with FlopCounterMode(display=False) as counter:
+    # What torch.compile makes of a module cannot be counted.
+    eager = torch.compiler.set_stance("force_eager")
+    with eager, FlopCounterMode(display=False) as counter:
         forward(part)
     counted = {name: sum(of.values()) for name, of in counter.get_flop_counts().items()}
     total = 3.0 * counted["Global"]  # the backward pass costs two forward passes
