@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench docs clean
+.PHONY: help setup demo test test-slow gpu check format bench docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -28,6 +28,10 @@ test: setup  ## the test suite (no network, no GPU)
 
 test-slow: setup  ## tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
+
+gpu: setup  ## on a machine with a GPU: its tests, and one JSON line of figures (10 minutes)
+	$(BIN)/python -m pytest -q -m gpu
+	$(BIN)/python benchmarks/gpu.py
 
 check: setup  ## lint, format, types, layers
 	$(BIN)/ruff check .

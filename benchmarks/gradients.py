@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmalign.core.batch import Embeddings
-from mmalign.training.loss import contrastive_loss
+from mmalign.training.exchange import Exchange
+from mmalign.training.loss import contrastive_loss, gather
 
 OPEN_CLIP = {
     f"open_clip local_loss={local} gather_with_grad={grad}": {
@@ -57,7 +58,8 @@ def measure(method: str, rank: int, world_size: int, batch: int, width: int) -> 
     text_BD = F.normalize(inputs[1, part] @ text, dim=-1)
     if method == "mmalign":
         ids = torch.arange(batch)[part]
-        local_loss = contrastive_loss(Embeddings(image_BD, text_BD, scale), ids, ids)
+        embeddings = Embeddings(image_BD, text_BD, scale)
+        local_loss = contrastive_loss(embeddings, gather(embeddings, Exchange()(ids, ids)))
         loss = local_loss * world_size
     else:
         settings = OPEN_CLIP[method]

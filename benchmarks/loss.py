@@ -34,7 +34,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmalign.core.batch import Embeddings
-from mmalign.training.loss import contrastive_loss
+from mmalign.training.exchange import Exchange
+from mmalign.training.loss import contrastive_loss, gather
 
 METHODS = ("mmalign", "open_clip")
 FLOAT64_BATCH = 256
@@ -63,7 +64,7 @@ def gradients(method: str, given: Embeddings) -> Gradients:
     leaves = given.image_BD, given.text_ND, given.logit_scale
     if method == "mmalign":
         ids = torch.arange(len(given.image_BD))
-        contrastive_loss(given, ids, ids).backward()
+        contrastive_loss(given, gather(given, Exchange()(ids, ids))).backward()
     else:
         open_clip.loss.ClipLoss()(*leaves).backward()
     return tuple(leaf.grad for leaf in leaves if leaf.grad is not None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from parity_cases import SOME_WAYS, Way, make_batch_for, make_engine
+from parity_cases import SOME_WAYS, Way, make_batch_for, make_engine, taken
 from torch import Tensor
 
 from mmalign.core import distributed
@@ -17,6 +17,7 @@ from mmalign.core.config import load_config
 from mmalign.core.errors import UserError
 from mmalign.training import loop
 from mmalign.training.engine import Engine
+from mmalign.training.meter import StepMetrics
 from mmalign.training.run_config import RunConfig
 
 
@@ -42,17 +43,18 @@ def spoiled_steps() -> dict[Way, dict[str, Any]]:
 
 
 def _spoiled(engine: Engine) -> dict[str, Any]:
-    first = engine.step(make_batch_for("contrastive", 0))
+    first = taken(engine, make_batch_for("contrastive", 0))
     before = _everything(engine)
-    bad_image = engine.step(_with_nan(make_batch_for("contrastive", 1)))
+    bad_image = taken(engine, _with_nan(make_batch_for("contrastive", 1)))
     after_image = _everything(engine)
     parameter = engine.model.text_projection.weight
     hook = parameter.register_hook(_infinite_on_the_last_rank)
-    bad_gradient = engine.step(make_batch_for("contrastive", 2))
+    bad_gradient = taken(engine, make_batch_for("contrastive", 2))
     hook.remove()
     after_gradient = _everything(engine)
+    last = taken(engine, make_batch_for("contrastive", 3))
     return {
-        "metrics": [first, bad_image, bad_gradient, engine.step(make_batch_for("contrastive", 3))],
+        "metrics": [*first, *bad_image, *bad_gradient, *last],
         "unchanged": _equal(before, after_image) and _equal(before, after_gradient),
         "moves": not _equal(after_gradient, _everything(engine)),
     }
@@ -102,24 +104,24 @@ def run_that_differs(run_file: str, out: str) -> str:
 
 def stop_before_an_evaluation(run_file: str, out: str, signal_at: int | None) -> dict[str, Any]:
     """A run that is asked to stop while it takes a step; its end, and the steps that were evaluated."""
-    batches, evaluate, measured = loop.batches, loop.evaluate, list[int]()
+    step, evaluate, measured = Engine.step, loop.evaluate, list[int]()
     config = load_config(RunConfig, Path(run_file), [])
 
-    def asking(*args: Any) -> Iterator[Batch]:
-        for batch in batches(*args):
-            if batch.state.position == (signal_at or 0) * config.batch_size:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
+    def asking(engine: Engine, *args: Any) -> StepMetrics:
+        metrics = step(engine, *args)
+        if engine.step_number == signal_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return metrics
 
     def noted(suite: Any, engine: Engine, *rest: Any) -> dict[str, float]:
         measured.append(engine.step_number)
         return evaluate(suite, engine, *rest)
 
-    loop.batches, loop.evaluate = asking, noted
+    Engine.step, loop.evaluate = asking, noted  # type: ignore[method-assign]
     try:
         return {"stopped": loop.train(config, Path(out)), "measured": measured}
     finally:
-        loop.batches, loop.evaluate = batches, evaluate
+        Engine.step, loop.evaluate = step, evaluate  # type: ignore[method-assign]
 
 
 def run_with_bad_data(run_file: str, out: str, changes: list[str], bad: list[int]) -> str:

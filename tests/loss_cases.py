@@ -9,7 +9,14 @@ from torch import Tensor
 
 from mmalign.core import distributed
 from mmalign.core.batch import Embeddings
-from mmalign.training.loss import contrastive_loss, sigmoid_loss, text_text_loss
+from mmalign.training.exchange import Exchange
+from mmalign.training.loss import (
+    GatheredBatch,
+    contrastive_loss,
+    gather,
+    sigmoid_loss,
+    text_text_loss,
+)
 
 WIDTH = 6
 # Eight images. Some are equal, on the same rank or on different ranks. Each has up to three captions.
@@ -17,6 +24,16 @@ PICTURES = (3, 1, 2, 1, 4, 4, 5, 3)
 CAPTIONS = (1, 3, 2, 1, 2, 1, 1, 2)
 
 Found = dict[str, Tensor]
+
+
+def gathered(
+    embeddings: Embeddings,
+    picture_id_B: Tensor,
+    picture_id_N: Tensor,
+    weight_N: Tensor | None = None,
+) -> tuple[Embeddings, GatheredBatch]:
+    """What a loss takes, from this rank's part."""
+    return embeddings, gather(embeddings, Exchange()(picture_id_B, picture_id_N, weight_N))
 
 
 def random_embeddings(images: int, texts: int, seed: int = 0, width: int = WIDTH) -> Embeddings:
@@ -131,41 +148,41 @@ Loss = Callable[[Embeddings, Tensor, Tensor, Tensor], Tensor]
 # name -> (ours, in tiles of 3; the definition); both take embeddings, ids of images and captions, weights
 LOSSES: dict[str, tuple[Loss, Loss]] = {
     "softmax": (
-        lambda e, b, n, w: contrastive_loss(e, b, n, tile=3),
+        lambda e, b, n, w: contrastive_loss(*gathered(e, b, n), tile=3),
         lambda e, b, n, w: dense_contrastive(e, b, n),
     ),
     "softmax, weights": (
-        lambda e, b, n, w: contrastive_loss(e, b, n, weight_N=w, tile=3),
+        lambda e, b, n, w: contrastive_loss(*gathered(e, b, n, w), tile=3),
         lambda e, b, n, w: dense_contrastive(e, b, n, w),
     ),
     "softmax, weights, smoothing": (
-        lambda e, b, n, w: contrastive_loss(e, b, n, weight_N=w, label_smoothing=0.2, tile=3),
+        lambda e, b, n, w: contrastive_loss(*gathered(e, b, n, w), label_smoothing=0.2, tile=3),
         lambda e, b, n, w: dense_contrastive(e, b, n, w, 0.2),
     ),
     "sigmoid": (
-        lambda e, b, n, w: sigmoid_loss(e, b, n, tile=3),
+        lambda e, b, n, w: sigmoid_loss(*gathered(e, b, n), tile=3),
         lambda e, b, n, w: dense_sigmoid(e, b, n),
     ),
     "sigmoid, weights": (
-        lambda e, b, n, w: sigmoid_loss(e, b, n, weight_N=w, tile=3),
+        lambda e, b, n, w: sigmoid_loss(*gathered(e, b, n, w), tile=3),
         lambda e, b, n, w: dense_sigmoid(e, b, n, w),
     ),
     "text-text": (
-        lambda e, b, n, w: text_text_loss(e, n, tile=3),
+        lambda e, b, n, w: text_text_loss(*gathered(e, b, n), tile=3),
         lambda e, b, n, w: dense_text_text(e, n),
     ),
     "softmax, weights, smoothing, prefixes": (
         lambda e, b, n, w: contrastive_loss(
-            e, b, n, weight_N=w, label_smoothing=0.2, dims=DIMS, tile=3
+            *gathered(e, b, n, w), label_smoothing=0.2, dims=DIMS, tile=3
         ),
         lambda e, b, n, w: dense_prefixes(lambda p: dense_contrastive(p, b, n, w, 0.2), e),
     ),
     "sigmoid, weights, prefixes": (
-        lambda e, b, n, w: sigmoid_loss(e, b, n, weight_N=w, dims=DIMS, tile=3),
+        lambda e, b, n, w: sigmoid_loss(*gathered(e, b, n, w), dims=DIMS, tile=3),
         lambda e, b, n, w: dense_prefixes(lambda p: dense_sigmoid(p, b, n, w), e),
     ),
     "text-text, prefixes": (
-        lambda e, b, n, w: text_text_loss(e, n, dims=DIMS, tile=3),
+        lambda e, b, n, w: text_text_loss(*gathered(e, b, n), dims=DIMS, tile=3),
         lambda e, b, n, w: dense_prefixes(lambda p: dense_text_text(p, n), e),
     ),
 }

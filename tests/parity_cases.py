@@ -16,7 +16,15 @@ from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_enc
 from mmalign.training import loss_tiles
 from mmalign.training.batch_norm import use_global_batch
 from mmalign.training.engine import MODEL_FILE, Engine, EngineConfig
-from mmalign.training.objective import ObjectiveConfig, outcome_of, trained_module
+from mmalign.training.exchange import Exchange
+from mmalign.training.meter import read_metrics
+from mmalign.training.objective import (
+    ObjectiveConfig,
+    Outcome,
+    exchange_ids,
+    outcome_of,
+    trained_module,
+)
 from mmalign.training.optimizer import OptimizerConfig
 
 IMAGES = 8
@@ -112,6 +120,15 @@ def make_batch_for(objective: str, step: int) -> Batch:
     return masked(batch) if objective == "masked_language_model" else batch
 
 
+def outcome(config: ObjectiveConfig, forward: Any, batch: Batch) -> Outcome:
+    return outcome_of(config, forward, batch, exchange_ids(Exchange(), config, batch))
+
+
+def taken(engine: Engine, *batches: Batch) -> list[dict[str, float]]:
+    """The metrics of steps on these batches."""
+    return read_metrics([engine.step(batch) for batch in batches])
+
+
 def plain_autograd(image_tower: str, objective: str = "contrastive") -> dict[str, Tensor]:
     """Loss and gradients of one float64 step, without DeepSpeed."""
     config = OBJECTIVES[objective]
@@ -120,9 +137,9 @@ def plain_autograd(image_tower: str, objective: str = "contrastive") -> dict[str
     batch = make_batch_for(objective, 0)
     if batch.image_BCHW is not None:
         batch = replace(batch, image_BCHW=batch.image_BCHW.double())
-    outcome = outcome_of(config, model, batch)
-    outcome.local_loss.backward()
-    out = {"loss": outcome.metrics["loss"]}
+    found = outcome(config, model, batch)
+    found.local_loss.backward()
+    out = {"loss": distributed.sum_over_ranks(found.parts["loss"])}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             out[name] = distributed.sum_over_ranks(parameter.grad)
@@ -174,7 +191,7 @@ def _one_way(objective: str, way: Way) -> dict[str, Any]:
     trainable = {n: p for n, p in first.module.named_parameters() if p.requires_grad}
     gradients = {name: safe_get_full_grad(p) for name, p in trainable.items()}
     run = make_engine(objective, way)
-    metrics = [run.step(make_batch_for(objective, step)) for step in range(8)]
+    metrics = taken(run, *(make_batch_for(objective, step) for step in range(8)))
     return {
         "gradients": {n: g.clone() for n, g in gradients.items() if g is not None},
         "losses": [m["loss"] for m in metrics],

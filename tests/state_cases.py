@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from parity_cases import ENGINE_TOWER, IMAGES, OBJECTIVES, build_model, make_batch_for
+from parity_cases import ENGINE_TOWER, IMAGES, OBJECTIVES, build_model, make_batch_for, taken
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -32,9 +32,8 @@ def make_engine(objective: str, stage: int, seed: int) -> Engine:
 
 def train(engine: Engine, objective: str, steps: int) -> list[float]:
     first = engine.step_number
-    return [
-        engine.step(make_batch_for(objective, step))["loss"] for step in range(first, first + steps)
-    ]
+    batches = (make_batch_for(objective, step) for step in range(first, first + steps))
+    return [metrics["loss"] for metrics in taken(engine, *batches)]
 
 
 def write(engine: Engine, stage: int, folder: Path) -> Tensors:

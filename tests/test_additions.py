@@ -41,7 +41,8 @@ from mmalign.text.fit_config import FitConfig
 from mmalign.text.measure import TestConfig
 from mmalign.text.perturbations.perturb import perturb
 from mmalign.text.tasks.task import Example
-from mmalign.training.objective import ContrastiveConfig, contrast
+from mmalign.training.exchange import Exchange
+from mmalign.training.objective import ContrastiveConfig, contrast, exchange_ids
 
 (noise,) = validate(TestConfig, {"perturbations": [{"kind": "shout", "severity": 1}]}, "").perturbations
 (noisy,) = perturb([Example("1", "en", ("a dog",), "x")], "classification", noise, 0)
@@ -53,7 +54,8 @@ print(fitting.method.backward(None, None, None))
 objective = validate(ContrastiveConfig, {"kind": "contrastive", "loss": "zero"}, "")
 ids, one = torch.arange(2), torch.ones(2, 1)
 batch = Batch(None, ids[:, None], ids[:, None], ("en", "en"), ids, ids, ("a", "b"), StreamState(0, 2))
-print(contrast(objective, Embeddings(one, one, torch.tensor(1.0)), batch).local_loss.item())
+ids = exchange_ids(Exchange(), objective, batch)
+print(contrast(objective, Embeddings(one, one, torch.ones(1)), batch, ids).local_loss.item())
 """
 
 

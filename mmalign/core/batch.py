@@ -9,7 +9,8 @@ Shape suffixes used here and in every other module:
     D  width of the shared space     F  width of the image tower
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,14 +64,20 @@ NOT_PREDICTED = -100  # the label that torch's cross entropy leaves out by defau
 
 @dataclass(frozen=True)
 class Batch:
-    """What one rank trains on in one step. Integer tensors are int64."""
+    """What one rank trains on in one step. Integer tensors are int64.
+
+    Whatever the towers see moves to the GPU (`to`); ids, indices and lengths stay on the host, so that sizes
+    are known there.
+    """
 
     image_BCHW: Tensor | None  # uint8 RGB, channels-last; None if no pixels are used
     token_NL: Tensor  # ids, padded to the longest caption of this rank's batch
     mask_NL: Tensor  # 1 on tokens and 0 on padding
     language_N: tuple[str, ...]  # BCP-47
-    image_index_N: Tensor  # which image of this rank a caption describes
-    picture_id_B: Tensor  # equal, on all ranks, where the data say that the images are the same
+    image_index_N: Tensor  # which image of this rank a caption describes; ascending, on the host
+    picture_id_B: (
+        Tensor  # on the host; equal, on all ranks, where the data say that the images are the same
+    )
     key_B: tuple[str, ...]
     state: StreamState  # how far the stream is after this batch
     # The token to predict, NOT_PREDICTED where there is none; None without masked language modelling.
@@ -94,32 +101,46 @@ class Batch:
     def part(self, first: int, last: int) -> "Batch":
         """The images `first` ... `last - 1` of this rank with their captions."""
         # A caption belongs to the part of its image, so parts have different numbers of captions.
-        inside_N = (self.image_index_N >= first) & (self.image_index_N < last)
-        chosen = inside_N.nonzero().flatten().tolist()
+        edges = torch.tensor([first, last])
+        of_part = slice(*torch.searchsorted(self.image_index_N, edges).tolist())
         return replace(
             self,
             image_BCHW=None if self.image_BCHW is None else self.image_BCHW[first:last],
-            token_NL=self.token_NL[inside_N],
-            mask_NL=self.mask_NL[inside_N],
-            language_N=tuple(self.language_N[n] for n in chosen),
-            image_index_N=self.image_index_N[inside_N] - first,
+            token_NL=self.token_NL[of_part],
+            mask_NL=self.mask_NL[of_part],
+            language_N=self.language_N[of_part],
+            image_index_N=self.image_index_N[of_part] - first,
             picture_id_B=self.picture_id_B[first:last],
             key_B=self.key_B[first:last],
-            label_NL=None if self.label_NL is None else self.label_NL[inside_N],
-            length_N=tuple(self.length_N[n] for n in chosen) if self.length_N else (),
-            text_N=tuple(self.text_N[n] for n in chosen) if self.text_N else (),
-            teacher_ND=None if self.teacher_ND is None else self.teacher_ND[inside_N],
+            label_NL=None if self.label_NL is None else self.label_NL[of_part],
+            length_N=self.length_N[of_part],
+            text_N=self.text_N[of_part],
+            teacher_ND=None if self.teacher_ND is None else self.teacher_ND[of_part],
             feature_BF=None if self.feature_BF is None else self.feature_BF[first:last],
         )
 
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What the towers see."""
+        names = ("image_BCHW", "token_NL", "mask_NL", "label_NL", "feature_BF")
+        return {name: t for name in names if (t := getattr(self, name)) is not None}
+
     def to(self, device: torch.device) -> "Batch":
-        """The same batch with its tensors on `device`."""
-        moved = {
-            field.name: getattr(self, field.name).to(device, non_blocking=True)
-            for field in fields(self)
-            if isinstance(getattr(self, field.name), Tensor)
-        }
+        """The same batch with the towers' inputs on `device`."""
+        moved: dict[str, Any] = {name: send(t, device) for name, t in self.inputs.items()}
         return replace(self, **moved)
+
+    def pin_memory(self) -> "Batch":
+        """The same batch with the towers' inputs in memory that a GPU copies from by itself."""
+        pinned: dict[str, Any] = {name: t.pin_memory() for name, t in self.inputs.items()}
+        return replace(self, **pinned)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`, without waiting for what the device does."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # from other memory a copy would wait
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)

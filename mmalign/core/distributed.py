@@ -6,7 +6,8 @@ no special case. Tensors that are gathered with their gradient come back as `(ra
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
@@ -18,6 +19,9 @@ from torch import Tensor
 from mmalign.core.errors import UserError, describe_os_error
 
 T = TypeVar("T")
+calls: Counter[str] = Counter()
+"""Collectives that this process has called here so far, by name, forwards and backwards. DeepSpeed makes its
+own."""
 
 
 def start(timeout: timedelta = timedelta(minutes=10)) -> None:
@@ -79,6 +83,7 @@ def on_main(work: Callable[[], T]) -> T:
     """
     box = [_attempt(work) if is_main() else None]
     if world_size() > 1:
+        calls["on_main"] += 1
         dist.broadcast_object_list(box, src=0, group=_patient_group(dist.group.WORLD))
     assert box[0] is not None
     value, problem = box[0]
@@ -98,6 +103,7 @@ def on_all(work: Callable[[], T]) -> T:
     value, problem = _attempt(work)
     problems = [problem] * world_size()
     if world_size() > 1:
+        calls["on_all"] += 1
         dist.all_gather_object(problems, problem, group=_patient_group(dist.group.WORLD))
     if found := next((one for one in problems if one is not None), None):
         raise UserError(found)
@@ -129,6 +135,7 @@ def must_agree(value: object, what: str) -> None:
 def broadcast_(tensors: Iterable[Tensor]) -> None:
     """Give every rank rank 0's values of the tensors, in place; equal shapes and dtypes on all ranks."""
     for tensor in tensors if world_size() > 1 else ():
+        calls["broadcast"] += 1
         values = tensor.detach().contiguous()  # a copy where the layout is another (channels last)
         dist.broadcast(values, src=0)
         tensor.detach().copy_(values)
@@ -139,6 +146,7 @@ def gather_objects(value: T) -> list[T]:
     if not dist.is_initialized():
         return [value]
     boxes: list[Any] = [None] * world_size()
+    calls["objects"] += 1
     dist.all_gather_object(boxes, value)
     return boxes
 
@@ -146,16 +154,44 @@ def gather_objects(value: T) -> list[T]:
 def sum_over_ranks(value: Tensor) -> Tensor:
     """The sum of a detached tensor over all ranks."""
     total = value.detach().clone()
-    if dist.is_initialized():
+    if world_size() > 1:
+        calls["sum"] += 1
         dist.all_reduce(total)
     return total
 
 
-def gather_rows(rows: Tensor) -> Tensor:
+def start_sum_(value: Tensor) -> Callable[[], object]:
+    """Begin to replace a tensor by its sum over all ranks; call what is returned before it is read."""
+    calls["gradients"] += 1
+    work: Any = dist.all_reduce(value, async_op=True)
+    wait: Callable[[], object] = work.wait
+    return wait
+
+
+def gather_vectors(mine: Tensor, name: str) -> Tensor:
+    """(ranks, n): the vectors (n,) of all ranks, in rank order; n and dtype are equal on all ranks."""
+    if world_size() == 1:
+        return mine[None]
+    calls[name] += 1
+    rows = mine.new_empty(world_size(), len(mine))
+    dist.all_gather_into_tensor(rows.flatten(), mine)
+    return rows
+
+
+def gather_rows(
+    rows: Tensor,
+    counts: Sequence[int] | None = None,
+    name: str = "rows",
+    used_alike: bool = False,
+) -> Tensor:
     """All ranks' rows, concatenated in rank order; gradients flow back to the rank that owns a row.
 
     Args:
         rows: (R, ...); R may differ between ranks, the other sizes and the dtype are equal.
+        counts: R of each rank; None: the ranks tell each other, which is one more collective.
+        name: under which the collectives are counted.
+        used_alike: every rank computes the same from what is gathered, so that all copies have the same
+            gradient, and no rank needs to hear of the others'.
 
     Returns:
         (sum of R over ranks, ...). The gradient of `rows` is the **sum** over ranks of the gradients
@@ -163,10 +199,11 @@ def gather_rows(rows: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return rows
-    mine = torch.tensor([rows.shape[0]])  # on the host: gloo carries it without waiting for the GPU
-    counts = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(counts, mine)
-    gathered: Tensor = _GatherRows.apply(rows, [int(count) for count in counts])
+    if counts is None:  # on the host: gloo carries it without waiting for the GPU
+        counts = gather_vectors(torch.tensor([rows.shape[0]]), f"{name}: counts").flatten().tolist()
+    if not any(counts):
+        return rows
+    gathered: Tensor = _GatherRows.apply(rows, list(counts), name, used_alike)
     return gathered
 
 
@@ -174,19 +211,38 @@ class _GatherRows(torch.autograd.Function):
     # torch's own differentiable gathers are renamed between releases and need equal shapes on all ranks.
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
-        ctx.counts = counts
-        # all_gather needs equal shapes: rows are padded to the largest count, and cut off again below.
-        padded = rows.new_zeros(max(counts), *rows.shape[1:])
-        padded[: rows.shape[0]] = rows
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+    def forward(ctx: Any, rows: Tensor, counts: list[int], name: str, used_alike: bool) -> Tensor:
+        ctx.counts, ctx.name, ctx.used_alike = counts, name, used_alike
+        calls[name] += 1
+        # Equal shapes are needed: rows are padded to the largest count, and cut off again below.
+        padded = _padded(rows, max(counts))
+        parts = rows.new_empty(len(counts) * max(counts), *rows.shape[1:])
+        dist.all_gather_into_tensor(parts, padded)
+        if min(counts) == max(counts):
+            return parts
+        return torch.cat(
+            [part[:n] for part, n in zip(parts.split(max(counts)), counts, strict=True)]
+        )
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        # Every rank's loss uses a copy of these rows, so the gradients of all copies are added.
-        total = gradients[0].contiguous().clone()
-        dist.all_reduce(total)
-        start = sum(ctx.counts[: rank()])
-        return total[start : start + ctx.counts[rank()]], None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        of_ranks = gradients[0].split(ctx.counts)
+        mine = of_ranks[rank()]
+        if ctx.used_alike:
+            return mine * world_size(), None, None, None
+        # Every rank's loss uses a copy of these rows, so the gradients of all copies are added. Each rank
+        # receives the sums of its own rows alone.
+        calls[f"{ctx.name}: gradients"] += 1
+        longest = max(ctx.counts)
+        total = mine.new_empty(longest, *mine.shape[1:])
+        padded = torch.cat([_padded(one, longest) for one in of_ranks])
+        dist.reduce_scatter_tensor(total, padded)
+        return total[: len(mine)], None, None, None
+
+
+def _padded(rows: Tensor, count: int) -> Tensor:
+    if len(rows) == count:
+        return rows.contiguous()
+    padded = rows.new_zeros(count, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    return padded

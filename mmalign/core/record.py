@@ -1,4 +1,4 @@
-"""What a run writes down: metrics, one JSON object per line (also for TensorBoard if asked), and commands.
+"""What a run writes down: metrics, one JSON object per line (and for trackers if asked), and commands.
 
 {"step": 40, "loss": 2.31, "temperature": 0.05, ...}
 """
@@ -8,20 +8,35 @@ import math
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mmalign.core import distributed
 from mmalign.core.commit import write_atomic
+from mmalign.core.errors import UserError
 
 METRICS = "metrics.jsonl"
 _OLD_NAMES = {"pairs_per_second": "images_per_second", "pairs_seen": "captions_seen"}  # before 0.2
 
 
 class Recorder:
-    """Appends metrics to `metrics.jsonl` in the run folder, and if asked also to its `tensorboard`."""
+    """Appends metrics to `metrics.jsonl` in the run folder, and if asked also to its `tensorboard`.
 
-    def __init__(self, folder: Path, last_step: int = 0, tensorboard: bool = False) -> None:
+    Args:
+        track: a package with the functions of wandb (trackio has them too) that gets the records as well.
+        name: of the run there.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        last_step: int = 0,
+        tensorboard: bool = False,
+        track: str | None = None,
+        name: str = "",
+    ) -> None:
         path = folder / METRICS
         # Lines after the checkpoint that a run resumes from will be made again: every step has one line.
         kept = [record for record in read_records(path) if record["step"] <= last_step]
@@ -32,6 +47,10 @@ class Recorder:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
+        self._tracker: Any = None
+        if track is not None:
+            self._tracker = import_module(track)
+            self._tracker.init(project="mmalign", name=name)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Append one record and flush it, so that a killed run keeps every line that it wrote."""
@@ -42,11 +61,21 @@ class Recorder:
         if self._board is not None:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
+        if self._tracker is not None:
+            self._tracker.log(metrics, step=step)
 
     def close(self) -> None:
         self._file.close()
         if self._board is not None:
             self._board.close()
+        if self._tracker is not None:
+            self._tracker.finish()
+
+
+def check_tracker(track: str | None) -> None:
+    """UserError: the package of `Recorder`'s `track` is not installed."""
+    if track is not None and find_spec(track) is None:
+        raise UserError(f"log.track: {track} is not installed; install it, or remove the field")
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

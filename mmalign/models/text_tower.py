@@ -18,11 +18,13 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
+from mmalign.core.batch import send
 from mmalign.core.errors import UserError, one_line
 from mmalign.models.pooling import Pooling, pool
 from mmalign.models.trained_parameters import TrainedParametersConfig
 
 _BUCKETS = 3
+_EXPANDABLE = ("bert", "roberta", "xlm-roberta")  # their positions do not depend on the mask
 
 
 class TextTowerConfig(TrainedParametersConfig):
@@ -73,16 +75,27 @@ class TextTower(nn.Module):
         features = []
         for rows in buckets:
             longest = max(length_N[n] for n in rows)
-            features.append(self._encode(token_NL[rows, :longest], mask_NL[rows, :longest]))
-        return torch.cat(features)[position_N]
+            row_N = send(torch.tensor(rows), token_NL.device)
+            features.append(self._encode(token_NL[row_N, :longest], mask_NL[row_N, :longest]))
+        return torch.cat(features)[send(torch.tensor(position_N), token_NL.device)]
 
     def _encode(self, token_NL: Tensor, mask_NL: Tensor) -> Tensor:
-        state_NLF = self.trunk(input_ids=token_NL, attention_mask=mask_NL).last_hidden_state
+        # transformers would ask the GPU whether a mask hides anything, and wait for the answer.
+        mask = expanded_mask(self.trunk, mask_NL) if mask_NL.is_cuda else mask_NL
+        state_NLF = self.trunk(input_ids=token_NL, attention_mask=mask).last_hidden_state
         return pool(state_NLF, mask_NL, self.pooling)
 
     def layer_depths(self) -> dict[str, int] | None:
         """As the function of that name, of the trunk."""
         return layer_depths(self.trunk)
+
+
+def expanded_mask(trunk: Any, mask_NL: Tensor) -> Tensor:
+    """The mask (N, 1, 1, L) that BERT and its variants make of (N, L); of other trunks, the same mask."""
+    takes_it = trunk.config.model_type in _EXPANDABLE
+    if takes_it and getattr(trunk.config, "_attn_implementation", None) == "sdpa":
+        return mask_NL[:, None, None].bool()
+    return mask_NL
 
 
 def layer_depths(trunk: Any) -> dict[str, int] | None:

@@ -29,10 +29,12 @@ class WeightAverage:
         self._average = {n: p.detach().clone() for n, p in self._weights.items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights after step `step`, counted from 0."""
+    def update(self, step: int, was_taken: Tensor) -> None:
+        """Take in the weights after step `step`, counted from 0, unless the step was skipped (bool)."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self._average.values()), list(self._weights.values()), 1 - decay)
+        share = (1 - decay) * was_taken.float()
+        for name, weight in self._weights.items():
+            self._average[name].lerp_(weight, share)
 
     @torch.no_grad()
     def start_from_weights(self) -> None:

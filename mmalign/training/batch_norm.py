@@ -22,7 +22,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         # In 16 bits a sum of thousands of values has no correct digits.
         value_BCHW = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
         count = value_BCHW.new_tensor([value_BCHW.numel() // value_BCHW.shape[1]])
-        counted = distributed.gather_rows(count).sum()
+        counted = _gather_one(count).sum()
         mean_C = _sum_over_batch(value_BCHW) / counted
         centred_BCHW = value_BCHW - mean_C[:, None, None]
         # Two passes: the mean of squares minus the square of the mean loses digits.
@@ -48,7 +48,12 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 def _sum_over_batch(value_BCHW: Tensor) -> Tensor:
     # (C,), over the images and pixels of all ranks.
-    return distributed.gather_rows(value_BCHW.sum((0, 2, 3))[None]).sum(0)
+    return _gather_one(value_BCHW.sum((0, 2, 3))).sum(0)
+
+
+def _gather_one(value: Tensor) -> Tensor:
+    # The tensors of all ranks, stacked; shapes are equal on all ranks.
+    return distributed.gather_rows(value[None], [1] * distributed.world_size(), "batch norm")
 
 
 def use_global_batch(model: nn.Module) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mmalign.core.batch import Batch, Embeddings
+from mmalign.training.exchange import GlobalIds
 from mmalign.training.objective import ContrastiveConfig, Outcome, contrast, embed
 
 
@@ -26,6 +27,7 @@ def cached_backward(
     backward: Callable[[Tensor, bool], Any],
     seed_part: Callable[[int], None],
     batch: Batch,
+    ids: GlobalIds,
     images: int,
 ) -> Outcome:
     """Gradients of the global loss, equal to those of `outcome_of` and one backward pass.
@@ -34,6 +36,7 @@ def cached_backward(
         backward: takes a tensor without dimensions, whose gradients accumulate, and whether it is the last
             one of the step.
         seed_part: sets the random state of a micro-batch; called before each of its forward passes.
+        ids: what `exchange_ids` returned for the batch.
         images: of a micro-batch.
     """
     total = len(batch.key_B)
@@ -44,7 +47,7 @@ def cached_backward(
             seed_part(number)
             embedded.append(embed(forward, part))
     whole = _as_leaf(embedded)
-    outcome = contrast(config, whole, batch)
+    outcome = contrast(config, whole, batch, ids)
     outcome.to_minimise.backward()
 
     image, caption = 0, 0

@@ -29,12 +29,17 @@ class DistillationConfig(Section):
     weight: float = pydantic.Field(default=1.0, gt=0)
     """Of this loss beside the others."""
 
+    def captions(self, batch: Batch) -> list[int]:
+        """Numbers of the captions that are distilled."""
+        chosen = self.languages
+        return [n for n, lang in enumerate(batch.language_N) if chosen is None or lang in chosen]
+
 
 class Teacher:
     """The teacher on this rank; UserError: it cannot be loaded, or is not `width` wide."""
 
     def __init__(self, config: DistillationConfig, width: int) -> None:
-        self._languages = config.languages
+        self._config = config
         self._model = distributed.on_all(lambda: load_model(config.teacher))
         if self._model.width != width:
             raise UserError(
@@ -44,11 +49,7 @@ class Teacher:
 
     def teach(self, batch: Batch) -> Batch:
         """The batch with `teacher_ND`, (N, D) float32 of unit length; rows of zeros in other languages."""
-        chosen = [
-            row
-            for row, lang in enumerate(batch.language_N)
-            if self._languages is None or lang in self._languages
-        ]
+        chosen = self._config.captions(batch)
         teacher_ND = torch.zeros(len(batch.text_N), self._model.width, device=batch.token_NL.device)
         if chosen:
             vectors = self._model.encode_texts([batch.text_N[row] for row in chosen])
@@ -56,10 +57,8 @@ class Teacher:
         return replace(batch, teacher_ND=teacher_ND)
 
 
-def distillation_loss(text_ND: Tensor, teacher_ND: Tensor) -> Tensor:
-    """This rank's part of the mean of 1 - cosine over all ranks' captions that have a teacher's vector."""
-    has_one_N = teacher_ND.any(1)
-    # At least 1: a batch may have no caption in these languages; its loss is then 0.
-    count = distributed.sum_over_ranks(has_one_N.sum()).clamp(min=1)
+def distillation_loss(text_ND: Tensor, teacher_ND: Tensor, count: int) -> Tensor:
+    """This rank's part of the mean of 1 - cosine over all ranks' `count` captions that the teacher embeds."""
     distance_N = 1 - (text_ND * teacher_ND.to(text_ND.dtype)).sum(1)
-    return (distance_N * has_one_N).sum() / count
+    # At least 1: a batch may have no caption in these languages; its loss is then 0.
+    return (distance_N * teacher_ND.any(1)).sum() / max(1, count)

@@ -20,22 +20,23 @@ and a step sends, per rank, with f = (W - 1) / W for each half of a ring:
 
 DeepSpeed 0.19 differs from the paper in what it does by default, and the table follows it, as read in its
 source: stages 1 and 2 reduce gradients by an all-reduce (2 f) and keep a second copy of a rank's part of the
-weights, and every stage has buckets of gradients. Stage 0 ignores the size that is configured for them.
+weights, and they and stage 3 have two buckets of gradients, one to fill while the other is sent. Stage 0 has
+buckets of its own (`gradients.py`), each of which replaces the gradients that it holds.
 
-The processes that load data keep batches ready in the host's shared memory (/dev/shm): `PREFETCHED` for each.
+The processes that load data keep batches ready in the host's shared memory (/dev/shm): `prefetch` for each.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mmalign.core.errors import UserError
 from mmalign.data.shards.folder import open_folder
 from mmalign.data.stream.config import check_ranks
-from mmalign.data.stream.loader import PREFETCHED
 from mmalign.data.stream.mixing import mix
 from mmalign.training.engine import BUCKET
 from mmalign.training.footprint import Part, build_on_meta, image_shape, live_bytes, parts_of
+from mmalign.training.gradients import buckets_of
 from mmalign.training.loss_tiles import GPU_SIDE
 from mmalign.training.objective import MaskedLanguageModelConfig
 from mmalign.training.prepare import check_sizes
@@ -44,8 +45,6 @@ from mmalign.training.run_config import RunConfig
 STAGES = (0, 1, 2, 3)
 _FLOAT = 4
 _MIB = 2**20
-# Numbers after which stage 0 closes a bucket (deepspeed/runtime/engine.py, MEMORY_OPT_ALLREDUCE_SIZE).
-_STAGE_0_BUCKET = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def _images_of(config: RunConfig, ranks: int) -> tuple[int, int]:
 def _shared_bytes(config: RunConfig, load: Load, ranks: int) -> int:
     # Pixels travel as bytes and become float32 on the GPU; features are float16.
     size = load.batch // (2 if config.data.image_features else _FLOAT)
-    return ranks * config.data.workers * PREFETCHED * size
+    return ranks * config.data.workers * config.data.prefetch * size
 
 
 def dry_run(config: RunConfig, nodes: int, gpus_per_node: int) -> str:
@@ -112,7 +111,7 @@ def dry_run(config: RunConfig, nodes: int, gpus_per_node: int) -> str:
             _table(["MiB per GPU", *stages], memory_bytes(load), _MIB),
             _table(["MiB sent per rank and step", *stages], wire_bytes(load), _MIB),
             f"shared memory of a node: {shared:,.1f} GB, for {gpus_per_node} x {config.data.workers} "
-            f"processes (data.workers) with {PREFETCHED} batches each",
+            f"processes (data.workers) with {config.data.prefetch} batches each",
             "* engine.zero_stage of this run. Activations: one forward and backward pass, measured on "
             f"tensors without storage; kept: {kept}.\n"
             "Not counted: CUDA's own memory and fragmentation; leave a tenth of the GPU free.",
@@ -133,7 +132,7 @@ def _load_of(
         ranks=ranks,
         parameters=sum(part.trainable + part.frozen for part in parts),
         trainable=sum(part.trainable for part in parts),
-        bucket=_largest_bucket(p.numel() for p in module.parameters() if p.requires_grad),
+        bucket=max(sum(p.numel() for p in one) for one in buckets_of(module.parameters())),
         batch=images * image_bytes if contrasts else 0,
         activations=live_bytes(
             model,
@@ -153,15 +152,6 @@ def _load_of(
     )
 
 
-def _largest_bucket(sizes: Iterable[int]) -> int:
-    filled = largest = 0
-    for size in sizes:
-        filled += size  # DeepSpeed closes a bucket after the tensor that makes it too large
-        largest = max(largest, filled)
-        filled = 0 if filled > _STAGE_0_BUCKET else filled
-    return largest
-
-
 def memory_bytes(load: Load) -> dict[str, list[float]]:
     """Bytes of a GPU by ZeRO stage, by what they hold; the formulas are in the module's docstring."""
     weights, trainable, ranks = load.parameters, load.trainable, load.ranks
@@ -169,10 +159,10 @@ def memory_bytes(load: Load) -> dict[str, list[float]]:
     copies = [
         # A bucket of gradients is copied into one contiguous piece to be sent; one rank sends nothing.
         load.bucket if ranks > 1 else 0,
-        BUCKET + trainable / ranks,
-        BUCKET + trainable / ranks,
+        2 * BUCKET + trainable / ranks,
+        2 * BUCKET + trainable / ranks,
         # An upper bound: as if all weights were gathered at once.
-        BUCKET + weights,
+        2 * BUCKET + weights,
     ]
     # The embeddings of all captions, their gradient and its sum over ranks; embeddings and gradients of this
     # rank's captions and of at most as many images; and two tiles of scores.

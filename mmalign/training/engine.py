@@ -1,6 +1,11 @@
 """DeepSpeed around the model: one training step, and its state for a checkpoint.
 
-    batch -> objective: forward (autocast, hooks of ZeRO), local_loss -> backward -> clip, AdamW -> bounds
+    batch -> ids of all ranks (exchange.py)
+    batch, ids -> objective: forward (autocast, ZeRO's hooks), local_loss -> backward -> clip, AdamW -> bounds
+
+Under stage 0 nothing in a step waits for the device: what depends on numbers (clipping, steps that are
+skipped, the temperature's bound) is decided there, and `read_metrics` is where the host learns of it. Under
+ZeRO 1 to 3 DeepSpeed itself reads the norm on the host.
 
 Random numbers of a step (dropout) are a function of seed, step, rank and micro-batch: there is no random
 state to save, and cached gradients replay them.
@@ -11,6 +16,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,14 +36,21 @@ from mmalign.training.average import TRAINED_FILE, WeightAverage, load_trained
 from mmalign.training.batch_norm import use_global_batch
 from mmalign.training.cached import cached_backward
 from mmalign.training.distillation import Teacher
+from mmalign.training.exchange import NO_VOTES, Exchange, GlobalIds, Votes
+from mmalign.training.gradients import GradientSum
+from mmalign.training.meter import StepMetrics
 from mmalign.training.objective import (
     ContrastiveConfig,
     ObjectiveConfig,
+    Outcome,
+    embed,
+    exchange_ids,
     outcome_of,
     trained_module,
 )
 from mmalign.training.optimizer import OptimizerConfig, build_optimizer, set_learning_rates
 from mmalign.training.state import capture, digest, restore
+from mmalign.training.throughput import operations_per_image
 
 MODEL_FILE = "model.safetensors"
 HEAD_FILE = "head.safetensors"
@@ -104,6 +117,7 @@ class Engine:
         # The parameter is the logarithm of 1 / temperature.
         self._max_log_scale = -math.log(min_temperature)
         self._seed = seed
+        self._exchange = Exchange()
         use_global_batch(self.module)
         if config.micro_batch is not None:
             _refuse_batch_statistics(self.module)
@@ -122,46 +136,66 @@ class Engine:
                 optimizer=build_optimizer(self.module, optimizer),
                 config=_deepspeed_config(config, optimizer, batch_size, uses_bf16),
             )
+        self._gradients: GradientSum | None = None
+        if config.zero_stage == 0:
+            self._gradients = GradientSum(self.module.parameters())
+            self._deepspeed.enable_backward_allreduce = False
 
-    def step(self, batch: Batch) -> dict[str, float]:
+    def exchange(self, batch: Batch, votes: Votes = NO_VOTES) -> GlobalIds:
+        """What the step on a batch needs to know of the other ranks, and what they voted; on all ranks."""
+        return exchange_ids(self._exchange, self._objective, batch, votes)
+
+    def step(self, batch: Batch, ids: GlobalIds | None = None) -> StepMetrics:
         """One optimizer step on this rank's part of a global batch.
 
         If the loss or a gradient is not finite on any rank, no rank changes a weight, a statistic or a
         moment, and the `grad_norm` that is returned is not finite.
 
+        Args:
+            ids: what `exchange` returned for the batch, if it was called.
+
         Returns:
-            The objective's metrics (loss of the global batch, ...), grad_norm (before clipping) and lr.
+            The objective's metrics (loss of the global batch, ...), grad_norm (before clipping) and lr, for
+            `read_metrics`.
         """
         settings = (self._optimizer_config, self.step_number, self._steps, self._batch_size)
         rate = set_learning_rates(self._optimizer.param_groups, *settings)
         # The forward pass updates the running statistics of batch normalisation before it is known whether
         # its numbers are finite.
-        statistics = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
-        metrics = {name: float(value) for name, value in self.backward(batch).items()}
+        statistics = [(buffer, buffer.clone()) for buffer in _running_statistics(self.module)]
+        outcome = self.backward(batch, ids)
         grad_norm = self._update()
-        if not math.isfinite(grad_norm):
-            for buffer, before in statistics:
-                buffer.copy_(before)
-        elif self._average is not None:
-            self._average.update(self.step_number)
+        is_finite = grad_norm.isfinite()
+        for buffer, before in statistics:
+            buffer.copy_(torch.where(is_finite, buffer, before))
+        if self._average is not None:
+            self._average.update(self.step_number, is_finite)
         self.step_number += 1
-        return {**metrics, "grad_norm": grad_norm, "lr": rate}
+        return StepMetrics(outcome.parts, {**outcome.shared, "grad_norm": grad_norm}, rate)
 
-    def backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Compute the gradients of the global loss, which DeepSpeed holds; returns the global metrics."""
+    def operations_per_image(self, batch: Batch) -> float:
+        """As the function of that name; 0 where there are no images. Called on all ranks."""
+        if not isinstance(self._objective, ContrastiveConfig):
+            return 0.0
+        forward = partial(embed, self._deepspeed)
+        return operations_per_image(self.model, forward, batch.to(distributed.device()))
+
+    def backward(self, batch: Batch, ids: GlobalIds | None = None) -> Outcome:
+        """Compute the gradients of the global loss, which DeepSpeed holds."""
+        ids = ids or self.exchange(batch)
         batch = batch.to(distributed.device())
         if self._teacher is not None:
             batch = self._teacher.teach(batch)
         images = self._config.micro_batch
         if images is None or images >= len(batch.key_B):
             self._seed_part(0)
-            outcome = outcome_of(self._objective, self._deepspeed, batch)
+            outcome = outcome_of(self._objective, self._deepspeed, batch, ids)
             self._backward(outcome.to_minimise, is_last=True)
-            return outcome.metrics
+            return outcome
         assert isinstance(self._objective, ContrastiveConfig)
         return cached_backward(
-            self._objective, self._deepspeed, self._backward, self._seed_part, batch, images
-        ).metrics
+            self._objective, self._deepspeed, self._backward, self._seed_part, batch, ids, images
+        )
 
     def capture(self) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
         """This rank's part of the optimizer state, and on rank 0 the weights by file; on all ranks."""
@@ -215,24 +249,36 @@ class Engine:
     def _backward(self, local_loss: Tensor, is_last: bool) -> None:
         # Under stages 0 and 1 ranks exchange gradients only at this boundary.
         self._deepspeed.set_gradient_accumulation_boundary(is_last)
-        # DeepSpeed divides gradients by the number of ranks; the sum of local_loss is what counts.
-        self._deepspeed.backward(local_loss * distributed.world_size())
+        if self._gradients is None:
+            # ZeRO divides gradients by the number of ranks; the sum of local_loss is what counts.
+            self._deepspeed.backward(local_loss * distributed.world_size())
+            return
+        if is_last:
+            self._gradients.begin()
+        self._deepspeed.backward(local_loss)
+        if is_last:
+            self._gradients.finish()
 
-    def _update(self) -> float:
+    @torch.no_grad()
+    def _update(self) -> Tensor:
         # Clips and steps, unless a gradient is not finite. Returns the norm before clipping.
         if self._config.zero_stage == 0:
-            # After DeepSpeed's all-reduce, so the norm is equal on all ranks.
+            # Of the sums over ranks, so the norm is equal on all of them.
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-            grad_norm = float(torch.nn.utils.get_total_norm(gradients))
-            if not math.isfinite(grad_norm):
-                self._deepspeed.zero_grad()
-                return grad_norm
+            grad_norm = torch.nn.utils.get_total_norm(gradients)
+            # As a GradScaler tells it: fused AdamW divides by the one, and leaves everything as it was where
+            # the other is 1. 1e-6: as in torch's clip_grad_norm_.
+            clipped = ((grad_norm + 1e-6) / self._optimizer_config.clip).clamp(min=1)
+            self._optimizer.grad_scale = clipped.float()
+            self._optimizer.found_inf = (~grad_norm.isfinite()).float()
             self._deepspeed.step()
         else:
             # ZeRO computes the norm inside its step, and skips the step if the norm is not finite.
             self._deepspeed.step()
-            grad_norm = float(self._deepspeed.get_global_grad_norm())
-        self._bound_temperature()
+            grad_norm = self._deepspeed.get_global_grad_norm()
+            grad_norm = torch.as_tensor(grad_norm).to(distributed.device(), non_blocking=True)
+        for temperature in self._temperatures():
+            temperature.clamp_(max=self._max_log_scale)
         return grad_norm
 
     def _seed_part(self, number: int) -> None:
@@ -240,25 +286,26 @@ class Engine:
         key = (self._seed, self.step_number, distributed.rank(), number)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
-    @torch.no_grad()
-    def _bound_temperature(self) -> None:
-        # Also in the copy that the optimizer owns.
+    def _temperatures(self) -> list[Tensor]:
+        # The logarithmic scale wherever this rank has it, also the optimizer's own copy.
         from deepspeed import utils
-        from deepspeed.runtime.zero import GatheredParameters
 
-        parameter, stage = self.model.logit_scale, self._config.zero_stage
+        parameter: Any = self.model.logit_scale
         if not parameter.requires_grad:
-            return
-        with GatheredParameters([parameter], modifier_rank=0, enabled=stage == 3):
-            exceeds = bool(parameter > self._max_log_scale)
-            if exceeds:
-                parameter.clamp_(max=self._max_log_scale)
-        if exceeds and stage in (1, 2):
-            utils.safe_set_full_fp32_param(parameter, parameter)
-        elif exceeds and stage == 3:
-            # DeepSpeed's setter of full tensors fails on a single number that is padded for several ranks.
-            part = utils.safe_get_local_fp32_param(parameter)
-            utils.safe_set_local_fp32_param(parameter, part.clamp(max=self._max_log_scale))
+            return []
+        if self._config.zero_stage == 3:
+            # ZeRO 3 keeps small parameters complete as well; of others `data` is empty.
+            parts = [parameter.ds_tensor, utils.safe_get_local_fp32_param(parameter)]
+            return [parameter.data, *parts]
+        # None where the parameter lies in another rank's partition.
+        mapping = getattr(parameter, "_hp_mapping", None)
+        return [parameter.data, *([] if mapping is None else [mapping.get_hp_fragment()])]
+
+
+def _running_statistics(module: nn.Module) -> list[Tensor]:
+    # The buffers that a forward pass changes.
+    changing = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase))
+    return [buffer for part in changing if part.training for buffer in part.buffers()]
 
 
 def _refuse_batch_statistics(module: nn.Module) -> None:
@@ -302,8 +349,15 @@ def _deepspeed_config(
         "train_batch_size": batch_size,
         # Micro-batches are ours (cached.py): to DeepSpeed a step is one batch.
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": optimizer.clip,
-        "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": BUCKET},
+        # Stage 0: ours, with the norm that is computed anyway.
+        "gradient_clipping": optimizer.clip if config.zero_stage else 0.0,
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "reduce_bucket_size": BUCKET,
+            "overlap_comm": distributed.device().type == "cuda",
+        },
+        # Its timer would wait for the device at both ends of each step.
+        "timers": {"throughput": {"enabled": False, "synchronized": False}},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         # Parameters stay float32: DeepSpeed's own bf16 mode would cast the temperature too.

@@ -21,10 +21,10 @@ from mmalign.core.code_version import code_version
 from mmalign.core.commit import write_json
 from mmalign.core.config import load_config
 from mmalign.core.console import say, track
-from mmalign.core.record import Recorder
+from mmalign.core.record import Recorder, check_tracker
 from mmalign.core.resources import find_yaml
 from mmalign.data.stream.ledger import Ledger
-from mmalign.data.stream.loader import batches
+from mmalign.data.stream.loader import batches, to_device
 from mmalign.data.stream.order import GlobalOrder, open_sets
 from mmalign.evaluation.suite import SuiteConfig
 from mmalign.models.dual_encoder import add_adapters
@@ -33,9 +33,10 @@ from mmalign.training.checkpoint import Saver, has_checkpoints, load_newest
 from mmalign.training.embed import open_image_features
 from mmalign.training.engine import Engine
 from mmalign.training.evaluate import evaluate, recorded_evaluation, value_of
+from mmalign.training.exchange import Votes
 from mmalign.training.initialization import initialize_weights, restore_state
-from mmalign.training.meter import Meter, all_reduce_flags
-from mmalign.training.non_finite import NonFiniteGuard
+from mmalign.training.meter import Meter, StepMetrics, read_metrics
+from mmalign.training.non_finite import NonFiniteGuard, Taken
 from mmalign.training.prepare import (
     check_sizes,
     hold,
@@ -46,6 +47,7 @@ from mmalign.training.prepare import (
 )
 from mmalign.training.run_config import Change, RunConfig
 from mmalign.training.signals import StopRequest
+from mmalign.training.throughput import Profiler, device_peak
 from mmalign.training.watchdog import Watchdog
 
 STOPPED = "stopped.json"
@@ -85,6 +87,7 @@ def train(
         while run.state.step < last and not run.stopped:
             run.take_steps(last)
         run.saver.finish()
+        run.profiler.close()
         if run.recorder is not None:
             run.recorder.close()
     seen = f"{run.state.images_seen} images and {run.state.captions_seen} captions seen"
@@ -167,9 +170,9 @@ class _Run:
         self.guard = NonFiniteGuard(config.non_finite, out)
         self.recorder = self._open_recorder()
         self._say_what_starts(model, order)
-        done = (self.state.stream.position, self.state.ledger)
-        self.ledger = Ledger(out, config.data.max_bad_fraction, len(order), *done)
-        self.meter = Meter(config.batch_size)
+        seen, found = self.state.stream.position, self.state.ledger
+        self.ledger = Ledger(out, config.data.max_bad_fraction, len(order), seen, found)
+        self.meter, self.profiler = Meter(config.batch_size), Profiler(config.log.profile, out)
         self.saved_step, self.saved_at = self.state.step, time.monotonic()
 
     def _say_what_starts(self, model: torch.nn.Module, order: GlobalOrder) -> None:
@@ -183,8 +186,11 @@ class _Run:
 
     def _open_recorder(self) -> Recorder | None:
         # On rank 0. Records after the current step, left by a kill or a roll-back, are removed.
-        is_main, tensorboard = distributed.is_main(), self.config.log.tensorboard
-        return Recorder(self.out, self.state.step, tensorboard) if is_main else None
+        distributed.on_all(lambda: check_tracker(self.config.log.track))
+        if not distributed.is_main():
+            return None
+        log = self.config.log
+        return Recorder(self.out, self.state.step, log.tensorboard, log.track, self.config.name)
 
     def _note(self, changes: list[Change]) -> None:
         # What is changed from here on, for the lineage.
@@ -202,43 +208,76 @@ class _Run:
         distributed.must_agree((where, weights), f"{self.out}: step or weights")
         # From the position in the data, not from the step: after a roll-back the two differ.
         first = self.state.stream.position // config.batch_size
+        # Steps whose metrics nobody has waited for.
+        self.unread: list[tuple[Taken, StepMetrics]] = []
         self.watchdog.heartbeat("the first batch")
         self.meter.forget_time()
         stream = batches(self.loader, first, first + last - self.state.step, config.data.workers)
+        stream = to_device(stream, distributed.device())
         for batch in track(stream, "train", config.steps, done=self.state.step):
+            if self.meter.operations_per_image is None:
+                self._measure_operations(batch)
             self.meter.arrived()
             self.watchdog.heartbeat(f"step {self.state.step + 1}")
-            metrics = self.engine.step(batch)
-            minutes = config.checkpoint.minutes
-            is_due = minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
             # A signal, a slow disk or a clock is seen by one rank first. Whatever follows from it contains
-            # collectives, so all ranks must decide alike.
-            flags = all_reduce_flags(
-                len(batch.language_N), bool(self.stop.requested), saver.is_writing, is_due
-            )
+            # collectives, so all ranks must decide alike, and do so before the step.
+            ids = self.engine.exchange(batch, self._votes())
+            self.meter.met()
+            if not ids.votes.writing:
+                saver.finish()
+            if ids.votes.stop:
+                return self._stop()
+            with self.profiler.step(self.state.step + 1):
+                metrics = self.engine.step(batch, ids)
             step = self.engine.step_number
+            self.unread.append((Taken(step, batch.state.position, batch.key_B), metrics))
             self.state = replace(
                 self.state,
                 step=step,
                 images_seen=self.state.images_seen + config.batch_size,
-                captions_seen=self.state.captions_seen + flags.captions,
+                captions_seen=self.state.captions_seen + sum(ids.captions),
                 stream=batch.state,
             )
             self.meter.count(batch)
             self.ledger.count(batch)
-            if self.guard.must_act(step, metrics, batch):
+            to_log = step % config.log.every == 0 or step == last
+            to_save = step % config.checkpoint.every == 0 or ids.votes.save_is_due or step == last
+            to_evaluate = self._evaluation_is_due()
+            if (to_log or to_save or to_evaluate) and self._read(to_log):
                 return self._roll_back(batch)
-            if step % config.log.every == 0 or step == last or flags.stop:
-                self._record(metrics)
-            if not flags.writing:
-                saver.finish()
-            regular = step % config.checkpoint.every == 0 or flags.save_is_due
             # Before the evaluation, which may take longer than a preempted job has.
-            if regular or flags.stop or step == last:
+            if to_save:
                 self._save()
-            if flags.stop:
-                return self._stop()
-            self.evaluate()
+            if to_evaluate:
+                if any(distributed.gather_objects(bool(self.stop.requested))):
+                    return self._stop()
+                self.evaluate()
+
+    def _measure_operations(self, batch: Batch) -> None:
+        # Once, where the peak is known, which all ranks must agree on: it takes a forward pass.
+        peaks = distributed.gather_objects(device_peak())
+        self.meter.operations_per_image = 0.0
+        known = [one for one in peaks if one is not None]
+        if len(known) == len(peaks):
+            self.meter.operations_per_second = sum(peak for _, peak in known)
+            self.meter.operations_per_image = self.engine.operations_per_image(batch)
+            say(f"mfu: of {known[0][1] / 1e12:.0f} TFLOP/s, {known[0][0]} in bfloat16")
+            self.meter.forget_time()
+
+    def _votes(self) -> Votes:
+        minutes = self.config.checkpoint.minutes
+        is_due = minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+        return Votes(bool(self.stop.requested), self.saver.is_writing, is_due)
+
+    def _read(self, to_log: bool) -> bool:
+        # The metrics since the last call, waiting for the device; whether the run must roll back.
+        taken, unread = [one for one, _ in self.unread], [metrics for _, metrics in self.unread]
+        self.unread = []
+        metrics = read_metrics(unread)
+        must_act = self.guard.must_act(taken, metrics)
+        if metrics and to_log and not must_act:
+            self._record(metrics[-1])
+        return must_act
 
     def _record(self, metrics: dict[str, float]) -> None:
         self.ledger.flush()
@@ -269,7 +308,7 @@ class _Run:
             metrics: where they are recorded already.
         """
         config, step = self.config.evaluation, self.state.step
-        if config is None or self.suite is None or step % config.every or not step:
+        if config is None or self.suite is None or not self._evaluation_is_due():
             return
         if metrics is None:
             self.watchdog.heartbeat(f"evaluation after step {step}")
@@ -289,6 +328,10 @@ class _Run:
         else:
             self._save(is_best=True)
 
+    def _evaluation_is_due(self) -> bool:
+        config, step = self.config.evaluation, self.state.step
+        return config is not None and step > 0 and step % config.every == 0
+
     def _roll_back(self, batch: Batch) -> None:
         # The newest checkpoint's weights, and the data after `batch`. A checkpoint that is still being
         # written may be the one to go back to.
@@ -304,6 +347,9 @@ class _Run:
             self.recorder = self._open_recorder()
 
     def _stop(self) -> None:
+        self._read(to_log=True)
+        if self.saved_step != self.state.step:
+            self._save()
         self.saver.finish()
         # Only some ranks may have received a signal: the name is the first one in rank order.
         names = distributed.gather_objects(self.stop.requested)

@@ -13,8 +13,10 @@ per picture this is CLIP's loss (arXiv 2103.00020, figure 3). With several, it i
 (arXiv 2004.11362) with the other positives taken out of the denominator.
 
 Each rank scores its own images against all captions, once. A row (one image) is complete on its rank; a
-column (one caption) is summed over ranks, which exchange one number per caption. So only captions are
-gathered, and no score is computed on two ranks. A rank's local_loss covers the pairs of its images.
+column (one caption) is summed over ranks, which exchange one number per caption, and the score of each
+positive pair. So only captions are gathered, and no score is computed on two ranks. A rank's local_loss
+covers the rows of its images and an equal part of the columns' term. Every rank computes that term from what
+was exchanged, so its gradient needs no exchange.
 
 The text-text loss is the same loss between captions: rows and columns are captions, the positives of a
 caption are the other captions of its picture, and its own column is left out of its row.
@@ -39,16 +41,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmalign.core import distributed
-from mmalign.core.batch import Embeddings
+from mmalign.core.batch import Embeddings, send
+from mmalign.training.exchange import GlobalIds
 from mmalign.training.loss_tiles import Tiling, log_sums, make_tiling, sigmoid_sums
+
+
+@dataclass(frozen=True)
+class GatheredBatch:
+    """What a loss knows of all ranks: M captions with their gradient, and the ids on the host."""
+
+    text_MD: Tensor
+    ids: GlobalIds
+
+    def image_text(self, tile: int | None) -> Tiling:
+        """Tiles of this rank's images x all captions."""
+        ids, device = self.ids, self.text_MD.device
+        rank = distributed.rank()
+        return make_tiling(ids.picture_id_R, ids.images, rank, ids.picture_id_M, device, tile)
+
+
+def gather(embeddings: Embeddings, ids: GlobalIds) -> GatheredBatch:
+    """The captions of all ranks; a collective, also of its backward pass."""
+    text_MD = distributed.gather_rows(embeddings.text_ND, ids.captions, "embeddings")
+    return GatheredBatch(text_MD, ids)
 
 
 def contrastive_loss(
     embeddings: Embeddings,
-    picture_id_B: Tensor,
-    picture_id_N: Tensor,
+    gathered: GatheredBatch,
     *,
-    weight_N: Tensor | None = None,
     label_smoothing: float = 0.0,
     dims: Sequence[int] = (),
     tile: int | None = None,
@@ -65,9 +86,8 @@ def contrastive_loss(
     Args:
         embeddings: image_BD, text_ND and logit_scale of this rank. Scores are in the dtype of image_BD and
             text_ND, autocast or not.
-        picture_id_B, picture_id_N: int64, the picture of each image and of each caption.
-        weight_N: positive, one weight per caption. Captions, and the positives of an image, are averaged by
-            weight; all images count equally. None: equal weights.
+        gathered: of the same embeddings. Captions, and the positives of an image, are averaged by the weights
+            in it; all images count equally.
         label_smoothing: at least 0 and less than 1.
         dims: lengths of prefixes, each below D.
         tile: rows and columns of scores that are held at a time; None: the default of the device.
@@ -75,29 +95,26 @@ def contrastive_loss(
     Returns:
         A tensor without dimensions, in the embeddings' dtype.
     """
-    gathered = _gather(embeddings, picture_id_B, picture_id_N, weight_N)
     image_BD, text_MD = embeddings.image_BD, gathered.text_MD
     scale = embeddings.logit_scale.to(image_BD.dtype)
-    tiling = make_tiling(picture_id_B, gathered.picture_id_M, tile)
+    tiling = gathered.image_text(tile)
     # Under autocast the products and sums of scores below would run in 16 bits.
     with torch.autocast(image_BD.device.type, enabled=False):
         prefixes = _prefixes(image_BD, text_MD, dims)
         sums = [log_sums(image_Bd, text_Md, scale, tiling) for image_Bd, text_Md in prefixes]
-        # From each rank's log sum over its own images, the log sum over the images of all ranks; one message
-        # for all prefixes.
-        own_KM = torch.stack([own_M for _, own_M, _ in sums])
-        text_KM = distributed.gather_rows(own_KM[None]).logsumexp(0)
-        image = _image_to_text_term(tiling, gathered)
-        text = _text_to_image_term(tiling, gathered)
+        text_KM, score_KA = _exchange(sums, tiling)
+        image, text, text_here = _directions(tiling, gathered, image_BD)
         losses = []
-        for prefix, (image_B, _, score_P), text_M in zip(prefixes, sums, text_KM, strict=True):
-            loss = image.contrast(image_B, score_P) + text.contrast(text_M, score_P)
+        for prefix, (image_B, _, score_P), text_M, score_A in zip(
+            prefixes, sums, text_KM, score_KA, strict=True
+        ):
+            loss = image.contrast(image_B, score_P) + text.contrast(text_M, score_A)
             if label_smoothing:
                 image_Bd, text_Md = prefix
                 # Sums of scores are linear in the embeddings, so they need no tiles.
                 sum_B = scale * (image_Bd @ text_Md.sum(0))
                 sum_M = scale * (text_Md @ image_Bd.sum(0))
-                smooth = image.smoothing(sum_B, score_P) + text.smoothing(sum_M, score_P)
+                smooth = image.smoothing(sum_B, score_P) + text_here.smoothing(sum_M, score_P)
                 loss = loss + label_smoothing * smooth
             losses.append(loss)
         return torch.stack(losses).mean()
@@ -105,10 +122,8 @@ def contrastive_loss(
 
 def sigmoid_loss(
     embeddings: Embeddings,
-    picture_id_B: Tensor,
-    picture_id_N: Tensor,
+    gathered: GatheredBatch,
     *,
-    weight_N: Tensor | None = None,
     dims: Sequence[int] = (),
     tile: int | None = None,
 ) -> Tensor:
@@ -121,15 +136,16 @@ def sigmoid_loss(
     ratios of weights matter.
     """
     assert embeddings.logit_bias is not None, "the sigmoid loss needs a logit_bias"
-    gathered = _gather(embeddings, picture_id_B, picture_id_N, weight_N)
     dtype = embeddings.image_BD.dtype
     scale, bias = embeddings.logit_scale.to(dtype), embeddings.logit_bias.to(dtype)
-    tiling = make_tiling(picture_id_B, gathered.picture_id_M, tile)
+    tiling = gathered.image_text(tile)
     prefixes = _prefixes(embeddings.image_BD, gathered.text_MD, dims)
     sum_KM = torch.stack([sigmoid_sums(*prefix, scale, bias, tiling) for prefix in prefixes])
-    weight_M = gathered.weight_M / gathered.weight_M.mean()
+    sum_M, weight_M = sum_KM.mean(0), gathered.ids.weight_M
+    if weight_M is not None:
+        sum_M = sum_M * _like(weight_M / weight_M.mean(), sum_M)
     # Divided by the images of all ranks, as in SigLIP's pseudocode.
-    return (weight_M * sum_KM.mean(0)).sum() / len(gathered.picture_id_R)
+    return sum_M.sum() / len(gathered.ids.picture_id_R)
 
 
 LossName = Literal["softmax", "sigmoid"]
@@ -137,12 +153,12 @@ LOSSES: dict[LossName, Callable[..., Tensor]] = {
     "softmax": contrastive_loss,
     "sigmoid": sigmoid_loss,
 }
-"""What `objective.loss` names; each takes at least the embeddings, both ids and `weight_N`."""
+"""What `objective.loss` names; each takes at least the embeddings and what was gathered of all ranks."""
 
 
 def text_text_loss(
     embeddings: Embeddings,
-    picture_id_N: Tensor,
+    gathered: GatheredBatch,
     *,
     dims: Sequence[int] = (),
     tile: int | None = None,
@@ -152,24 +168,22 @@ def text_text_loss(
     The mean is over the captions that have a partner: another caption of the same picture, on whatever
     rank. It is 0 where no caption has one. Args: as in `contrastive_loss`.
     """
-    text_ND = embeddings.text_ND
-    text_MD = distributed.gather_rows(text_ND)
-    picture_id_M = distributed.gather_rows(picture_id_N)
-    tiling = make_tiling(picture_id_N, picture_id_M, tile)
-    # A number that is unique over all ranks, so that a caption is recognised among the gathered columns.
-    number_N = torch.arange(len(text_ND), device=text_ND.device) * distributed.world_size()
-    number_N += distributed.rank()
-    number_M = distributed.gather_rows(number_N)
+    text_ND, ids = embeddings.text_ND, gathered.ids
+    first, count = ids.first_caption, len(text_ND)
+    picture_id_N = ids.picture_id_M[first : first + count]
+    tiling = make_tiling(picture_id_N, [count], 0, ids.picture_id_M, text_ND.device, tile)
     row_P = tiling.row_P
-    others_P = number_N[row_P] != number_M[tiling.column_P]
-    count_N = _count(picture_id_N, picture_id_M)
+    # A caption is recognised among the columns by its place there.
+    others_P = row_P + first != tiling.column_P
+    count_M = _count(ids.picture_id_M, ids.picture_id_M)
     # At least 1, here and below: without partners all terms are 0, and the loss is 0, not 0 / 0.
-    partnered = distributed.sum_over_ranks((count_N > 1).sum()).clamp(min=1)
+    partnered = max(1, int((count_M > 1).sum()))
+    partners_N = _like((count_M[first : first + count] - 1).clamp(min=1), text_ND)
     scale = embeddings.logit_scale.to(text_ND.dtype)
-    prefixes = _prefixes(text_ND, text_MD, dims)
+    prefixes = _prefixes(text_ND, gathered.text_MD, dims)
     sums = [log_sums(*prefix, scale, tiling) for prefix in prefixes]
     losses = [F.softplus(log_sum_N[row_P] - score_P) for log_sum_N, _, score_P in sums]
-    loss_P = torch.stack(losses).mean(0) / (count_N[row_P] - 1).clamp(min=1)
+    loss_P = torch.stack(losses).mean(0) / partners_N[row_P]
     return (loss_P * others_P).sum() / partnered
 
 
@@ -182,37 +196,27 @@ def _prefixes(
     return [both, *((row_Rd, column_Cd) for row_Rd, column_Cd in short)]
 
 
-@dataclass(frozen=True)
-class _GatheredBatch:
-    """What is gathered from all ranks: M captions, and the pictures of R images."""
-
-    text_MD: Tensor
-    picture_id_R: Tensor
-    picture_id_M: Tensor
-    weight_M: Tensor  # of the embeddings' dtype
-
-
-def _gather(
-    embeddings: Embeddings, picture_id_B: Tensor, picture_id_N: Tensor, weight_N: Tensor | None
-) -> _GatheredBatch:
-    text_ND = embeddings.text_ND
-    weight_N = text_ND.new_ones(len(text_ND)) if weight_N is None else weight_N.to(text_ND.dtype)
-    return _GatheredBatch(
-        distributed.gather_rows(text_ND),
-        distributed.gather_rows(picture_id_B),
-        distributed.gather_rows(picture_id_N),
-        distributed.gather_rows(weight_N),
-    )
+def _exchange(
+    sums: Sequence[tuple[Tensor, Tensor, Tensor]], tiling: Tiling
+) -> tuple[Tensor, Tensor]:
+    # (K, M) the log sums of the captions over the images of all ranks, from those over each rank's own, and
+    # (K, A) the scores of all positive pairs; one message for all K prefixes.
+    rows = torch.stack([torch.cat([own_M, score_P]) for _, own_M, score_P in sums], dim=1)
+    counts = [tiling.columns + pairs for pairs in tiling.pairs]
+    parts = distributed.gather_rows(rows, counts, "log sums", used_alike=True).split(counts)
+    own_RMK = torch.stack([part[: tiling.columns] for part in parts])
+    score_AK = torch.cat([part[tiling.columns :] for part in parts])
+    return own_RMK.logsumexp(0).T, score_AK.T
 
 
 @dataclass(frozen=True)
 class _DirectionTerm:
-    """The loss of one direction, image to text or text to image, for the P positive pairs of this rank."""
+    """The loss of one direction, image to text or text to image, for P positive pairs."""
 
     query_index_P: Tensor  # int64, the query (image or caption) of each pair
     weight_P: Tensor  # of each pair in the global loss
     weight_Q: Tensor  # of each query in it, over all pairs on all ranks
-    negatives_Q: Tensor  # number of negatives of each query, on all ranks
+    negatives_Q: Tensor  # number of negatives of each query, on all ranks; of the embeddings' dtype
 
     def contrast(self, log_sum_Q: Tensor, score_P: Tensor) -> Tensor:
         # `log_sum_Q`: log of the sum of exp(score) over the negatives.
@@ -229,25 +233,41 @@ class _DirectionTerm:
         return own - (self.weight_Q * chance_Q * negative_Q).sum()
 
 
-def _image_to_text_term(tiling: Tiling, gathered: _GatheredBatch) -> _DirectionTerm:
+def _directions(
+    tiling: Tiling, gathered: GatheredBatch, like: Tensor
+) -> tuple[_DirectionTerm, _DirectionTerm, _DirectionTerm]:
+    # Image to text for the pairs of this rank; text to image for the pairs of all ranks, divided by the
+    # number of ranks that compute it; text to image for the pairs of this rank.
+    # All of it is counting, for which the host would wait for a GPU: it is done on the host, in float64.
+    ids = gathered.ids
+    images, captions = len(ids.picture_id_R), len(ids.picture_id_M)
+    weight_M = torch.ones(captions).double() if ids.weight_M is None else ids.weight_M
+    ranks = distributed.world_size()
+    first_pair = sum(tiling.pairs[: distributed.rank()])
+    column_P = tiling.column_A[first_pair : first_pair + tiling.pairs[distributed.rank()]]
+    row_P = tiling.row_A[first_pair : first_pair + len(column_P)]
     # The mean over images of the weighted mean over their captions.
-    row_P, dtype = tiling.row_P, gathered.weight_M.dtype
-    weight_P = gathered.weight_M[tiling.column_P]
+    weight_P = weight_M[column_P]
     sum_B = weight_P.new_zeros(tiling.rows).index_add(0, row_P, weight_P)
-    weight_B = torch.full_like(sum_B, 1 / (2 * len(gathered.picture_id_R)))
-    negatives_B = tiling.columns - row_P.bincount(minlength=tiling.rows)
-    return _DirectionTerm(
-        row_P, weight_P / sum_B[row_P] * weight_B[row_P], weight_B, negatives_B.to(dtype)
+    weight_B = torch.full_like(sum_B, 1 / (2 * images))
+    negatives_B = captions - row_P.bincount(minlength=tiling.rows)
+    of_image = (weight_P / sum_B[row_P] * weight_B[row_P], weight_B, negatives_B)
+    # The weighted mean over captions of the mean over their images.
+    weight_M = weight_M / (2 * weight_M.sum())
+    images_M = _count(ids.picture_id_M, ids.picture_id_R)
+    of_pair_M, negatives_M = weight_M / images_M, images - images_M
+    column_A = send(tiling.column_A, like.device)
+    of_text = (of_pair_M[tiling.column_A] / ranks, weight_M, negatives_M)
+    here = (of_pair_M[column_P], weight_M, negatives_M)
+    return (
+        _DirectionTerm(tiling.row_P, *(_like(one, like) for one in of_image)),
+        _DirectionTerm(column_A, *(_like(one, like) for one in of_text)),
+        _DirectionTerm(tiling.column_P, *(_like(one, like) for one in here)),
     )
 
 
-def _text_to_image_term(tiling: Tiling, gathered: _GatheredBatch) -> _DirectionTerm:
-    # The weighted mean over captions of the mean over their images.
-    column_P, dtype = tiling.column_P, gathered.weight_M.dtype
-    weight_M = gathered.weight_M / (2 * gathered.weight_M.sum())
-    images_M = _count(gathered.picture_id_M, gathered.picture_id_R).to(dtype)
-    negatives_M = len(gathered.picture_id_R) - images_M
-    return _DirectionTerm(column_P, (weight_M / images_M)[column_P], weight_M, negatives_M)
+def _like(values: Tensor, like: Tensor) -> Tensor:
+    return send(values.to(like.dtype), like.device)
 
 
 def _count(of: Tensor, among: Tensor) -> Tensor:

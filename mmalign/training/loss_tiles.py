@@ -12,13 +12,16 @@ The idea is that of memory-efficient attention (arXiv 2112.05682) and of the til
 Inf-CL (arXiv 2410.17243).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from mmalign.core.batch import send
 
 # Two float32 tiles of this side take 8 MiB. Sides of 512 to 2048 differed by a few per cent.
 CPU_SIDE = 1024
@@ -33,9 +36,12 @@ class Tiling:
     rows: int
     columns: int
     side: int  # rows and columns of a tile; the last tiles are smaller
-    row_P: Tensor  # int64, row and column of each positive pair, ordered by tile
+    row_P: Tensor  # int64, row and column of each positive pair of this rank, ordered by tile
     column_P: Tensor
     first: list[int]  # the positive pairs of tile k are first[k] to first[k + 1]
+    row_A: Tensor  # the same of all ranks, in rank order, on the host; a row counts from its rank's first
+    column_A: Tensor
+    pairs: list[int]  # how many of these each rank has
 
     def tiles(self) -> Iterator[tuple[slice, slice, slice]]:
         """Rows, columns and positive pairs of each tile; the tiles of one row follow each other."""
@@ -54,15 +60,49 @@ class Tiling:
         return like.new_empty(min(self.side, self.rows) * min(self.side, self.columns))
 
 
-def make_tiling(picture_id_R: Tensor, picture_id_C: Tensor, side: int | None = None) -> Tiling:
-    """Tiles for rows and columns of these pictures, int64; `side` None: the default of the device."""
-    side = side or (CPU_SIDE if picture_id_R.device.type == "cpu" else GPU_SIDE)
-    row_P, column_P = _matching_pairs(picture_id_R, picture_id_C)
-    down, across = -(-len(picture_id_R) // side), -(-len(picture_id_C) // side)
-    tile_P, order_P = torch.sort(row_P // side * across + column_P // side, stable=True)
-    first = torch.searchsorted(tile_P, torch.arange(down * across + 1, device=tile_P.device))
-    pairs = row_P[order_P], column_P[order_P]
-    return Tiling(len(picture_id_R), len(picture_id_C), side, *pairs, first.tolist())
+def make_tiling(
+    picture_id_A: Tensor,
+    rows: Sequence[int],
+    rank: int,
+    picture_id_C: Tensor,
+    device: torch.device,
+    side: int | None = None,
+) -> Tiling:
+    """Tiles of the rows of one rank x columns.
+
+    Args:
+        picture_id_A, picture_id_C: int64, on the host: the pictures of the rows of all ranks, in rank order,
+            and of the columns.
+        rows: how many rows each rank has.
+        side: of a tile; None: the default of the device.
+    """
+    side = side or (CPU_SIDE if device.type == "cpu" else GPU_SIDE)
+    row_A, column_A = _matching_pairs(picture_id_A, picture_id_C)
+    across = -(-len(picture_id_C) // side)
+    ends = torch.tensor(rows).cumsum(0)
+    rank_A = torch.searchsorted(ends, row_A, right=True)
+    row_A = row_A - (ends - torch.tensor(rows))[rank_A]
+    # Ranks are told apart by a multiple of the most tiles that one can have.
+    tiles = -(-max(rows) // side) * across
+    tile_A, order_A = torch.sort(
+        rank_A * tiles + row_A // side * across + column_A // side, stable=True
+    )
+    row_A, column_A = row_A[order_A], column_A[order_A]
+    edges = torch.searchsorted(tile_A, tiles * torch.arange(len(rows) + 1)).tolist()
+    own = slice(edges[rank], edges[rank + 1])
+    used = -(-rows[rank] // side) * across
+    first = torch.searchsorted(tile_A[own], rank * tiles + torch.arange(used + 1))
+    return Tiling(
+        rows[rank],
+        len(picture_id_C),
+        side,
+        send(row_A[own], device),
+        send(column_A[own], device),
+        first.tolist(),
+        row_A,
+        column_A,
+        [last - first for first, last in pairwise(edges)],
+    )
 
 
 def _matching_pairs(row_R: Tensor, column_C: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,6 +164,8 @@ class _LogSums(torch.autograd.Function):
                 over_columns.add(tile, rows, workspace)
                 over_rows.add(tile, columns, workspace)
         row_R, column_C = over_columns.value(), over_rows.value()
+        # Dense where one tile holds all scores: they are kept, not computed again.
+        ctx.scores = tile if len(tiling.first) == 2 else None
         # An output that the loss does not use has no gradient: None, instead of a tensor of zeros.
         ctx.set_materialize_grads(False)
         ctx.tiling = tiling
@@ -139,7 +181,9 @@ class _LogSums(torch.autograd.Function):
         workspace = ctx.tiling.buffer(row_RD)
         collect = _Gradients(row_RD, column_CD, scale)
         with _without_autocast(row_RD):
-            for rows, columns, pairs, tile in _score_tiles(row_RD, column_CD, scale, ctx.tiling):
+            for rows, columns, pairs, tile in _score_tiles(
+                row_RD, column_CD, scale, ctx.tiling, ctx.scores
+            ):
                 positives_in_tile = ctx.tiling.positives_in_tile(rows, columns, pairs)
                 grad_logits = workspace[: tile.numel()].view_as(tile).zero_()
                 if grad_R is not None:
@@ -227,9 +271,17 @@ class _Gradients:
 
 
 def _score_tiles(
-    row_RD: Tensor, column_CD: Tensor, scale: Tensor, tiling: Tiling
+    row_RD: Tensor,
+    column_CD: Tensor,
+    scale: Tensor,
+    tiling: Tiling,
+    scores_RC: Tensor | None = None,
 ) -> Iterator[tuple[slice, slice, slice, Tensor]]:
-    # Rows, columns, positive pairs and scores of each tile; a tile overwrites the one before.
+    # Rows, columns, positive pairs and scores of each tile; a tile overwrites the one before. `scores_RC`: of
+    # the only tile, where they were kept.
+    if scores_RC is not None:
+        yield (*next(tiling.tiles()), scores_RC.clone())
+        return
     buffer = tiling.buffer(row_RD)
     for rows, columns, pairs in tiling.tiles():
         height, width = rows.stop - rows.start, columns.stop - columns.start

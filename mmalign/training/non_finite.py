@@ -1,21 +1,22 @@
 """How a run handles a loss or gradients that are not finite.
 
-    metrics of a step -> finite: go on
-                      -> not finite: no weight was changed (`Engine.step`); record the batch's keys, go on
-                      -> too many in a row: stop, or roll back to the newest checkpoint and skip these batches
+    metrics of steps -> finite: go on
+                     -> not finite: no weight was changed (`Engine.step`); record the batch's keys, go on
+                     -> too many in a row: stop, or roll back to the newest checkpoint and skip these batches
 
-The metrics are equal on all ranks, so all ranks decide alike without communication.
+Metrics are read at every record and before every checkpoint, so a decision may come a few steps late. They
+are equal on all ranks, so all ranks decide alike without communication.
 """
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pydantic
 
 from mmalign.core import distributed
-from mmalign.core.batch import Batch
 from mmalign.core.config import Section
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
@@ -31,6 +32,14 @@ class NonFiniteConfig(Section):
     batches, once per checkpoint."""
 
 
+class Taken(NamedTuple):
+    """A step that was taken, and what it was trained on."""
+
+    step: int
+    position: int  # of the stream, behind the batch
+    key_B: tuple[str, ...]  # of this rank
+
+
 class NonFiniteGuard:
     """Watches a run's metrics; `non_finite.jsonl` in the run's folder lists the skipped batches."""
 
@@ -40,19 +49,23 @@ class NonFiniteGuard:
         self._in_a_row = 0
         self._back_to: int | None = None
 
-    def must_act(self, step: int, metrics: dict[str, float], batch: Batch) -> bool:
-        """Record a step; true, or UserError, after too many consecutive steps that were not finite."""
-        # The norm as well: a finite loss can have gradients that overflow.
-        if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]):
-            self._in_a_row = 0
-            return False
-        self._in_a_row += 1
-        self._record(step, metrics, batch)
-        if self._in_a_row <= self._config.limit:
+    def must_act(self, steps: Sequence[Taken], metrics: Sequence[dict[str, float]]) -> bool:
+        """Record steps; true, or UserError, after too many consecutive ones that were not finite."""
+        most, last_bad = 0, 0
+        for taken, values in zip(steps, metrics, strict=True):
+            # The norm as well: a finite loss can have gradients that overflow.
+            if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
+                self._in_a_row = 0
+                continue
+            self._in_a_row += 1
+            self._record(taken, values)
+            if self._in_a_row > most:
+                most, last_bad = self._in_a_row, taken.step
+        if most <= self._config.limit:
             return False
         if self._config.then == "stop":
             raise UserError(
-                f"step {step}: loss or gradients were not finite on {self._in_a_row} batches in a row; no "
+                f"step {last_bad}: loss or gradients were not finite on {most} batches in a row; no "
                 f"weight was changed: look at these samples (keys: {self._ledger}), or go on with "
                 "`non_finite.then=roll_back`, or with a lower `optimizer.lr` and `--change optimizer.lr`"
             )
@@ -69,14 +82,14 @@ class NonFiniteGuard:
             )
         self._back_to = saved_step
 
-    def _record(self, step: int, metrics: dict[str, float], batch: Batch) -> None:
-        keys = distributed.gather_objects(batch.key_B)
+    def _record(self, taken: Taken, metrics: dict[str, float]) -> None:
+        keys = distributed.gather_objects(taken.key_B)
         if not distributed.is_main():
             return
         # One line per skipped batch.
         entry = {
-            "step": step,
-            "position": batch.state.position,
+            "step": taken.step,
+            "position": taken.position,
             # As text: JSON has no NaN and no infinity.
             "loss": str(metrics["loss"]),
             "grad_norm": str(metrics["grad_norm"]),
@@ -84,4 +97,6 @@ class NonFiniteGuard:
         }
         with self._ledger.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-        say(f"step {step}: loss or gradients not finite, batch skipped (its keys: {self._ledger})")
+        say(
+            f"step {taken.step}: loss or gradients not finite, batch skipped (its keys: {self._ledger})"
+        )

@@ -1,8 +1,9 @@
 """The training objective: the module that is trained, and the loss of a batch.
 
     config, dual encoder          -> trained_module   -> what the engine wraps
+    config, a batch on the host   -> exchange_ids     -> the ids of all ranks (a collective)
     config, its forward, a batch  -> outcome_of       -> local_loss and metrics
-    config, embeddings, a batch   -> contrast         -> the same from embeddings (cached gradients)
+    config, embeddings, ids       -> contrast         -> the same from embeddings (cached gradients)
 
 To add a loss: write it in `loss.py` and give it a name in `LOSSES` there.
 """
@@ -17,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmalign.core import distributed
 from mmalign.core.batch import NOT_PREDICTED, Batch, Embeddings
 from mmalign.core.config import Section
 from mmalign.models.dual_encoder import DualEncoder
 from mmalign.models.masked_language_model import MaskedLanguageModel
 from mmalign.training.distillation import DistillationConfig, distillation_loss
-from mmalign.training.loss import LOSSES, LossName, text_text_loss
+from mmalign.training.exchange import NO_VOTES, Exchange, GlobalIds, Votes
+from mmalign.training.loss import LOSSES, LossName, gather, text_text_loss
 
 # Fields that a loss gets where they are set, if it takes them.
 _OPTIONS = ("label_smoothing", "dims")
@@ -84,13 +85,17 @@ class Outcome:
     # Without dimensions, with its graph. Its sum over ranks is the global loss, and the sum of its gradients
     # the gradient of that.
     local_loss: Tensor
-    metrics: dict[str, Tensor]  # detached, of the global batch, equal on all ranks
+    # Detached metrics without dimensions: those whose sum over ranks is that of the global batch, and those
+    # that are equal on all ranks.
+    parts: dict[str, Tensor]
+    shared: dict[str, Tensor]
 
     @property
     def to_minimise(self) -> Tensor:
-        """local_loss, or NaN where the global loss is not finite."""
-        # On every rank: otherwise a rank whose own part is finite would produce gradients that look valid.
-        is_finite = self.metrics["loss"].isfinite().all()
+        """local_loss, or NaN where it is not finite."""
+        # An infinite loss may have finite gradients. NaN reaches every gradient of this rank, and by their
+        # sum those of all ranks.
+        is_finite = self.local_loss.detach().isfinite()
         return self.local_loss * torch.where(is_finite, 1.0, torch.nan).to(self.local_loss.dtype)
 
 
@@ -102,11 +107,34 @@ def trained_module(config: ObjectiveConfig, model: DualEncoder) -> nn.Module:
     return MaskedLanguageModel(model) if isinstance(config, MaskedLanguageModelConfig) else model
 
 
-def outcome_of(config: ObjectiveConfig, forward: Callable[..., Any], batch: Batch) -> Outcome:
-    """The loss of this rank's batch, on its device; `forward`: of `trained_module`, or of its wrapper."""
+def exchange_ids(
+    exchange: Exchange, config: ObjectiveConfig, batch: Batch, votes: Votes = NO_VOTES
+) -> GlobalIds:
+    """What the loss of a batch needs to know of the other ranks' parts, and the ranks' votes."""
+    ids = (batch.picture_id_B, batch.picture_id_N)
     if isinstance(config, MaskedLanguageModelConfig):
-        return _predict_tokens(forward, batch)
-    return contrast(config, embed(forward, batch), batch)
+        assert batch.label_NL is not None
+        return exchange(*ids, None, int((batch.label_NL != NOT_PREDICTED).sum()), votes)
+    weight_N = None
+    if config.language_weights:
+        weights = [config.language_weights.get(lang, 1.0) for lang in batch.language_N]
+        weight_N = torch.tensor(weights, dtype=torch.float64)
+    taught = config.distillation.captions(batch) if config.distillation else []
+    return exchange(*ids, weight_N, len(taught), votes)
+
+
+def outcome_of(
+    config: ObjectiveConfig, forward: Callable[..., Any], batch: Batch, ids: GlobalIds
+) -> Outcome:
+    """The loss of this rank's batch, on its device.
+
+    Args:
+        forward: of `trained_module`, or of its wrapper.
+        ids: what `exchange_ids` returned for the batch.
+    """
+    if isinstance(config, MaskedLanguageModelConfig):
+        return _predict_tokens(forward, batch, ids)
+    return contrast(config, embed(forward, batch), batch, ids)
 
 
 def embed(forward: Callable[..., Embeddings], batch: Batch) -> Embeddings:
@@ -119,44 +147,38 @@ def embed(forward: Callable[..., Embeddings], batch: Batch) -> Embeddings:
     return forward(batch.image_BCHW.contiguous(memory_format=torch.channels_last), *texts)
 
 
-def contrast(config: ContrastiveConfig, embeddings: Embeddings, batch: Batch) -> Outcome:
+def contrast(
+    config: ContrastiveConfig, embeddings: Embeddings, batch: Batch, ids: GlobalIds
+) -> Outcome:
     """The contrastive loss of this rank's embeddings among those of all ranks."""
-    weight_N = None
-    if config.language_weights:
-        weights = [config.language_weights.get(lang, 1.0) for lang in batch.language_N]
-        weight_N = torch.tensor(weights, device=batch.token_NL.device)
-    ids = (batch.picture_id_B, batch.picture_id_N)
+    gathered = gather(embeddings, ids)
     options = {name: value for name in _OPTIONS if (value := getattr(config, name))}
     # With a weight of 0 as well: every parameter has a gradient, which ZeRO's hooks need.
-    image_text = LOSSES[config.loss](embeddings, *ids, weight_N=weight_N, **options)
-    local_loss = config.image_text * image_text
-    metrics: dict[str, Tensor] = {}
+    local_loss = config.image_text * LOSSES[config.loss](embeddings, gathered, **options)
+    parts: dict[str, Tensor] = {}
     if config.text_text:
-        text_text = text_text_loss(embeddings, batch.picture_id_N, dims=config.dims)
+        text_text = text_text_loss(embeddings, gathered, dims=config.dims)
         local_loss = local_loss + config.text_text * text_text
-        metrics["text_text_loss"] = distributed.sum_over_ranks(text_text)
+        parts["text_text_loss"] = text_text.detach()
     if config.distillation is not None:
         assert batch.teacher_ND is not None
-        distilled = distillation_loss(embeddings.text_ND, batch.teacher_ND)
+        distilled = distillation_loss(embeddings.text_ND, batch.teacher_ND, ids.targets)
         local_loss = local_loss + config.distillation.weight * distilled
-        metrics["distillation_loss"] = distributed.sum_over_ranks(distilled)
+        parts["distillation_loss"] = distilled.detach()
     # In double, so that the record shows no float32 rounding of the quotient.
-    metrics["temperature"] = 1 / embeddings.logit_scale.detach().double()
+    shared = {"temperature": 1 / embeddings.logit_scale.detach().double().reshape(())}
     if embeddings.logit_bias is not None:
-        metrics["logit_bias"] = embeddings.logit_bias.detach()
-    return Outcome(local_loss, {"loss": distributed.sum_over_ranks(local_loss), **metrics})
+        shared["logit_bias"] = embeddings.logit_bias.detach().reshape(())
+    return Outcome(local_loss, {"loss": local_loss.detach(), **parts}, shared)
 
 
-def _predict_tokens(forward: Callable[..., Any], batch: Batch) -> Outcome:
+def _predict_tokens(forward: Callable[..., Any], batch: Batch, ids: GlobalIds) -> Outcome:
     assert batch.label_NL is not None
     predicted_NL = batch.label_NL != NOT_PREDICTED
     label_P = batch.label_NL[predicted_NL]
     logits_PV: Tensor = forward(batch.token_NL, batch.mask_NL, predicted_NL)
     # At least 1: a global batch of very short captions may have nothing to predict; its loss is then 0.
-    count = distributed.sum_over_ranks(predicted_NL.sum()).clamp(min=1)
+    count = max(1, ids.targets)
     local_loss = F.cross_entropy(logits_PV, label_P, reduction="sum") / count
     right = (logits_PV.detach().argmax(1) == label_P).sum()
-    accuracy = distributed.sum_over_ranks(right) / count
-    return Outcome(
-        local_loss, {"loss": distributed.sum_over_ranks(local_loss), "accuracy": accuracy}
-    )
+    return Outcome(local_loss, {"loss": local_loss.detach(), "accuracy": right / count}, {})

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pydantic
 
@@ -20,12 +20,17 @@ from mmalign.training.objective import (
     ObjectiveConfig,
 )
 from mmalign.training.optimizer import OptimizerConfig
+from mmalign.training.throughput import ProfileConfig
 
 
 class LogConfig(Section):
     every: int = pydantic.Field(default=10, ge=1)
     """Steps between two records."""
     tensorboard: bool = False
+    track: Literal["wandb", "trackio"] | None = None
+    """Send the records there too, as the run's `name` in the project `mmalign`; the package must be there."""
+    profile: ProfileConfig | None = None
+    """A window of steps of which each rank writes a trace: {from_step: 20, steps: 3}."""
 
 
 class RunConfig(Section):
@@ -119,6 +124,7 @@ FREE_TO_CHANGE = frozenset(
         "init_from",
         "init_optimizer",
         "data.workers",
+        "data.prefetch",
         "data.remote",
         "data.image_features",
         "data.max_bad_fraction",

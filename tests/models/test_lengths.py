@@ -16,7 +16,7 @@ from mmalign.core.config import read_yaml, write_yaml
 from mmalign.evaluation.suite import SetConfig, SuiteConfig, measure
 from mmalign.models.encoder import load_encoder
 from mmalign.models.load import load_model, load_text_encoder
-from mmalign.models.text_tower import positions_of
+from mmalign.models.text_tower import expanded_mask, positions_of
 from mmalign.results.protocol import difference, sentence
 
 LONG = "the cat sleeps on a green chair " * 40
@@ -113,3 +113,23 @@ def test_models_of_other_libraries_are_cut_too(
         assert model.cut == (said.format(*cut.split()) if cut else "")
         assert np.isfinite(model.encode_texts([LONG, "a dog"])).all()
     assert load_text_encoder(str(tmp_path / "plain")).max_length == fits
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta"])
+def test_the_mask_for_gpus_is_the_one_that_transformers_makes(kind: str) -> None:
+    changes = {} if kind == "bert" else {"pad_token_id": 1}
+    trunk: Any = AutoModel.from_config(AutoConfig.for_model(kind, **{**SIZES, **changes})).eval()
+    token_NL = torch.randint(2, 60, (3, 9), generator=torch.Generator().manual_seed(0))
+    for length_N in ([9, 9, 9], [9, 4, 1]):
+        mask_NL = (torch.arange(9) < torch.tensor(length_N)[:, None]).long()
+        expanded = expanded_mask(trunk, mask_NL)
+        assert expanded.shape == (3, 1, 1, 9)
+        with torch.no_grad():
+            states = [
+                trunk(input_ids=token_NL, attention_mask=mask).last_hidden_state
+                * mask_NL[..., None]
+                for mask in (mask_NL, expanded)
+            ]
+        assert torch.allclose(*states, atol=1e-6)
+    trunk.set_attn_implementation("eager")
+    assert expanded_mask(trunk, mask_NL) is mask_NL

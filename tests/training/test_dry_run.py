@@ -58,7 +58,7 @@ def test_memory_is_what_the_paper_on_zero_says() -> None:
 
 def test_deepspeed_keeps_copies_of_its_own() -> None:
     copies = memory_bytes(LOAD)["copies and buckets"]
-    assert copies == [2800, BUCKET * 4 + 800, BUCKET * 4 + 800, BUCKET * 4 + 4000]
+    assert copies == [2800, BUCKET * 8 + 800, BUCKET * 8 + 800, BUCKET * 8 + 4000]
 
 
 def test_bytes_on_the_wire() -> None:

@@ -15,6 +15,7 @@ from loss_cases import (
     dense_contrastive,
     dense_sigmoid,
     dense_text_text,
+    gathered,
     global_batch,
     leaves,
     on_this_rank,
@@ -66,7 +67,7 @@ def test_with_one_caption_per_picture_it_is_clips_loss(label_smoothing: float) -
         F.cross_entropy(logits, ids, label_smoothing=label_smoothing)
         + F.cross_entropy(logits.T, ids, label_smoothing=label_smoothing)
     ) / 2
-    ours = contrastive_loss(found, ids, ids, label_smoothing=label_smoothing)
+    ours = contrastive_loss(*gathered(found, ids, ids), label_smoothing=label_smoothing)
     assert_equal(with_gradients(ours, found), with_gradients(expected, found), 1e-12)
 
 
@@ -89,7 +90,7 @@ def test_a_hand_made_case_with_two_captions_and_an_equal_picture() -> None:
         pair(3.0, 0.5, 0.2),
     ]
     expected = (sum(images) / 3 + sum(captions) / 3) / 2
-    assert contrastive_loss(from_logits(logits), ids, ids).item() == pytest.approx(
+    assert contrastive_loss(*gathered(from_logits(logits), ids, ids)).item() == pytest.approx(
         expected, abs=1e-12
     )
 
@@ -98,14 +99,16 @@ def test_a_hand_made_sigmoid_loss() -> None:
     logits = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64)
     ids = torch.tensor([4, 8])
     expected = sum(math.log1p(math.exp(x)) for x in (-1.0, -2.0, 0.5, -3.0)) / 2
-    assert sigmoid_loss(from_logits(logits), ids, ids).item() == pytest.approx(expected, abs=1e-12)
+    assert sigmoid_loss(*gathered(from_logits(logits), ids, ids)).item() == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_positives_are_never_each_others_negatives() -> None:
     picture_B, picture_N = torch.tensor([7, 7, 9]), torch.tensor([7, 7, 9, 7, 9])
     generator = torch.Generator().manual_seed(0)
     found = from_logits(torch.randn(3, 5, generator=generator, dtype=torch.float64))
-    contrastive_loss(found, picture_B, picture_N).backward()
+    contrastive_loss(*gathered(found, picture_B, picture_N)).backward()
     slope = found.image_BD.grad
     assert slope is not None
     positive = picture_B[:, None] == picture_N
@@ -117,11 +120,13 @@ def test_positives_are_never_each_others_negatives() -> None:
 def test_a_batch_without_negatives_has_no_loss_and_no_gradient(label_smoothing: float) -> None:
     found = random_embeddings(2, 3)
     ids = torch.tensor([4, 4]), torch.tensor([4, 4, 4])
-    values = with_gradients(contrastive_loss(found, *ids, label_smoothing=label_smoothing), found)
+    values = with_gradients(
+        contrastive_loss(*gathered(found, *ids), label_smoothing=label_smoothing), found
+    )
     assert all(value.abs().max() < 1e-14 for value in values.values())
     if not label_smoothing:
         assert values["loss"] == 0
-    lonely = with_gradients(text_text_loss(found, torch.arange(3)), found)
+    lonely = with_gradients(text_text_loss(*gathered(found, ids[0], torch.arange(3))), found)
     assert all(value.abs().max() == 0 for value in lonely.values())
 
 
@@ -133,16 +138,16 @@ def test_any_tile_gives_the_loss_of_the_definition(
     found, ids = random_batch(*sizes)
     weight_N = torch.linspace(0.2, 3, len(ids[1]), dtype=torch.float64)
     pairs = [
-        (contrastive_loss(found, *ids, tile=tile), dense_contrastive(found, *ids)),
+        (contrastive_loss(*gathered(found, *ids), tile=tile), dense_contrastive(found, *ids)),
         (
-            contrastive_loss(found, *ids, weight_N=weight_N, label_smoothing=0.1, tile=tile),
+            contrastive_loss(*gathered(found, *ids, weight_N), label_smoothing=0.1, tile=tile),
             dense_contrastive(found, *ids, weight_N, 0.1),
         ),
         (
-            sigmoid_loss(found, *ids, weight_N=weight_N, tile=tile),
+            sigmoid_loss(*gathered(found, *ids, weight_N), tile=tile),
             dense_sigmoid(found, *ids, weight_N),
         ),
-        (text_text_loss(found, ids[1], tile=tile), dense_text_text(found, ids[1])),
+        (text_text_loss(*gathered(found, *ids), tile=tile), dense_text_text(found, ids[1])),
     ]
     for ours, wanted in pairs:
         assert_equal(with_gradients(ours, found), with_gradients(wanted, found))
@@ -151,11 +156,11 @@ def test_any_tile_gives_the_loss_of_the_definition(
 def test_equal_weights_are_no_weights() -> None:
     found, ids = random_batch(13, 31, 9)
     for loss in (contrastive_loss, sigmoid_loss):
-        plain = with_gradients(loss(found, *ids), found)
+        plain = with_gradients(loss(*gathered(found, *ids)), found)
         assert_equal(
-            with_gradients(loss(found, *ids, weight_N=torch.ones(31)), found), plain, tolerance=0
+            with_gradients(loss(*gathered(found, *ids, torch.ones(31))), found), plain, tolerance=0
         )
-        tripled = with_gradients(loss(found, *ids, weight_N=torch.full((31,), 3.0)), found)
+        tripled = with_gradients(loss(*gathered(found, *ids, torch.full((31,), 3.0))), found)
         assert_equal(tripled, plain, tolerance=1e-12)
 
 
@@ -185,9 +190,9 @@ def test_prefixes_are_gathered_with_the_embeddings_they_belong_to() -> None:
 
     def gathers(dims: tuple[int, ...]) -> int:
         with patch.object(distributed, "gather_rows", wraps=distributed.gather_rows) as gather:
-            contrastive_loss(found, *ids, dims=dims)
-            sigmoid_loss(found, *ids, dims=dims)
-            text_text_loss(found, ids[1], dims=dims)
+            contrastive_loss(*gathered(found, *ids), dims=dims)
+            sigmoid_loss(*gathered(found, *ids), dims=dims)
+            text_text_loss(*gathered(found, *ids), dims=dims)
         return gather.call_count
 
     assert gathers((1, 2, 3, 4)) == gathers(())
@@ -200,9 +205,9 @@ def test_gradients_pass_gradcheck() -> None:
     def every_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
         given = Embeddings(image, text, scale, bias)
         return (
-            contrastive_loss(given, *ids, weight_N=weight_N, label_smoothing=0.1, tile=2),
-            sigmoid_loss(given, *ids, weight_N=weight_N, tile=2),
-            text_text_loss(given, ids[1], tile=2),
+            contrastive_loss(*gathered(given, *ids, weight_N), label_smoothing=0.1, tile=2),
+            sigmoid_loss(*gathered(given, *ids, weight_N), tile=2),
+            text_text_loss(*gathered(given, *ids), tile=2),
         )
 
     assert torch.autograd.gradcheck(every_loss, tuple(leaves(found).values()))
@@ -213,7 +218,7 @@ def test_extreme_scores_stay_finite_and_right() -> None:
     for ids in (torch.tensor([0, 1]), torch.tensor([1, 0])):
         for loss in (contrastive_loss, sigmoid_loss):
             found = from_logits(logits)
-            value = loss(found, torch.tensor([0, 1]), ids)
+            value = loss(*gathered(found, torch.tensor([0, 1]), ids))
             value.backward()
             assert found.image_BD.grad is not None
             assert found.image_BD.grad.isfinite().all()
@@ -226,8 +231,8 @@ def test_float32_at_the_highest_scale_is_close_to_float64() -> None:
     rough = Embeddings(*(v.detach().float().requires_grad_() for v in leaves(exact).values()))
     for loss in (contrastive_loss, sigmoid_loss):
         assert_equal(
-            with_gradients(loss(rough, *ids, tile=16), rough),
-            with_gradients(loss(exact, *ids, tile=16), exact),
+            with_gradients(loss(*gathered(rough, *ids), tile=16), rough),
+            with_gradients(loss(*gathered(exact, *ids), tile=16), exact),
             tolerance=2e-5,
         )
 
@@ -238,9 +243,9 @@ def test_autocast_changes_nothing() -> None:
 
     def values() -> list[Found]:
         return [
-            with_gradients(contrastive_loss(found, *ids, label_smoothing=0.1), found),
-            with_gradients(sigmoid_loss(found, *ids), found),
-            with_gradients(text_text_loss(found, ids[1]), found),
+            with_gradients(contrastive_loss(*gathered(found, *ids), label_smoothing=0.1), found),
+            with_gradients(sigmoid_loss(*gathered(found, *ids)), found),
+            with_gradients(text_text_loss(*gathered(found, *ids)), found),
         ]
 
     plain = values()
@@ -265,17 +270,19 @@ class _Largest(TorchDispatchMode):
 
 
 def test_no_tensor_grows_with_the_square_of_the_batch() -> None:
-    images, width = 64, 4
+    images, width = 64, 8
     found = random_embeddings(images, images, width=width)
     ids = torch.arange(images)
     with _Largest() as dense:
         dense_sigmoid(found, ids, ids).backward()
     assert dense.numbers == images * images
     for loss in (
-        lambda: contrastive_loss(found, ids, ids, label_smoothing=0.1, tile=16),
-        lambda: sigmoid_loss(found, ids, ids, tile=16),
-        lambda: text_text_loss(found, ids // 2, tile=16),
-        lambda: contrastive_loss(found, ids, ids, dims=(2, 3), label_smoothing=0.1, tile=16),
+        lambda: contrastive_loss(*gathered(found, ids, ids), label_smoothing=0.1, tile=16),
+        lambda: sigmoid_loss(*gathered(found, ids, ids), tile=16),
+        lambda: text_text_loss(*gathered(found, ids, ids // 2), tile=16),
+        lambda: contrastive_loss(
+            *gathered(found, ids, ids), dims=(2, 3), label_smoothing=0.1, tile=16
+        ),
     ):
         with _Largest() as tiled:
             loss().backward()

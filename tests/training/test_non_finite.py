@@ -91,6 +91,15 @@ def test_a_run_leaves_bad_batches_out_and_lists_their_samples(tmp_path: Path) ->
     assert (out / "checkpoints" / "step-000000008").is_dir()
 
 
+def test_a_decision_may_come_with_the_next_record_and_no_key_is_lost(tmp_path: Path) -> None:
+    slow = {"log": {"every": 8}, "checkpoint": {"every": 8}}
+    error, out = run(tmp_path, bad=[1, 2, 4, 5, 6], non_finite={"limit": 2}, **slow)
+    assert "step 7: loss or gradients were not finite on 3 batches in a row" in error
+    assert [entry["step"] for entry in ledger(out)] == [2, 3, 5, 6, 7]
+    assert all(len(set(entry["keys"])) == 4 for entry in ledger(out))
+    assert not (out / "checkpoints" / "LATEST").exists()
+
+
 def test_too_many_in_a_row_stop_the_run(tmp_path: Path) -> None:
     error, out = run(tmp_path, bad=[2, 3, 4], non_finite={"limit": 2})
     assert "not finite on 3 batches in a row" in error

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from parity_cases import ENGINE_TOWER, OBJECTIVES, build_model, make_batch, masked
+from loss_cases import gathered
+from parity_cases import ENGINE_TOWER, OBJECTIVES, build_model, make_batch, masked, outcome
 from tiny import MODEL, tiny_model
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from mmalign.core.batch import NOT_PREDICTED, Embeddings
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.training.loss import contrastive_loss, text_text_loss
-from mmalign.training.objective import ContrastiveConfig, outcome_of, trained_module
+from mmalign.training.objective import ContrastiveConfig, trained_module
 from mmalign.training.run_config import RunConfig
 
 RUN: dict[str, Any] = {
@@ -50,13 +51,17 @@ def test_the_text_text_term_on_a_hand_made_case() -> None:
         return sum(pairs) / len(pairs)
 
     expected = sum(map(row, partners)) / len(partners)
-    assert text_text_loss(found, picture_N).item() == pytest.approx(expected, abs=1e-12)
+    assert text_text_loss(*gathered(found, picture_N[:1], picture_N)).item() == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_a_caption_alone_is_a_negative_but_has_no_row() -> None:
     found = embeddings(3)
     picture_N = torch.tensor([1, 1, 2])
-    gradient = torch.autograd.grad(text_text_loss(found, picture_N), found.text_ND)[0]
+    gradient = torch.autograd.grad(
+        text_text_loss(*gathered(found, picture_N[:1], picture_N)), found.text_ND
+    )[0]
     assert gradient[2].norm() > 0  # as a negative of the other two
     assert gradient.isfinite().all()
 
@@ -64,7 +69,7 @@ def test_a_caption_alone_is_a_negative_but_has_no_row() -> None:
 @pytest.mark.parametrize("pictures", [[1, 2, 3], [1, 1, 1], [1]])
 def test_without_partners_or_negatives_the_text_text_term_is_zero(pictures: list[int]) -> None:
     found = embeddings(len(pictures))
-    loss = text_text_loss(found, torch.tensor(pictures))
+    loss = text_text_loss(*gathered(found, torch.tensor(pictures[:1]), torch.tensor(pictures)))
     loss.backward()
     assert loss.item() == 0
 
@@ -74,17 +79,17 @@ def test_a_weight_of_zero_is_the_plain_loss_bit_for_bit(monkeypatch: pytest.Monk
     assert batch.image_BCHW is not None
     image_BCHW = batch.image_BCHW.contiguous(memory_format=torch.channels_last)
     found = model(image_BCHW, batch.token_NL, batch.mask_NL)
-    plain = contrastive_loss(found, batch.picture_id_B, batch.picture_id_N)
+    plain = contrastive_loss(*gathered(found, batch.picture_id_B, batch.picture_id_N))
     with monkeypatch.context() as patch:
         patch.delattr("mmalign.training.objective.text_text_loss")  # computes nothing extra
-        zero = outcome_of(ContrastiveConfig(kind="contrastive", text_text=0.0), model, batch)
+        zero = outcome(ContrastiveConfig(kind="contrastive", text_text=0.0), model, batch)
     assert zero.local_loss.equal(plain)
-    assert set(zero.metrics) == {"loss", "temperature"}
-    half = outcome_of(ContrastiveConfig(kind="contrastive", text_text=0.5), model, batch)
-    assert set(half.metrics) == {"loss", "temperature", "text_text_loss"}
-    extra = text_text_loss(found, batch.picture_id_N)
+    assert set(zero.parts | zero.shared) == {"loss", "temperature"}
+    half = outcome(ContrastiveConfig(kind="contrastive", text_text=0.5), model, batch)
+    assert set(half.parts) == {"loss", "text_text_loss"}
+    extra = text_text_loss(*gathered(found, batch.picture_id_B, batch.picture_id_N))
     assert half.local_loss.item() == pytest.approx((plain + 0.5 * extra).item(), rel=1e-6)
-    assert half.metrics["text_text_loss"].item() == pytest.approx(extra.item(), rel=1e-6)
+    assert half.parts["text_text_loss"].item() == pytest.approx(extra.item(), rel=1e-6)
 
 
 def test_prefixes_are_below_the_width_and_named_once() -> None:
@@ -107,10 +112,10 @@ def test_masked_words_are_scored_by_their_mean_cross_entropy() -> None:
     everywhere = torch.ones_like(batch.mask_NL).bool()
     logits_NLV: Tensor = module(batch.token_NL, batch.mask_NL, everywhere).unflatten(0, (15, 12))
     expected = F.cross_entropy(logits_NLV.transpose(1, 2), batch.label_NL)
-    outcome = outcome_of(config, module, batch)
-    assert outcome.metrics["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    found = outcome(config, module, batch)
+    assert found.parts["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
     right = (logits_NLV.argmax(2) == batch.label_NL).sum() / (batch.label_NL >= 0).sum()
-    assert outcome.metrics["accuracy"].item() == pytest.approx(right.item())
+    assert found.parts["accuracy"].item() == pytest.approx(right.item())
 
 
 def test_a_batch_with_nothing_to_predict_has_no_loss_and_no_gradient() -> None:
@@ -118,9 +123,9 @@ def test_a_batch_with_nothing_to_predict_has_no_loss_and_no_gradient() -> None:
     module = trained_module(config, build_model(ENGINE_TOWER))
     batch = masked(make_batch(0, 0, 1))
     batch = replace(batch, label_NL=torch.full_like(batch.token_NL, NOT_PREDICTED))
-    outcome = outcome_of(config, module, batch)
-    outcome.local_loss.backward()
-    assert (outcome.local_loss.item(), outcome.metrics["accuracy"].item()) == (0, 0)
+    found = outcome(config, module, batch)
+    found.local_loss.backward()
+    assert (found.local_loss.item(), found.parts["accuracy"].item()) == (0, 0)
     assert all(p.grad is None or not p.grad.any() for p in module.parameters())
 
 

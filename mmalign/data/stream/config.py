@@ -113,6 +113,8 @@ class DataConfig(Section):
     """A run stops when more than this share of its samples could not be used."""
     workers: int = pydantic.Field(default=1, ge=0)
     """Processes that prepare batches, for each rank; 0: in the training process itself."""
+    prefetch: int = pydantic.Field(default=4, ge=1)
+    """Batches that each of these prepares ahead. They wait in shared memory (`/dev/shm`)."""
 
     @property
     def weighs_languages(self) -> bool:

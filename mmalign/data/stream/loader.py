@@ -14,7 +14,7 @@ may change between two runs, to any that divides `data.groups` or is divided by 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +36,6 @@ from mmalign.data.stream.shuffled_captions import ShuffledCaptions
 from mmalign.data.stream.token_noise import TokenMasker, drop_tokens
 from mmalign.data.tokenizer import Tokenizer
 
-PREFETCHED = 4
-"""Batches that each worker prepares ahead."""
 ATTEMPTS = 32
 """Substitutes that are tried for a position before a run gives up."""
 
@@ -226,7 +224,8 @@ def batches(maker: BatchLoader, first_step: int, steps: int, workers: int) -> It
         batch_size=None,
         sampler=range(first_step, steps),
         num_workers=workers,
-        prefetch_factor=PREFETCHED if workers else None,
+        prefetch_factor=maker.config.prefetch if workers else None,
+        pin_memory=torch.cuda.is_available(),
         # The loader draws a seed for its workers. From the global generator, a resumed run would then draw
         # other dropout masks than one that never stopped.
         generator=torch.Generator(),
@@ -244,3 +243,19 @@ def batches(maker: BatchLoader, first_step: int, steps: int, workers: int) -> It
             f"data.workers: a process that prepares batches failed ({one_line(error)}); if it lacks open "
             "files, raise `ulimit -n`; if it was killed for lack of memory, give fewer workers"
         ) from None
+
+
+def to_device(stream: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on a GPU; a copy runs beside the step before, which the host does not wait for."""
+    if device.type != "cuda":
+        yield from stream
+        return
+    copying = torch.cuda.Stream(device)
+    for batch in stream:
+        with torch.cuda.stream(copying):
+            moved = batch.to(device)
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(copying)
+        for tensor in moved.inputs.values():
+            tensor.record_stream(computing)  # its memory is free only when the step has used it
+        yield moved
