@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmalign.data.shards.reader import ShardSet
+from mmalign.data.stream.order import SHUFFLED
 
 _STREAM = 8  # of the seed's random streams; `order.py` has those before
 
@@ -49,7 +50,7 @@ class ShuffledCaptions:
         dealt = {}
         for lang, having in samples.items():
             sample_n = np.array(having)
-            key = (self._seed, _STREAM, number, zlib.crc32(lang.encode()))
+            key = (self._seed, SHUFFLED, number, zlib.crc32(lang.encode()))
             # One cycle through all samples: no image keeps its own captions.
             cycle_n = np.random.default_rng(key).permutation(len(sample_n))
             partner_n = np.empty_like(sample_n)
