@@ -50,8 +50,10 @@ class DualEncoder(nn.Module):
     def __init__(self, image_tower: ImageTower, text_tower: TextTower, config: ModelConfig) -> None:
         super().__init__()
         choose_parameters(image_tower, config.image)
-        table = text_tower.trunk.get_input_embeddings().weight
-        choose_parameters(text_tower, config.text, () if config.text.train_embeddings else (table,))
+        choose_parameters(text_tower, config.text)
+        if config.text.train_embeddings is not None:
+            table = text_tower.trunk.get_input_embeddings().weight
+            table.requires_grad_(config.text.train_embeddings)
         self.image_tower = image_tower
         self.text_tower = text_tower
         self.image_projection = _linear(image_tower.width, config.embedding)

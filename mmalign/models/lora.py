@@ -61,7 +61,7 @@ def linear_layers(trunk: nn.Module, config: LoraConfig) -> list[str]:
 
 
 def inject_lora(trunk: nn.Module, config: LoraConfig, field: str) -> None:
-    """Put adapters into a trunk, in place; nothing else in it trains any more.
+    """Put adapters into a trunk, in place; what trained in it before still does.
 
     The outputs do not change until the first step. A is drawn from torch's global generator.
 
@@ -75,9 +75,10 @@ def inject_lora(trunk: nn.Module, config: LoraConfig, field: str) -> None:
     settings = peft_settings(config, layers)
     from peft import inject_adapter_in_model
 
-    mode = trunk.training
-    trunk.requires_grad_(False)
+    mode, trains = trunk.training, [p for p in trunk.parameters() if p.requires_grad]
     inject_adapter_in_model(settings, trunk)
+    for parameter in trains:  # peft leaves adapters alone to train
+        parameter.requires_grad_(True)
     trunk.train(mode)
 
 

@@ -40,8 +40,9 @@ class TextTowerConfig(TrainedParametersConfig):
     """mean over the tokens, the first token (cls), or the last one."""
     max_length: int = pydantic.Field(default=64, ge=4)
     """Longest caption in tokens; longer ones are cut."""
-    train_embeddings: bool = True
-    """Whether the rows of the tokens train; XLM-R has two thirds of its parameters there."""
+    train_embeddings: bool | None = None
+    """Whether the rows of the tokens train. None: as the rest of the trunk; false: never (XLM-R has two thirds
+    of its parameters there); true: whatever the rest does, as the new rows of a grown vocabulary should."""
 
     @pydantic.model_validator(mode="after")
     def _some_source(self) -> "TextTowerConfig":

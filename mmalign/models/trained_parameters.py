@@ -6,7 +6,7 @@ Projections, temperature and bias always train. What does not train is in every 
 from collections.abc import Mapping
 
 import pydantic
-from torch import Tensor, nn
+from torch import nn
 
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError
@@ -32,10 +32,8 @@ class TrainedParametersConfig(Section):
         return self
 
 
-def choose_parameters(
-    tower: nn.Module, config: TrainedParametersConfig, frozen: tuple[Tensor, ...] = ()
-) -> None:
-    """Set which parameters of an image or text tower train, in place; `frozen`: never, such as a table.
+def choose_parameters(tower: nn.Module, config: TrainedParametersConfig) -> None:
+    """Set which parameters of an image or text tower train, in place.
 
     Raises:
         UserError: `train_layers` of a network whose layers are not known, or that has no more.
@@ -53,8 +51,6 @@ def choose_parameters(
             )
         for name, parameter in trunk.named_parameters():
             parameter.requires_grad_(depths[name] <= config.train_layers)
-    for tensor in frozen:
-        tensor.requires_grad_(False)
 
 
 def freeze_statistics(tower: nn.Module) -> None:

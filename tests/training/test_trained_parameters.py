@@ -61,6 +61,20 @@ def test_the_table_of_tokens_may_stay() -> None:
     assert names - trained(model, "text_tower") == {"embeddings.word_embeddings.weight"}
 
 
+@pytest.mark.parametrize("fields", [{"lora": {"rank": 2}}, {"train_layers": 1}])
+def test_the_table_of_tokens_may_train_beside_what_is_chosen(fields: dict[str, Any]) -> None:
+    name = "embeddings.word_embeddings.weight"
+    for choice, trains in ((None, False), (True, True)):
+        section = validate(
+            ModelConfig, model_tree(text={**fields, "train_embeddings": choice}), "test"
+        )
+        model = build_dual_encoder(section, tiny_tokenizer().vocabulary, 0)
+        add_adapters(model, section, 0)
+        found = trained(model, "text_tower")
+        assert (name in found) is trains
+        assert all("lora_" in one or one.startswith("encoder.layer.2.") for one in found - {name})
+
+
 @pytest.mark.parametrize(
     ("side", "fields", "reason"),
     [
