@@ -41,8 +41,8 @@ class TextTowerConfig(TrainedParametersConfig):
     max_length: int = pydantic.Field(default=64, ge=4)
     """Longest caption in tokens; longer ones are cut."""
     train_embeddings: bool | None = None
-    """Whether the rows of the tokens train. None: as the rest of the trunk; false: never (XLM-R has two thirds
-    of its parameters there); true: whatever the rest does, as the new rows of a grown vocabulary should."""
+    """Whether the rows of the tokens train. None: as the rest of the trunk; false: never (two thirds of XLM-R
+    are these); true: whatever the rest does, as the new rows of a grown vocabulary should."""
 
     @pydantic.model_validator(mode="after")
     def _some_source(self) -> "TextTowerConfig":
