@@ -4,9 +4,8 @@
     a run: an empty cache, 2 worker processes, the first batches -> sha256 of their keys, pixels and tokens
 
 For the first two minutes of each run, 30 % of the requests fail: 503 (half of them with Retry-After),
-connections that are reset before or within a body, silence, a complete file instead of a range, and bodies
-with other bytes (not of the manifest, which no checksum covers). A run is exact if its sha256 is that of the
-run on local files. Runs take turns between s3:// and http://.
+connections that are reset before or within a body, silence, and a complete file instead of a range. A run is
+exact if its sha256 is that of the run on local files. Runs take turns between s3:// and http://.
 
     first_batch_ratio   bytes that were sent until the first batch, over those of its samples, by a server
                         without faults; every shard is then still on its way
@@ -68,16 +67,14 @@ class FaultyStore(FlakyServer):
             return Answer()
         self.faults += 1
         size = len(self.files.get(path, b""))
-        faults = [
+        faults = (
             Answer(status=503),
             Answer(status=503, headers={"Retry-After": "1"}),
             Answer(cut=0),
             Answer(cut=size // 3),
             Answer(cut=0, stall=2 * TIMEOUT),
             Answer(ranges=False),
-        ]
-        if not path.endswith("manifest.json"):
-            faults.append(Answer(body=self._rng.randbytes(size)))
+        )
         return self._rng.choice(faults)
 
 
