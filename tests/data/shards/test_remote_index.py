@@ -114,7 +114,9 @@ def test_folders_are_listed_where_the_store_can(tmp_path: Path, tars: Path) -> N
     ("url", "sentence"),
     [
         ("https://host/set/", "a web server does not list its files"),
-        ("https://host/a.tar?sig=secret", "a URL with a query holds a signature"),
+        ("https://host/a.tar?sig=secret", "a URL with a query or a user holds a secret"),
+        ("https://me:secret@host/a.tar", "a URL with a query or a user holds a secret"),
+        ("https://host/{a.tar", "not a valid pattern"),
         ("ftp://host/a.tar", "`ftp://` is not read"),
         ("s3://bucket/a.tar", "is a URL; name a folder of this machine with --out"),
     ],
