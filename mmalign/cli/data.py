@@ -13,6 +13,9 @@ from mmalign.core.errors import UserError
 data_app = typer.Typer(help="Make and inspect shards of image-caption pairs.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+_NEXT = (
+    "part {} is done; when all parts are, the same command without --part completes the data set"
+)
 _SHOWN = 50  # problems of a data set that are printed
 DataSet = Annotated[str, typer.Argument(metavar="SET", help="Folder or URL with a manifest.json.")]
 Processes = Annotated[int, typer.Option(min=1, help="Shards that are read at once.")]
@@ -53,6 +56,7 @@ def data_build(
         int | None, typer.Option(metavar="N", help="Shorter side of images, at most N pixels.")
     ] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="That write; all cores.")] = None,
+    part: PartOption = None,
 ) -> None:
     """Run a recipe: write shards of every split, with manifests.
 
@@ -73,7 +77,10 @@ def data_build(
     config = load_config(RecipeConfig, find_yaml(recipe, "data_recipes"), changes)
     out = out or Path("data") / config.name
     check_writable(out, is_folder=True)
-    for manifest in build(config, out, force, processes):
+    manifests = build(config, out, force, processes, part_of(part))
+    if not manifests:
+        say(_NEXT.format(part))
+    for manifest in manifests:
         captions, languages = sum(manifest.languages.values()), len(manifest.languages)
         counted = f"{manifest.samples} images, {captions} captions in {languages} languages"
         say(f"{out / manifest.split}: {counted}")

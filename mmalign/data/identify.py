@@ -70,10 +70,11 @@ def _fasttext(name: str) -> Identify:
         raise UserError(f"{name}: not a fastText model ({one_line(error)})") from None
 
     def classify(text: str) -> tuple[str, float]:
-        labels, shares = model.predict(text.replace("\n", " "))  # a line is one text
+        # Not by the library's own `predict`, which fails with numpy 2 in some builds. A line is one text.
+        ((share, label),) = model.f.predict(text.replace("\n", " ") + "\n", 1, 0.0, "replace")
         # `__label__eng_Latn` of GlotLID, `__label__en` of lid.176
-        code = canonical_language(labels[0].removeprefix("__label__").replace("_", "-"))
-        return code, min(1.0, float(shares[0]))  # rounding of float32
+        code = canonical_language(label.removeprefix("__label__").replace("_", "-"))
+        return code, min(1.0, float(share))  # rounding of float32
 
     return classify
 

@@ -15,8 +15,9 @@ import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import pydantic
@@ -56,13 +57,19 @@ class RecipeConfig(Section):
 
 
 def build(
-    config: RecipeConfig, out: Path, force: bool = False, processes: int | None = None
+    config: RecipeConfig,
+    out: Path,
+    force: bool = False,
+    processes: int | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> list[Manifest]:
     """Write every split below `out` and return the manifests; a recipe that was already run is not run again.
 
     Args:
         force: replace a data set that is already there.
         processes: that write shards; by default one per core that this process may use.
+        part: (i, n): write the shards i, i + n, ... only, and no manifest. When all parts are done, the same
+            call without it finds their shards and completes the data set.
 
     Raises:
         UserError: the source is broken or empty, too many rows cannot be used, or `out` holds something else.
@@ -71,9 +78,9 @@ def build(
     recipe = config.model_dump(mode="json", exclude={"max_bad_fraction"})
     if config.resize is None:  # so that what older versions built still counts as built
         del recipe["resize"]
-    for part, value in recipe.items():
+    for name, value in recipe.items():
         if fault := fault_of(json.dumps(value, ensure_ascii=False)):  # a manifest holds the recipe
-            raise UserError(f"recipe: `{part}` holds {fault[1]}; write it in UTF-8")
+            raise UserError(f"recipe: `{name}` holds {fault[1]}; write it in UTF-8")
     recipe_sha256 = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     splits = _splits_in(out)
     if splits and not force:
@@ -87,8 +94,14 @@ def build(
         # Where the system knows it, only the cores that this process may use.
         allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
         processes = len(allowed(0))
+    respelled = Counter[str]()  # language codes
+    if part[1] > 1:
+        with _part_of_work_folder(out.resolve(), recipe_sha256, part[0]) as work:
+            jobs = islice(_jobs(config, work, respelled), part[0], None, part[1])
+            for _ in track(map_in_processes(pack, jobs, processes), "shards", None):
+                pass
+        return []
     with _work_folder(out.resolve(), recipe_sha256) as work:
-        respelled = Counter[str]()  # language codes
         reports = _build_shards(config, work, processes, respelled)
         write_tables(config.source, config.seed, work)
         facts = {"name": config.name, "recipe": recipe, "recipe_sha256": recipe_sha256}
@@ -128,7 +141,10 @@ def _work_folder(out: Path, recipe_sha256: str) -> Iterator[Path]:
         raise UserError(
             f"{work}: is not of a build; move it away, or name another folder with --out"
         )
-    with exclusive(state):
+    with ExitStack() as locks:
+        locks.enter_context(exclusive(state))
+        for other in sorted(state.glob("part-*")):
+            locks.enter_context(exclusive(other))  # a UserError while a part is written
         known = state / "recipe"
         if not known.is_file() or known.read_text() != recipe_sha256:
             for path in (path for path in work.iterdir() if path != state):
@@ -141,6 +157,24 @@ def _work_folder(out: Path, recipe_sha256: str) -> Iterator[Path]:
         finally:
             if state.is_dir() and not any(state.glob("*.json")):
                 shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _part_of_work_folder(out: Path, recipe_sha256: str, number: int) -> Iterator[Path]:
+    """`<out>.building`, for one of several jobs that write its shards at the same time."""
+    work = out.with_name(f"{out.name}.building")
+    known = work / STATE / "recipe"
+    # Nothing is deleted here, whatever another job is doing.
+    if work.exists() and (
+        not (work / STATE).is_dir() or (known.is_file() and known.read_text() != recipe_sha256)
+    ):
+        raise UserError(
+            f"{work}: is of another recipe or no build; delete it and start all parts again"
+        )
+    with exclusive(work / STATE / f"part-{number}"):
+        if not known.is_file():
+            write_atomic(known, recipe_sha256)
+        yield work
 
 
 @dataclass

@@ -26,8 +26,9 @@ from mmalign.core.workers import map_in_processes
 from mmalign.data.images import UndecodableImage, decode
 from mmalign.data.reasons import REASONS
 from mmalign.data.shards.folder import Folder, LocalFolder, open_folder
+from mmalign.data.shards.jobs import Job, read_shard, shard_jobs
 from mmalign.data.shards.manifest import Manifest
-from mmalign.data.shards.reader import Job, UnusableSample, read_shard, shard_jobs
+from mmalign.data.shards.reader import UnusableSample
 from mmalign.data.shards.scan import check_picture
 from mmalign.data.shards.shard_index import read_rows
 from mmalign.data.shards.tar import Damage, walk

@@ -20,7 +20,8 @@ from mmalign.core.console import track
 from mmalign.data.images import UndecodableImage, decode
 from mmalign.data.select.tables import KEY, SHARD, Part, write_table
 from mmalign.data.shards.folder import open_folder
-from mmalign.data.shards.reader import UnusableSample, read_shard, shard_jobs
+from mmalign.data.shards.jobs import read_shard, shard_jobs
+from mmalign.data.shards.reader import UnusableSample
 from mmalign.data.storage.remote import RemoteConfig
 from mmalign.models.encoder import BATCH_SIZE, DualModel
 

@@ -16,6 +16,7 @@ from mmalign.core.commit import exclusive
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.data.recipe import RecipeConfig, build
+from mmalign.data.shards import pack
 from mmalign.data.shards.reader import ShardSet
 
 ROWS = 23
@@ -247,6 +248,27 @@ def test_two_builds_do_not_write_to_one_place(tmp_path: Path) -> None:
     with held, pytest.raises(UserError, match=r"out\.building/\.build: in use by process \d+ on "):
         build(config, tmp_path / "out")
     build(config, tmp_path / "out")
+
+
+def test_parts_of_several_jobs_are_the_data_set_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_source(tmp_path / "in")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    build(recipe(tmp_path / "in"), whole, processes=1)
+    for number in (2, 0, 1):
+        assert build(recipe(tmp_path / "in"), parts, processes=1, part=(number, 3)) == []
+    assert not parts.exists()
+    with (
+        exclusive(tmp_path / "parts.building" / ".build" / "part-1"),
+        pytest.raises(UserError, match="in use by process"),
+    ):
+        build(recipe(tmp_path / "in"), parts, processes=1)
+    with pytest.raises(UserError, match="is of another recipe or no build; delete it"):
+        build(recipe(tmp_path / "in", name="other"), parts, processes=1, part=(0, 3))
+    monkeypatch.setattr(pack, "write_pairs", None)  # nothing is packed again
+    build(recipe(tmp_path / "in"), parts, processes=1)
+    assert contents(parts) == contents(whole)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Languages are identified with a confidence, and scripts are compared with them."""
 
+import random
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +34,28 @@ def test_a_model_that_is_not_there_is_one_sentence() -> None:
         UserError, match=r"no\.bin: no such model; name a fastText file, or `py3langid`"
     ):
         identifier("no.bin")
+
+
+def test_a_fasttext_model_identifies_languages(tmp_path: Path) -> None:
+    fasttext = pytest.importorskip("fasttext", reason="needs fasttext, also to train the model")
+    if not hasattr(fasttext, "train_supervised"):
+        pytest.skip("fasttext-predict does not train")
+    words = {"deu_Latn": "der hund und die katze", "eng_Latn": "the dog or a cat is"}
+    rng = random.Random(0)
+    lines = [
+        f"__label__{label} {' '.join(rng.choices(text.split(), k=5))}\n"
+        for _ in range(1000)
+        for label, text in words.items()
+    ]
+    (tmp_path / "train.txt").write_text("".join(lines))
+    model = fasttext.train_supervised(str(tmp_path / "train.txt"), dim=8, bucket=1000, verbose=0)
+    model.save_model(str(tmp_path / "model.bin"))
+    classify = identifier(str(tmp_path / "model.bin"))
+    code, confidence = classify("der hund\nund die katze")
+    assert code == "de" and 0.8 < confidence <= 1
+    assert classify("the dog is a cat")[0] == "en" and classify("123") == ("und", 0.0)
+    with pytest.raises(UserError, match="not a fastText model"):
+        identifier(str(tmp_path / "train.txt"))
 
 
 @pytest.mark.parametrize(

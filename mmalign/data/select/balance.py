@@ -23,7 +23,8 @@ from mmalign.core.workers import map_in_processes
 from mmalign.data.select.choice import Choice
 from mmalign.data.select.rules import Balance
 from mmalign.data.select.source import ChosenFrom
-from mmalign.data.shards.reader import Job, UnusableSample, read_shard, shard_jobs
+from mmalign.data.shards.jobs import Job, read_shard, shard_jobs
+from mmalign.data.shards.reader import UnusableSample
 from mmalign.data.shards.withhold import normalise
 
 # Languages of these scripts put no spaces between words (ISO 15924).

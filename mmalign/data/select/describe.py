@@ -22,7 +22,8 @@ from mmalign.core.workers import map_in_processes
 from mmalign.data.identify import identifier, script_share
 from mmalign.data.select.tables import KEY, SHARD, Column, Part, write_table
 from mmalign.data.shards.folder import open_folder
-from mmalign.data.shards.reader import Job, UnusableSample, read_shard, shard_jobs
+from mmalign.data.shards.jobs import Job, read_shard, shard_jobs
+from mmalign.data.shards.reader import UnusableSample
 from mmalign.data.shards.withhold import normalise
 from mmalign.data.stats.survey import look
 from mmalign.data.storage.remote import RemoteConfig

@@ -5,8 +5,8 @@
 Within the set, an image or caption goes if an earlier one is equal or near, whether that one stays or not. So
 no two that stay are near, and the result does not depend on the order of the comparisons.
 
-At two billion images one array of hashes is 16 GB. `near_pairs` needs about 60 bytes per hash at a time; the
-prefix of its sort key divides the hashes into parts that can be compared one after the other.
+At two billion images one array of hashes is 16 GB. `near_pairs` needs about 90 bytes per hash at a time; the
+first bits of its sort key divide the hashes into parts that can be compared one after the other.
 """
 
 from collections.abc import Mapping

@@ -4,7 +4,7 @@
     side tables ----------------+                               -> <out>/manifest.json, last
 
 Readers go by the index alone, so the result is trained on, verified, counted and chosen from like any other
-set. Memory: about 40 bytes per sample and 30 per caption.
+set. Memory: about 150 bytes per sample with one caption.
 """
 
 from collections.abc import Iterable

@@ -20,7 +20,7 @@ from mmalign.data.select.tables import SampleKeys, facts_of, read_table, table_f
 from mmalign.data.shards.folder import Folder, open_folder, read_file
 from mmalign.data.shards.manifest import MANIFEST, Manifest
 from mmalign.data.shards.shard_index import keys_in, languages_in
-from mmalign.data.storage.listing import check_no_query
+from mmalign.data.storage.listing import check_no_secret
 from mmalign.data.storage.protocols import shown
 from mmalign.data.storage.remote import RemoteConfig
 
@@ -40,7 +40,7 @@ class ChosenFrom:
 
     @classmethod
     def open(cls, name: str) -> "ChosenFrom":
-        check_no_query(name)
+        check_no_secret(name)
         folder, manifest = open_folder(name, RemoteConfig())
         # A remote folder keeps its manifest's bytes, which the cache does not.
         data = getattr(folder, "manifest", None) or read_file(folder, MANIFEST)

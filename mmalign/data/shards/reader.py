@@ -29,7 +29,6 @@ from mmalign.core.batch import Caption, Pair
 from mmalign.core.errors import UserError, printable, raise_if_of_machine
 from mmalign.data.reasons import REASONS
 from mmalign.data.shards.folder import (
-    Folder,
     LocalFolder,
     OpenFiles,
     Recent,
@@ -241,42 +240,6 @@ def sample_extent(
     size = sum(stop - start for start, stop in bounds)
     is_close = last - first <= size + MOST_BETWEEN and size <= MAX_IMAGE_BYTES + MAX_JSON_BYTES
     return (first, last - first) if is_close and first >= 0 else None
-
-
-Job = tuple[int, Folder, Manifest]
-"""One shard for another process: its number, and the folder and the manifest with nothing else in them."""
-
-
-def shard_jobs(folder: Folder, manifest: Manifest, numbers: Iterable[int]) -> Iterator[Job]:
-    for number in numbers:
-        shard = manifest.shards[number]
-        yield number, folder.only((shard.tar, shard.index)), manifest.part(shard)
-
-
-def read_shard(
-    folder: Folder, manifest: Manifest, with_image: bool = True
-) -> Iterator[tuple[dict[str, Any], Pair | UnusableSample]]:
-    """The index row of every sample of a manifest's only shard, and the sample or why it cannot be used.
-
-    Raises:
-        UserError: its index is not the one that the manifest describes, or it cannot be downloaded.
-    """
-    (shard,) = manifest.shards
-    rows = read_rows(folder, manifest, shard)
-    try:
-        descriptor = folder.open(shard.tar)
-    except OSError as error:
-        raise_if_of_machine(error)
-        yield from ((row, UnusableSample("read error", str(error.strerror))) for row in rows)
-        return
-    try:
-        for row in rows:
-            try:
-                yield row, read_pair(partial(os.pread, descriptor), row, manifest, with_image)
-            except UnusableSample as error:
-                yield row, error
-    finally:
-        os.close(descriptor)
 
 
 def read_pair(

@@ -35,7 +35,8 @@ class Table(FolderSource):
 
     kind: Literal["table"]
     files: tuple[str, ...]
-    """Tables, by their path from one of the folders: .csv, .tsv, .csv.gz, .tsv.gz or .parquet."""
+    """Tables, by their path from one of the folders, or patterns (`data/*.parquet`): .csv, .tsv, .csv.gz,
+    .tsv.gz or .parquet."""
     image: str = "image"
     """The column of the image's path from one of the folders; of parquet also of its bytes."""
     captions: CaptionColumns
@@ -64,8 +65,7 @@ class Table(FolderSource):
                 return (where,)
             return (name, *(cells[column] for column in split))
 
-        for file in self.files:
-            path = self.find_file(file)
+        for file, path in self._tables():
             rows = enumerate(read_table(path, columns, self.quotes))
             for _, together in groupby(rows, image_of):
                 captions: list[Caption] = []
@@ -81,6 +81,20 @@ class Table(FolderSource):
                     first = first or (path, number, f"{key_of(file)}-{number:09d}", where, cells)
                 if first is not None:
                     yield attempt(self._lazy_pair, *first, captions)
+
+    def _tables(self) -> Iterator[tuple[str, Path]]:
+        """Name and path of every table; those of a pattern in the order of their names."""
+        for file in self.files:
+            if "*" not in file:
+                yield file, self.find_file(file)
+                continue
+            found: dict[str, Path] = {}
+            for folder in self.paths():
+                for path in folder.glob(file):
+                    found.setdefault(path.relative_to(folder).as_posix(), path)
+            if not found:
+                raise UserError(f"{', '.join(self.folders)}: no `{file}` there; fix `source.files`")
+            yield from ((name, self.inside(path)) for name, path in sorted(found.items()))
 
     def _lazy_pair(
         self,

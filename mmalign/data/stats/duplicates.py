@@ -54,8 +54,8 @@ def near_pairs(
 ) -> Iterator[tuple[Positions, Positions, Positions]]:
     """All pairs of an asked and a known hash that differ in at most NEAR bits, each exactly once.
 
-    Memory is about 60 bytes per hash, however many pairs there are. Time is quadratic where many hashes are
-    equal, so these should be joined before. (Sorting takes a tenth of the time of a table per block, as
+    Memory is about 90 bytes per hash, however many pairs there are. Time is quadratic where many hashes are
+    equal, so these should be joined before. (Sorting takes a sixth of the time of a table per block, as
     `faiss.IndexBinaryMultiHash` has it: benchmarks/selection.py.)
 
     Args:

@@ -27,8 +27,9 @@ from mmalign.core.workers import map_in_processes
 from mmalign.data.image_formats import PILLOW_NAMES
 from mmalign.data.images import upright_rgb, upright_size
 from mmalign.data.shards.folder import Folder, open_folder
+from mmalign.data.shards.jobs import Job, read_shard, shard_jobs
 from mmalign.data.shards.manifest import Manifest
-from mmalign.data.shards.reader import Job, UnusableSample, picture_id, read_shard, shard_jobs
+from mmalign.data.shards.reader import UnusableSample, picture_id
 from mmalign.data.shards.scan import check_picture
 from mmalign.data.stats.duplicates import LEAST_PIXELS, NO_HASH, Rows, image_hash
 from mmalign.data.storage.remote import RemoteConfig

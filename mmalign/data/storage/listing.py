@@ -6,6 +6,7 @@ pattern, folder or brace list of URLs -> URLs of tars -> size, version
 import posixpath
 from collections.abc import Callable
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from mmalign.core.errors import UserError
 from mmalign.data.storage.protocols import filesystem_of, is_final, reason, scheme_of, shown
@@ -24,9 +25,13 @@ def list_tars(source: str) -> list[str]:
     """
     from braceexpand import braceexpand
 
-    check_no_query(source)
+    check_no_secret(source)
     urls: set[str] = set()
-    for url in braceexpand(source):
+    try:
+        named = list(braceexpand(source))
+    except ValueError as error:
+        raise UserError(f"{shown(source)}: not a valid pattern ({error})") from None
+    for url in named:
         scheme = scheme_of(url)
         if url.endswith(".tar") and "*" not in url:
             urls.add(url)
@@ -57,11 +62,12 @@ def facts_of(url: str) -> tuple[int | None, str]:
     return facts.get("size"), version
 
 
-def check_no_query(url: str) -> None:
-    if "?" in url:  # it would stand in a manifest
+def check_no_secret(url: str) -> None:
+    # It would stand in a manifest.
+    if "?" in url or "@" in urlsplit(url).netloc:
         raise UserError(
-            f"{shown(url)}: a URL with a query holds a signature, which expires; name it without, and give "
-            "credentials in the environment"
+            f"{shown(url)}: a URL with a query or a user holds a secret, and a signature expires; name it "
+            "without, and give credentials in the environment"
         )
 
 

@@ -114,7 +114,9 @@ def test_folders_are_listed_where_the_store_can(tmp_path: Path, tars: Path) -> N
     ("url", "sentence"),
     [
         ("https://host/set/", "a web server does not list its files"),
-        ("https://host/a.tar?sig=secret", "a URL with a query holds a signature"),
+        ("https://host/a.tar?sig=hidden", "a URL with a query or a user holds a secret"),
+        ("https://me:hidden@host/a.tar", "a URL with a query or a user holds a secret"),
+        ("https://host/{a.tar", "not a valid pattern"),
         ("ftp://host/a.tar", "`ftp://` is not read"),
         ("s3://bucket/a.tar", "is a URL; name a folder of this machine with --out"),
     ],
@@ -122,7 +124,7 @@ def test_folders_are_listed_where_the_store_can(tmp_path: Path, tars: Path) -> N
 def test_urls_that_cannot_be_indexed_are_one_sentence(url: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence) as error:
         index(url, RULES)
-    assert "secret" not in str(error.value)
+    assert "hidden" not in str(error.value)
 
 
 def test_a_manifest_at_a_url_names_no_files_of_the_reader(

@@ -334,3 +334,14 @@ def test_captions_of_several_fields_keep_their_field_in_shards(folder: Path) -> 
     assert [draft.pair.captions for draft in drafts] == expected
     shards = write_set(folder / "shards", [draft.load() for draft in drafts])
     assert [ShardSet(shards).read(i).captions for i in range(2)] == expected
+
+
+def test_files_may_be_a_pattern(folder: Path) -> None:
+    (folder / "t").mkdir()
+    for number in (1, 0):
+        write(folder / "t" / f"{number}.csv", WIDE_HEADER, f"images/{number}.jpg,a dog,ein Hund")
+    write(folder / "t" / "notes.txt", "x")
+    keys = [draft.pair.key for draft in read(table(folder, "t/*.csv"))]
+    assert keys == ["t_0_csv-000000000", "t_1_csv-000000000"]
+    with pytest.raises(UserError, match=r"no `t/\*\.tsv` there; fix `source\.files`"):
+        read(table(folder, "t/*.tsv"))

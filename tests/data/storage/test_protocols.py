@@ -13,6 +13,7 @@ from flaky_server import Answer, FlakyServer
 
 from mmalign.core.errors import UserError
 from mmalign.data.storage import protocols, remote
+from mmalign.data.storage.listing import facts_of, list_tars
 from mmalign.data.storage.remote import RemoteConfig, RemoteFile, fetch, fetch_range
 
 DATA = random.Random(0).randbytes(100_000)
@@ -215,3 +216,31 @@ def test_each_process_has_filesystems_of_its_own() -> None:
     thread.join()
     assert there == [here]
     assert protocols._filesystem(os.getpid() + 1, "file", 1.0) is not here
+
+
+def test_tars_of_s3_are_listed_with_what_changes_when_they_do(bucket: str) -> None:
+    store = fsspec.filesystem("s3", skip_instance_cache=True)
+    store.pipe_file("bucket/listed/1.tar", DATA)
+    store.pipe_file("bucket/listed/0.tar", DATA)
+    store.pipe_file("bucket/listed/0.json", b"{}")
+    urls = ["s3://bucket/listed/0.tar", "s3://bucket/listed/1.tar"]
+    for source in ("s3://bucket/listed", "s3://bucket/listed/", "s3://bucket/lis*/*.tar"):
+        assert list_tars(source) == urls
+    assert list_tars("s3://bucket/listed/{0..1}.tar") == urls
+    size, version = facts_of(urls[0])
+    assert (size, facts_of(urls[1])) == (len(DATA), (size, version))
+    store.pipe_file("bucket/listed/0.tar", DATA[::-1])
+    protocols._filesystem.cache_clear()
+    assert facts_of(urls[0])[1] != version
+    with pytest.raises(UserError, match="no tars there"):
+        list_tars("s3://bucket/none")
+    with pytest.raises(UserError, match="not found or refused"):
+        facts_of("s3://bucket/none.tar")
+
+
+def test_tars_of_the_hub_are_listed(hub: FlakyServer) -> None:
+    folder = {"type": "directory", "path": "set", "oid": "c" * 40, "size": 0}
+    hub.files["/api/datasets/user/name/tree/main"] = json.dumps([folder]).encode()
+    (url,) = list_tars("hf://datasets/user/name/set")
+    assert url == "hf://datasets/user/name/set/0.tar"
+    assert facts_of(url) == (len(DATA), "b" * 40)
