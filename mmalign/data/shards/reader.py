@@ -13,12 +13,11 @@ returned is byte for byte what the index described (its crc32), or it is refused
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from itertools import chain
 from typing import Any
@@ -208,19 +207,6 @@ class ShardSet:
 
     def close(self) -> None:
         self.files.close()
-
-
-def check_cache(sets: Sequence[ShardSet], remote: RemoteConfig, shards: int) -> None:
-    """A UserError, with the size that would do, if the cache cannot hold the `shards` largest at URLs."""
-    at_urls = [one.manifest.shard_bytes for one in sets if not isinstance(one.folder, LocalFolder)]
-    size_S = np.sort(np.concatenate([np.zeros(0, np.int64), *at_urls]))[-shards:]
-    needed = size_S.sum() / 2**30
-    if needed > remote.cache_gib:
-        raise UserError(
-            f"data.remote.cache_gib: {remote.cache_gib:g} GiB cannot hold the {len(size_S)} "
-            f"shards of two windows; set it to {math.ceil(needed * 1000) / 1000:g}, or lower "
-            "data.shuffle_shards"
-        )
 
 
 def sample_extent(

@@ -32,8 +32,9 @@ from numpy.typing import ArrayLike
 
 from mmalign.core import distributed
 from mmalign.core.errors import UserError
-from mmalign.data.shards.folder import open_files
-from mmalign.data.shards.reader import ShardSet, check_cache
+from mmalign.data.shards.folder import LocalFolder, open_files
+from mmalign.data.shards.reader import ShardSet
+from mmalign.data.storage.remote import RemoteConfig
 from mmalign.data.stream.config import DataConfig
 from mmalign.data.stream.layout import GroupEpoch, Window, deal, lay_out, spread
 from mmalign.data.stream.mixing import count_usable, mix, usable_rows
@@ -314,7 +315,20 @@ def open_sets(config: DataConfig) -> list[ShardSet]:
     # Of each group that this host reads, the window that is read and the next one. Slow workers still read
     # the one before, but less and less.
     here = config.groups * distributed.local_world_size() / distributed.world_size()
-    check_cache(sets, config.remote, 2 * config.shuffle_shards * max(1, math.ceil(here)))
+    _check_cache(sets, config.remote, 2 * config.shuffle_shards * max(1, math.ceil(here)))
     # Each rank read the manifests itself, and the data may have been uploaded again meanwhile.
     distributed.must_agree([one.manifest.sha256 for one in sets], "data.train: the manifests")
     return sets
+
+
+def _check_cache(sets: Sequence[ShardSet], remote: RemoteConfig, shards: int) -> None:
+    """A UserError, with the size that would do, if the cache cannot hold the `shards` largest at URLs."""
+    at_urls = [one.manifest.shard_bytes for one in sets if not isinstance(one.folder, LocalFolder)]
+    size_S = np.sort(np.concatenate([np.zeros(0, np.int64), *at_urls]))[-shards:]
+    needed = size_S.sum() / 2**30
+    if needed > remote.cache_gib:
+        raise UserError(
+            f"data.remote.cache_gib: {remote.cache_gib:g} GiB cannot hold the {len(size_S)} "
+            f"shards of two windows; set it to {math.ceil(needed * 1000) / 1000:g}, or lower "
+            "data.shuffle_shards"
+        )
