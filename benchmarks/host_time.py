@@ -49,12 +49,14 @@ def step_of(engine: Any, make_batch: Any, log: int) -> Any:
         from mmalign.training.exchange import Votes
         from mmalign.training.meter import read_metrics
     except ImportError:  # before 0.3
-        from mmalign.training.meter import all_reduce_flags
+        from mmalign.training import meter
+
+        agree = getattr(meter, "agree", None) or meter.all_reduce_flags  # 0.1.0 and what followed
 
         def old(number: int) -> None:
             batch = make_batch(number)
             engine.step(batch)
-            all_reduce_flags(len(batch.language_N), False, False, False)
+            agree(len(batch.language_N), False, False, False)
 
         return old
     unread: list[Any] = []
