@@ -4,8 +4,9 @@
     batch, ids -> objective: forward (autocast, ZeRO's hooks), local_loss -> backward -> clip, AdamW -> bounds
 
 Under stage 0 nothing in a step waits for the device: what depends on numbers (clipping, steps that are
-skipped, the temperature's bound) is decided there, and `read_metrics` is where the host learns of it. Under
-ZeRO 1 to 3 DeepSpeed itself reads the norm on the host.
+skipped, the temperature's bound) is decided there, and `read_metrics` is where the host learns of it. There
+are three exceptions: under ZeRO 1 to 3 DeepSpeed reads the norm on the host, a teacher's vectors come from
+there, and masked language modelling selects its positions by a mask.
 
 Random numbers of a step (dropout) are a function of seed, step, rank and micro-batch: there is no random
 state to save, and cached gradients replay them.
