@@ -4,8 +4,8 @@
 
 The towers are so small that what remains is what the trainer adds: exchanging counts and flags, calling
 DeepSpeed, clipping, the optimizer's call, reading metrics. Towers and a loss with their backward passes are
-measured apart, in the same process, and taken off. The metrics are read every `--log` steps; commits before
-0.3 read them in every step. The two trees take turns; figures are medians over the rounds.
+measured apart, in the same process, and taken off. The metrics are read every `--log` steps; older commits
+read them in every step. The two trees take turns; figures are medians over the rounds.
 
 Prints a table and, as the last line, one JSON object with the ratio of the two.
 

@@ -344,7 +344,7 @@ class _Run:
         say(f"step {bad_step}: back to the weights of step {state.step}, on with later data")
         if self.recorder is not None:
             self.recorder.close()
-            self.recorder = self._open_recorder()
+        self.recorder = self._open_recorder()  # on all ranks
 
     def _stop(self) -> None:
         self._read(to_log=True)
