@@ -22,7 +22,7 @@ from mmalign.models.prompts import NO_PROMPTS
 class Counting:
     """A model whose vectors depend on the bytes alone, and which counts what it encodes."""
 
-    prompts = NO_PROMPTS
+    prompts, precision = NO_PROMPTS, "auto"
 
     def __init__(self, sha256: str = "a" * 64) -> None:
         self.facts: dict[str, Any] = {"path": "model", "sha256": sha256, "step": 1}

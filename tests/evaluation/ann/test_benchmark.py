@@ -35,7 +35,7 @@ INDEXES: list[dict[str, Any]] = [
 class Clustered:
     """Images around ten centres; captions near theirs with an offset, the modality gap of real models."""
 
-    prompts = NO_PROMPTS
+    prompts, precision = NO_PROMPTS, "auto"
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
         rng = np.random.default_rng(0)
