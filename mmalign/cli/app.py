@@ -30,7 +30,10 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Replace fields of the file: optimizer.lr=5e-4"),
 ]
 
-
+Model = Annotated[
+    str,
+    typer.Option("--model", help="Run, checkpoint, export, hub name, `open_clip:NAME/WEIGHTS`."),
+]
 PromptQuery = Annotated[
     str | None, typer.Option(help="Before queries and all other texts; the model's own.")
 ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmalign.cli.app import (
+    Model,
     Overrides,
     PromptPassage,
     PromptQuery,
@@ -24,11 +25,8 @@ from mmalign.core.errors import UserError
 if TYPE_CHECKING:
     from mmalign.models.prompts import Side
 
-Model = Annotated[
-    str,
-    typer.Option("--model", help="Run, checkpoint, export, hub name, `open_clip:NAME/WEIGHTS`."),
-]
 CACHE = Path("data/embeddings")
+MTEB = "mteb:"  # before the names of its tasks, in place of a suite
 
 
 @app.command("eval")
@@ -59,18 +57,14 @@ def evaluate(
     from mmalign.core import distributed
     from mmalign.core.config import read_yaml
 
-    prompts = given_prompts(prompt_query, prompt_passage)
-    if str(suite).startswith("mteb:"):
-        if overrides or untrained:
-            raise UserError(f"{suite}: tasks of mteb take no KEY=VALUE and no --untrained")
-        folder = _measure_mteb(str(suite), model, out, prompts)
-        say(f"{folder / 'results.json'}")
-        note_command(Path(model))
-        return
-    suite = find_yaml(suite, "eval")
     kinds = {"groups": _measure_texts, "indexes": _measure_indexes}
-    fields = read_yaml(suite)
-    measure = next((kinds[name] for name in kinds if name in fields), _measure_images)
+    if str(suite).startswith(MTEB):
+        measure = _measure_mteb
+    else:
+        suite = find_yaml(suite, "eval")
+        fields = read_yaml(suite)
+        measure = next((kinds[name] for name in kinds if name in fields), _measure_images)
+    prompts = given_prompts(prompt_query, prompt_passage)
     folder = measure(suite, list(overrides or ()), model, untrained, out, prompts)
     say(f"{folder / 'results.json'}")
     note_command(Path(model))
@@ -203,14 +197,24 @@ def search(
     serve(SearchIndex(loaded, data, kept), listener, host)
 
 
-def _measure_mteb(tasks: str, model: str, out: Path | None, prompts: "dict[Side, str]") -> Path:
-    """Run tasks of mteb by its own code; returns the folder of the results."""
-    from mmalign.evaluation.mteb_tasks import PREFIX, run_mteb
+def _measure_mteb(
+    suite: Path,
+    overrides: list[str],
+    model: str,
+    untrained: bool,
+    out: Path | None,
+    prompts: "dict[Side, str]",
+) -> Path:
+    """Run tasks of mteb by its own code; returns the folder of the results, as the next three do."""
+    from mmalign.evaluation.mteb_tasks import run_mteb
     from mmalign.models.load import load_model
 
+    if overrides or untrained:
+        raise UserError(f"{suite}: tasks of mteb take no KEY=VALUE and no --untrained")
+    _check_one_process(suite, "tasks of mteb run")
     out = result_folder(model, "eval/mteb", out)
     check_writable(out / "results.json")
-    names = [one.strip() for one in tasks.removeprefix(PREFIX).split(",") if one.strip()]
+    names = [one.strip() for one in str(suite).removeprefix(MTEB).split(",") if one.strip()]
     if not names:
         raise UserError("mteb: name tasks behind the colon, as in mteb:STS22.v2,BUCC.v2")
     results = run_mteb(names, load_model(model, prompts))
@@ -228,7 +232,7 @@ def _measure_images(
     out: Path | None,
     prompts: "dict[Side, str]",
 ) -> Path:
-    """Run a suite of shards, on all ranks; returns the folder of its results, as the next two do."""
+    """Run a suite of shards, on all ranks."""
     from mmalign.core import distributed
     from mmalign.core.config import load_config
     from mmalign.evaluation.suite import SuiteConfig, means_of, run_suite
@@ -287,11 +291,15 @@ def _measure_texts(
     from mmalign.text.scores import PRIMARY
 
     config = load_config(BenchmarkConfig, suite, overrides)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's, and no group was started yet
-        raise UserError(f"{suite}: a suite of text tasks runs in one process; leave torchrun out")
+    _check_one_process(suite, "a suite of text tasks runs")
     out = result_folder(model, f"eval/{config.name}", out)
     results = run_benchmark(config, model, out, untrained, prompts)
     primary = tuple(f"/{metric}" for metric in PRIMARY.values())
     heads = ((name, "/mean/" in name and name.endswith(primary)) for name in results.metrics)
     say_metrics(results, [name for name, is_mean in heads if is_mean or "/published/" in name])
     return out
+
+
+def _check_one_process(suite: Path, what: str) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's, and no group was started yet
+        raise UserError(f"{suite}: {what} in one process; leave torchrun out")

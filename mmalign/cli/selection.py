@@ -5,14 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from mmalign.cli.app import PromptQuery, find_yaml, given_prompts
-from mmalign.cli.data import DataSet, PartOption, Processes, data_app, part_of, say
+from mmalign.cli.app import Model, PromptQuery, find_yaml, given_prompts, say
+from mmalign.cli.data import DataSet, PartOption, Processes, data_app, part_of
 from mmalign.core.commit import check_writable
 
-Model = Annotated[
-    str,
-    typer.Option("--model", help="Run, checkpoint, export, hub name, `open_clip:NAME/WEIGHTS`."),
-]
 Table = Annotated[Path, typer.Option("--out", metavar="FILE", help="Table to write, .parquet.")]
 
 

@@ -75,9 +75,8 @@ class Batch:
     mask_NL: Tensor  # 1 on tokens and 0 on padding
     language_N: tuple[str, ...]  # BCP-47
     image_index_N: Tensor  # which image of this rank a caption describes; ascending, on the host
-    picture_id_B: (
-        Tensor  # on the host; equal, on all ranks, where the data say that the images are the same
-    )
+    # On the host; equal, on all ranks, where the data say that the images are the same.
+    picture_id_B: Tensor
     key_B: tuple[str, ...]
     state: StreamState  # how far the stream is after this batch
     # The token to predict, NOT_PREDICTED where there is none; None without masked language modelling.

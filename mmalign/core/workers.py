@@ -34,6 +34,12 @@ R = TypeVar("R")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
+def usable_cores() -> int:
+    """The cores that this process may use, where the system tells; else those that there are."""
+    allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    return len(allowed(0))
+
+
 def start_workers(loader: Iterable[T]) -> Iterator[T]:
     """`iter(loader)` of a DataLoader whose `worker_init_fn` is `leave_signals_to_the_parent`."""
     _spare_descriptors()

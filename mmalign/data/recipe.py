@@ -11,7 +11,6 @@ that was killed continues there.
 
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from mmalign.core.config import Section, Seed
 from mmalign.core.console import say, track
 from mmalign.core.errors import UserError
 from mmalign.core.languages import respelled_in_words
-from mmalign.core.workers import map_in_processes
+from mmalign.core.workers import map_in_processes, usable_cores
 from mmalign.data.names import fault_of
 from mmalign.data.resize import Resize
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
@@ -90,10 +89,7 @@ def build(
         raise UserError(
             f"{out}: holds the data set of another recipe; name another folder with --out, or give --force"
         )
-    if processes is None:
-        # Where the system knows it, only the cores that this process may use.
-        allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-        processes = len(allowed(0))
+    processes = processes or usable_cores()
     respelled = Counter[str]()  # language codes
     if part[1] > 1:
         with _part_of_work_folder(out.resolve(), recipe_sha256, part[0]) as work:

@@ -94,7 +94,7 @@ def describe(problem: Problem) -> str:
     extent = f", bytes {problem['start']} to {problem['stop']}" if "start" in problem else ""
     detail = f" ({problem['detail']})" if "detail" in problem else ""
     reason = problem["reason"]
-    # The names are somebody else's: none may end the line, or say something to a terminal.
+    # Names are untrusted: none may end the line, or send a control sequence to a terminal.
     return printable(f"{problem['file']}{key}{extent}: {REASONS.get(reason, reason)}{detail}")
 
 

@@ -11,8 +11,7 @@ is that of the rows which it had encoded: the queries of retrieval, all rows oth
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,37 +23,6 @@ from mmalign.models.external.mteb import MtebModel
 from mmalign.results.metric_names import MEAN
 from mmalign.results.protocol import HOW
 from mmalign.results.results import Results, environment
-
-PREFIX = "mteb:"
-
-
-class _Counting(MtebModel):
-    """Counts the rows of each task, split and subset that are queries, documents or neither."""
-
-    def __init__(self, encoder: DualModel) -> None:
-        super().__init__(encoder)
-        self.rows: Counter[tuple[str, str, str, str]] = Counter()
-
-    def encode(
-        self,
-        inputs: Iterable[dict[str, Any]],
-        *,
-        task_metadata: Any,
-        hf_split: str,
-        hf_subset: str,
-        prompt_type: Any = None,
-        **kwargs: Any,
-    ) -> np.ndarray:
-        call = {"task_metadata": task_metadata, "hf_split": hf_split, "hf_subset": hf_subset}
-        found = super().encode(inputs, prompt_type=prompt_type, **call, **kwargs)
-        side = str(getattr(prompt_type, "value", prompt_type))
-        self.rows[task_metadata.name, hf_split, hf_subset, side] += len(found)
-        return found
-
-    def count(self, task: str, split: str, subset: str) -> int:
-        queries = self.rows[task, split, subset, "query"]
-        sides = (n for key, n in self.rows.items() if key[:3] == (task, split, subset))
-        return queries or sum(sides)
 
 
 def run_mteb(names: Sequence[str], model: DualModel) -> Results:
@@ -81,7 +49,7 @@ def measure_tasks(tasks: Sequence[Any], model: DualModel) -> Results:
     """As `run_mteb`, with task objects of mteb."""
     import mteb
 
-    counting = _Counting(model)
+    counting = MtebModel(model)
     results = Results(suite="mteb", model=model.facts, environment=environment())
     for task in tasks:
         name = task.metadata.name
@@ -97,13 +65,13 @@ def measure_tasks(tasks: Sequence[Any], model: DualModel) -> Results:
 
 
 def _add(
-    results: Results, task: Any, scores: dict[str, Any], counting: _Counting, version: str
+    results: Results, task: Any, scores: dict[str, Any], counting: MtebModel, version: str
 ) -> None:
     name, main = task.metadata.name, task.metadata.main_score
     subsets = []
     for split, found in scores.items():
         labels = _labels(found)
-        counts = [counting.count(name, split, one["hf_subset"]) for one in found]
+        counts = [_count(counting, name, split, one["hf_subset"]) for one in found]
         for one, label, count in zip(found, labels, counts, strict=True):
             for metric, value in one.items():
                 is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -126,6 +94,12 @@ def _add(
         "main": main,
         "subsets": list(dict.fromkeys(subsets)),
     }
+
+
+def _count(model: MtebModel, task: str, split: str, subset: str) -> int:
+    """Queries that were encoded; where nothing is a query, all rows."""
+    queries = model.rows[task, split, subset, "query"]
+    return queries or sum(n for key, n in model.rows.items() if key[:3] == (task, split, subset))
 
 
 def _labels(found: Sequence[dict[str, Any]]) -> list[str]:

@@ -48,9 +48,8 @@ except ModuleNotFoundError as missing:
 MOST_BYTES = 10_000_000  # of an image to search with
 MOST_LETTERS = 1000  # of a text to search with
 MOST_RESULTS = 100
-MOST_CONNECTIONS = (
-    64  # at one time; more get 503. Their requests are answered by Starlette's 40 threads.
-)
+# At one time; more get 503. Their requests are answered by Starlette's 40 threads.
+MOST_CONNECTIONS = 64
 IMAGES, CAPTIONS = 24, 3  # results of a text, and of an image in each language
 _UNDECODABLE = (
     f"the file cannot be read as an image; send a JPEG, PNG or WebP up to {MAX_PIXELS:,} px"

@@ -22,6 +22,7 @@ import psutil
 from mmalign.core.commit import check_writable, write_atomic
 from mmalign.core.config import write_yaml
 from mmalign.core.console import say, track
+from mmalign.core.workers import usable_cores
 from mmalign.report.study_page import write_study_page
 from mmalign.results.results import Results, writing
 from mmalign.study.analysis import StudyResults, analyse
@@ -111,7 +112,7 @@ def workers_for(parameters: int) -> int:
     Args:
         parameters: of the largest tower.
     """
-    cores = len(gpu_names()) or len(psutil.Process().cpu_affinity()) or 1
+    cores = len(gpu_names()) or usable_cores()
     fit = psutil.virtual_memory().available // (_BASE_BYTES + _BYTES_PER_PARAMETER * parameters)
     return max(1, min(cores, fit))
 

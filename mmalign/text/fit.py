@@ -86,12 +86,12 @@ def copy_of(tower: TextEncoder) -> TextEncoder:
 
 
 def _new_model(tower: TextEncoder, task: Task, config: FitConfig) -> TaskModel:
+    # A fixed tower shares its weights with the one that was given, and has settings of its own.
+    tower = copy.copy(tower) if config.trainable == "head" else copy_of(tower)
     tower.precision = "fp32" if config.precision == "fp32" else "auto"
     if config.trainable != "head":
-        tower = copy_of(tower)
         tower.trains_in_bf16 = precision_of(config) == "bf16"
     if config.max_length is not None:
-        tower = copy.copy(tower)  # the weights of a fixed tower are shared
         tower.cut_at(min(config.max_length, tower.max_length))
     tower.requires_grad_(config.trainable == "all")
     if config.trainable == "lora":

@@ -31,7 +31,7 @@ def test_a_valid_set_passes(tmp_path: Path) -> None:
     assert report.to_json() == {**counts, "features": {}, "problems": []}
 
 
-def test_names_of_strangers_are_printed_without_control_characters(
+def test_untrusted_names_are_printed_without_control_characters(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = "a\nset: complete, 9 samples\x1b[2J\x7f\x9b31m"

@@ -34,11 +34,8 @@ HASHES = (CONTENT, PHASH, PICTURE, TEXT_HASH)
 COLUMNS: list[Column] = [
     (PICTURE, int, False),  # its identity: equal where the data set says that images are equal
     (CONTENT, np.uint64, False),  # of its bytes
-    (
-        PHASH,
-        np.uint64,
-        False,
-    ),  # how it looks (stats/duplicates.py); 0: it has no structure, or was not decoded
+    # How it looks (stats/duplicates.py); 0: it has no structure, or was not decoded.
+    (PHASH, np.uint64, False),
     ("width", int, False),  # in pixels, upright
     ("height", int, False),
     ("bytes", int, False),
@@ -60,9 +57,7 @@ class Options:
     """What is measured."""
 
     near: bool = True  # how images look, for which every image is decoded
-    identify: str | None = (
-        None  # name of a language identifier (identify.py); None: no identification
-    )
+    identify: str | None = None  # a language identifier (identify.py); None: no identification
     processes: int = 1  # shards that are read at once
 
 

@@ -18,10 +18,8 @@ from mmalign.data.select.choice import Choice
 from mmalign.data.select.describe import CONTENT, HASHES, PHASH, PICTURE, TEXT_HASH
 from mmalign.data.select.rules import Leaks, Repeats
 from mmalign.data.select.source import ChosenFrom, Descriptions
-from mmalign.data.select.tables import join
+from mmalign.data.select.tables import SPREAD, join
 from mmalign.data.stats.duplicates import NO_HASH, near_pairs
-
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
 def remove_repeats(
@@ -41,7 +39,7 @@ def remove_repeats(
     if rule.texts:
         captions = np.flatnonzero(choice.caption_C & hashes["known_C"])
         # Equal words of two languages are not repeats.
-        text = hashes[TEXT_HASH] ^ (source.language_C.astype(np.uint64) * _SPREAD)
+        text = hashes[TEXT_HASH] ^ (source.language_C.astype(np.uint64) * SPREAD)
         repeated = captions[_repeats(text[captions])]
         choice.remove_captions(repeated, choice.reason("duplicate caption"))
     choice.settle()

@@ -23,7 +23,7 @@ from mmalign.data.sources.columns import parquet_library
 KEY, SHARD = "key", "shard"
 _FACTS = b"mmalign"  # in the metadata of a table's schema: what it describes, as JSON
 _ROWS = 65_536  # that are in memory at a time
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # of the numbers of shards over 64 bits (Fibonacci hashing)
+SPREAD = np.uint64(0x9E3779B97F4A7C15)  # of small numbers over 64 bits (Fibonacci hashing)
 
 Part = tuple[int, int]
 """(i, n): the shards i, i + n, i + 2n, ... of a data set; (0, 1): all."""
@@ -157,7 +157,7 @@ class SampleKeys:
         if by_shard:
             numbers = (self.shards.get(name, -1) for name in _texts(batch, SHARD))
             number_R = np.fromiter(numbers, np.int64, len(batch)).view(np.uint64)
-            hash_R ^= number_R * _SPREAD
+            hash_R ^= number_R * SPREAD
         sorted_S, order_S = self._sort(by_shard)
         first_R = np.searchsorted(sorted_S, hash_R, "left")
         count_R = np.searchsorted(sorted_S, hash_R, "right") - first_R
@@ -169,7 +169,7 @@ class SampleKeys:
         if by_shard not in self._sorted:
             hash_S = self.hash_S
             if by_shard:
-                hash_S = hash_S ^ (self.shard_S.astype(np.uint64) * _SPREAD)
+                hash_S = hash_S ^ (self.shard_S.astype(np.uint64) * SPREAD)
             order_S = np.argsort(hash_S, kind="stable")
             self._sorted[by_shard] = hash_S[order_S], order_S
         return self._sorted[by_shard]

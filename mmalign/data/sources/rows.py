@@ -3,7 +3,7 @@
 folders --find_file, find_image--> paths ---+
 text and JSON files --read_*--> values -----+-> Row (one per image of a published set) --> LazyPair
 
-Rows are somebody else's, and name files. They reach regular files of limited size in the source's folders
+Rows are untrusted and name files. They reach regular files of limited size in the source's folders
 alone. A link may lead into one of the folders, or to the blobs of the hub's cache that a folder is in.
 """
 

@@ -54,9 +54,8 @@ class ShardCache:
         # (name, inode, time of modification) of checked files, for disks that cannot hold the mark
         self._verified: set[tuple[str, int, int]] = set()
         self._announced = dict.fromkeys(announced)
-        self.by_range: set[RemoteFile] = (
-            set()
-        )  # announced, but too few parts are read to download them
+        # Announced, but too few parts are read to download them.
+        self.by_range: set[RemoteFile] = set()
         self._failed: dict[RemoteFile, UserError | OSError] = {}
         self._process: int | None = None  # that the prefetching threads belong to
 

@@ -9,6 +9,7 @@ of this kind do it.
 """
 
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -31,6 +32,8 @@ class MtebModel:
 
     def __init__(self, encoder: DualModel) -> None:
         self._encoder = encoder
+        # Rows that were encoded, by task, split, subset and side: mteb keeps no count of what it scored.
+        self.rows: Counter[tuple[str, str, str, str]] = Counter()
 
     @property
     def mteb_model_meta(self) -> Any:
@@ -65,6 +68,15 @@ class MtebModel:
             inputs: batches, each with a list of texts under `text`, of PIL images under `image`, or
                 both; other columns are ignored.
         """
+        found = self._encode(inputs, prompt_type, batch_size)
+        name = getattr(task_metadata, "name", "")
+        asked = str(getattr(prompt_type, "value", prompt_type))
+        self.rows[name, hf_split, hf_subset, asked] += len(found)
+        return found
+
+    def _encode(
+        self, inputs: Iterable[dict[str, Any]], prompt_type: Any, batch_size: int
+    ) -> np.ndarray:
         # Only the side that a text is on decides its vector, not the task that the rows belong to.
         side: Side = (
             "passage" if str(getattr(prompt_type, "value", prompt_type)) in _PASSAGES else "query"

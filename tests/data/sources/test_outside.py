@@ -1,4 +1,4 @@
-"""Rows of strangers reach the files of the source's folders and no others."""
+"""Untrusted rows reach the files of the source's folders and no others."""
 
 import json
 import os
