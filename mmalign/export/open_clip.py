@@ -118,6 +118,7 @@ def _text(encoder: Encoder, home: str) -> dict[str, Any]:
     from open_clip.hf_configs import arch_dict
 
     text, kind = encoder.config.text, encoder.model.text_tower.trunk.config.model_type
+    projection = encoder.config.text_projection
     if kind not in arch_dict:
         raise UserError(
             f"model.text: open_clip has no `{kind}`, only {', '.join(sorted(arch_dict))}; {_ELSEWHERE}"
@@ -133,7 +134,7 @@ def _text(encoder: Encoder, home: str) -> dict[str, Any]:
         "hf_model_pretrained": False,
         "hf_tokenizer_name": home,
         "hf_pooler_type": pooler,
-        "hf_proj_type": encoder.config.text_projection,
+        "hf_proj_type": None if projection == "none" else projection,
         "context_length": encoder.max_length,
         "vocab_size": encoder.tokenizer.vocabulary,
     }

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmalign.core.commit import write_json
 from mmalign.core.errors import UserError
@@ -58,7 +58,7 @@ def write_transformers(source: Source, folder: Path) -> None:
         "text_model.pooler.dense.weight": POOLER_SCALE * torch.eye(tower.state_width),
         "text_model.pooler.dense.bias": torch.zeros(tower.state_width),
         "visual_projection.weight": visual_projection.weight,
-        "text_projection.weight": tower.projection.weight / POOLER_SCALE,  # type: ignore[union-attr,operator]
+        "text_projection.weight": _projection(tower) / POOLER_SCALE,
         # The model has no parameter for the constant that a sigmoid loss adds to every score, so
         # `logits_per_image` lacks it. Cosines depend on neither.
         "logit_scale": encoder.model.logit_scale.reshape(()),
@@ -69,11 +69,17 @@ def write_transformers(source: Source, folder: Path) -> None:
     write_tokenizer(tower.tokenizer, tower.max_length, folder)
 
 
+def _projection(tower: TextEncoder) -> Tensor:
+    if isinstance(tower.projection, nn.Linear):
+        return tower.projection.weight
+    return torch.eye(tower.state_width)  # `text_projection: none`
+
+
 def _text_model(tower: TextEncoder) -> Any:
     """The trunk as AutoModel builds it, pooler included, without memory for weights."""
     from transformers import AutoModel
 
-    if not isinstance(tower.projection, nn.Linear):
+    if not isinstance(tower.projection, nn.Linear | None):
         raise UserError(
             f"model.text_projection: VisionTextDualEncoderModel has one linear map; {_ELSEWHERE}"
         )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mmalign.core.batch import Embeddings
 from mmalign.core.config import Section
+from mmalign.core.errors import UserError
 from mmalign.models.image_tower import ImageTower, ImageTowerConfig, build_image_tower
 from mmalign.models.lora import inject_lora, merge_lora
 from mmalign.models.text_tower import TextTower, TextTowerConfig, build_text_tower
@@ -28,8 +29,9 @@ class ModelConfig(Section):
     text: TextTowerConfig
     embedding: int = pydantic.Field(default=512, ge=2)
     """D, the width of the shared space."""
-    text_projection: Literal["linear", "mlp"] = "linear"
-    """The map into the shared space. mlp: two layers with a GELU between (open_clip's `hf_proj_type`)."""
+    text_projection: Literal["linear", "mlp", "none"] = "linear"
+    """The map into the shared space. mlp: two layers with a GELU between (open_clip's `hf_proj_type`). none:
+    the text tower's own space is the shared one, so a sentence encoder has it before any training."""
     temperature: float = pydantic.Field(default=0.07, gt=0)
     """At the start; it is learned."""
     min_temperature: float = pydantic.Field(default=0.01, gt=0)
@@ -42,7 +44,7 @@ class DualEncoder(nn.Module):
     """An image tower and a text tower that meet in a space of D dimensions.
 
     Attributes:
-        image_projection, text_projection: maps without biases.
+        image_projection, text_projection: maps without biases; `none` is an Identity.
         logit_scale: (1,) float32, the natural logarithm of the inverse temperature (CLIP's convention).
         logit_bias: (1,) float32, or None.
     """
@@ -57,8 +59,7 @@ class DualEncoder(nn.Module):
         self.image_tower = image_tower
         self.text_tower = text_tower
         self.image_projection = _linear(image_tower.width, config.embedding)
-        make = _perceptron if config.text_projection == "mlp" else _linear
-        self.text_projection: nn.Module = make(text_tower.width, config.embedding)
+        self.text_projection = _text_projection(config, text_tower.width)
         # Shape (1,) and not (): DeepSpeed cannot take a parameter without dimensions.
         self.logit_scale = nn.Parameter(torch.tensor([-math.log(config.temperature)]))
         bias = config.logit_bias
@@ -129,6 +130,18 @@ def plain_weights(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str,
     """The weights of a checkpoint under the names of a model without adapters, which are merged."""
     sides = {"image_tower.": config.image.lora, "text_tower.": config.text.lora}
     return merge_lora(state, {side: lora.alpha for side, lora in sides.items() if lora is not None})
+
+
+def _text_projection(config: ModelConfig, width: int) -> nn.Module:
+    if config.text_projection == "none":
+        if width != config.embedding:
+            raise UserError(
+                f"model.embedding: {config.embedding}, but `text_projection: none` makes it the width of the "
+                f"text tower; set {width}"
+            )
+        return nn.Identity()
+    make = _perceptron if config.text_projection == "mlp" else _linear
+    return make(width, config.embedding)
 
 
 def _linear(width: int, embedding: int) -> nn.Linear:

@@ -260,13 +260,13 @@ def is_contrastive(path: Path) -> bool:
 
 def text_side(encoder: Encoder, is_comparable: bool = True) -> TextEncoder:
     """The text side of a dual encoder; `is_comparable`: see `is_contrastive`."""
-    tower = encoder.model.text_tower
+    tower, projection = encoder.model.text_tower, encoder.model.text_projection
     # The projection of a masked language model was never trained: a random matrix would only blur the states.
     return TextEncoder(
         tower.trunk,
         encoder.tokenizer,
         tower.pooling,
-        encoder.model.text_projection if is_comparable else None,
+        projection if is_comparable and not isinstance(projection, nn.Identity) else None,
         unit_length=is_comparable,
         max_length=encoder.config.text.max_length,
         facts=encoder.facts,

@@ -64,10 +64,11 @@ def cells_of(study: StudyConfig, towers: Sequence[TrainedTower]) -> list[Cell]:
 def fine_tunings(study: StudyConfig) -> dict[tuple[str, str], Job]:
     """(task, method) -> the fine-tuning, for every combination that the study wants."""
     configs = {}
-    for path in study.tasks:
+    for entry in study.tasks:
+        path, own = (entry, {}) if isinstance(entry, str) else (entry.finetune, entry.set)
         for method, changes in study.methods.items():
             tree = read_yaml(find_yaml(path, "train/finetune"))
-            for dotted, value in changes.items():
+            for dotted, value in (own | changes).items():
                 apply_override_value(tree, dotted, value)
             # A study has its own seeds, folds and baselines.
             tree |= {"seeds": [0]}

@@ -32,6 +32,15 @@ class TowerConfig(Section):
         return self
 
 
+class TaskEntry(Section):
+    """A fine-tuning of the grid, with fields that differ from its file."""
+
+    finetune: str
+    """Fine-tuning YAML, of a task or of a lexicon."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Fields that this entry changes, dotted: `{task.name: bitext_centred, task.centred: true}`."""
+
+
 class HeadlineConfig(Section):
     """The comparison that the study is about; it is repeated over several pretraining seeds."""
 
@@ -47,7 +56,7 @@ class StudyConfig(Section):
     question: str
     """What the study asks, as a sentence; the first line of the report."""
     towers: dict[str, TowerConfig] = Field(min_length=1)
-    tasks: tuple[str, ...] = Field(min_length=1)
+    tasks: tuple[str | TaskEntry, ...] = Field(min_length=1)
     """Fine-tuning YAMLs, of a task or of a lexicon; each with its plain way of training."""
     methods: dict[str, dict[str, Any]] = Field(min_length=1)
     """Name -> fields of the fine-tuning that it changes, dotted: `{repeats: 4}`, `{method.kind: pgd}`."""

@@ -140,7 +140,7 @@ def build_model(
         case "span_qa":
             return SpanModel(tower)
         case "retrieval":
-            return RetrievalModel(tower, task.candidates)
+            return RetrievalModel(tower, task.candidates, task.tests if task.centred else None)
         case "event_causality":
             return CausalityModel(tower, causality or CausalityConfig())
 

@@ -53,12 +53,17 @@ def load_by_name(folder: Path) -> tuple[Any, Any, Any]:
         ("open_clip", "mt5", "mean", "linear"),
         ("around_timm", "xlm-roberta", "cls", "linear"),
         ("resnet10t", "m2m_100", "mean", "linear"),
+        ("resnet10t", "bert", "mean", "none"),
     ],
 )
 def test_open_clip_loads_the_same_encoder_from_the_folder(
     image: str, trunk: str, pooling: str, projection: str, tmp_path: Path
 ) -> None:
-    changes = {"text_projection": projection, "logit_bias": -10.0, "temperature": 0.1}
+    changes: dict[str, Any] = {"logit_bias": -10.0, "temperature": 0.1}
+    changes |= {
+        "text_projection": projection,
+        **({"embedding": 32} if projection == "none" else {}),
+    }
     encoder = build_encoder(image, trunk, pooling, **changes)
     loaded = load_by_name(write(encoder, tmp_path / "out"))
     assert difference(encoder, loaded) <= 1e-6

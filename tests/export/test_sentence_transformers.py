@@ -116,6 +116,7 @@ def test_the_encoder_half_that_cannot_be_loaded_alone_is_refused(tmp_path: Path)
     [
         ("resnet10t", "xlm-roberta", "last", {}),
         ("open_clip", "mt5", "mean", {"text_projection": "mlp"}),
+        ("resnet10t", "bert", "mean", {"text_projection": "none", "embedding": 32}),
     ],
 )
 def test_a_router_encodes_texts_and_images_as_we_do(

@@ -18,13 +18,18 @@ from mmalign.models.load import load_model
 
 
 @pytest.mark.parametrize(
-    ("image", "trunk"), [("resnet10t", "bert"), ("vit", "xlm-roberta"), ("around_timm", "bert")]
+    ("image", "trunk", "changes"),
+    [
+        ("resnet10t", "bert", {}),
+        ("vit", "xlm-roberta", {}),
+        ("around_timm", "bert", {"text_projection": "none", "embedding": 32}),
+    ],
 )
 @torch.no_grad()
 def test_transformers_encodes_texts_and_images_as_we_do(
-    image: str, trunk: str, tmp_path: Path
+    image: str, trunk: str, changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    source = source_of(build_encoder(image, trunk, "cls", temperature=0.05))
+    source = source_of(build_encoder(image, trunk, "cls", temperature=0.05, **changes))
     encoder: Any = source.encoder
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -191,9 +191,11 @@ def test_unknown_image_models_get_one_sentence() -> None:
         build_image_tower(timm_tower(no_such_option=1))
 
 
-def dual_encoder(freeze_image: bool = False, text_projection: str = "linear") -> DualEncoder:
+def dual_encoder(
+    freeze_image: bool = False, text_projection: str = "linear", embedding: int = 12
+) -> DualEncoder:
     image = {"kind": "timm", "name": "resnet10t", "image_size": 32, "frozen": freeze_image}
-    tree = {"image": image, "text": text_config("bert").model_dump(), "embedding": 12}
+    tree = {"image": image, "text": text_config("bert").model_dump(), "embedding": embedding}
     config = validate(ModelConfig, {**tree, "text_projection": text_projection}, "test")
     torch.manual_seed(0)
     return build_dual_encoder(config, 50, padding_id=0)
@@ -220,6 +222,17 @@ def test_the_text_projection_may_have_two_layers() -> None:
     by_hand = torch.nn.functional.gelu(feature_NF @ first.T) @ second.T
     found = model.encode_text(token_NL, torch.ones_like(token_NL))
     torch.testing.assert_close(found, torch.nn.functional.normalize(by_hand, dim=-1))
+
+
+def test_without_a_text_projection_the_towers_space_is_the_shared_one() -> None:
+    model = dual_encoder(text_projection="none", embedding=16).eval()
+    token_NL = torch.tensor([[5, 6], [7, 8]])
+    found = model.encode_text(token_NL, torch.ones_like(token_NL))
+    feature_NF = model.text_tower(token_NL, torch.ones_like(token_NL))
+    torch.testing.assert_close(found, torch.nn.functional.normalize(feature_NF, dim=-1))
+    assert not [name for name, _ in model.named_parameters() if "text_projection" in name]
+    with pytest.raises(UserError, match=r"model\.embedding: 12, .*set 16"):
+        dual_encoder(text_projection="none")
 
 
 def test_a_frozen_tower_does_not_move() -> None:

@@ -64,6 +64,18 @@ def test_methods_change_an_injection_and_unknown_fields_are_named(tmp_path: Path
     assert configs["toy", "hinge"].loss.kind == "hinge"  # type: ignore[union-attr]
     assert configs["toy", "published"].epochs == 5
     assert {config.seeds for config in configs.values()} == {(0,)}
+    # A file twice, with fields of its own.
+    file = str(tmp_path / "job.yaml")
+    tasks = [file, {"finetune": file, "set": {"lexicon.name": "other", "epochs": 7}}]
+    configs = fine_tunings(
+        study(tmp_path, tasks=tasks, methods={"plain": {}, "more": {"epochs": 9}})
+    )
+    assert {name: one.epochs for name, one in configs.items()} == {
+        ("toy", "plain"): configs["toy", "plain"].epochs,
+        ("other", "plain"): 7,
+        ("toy", "more"): 9,
+        ("other", "more"): 9,
+    }
     wrong = study(tmp_path / "b", methods={"plain": {}, "robust": {"method.kind": "pgd"}})
     with pytest.raises(UserError, match="unknown key `method`"):
         fine_tunings(wrong)

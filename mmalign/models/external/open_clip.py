@@ -229,7 +229,9 @@ def from_open_clip(state: State, model: DualEncoder) -> State:
         prefix = next(one for one in parts if name.startswith(one))
         parts[prefix][name.removeprefix(prefix)] = tensor
     # The width of open_clip's tower is that of the space where nothing stands between.
-    projection = parts[_PROJECTION] or {"weight": torch.eye(model.text_tower.width)}
+    projection = parts[_PROJECTION]
+    if not projection and not isinstance(model.text_projection, nn.Identity):
+        projection = {"weight": torch.eye(model.text_tower.width)}
     named = {
         **_image_in(parts["visual."], model),
         **_text_in(parts[_TEXT], model),

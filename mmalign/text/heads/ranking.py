@@ -44,14 +44,25 @@ class RetrievalModel(TaskModel):
     """Queries and their right candidates, trained by softmax over the candidates of a batch.
 
     Training examples have the texts (query, text of a right candidate); those of dev and tests have the
-    query alone. `candidates` are by language.
+    query alone.
+
+    Attributes:
+        candidates: by language.
+        centre_on: by language, the queries whose mean feature is subtracted from every query's; the
+            candidates' own mean is subtracted from theirs. None: features are compared as they are.
     """
 
     def __init__(
-        self, tower: TextEncoder, candidates: Mapping[str, Sequence[Example]] | None = None
+        self,
+        tower: TextEncoder,
+        candidates: Mapping[str, Sequence[Example]] | None = None,
+        centre_on: Mapping[str, Sequence[Example]] | None = None,
     ) -> None:
         super().__init__(tower, LogitScale())
         self.candidates = candidates or {}
+        self.centre_on = centre_on
+        # The last pool that was encoded: of which texts, by which weights, its features.
+        self._pool: tuple[list[str], list[tuple[int, int]], np.ndarray] | None = None
 
     def collate(self, examples: Sequence[Example]) -> TaskBatch:
         """The target is (B, B) bool: whether an example's candidate is the same as the other's."""
@@ -83,7 +94,21 @@ class RetrievalModel(TaskModel):
         """The ids of the nearest candidates of each query, all of one language; the loss is always 0."""
         if not examples:
             return [], 0.0
-        return list(rank(self.tower, examples, self.candidates[examples[0].lang])), 0.0
+        lang = examples[0].lang
+        candidates, candidate_MD = self.candidates[lang], self._candidate_features(lang)
+        if self.centre_on is None:
+            return [*rank(self.tower, examples, candidates, candidate_MD)], 0.0
+        centre_QD = self.tower.encode([one.texts[0] for one in self.centre_on[lang]])
+        means = _unit(centre_QD).mean(0), _unit(candidate_MD).mean(0)
+        return [*rank(self.tower, examples, candidates, candidate_MD, means)], 0.0
+
+    def _candidate_features(self, lang: str) -> np.ndarray:
+        texts = [one.texts[0] for one in self.candidates[lang]]
+        # torch counts how often a tensor was changed in place: features are valid until a count differs.
+        weights = [(id(one), one._version) for one in self.tower.parameters()]
+        if self._pool is None or self._pool[:2] != (texts, weights):
+            self._pool = texts, weights, self.tower.encode(texts, side="passage")
+        return self._pool[2]
 
     def decode(self, logits: Tensor, batch: TaskBatch) -> list[Prediction]:
         raise NotImplementedError("a batch does not hold all candidates: use `predict`")
@@ -94,18 +119,22 @@ def rank(
     queries: Sequence[Example],
     candidates: Sequence[Example],
     candidate_MD: np.ndarray | None = None,
+    means: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> list[tuple[str, ...]]:
     """The ids of the 20 nearest candidates of each query by cosine, the nearest first.
 
     Args:
         queries: `target` holds the ids of the correct candidates, which decides ties only.
         candidate_MD: features of the candidates, where they are known already.
+        means: (D,) each, what to subtract from the queries and from the candidates at unit length.
     """
     if candidate_MD is None:
         candidate_MD = tower.encode([one.texts[0] for one in candidates], side="passage")
     query_QD = tower.encode([one.texts[0] for one in queries])
     # FAISS finds nothing for vectors that are NaN, which would be an accuracy of 0.
     check_finite(tower, query_QD, candidate_MD)
+    if means is not None:
+        query_QD, candidate_MD = _unit(query_QD) - means[0], _unit(candidate_MD) - means[1]
     correct = [frozenset(map(str, cast("tuple[str, ...]", one.target))) for one in queries]
     return rank_features(query_QD, candidate_MD, correct, [one.id for one in candidates])
 

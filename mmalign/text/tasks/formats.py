@@ -223,10 +223,11 @@ LAYOUTS = {
     name: validate(Layout, tree, f"formats.yaml, {name}")
     for name, tree in read_yaml(Path(__file__).with_name("formats.yaml")).items()
 }
-# What no entry of formats.yaml can express: our own layout, whose columns decide the kind of task, and two
-# retrieval sets that read several files together.
+# What no entry of formats.yaml can express: our own layout, whose columns decide the kind of task, and
+# retrieval sets whose candidates are known only when all rows are.
 _READ_FOLDER: dict[str, Callable[[Path, str], Splits]] = {
     "tsv": _read_own,
+    "parallel": retrieval.parallel_texts,
     "lareqa": retrieval.read_lareqa,
     "mewslix": retrieval.read_mewslix,
 }

@@ -15,6 +15,7 @@ from mmalign.text.tasks.codes import Language
 from mmalign.text.tasks.datasets import DatasetConfig, read_dataset
 from mmalign.text.tasks.formats import Format, read
 from mmalign.text.tasks.overlap import overlap
+from mmalign.text.tasks.shared_words import without_shared_words
 from mmalign.text.tasks.task import CANDIDATES, Example, Kind, Splits, Task, labels_of, sample
 
 
@@ -74,6 +75,11 @@ class TaskConfig(NamedFilesConfig):
     """Test on a sample of so many rows of each language, the same ids in all; by default on all."""
     languages: tuple[Language, ...] | None = None
     """Test only in these; by default in every language that the folder holds."""
+    without_shared_words: bool = False
+    """Of retrieval: take the words that a query and its right candidate share (names, numbers, loans) out of
+    both, so that nothing is found by its spelling."""
+    centred: bool = False
+    """Of retrieval: subtract the mean feature of a language's test queries, and that of its candidates."""
 
 
 def read_task(config: TaskConfig) -> Task:
@@ -95,23 +101,8 @@ def make_task(
     """As `read_task`, from files that were read already."""
     (train_kind, trained), (kind, tested) = training_files, test_files
     source = config.language
-    training_folder = config.train.folder if config.train else config.folder
-    # Both must ask the same kind of question (MNLI and XNLI, SQuAD and MLQA).
-    if train_kind != kind:
-        raise UserError(
-            f"task `{config.name}`: {training_folder} holds {train_kind} examples, {config.folder} "
-            f"{kind} ones; train on the kind that is tested"
-        )
-    train: list[Example] = []
-    for lang in dict.fromkeys((source, *config.train_languages)):
-        rows = trained.get(("train", lang), [])
-        if not rows and kind != "retrieval":  # retrieval can use the tower as it is
-            there = ", ".join(sorted(lang for split, lang in trained if split == "train")) or "none"
-            raise UserError(
-                f"{training_folder}: no training file for `{lang}` (task `{config.name}`); "
-                f"there are some for {there}"
-            )
-        train += sample(rows, config.train_examples)
+    _check_kinds(config, train_kind, kind)
+    train = _training_rows(config, trained, kind)
     # By any target: those of other kinds than classification are never among the names.
     names: Mapping[Any, Any] = config.relabel
     by_split: dict[str, dict[str, list[Example]]] = {"dev": {}, "test": {}, CANDIDATES: {}}
@@ -123,7 +114,10 @@ def make_task(
     tests = _choose_tests(by_split["test"], by_split["dev"], config)
     if config.few_shot is not None:
         train += _take_shots(by_split, tests, config, config.few_shot)
-    dev = by_split["dev"]
+    dev, candidates = by_split["dev"], by_split[CANDIDATES]
+    if config.without_shared_words:
+        for lang, rows in tests.items():
+            tests[lang], candidates[lang] = without_shared_words(rows, candidates.get(lang, []))
     if ("dev", source) in trained:
         dev[source] = trained["dev", source]  # those beside the training files choose the epoch
     task = Task(
@@ -134,9 +128,11 @@ def make_task(
         train=train,
         dev=dev,
         tests={lang: sample(rows, config.test_examples) for lang, rows in tests.items()},
-        candidates=by_split[CANDIDATES],
+        candidates=candidates,
         test_is_dev=frozenset(tests.keys() - by_split["test"].keys()),
         merge=dict(config.merge),
+        centred=config.centred,
+        without_shared_words=config.without_shared_words,
     )
     # Labels of tests that training lacks are mistakes, except coarser ones that `merge` names.
     known = {*task.labels, *task.merge.values()}
@@ -150,8 +146,50 @@ def make_task(
     return task
 
 
+def _check_kinds(config: TaskConfig, train_kind: Kind, kind: Kind) -> None:
+    # Both must ask the same kind of question (MNLI and XNLI, SQuAD and MLQA).
+    if train_kind != kind:
+        raise UserError(
+            f"task `{config.name}`: {_training_folder(config)} holds {train_kind} examples, {config.folder} "
+            f"{kind} ones; train on the kind that is tested"
+        )
+    if kind != "retrieval" and (config.without_shared_words or config.centred):
+        field = "without_shared_words" if config.without_shared_words else "centred"
+        raise UserError(f"task `{config.name}`: `{field}` is for retrieval, not {kind}; drop it")
+
+
+def _training_rows(config: TaskConfig, trained: Splits, kind: Kind) -> list[Example]:
+    train: list[Example] = []
+    for lang in dict.fromkeys((config.language, *config.train_languages)):
+        rows = trained.get(("train", lang), [])
+        if not rows and kind != "retrieval":  # retrieval can use the tower as it is
+            there = ", ".join(sorted(lang for split, lang in trained if split == "train")) or "none"
+            raise UserError(
+                f"{_training_folder(config)}: no training file for `{lang}` (task `{config.name}`); "
+                f"there are some for {there}"
+            )
+        train += sample(rows, config.train_examples)
+    return train
+
+
+def _training_folder(config: TaskConfig) -> str:
+    return config.train.folder if config.train else config.folder
+
+
 def describe(task: Task) -> dict[str, Any]:
     """What the numbers of this task measure, from the data themselves: fields of a protocol."""
+    if not task.train:  # retrieval: no training row, so nothing to overlap with
+        sizes = {lang: len(task.candidates[lang]) for lang in task.tests}
+        words = "Each query searches the candidates of its language ({candidates}) by cosine"
+        if task.centred:
+            words += ", both less their mean over the language"
+        words += ". `mean`: over {mean_over}, its interval drawn over ids."
+        if task.without_shared_words:
+            words += (
+                " Words with digits, and those that a query and its right candidate share (by their first "
+                "four letters, without case and accents), are taken out of both."
+            )
+        return {HOW: words, "candidates": sizes, MEAN_OVER: [*task.targets]}
     rows = Counter(one.lang for one in task.train)
     seen = [lang for lang in task.targets if rows[lang]]
     trained_on = " and ".join(f"{count} `{lang}` rows" for lang, count in rows.items())

@@ -32,6 +32,33 @@ def translations(path: Path, parts: Mapping[str, str]) -> Iterator[Entry]:
         yield (CANDIDATES, lang), _candidate(found, "en", translation, place)
 
 
+def parallel_texts(folder: Path, files: str) -> Splits:
+    """Texts in English and one other language, `en-<lang>.tsv`: a text searches all distinct English ones.
+
+    Right is every English text that stands beside the query in some row, so dictionaries may repeat words.
+    """
+    splits: Splits = {}
+    for path, parts in matching(folder, files):
+        lang = parts["lang"]
+        candidates: dict[str, Example] = {}
+        answers: dict[str, dict[str, int]] = {}
+        for row in rows(path):
+            column = next((c for c in row.cells if c in ("translation", path.stem[3:])), None)
+            if column is None or "en" not in row.cells:
+                raise row.error(f"needs the columns `en` and `{path.stem[3:]}` or `translation`")
+            english, text = row.text("en"), row.text(column)
+            name = f"{lang}-en-{len(candidates) + 1}"
+            candidates.setdefault(english, _candidate(name, "en", english, row.place))
+            answers.setdefault(text, {}).setdefault(candidates[english].id, row.number)
+        splits[CANDIDATES, lang] = list(candidates.values())
+        splits["test", lang] = [
+            # Named by its first row: equal where files of several languages have the same rows.
+            Example(str(next(iter(right.values()))), lang, (text,), tuple(right), str(path))
+            for text, right in answers.items()
+        ]
+    return splits
+
+
 def read_lareqa(folder: Path, files: str) -> Splits:
     """LAReQA's XQuAD-R (Roy et al., EMNLP 2020): sentences of all languages in one pool.
 

@@ -107,6 +107,7 @@ class Task:
         candidates: of retrieval: by language, what the queries of that language are searched in.
         test_is_dev: languages whose dev examples stand in for a missing test file.
         merge: predicted label -> the coarser label that the tests know (HANS has no `neutral`).
+        centred, without_shared_words: of retrieval, see `TaskConfig`.
     """
 
     name: str
@@ -119,6 +120,8 @@ class Task:
     candidates: dict[str, list[Example]]
     test_is_dev: frozenset[str] = frozenset()
     merge: dict[str, str] = field(default_factory=dict)
+    centred: bool = False
+    without_shared_words: bool = False
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -160,6 +160,29 @@ def test_texts_find_themselves_through_a_tower(copies: int) -> None:
         assert [one[0] for one in found] == [f"{i}-1" for i in range(len(TEXTS))]
 
 
+def test_centred_features_are_those_less_the_mean_of_their_language() -> None:
+    tower = TextEncoder(tiny_model().text_tower.trunk, tiny_tokenizer(), max_length=32)
+    queries = [Example(str(i), "en", (text,), (str(i),)) for i, text in enumerate(TEXTS)]
+    pool = [Example(str(i), "en", (text[::-1],), ()) for i, text in enumerate(TEXTS)]
+    model = RetrievalModel(tower, {"en": pool}, {"en": queries})
+    one, other = (
+        F.normalize(torch.from_numpy(tower.encode([e.texts[0] for e in rows])), dim=1)
+        for rows in (queries, pool)
+    )
+    cosine = F.cosine_similarity((one - one.mean(0))[:, None], (other - other.mean(0))[None], dim=2)
+    by_hand = [[str(int(i)) for i in row] for row in cosine.argsort(dim=1, descending=True)]
+    # The mean is that of all queries, also when one is asked alone.
+    assert [list(found) for found in model.predict(queries)] == by_hand
+    assert list(model.predict(queries[:1])[0]) == by_hand[0]
+    plain = RetrievalModel(tower, {"en": pool}).predict(queries)
+    assert [list(found) for found in plain] != by_hand
+    # Candidates are encoded again when the weights change.
+    with torch.no_grad():
+        next(tower.parameters()).normal_()
+    fresh = RetrievalModel(tower, {"en": pool}, {"en": queries})
+    assert model.predict(queries) == fresh.predict(queries)
+
+
 def test_vectors_that_are_no_numbers_rank_nothing() -> None:
     tower = TextEncoder(tiny_model().text_tower.trunk, tiny_tokenizer(), max_length=32)
     next(tower.parameters()).data.fill_(np.nan)

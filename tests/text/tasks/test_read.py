@@ -157,7 +157,43 @@ def test_retrieval_needs_no_training(tmp_path: Path) -> None:
     assert read.kind == "retrieval" and read.train == [] and read.labels == ()
     assert [one.texts for one in read.candidates["sw"]] == [("a dog",), ("a cat",)]
     assert read.tests["sw"][1].target == (read.candidates["sw"][1].id,)
-    assert "Nothing was trained." in sentence(describe(read))
+    assert "Each query searches the candidates of its language (sw (2))" in sentence(describe(read))
+
+
+def test_parallel_texts_accept_every_text_that_stands_beside_the_query(tmp_path: Path) -> None:
+    (tmp_path / "en-sw.tsv").write_text(
+        "en\ttranslation\nhome\tnyumba\nhouse\tnyumba\nhome\tkwao\n"
+    )
+    (tmp_path / "en-fr.tsv").write_text("id\ten\tfr\n7\thouse\tmaison\n")
+    read = task(tmp_path, format="parallel")
+    assert [one.texts for one in read.candidates["sw"]] == [("home",), ("house",)]
+    home, house = (one.id for one in read.candidates["sw"])
+    assert [(one.id, one.texts, one.target) for one in read.tests["sw"]] == [
+        ("1", ("nyumba",), (home, house)),
+        ("3", ("kwao",), (home,)),
+    ]
+    assert read.tests["fr"][0].texts == ("maison",)
+    (tmp_path / "en-de.tsv").write_text("en\tsv\na\tb\n")
+    with pytest.raises(UserError, match=r"en-de.tsv, line 2: needs the columns `en` and `de`"):
+        task(tmp_path, format="parallel")
+
+
+def test_shared_words_are_taken_out_of_both_sides(tmp_path: Path) -> None:
+    (tmp_path / "en-es.tsv").write_text(
+        "en\tes\n"
+        "José Obama's 12 dogs sleep\tLos perros de jose Obama duermen 3 horas\n"
+        "The tax\tEl taxi\n"  # three letters of one word begin the other: not the same word
+        "Madrid!\tMadrid!\n"  # nothing is left of it
+    )
+    read = task(tmp_path, format="parallel", without_shared_words=True)
+    assert [one.texts[0] for one in read.tests["es"]] == ["Los perros de duermen horas", "El taxi"]
+    assert [one.texts[0] for one in read.candidates["es"]] == ["dogs sleep", "The tax"]
+    assert "taken out of both" in sentence(describe(read))
+    (tmp_path / "train.en.tsv").write_text("label\ttext\na\tb\n")
+    (tmp_path / "dev.fr.tsv").write_text("label\ttext\na\tb\n")
+    (tmp_path / "en-es.tsv").unlink()
+    with pytest.raises(UserError, match="`without_shared_words` is for retrieval"):
+        task(tmp_path, without_shared_words=True)
 
 
 def test_describe_tells_new_items_from_known_ones(folder: Path) -> None:
