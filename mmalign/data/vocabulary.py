@@ -56,7 +56,8 @@ def grow(tokenizer: Tokenizer, texts: Iterable[str], size: int) -> Tokenizer:
     """The tokenizer with the pieces of a vocabulary of `size`, trained on the texts, that it lacks.
 
     In a unigram model a new piece scores just above the old pieces that it joins. So a text is cut as before,
-    except that new pieces join neighbours.
+    except that new pieces join neighbours. WordPiece takes the longest piece that fits, so any new one would cut
+    old texts in another way: only pieces with a letter that was unknown are added, and texts without one stay.
 
     Raises:
         UserError: neither a unigram model nor WordPiece, or the texts have more letters than `size`.
@@ -87,6 +88,7 @@ def grow(tokenizer: Tokenizer, texts: Iterable[str], size: int) -> Tokenizer:
     found = set(fast.get_vocab())
     if not is_unigram:
         found = {_as_wordpiece(piece) for piece in found - {_START, unknown}}
+        found = {piece for piece in found if not _letters(piece) <= pieces.keys()}
     score_of = list(pieces.values())
     # As an unknown character scores; `<unk>` itself is written down as 0.
     score_of[tree["model"].get("unk_id") or 0] = min(score_of) - 10
@@ -100,6 +102,13 @@ def grow(tokenizer: Tokenizer, texts: Iterable[str], size: int) -> Tokenizer:
 
 def _as_wordpiece(piece: str) -> str:
     return piece.removeprefix(_START) if piece.startswith(_START) else _CONTINUED + piece
+
+
+def _letters(piece: str) -> set[str]:
+    # The pieces of one letter that WordPiece falls back on.
+    first, *rest = piece.removeprefix(_CONTINUED)
+    start = _CONTINUED if piece.startswith(_CONTINUED) else ""
+    return {start + first, *(_CONTINUED + letter for letter in rest)}
 
 
 def old_pieces(tokenizer: Tokenizer, old: Tokenizer) -> list[list[int]]:

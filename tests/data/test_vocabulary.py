@@ -57,9 +57,23 @@ def test_a_trimmed_tokenizer_cuts_its_texts_as_before(kind: str, tmp_path: Path)
     assert cut(new, "красный") != cut(old, "красный")
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
-def test_a_grown_tokenizer_needs_fewer_pieces_for_its_texts(kind: str, tmp_path: Path) -> None:
-    old = TOKENIZERS[kind]()
+def test_a_grown_wordpiece_knows_new_letters_and_cuts_other_texts_as_before(tmp_path: Path) -> None:
+    old = wordpiece()
+    armenian = "\u0577\u0578\u0582\u0576\u0568 \u0584\u0576\u0578\u0582\u0574"
+    new = grow(old, [armenian, f"the {armenian} sleeps", *NEW] * 4, 100)
+    new.save(tmp_path)
+    for one in (new, load_tokenizer(tmp_path)):
+        # Without the rule, a piece such as `analala` would replace the old pieces of a word.
+        texts = [*TEXTS, "anal the balls dogs"]
+        assert [cut(one, text) for text in texts] == [cut(old, text) for text in texts]
+        assert old.inner.unk_token in cut(old, armenian)
+        assert one.inner.unk_token not in cut(one, armenian)
+    added = set(new.inner.get_vocab()) - set(old.inner.get_vocab())
+    assert any(len(piece) > 4 and set(piece) <= set(armenian) for piece in added), added
+
+
+def test_a_grown_unigram_model_needs_fewer_pieces_for_its_texts(tmp_path: Path) -> None:
+    old = tiny_tokenizer()
     new = grow(old, NEW, 100)
     assert new.vocabulary > old.vocabulary
     new.save(tmp_path)
