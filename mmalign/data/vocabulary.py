@@ -56,8 +56,8 @@ def grow(tokenizer: Tokenizer, texts: Iterable[str], size: int) -> Tokenizer:
     """The tokenizer with the pieces of a vocabulary of `size`, trained on the texts, that it lacks.
 
     In a unigram model a new piece scores just above the old pieces that it joins. So a text is cut as before,
-    except that new pieces join neighbours. WordPiece takes the longest piece that fits, so any new one would cut
-    old texts in another way: only pieces with a letter that was unknown are added, and texts without one stay.
+    except that new pieces join neighbours. WordPiece takes the longest piece that fits, so any new one would
+    cut old texts in another way: only pieces with a letter that was unknown are added.
 
     Raises:
         UserError: neither a unigram model nor WordPiece, or the texts have more letters than `size`.
