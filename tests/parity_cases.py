@@ -28,6 +28,7 @@ from mmalign.training.objective import (
 from mmalign.training.optimizer import OptimizerConfig
 
 IMAGES = 8
+STEPS = 4
 # Captions per image. Their number differs between the halves and quarters of the batch.
 CAPTIONS = (1, 3, 2, 1, 1, 1, 4, 2)
 # Images 1 and 6 are equal. With two ranks they are on different ranks.
@@ -152,7 +153,7 @@ class Way:
     """One way to compute the same step.
 
     Attributes:
-        cached: whether the gradients are cached, with parts of 1 image.
+        cached: whether the gradients are cached, with parts of 3, 3 or 1 images on 1, 2 or 4 ranks.
         tiled: whether the loss is computed in tiles of 2 x 2 scores.
     """
 
@@ -167,11 +168,11 @@ EVERY_WAY = tuple(
     Way(*way) for way in itertools.product((0, 1, 2, 3), (False, True), (False, True))
 )
 MASKED_WAYS = (Way(0), Way(3))
-PREFIX_WAYS = (Way(0), Way(1, cached=True), Way(3, cached=True, tiled=True))
+PREFIX_WAYS = (Way(0), Way(1, cached=True), Way(2, cached=True, tiled=True))
 
 
 def through_the_engine(objective: str, ways: tuple[Way, ...]) -> dict[Way, dict[str, Any]]:
-    """For each way: gradients of the first step, and the losses of eight steps."""
+    """For each way: gradients of the first step, and the losses of all steps."""
     found: dict[Way, dict[str, Any]] = {}
     for way in ways:
         tile_side = loss_tiles.CPU_SIDE
@@ -186,27 +187,32 @@ def through_the_engine(objective: str, ways: tuple[Way, ...]) -> dict[Way, dict[
 def _one_way(objective: str, way: Way) -> dict[str, Any]:
     from deepspeed.utils import safe_get_full_grad
 
-    first = make_engine(objective, way)
-    first.backward(make_batch_for(objective, 0))
-    trainable = {n: p for n, p in first.module.named_parameters() if p.requires_grad}
-    gradients = {name: safe_get_full_grad(p) for name, p in trainable.items()}
-    run = make_engine(objective, way)
-    metrics = taken(run, *(make_batch_for(objective, step) for step in range(8)))
+    engine = make_engine(objective, way)
+    gradients: dict[str, Tensor] = {}
+    update = engine._update
+
+    def keep_gradients_and_update() -> Tensor:
+        if engine.step_number == 0:
+            named = ((n, p) for n, p in engine.module.named_parameters() if p.requires_grad)
+            found = ((n, safe_get_full_grad(p)) for n, p in named)
+            gradients.update({n: g.clone() for n, g in found if g is not None})
+        return update()
+
+    engine._update = keep_gradients_and_update  # type: ignore[method-assign]
+    metrics = taken(engine, *(make_batch_for(objective, step) for step in range(STEPS)))
     return {
-        "gradients": {n: g.clone() for n, g in gradients.items() if g is not None},
+        "gradients": gradients,
         "losses": [m["loss"] for m in metrics],
         "grad_norms": [m["grad_norm"] for m in metrics],
         "metrics": list(metrics[0]),
-        "weights": run.capture()[1].get(MODEL_FILE, {}),
+        "weights": engine.capture()[1].get(MODEL_FILE, {}),
     }
 
 
 def make_engine(objective: str, way: Way, seed: int = 0, min_temperature: float = 0.01) -> Engine:
-    tree = {
-        "precision": "fp32",
-        "zero_stage": way.zero_stage,
-        "micro_batch": 1 if way.cached else None,
-    }
+    # Where a rank has enough images, the last part is smaller than the others.
+    micro_batch = min(3, IMAGES // distributed.world_size() - 1) if way.cached else None
+    tree = {"precision": "fp32", "zero_stage": way.zero_stage, "micro_batch": micro_batch}
     config = validate(EngineConfig, tree, "test")
     optimizer = validate(OptimizerConfig, {"lr": 1e-3, "warmup_steps": 2}, "test")
     model = build_model(ENGINE_TOWER, seed)

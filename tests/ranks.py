@@ -4,6 +4,7 @@ A server process imports the heavy libraries once per test session. Each rank or
 starts in milliseconds instead of seconds, and contains nothing of another test.
 """
 
+import gc
 import multiprocessing as mp
 import os
 import socket
@@ -20,6 +21,8 @@ _PRELOADED = [
     "mmalign.cli",
     "mmalign.training.loop",
     "deepspeed.runtime.zero",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # which ZeRO 1 to 3 import, with a compiler
+    "setuptools",  # which DeepSpeed imports at every start
     "timm",
     "transformers.models.bert.modeling_bert",
 ]
@@ -68,7 +71,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], folder: Path, *args
 def _run_rank(
     rank: int, world_size: int, function: Callable[..., Any], folder: Path, args: tuple[Any, ...]
 ) -> None:
-    torch.set_num_threads(1)
+    _begin()
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0")
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
@@ -84,6 +87,12 @@ def _run_rank(
     # still run, which aborts about one process in some thousand ("terminate called ...").
     sys.stdout.flush()
     os._exit(0)
+
+
+def _begin() -> None:
+    torch.set_num_threads(1)
+    # ZeRO 3 collects garbage at its start, which takes half a second among all that was imported.
+    gc.freeze()
 
 
 class Done(NamedTuple):
@@ -128,7 +137,7 @@ def _run_command(
     for descriptor, stream in ((1, "out"), (2, "err")):
         with output.with_suffix(f".{stream}").open("w") as file:
             os.dup2(file.fileno(), descriptor)
-    torch.set_num_threads(1)
+    _begin()
     os.chdir(folder)
     os.environ.update(environment)
     sys.argv = ["mmalign", *arguments]

@@ -91,12 +91,14 @@ def chain(objective: str, stages: tuple[int, ...], source: Path, folder: Path) -
 
 
 def begin(chains: dict[str, tuple[int, ...]], folder: Path) -> dict[str, Any]:
-    """Originals under each stage of the chains, the chains from the first of them, and equal resumes."""
+    """For each objective an original and the chain from it; of the contrastive one, under every stage, an
+    original and an equal resume."""
     found: dict[str, Any] = {}
     for objective, stages in chains.items():
+        equal = stages if objective == "contrastive" else ()
         sources = {stage: folder / f"{objective}-{stage}" for stage in stages}
-        originals = {s: original(objective, s, sources[s]) for s in stages}
-        again = {s: visit(objective, s, sources[s], folder / "again" / str(s)) for s in stages}
+        originals = {s: original(objective, s, sources[s]) for s in equal or stages[:1]}
+        again = {s: visit(objective, s, sources[s], folder / "again" / str(s)) for s in equal}
         visits = chain(objective, stages[1:], sources[stages[0]], folder)
         found[objective] = {"originals": originals, "again": again, "visits": visits}
     return found

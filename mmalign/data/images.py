@@ -28,6 +28,7 @@ except ImportError:  # no wheel for this machine: Pillow gives the same pixels, 
 MAX_PIXELS = 50_000_000
 MAX_DECODED_BYTES = 550_000_000
 """Memory that decoding one image may take at its peak: a worker decodes one at a time."""
+_EIGHT_OF_SIXTEEN_BITS = tuple(value >> 8 for value in range(65536))
 _ORIENTATION = 0x0112  # EXIF's tag; 1, unknown and absent mean upright
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -83,8 +84,6 @@ def _bytes_per_pixel(image: Image.Image) -> int:
     """What `upright_rgb` takes at its peak, as measured: the decoder's buffers and the copies after it."""
     if image.format == "WEBP":  # decoded with an alpha channel, and with the frame before
         return 18
-    if image.mode.startswith("I"):
-        return 17
     return 13 if _has_alpha(image) else 11
 
 
@@ -135,11 +134,14 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         image = image.transpose(_TURNS[orientation])
     transparency = image.info.get("transparency")
     if image.mode.startswith("I"):
-        # A grey PNG of 16 bits, which Pillow's own conversion clips to 8.
-        grey_HW = np.asarray(image, np.int32)
-        white_HW = np.equal(grey_HW, -1 if transparency is None else transparency)
-        pixel_HW = np.where(white_HW, 255, grey_HW.clip(0, 65535) >> 8)
-        return Image.fromarray(pixel_HW.astype(np.uint8)).convert("RGB")
+        # A grey PNG of 16 bits, which Pillow's own conversion clips to 8. Its table takes less memory than
+        # arrays do, and values below 0 and above 65535 as these.
+        table = list(_EIGHT_OF_SIXTEEN_BITS)
+        if transparency is not None:
+            table[transparency] = 255
+        image = image.convert("I").point(table, "L")
+        image.info.pop("transparency", None)
+        return image.convert("RGB")
     if isinstance(transparency, tuple) and max(transparency) > 255:
         # Likewise: of a PNG of 3 x 16 bits, Pillow cuts the pixels to 8 bits but not this colour.
         image.info["transparency"] = tuple(value >> 8 for value in transparency)
