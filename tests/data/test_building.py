@@ -15,7 +15,8 @@ from shard_sets import make_image
 from mmalign.core.commit import exclusive
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
-from mmalign.data.recipe import RecipeConfig, build
+from mmalign.data.recipe import build
+from mmalign.data.recipe_config import RecipeConfig
 from mmalign.data.shards import pack
 from mmalign.data.shards.reader import ShardSet
 
@@ -85,13 +86,14 @@ import sys, time
 from pathlib import Path
 from mmalign.core.config import load_config
 from mmalign.data import recipe
+from mmalign.data.recipe_config import RecipeConfig
 from mmalign.data.shards.lazy_pair import File
 read = File.read
 def slowly(self):
     time.sleep(0.1)
     return read(self)
 File.read = slowly
-config = load_config(recipe.RecipeConfig, Path(sys.argv[1]))
+config = load_config(RecipeConfig, Path(sys.argv[1]))
 recipe.build(config, Path(sys.argv[2]), processes=2)
 """
 

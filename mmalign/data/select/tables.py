@@ -25,8 +25,6 @@ _FACTS = b"mmalign"  # in the metadata of a table's schema: what it describes, a
 _ROWS = 65_536  # that are in memory at a time
 SPREAD = np.uint64(0x9E3779B97F4A7C15)  # of small numbers over 64 bits (Fibonacci hashing)
 
-Part = tuple[int, int]
-"""(i, n): the shards i, i + n, i + 2n, ... of a data set; (0, 1): all."""
 Column = tuple[str, type, bool]
 """Name, type of a value, and whether there is one per caption."""
 
