@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 data_app = typer.Typer(help="Make and inspect shards of image-caption pairs.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-_NEXT = (
-    "part {} is done; when all parts are, the same command without --part completes the data set"
-)
 _SHOWN = 50  # problems of a data set that are printed
 DataSet = Annotated[str, typer.Argument(metavar="SET", help="Folder or URL with a manifest.json.")]
 Processes = Annotated[int, typer.Option(min=1, help="Shards that are read at once.")]
@@ -49,13 +46,35 @@ def _say_split(folder: Path, manifest: "Manifest") -> None:
     say(f"{folder}: {manifest.samples} images, {captions} captions in {languages} languages")
 
 
-def _say_built(out: Path, manifests: "Iterable[Manifest]") -> None:
+def say_built(out: Path, manifests: "Iterable[Manifest]") -> None:
     from mmalign.data.packing import REFUSED
 
     for manifest in manifests:
         _say_split(out / manifest.split, manifest)
     if (out / REFUSED).is_file():
         say(f"some rows could not be used; {out / REFUSED} lists them")
+
+
+def say_indexed(manifest: "Manifest", folder: Path) -> None:
+    from mmalign.data.shards.foreign_tars import REFUSED
+
+    refused = sum(map(Counter, manifest.refused.values()), Counter[str]())
+    say(
+        f"{folder}: {manifest.samples} images in {len(manifest.shards)} shards, "
+        f"{sum(manifest.languages.values())} captions in {len(manifest.languages)} languages"
+    )
+    if refused:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in refused.most_common())
+        say(f"refused {refused.total()} ({reasons}); {folder / REFUSED} lists them")
+    if manifest.ignored:
+        suffixes = ", ".join(f"{suffix}: {count}" for suffix, count in manifest.ignored.items())
+        say(f"never opened: members of other suffixes ({suffixes})")
+
+
+def say_part(part: str | None, out: Path | None) -> None:
+    """What joins the parts; `out` None: the folder of the tars."""
+    merge = f"mmalign data merge {out or 'FOLDER'}"
+    say(f"part {part} is done; when all parts are, `{merge}` completes the data set")
 
 
 def _check_files(*outputs: Path | None) -> None:
@@ -107,8 +126,8 @@ def data_build(
     check_writable(out, is_folder=True)
     manifests = build(config, out, force, processes, part_of(part))
     if not manifests:
-        say(_NEXT.format(part))
-    _say_built(out, manifests)
+        say_part(part, out)
+    say_built(out, manifests)
 
 
 @data_app.command("index")
@@ -131,7 +150,6 @@ def data_index(
 
     Example: mmalign data index path/to/img2dataset --captions json:caption --language identify
     """
-    from mmalign.data.shards.foreign_tars import REFUSED
     from mmalign.data.shards.index import index
     from mmalign.data.shards.scan import Rules
 
@@ -139,22 +157,9 @@ def data_index(
         check_writable(out, is_folder=True)
     done = index(tars, Rules(captions, language, fallback), out, processes, part_of(part))
     if done is None:
-        say(
-            f"part {part} is scanned; when all are, the same command without --part writes the manifest"
-        )
-        return
-    manifest, folder = done
-    refused = sum(map(Counter, manifest.refused.values()), Counter[str]())
-    say(
-        f"{folder}: {manifest.samples} images in {len(manifest.shards)} shards, "
-        f"{sum(manifest.languages.values())} captions in {len(manifest.languages)} languages"
-    )
-    if refused:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in refused.most_common())
-        say(f"refused {refused.total()} ({reasons}); {folder / REFUSED} lists them")
-    if manifest.ignored:
-        suffixes = ", ".join(f"{suffix}: {count}" for suffix, count in manifest.ignored.items())
-        say(f"never opened: members of other suffixes ({suffixes})")
+        say_part(part, out)
+    else:
+        say_indexed(*done)
 
 
 @data_app.command("append")

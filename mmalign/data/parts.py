@@ -38,13 +38,14 @@ def read_parts(state: Path) -> list[dict[str, Any]]:
         UserError: a part is missing, or parts are of different sources or options.
     """
     found: dict[int, dict[int, Path]] = {}
+    newest, count = -1, 0
     for path in state.glob("part-*-of-*.json"):
         _, position, _, of = path.stem.split("-")
         found.setdefault(int(of), {})[int(position)] = path
+        # Jobs of another number of parts, or by other rules, may have been there before.
+        newest, count = max((newest, count), (path.stat().st_mtime_ns, int(of)))
     if not found:
         raise UserError(f"{state}: no part is done; run the parts with `--part 0/N` and so on")
-    # Jobs of another number of parts may have been started before.
-    count = min(found, key=lambda n: n - len(found[n]))
     if missing := sorted(set(range(count)) - found[count].keys()):
         raise UserError(
             f"{state}: {len(missing)} of {count} parts are not done; run `--part {missing[0]}/{count}`"

@@ -74,11 +74,7 @@ def index(
         identifier(model)  # fails at once if the library or the model is missing
     if (out / MANIFEST).is_file() and not (out / REFUSED).is_file():  # made by a recipe
         raise UserError(f"{out}: holds a data set of another kind; name another folder with --out")
-    if (out / MANIFEST).is_file() and load_manifest(out).earlier:
-        raise UserError(
-            f"{out}: has shards that were appended, which a new index would lose; add tars with `mmalign "
-            "data append`, or name another folder with --out"
-        )
+    _check_not_appended(out)
     check_writable(out, is_folder=True)
     jobs = jobs_of(tars, out, rules)
     if part[1] > 1:
@@ -95,12 +91,21 @@ def merge(out: Path) -> tuple[Manifest, Path]:
         UserError: a part or a scan is missing, or the parts are of different tars or rules.
     """
     parts = read_parts(out / SCANS)
+    _check_not_appended(out)
     rules = Rules(**parts[0]["same"]["rules"])
     shards = [
         Shard(name, 0, 0, {}, path) for name, path in interleave([part["tars"] for part in parts])
     ]
     with exclusive(out / SCANS):
         return _complete(out, rules, shards, [finished(out, rules, shard) for shard in shards])
+
+
+def _check_not_appended(out: Path) -> None:
+    if (out / MANIFEST).is_file() and load_manifest(out).earlier:
+        raise UserError(
+            f"{out}: has shards that were appended, which a new index would lose; add tars with `mmalign "
+            "data append`, or name another folder with --out"
+        )
 
 
 def is_in_parts(out: Path) -> bool:

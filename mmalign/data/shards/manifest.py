@@ -123,6 +123,10 @@ class Manifest:
         total = zip(columns.languages, columns.caption_LS.sum(1).tolist(), strict=True)
         return dict(sorted(total, key=lambda item: (-item[1], item[0])))
 
+    def only(self, numbers: Iterable[int]) -> "Manifest":
+        """The same manifest with these shards alone."""
+        return replace(self, shards=tuple(self.shards[number] for number in numbers))
+
     def part(self, shard: Shard) -> "Manifest":
         """The manifest of one shard alone."""
         # Little enough to be sent to a process for each shard.
