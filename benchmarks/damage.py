@@ -42,7 +42,8 @@ import webdataset
 from PIL import Image
 
 from mmalign.core.errors import UserError
-from mmalign.data.shards.index import REFUSED, index
+from mmalign.data.shards.foreign_tars import REFUSED
+from mmalign.data.shards.index import index
 from mmalign.data.shards.manifest import read_manifest
 from mmalign.data.shards.reader import ShardSet, UnusableSample
 from mmalign.data.shards.scan import Rules

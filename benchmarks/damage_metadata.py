@@ -22,7 +22,8 @@ from PIL import Image, ImageCms
 from mmalign.core.errors import UserError
 from mmalign.data.images import UndecodableImage, decode
 from mmalign.data.preprocess import Augmentation, Preprocess
-from mmalign.data.shards.index import REFUSED, index
+from mmalign.data.shards.foreign_tars import REFUSED
+from mmalign.data.shards.index import index
 from mmalign.data.shards.reader import ShardSet, UnusableSample
 from mmalign.data.shards.scan import Rules
 

@@ -48,7 +48,8 @@ from pyarrow import Table, parquet
 from mmalign.core.config import load_config, validate
 from mmalign.core.errors import UserError
 from mmalign.data.images import UndecodableImage, decode
-from mmalign.data.recipe import RecipeConfig, build
+from mmalign.data.recipe import build
+from mmalign.data.recipe_config import RecipeConfig
 from mmalign.data.shards.index import index
 from mmalign.data.shards.reader import ShardSet, UnusableSample
 from mmalign.data.shards.scan import Rules

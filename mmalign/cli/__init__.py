@@ -1,7 +1,7 @@
 """The command line: one function per verb.
 
     app.py       the application and what verbs share
-    data.py      data build, index, verify, stats
+    data.py      data build, index, append, verify, stats
     train.py     train, launch, embed
     evaluate.py  eval, compare, report, index, search
     finetune.py  finetune, study

@@ -1,8 +1,9 @@
-"""Commands that make, index, verify and count shards of image-caption pairs."""
+"""Commands that make, index, append to, verify and count shards of image-caption pairs."""
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,18 +11,21 @@ from mmalign.cli.app import Overrides, app, find_yaml, is_run, say
 from mmalign.core.commit import check_writable, write_json
 from mmalign.core.errors import UserError
 
+if TYPE_CHECKING:
+    from mmalign.data.shards.manifest import Manifest
+
 data_app = typer.Typer(help="Make and inspect shards of image-caption pairs.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-_NEXT = (
-    "part {} is done; when all parts are, the same command without --part completes the data set"
-)
 _SHOWN = 50  # problems of a data set that are printed
 DataSet = Annotated[str, typer.Argument(metavar="SET", help="Folder or URL with a manifest.json.")]
 Processes = Annotated[int, typer.Option(min=1, help="Shards that are read at once.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Report to write.")]
 
 
+AllowOutside = Annotated[
+    bool, typer.Option("--allow-outside", help="Read files outside of the sources.")
+]
 PartOption = Annotated[
     str | None, typer.Option("--part", metavar="I/N", help="Every Nth shard from the Ith, from 0.")
 ]
@@ -37,9 +41,59 @@ def part_of(text: str | None) -> tuple[int, int]:
     return int(number), int(parts)
 
 
+def _say_split(folder: Path, manifest: "Manifest") -> None:
+    captions, languages = sum(manifest.languages.values()), len(manifest.languages)
+    say(f"{folder}: {manifest.samples} images, {captions} captions in {languages} languages")
+
+
+def say_built(out: Path, manifests: "Iterable[Manifest]") -> None:
+    from mmalign.data.packing import REFUSED
+
+    for manifest in manifests:
+        _say_split(out / manifest.split, manifest)
+    if (out / REFUSED).is_file():
+        say(f"some rows could not be used; {out / REFUSED} lists them")
+
+
+def say_indexed(manifest: "Manifest", folder: Path) -> None:
+    from mmalign.data.shards.foreign_tars import REFUSED
+
+    refused = sum(map(Counter, manifest.refused.values()), Counter[str]())
+    say(
+        f"{folder}: {manifest.samples} images in {len(manifest.shards)} shards, "
+        f"{sum(manifest.languages.values())} captions in {len(manifest.languages)} languages"
+    )
+    if refused:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in refused.most_common())
+        say(f"refused {refused.total()} ({reasons}); {folder / REFUSED} lists them")
+    if manifest.ignored:
+        suffixes = ", ".join(f"{suffix}: {count}" for suffix, count in manifest.ignored.items())
+        say(f"never opened: members of other suffixes ({suffixes})")
+
+
+def say_part(part: str | None, out: Path | None) -> None:
+    """What joins the parts; `out` None: the folder of the tars."""
+    merge = f"mmalign data merge {out or 'FOLDER'}"
+    say(f"part {part} is done; when all parts are, `{merge}` completes the data set")
+
+
 def _check_files(*outputs: Path | None) -> None:
     for path in filter(None, outputs):
         check_writable(path)
+
+
+def _changes(
+    overrides: list[str] | None, folders: list[str] | None, allow_outside: bool
+) -> list[str]:
+    """The overrides of a recipe, with those that options stand for."""
+    changes = list(overrides or ())
+    if folders:
+        # Quoted as YAML: a folder's name may contain commas, brackets or quotes.
+        quoted = ("'" + folder.replace("'", "''") + "'" for folder in folders)
+        changes.append(f"source.folders=[{', '.join(quoted)}]")
+    if allow_outside:
+        changes.append("source.allow_outside=true")
+    return changes
 
 
 @data_app.command("build")
@@ -49,9 +103,7 @@ def data_build(
     folders: Annotated[list[str] | None, typer.Option("--from", help="Source; repeat it.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; data/<name>.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a data set.")] = False,
-    allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Read files outside of the sources.")
-    ] = False,
+    allow_outside: AllowOutside = False,
     resize: Annotated[
         int | None, typer.Option(metavar="N", help="Shorter side of images, at most N pixels.")
     ] = None,
@@ -63,15 +115,10 @@ def data_build(
     Example: mmalign data build data_recipes/emoji_scenes.yaml
     """
     from mmalign.core.config import load_config
-    from mmalign.data.recipe import REFUSED, RecipeConfig, build
+    from mmalign.data.recipe import build
+    from mmalign.data.recipe_config import RecipeConfig
 
-    changes = list(overrides or ())
-    if folders:
-        # Quoted as YAML: a folder's name may contain commas, brackets or quotes.
-        quoted = ("'" + folder.replace("'", "''") + "'" for folder in folders)
-        changes.append(f"source.folders=[{', '.join(quoted)}]")
-    if allow_outside:
-        changes.append("source.allow_outside=true")
+    changes = _changes(overrides, folders, allow_outside)
     if resize is not None:
         changes.append(f"resize.shortest={resize}")
     config = load_config(RecipeConfig, find_yaml(recipe, "data_recipes"), changes)
@@ -79,13 +126,8 @@ def data_build(
     check_writable(out, is_folder=True)
     manifests = build(config, out, force, processes, part_of(part))
     if not manifests:
-        say(_NEXT.format(part))
-    for manifest in manifests:
-        captions, languages = sum(manifest.languages.values()), len(manifest.languages)
-        counted = f"{manifest.samples} images, {captions} captions in {languages} languages"
-        say(f"{out / manifest.split}: {counted}")
-    if (out / REFUSED).is_file():
-        say(f"some rows could not be used; {out / REFUSED} lists them")
+        say_part(part, out)
+    say_built(out, manifests)
 
 
 @data_app.command("index")
@@ -108,29 +150,55 @@ def data_index(
 
     Example: mmalign data index path/to/img2dataset --captions json:caption --language identify
     """
-    from mmalign.data.shards.index import REFUSED, index
+    from mmalign.data.shards.index import index
     from mmalign.data.shards.scan import Rules
 
     if out is not None:
         check_writable(out, is_folder=True)
     done = index(tars, Rules(captions, language, fallback), out, processes, part_of(part))
     if done is None:
-        say(
-            f"part {part} is scanned; when all are, the same command without --part writes the manifest"
-        )
-        return
-    manifest, folder = done
-    refused = sum(map(Counter, manifest.refused.values()), Counter[str]())
-    say(
-        f"{folder}: {manifest.samples} images in {len(manifest.shards)} shards, "
-        f"{sum(manifest.languages.values())} captions in {len(manifest.languages)} languages"
-    )
-    if refused:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in refused.most_common())
-        say(f"refused {refused.total()} ({reasons}); {folder / REFUSED} lists them")
-    if manifest.ignored:
-        suffixes = ", ".join(f"{suffix}: {count}" for suffix, count in manifest.ignored.items())
-        say(f"never opened: members of other suffixes ({suffixes})")
+        say_part(part, out)
+    else:
+        say_indexed(*done)
+
+
+@data_app.command("append")
+def data_append(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A set that `data build` or `data index` made.")
+    ],
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="Of new rows; that of the set.")
+    ] = None,
+    overrides: Overrides = None,
+    sources: Annotated[
+        list[str] | None, typer.Option("--from", help="New folder, or tars; repeat it.")
+    ] = None,
+    allow_outside: AllowOutside = False,
+    processes: Annotated[int | None, typer.Option(min=1, help="That write; all cores.")] = None,
+) -> None:
+    """Append new shards to a data set. A run that goes on keeps its order of samples; a new one sees all.
+
+    Example: mmalign data append data/pairs --from path/to/new/folder
+    """
+    from mmalign.core.config import load_config
+    from mmalign.core.workers import usable_cores
+    from mmalign.data.append import append_rows, append_tars, recipe_of
+    from mmalign.data.recipe_config import RecipeConfig
+
+    check_writable(folder, is_folder=True)
+    if recipe is not None:
+        changes = _changes(overrides, sources, allow_outside)
+        config = load_config(RecipeConfig, find_yaml(recipe, "data_recipes"), changes)
+        done = append_rows(config, folder, processes)
+    elif (of_set := recipe_of(folder, sources or [], allow_outside)) is not None:
+        done = append_rows(of_set, folder, processes)
+    else:
+        done = [append_tars(folder, sources or [], processes or usable_cores())]
+    for one in done:
+        known = f"; {one.known} of the source were there already" if one.known else ""
+        say(f"{one.folder}: {one.shards} new shards{known}")
+        _say_split(one.folder, one.manifest)
 
 
 @data_app.command("verify")

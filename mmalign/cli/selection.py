@@ -6,8 +6,18 @@ from typing import Annotated, Any
 import typer
 
 from mmalign.cli.app import Model, PromptQuery, find_yaml, given_prompts, say
-from mmalign.cli.data import DataSet, PartOption, Processes, data_app, part_of
+from mmalign.cli.data import (
+    DataSet,
+    PartOption,
+    Processes,
+    data_app,
+    part_of,
+    say_built,
+    say_indexed,
+    say_part,
+)
 from mmalign.core.commit import check_writable
+from mmalign.core.errors import UserError
 
 Table = Annotated[Path, typer.Option("--out", metavar="FILE", help="Table to write, .parquet.")]
 
@@ -77,6 +87,7 @@ def data_select(
         list[str] | None, typer.Option(help="Test set that must not leak; repeat it.")
     ] = None,
     processes: Processes = 1,
+    part: PartOption = None,
 ) -> None:
     """Choose samples by side tables and rules; the new set names the tars of the old one and copies none.
 
@@ -97,4 +108,42 @@ def data_select(
         leaks = tree.get("leaks") or {}
         tree["leaks"] = {**leaks, "against": [*(leaks.get("against") or ()), *against]}
     config = validate(SelectConfig, tree, str(rules or "mmalign data select"))
-    say_selected(select(folder, out, config, processes), out)
+    found = select(folder, out, config, processes, part_of(part))
+    if found is None:
+        say_part(part, out)
+    else:
+        say_selected(found, out)
+
+
+@data_app.command("merge")
+def data_merge(
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Set, or table, of which there are parts.")
+    ],
+    parts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PART]...", help="Of a table: files, or their folder."),
+    ] = None,
+) -> None:
+    """Join what jobs with --part have made: a data set (build, index, select), or a table (describe, score).
+
+    Example: mmalign data merge data/pairs
+    """
+    from mmalign.data import recipe
+    from mmalign.data.select import select
+    from mmalign.data.select.tables import merge_tables
+    from mmalign.data.shards import index
+
+    if parts:
+        check_writable(out)
+        _say_rows(out, merge_tables(out, parts), {})
+    elif recipe.is_in_parts(out):
+        say_built(out, recipe.merge(out))
+    elif index.is_in_parts(out):
+        say_indexed(*index.merge(out))
+    elif select.is_in_parts(out):
+        select.say_selected(select.merge(out), out)
+    else:
+        raise UserError(
+            f"{out}: no parts of `data build`, `index` or `select` there; of a table, name its parts too"
+        )

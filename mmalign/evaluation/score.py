@@ -18,7 +18,8 @@ from mmalign.core.batch import Pair
 from mmalign.core.batching import batched
 from mmalign.core.console import track
 from mmalign.data.images import UndecodableImage, decode
-from mmalign.data.select.tables import KEY, SHARD, Part, write_table
+from mmalign.data.parts import Part
+from mmalign.data.select.tables import KEY, SHARD, write_table
 from mmalign.data.shards.folder import open_folder
 from mmalign.data.shards.jobs import read_shard, shard_jobs
 from mmalign.data.shards.reader import UnusableSample

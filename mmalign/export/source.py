@@ -239,9 +239,12 @@ def _config(config: dict[str, Any], recorded: str | None = None) -> dict[str, An
 
 def _data_set(folder: Path, sha256: str) -> dict[str, Any]:
     path = folder / DATA_MANIFEST
-    if not path.is_file() or sha256_of(path) != sha256:
+    manifest = None
+    with suppress(UserError):  # nothing there, or none of ours
+        manifest = load_manifest(folder).as_of(sha256)
+    if manifest is None:
         return {"manifest_sha256": sha256, "found": False}
-    tree, manifest = _json(path), load_manifest(folder)
+    tree = _json(path)
     shards: Any = [
         {"file": one.file, "sha256": manifest.files[one.tar]["sha256"], "samples": one.samples}
         for one in manifest.shards

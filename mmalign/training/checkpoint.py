@@ -269,6 +269,17 @@ def choose_newest(folder: Path) -> Chosen:
     return distributed.on_main(choose)
 
 
+def data_of(folder: Path) -> list[str]:
+    """`GlobalOrder.data` of the checkpoints in `folder`, all of one run; empty: there are none to read.
+
+    For rank 0 (`distributed.on_main`). `load` compares it once more, for the checkpoint that verifies.
+    """
+    for step in reversed(step_folders(folder)):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return list(map(str, json.loads((step / MANIFEST).read_bytes())["data"]))
+    return []
+
+
 def load(chosen: Chosen, engine: Engine, plan: GlobalOrder) -> TrainState:
     """Load a checkpoint; called on all ranks, of which rank 0 reads it and sends it to the others.
 

@@ -29,7 +29,7 @@ from mmalign.data.stream.order import GlobalOrder, open_sets
 from mmalign.evaluation.suite import SuiteConfig
 from mmalign.models.dual_encoder import add_adapters
 from mmalign.training.build_model import build_model
-from mmalign.training.checkpoint import Saver, has_checkpoints, load_newest
+from mmalign.training.checkpoint import Saver, data_of, has_checkpoints, load_newest
 from mmalign.training.embed import open_image_features
 from mmalign.training.engine import Engine
 from mmalign.training.evaluate import evaluate, recorded_evaluation, value_of
@@ -125,7 +125,8 @@ class _Run:
     ) -> None:
         self.config, self.out, self.stop, self.watchdog = config, out, stop, watchdog
         self.stopped: str | None = None
-        sets = open_sets(config.data)
+        self.resumes = distributed.on_main(lambda: has_checkpoints(out / "checkpoints"))
+        sets = open_sets(config.data, distributed.on_main(self._data_so_far))
         order = GlobalOrder(sets, config.data, config.seed)
         self.tokenizer = load_or_train_tokenizer(config.tokenizer, order, out, watchdog)
         watchdog.heartbeat("model")
@@ -133,7 +134,6 @@ class _Run:
         torch.manual_seed(config.seed)
         model, towers = build_model(config, out, self.tokenizer)
         self.loader = make_batches(config, order, self.tokenizer, model)
-        self.resumes = distributed.on_main(lambda: has_checkpoints(out / "checkpoints"))
         parent = None
         if not self.resumes:  # what `init_from` names may be gone on a resume
             check_sizes(config.model, model)
@@ -174,6 +174,11 @@ class _Run:
         self.ledger = Ledger(out, config.data.max_bad_fraction, len(order), seen, found)
         self.meter, self.profiler = Meter(config.batch_size), Profiler(config.log.profile, out)
         self.saved_step, self.saved_at = self.state.step, time.monotonic()
+
+    def _data_so_far(self) -> list[str]:
+        # Of a run that goes on: what is appended to a set must not change its order of samples.
+        goes_on = self.out if self.resumes else self.config.resume_from
+        return data_of(Path(goes_on) / "checkpoints") if goes_on else []
 
     def _say_what_starts(self, model: torch.nn.Module, order: GlobalOrder) -> None:
         parameters = sum(parameter.numel() for parameter in model.parameters())

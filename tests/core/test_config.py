@@ -8,7 +8,7 @@ from tiny import MODEL
 
 from mmalign.core.config import apply_override, load_config, read_yaml, validate, write_yaml
 from mmalign.core.errors import UserError
-from mmalign.data.recipe import RecipeConfig
+from mmalign.data.recipe_config import RecipeConfig
 from mmalign.data.select.rules import SelectConfig
 from mmalign.evaluation.ann.config import FaissConfig
 from mmalign.evaluation.suite import SuiteConfig

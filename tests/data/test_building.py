@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from shard_sets import make_image
 from mmalign.core.commit import exclusive
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
-from mmalign.data.recipe import RecipeConfig, build
+from mmalign.data.recipe import build, merge
+from mmalign.data.recipe_config import RecipeConfig
 from mmalign.data.shards import pack
 from mmalign.data.shards.reader import ShardSet
 
@@ -85,13 +87,14 @@ import sys, time
 from pathlib import Path
 from mmalign.core.config import load_config
 from mmalign.data import recipe
+from mmalign.data.recipe_config import RecipeConfig
 from mmalign.data.shards.lazy_pair import File
 read = File.read
 def slowly(self):
     time.sleep(0.1)
     return read(self)
 File.read = slowly
-config = load_config(recipe.RecipeConfig, Path(sys.argv[1]))
+config = load_config(RecipeConfig, Path(sys.argv[1]))
 recipe.build(config, Path(sys.argv[2]), processes=2)
 """
 
@@ -266,9 +269,41 @@ def test_parts_of_several_jobs_are_the_data_set_of_one(
         build(recipe(tmp_path / "in"), parts, processes=1)
     with pytest.raises(UserError, match="is of another recipe or no build; delete it"):
         build(recipe(tmp_path / "in", name="other"), parts, processes=1, part=(0, 3))
+    shutil.copytree(tmp_path / "parts.building", tmp_path / "again.building")
     monkeypatch.setattr(pack, "write_pairs", None)  # nothing is packed again
-    build(recipe(tmp_path / "in"), parts, processes=1)
+    build(recipe(tmp_path / "in"), tmp_path / "again", processes=1)
+    assert contents(tmp_path / "again") == contents(whole)
+    shutil.rmtree(tmp_path / "in")  # merging does not read the source
+    merge(parts)
     assert contents(parts) == contents(whole)
+    assert not (tmp_path / "parts.building").exists()
+
+
+def test_parts_that_do_not_fit_are_not_merged(tmp_path: Path) -> None:
+    lines = write_source(tmp_path / "in")
+    out, state = tmp_path / "out", tmp_path / "out.building" / ".build"
+    with pytest.raises(UserError, match="no part is done"):
+        merge(out)
+    for number in (0, 2):
+        build(recipe(tmp_path / "in"), out, processes=1, part=(number, 3))
+    with pytest.raises(UserError, match="1 of 3 parts are not done; run `--part 1/3`"):
+        merge(out)
+    write_lines(tmp_path / "in", lines[1:])  # every row is in another place now
+    build(recipe(tmp_path / "in"), out, processes=1, part=(1, 3))
+    with pytest.raises(UserError, match="parts 0/3 and 1/3 are of different sources or options"):
+        merge(out)
+    write_lines(tmp_path / "in", lines)
+    build(recipe(tmp_path / "in"), out, processes=1, part=(1, 3))
+    report = json.loads((state / "train-00003.json").read_text())
+    (tmp_path / "out.building" / "train" / report["file"]).write_bytes(b"")
+    with pytest.raises(UserError, match="shard 3 of `train` is missing or incomplete"):
+        merge(out)
+    # Another number of parts finds what is there and makes what is not.
+    for number in range(2):
+        build(recipe(tmp_path / "in"), out, processes=1, part=(number, 2))
+    merge(out)
+    build(recipe(tmp_path / "in"), tmp_path / "whole", processes=1)
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ import numpy as np
 from mmalign.core.console import track
 from mmalign.core.workers import map_in_processes
 from mmalign.data.identify import identifier, script_share
-from mmalign.data.select.tables import KEY, SHARD, Column, Part, write_table
+from mmalign.data.parts import Part
+from mmalign.data.select.tables import KEY, SHARD, Column, write_table
 from mmalign.data.shards.folder import open_folder
 from mmalign.data.shards.jobs import Job, read_shard, shard_jobs
 from mmalign.data.shards.reader import UnusableSample

@@ -17,13 +17,15 @@ from mmalign.core.commit import check_writable, exclusive
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.core.languages import canonical_language
+from mmalign.data.parts import Part, has_parts, interleave, read_parts, write_part
 from mmalign.data.select.balance import balance
 from mmalign.data.select.bounds import keep_bounds, tables_of
 from mmalign.data.select.choice import Choice
 from mmalign.data.select.repeats import remove_leaks, remove_repeats
 from mmalign.data.select.rules import SelectConfig
-from mmalign.data.select.source import ChosenFrom, Descriptions
-from mmalign.data.select.write import write_chosen
+from mmalign.data.select.source import ChosenFrom, Descriptions, open_tree
+from mmalign.data.select.write import recipe_of, write_chosen, write_indexes
+from mmalign.data.shards.foreign_tars import place_of
 from mmalign.data.shards.manifest import MANIFEST, Manifest, read_manifest
 
 WORK = ".select"
@@ -39,35 +41,102 @@ class Selected:
     captions: int
 
 
-def select(name: str, out: Path, config: SelectConfig, processes: int = 1) -> Selected:
-    """Write the index and the manifest of the chosen samples.
+def select(
+    name: str, out: Path, config: SelectConfig, processes: int = 1, part: Part = (0, 1)
+) -> Selected | None:
+    """Write the index and the manifest of the chosen samples; returns None for a part.
 
     Args:
         name: folder or URL of the set that is chosen from.
         processes: shards that are read at once, where images or texts must be looked at.
+        part: (i, n): choose from the shards i, i + n, ... only, and write no manifest, which `merge` writes
+            when all parts are done.
 
     Raises:
-        UserError: a table or a column is missing, `out` holds something else, or nothing is left.
+        UserError: a table or a column is missing, `out` holds something else, nothing is left, or a part has
+            a rule that compares samples of all shards.
     """
     check_writable(out, is_folder=True)
     if (out / MANIFEST).is_file() and not (out / WORK).is_dir():
         raise UserError(f"{out}: holds a data set of another kind; name another folder")
-    with exclusive(out / WORK):
-        source = ChosenFrom.open(name)
+    if part[1] > 1 and (rule := _of_all_shards(config)):
+        raise UserError(
+            f"--part: the rule `{rule}` compares samples of all shards; choose by the other rules in parts, "
+            f"and by `{rule}` from the merged set"
+        )
+    recipe = recipe_of(config)
+    with exclusive(out / WORK / f"part-{part[0]}" if part[1] > 1 else out / WORK):
+        source = ChosenFrom.open(name, part)
         choice = Choice(source.captions_S)
-        descriptions = Descriptions(source, out / WORK, config.tables, processes)
-        _apply(config, source, choice, descriptions)
+        _apply(
+            config, source, choice, Descriptions(source, out / WORK, config.tables, processes, part)
+        )
         removed = choice.removed()
-        if not choice.sample_S.any():
-            most = max(removed["samples"].items(), key=lambda item: item[1])
-            raise UserError(
-                f"{name}: the rules leave no sample; `{most[0]}` removes {most[1]} of {len(choice.sample_S)}"
-            )
+        samples, captions = len(source.captions_S), int(source.captions_S.sum())
+        if part[1] == 1:
+            _check_some_left(name, removed, samples)
         (out / MANIFEST).unlink(missing_ok=True)  # a set that is not finished has none
-        write_chosen(source, choice, config, out, removed)
-    return Selected(
-        read_manifest(out), removed, len(source.captions_S), int(source.captions_S.sum())
-    )
+        shards = write_indexes(source, choice, out)
+        if part[1] > 1:
+            same = {**recipe, "set": place_of(name), "manifest_sha256": source.manifest.sha256}
+            own = {
+                "reasons": choice.reasons,
+                "removed": removed,
+                "samples": samples,
+                "captions": captions,
+                "shards": shards,
+            }
+            write_part(out / WORK, part, same, own)
+            return None
+        write_chosen(source.manifest, source.tree, recipe, out, shards, removed)
+    return Selected(read_manifest(out), removed, samples, captions)
+
+
+def merge(out: Path) -> Selected:
+    """Write the manifest of a set of which all parts are chosen.
+
+    Raises:
+        UserError: a part is missing, the parts are of different sets or rules, or nothing is left.
+    """
+    with exclusive(out / WORK):
+        parts = read_parts(out / WORK)
+        same = parts[0]["same"]
+        manifest, tree = open_tree(same["set"])[1:]
+        if manifest.sha256 != same["manifest_sha256"]:
+            raise UserError(f"{same['set']}: has changed since; run the parts again")
+        reasons = dict.fromkeys(reason for part in parts for reason in part["reasons"])
+        removed = {
+            kind: {
+                reason: count
+                for reason in reasons
+                if (count := sum(part["removed"][kind].get(reason, 0) for part in parts))
+            }
+            for kind in ("samples", "captions")
+        }
+        samples, captions = (sum(part[kind] for part in parts) for kind in ("samples", "captions"))
+        _check_some_left(same["set"], removed, samples)
+        shards = interleave([part["shards"] for part in parts])
+        recipe = {"select": same["select"], "tables": same["tables"]}
+        write_chosen(manifest, tree, recipe, out, shards, removed)
+    return Selected(read_manifest(out), removed, samples, captions)
+
+
+def is_in_parts(out: Path) -> bool:
+    """Whether parts of a choice in `out` are made."""
+    return has_parts(out / WORK)
+
+
+def _of_all_shards(config: SelectConfig) -> str | None:
+    """The name of a rule that compares samples of different shards."""
+    return next((name for name in ("duplicates", "balance") if getattr(config, name)), None)
+
+
+def _check_some_left(name: str, removed: dict[str, dict[str, int]], samples: int) -> None:
+    if sum(removed["samples"].values()) == samples:
+        most = max(removed["samples"].items(), key=lambda item: item[1])
+        raise UserError(
+            f"{name}: the rules leave no sample; `{most[0]}` removes {most[1]} of {samples}"
+        )
 
 
 def _apply(
@@ -87,11 +156,12 @@ def _apply(
 
 def _keep_languages(languages: Iterable[str], source: ChosenFrom, choice: Choice) -> None:
     wanted = set(map(canonical_language, languages))
-    if lacking := sorted(wanted - set(map(canonical_language, source.languages))):
+    there = source.all_languages
+    if lacking := sorted(wanted - set(map(canonical_language, there))):
         raise UserError(
-            f"languages: `{lacking[0]}` is not in the set; it has {', '.join(sorted(source.languages))}"
+            f"languages: `{lacking[0]}` is not in the set; it has {', '.join(sorted(there))}"
         )
-    is_wanted = np.array([canonical_language(code) in wanted for code in source.languages])
+    is_wanted = np.array([canonical_language(code) in wanted for code in source.languages], bool)
     choice.remove_captions(
         np.flatnonzero(~is_wanted[source.language_C]), choice.reason("other language")
     )

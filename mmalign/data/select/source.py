@@ -15,8 +15,9 @@ import numpy as np
 
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
+from mmalign.data.parts import Part
 from mmalign.data.select.describe import COLUMNS, HASHES, IDENTIFIED, KIND, Options, describe
-from mmalign.data.select.tables import SampleKeys, facts_of, read_table, table_files
+from mmalign.data.select.tables import SampleKeys, facts_of, is_complete, read_table, table_files
 from mmalign.data.shards.folder import Folder, open_folder, read_file
 from mmalign.data.shards.manifest import MANIFEST, Manifest
 from mmalign.data.shards.shard_index import keys_in, languages_in
@@ -25,13 +26,23 @@ from mmalign.data.storage.protocols import shown
 from mmalign.data.storage.remote import RemoteConfig
 
 
+def open_tree(name: str) -> tuple[Folder, Manifest, dict[str, Any]]:
+    """A data set's folder, its manifest, and the manifest as it is written."""
+    check_no_secret(name)
+    folder, manifest = open_folder(name, RemoteConfig())
+    # A remote folder keeps its manifest's bytes, which the cache does not.
+    data = getattr(folder, "manifest", None) or read_file(folder, MANIFEST)
+    return folder, manifest, json.loads(data)
+
+
 @dataclass(frozen=True)
 class ChosenFrom:
     """S samples with C captions, in the order of the indexes."""
 
     name: str
     folder: Folder
-    manifest: Manifest
+    manifest: Manifest  # with the shards of a part, if it is one
+    all_languages: list[str]  # also of other parts
     tree: dict[str, Any]  # the manifest as it is written
     keys: SampleKeys
     captions_S: np.ndarray
@@ -39,14 +50,12 @@ class ChosenFrom:
     language_C: np.ndarray  # positions in `languages`, uint16
 
     @classmethod
-    def open(cls, name: str) -> "ChosenFrom":
-        check_no_secret(name)
-        folder, manifest = open_folder(name, RemoteConfig())
-        # A remote folder keeps its manifest's bytes, which the cache does not.
-        data = getattr(folder, "manifest", None) or read_file(folder, MANIFEST)
+    def open(cls, name: str, part: Part = (0, 1)) -> "ChosenFrom":
+        folder, whole, tree = open_tree(name)
+        numbers = range(part[0], len(whole.shards), part[1])
+        manifest = whole.only(numbers) if part[1] > 1 else whole
         number_of: dict[str, int] = {}
-        counts: list[np.ndarray] = []
-        languages: list[np.ndarray] = []
+        counts, languages = [np.zeros(0, np.int32)], [np.zeros(0, np.uint16)]
 
         def keys() -> Iterable[str]:
             for shard in manifest.shards:
@@ -63,7 +72,8 @@ class ChosenFrom:
             name,
             folder,
             manifest,
-            json.loads(data),
+            list(whole.languages),
+            tree,
             sample_keys,
             captions_S,
             list(number_of),
@@ -79,6 +89,7 @@ class Descriptions:
     work: Path  # where they are kept
     tables: Sequence[str]
     processes: int
+    part: Part = (0, 1)  # of the set that is chosen from; test sets are described in full
     _known: dict[tuple[str, bool], str] = field(default_factory=dict)
 
     def of_set(self, column: str) -> str:
@@ -96,14 +107,16 @@ class Descriptions:
     def table(self, name: str, sha256: str, near: bool) -> str:
         """The table of a data set; `near`: how its images look must be known."""
         if (sha256, near) not in self._known:
-            kept = str(self.work / f"{sha256[:16]}.parquet")
-            given = (table for table in (*self.tables, kept) if _describes(table, sha256, near))
+            part = self.part if name == self.source.name else (0, 1)
+            of_part = f"-{part[0]}-of-{part[1]}" if part[1] > 1 else ""
+            kept = str(self.work / f"{sha256[:16]}{of_part}.parquet")
+            given = (one for one in (*self.tables, kept) if _describes(one, sha256, near, part))
             table = next(given, None)
             if table is None:
                 say(
                     f"{shown(name)}: is described first, in {kept} (as `mmalign data describe` does)"
                 )
-                describe(name, Path(kept), Options(near=near, processes=self.processes))
+                describe(name, Path(kept), Options(near=near, processes=self.processes), part)
                 table = kept
             self._known[sha256, near] = table
         return self._known[sha256, near]
@@ -115,8 +128,8 @@ class Descriptions:
         return manifest, [b for file in table_files(table) for b in read_table(file, HASHES)]
 
 
-def _describes(table: str, sha256: str, near: bool) -> bool:
-    """Whether a table, in all its parts, is of a certain data set, and (`near`) says how images look."""
+def _describes(table: str, sha256: str, near: bool, part: Part) -> bool:
+    """Whether a table is of a certain data set, or of this part of it, and (`near`) says how images look."""
     path = Path(table)
     if not path.exists():
         return False
@@ -125,4 +138,4 @@ def _describes(table: str, sha256: str, near: bool) -> bool:
         return False
     if near and not all(one["near"] for one in facts):
         return False
-    return sorted(one["part"][0] for one in facts) == list(range(facts[0]["part"][1]))
+    return [one["part"] for one in facts] == [list(part)] or is_complete(facts)

@@ -9,7 +9,8 @@ of its captions. A key may occur in several shards, so a table with a column `sh
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from mmalign.core.commit import replacing
 from mmalign.core.errors import UserError, one_line
+from mmalign.data.parts import interleave
 from mmalign.data.shards.manifest import Manifest
 from mmalign.data.sources.columns import parquet_library
 
@@ -25,8 +27,6 @@ _FACTS = b"mmalign"  # in the metadata of a table's schema: what it describes, a
 _ROWS = 65_536  # that are in memory at a time
 SPREAD = np.uint64(0x9E3779B97F4A7C15)  # of small numbers over 64 bits (Fibonacci hashing)
 
-Part = tuple[int, int]
-"""(i, n): the shards i, i + n, i + 2n, ... of a data set; (0, 1): all."""
 Column = tuple[str, type, bool]
 """Name, type of a value, and whether there is one per caption."""
 
@@ -70,6 +70,55 @@ def facts_of(path: Path) -> dict[str, Any]:
         return dict(json.loads(found)) if found else {}
     except (arrow.ArrowException, OSError, ValueError, TypeError):
         return {}
+
+
+def is_complete(facts: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether tables with these facts are all parts of one, each once."""
+    parts = sorted(tuple(one["part"]) for one in facts)
+    return parts == [(number, len(facts)) for number in range(len(facts))]
+
+
+def merge_tables(path: Path, parts: Sequence[str]) -> int:
+    """Write one table of all its parts, as one process would have written it; returns its number of rows.
+
+    Args:
+        parts: files of `mmalign data describe` or `score` with `--part`, or folders of them.
+
+    Raises:
+        UserError: a part is missing, is there twice or is of something else.
+    """
+    arrow, parquet = parquet_library(path)
+    files = [file for part in parts for file in table_files(part)]
+    of_file = [(file, facts_of(file)) for file in files]
+    for file, facts in of_file:
+        if "part" not in facts:
+            raise UserError(f"{file}: not written by `mmalign data describe` or `score`")
+        if {**facts, "part": 0} != {**of_file[0][1], "part": 0}:
+            raise UserError(
+                f"{file}: is of another data set or was made with other options than {files[0]}; name the "
+                "parts of one table"
+            )
+    of_file.sort(key=lambda one: one[1]["part"])
+    if not is_complete([facts for _, facts in of_file]):
+        count = of_file[0][1]["part"][1]
+        found = ", ".join(f"{i}/{n}" for i, n in (facts["part"] for _, facts in of_file))
+        raise UserError(f"{path}: of {count} parts there are {found}; name each part once")
+    with ExitStack() as stack:
+        opened = [stack.enter_context(parquet.ParquetFile(file)) for file, _ in of_file]
+        facts = {**of_file[0][1], "part": (0, 1)}
+        fields = [(field.name, field.type) for field in opened[0].schema_arrow]
+        # Parquet has another name for the values of a list than `write_table`.
+        fields = [
+            (name, arrow.list_(kind.value_type) if arrow.types.is_list(kind) else kind)
+            for name, kind in fields
+        ]
+        schema = arrow.schema(fields, metadata={_FACTS: json.dumps(facts).encode()})
+        groups = interleave([[(one, g) for g in range(one.num_row_groups)] for one in opened])
+        with replacing(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
+            for one, group in groups:
+                table = one.read_row_group(group).cast(schema)
+                writer.write_table(table, row_group_size=max(1, len(table)))
+        return sum(one.metadata.num_rows for one in opened)
 
 
 def table_files(name: str) -> list[Path]:

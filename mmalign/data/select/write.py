@@ -8,7 +8,7 @@ The manifest names the tars by their path from `<out>`, or by their URL.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,23 +22,20 @@ from mmalign.data.select.rules import SelectConfig
 from mmalign.data.select.source import ChosenFrom
 from mmalign.data.select.tables import table_files
 from mmalign.data.shards.folder import LocalFolder
-from mmalign.data.shards.manifest import FORMAT_VERSION, Shard, write_manifest
+from mmalign.data.shards.manifest import FORMAT_VERSION, Facts, Manifest, Shard, write_manifest
 from mmalign.data.shards.shard_index import line_starts, parse_row, read_index
 from mmalign.data.storage.remote import is_remote
 from mmalign.data.storage.remote import join as join_url
 
+Chosen = tuple[dict[str, Any], dict[str, Facts]]
+"""A shard with chosen samples as a manifest lists it, and its files."""
 
-def write_chosen(
-    source: ChosenFrom,
-    choice: Choice,
-    config: SelectConfig,
-    out: Path,
-    removed: dict[str, dict[str, int]],
-) -> None:
-    manifest, tree = source.manifest, source.tree
+
+def write_indexes(source: ChosenFrom, choice: Choice, out: Path) -> list[Chosen | None]:
+    """Write the index of the chosen samples of every shard; None: the shard has none."""
+    manifest = source.manifest
     sample_S, caption_C = choice.sample_S, choice.caption_C
-    files: dict[str, Any] = {}
-    shards = []
+    written: list[Chosen | None] = []
     first = 0
     for shard in track(manifest.shards, "shards", len(manifest.shards)):
         rows = np.flatnonzero(sample_S[first : first + shard.samples])
@@ -47,14 +44,33 @@ def write_chosen(
             index.write_bytes(b"".join(_lines(source, choice, caption_C, shard, first, rows)))
             path = _path_of(source, shard, out)
             new = _counted(source, choice, caption_C, replace(shard, path=path), first + rows)
-            files |= {new.tar: manifest.files[shard.tar], new.index: flush(index)}
-            shards.append(new.to_json())
+            files = {new.tar: manifest.files[shard.tar], new.index: flush(index)}
+            written.append((new.to_json(), files))
         else:
             index.unlink(missing_ok=True)
+            written.append(None)
         first += shard.samples
-    rules = config.model_dump(mode="json", by_alias=True, exclude_none=True)
-    tables = {file.name: sha256_of(file) for table in config.tables for file in table_files(table)}
-    recipe = {"select": rules, "tables": tables, "from": manifest.recipe}
+    return written
+
+
+def write_chosen(
+    manifest: Manifest,
+    tree: dict[str, Any],
+    recipe: dict[str, Any],
+    out: Path,
+    written: Iterable[Chosen | None],
+    removed: dict[str, dict[str, int]],
+) -> None:
+    """Write the manifest.
+
+    Args:
+        manifest, tree: of the set that was chosen from, all of it, and as it is written.
+        recipe: as `recipe_of` says it.
+        written: of all shards, in order.
+    """
+    chosen = [one for one in written if one is not None]
+    files = {name: facts for _, of_shard in chosen for name, facts in of_shard.items()}
+    recipe = {**recipe, "from": manifest.recipe}
     write_manifest(
         out,
         {
@@ -70,10 +86,17 @@ def write_chosen(
             "removed": removed,
             # Of the set that was chosen from: no index says which sample has which.
             **{name: tree[name] for name in ("licenses", "attributions") if name in tree},
-            "shards": shards,
+            "shards": [shard for shard, _ in chosen],
         },
         files,
     )
+
+
+def recipe_of(config: SelectConfig) -> dict[str, Any]:
+    """The rules, and the bytes of the tables by which was chosen."""
+    rules = config.model_dump(mode="json", by_alias=True, exclude_none=True)
+    tables = {file.name: sha256_of(file) for table in config.tables for file in table_files(table)}
+    return {"select": rules, "tables": tables}
 
 
 def _lines(

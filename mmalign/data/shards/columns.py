@@ -58,6 +58,18 @@ class Columns:
         sample_S, caption_S, captioned_S = np.array(counts, np.int64).reshape(-1, 3).T
         return cls(sample_S, caption_S, captioned_S, tuple(languages), caption_LS)
 
+    def first(self, count: int) -> "Columns":
+        """Of the first shards alone: what `of` makes of them."""
+        sample_S, caption_S, captioned_S = (
+            one[:count] for one in (self.sample_S, self.caption_S, self.captioned_S)
+        )
+        caption_LS = self.caption_LS[:, :count]
+        rows = [row for row, counts_S in enumerate(caption_LS) if counts_S.any()]
+        if len(rows) < len(self.languages):  # else no copy: the columns may be mapped and large
+            caption_LS = caption_LS[rows]
+        languages = tuple(self.languages[row] for row in rows)
+        return Columns(sample_S, caption_S, captioned_S, languages, caption_LS)
+
     def captions_in(self, languages: Collection[str]) -> np.ndarray:
         """(shards,) int64: captions in any of these languages."""
         wanted = [row for row, lang in enumerate(self.languages) if lang in languages]

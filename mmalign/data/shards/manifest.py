@@ -30,7 +30,14 @@ from mmalign.core.errors import UserError
 from mmalign.data.image_formats import WRITTEN_SUFFIXES, image_suffix
 from mmalign.data.shards.columns import Columns
 from mmalign.data.shards.columns import Shard as Shard
-from mmalign.data.shards.shard_table import TABLE, Facts, ShardTable, TableFiles, write_table
+from mmalign.data.shards.shard_table import (
+    TABLE,
+    TABLES,
+    Facts,
+    ShardTable,
+    TableFiles,
+    write_table,
+)
 from mmalign.data.shards.tar import Member, walk
 
 MANIFEST = "manifest.json"
@@ -57,6 +64,31 @@ class Manifest:
     ignored: dict[str, int]  # members that are never opened, by suffix
     files: Mapping[str, Facts]  # by the path from the folder
     sha256: str  # of the manifest file itself; it identifies the data set's exact bytes
+    # Before each `mmalign data append`: sha256 of the manifest, and how many shards it had.
+    earlier: tuple[tuple[str, int], ...] = ()
+    grown_sha256: str | None = None  # of the file, where this is what the set was earlier
+
+    def as_of(self, sha256: str) -> "Manifest | None":
+        """The manifest with this sha256: this one, or the one that the set had before shards were appended.
+
+        Appended shards follow the others, which stay as they were, so an earlier manifest is the first shards
+        of this one. An order of samples that is made of it equals the order from before. None: there was
+        never such a manifest.
+        """
+        if sha256 == self.sha256:
+            return self
+        for number, (known, count) in enumerate(self.earlier):
+            if known == sha256:
+                shards = self.shards
+                first = shards.first(count) if isinstance(shards, ShardTable) else shards[:count]
+                return replace(
+                    self,
+                    shards=first,
+                    sha256=sha256,
+                    earlier=self.earlier[:number],
+                    grown_sha256=self.grown_sha256 or self.sha256,
+                )
+        return None
 
     @cached_property
     def columns(self) -> Columns:
@@ -90,6 +122,10 @@ class Manifest:
         columns = self.columns
         total = zip(columns.languages, columns.caption_LS.sum(1).tolist(), strict=True)
         return dict(sorted(total, key=lambda item: (-item[1], item[0])))
+
+    def only(self, numbers: Iterable[int]) -> "Manifest":
+        """The same manifest with these shards alone."""
+        return replace(self, shards=tuple(self.shards[number] for number in numbers))
 
     def part(self, shard: Shard) -> "Manifest":
         """The manifest of one shard alone."""
@@ -198,26 +234,30 @@ def load_manifest(folder: Path) -> Manifest:
     return parse_manifest(data, str(path), path_of)
 
 
-def write_manifest(folder: Path, info: dict[str, Any], files: dict[str, Facts]) -> None:
+def write_manifest(
+    folder: Path, info: dict[str, Any], files: dict[str, Facts], table: str = TABLE
+) -> None:
     """Write the manifest of a data set, after its other files.
 
     Args:
         info: what it says; `shards` is a list of `Shard.to_json`. More than `MOST_LISTED` are written to a
             table beside it.
         files: what `flush` returned for each file.
+        table: its name.
     """
-    rows, table = info["shards"], folder / TABLE
+    rows = info["shards"]
     if len(rows) > MOST_LISTED:
         shards = [Shard(**row) for row in rows]
-        write_table(table, shards, files)
+        write_table(folder / table, shards, files)
         names = {name for shard in shards for name in (shard.tar, shard.index)}
         files = {name: facts for name, facts in files.items() if name not in names}
-        files[TABLE] = flush(table)
-        listed = {"table": TABLE, "count": len(rows)}
+        files[table] = flush(folder / table)
+        listed = {"table": table, "count": len(rows)}
         info = {**info, "format": TABLE_VERSION, "shards": listed}
     commit.write_manifest(folder, info, MANIFEST, files)
-    if TABLE not in files:  # of an earlier, larger version of the data set
-        table.unlink(missing_ok=True)
+    for other in folder.glob(TABLES):  # of an earlier version of the data set
+        if other.name not in files:
+            other.unlink()
 
 
 def parse_manifest(data: bytes, location: str, path_of: Callable[[str], Path]) -> Manifest:
@@ -250,6 +290,7 @@ def parse_manifest(data: bytes, location: str, path_of: Callable[[str], Path]) -
             ignored=tree.get("ignored", {}),
             files=files,
             sha256=hashlib.sha256(data).hexdigest(),
+            earlier=tuple((one["to"], one["shards"]) for one in tree.get("appended", ())),
         )
     except UserError:
         raise

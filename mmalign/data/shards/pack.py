@@ -15,16 +15,19 @@ from typing import Any
 
 from mmalign.core.batch import Pair
 from mmalign.core.commit import flush, write_json
+from mmalign.core.errors import UserError
 from mmalign.data.resize import Resize
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.manifest import (
     FORMAT_VERSION,
+    Facts,
     Shard,
     index_shard,
     write_manifest,
     write_shard,
 )
 
+SIZES = "sizes.json"
 STATE = ".build"
 """Folder of the reports, beside the splits; deleted when a build ends."""
 # In a manifest. One per image would make it as long as the data; they are in the samples anyway.
@@ -63,8 +66,8 @@ def pack(job: Job) -> Report:
         text = f"{row.reason} {row}" if isinstance(row, BadRow) else repr(row)
         # A caption may contain half of a surrogate pair; it is refused later.
         digest.update(text.encode("utf-8", "surrogatepass"))
-    known = _read_report(job, digest.hexdigest())
-    if known is not None:
+    known = _read_report(job)
+    if known is not None and known.get("fingerprint") == digest.hexdigest():
         return known
     refused: list[dict[str, str]] = []
     report = {
@@ -101,9 +104,21 @@ def write_pairs(tar: Path, pairs: Iterable[Pair]) -> Report:
 
 def write_split(folder: Path, facts: dict[str, Any], reports: Sequence[Report]) -> None:
     """Write `sizes.json` and, last, the manifest of the shards in a folder, which also holds `facts`."""
-    shards = [report["shard"] for report in reports if report["shard"]]
-    write_json(folder / "sizes.json", {shard["file"]: shard["samples"] for shard in shards})
-    files = {"sizes.json": flush(folder / "sizes.json")}
+    info, files = split_info(facts, reports)
+    write_manifest(folder, info, {**write_sizes(folder, info["shards"]), **files})
+
+
+def write_sizes(folder: Path, shards: Iterable[dict[str, Any]]) -> dict[str, Facts]:
+    """Write the samples of each shard to `sizes.json`, for readers of other projects; returns its facts."""
+    write_json(folder / SIZES, {shard["file"]: shard["samples"] for shard in shards})
+    return {SIZES: flush(folder / SIZES)}
+
+
+def split_info(
+    facts: dict[str, Any], reports: Sequence[Report]
+) -> tuple[dict[str, Any], dict[str, Facts]]:
+    """What the manifest of a split says, and its files, for `write_manifest`."""
+    files: dict[str, Facts] = {}
     licenses, attributions = Counter[str](), Counter[str]()
     for report in reports:
         files |= report["files"]
@@ -113,7 +128,7 @@ def write_split(folder: Path, facts: dict[str, Any], reports: Sequence[Report]) 
         **facts,
         "format": FORMAT_VERSION,
         "licenses": dict(sorted(licenses.items())),
-        "shards": shards,
+        "shards": [report["shard"] for report in reports if report["shard"]],
     }
     all_known = all(report.get("attributions") is not None for report in reports)
     if all_known and 0 < len(attributions) <= MOST_ATTRIBUTIONS:
@@ -121,7 +136,7 @@ def write_split(folder: Path, facts: dict[str, Any], reports: Sequence[Report]) 
     refused = {report["file"]: report["refused"] for report in reports if report.get("refused")}
     if refused:
         info["refused"] = refused
-    write_manifest(folder, info, files)
+    return info, files
 
 
 def _usable(job: Job, refused: list[dict[str, str]]) -> Iterator[Pair]:
@@ -142,14 +157,24 @@ def _usable(job: Job, refused: list[dict[str, str]]) -> Iterator[Pair]:
         yield pair
 
 
-def _read_report(job: Job, fingerprint: str) -> Report | None:
-    """The report of an earlier build that made this shard of the same rows, if its files are there."""
+def finished(work: Path, split: str, number: int) -> Report:
+    """The report of a shard that another job has packed; a UserError if it, or a file of it, is missing."""
+    report = _read_report(Job(work, split, number, ()))
+    if report is None:
+        raise UserError(
+            f"{work}: shard {number} of `{split}` is missing or incomplete; run the parts again, each makes "
+            "what it lacks"
+        )
+    return report
+
+
+def _read_report(job: Job) -> Report | None:
+    """The report of a shard that an earlier build has finished, if its files are there."""
     try:
         report: Report = json.loads(job.report.read_text(encoding="utf-8"))
         # Sizes are enough: the report was written after the files were synced.
         sizes = {name: facts["size"] for name, facts in report["files"].items()}
         found = {name: job.tar.with_name(name).stat().st_size for name in sizes}
-        same = report["fingerprint"] == fingerprint and found == sizes
+        return report if found == sizes else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return report if same else None

@@ -79,6 +79,7 @@ class ShardSet:
 
     Args:
         files: where descriptors are kept, if several data sets share them.
+        as_of: sha256 of a manifest; where the set had it before shards were appended, these are left out.
 
     Raises:
         UserError: no finished data set there, an empty one, or no way to reach it.
@@ -90,8 +91,10 @@ class ShardSet:
         remote: RemoteConfig = _DEFAULT,
         check_files: bool = True,
         files: OpenFiles | None = None,
+        as_of: str | None = None,
     ) -> None:
-        self.folder, self.manifest = open_folder(name, remote, check_files)
+        self.folder, manifest = open_folder(name, remote, check_files)
+        self.manifest = manifest if as_of is None else manifest.as_of(as_of) or manifest
         # (shards + 1,) int64, number of the first sample of each shard, and of all samples
         self.first = np.concatenate([[0], self.manifest.columns.sample_S]).cumsum()
         # Neither refers back to this object, so that descriptors are closed as soon as it is gone.

@@ -76,6 +76,13 @@ class Rules:
         """The language identifiers that the rules need."""
         return [model for rule in (self.language, self.fallback) if (model := _model(rule))]
 
+    @classmethod
+    def from_json(cls, tree: dict[str, str]) -> "Rules":
+        """What `to_json` was made of."""
+        named = {"captions": None, "identified": "identify"}
+        language = named.get(tree["language"], tree["language"].removeprefix("fixed:"))
+        return cls(tree["from"], language, tree.get("fallback"))
+
     def to_json(self) -> dict[str, str]:
         """For the manifest: `fixed:CODE`, `json:FIELD`, `identified`, or `captions` (they say it)."""
         named = {None: "captions", "identify": "identified"}.get(self.language, self.language)

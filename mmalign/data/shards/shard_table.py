@@ -29,6 +29,7 @@ from mmalign.core.commit import replacing
 from mmalign.data.shards.columns import Columns, Shard
 
 TABLE = "shards.safetensors"
+TABLES = "shards*.safetensors"  # a set that was appended to has a number in the name
 Facts = dict[str, Any]
 """`size` in bytes and `sha256` of a file."""
 
@@ -73,14 +74,17 @@ def _join(names: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
 class ShardTable:
     """The shards in a table.
 
+    Args:
+        count: so many of the first ones; None: all.
+
     Raises:
         ValueError, KeyError: the file is not such a table.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, count: int | None = None) -> None:
         from safetensors import SafetensorError, safe_open
 
-        self.path = path
+        self.path, self.count = path, count
         try:
             # Of its frameworks, only this one maps the file instead of copying it.
             with safe_open(path, framework="pt") as tensors:
@@ -102,9 +106,16 @@ class ShardTable:
         count = min(1, shards)
         if shapes != [(2, count), (len(languages), count), (2, shards, 32), (shards,), (shards,)]:
             raise ValueError("columns of different lengths")
+        if self.count is not None:
+            # Names are still found among those of all shards.
+            self.columns, self.sizes = self.columns.first(self.count), self.sizes[:, : self.count]
 
     def __reduce__(self) -> Any:  # another process maps the file itself
-        return ShardTable, (self.path,)
+        return ShardTable, (self.path, self.count)
+
+    def first(self, count: int) -> "ShardTable":
+        """The first shards alone, with the columns that a table of them alone would have."""
+        return ShardTable(self.path, count)
 
     def __len__(self) -> int:
         return len(self.columns.sample_S)

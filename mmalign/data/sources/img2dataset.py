@@ -22,7 +22,7 @@ import pydantic
 
 from mmalign.core.batch import Caption, Pair
 from mmalign.core.errors import UserError
-from mmalign.data.shards.index import stated_samples
+from mmalign.data.shards.foreign_tars import stated_samples
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair, Part, key_of
 from mmalign.data.shards.manifest import extent_of
 from mmalign.data.shards.reader import UnusableSample, captions_in, parse_member

@@ -118,7 +118,9 @@ def open_features(shard_set: ShardSet, tower: TowerIdentity) -> "FeatureSet":
                 "copy of the data set, and uploaded with it"
             ) from None
         facts = _parse_facts(folder.manifest, folder)
-    if facts["data_sha256"] != shard_set.manifest.sha256:
+    manifest = shard_set.manifest
+    # Features of all shards contain those of the first ones.
+    if facts["data_sha256"] not in (manifest.sha256, manifest.grown_sha256):
         raise UserError(
             f"{folder.location(INDEX)}: its features were made from other data, the manifest of "
             f"{shard_set.folder} has changed since; run `mmalign embed` again"

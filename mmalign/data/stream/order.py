@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mmalign.core import distributed
+from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.data.shards.folder import LocalFolder, open_files
 from mmalign.data.shards.reader import ShardSet
@@ -304,14 +305,29 @@ def _sums(values: ArrayLike) -> np.ndarray:
     return sums
 
 
-def open_sets(config: DataConfig) -> list[ShardSet]:
-    """The data sets to train on; a UserError, on all ranks, if one is not the same on all of them."""
+def open_sets(config: DataConfig, as_of: Sequence[str] = ()) -> list[ShardSet]:
+    """The data sets to train on; a UserError, on all ranks, if one is not the same on all of them.
+
+    Args:
+        as_of: of a run that goes on, `GlobalOrder.data`: shards that were appended to a set since then are
+            left out, so that the run's order stays what it was.
+    """
+    known = as_of if len(as_of) == len(config.train) else [None] * len(config.train)
     files = open_files()
     # One rank looks whether the files are there: from all ranks, these are the most requests of a start.
     look = distributed.is_main()
     sets = distributed.on_all(
-        lambda: [ShardSet(one.path, config.remote, look, files) for one in config.train]
+        lambda: [
+            ShardSet(one.path, config.remote, look, files, sha256)
+            for one, sha256 in zip(config.train, known, strict=True)
+        ]
     )
+    for one in sets:
+        if one.manifest.grown_sha256 is not None:
+            say(
+                f"{one.folder}: the run goes on with its {len(one.manifest.shards):,} shards, without "
+                "those that were appended since it began"
+            )
     # Of each group that this host reads, the window that is read and the next one. Slow workers still read
     # the one before, but less and less.
     here = config.groups * distributed.local_world_size() / distributed.world_size()

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from mmalign.cli import app
 from mmalign.core.commit import exclusive
 from mmalign.core.errors import UserError
-from mmalign.data.shards import index as module
-from mmalign.data.shards.index import REFUSED, find_tars, index
+from mmalign.data.shards import foreign_tars
+from mmalign.data.shards.foreign_tars import REFUSED, find_tars
+from mmalign.data.shards.index import index
 from mmalign.data.shards.manifest import MANIFEST
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.shards.scan import Rules
@@ -79,12 +80,12 @@ def test_only_what_is_new_is_scanned_again(tmp_path: Path, monkeypatch: pytest.M
     first = contents(folder)
     seen: list[str] = []
 
-    class Counting(module.Scan):
+    class Counting(foreign_tars.Scan):
         def run(self) -> None:
             seen.append(self.shard)
             super().run()
 
-    monkeypatch.setattr(module, "Scan", Counting)
+    monkeypatch.setattr(foreign_tars, "Scan", Counting)
     index(str(folder), RULES)
     assert (seen, contents(folder)) == ([], first)
     os.utime(folder / "00001.tar", ns=(1, 1))

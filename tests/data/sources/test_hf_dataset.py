@@ -10,7 +10,8 @@ from shard_sets import make_image
 
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
-from mmalign.data.recipe import RecipeConfig, build
+from mmalign.data.recipe import build
+from mmalign.data.recipe_config import RecipeConfig
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.sources import hf_dataset

@@ -11,7 +11,8 @@ from shard_sets import make_image
 
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
-from mmalign.data.recipe import RecipeConfig, build
+from mmalign.data.recipe import build
+from mmalign.data.recipe_config import RecipeConfig
 from mmalign.data.shards.lazy_pair import BadRow, LazyPair
 from mmalign.data.sources.jsonl import Jsonl
 from mmalign.data.sources.kinds import read_rows

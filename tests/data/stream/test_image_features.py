@@ -16,6 +16,7 @@ from tiny import tiny_tokenizer
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.data import images
+from mmalign.data.append import grow
 from mmalign.data.shards.reader import ShardSet, UnusableSample
 from mmalign.data.storage.remote import RemoteConfig
 from mmalign.data.stream import image_features as features
@@ -74,6 +75,32 @@ def test_few_shards_are_kept_open(made: Path, tower: ImageTower) -> None:
     for _ in range(2):
         assert [found.read(i).tolist() for i in (0, 4, 8, 12)] == [t.tolist() for t in truth]
         assert len(found.rows._values) == 2
+
+
+def test_features_of_a_set_that_has_grown_serve_what_it_was_before(
+    data: Path, tower: ImageTower
+) -> None:
+    before = ShardSet(data).manifest.sha256
+    row_F = opened(data, tower).read(2)
+    new = write_set(data.parent / "new", [make_pair(n, ("de",)) for n in range(90, 93)])
+    for name in ("00000.tar", "00000.index.jsonl"):
+        shutil.copy(new / name, data / f"9{name[1:]}")
+    tree = json.loads((new / "manifest.json").read_text())
+    for shard in tree["shards"]:
+        shard["file"] = "90000.tar"
+    files = {f"9{n[1:]}": facts for n, facts in tree.pop("files").items() if n[0] == "0"}
+    grow(data, tree, files)
+    identity = describe_tower(tower)
+
+    # Made before it grew: they serve a run from then, and no new one.
+    assert open_features(ShardSet(data, as_of=before), identity).read(2).equal(row_F)
+    with pytest.raises(UserError, match="made from other data"):
+        opened(data, tower)
+    made_before = (folder_of(data) / "00000.npy").stat().st_mtime_ns
+    write_features(tower, data, workers=0)
+    assert (folder_of(data) / "00000.npy").stat().st_mtime_ns == made_before  # not made again
+    assert open_features(ShardSet(data, as_of=before), identity).read(2).equal(row_F)
+    assert opened(data, tower).read(SAMPLES + 2).isfinite().all()
 
 
 def test_a_picture_that_could_not_be_used_is_named(made: Path, tower: ImageTower) -> None:

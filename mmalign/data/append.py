@@ -1,0 +1,279 @@
+"""`mmalign data append`: new shards for a data set that is there, by a recipe, or of tars that others made.
+
+    recipe -> rows -> shards with the next numbers in <set>.appending, moved into the set -+-> manifest.json,
+    tars -> those that the set does not have -> scanned, their indexes beside the others --+   last
+
+The shards that are there stay as they are and come first. The manifest says how many there were, and the
+sha256 that it had then, so a run that began with them goes on with exactly these (`Manifest.as_of`).
+Everything before the manifest can be done again: after a stop, the same command goes on.
+"""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmalign.core.commit import exclusive, flush, replace_folder, write_atomic, write_json
+from mmalign.core.config import validate
+from mmalign.core.errors import UserError
+from mmalign.core.workers import usable_cores
+from mmalign.data import packing
+from mmalign.data.packing import build_shards, remove_stale_files
+from mmalign.data.recipe import splits_in, work_folder
+from mmalign.data.recipe_config import RecipeConfig
+from mmalign.data.shards.foreign_tars import (
+    REFUSED,
+    SCANS,
+    jobs_of,
+    place_of,
+    scan_tars,
+    tars_of,
+    write_refusals,
+)
+from mmalign.data.shards.index import index_info
+from mmalign.data.shards.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    Facts,
+    Manifest,
+    load_manifest,
+    read_manifest,
+    write_manifest,
+)
+from mmalign.data.shards.pack import (
+    MOST_ATTRIBUTIONS,
+    SIZES,
+    STATE,
+    Report,
+    split_info,
+    write_sizes,
+    write_split,
+)
+from mmalign.data.shards.scan import MAX_REFUSALS, Rules
+from mmalign.data.storage.remote import is_remote
+
+
+class Appended(NamedTuple):
+    """What became of one split."""
+
+    folder: Path
+    manifest: Manifest
+    shards: int  # that are new
+    known: int  # shards of the source that the set had already
+
+
+def recipe_of(
+    folder: Path, sources: Sequence[str], allow_outside: bool = False
+) -> RecipeConfig | None:
+    """The recipe that a data set was built by, for other sources; None: it was indexed.
+
+    Raises:
+        UserError: no data set there that can be appended to, or no sources.
+    """
+    if not sources:
+        raise UserError("--from is missing; name what is appended, or give a recipe")
+    if (folder / MANIFEST).is_file():
+        if "index" not in load_manifest(folder).recipe:
+            raise UserError(
+                f"{folder}: nothing can be appended to a split or a choice; name the folder that holds the "
+                "splits, or the set that was chosen from"
+            )
+        return None
+    manifest = load_manifest(folder / _splits(folder)[0])
+    changed = {"folders": list(sources), "allow_outside": allow_outside}
+    recipe = {**manifest.recipe, "source": {**manifest.recipe["source"], **changed}}
+    return validate(RecipeConfig, recipe, f"{folder}, the recipe in its {MANIFEST}")
+
+
+def _splits(folder: Path) -> list[str]:
+    if (folder / MANIFEST).is_file():
+        raise UserError(
+            f"{folder}: holds no splits of a recipe; leave the recipe out and name tars with --from, or name "
+            "the folder above"
+        )
+    splits = splits_in(folder)
+    if not splits:
+        raise UserError(f"{folder}: no data set; make it with `mmalign data build`")
+    return sorted(splits, key=lambda name: (name != "train", name))
+
+
+def append_rows(config: RecipeConfig, out: Path, processes: int | None = None) -> list[Appended]:
+    """Build the rows of a recipe and append their shards to the splits of the data set in `out`.
+
+    Shards whose bytes the set already holds are left out.
+
+    Args:
+        processes: that write shards; by default one per core that this process may use.
+
+    Raises:
+        UserError: no built data set there, captions are withheld, or as `build`.
+    """
+    manifests = {split: load_manifest(out / split) for split in _splits(out)}
+    if config.withhold or any(one.recipe.get("withhold") for one in manifests.values()):
+        raise UserError(
+            f"{out}: `withhold` chooses captions among all rows, so nothing can be appended; build another "
+            "data set, and list both in the run file"
+        )
+    facts, respelled = config.for_manifest(), Counter[str]()
+    resolved = out.resolve()
+    done = []
+    with work_folder(
+        resolved.with_name(f"{resolved.name}.appending"), facts["recipe_sha256"]
+    ) as work:
+        jobs = packing.jobs_of(config, work, respelled, _first_numbers(work, manifests))
+        reports = build_shards(config, work, jobs, processes or usable_cores())
+        remove_stale_files(work, reports)
+        if respelled := +respelled:
+            facts["respelled"] = dict(sorted(respelled.items()))
+        new = {
+            split: _unknown(manifests[split], of_split) if split in manifests else of_split
+            for split, of_split in reports.items()
+        }
+        if any(report["shard"] for of_split in new.values() for report in of_split):
+            _join_refusals(resolved / packing.REFUSED, work / packing.REFUSED)
+        for split, of_split in new.items():
+            count = sum(report["shard"] is not None for report in of_split)
+            here = {**facts, "split": split}
+            if split not in manifests:
+                write_split(work / split, here, of_split)
+                replace_folder(work / split, resolved / split)
+            elif count:
+                _append_split(work / split, resolved / split, here, of_split)
+            known = sum(report["shard"] is not None for report in reports[split]) - count
+            done.append(Appended(out / split, read_manifest(out / split), count, known))
+        shutil.rmtree(work)
+    return done
+
+
+def _append_split(
+    work: Path, folder: Path, facts: dict[str, Any], reports: Sequence[Report]
+) -> None:
+    for name in (name for report in reports for name in report["files"]):
+        (work / name).replace(folder / name)
+    info, files = split_info(facts, reports)
+    if all(report["attributions"] == {} for report in reports):
+        info["attributions"] = {}  # there are none, and not too many
+    grow(folder, info, files)
+
+
+def _first_numbers(work: Path, manifests: Mapping[str, Manifest]) -> dict[str, int]:
+    """Of the new shards of each split; the same after a stop, when some splits may have them already."""
+    path = work / STATE / "first.json"
+    if path.is_file():
+        known = json.loads(path.read_bytes())
+        if all(s in manifests and manifests[s].as_of(sha256) for s, (sha256, _) in known.items()):
+            return {split: number for split, (_, number) in known.items()}
+    first = {}
+    for split, one in manifests.items():
+        # Shards of which no row could be used have had a number too.
+        names = {*(shard.file for shard in one.shards), *one.refused}
+        numbers = (name.removesuffix(".tar") for name in names)
+        number = 1 + max((int(text) for text in numbers if text.isdecimal()), default=-1)
+        first[split] = (one.sha256, number)
+    write_json(path, first)
+    return {split: number for split, (_, number) in first.items()}
+
+
+def _unknown(manifest: Manifest, reports: Sequence[Report]) -> list[Report]:
+    """The reports of shards that are not in a data set, also not under another name."""
+    known = {manifest.files[shard.tar]["sha256"] for shard in manifest.shards}
+    return [
+        report
+        for report in reports
+        if (not report["shard"] and report["file"] not in manifest.refused)
+        or (report["shard"] and report["files"][report["file"]]["sha256"] not in known)
+    ]
+
+
+def append_tars(out: Path, sources: Sequence[str], processes: int = 1) -> Appended:
+    """Index tars by the rules of the data set in `out`, and append those that it does not have.
+
+    Args:
+        sources: each a folder, pattern or brace list, of this machine or a URL, as for `index`.
+
+    Raises:
+        UserError: no tars there, or some at URLs and others not.
+    """
+    manifest = load_manifest(out)
+    rules = Rules.from_json(_tree(out)["captions"])
+    known = {place_of(shard.path or str(out / shard.file)) for shard in manifest.shards}
+    tars = [tar for source in sources for tar in tars_of(source)]
+    new = [tar for tar in dict.fromkeys(tars) if place_of(tar) not in known]
+    of_urls = is_remote(manifest.shards[0].tar)
+    if other := next((tar for tar in new if is_remote(tar) != of_urls), None):
+        where = "at URLs" if of_urls else "on this machine"
+        raise UserError(f"{other}: the tars of {out} are {where}; index it in a folder of its own")
+    if not new:
+        return Appended(out, read_manifest(out), 0, len(tars))
+    jobs = jobs_of(new, out, rules, {shard.file for shard in manifest.shards})
+    with exclusive(out / SCANS):
+        scans = scan_tars(jobs, processes)
+        shards = [job.shard for job in jobs]
+        added = out / SCANS / "appended.jsonl"
+        write_refusals(added, out, shards, scans)
+        _join_refusals(out / REFUSED, added)
+        info, files = index_info(manifest.name, rules, shards, scans)
+        grow(out, info, {REFUSED: flush(out / REFUSED), **files})
+    return Appended(out, read_manifest(out), len(new), len(tars) - len(new))
+
+
+def grow(folder: Path, info: dict[str, Any], files: dict[str, Facts]) -> None:
+    """Append shards to a manifest.
+
+    Args:
+        info: what the manifest of the new shards alone would say, their files beside the others.
+        files: of the new shards, and those that have changed.
+    """
+    manifest, tree = load_manifest(folder), _tree(folder)
+    before = [shard.to_json() for shard in manifest.shards]
+    listed = dict(tree.pop("files"))
+    if isinstance(tree["shards"], dict):  # a table, which names the files of the shards
+        del listed[tree["shards"]["table"]]
+        names = (name for shard in manifest.shards for name in (shard.tar, shard.index))
+        listed |= {name: manifest.files[name] for name in names}
+    shards = [*before, *info["shards"]]
+    if SIZES in listed:
+        files = {**files, **write_sizes(folder, shards)}
+    for name in ("licenses", "respelled", "filled", "ignored"):
+        counts = Counter(tree.get(name, {})) + Counter(info.get(name, {}))
+        if counts:
+            tree[name] = dict(sorted(counts.items()))
+    # A manifest that lists no attributions has none, or too many to list.
+    lists_all = "attributions" in tree and "attributions" in info
+    attributions = Counter(tree.pop("attributions", {})) + Counter(info.get("attributions", {}))
+    if lists_all and 0 < len(attributions) <= MOST_ATTRIBUTIONS:
+        tree["attributions"] = dict(sorted(attributions.items()))
+    tree["appended"] = [
+        *tree.get("appended", ()),
+        {"to": manifest.sha256, "shards": len(before), "recipe": info["recipe"]},
+    ]
+    refused = {**tree.get("refused", {}), **info.get("refused", {})}
+    if refused:
+        tree["refused"] = refused
+    # Another name than that of the table which is in use until the manifest is there.
+    table = f"shards-{len(shards)}.safetensors"
+    tree |= {"format": FORMAT_VERSION, "shards": shards}
+    write_manifest(folder, tree, {**listed, **files}, table)
+
+
+def _tree(folder: Path) -> dict[str, Any]:
+    """The manifest as it is written."""
+    tree: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+    return tree
+
+
+def _join_refusals(path: Path, added: Path) -> None:
+    """Add what a file lists, and counts, of refusals to the file that lists those from before."""
+    files = [one for one in (path, added) if one.is_file()]
+    lines = [line for one in files for line in one.read_text("utf-8").splitlines()]
+    facts = [json.loads(line) for line in lines]
+    # Each once: an append that was stopped may have added them.
+    named = list(
+        dict.fromkeys(line for line, one in zip(lines, facts, strict=True) if "more" not in one)
+    )
+    more = sum(one.get("more", 0) for one in facts) + len(named[MAX_REFUSALS:])
+    if lines:
+        rest = [json.dumps({"more": more})] if more else []
+        write_atomic(path, "\n".join([*named[:MAX_REFUSALS], *rest]) + "\n")
