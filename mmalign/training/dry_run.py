@@ -165,9 +165,11 @@ def memory_bytes(load: Load) -> dict[str, list[float]]:
         2 * BUCKET + weights,
     ]
     # The embeddings of all captions, their gradient and its sum over ranks; embeddings and gradients of this
-    # rank's captions and of at most as many images; and two tiles of scores.
+    # rank's captions and of at most as many images; and two tiles of scores, or three where one tile holds
+    # all and is kept.
     rows = 3 * load.captions + 2 * (2 * load.captions / ranks)
-    side = min(GPU_SIDE, load.captions)
+    scores = load.captions * load.captions / ranks
+    tiles = 3 * scores if scores <= GPU_SIDE**2 else 2 * GPU_SIDE**2
     return {
         "weights": [_FLOAT * weights] * 3 + [_FLOAT * weights / ranks],
         "gradients": [all_trainable, all_trainable, split, split],
@@ -175,7 +177,7 @@ def memory_bytes(load: Load) -> dict[str, list[float]]:
         "copies and buckets": [_FLOAT * (number + load.averaged) for number in copies],
         "batch": [load.batch] * 4,
         "activations": [load.activations] * 4,
-        "loss": [_FLOAT * (rows * load.embedding + 2 * side * side)] * 4,
+        "loss": [_FLOAT * (rows * load.embedding + tiles)] * 4,
     }
 
 
