@@ -154,11 +154,13 @@ class Way:
     Attributes:
         cached: whether the gradients are cached, with parts of 1 image.
         tiled: whether the loss is computed in tiles of 2 x 2 scores.
+        tokens: of the captions of a micro-batch; None: no limit.
     """
 
     zero_stage: int
     cached: bool = False
     tiled: bool = False
+    tokens: int | None = None
 
 
 # Every stage, both kinds of gradients and both kinds of losses; all combinations would take minutes.
@@ -206,6 +208,7 @@ def make_engine(objective: str, way: Way, seed: int = 0, min_temperature: float 
         "precision": "fp32",
         "zero_stage": way.zero_stage,
         "micro_batch": 1 if way.cached else None,
+        "tokens_per_micro_batch": way.tokens,
     }
     config = validate(EngineConfig, tree, "test")
     optimizer = validate(OptimizerConfig, {"lr": 1e-3, "warmup_steps": 2}, "test")

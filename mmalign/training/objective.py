@@ -111,9 +111,13 @@ def trained_module(config: ObjectiveConfig, model: DualEncoder) -> nn.Module:
 
 
 def exchange_ids(
-    exchange: Exchange, config: ObjectiveConfig, batch: Batch, votes: Votes = NO_VOTES
+    exchange: Exchange,
+    config: ObjectiveConfig,
+    batch: Batch,
+    votes: Votes = NO_VOTES,
+    passes: int = 1,
 ) -> GlobalIds:
-    """What the loss of a batch needs to know of the other ranks' parts, and the ranks' votes."""
+    """What the loss of a batch needs to know of the other ranks' parts, and the ranks' votes and passes."""
     ids = (batch.picture_id_B, batch.picture_id_N)
     if isinstance(config, MaskedLanguageModelConfig):
         assert batch.label_NL is not None
@@ -123,7 +127,7 @@ def exchange_ids(
         weights = [config.language_weights.get(lang, 1.0) for lang in batch.language_N]
         weight_N = torch.tensor(weights, dtype=torch.float64)
     taught = config.distillation.captions(batch) if config.distillation else []
-    return exchange(*ids, weight_N, len(taught), votes)
+    return exchange(*ids, weight_N, len(taught), votes, passes)
 
 
 def outcome_of(
