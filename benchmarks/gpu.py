@@ -29,7 +29,7 @@ from mmalign.core.config import validate
 from mmalign.core.record import read_records
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
 from mmalign.models.execution import compile_towers
-from mmalign.training.cached import cached_backward
+from mmalign.training.cached import cached_backward, split
 from mmalign.training.engine import Engine, EngineConfig
 from mmalign.training.exchange import Exchange
 from mmalign.training.meter import read_metrics
@@ -43,6 +43,8 @@ LOSSES: dict[str, dict[str, Any]] = {
     "softmax, smoothing, weights": {"label_smoothing": 0.1, "language_weights": {"sw": 2.0}},
     "softmax, text-text, prefixes": {"text_text": 0.5, "dims": [32]},
     "sigmoid": {"loss": "sigmoid"},
+    "softmax, bf16 scores": {"bf16_scores": True},
+    "sigmoid, bf16 scores": {"loss": "sigmoid", "bf16_scores": True},
 }
 # Relative norm of the difference of all gradients; a step in bfloat16 has 8 bits.
 TOLERANCES = {"fp32": 1e-4, "bf16": 0.1}
@@ -106,7 +108,9 @@ def gradients(
         def backward(surrogate: Tensor, _: bool) -> None:
             surrogate.backward()
 
-        found = cached_backward(config, forward, backward, lambda number: None, moved, ids, 5)
+        found = cached_backward(
+            config, forward, backward, lambda number: None, moved, ids, split(moved, 5)
+        )
     else:
         found = outcome_of(config, forward, moved, ids)
         found.local_loss.backward()

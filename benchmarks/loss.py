@@ -9,12 +9,16 @@ round. Memory is the peak resident memory of the process, minus that with the em
 includes the gradients of the embeddings. Wall-clock and processor seconds are printed, because other work on
 a busy machine affects the former.
 
-Prints a table and, as the last line, one JSON object for the batch of `--batch`: ratios of memory and time
-of ours to open_clip's, and the relative difference of the gradients (norm of the difference to norm, the
-largest of images, captions and temperature). The table also has a small batch, ours at a large batch, and the
-difference of gradients in float64. Reads /proc, so it needs Linux.
+A second table says by how much gradients in float32, and with `objective.bf16_scores`, differ from those in
+float64, relative to the norm of these: softmax and sigmoid, at the initial and at the lowest temperature.
+
+Prints the tables and, as the last line, one JSON object for the batch of `--batch`: ratios of memory and time
+of ours to open_clip's, the relative difference of the gradients (norm of the difference to norm, the largest
+of images, captions and temperature), and the largest of the second table. The first table also has a small
+batch, ours at a large batch, and the difference of gradients in float64. Reads /proc, so it needs Linux.
 
     python benchmarks/loss.py [--batch 16384] [--small 2048] [--large 65536] [--width 512] [--rounds 3]
+                              [--rounding-only]
 """
 
 import argparse
@@ -35,11 +39,12 @@ from torch import Tensor
 
 from mmalign.core.batch import Embeddings
 from mmalign.training.exchange import Exchange
-from mmalign.training.loss import contrastive_loss, gather
+from mmalign.training.loss import LOSSES, LossName, contrastive_loss, gather
 
 METHODS = ("mmalign", "open_clip")
 FLOAT64_BATCH = 256
 WARM_UP_BATCH = 64
+ROUNDING_BATCH = 4096
 
 Gradients = tuple[Tensor, ...]
 Figures = dict[str, float]
@@ -140,6 +145,42 @@ def gradient_error(ours: Gradients, theirs: Gradients) -> float:
     )
 
 
+def gradients_in(
+    dtype: torch.dtype, name: LossName, exact: Embeddings, temperature: float, **options: bool
+) -> Gradients:
+    """Gradients of images, captions and scale of a loss of ours, computed in `dtype`."""
+    numbers = (torch.tensor([one], dtype=dtype) for one in (1 / temperature, -10.0))
+    rows = (one.detach().to(dtype) for one in (exact.image_BD, exact.text_ND))
+    given = Embeddings(*(one.requires_grad_() for one in (*rows, *numbers)))
+    ids = torch.arange(len(given.image_BD))
+    LOSSES[name](given, gather(given, Exchange()(ids, ids)), **options).backward()
+    leaves = given.image_BD, given.text_ND, given.logit_scale
+    return tuple(leaf.grad for leaf in leaves if leaf.grad is not None)
+
+
+def rounding_errors(batch: int, width: int) -> Figures:
+    """The largest relative errors against float64, of float32 and with rounded scores; writes the table."""
+    exact = embeddings(batch, width, torch.float64)
+    largest: Figures = {}
+    sys.stdout.write(f"{'gradients against float64':<34}{'float32':>12}{'bf16_scores':>14}\n")
+    for name in LOSSES:
+        for temperature in (0.07, 0.01):
+            given = (name, exact, temperature)
+            truth = gradients_in(torch.float64, *given)
+            rough = gradients_in(torch.float32, *given)
+            rounded = gradients_in(torch.float32, *given, bf16_scores=True)
+            errors = {
+                "float32": gradient_error(rough, truth),
+                "bf16_scores": gradient_error(rounded, truth),
+            }
+            largest = {key: max(largest.get(key, 0.0), error) for key, error in errors.items()}
+            label = f"{name}, temperature {temperature}"
+            sys.stdout.write(
+                f"{label:<34}{errors['float32']:>12.1e}{errors['bf16_scores']:>14.1e}\n"
+            )
+    return largest
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16_384, help="batch of the last line")
@@ -149,7 +190,11 @@ def main() -> None:
     )
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounding-only", action="store_true", help="the second table alone")
     options = parser.parse_args()
+    if options.rounding_only:
+        sys.stdout.write(json.dumps(rounding_errors(ROUNDING_BATCH, options.width)) + "\n")
+        return
     sys.stdout.write(
         f"{'method':<12}{'batch':>8}{'seconds':>20}{'of the processor':>20}{'MiB of memory':>20}\n"
     )
@@ -169,10 +214,12 @@ def main() -> None:
     ]
     sys.stdout.write(f"gradients at batch {options.batch:,} in float32 differ by {error:.1e}, ")
     sys.stdout.write(f"at {FLOAT64_BATCH} in float64 by {gradient_error(*exact):.1e}\n")
+    rounding = rounding_errors(ROUNDING_BATCH, options.width)
     figures = {
         "memory_ratio": ratios["mib"],
         "time_ratio": ratios["seconds"],
         "gradient_error": error,
+        "bf16_scores_error": rounding["bf16_scores"],
     }
     sys.stdout.write(json.dumps(figures) + "\n")
 

@@ -155,11 +155,13 @@ class Way:
     Attributes:
         cached: whether the gradients are cached, with parts of 3, 3 or 1 images on 1, 2 or 4 ranks.
         tiled: whether the loss is computed in tiles of 2 x 2 scores.
+        tokens: of the captions of a micro-batch; None: no limit.
     """
 
     zero_stage: int
     cached: bool = False
     tiled: bool = False
+    tokens: int | None = None
 
 
 # Every stage, both kinds of gradients and both kinds of losses; all combinations would take minutes.
@@ -212,7 +214,12 @@ def _one_way(objective: str, way: Way) -> dict[str, Any]:
 def make_engine(objective: str, way: Way, seed: int = 0, min_temperature: float = 0.01) -> Engine:
     # Where a rank has enough images, the last part is smaller than the others.
     micro_batch = min(3, IMAGES // distributed.world_size() - 1) if way.cached else None
-    tree = {"precision": "fp32", "zero_stage": way.zero_stage, "micro_batch": micro_batch}
+    tree = {
+        "precision": "fp32",
+        "zero_stage": way.zero_stage,
+        "micro_batch": micro_batch,
+        "tokens_per_micro_batch": way.tokens,
+    }
     config = validate(EngineConfig, tree, "test")
     optimizer = validate(OptimizerConfig, {"lr": 1e-3, "warmup_steps": 2}, "test")
     model = build_model(ENGINE_TOWER, seed)

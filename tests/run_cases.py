@@ -44,13 +44,14 @@ def mmalign(*arguments: str, folder: Path, ranks: int = 1, expect: int = 0) -> D
     return done
 
 
-def torchrun(*arguments: str, folder: Path) -> None:
-    """The command on two ranks under the real torchrun, which takes seconds to start."""
+def torchrun(*arguments: str, folder: Path) -> str:
+    """What the command prints on two ranks under the real torchrun, which takes seconds to start."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command = [*launcher, "--standalone", "-m", "mmalign", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def newest(run: Path) -> Path:

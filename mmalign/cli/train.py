@@ -16,6 +16,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name>.")] = None,
     stop_after: Annotated[int | None, typer.Option(min=1, help="Stop at this step.")] = None,
     change: Annotated[list[str] | None, typer.Option(help="Field changed on a resume.")] = None,
+    preflight: Annotated[bool, typer.Option("--preflight", help="Test all nodes first.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan memory, traffic.")] = False,
     nodes: Annotated[int, typer.Option(min=1, help="Of --dry-run.")] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="Of --dry-run.")] = 1,
@@ -25,6 +26,8 @@ def train(
     Example: mmalign train train/emoji_scenes.yaml --out runs/demo
 
     On several processes: torchrun --nproc-per-node 2 --no-python mmalign train train/emoji_scenes.yaml
+
+    --preflight tests all nodes before the first step: a node that fails ends the run, a slow one is named.
 
     More steps, or another rate, for a run that exists: mmalign train train/emoji_scenes.yaml --out runs/demo
     steps=6000 --change steps
@@ -46,6 +49,10 @@ def train(
 
     out = out or Path("runs") / config.name
     check_writable(out, is_folder=True)
+    if preflight:
+        from mmalign.launch.preflight import preflight as test_nodes
+
+        test_nodes()
     stopped = train_run(config, out, stop_after, change or ())
     note_command(out)
     distributed.stop()
@@ -92,14 +99,22 @@ def launch(
     folder: Annotated[str | None, typer.Option(help="Working folder or mount there.")] = None,
     venv: Annotated[str | None, typer.Option(help="Virtual environment there.")] = None,
     interface: Annotated[str | None, typer.Option(help="Network between nodes: ib0.")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for all ranks.")] = None,
+    preflight: Annotated[bool | None, typer.Option("--preflight", help="Test nodes first.")] = None,
     host: Annotated[str | None, typer.Option(help="torchrun: host of the rendezvous.")] = None,
     port: Annotated[int | None, typer.Option(help="torchrun: 29500.")] = None,
     time: Annotated[str | None, typer.Option(help="slurm: limit of a start.")] = None,
     partition: Annotated[str | None, typer.Option(help="slurm.")] = None,
     account: Annotated[str | None, typer.Option(help="slurm.")] = None,
-    image: Annotated[str | None, typer.Option(help="kubernetes, skypilot: image.")] = None,
+    mount: Annotated[
+        list[str] | None, typer.Option(help="slurm: more folders for --image.")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="slurm (pyxis), kubernetes, skypilot.")] = None,
     volume: Annotated[str | None, typer.Option(help="kubernetes, skypilot: volume.")] = None,
     namespace: Annotated[str | None, typer.Option(help="kubernetes.")] = None,
+    queue: Annotated[str | None, typer.Option(help="kubernetes: Kueue's.")] = None,
+    toleration: Annotated[list[str] | None, typer.Option(help="kubernetes: KEY=VALUE.")] = None,
+    rdma: Annotated[str | None, typer.Option(help="kubernetes: RESOURCE=NUMBER.")] = None,
     accelerator: Annotated[str | None, typer.Option(help="skypilot: H100.")] = None,
 ) -> None:
     """Render a job script or manifest for many machines; nothing is submitted, nothing is guessed.
@@ -111,8 +126,7 @@ def launch(
     """
     # Before any other name is bound: every option that was given, as the target's section names it.
     given = {name: value for name, value in locals().items() if value is not None}
-    apart = ("run", "on", "overrides", "out", "write")
-    options = {name: given[name] for name in given if name not in apart}
+    options = {n: given[n] for n in given if n not in ("run", "on", "overrides", "out", "write")}
     from mmalign.launch.render import render
 
     if write is not None:

@@ -33,16 +33,40 @@ def start(timeout: timedelta = timedelta(minutes=10)) -> None:
         torch.cuda.set_device(local_rank())
         # gloo carries the tensors that live on the host (row counts, flags).
         backend = "cpu:gloo,cuda:nccl"
-    alone: dict[str, Any] = {}
-    if "RANK" not in os.environ:  # DeepSpeed needs a group even then
-        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group(backend, timeout=timeout, **alone)
+    if "RANK" in os.environ:
+        store, rank, world_size = meet()
+        store.set_timeout(timeout)
+    else:  # DeepSpeed needs a group even then
+        store, rank, world_size = dist.HashStore(), 0, 1
+    dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size)
+
+
+@cache  # rank 0 serves the store, on the one port that torchrun names
+def meet() -> tuple[dist.Store, int, int]:
+    """The key-value store of torchrun's ranks, this rank and their number, before there is a group."""
+    met: tuple[dist.Store, int, int] = next(dist.rendezvous("env://"))
+    return met
+
+
+def test_group(
+    store: dist.Store, name: str, rank: int, size: int, device: torch.device, timeout: timedelta
+) -> Any:
+    """A group apart from the one of `start`, whose failure leaves that one alone.
+
+    Args:
+        store: of `meet`; the members find each other under `name`.
+        rank: of this process in the group.
+        device: what its tensors live on: NCCL on GPUs, gloo on CPUs.
+    """
+    backend: Any = dist.ProcessGroupNCCL if device.type == "cuda" else dist.ProcessGroupGloo
+    return backend(dist.PrefixStore(name, store), rank, size, timeout)
 
 
 def stop() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    meet.cache_clear()
 
 
 def rank() -> int:

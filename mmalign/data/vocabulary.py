@@ -106,9 +106,9 @@ def _as_wordpiece(piece: str) -> str:
 
 def _letters(piece: str) -> set[str]:
     # The pieces of one letter that WordPiece falls back on.
-    first, *rest = piece.removeprefix(_CONTINUED)
-    start = _CONTINUED if piece.startswith(_CONTINUED) else ""
-    return {start + first, *(_CONTINUED + letter for letter in rest)}
+    bare = piece.removeprefix(_CONTINUED)
+    first = piece.removesuffix(bare[1:])
+    return {first, *(_CONTINUED + letter for letter in bare[1:])}
 
 
 def old_pieces(tokenizer: Tokenizer, old: Tokenizer) -> list[list[int]]:

@@ -64,6 +64,29 @@ Label = Annotated[
     str, _matching(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", "a Kubernetes name (a-z, 0-9, - and .)")
 ]
 Image = Annotated[str, _matching(r"[A-Za-z0-9][\w./:@-]*", "the name of an image")]
+# pyxis separates mounts by commas, and the two sides of a mount by a colon.
+Mount = Annotated[
+    Folder, _matching(r"[^:,]+", "a folder that can be mounted: leave out colons and commas")
+]
+Variable = Annotated[
+    str, AfterValidator(one_line), _matching(r"[A-Za-z_]\w*=.*", "a variable, as NAME=VALUE")
+]
+# Of Kubernetes: a taint's key and a resource, with an optional domain in front.
+_KEY = r"([a-z0-9][a-z0-9.-]*/)?[A-Za-z0-9][\w.-]*"
+Toleration = Annotated[
+    str,
+    _matching(
+        rf"{_KEY}(=[\w.-]+)?(:(NoSchedule|PreferNoSchedule|NoExecute))?",
+        "a toleration: write it as KEY, KEY=VALUE or KEY=VALUE:EFFECT, such as nvidia.com/gpu",
+    ),
+]
+Resource = Annotated[
+    str,
+    _matching(
+        r"[a-z0-9][a-z0-9.-]*/[A-Za-z0-9][\w.-]*=[1-9]\d{0,3}",
+        "a resource and its number, such as rdma/hca_shared_devices_a=1",
+    ),
+]
 
 
 class Job(Section):
@@ -76,6 +99,10 @@ class Job(Section):
     """Processes of a node, on CPUs only."""
     interface: Word | None = None
     """Network interface between the nodes, such as `ib0`; by default the libraries choose."""
+    env: tuple[Variable, ...] = ()
+    """Environment variables of all ranks, such as `NCCL_IB_HCA=mlx5`. They are readable in the file."""
+    preflight: bool = False
+    """Test all nodes before training (`mmalign train --preflight`)."""
 
     @pydantic.model_validator(mode="after")
     def _ranks_are_known(self) -> "Job":
@@ -89,6 +116,11 @@ class Job(Section):
     def ranks(self) -> int:
         # Of a node.
         return self.gpus_per_node or self.ranks_per_node or 1
+
+    @property
+    def kept_folders(self) -> tuple[str, ...]:
+        """Where files outlive the container of a node; empty: there is no container."""
+        return ()
 
 
 class HostJob(Job):
@@ -108,6 +140,10 @@ class VolumeJob(Job):
     """Persistent volume claim, or volume of SkyPilot: run files, data and runs."""
     folder: Folder
     """Where the volume is mounted; paths are found from here, and the run folder must lie in it."""
+
+    @property
+    def kept_folders(self) -> tuple[str, ...]:
+        return (self.folder,)
 
 
 class TorchrunJob(HostJob):
@@ -134,6 +170,31 @@ class SlurmJob(HostJob):
     """Memory of a node; by default the partition's."""
     partition: Word | None = None
     account: Word | None = None
+    image: Line | None = None
+    """Container image by pyxis, as enroot spells it (`REGISTRY#NAME:TAG`) or a squashfs file (`./x.sqsh`)."""
+    mount: tuple[Mount, ...] = ()
+    """Folders that the container sees under the same path, besides `folder`."""
+
+    @pydantic.model_validator(mode="after")
+    def _container_fits(self) -> "SlurmJob":
+        if self.image is None and self.mount:
+            raise ValueError("`mount` belongs to a container; add `image`")
+        if self.image is not None and self.venv is not None:
+            raise ValueError("`image` has an environment of its own; remove `venv`")
+        if self.image is not None:
+            if self.folder is None:
+                raise ValueError("`folder` is missing: `image` needs it, mounted; add it")
+            pydantic.TypeAdapter(Mount).validate_python(self.folder)
+        return self
+
+    @property
+    def kept_folders(self) -> tuple[str, ...]:
+        return (str(self.folder), *self.mount) if self.image is not None else ()
+
+    @property
+    def mounts(self) -> str:
+        """As pyxis spells them."""
+        return ",".join(f"{folder}:{folder}" for folder in self.kept_folders)
 
 
 class KubernetesJob(VolumeJob):
@@ -142,6 +203,38 @@ class KubernetesJob(VolumeJob):
     cpus_per_node: int = pydantic.Field(ge=1)
     memory_gib: int = pydantic.Field(ge=1)
     namespace: Label | None = None
+    queue: Label | None = None
+    """Local queue of Kueue."""
+    toleration: tuple[Toleration, ...] = ()
+    """Taints that the pods tolerate, as KEY[=VALUE][:EFFECT]."""
+    rdma: Resource | None = None
+    """Resource of RDMA devices per node, as RESOURCE=NUMBER; the container gets IPC_LOCK too."""
+
+    @property
+    def resources(self) -> dict[str, int | str]:
+        """What a node requests, which is also its limit."""
+        wanted: dict[str, int | str] = {
+            "cpu": self.cpus_per_node,
+            "memory": f"{self.memory_gib}Gi",
+        }
+        if self.gpus_per_node:
+            wanted["nvidia.com/gpu"] = self.gpus_per_node
+        if self.rdma is not None:
+            name, _, number = self.rdma.partition("=")
+            wanted[name] = int(number)
+        return wanted
+
+    @property
+    def tolerations(self) -> list[dict[str, str]]:
+        """As Kubernetes spells them."""
+        found = []
+        for text in self.toleration:
+            taint, _, effect = text.partition(":")
+            key, has_value, value = taint.partition("=")
+            one = {"key": key, "operator": "Equal" if has_value else "Exists"}
+            one |= {"value": value} if has_value else {}
+            found.append(one | ({"effect": effect} if effect else {}))
+        return found
 
 
 class SkyPilotJob(VolumeJob):

@@ -25,7 +25,6 @@ from mmalign.launch.options import (
     SkyPilotJob,
     SlurmJob,
     TorchrunJob,
-    VolumeJob,
     one_line,
 )
 from mmalign.training.run_config import RunConfig
@@ -66,13 +65,15 @@ def render(
         )
     name = _job_name(config.name, run)
     out = out or Path("runs") / config.name
-    if isinstance(job, VolumeJob):
-        # A run folder outside the volume would be lost with its node.
-        path = PurePosixPath(job.folder) / out
-        if ".." in path.parts or not path.is_relative_to(job.folder):
-            raise UserError(f"--out {out}: lies outside the volume at {job.folder}; name one in it")
+    if kept := job.kept_folders:
+        # A run folder elsewhere would be lost with the container.
+        path = PurePosixPath(kept[0]) / out
+        if ".." in path.parts or not any(map(path.is_relative_to, kept)):
+            where = f"{', '.join(kept)}, which outlives the container"
+            raise UserError(f"--out {out}: lies outside {where}; name one in it")
     words = ["mmalign", "train", _line(str(run), "RUN_YAML"), "--out", _line(str(out), "--out")]
     words += [_line(text, "override") for text in overrides]
+    words += ["--preflight"] if job.preflight else []
     values = {"job": job, "name": name, "out": str(out), "train": shlex.join(words)}
     return _environment().get_template(template).render(values)
 

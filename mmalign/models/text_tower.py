@@ -10,7 +10,6 @@ Encoder halves of encoder-decoder models (mT5, NLLB) are taken alone.
 
 import json
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from torch import Tensor, nn
 
 from mmalign.core.batch import send
 from mmalign.core.errors import UserError, one_line
+from mmalign.models.length_buckets import by_length
 from mmalign.models.pooling import Pooling, pool
 from mmalign.models.trained_parameters import TrainedParametersConfig
 
-_BUCKETS = 3
 _EXPANDABLE = ("bert", "roberta", "xlm-roberta")  # their positions do not depend on the mask
 
 
@@ -70,9 +69,9 @@ class TextTower(nn.Module):
         """
         if not length_N:
             return self._encode(token_NL, mask_NL)
-        # Captions of like length share one of three forward passes, each as long as its longest: the same
-        # features, up to rounding, without most of the padding.
-        buckets, position_N = _by_length(length_N)
+        # Each bucket has a forward pass of its own, as long as its longest caption: the same features, up to
+        # rounding, without most of the padding.
+        buckets, position_N = by_length(length_N)
         features = []
         for rows in buckets:
             longest = max(length_N[n] for n in rows)
@@ -118,18 +117,6 @@ def layer_depths(trunk: Any) -> dict[str, int] | None:
         else:
             depths[name] = deepest if "embed" in name else outside
     return depths
-
-
-def _by_length(length_N: Sequence[int]) -> tuple[list[list[int]], list[int]]:
-    # The rows of each bucket, and the position of each row in the concatenated buckets.
-    order = sorted(range(len(length_N)), key=length_N.__getitem__)
-    # With rows repeated if there are too few for all buckets: under ZeRO 3 every rank must call the trunk as
-    # often as the others do.
-    order *= -(-_BUCKETS // len(order))
-    edges = [len(order) * bucket // _BUCKETS for bucket in range(_BUCKETS + 1)]
-    position_of = {n: position for position, n in enumerate(order)}
-    buckets = [order[first:last] for first, last in pairwise(edges)]
-    return buckets, [position_of[n] for n in range(len(length_N))]
 
 
 def find_blocks(trunk: Any) -> tuple[str, nn.ModuleList] | None:

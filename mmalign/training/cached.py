@@ -11,6 +11,7 @@ of one micro-batch.
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def cached_backward(
     seed_part: Callable[[int], None],
     batch: Batch,
     ids: GlobalIds,
-    images: int,
+    edges: list[int],
 ) -> Outcome:
     """Gradients of the global loss, equal to those of `outcome_of` and one backward pass.
 
@@ -37,10 +38,9 @@ def cached_backward(
             one of the step.
         seed_part: sets the random state of a micro-batch; called before each of its forward passes.
         ids: what `exchange_ids` returned for the batch.
-        images: of a micro-batch.
+        edges: what `split` returned; as many on all ranks.
     """
-    total = len(batch.key_B)
-    parts = [batch.part(n, min(n + images, total)) for n in range(0, total, images)]
+    parts = [batch.part(first, last) for first, last in pairwise(edges)]
     embedded = []
     with torch.no_grad():
         for number, part in enumerate(parts):
@@ -68,6 +68,40 @@ def cached_backward(
             surrogate = surrogate + once * _dot(rows.logit_bias, whole.logit_bias.grad, 0)
         backward(surrogate, number == len(parts) - 1)
     return replace(outcome, local_loss=outcome.local_loss.detach())
+
+
+def split(
+    batch: Batch, images: int | None = None, tokens: int | None = None, parts: int = 1
+) -> list[int]:
+    """The edges of micro-batches: part k has the images from the k-th edge to the next, and their captions.
+
+    Args:
+        images: the most in a part; None: any number.
+        tokens: the most in the captions of a part, but for one image whose captions have more; None: any.
+        parts: the fewest; at most as many as there are images.
+    """
+    total = len(batch.key_B)
+    length_N = torch.tensor(batch.length_N) if batch.length_N else batch.mask_NL.cpu().sum(1)
+    before_B = torch.zeros(total + 1, dtype=torch.int64)
+    before_B[1:].index_add_(0, batch.image_index_N, length_N)
+    before_B = before_B.cumsum(0)  # tokens before each image
+    edges = [0]
+    while edges[-1] < total:
+        first = edges[-1]
+        last = total if images is None else min(total, first + images)
+        if tokens is not None:
+            fits = int(torch.searchsorted(before_B, before_B[first] + tokens, right=True)) - 1
+            last = min(last, max(first + 1, fits))
+        edges.append(last)
+    while len(edges) <= min(parts, total):
+        # Another rank needs more: the part with the most tokens is divided where half of them are.
+        first, last = max(
+            (pair for pair in pairwise(edges) if pair[1] - pair[0] > 1),
+            key=lambda pair: int(before_B[pair[1]] - before_B[pair[0]]),
+        )
+        half = int(torch.searchsorted(before_B, (before_B[first] + before_B[last]) // 2))
+        edges = sorted([*edges, min(max(half, first + 1), last - 1)])
+    return edges
 
 
 def _as_leaf(parts: list[Embeddings]) -> Embeddings:

@@ -29,6 +29,7 @@ The processes that load data keep batches ready in the host's shared memory (/de
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mmalign.core.errors import UserError
 from mmalign.data.shards.folder import open_folder
@@ -65,17 +66,30 @@ class Load:
 
 def needs(config: RunConfig, nodes: int, gpus_per_node: int) -> tuple[float, int]:
     """Bytes of a GPU under `engine.zero_stage`, and of a node's shared memory; raises as `dry_run`."""
-    images, images_per_pass = _images_of(config, nodes * gpus_per_node)
-    _, load = _load_of(config, nodes * gpus_per_node, images, images_per_pass)
+    _, load = _load_of(config, nodes * gpus_per_node, _pass_of(config, nodes * gpus_per_node))
     of_gpu = sum(row[config.engine.zero_stage] for row in memory_bytes(load).values())
     return of_gpu, _shared_bytes(config, load, gpus_per_node)
 
 
-def _images_of(config: RunConfig, ranks: int) -> tuple[int, int]:
-    # Of a rank's step, and of one forward pass.
+class _Pass(NamedTuple):
+    """One forward pass of a rank: its most images, its most captions, and how many passes there are."""
+
+    of_step: int  # images of the rank
+    images: int
+    captions: int
+    number: int
+
+
+def _pass_of(config: RunConfig, ranks: int) -> _Pass:
     check_ranks(config.batch_size, config.data.groups, ranks)
-    images = config.batch_size // ranks
-    return images, min(images, config.engine.micro_batch or images)
+    of_step, each = config.batch_size // ranks, config.data.captions_per_image
+    images = min(of_step, config.engine.micro_batch or of_step)
+    captions = images * each
+    if (tokens := config.engine.tokens_per_micro_batch) is not None:
+        # Images of short captions come together in larger numbers, so their limit stays.
+        captions = min(captions, max(each, tokens // config.model.text.max_length))
+    number = max(-(-of_step // images), -(-of_step * each // captions))
+    return _Pass(of_step, images, captions, number)
 
 
 def _shared_bytes(config: RunConfig, load: Load, ranks: int) -> int:
@@ -95,8 +109,8 @@ def dry_run(config: RunConfig, nodes: int, gpus_per_node: int) -> str:
             hub, or the languages' floor and cap leave no shares.
     """
     ranks = nodes * gpus_per_node
-    images, images_per_pass = _images_of(config, ranks)
-    parts, load = _load_of(config, ranks, images, images_per_pass)
+    one_pass = _pass_of(config, ranks)
+    parts, load = _load_of(config, ranks, one_pass)
     shared = _shared_bytes(config, load, gpus_per_node) / 1e9
     stages = [f"ZeRO {s}{'*' if s == config.engine.zero_stage else ''}" for s in STAGES]
     kept = "the inputs of blocks" if config.engine.checkpoint_activations else "all"
@@ -107,7 +121,7 @@ def dry_run(config: RunConfig, nodes: int, gpus_per_node: int) -> str:
                 ["parameters", "trainable", "frozen"],
                 {part.name: (part.trainable, part.frozen) for part in parts},
             ),
-            _steps_of(config, images, images_per_pass),
+            _steps_of(config, one_pass),
             _table(["MiB per GPU", *stages], memory_bytes(load), _MIB),
             _table(["MiB sent per rank and step", *stages], wire_bytes(load), _MIB),
             f"shared memory of a node: {shared:,.1f} GB, for {gpus_per_node} x {config.data.workers} "
@@ -119,9 +133,7 @@ def dry_run(config: RunConfig, nodes: int, gpus_per_node: int) -> str:
     )
 
 
-def _load_of(
-    config: RunConfig, ranks: int, images: int, images_per_pass: int
-) -> tuple[list[Part], Load]:
+def _load_of(config: RunConfig, ranks: int, one_pass: _Pass) -> tuple[list[Part], Load]:
     model, module = build_on_meta(config.model, config.tokenizer, config.objective)
     check_sizes(config.model, model)
     parts = parts_of(module)
@@ -133,19 +145,19 @@ def _load_of(
         parameters=sum(part.trainable + part.frozen for part in parts),
         trainable=sum(part.trainable for part in parts),
         bucket=max(sum(p.numel() for p in one) for one in buckets_of(module.parameters())),
-        batch=images * image_bytes if contrasts else 0,
+        batch=one_pass.of_step * image_bytes if contrasts else 0,
         activations=live_bytes(
             model,
             module,
             config.objective,
-            images_per_pass,
-            images_per_pass * config.data.captions_per_image,
+            one_pass.images,
+            one_pass.captions,
             config.model.text.max_length,
             config.engine.precision != "fp32",  # `auto` is bf16 on every GPU from Ampere on
             config.engine.checkpoint_activations,
             reads_features,
         ),
-        passes=-(-images // images_per_pass),
+        passes=one_pass.number,
         captions=config.batch_size * config.data.captions_per_image if contrasts else 0,
         embedding=config.model.embedding,
         averaged=0 if config.optimizer.average is None else sum(part.trainable for part in parts),
@@ -165,9 +177,11 @@ def memory_bytes(load: Load) -> dict[str, list[float]]:
         2 * BUCKET + weights,
     ]
     # The embeddings of all captions, their gradient and its sum over ranks; embeddings and gradients of this
-    # rank's captions and of at most as many images; and two tiles of scores.
+    # rank's captions and of at most as many images; and two tiles of scores, or three where one tile holds
+    # all and is kept.
     rows = 3 * load.captions + 2 * (2 * load.captions / ranks)
-    side = min(GPU_SIDE, load.captions)
+    scores = load.captions * load.captions / ranks
+    tiles = 3 * scores if scores <= GPU_SIDE**2 else 2 * GPU_SIDE**2
     return {
         "weights": [_FLOAT * weights] * 3 + [_FLOAT * weights / ranks],
         "gradients": [all_trainable, all_trainable, split, split],
@@ -175,7 +189,7 @@ def memory_bytes(load: Load) -> dict[str, list[float]]:
         "copies and buckets": [_FLOAT * (number + load.averaged) for number in copies],
         "batch": [load.batch] * 4,
         "activations": [load.activations] * 4,
-        "loss": [_FLOAT * (rows * load.embedding + 2 * side * side)] * 4,
+        "loss": [_FLOAT * (rows * load.embedding + tiles)] * 4,
     }
 
 
@@ -198,14 +212,15 @@ def wire_bytes(load: Load) -> dict[str, list[float]]:
     }
 
 
-def _steps_of(config: RunConfig, images: int, images_per_pass: int) -> str:
+def _steps_of(config: RunConfig, one_pass: _Pass) -> str:
     captions = config.batch_size * config.data.captions_per_image
-    is_cached = images_per_pass < images
-    passes = f"{images_per_pass:,} in a pass, forward twice" if is_cached else "all in one pass"
+    passes = "all in one pass"
+    if one_pass.number > 1:
+        passes = f"up to {one_pass.images:,} with {one_pass.captions:,} captions in a pass, forward twice"
     lines = [
         f"step   {config.batch_size:,} images and up to {captions:,} captions of up to "
         f"{config.model.text.max_length} tokens",
-        f"rank   {images:,} images of a step, {passes}",
+        f"rank   {one_pass.of_step:,} images of a step, {passes}",
         f"run    {config.steps:,} steps, {config.steps * config.batch_size:,} images",
     ]
     try:

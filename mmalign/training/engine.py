@@ -35,7 +35,7 @@ from mmalign.models.dual_encoder import DualEncoder
 from mmalign.models.execution import checkpoint_activations, compile_towers, unfuse_attention
 from mmalign.training.average import TRAINED_FILE, WeightAverage, load_trained
 from mmalign.training.batch_norm import use_global_batch
-from mmalign.training.cached import cached_backward
+from mmalign.training.cached import cached_backward, split
 from mmalign.training.distillation import Teacher
 from mmalign.training.exchange import NO_VOTES, Exchange, GlobalIds, Votes
 from mmalign.training.gradients import GradientSum
@@ -69,6 +69,9 @@ class EngineConfig(Section):
     micro_batch: int | None = pydantic.Field(default=None, ge=1)
     """Images per forward pass and rank (cached gradients: the same gradient, at the cost of a second forward
     pass). None: all at once."""
+    tokens_per_micro_batch: int | None = pydantic.Field(default=None, ge=1)
+    """Tokens of the captions per forward pass and rank, with their images; as `micro_batch`, which may be
+    given too. The batch of a step stays the same."""
     checkpoint_activations: bool = False
     """Keep only the inputs of the towers' blocks and recompute the rest in the backward pass."""
     compile: bool = False
@@ -120,7 +123,7 @@ class Engine:
         self._seed = seed
         self._exchange = Exchange()
         use_global_batch(self.module)
-        if config.micro_batch is not None:
+        if config.micro_batch is not None or config.tokens_per_micro_batch is not None:
             _refuse_batch_statistics(self.module)
         uses_bf16 = choose_precision(config.precision) == "bf16"
         if uses_bf16 and distributed.device().type == "cpu":
@@ -144,7 +147,8 @@ class Engine:
 
     def exchange(self, batch: Batch, votes: Votes = NO_VOTES) -> GlobalIds:
         """What the step on a batch needs to know of the other ranks, and what they voted; on all ranks."""
-        return exchange_ids(self._exchange, self._objective, batch, votes)
+        passes = len(self._edges(batch, 1)) - 1
+        return exchange_ids(self._exchange, self._objective, batch, votes, passes)
 
     def step(self, batch: Batch, ids: GlobalIds | None = None) -> StepMetrics:
         """One optimizer step on this rank's part of a global batch.
@@ -187,16 +191,21 @@ class Engine:
         batch = batch.to(distributed.device())
         if self._teacher is not None:
             batch = self._teacher.teach(batch)
-        images = self._config.micro_batch
-        if images is None or images >= len(batch.key_B):
+        edges = self._edges(batch, ids.passes)
+        if len(edges) == 2:
             self._seed_part(0)
             outcome = outcome_of(self._objective, self._deepspeed, batch, ids)
             self._backward(outcome.to_minimise, is_last=True)
             return outcome
         assert isinstance(self._objective, ContrastiveConfig)
         return cached_backward(
-            self._objective, self._deepspeed, self._backward, self._seed_part, batch, ids, images
+            self._objective, self._deepspeed, self._backward, self._seed_part, batch, ids, edges
         )
+
+    def _edges(self, batch: Batch, passes: int) -> list[int]:
+        # Of the micro-batches, at least `passes`: under ZeRO all ranks must make as many.
+        config = self._config
+        return split(batch, config.micro_batch, config.tokens_per_micro_batch, passes)
 
     def capture(self) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
         """This rank's part of the optimizer state, and on rank 0 the weights by file; on all ranks."""
@@ -314,7 +323,8 @@ def _refuse_batch_statistics(module: nn.Module) -> None:
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training:
             raise UserError(
                 f"engine.micro_batch: `{name}` normalises over the images of a forward pass, so the gradient "
-                "would differ; use a network without batch normalisation, freeze it, or remove micro_batch"
+                "would differ; use a network without batch normalisation, freeze it, or remove micro_batch "
+                "and tokens_per_micro_batch"
             )
 
 

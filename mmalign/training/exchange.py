@@ -37,6 +37,7 @@ class GlobalIds:
         weight_M: float64, one weight per caption; None: equal weights.
         images, captions: how many each rank has.
         targets: of all ranks: tokens to predict, or captions that a teacher has embedded.
+        passes: forward passes that the rank with the most needs.
         votes: stop and writing: of any rank; save_is_due: by the clock of rank 0.
     """
 
@@ -46,6 +47,7 @@ class GlobalIds:
     images: list[int]
     captions: list[int]
     targets: int = 0
+    passes: int = 1
     votes: Votes = NO_VOTES
 
     @property
@@ -67,12 +69,14 @@ class Exchange:
         weight_N: Tensor | None = None,
         targets: int = 0,
         votes: Votes = NO_VOTES,
+        passes: int = 1,
     ) -> GlobalIds:
         """Args: this rank's part, on the host, as in `GlobalIds`; `weight_N` on all ranks or on none."""
         parts = [picture_id_B, picture_id_N]
         if weight_N is not None:
             parts.append(weight_N.double().view(torch.int64))  # the bits, which a sum would destroy
-        head = torch.tensor([len(picture_id_B), len(picture_id_N), targets, *map(int, votes)])
+        sizes = (len(picture_id_B), len(picture_id_N))
+        head = torch.tensor([*sizes, targets, passes, *map(int, votes)])
         mine = torch.cat([head, *parts])
         # Vectors must be equally long, and only the numbers of captions differ: where they outgrow the room
         # there was, all ranks see it and send again.
@@ -85,12 +89,14 @@ class Exchange:
             if longest <= self._room:
                 break
             self._room = longest + longest // 8
-        images, captions, tokens, stop, writing, due = rows[:, 1 : 1 + len(head)].T.tolist()
+        heads = rows[:, 1 : 1 + len(head)].T.tolist()
+        images, captions, tokens, needed, stop, writing, due = heads
         by_rank = []
-        for row, *sizes in zip(rows[:, 1 + len(head) :], images, captions, strict=True):
-            sizes += sizes[1:] * (len(parts) - 2)  # the weights
-            by_rank.append(row[: sum(sizes)].split(sizes))
+        for row, *counts in zip(rows[:, 1 + len(head) :], images, captions, strict=True):
+            counts += counts[1:] * (len(parts) - 2)  # the weights
+            by_rank.append(row[: sum(counts)].split(counts))
         pictures_R, pictures_M, *weights = (torch.cat(of) for of in zip(*by_rank, strict=True))
         weight_M = weights[0].view(torch.float64) if weights else None
         agreed = Votes(any(stop), any(writing), bool(due[0]))
-        return GlobalIds(pictures_R, pictures_M, weight_M, images, captions, sum(tokens), agreed)
+        ids = (pictures_R, pictures_M, weight_M, images, captions)
+        return GlobalIds(*ids, sum(tokens), max(needed), agreed)

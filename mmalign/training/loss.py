@@ -72,6 +72,7 @@ def contrastive_loss(
     *,
     label_smoothing: float = 0.0,
     dims: Sequence[int] = (),
+    bf16_scores: bool = False,
     tile: int | None = None,
 ) -> Tensor:
     """local_loss of the softmax loss over the global batch, both directions.
@@ -90,6 +91,7 @@ def contrastive_loss(
             in it; all images count equally.
         label_smoothing: at least 0 and less than 1.
         dims: lengths of prefixes, each below D.
+        bf16_scores: round the embeddings and the gradients of scores to bfloat16 in the matrix products.
         tile: rows and columns of scores that are held at a time; None: the default of the device.
 
     Returns:
@@ -101,7 +103,7 @@ def contrastive_loss(
     # Under autocast the products and sums of scores below would run in 16 bits.
     with torch.autocast(image_BD.device.type, enabled=False):
         prefixes = _prefixes(image_BD, text_MD, dims)
-        sums = [log_sums(image_Bd, text_Md, scale, tiling) for image_Bd, text_Md in prefixes]
+        sums = [log_sums(*prefix, scale, tiling, bf16_scores) for prefix in prefixes]
         text_KM, score_KA = _exchange(sums, tiling)
         image, text, text_here = _directions(tiling, gathered, image_BD)
         losses = []
@@ -125,6 +127,7 @@ def sigmoid_loss(
     gathered: GatheredBatch,
     *,
     dims: Sequence[int] = (),
+    bf16_scores: bool = False,
     tile: int | None = None,
 ) -> Tensor:
     """local_loss of the sigmoid loss over the global batch (SigLIP, arXiv 2303.15343).
@@ -140,7 +143,8 @@ def sigmoid_loss(
     scale, bias = embeddings.logit_scale.to(dtype), embeddings.logit_bias.to(dtype)
     tiling = gathered.image_text(tile)
     prefixes = _prefixes(embeddings.image_BD, gathered.text_MD, dims)
-    sum_KM = torch.stack([sigmoid_sums(*prefix, scale, bias, tiling) for prefix in prefixes])
+    sums = [sigmoid_sums(*prefix, scale, bias, tiling, bf16_scores) for prefix in prefixes]
+    sum_KM = torch.stack(sums)
     sum_M, weight_M = sum_KM.mean(0), gathered.ids.weight_M
     if weight_M is not None:
         sum_M = sum_M * _like(weight_M / weight_M.mean(), sum_M)
@@ -161,6 +165,7 @@ def text_text_loss(
     gathered: GatheredBatch,
     *,
     dims: Sequence[int] = (),
+    bf16_scores: bool = False,
     tile: int | None = None,
 ) -> Tensor:
     """local_loss of the loss between captions of one picture, over the global batch.
@@ -181,7 +186,7 @@ def text_text_loss(
     partners_N = _like((count_M[first : first + count] - 1).clamp(min=1), text_ND)
     scale = embeddings.logit_scale.to(text_ND.dtype)
     prefixes = _prefixes(text_ND, gathered.text_MD, dims)
-    sums = [log_sums(*prefix, scale, tiling) for prefix in prefixes]
+    sums = [log_sums(*prefix, scale, tiling, bf16_scores) for prefix in prefixes]
     losses = [F.softplus(log_sum_N[row_P] - score_P) for log_sum_N, _, score_P in sums]
     loss_P = torch.stack(losses).mean(0) / partners_N[row_P]
     return (loss_P * others_P).sum() / partnered

@@ -74,9 +74,14 @@ def make_tiling(
         picture_id_A, picture_id_C: int64, on the host: the pictures of the rows of all ranks, in rank order,
             and of the columns.
         rows: how many rows each rank has.
-        side: of a tile; None: the default of the device.
+        side: of a tile; None: the default of the device, or one tile for everything if that is no larger.
     """
-    side = side or (CPU_SIDE if device.type == "cpu" else GPU_SIDE)
+    if side is None:
+        side = CPU_SIDE if device.type == "cpu" else GPU_SIDE
+        # All scores of a rank in one tile, if it is no larger: they are then kept for the backward pass.
+        # Not more: on a CPU one tile of 2048 x 2048 was no faster than four, one of 4096 x 4096 slower.
+        if max(rows) * len(picture_id_C) <= side**2:
+            side = max(*rows, len(picture_id_C))
     row_A, column_A = _matching_pairs(picture_id_A, picture_id_C)
     across = -(-len(picture_id_C) // side)
     ends = torch.tensor(rows).cumsum(0)
@@ -119,44 +124,51 @@ def _matching_pairs(row_R: Tensor, column_C: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_sums(
-    row_RD: Tensor, column_CD: Tensor, scale: Tensor, tiling: Tiling
+    row_RD: Tensor, column_CD: Tensor, scale: Tensor, tiling: Tiling, bf16: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sums over all scores that the softmax loss needs; differentiable once.
 
     Args:
         row_RD, column_CD: of one floating dtype, which everything is computed in, autocast or not.
         scale: (1,), of that dtype.
+        bf16: round what enters the matrix products, forwards and backwards, to bfloat16. Their sums and
+            everything else stay in that dtype.
 
     Returns:
         Per row, the log of the sum of exp(score) over the columns of other pictures (R,); per column, the
         same over the rows (C,); and the score of each positive pair (P,). A row or column without negatives
         has a finite number so low that it adds nothing to a softmax.
     """
-    found: tuple[Tensor, Tensor, Tensor] = _LogSums.apply(row_RD, column_CD, scale, tiling)
+    found: tuple[Tensor, Tensor, Tensor] = _LogSums.apply(row_RD, column_CD, scale, tiling, bf16)
     return found
 
 
 def sigmoid_sums(
-    row_RD: Tensor, column_CD: Tensor, scale: Tensor, bias: Tensor, tiling: Tiling
+    row_RD: Tensor,
+    column_CD: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    tiling: Tiling,
+    bf16: bool = False,
 ) -> Tensor:
     """(C,) Per column, the sum over all rows of -log sigmoid(z (score + bias)); differentiable once.
 
     z is 1 where row and column share a picture and -1 elsewhere. Arguments as in `log_sums`; bias: (1,).
     """
-    found: Tensor = _SigmoidSums.apply(row_RD, column_CD, scale, bias, tiling)
+    found: Tensor = _SigmoidSums.apply(row_RD, column_CD, scale, bias, tiling, bf16)
     return found
 
 
 class _LogSums(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, row_RD: Tensor, column_CD: Tensor, scale: Tensor, tiling: Tiling
+        ctx: Any, row_RD: Tensor, column_CD: Tensor, scale: Tensor, tiling: Tiling, bf16: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         over_columns, over_rows = _RunningLogSum(row_RD, 1), _RunningLogSum(column_CD, 0)
         score_P = row_RD.new_empty(len(tiling.row_P))
         workspace = tiling.buffer(row_RD)
         with _without_autocast(row_RD):
-            for rows, columns, pairs, tile in _score_tiles(row_RD, column_CD, scale, tiling):
+            for rows, columns, pairs, tile in _score_tiles(row_RD, column_CD, scale, tiling, bf16):
                 positives_in_tile = tiling.positives_in_tile(rows, columns, pairs)
                 score_P[pairs] = tile[positives_in_tile]
                 # A positive is never a negative of its own row or of another positive.
@@ -168,7 +180,7 @@ class _LogSums(torch.autograd.Function):
         ctx.scores = tile if len(tiling.first) == 2 else None
         # An output that the loss does not use has no gradient: None, instead of a tensor of zeros.
         ctx.set_materialize_grads(False)
-        ctx.tiling = tiling
+        ctx.tiling, ctx.bf16 = tiling, bf16
         ctx.save_for_backward(row_RD, column_CD, scale, row_R, column_C)
         return row_R, column_C, score_P
 
@@ -179,10 +191,10 @@ class _LogSums(torch.autograd.Function):
         grad_R, grad_C, grad_P = gradients
         row_R, column_C = _without_empty(row_R), _without_empty(column_C)
         workspace = ctx.tiling.buffer(row_RD)
-        collect = _Gradients(row_RD, column_CD, scale)
+        collect = _Gradients(row_RD, column_CD, scale, ctx.bf16)
         with _without_autocast(row_RD):
             for rows, columns, pairs, tile in _score_tiles(
-                row_RD, column_CD, scale, ctx.tiling, ctx.scores
+                row_RD, column_CD, scale, ctx.tiling, ctx.bf16, ctx.scores
             ):
                 positives_in_tile = ctx.tiling.positives_in_tile(rows, columns, pairs)
                 grad_logits = workspace[: tile.numel()].view_as(tile).zero_()
@@ -194,20 +206,26 @@ class _LogSums(torch.autograd.Function):
                     grad_logits.addcmul_(tile.sub_(column_C[columns]).exp_(), grad_C[columns])
                 grad_logits[positives_in_tile] = 0 if grad_P is None else grad_P[pairs]
                 collect.add(grad_logits, rows, columns)
-            return *collect.value(), None
+            return *collect.value(), None, None
 
 
 class _SigmoidSums(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, row_RD: Tensor, column_CD: Tensor, scale: Tensor, bias: Tensor, tiling: Tiling
+        ctx: Any,
+        row_RD: Tensor,
+        column_CD: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        tiling: Tiling,
+        bf16: bool,
     ) -> Tensor:
         sum_C = column_CD.new_zeros(len(column_CD))
         with _without_autocast(row_RD):
-            for rows, columns, pairs, tile in _score_tiles(row_RD, column_CD, scale, tiling):
+            for rows, columns, pairs, tile in _score_tiles(row_RD, column_CD, scale, tiling, bf16):
                 _negate(tile.add_(bias), tiling.positives_in_tile(rows, columns, pairs))
                 sum_C[columns] += torch.nn.functional.softplus(tile).sum(0)
-        ctx.tiling = tiling
+        ctx.tiling, ctx.bf16 = tiling, bf16
         ctx.save_for_backward(row_RD, column_CD, scale, bias)
         return sum_C
 
@@ -215,10 +233,12 @@ class _SigmoidSums(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         row_RD, column_CD, scale, bias = ctx.saved_tensors
-        collect = _Gradients(row_RD, column_CD, scale)
+        collect = _Gradients(row_RD, column_CD, scale, ctx.bf16)
         grad_bias = torch.zeros_like(bias)
         with _without_autocast(row_RD):
-            for rows, columns, pairs, tile in _score_tiles(row_RD, column_CD, scale, ctx.tiling):
+            for rows, columns, pairs, tile in _score_tiles(
+                row_RD, column_CD, scale, ctx.tiling, ctx.bf16
+            ):
                 positives_in_tile = ctx.tiling.positives_in_tile(rows, columns, pairs)
                 _negate(tile.add_(bias), positives_in_tile)
                 # d softplus(-s) / ds = -sigmoid(-s): where the score was negated, so is its gradient.
@@ -226,7 +246,7 @@ class _SigmoidSums(torch.autograd.Function):
                 tile.mul_(gradients[0][columns])
                 grad_bias += tile.sum()
                 collect.add(tile, rows, columns)
-            return *collect.value(), grad_bias, None
+            return *collect.value(), grad_bias, None, None
 
 
 class _RunningLogSum:
@@ -254,15 +274,19 @@ class _RunningLogSum:
 class _Gradients:
     """Gradients of rows, columns and scale, from the gradients of the scores, tile by tile."""
 
-    def __init__(self, row_RD: Tensor, column_CD: Tensor, scale: Tensor) -> None:
-        self._row_RD, self._column_CD, self._scale = row_RD, column_CD, scale
+    def __init__(self, row_RD: Tensor, column_CD: Tensor, scale: Tensor, bf16: bool) -> None:
+        self._row_RD, self._column_CD, self._scale, self._bf16 = row_RD, column_CD, scale, bf16
         # Without the factor `scale`, which is applied once at the end.
         self._grad_RD, self._grad_CD = torch.zeros_like(row_RD), torch.zeros_like(column_CD)
 
     def add(self, grad_logits: Tensor, rows: slice, columns: slice) -> None:
         # `grad_logits`: the gradient of one tile of scores.
-        self._grad_RD[rows].addmm_(grad_logits, self._column_CD[columns])
-        self._grad_CD[columns].addmm_(grad_logits.T, self._row_RD[rows])
+        if not self._bf16:  # without a tensor for the product
+            self._grad_RD[rows].addmm_(grad_logits, self._column_CD[columns])
+            self._grad_CD[columns].addmm_(grad_logits.T, self._row_RD[rows])
+            return
+        self._grad_RD[rows] += _product_of_rounded(grad_logits, self._column_CD[columns])
+        self._grad_CD[columns] += _product_of_rounded(grad_logits.T, self._row_RD[rows])
 
     def value(self) -> tuple[Tensor, Tensor, Tensor]:
         # A score is linear in the scale, so its gradient is the sum of unscaled score times its gradient.
@@ -275,6 +299,7 @@ def _score_tiles(
     column_CD: Tensor,
     scale: Tensor,
     tiling: Tiling,
+    bf16: bool,
     scores_RC: Tensor | None = None,
 ) -> Iterator[tuple[slice, slice, slice, Tensor]]:
     # Rows, columns, positive pairs and scores of each tile; a tile overwrites the one before. `scores_RC`: of
@@ -286,8 +311,21 @@ def _score_tiles(
     for rows, columns, pairs in tiling.tiles():
         height, width = rows.stop - rows.start, columns.stop - columns.start
         tile = buffer[: height * width].view(height, width)
-        torch.mm(row_RD[rows] * scale, column_CD[columns].T, out=tile)
+        if bf16:
+            _product_of_rounded(row_RD[rows] * scale, column_CD[columns].T, out=tile)
+        else:
+            torch.mm(row_RD[rows] * scale, column_CD[columns].T, out=tile)
         yield rows, columns, pairs, tile
+
+
+def _product_of_rounded(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    # Of both rounded to bfloat16; the products of two such numbers are exact in float32, in which they are
+    # added.
+    left_16, right_16 = left.bfloat16(), right.bfloat16()
+    if left.is_cuda:
+        return torch.mm(left_16, right_16, out_dtype=torch.float32, out=out)
+    # On CPUs torch has no product of 16-bit matrices in float32: the same numbers, not faster.
+    return torch.mm(left_16.to(left.dtype), right_16.to(left.dtype), out=out)
 
 
 def _without_autocast(like: Tensor) -> torch.autocast:

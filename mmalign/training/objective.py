@@ -27,7 +27,7 @@ from mmalign.training.exchange import NO_VOTES, Exchange, GlobalIds, Votes
 from mmalign.training.loss import LOSSES, LossName, gather, text_text_loss
 
 # Fields that a loss gets where they are set, if it takes them.
-_OPTIONS = ("label_smoothing", "dims")
+_OPTIONS = ("label_smoothing", "dims", "bf16_scores")
 
 
 class ContrastiveConfig(Section):
@@ -49,6 +49,9 @@ class ContrastiveConfig(Section):
     dims: tuple[pydantic.PositiveInt, ...] = ()
     """Prefixes of the embeddings, for example [64, 128], that are trained to be embeddings of their own: the
     loss is the mean over them and all dimensions (Matryoshka, arXiv 2205.13147)."""
+    bf16_scores: bool = False
+    """Round what enters the matrix products of the losses between embeddings to bfloat16; sums stay float32.
+    Faster on GPUs with tensor cores."""
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self) -> "ContrastiveConfig":
@@ -108,9 +111,13 @@ def trained_module(config: ObjectiveConfig, model: DualEncoder) -> nn.Module:
 
 
 def exchange_ids(
-    exchange: Exchange, config: ObjectiveConfig, batch: Batch, votes: Votes = NO_VOTES
+    exchange: Exchange,
+    config: ObjectiveConfig,
+    batch: Batch,
+    votes: Votes = NO_VOTES,
+    passes: int = 1,
 ) -> GlobalIds:
-    """What the loss of a batch needs to know of the other ranks' parts, and the ranks' votes."""
+    """What the loss of a batch needs to know of the other ranks' parts, and the ranks' votes and passes."""
     ids = (batch.picture_id_B, batch.picture_id_N)
     if isinstance(config, MaskedLanguageModelConfig):
         assert batch.label_NL is not None
@@ -120,7 +127,7 @@ def exchange_ids(
         weights = [config.language_weights.get(lang, 1.0) for lang in batch.language_N]
         weight_N = torch.tensor(weights, dtype=torch.float64)
     taught = config.distillation.captions(batch) if config.distillation else []
-    return exchange(*ids, weight_N, len(taught), votes)
+    return exchange(*ids, weight_N, len(taught), votes, passes)
 
 
 def outcome_of(
@@ -157,7 +164,9 @@ def contrast(
     local_loss = config.image_text * LOSSES[config.loss](embeddings, gathered, **options)
     parts: dict[str, Tensor] = {}
     if config.text_text:
-        text_text = text_text_loss(embeddings, gathered, dims=config.dims)
+        text_text = text_text_loss(
+            embeddings, gathered, dims=config.dims, bf16_scores=config.bf16_scores
+        )
         local_loss = local_loss + config.text_text * text_text
         parts["text_text_loss"] = text_text.detach()
     if config.distillation is not None:

@@ -92,7 +92,11 @@ class RunConfig(Section):
         if isinstance(self.objective, MaskedLanguageModelConfig):
             if self.model.text.frozen:
                 raise ValueError("`model.text.frozen` leaves the objective nothing; remove it")
-            for name in ("engine.micro_batch", "data.shuffle_images"):
+            for name in (
+                "engine.micro_batch",
+                "engine.tokens_per_micro_batch",
+                "data.shuffle_images",
+            ):
                 section, _, field = name.partition(".")
                 if getattr(getattr(self, section), field):
                     raise ValueError(f"`{name}` is of the contrastive objective; remove it")
@@ -130,6 +134,7 @@ FREE_TO_CHANGE = frozenset(
         "data.max_bad_fraction",
         "engine.zero_stage",
         "engine.micro_batch",
+        "engine.tokens_per_micro_batch",
         "engine.checkpoint_activations",
         "engine.compile",
         "engine.hang_seconds",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ _TORCHRUN = """#!{python}
 import json, os, pathlib, sys
 with open({calls!r}, "a") as calls:
     print(json.dumps(["torchrun", os.environ.get("GLOO_SOCKET_IFNAME"), *sys.argv[1:]]), file=calls)
+with open({environment!r}, "w") as environment:
+    json.dump(dict(os.environ), environment)
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
 if os.environ.get("STOPPED"):
     out.mkdir(parents=True, exist_ok=True)
@@ -20,6 +23,7 @@ sys.exit(int(os.environ.get("CODE", "0")))
 """
 # One task a node, one after another; the highest code is srun's.
 _SRUN = """#!/bin/bash
+printf '%s\\n' "$@" > {options}
 while [ "$1" != bash ]; do shift; done
 code=0
 for node in 0 1; do SLURM_NODEID=$node "$@" || code=$?; done
@@ -50,11 +54,16 @@ class Machine:
         self.folder = folder
         self._tools = folder / "tools"
         self._calls = folder / "calls.jsonl"
+        self._environment = self._tools / "environment.json"
         self._tools.mkdir(parents=True)
         texts = {
-            "torchrun": _TORCHRUN.format(python=sys.executable, calls=str(self._calls)),
+            "torchrun": _TORCHRUN.format(
+                python=sys.executable,
+                calls=str(self._calls),
+                environment=str(self._environment),
+            ),
             "scontrol": _SCONTROL.format(python=sys.executable, calls=str(self._calls)),
-            "srun": _SRUN,
+            "srun": _SRUN.format(options=shlex.quote(str(self._tools / "srun.txt"))),
             "python3": _PYTHON,
             "hostname": _HOSTNAME,
             "getent": _GETENT,
@@ -70,6 +79,18 @@ class Machine:
             ["bash", "-c", script], cwd=self.folder, env={"PATH": path, **environment}, timeout=30
         )
         return done.returncode
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that torchrun had."""
+        found: dict[str, str] = json.loads(self._environment.read_text())
+        return found
+
+    @property
+    def srun_options(self) -> list[str]:
+        """What srun was told before its command."""
+        words = (self._tools / "srun.txt").read_text().splitlines()
+        return words[: words.index("bash")]
 
     @property
     def calls(self) -> list[list[Any]]:

@@ -32,6 +32,17 @@ from mmalign.launch.render import TARGETS, render
         ("kubernetes", {"volume": "Up_per"}, "`volume`: `Up_per` is not a Kubernetes name"),
         ("kubernetes", {"folder": "storage"}, "`folder`: must be an absolute path"),
         ("kubernetes", {"partition": "gpu"}, "unknown key `partition`"),
+        ("torchrun", {"env": ["1A=b"]}, "`env.0`: `1A=b` is not a variable, as NAME=VALUE"),
+        ("slurm", {"env": ["A=b\n#SBATCH --x"]}, "`env.0`: must be one line"),
+        ("slurm", {"mount": ["/data"]}, "`mount` belongs to a container; add `image`"),
+        ("slurm", {"image": "a.sqsh"}, "`folder` is missing: `image` needs it, mounted"),
+        ("slurm", {"image": "a", "folder": "here"}, "must be an absolute path"),
+        ("slurm", {"image": "a", "folder": "/a:b"}, "leave out colons and commas"),
+        ("slurm", {"image": "a", "folder": "/a", "venv": "env"}, "remove `venv`"),
+        ("slurm", {"rdma": "rdma/hca=1"}, "unknown key `rdma`"),
+        ("kubernetes", {"rdma": "hca"}, "`rdma`: `hca` is not a resource and its number"),
+        ("kubernetes", {"toleration": ["a=b:Never"]}, "`toleration.0`: `a=b:Never` is not a tol"),
+        ("kubernetes", {"queue": "Team A"}, "`queue`: `Team A` is not a Kubernetes name"),
         ("skypilot", {"accelerator": None}, "`accelerator`, such as H100, is needed"),
         ("skypilot", {"accelerator": "H100:8"}, "`accelerator`: `H100:8` is not a name"),
         ("skypilot", {"nodes": 0}, "`nodes` is 0"),
@@ -65,8 +76,15 @@ def test_a_batch_must_divide_among_the_ranks() -> None:
 @pytest.mark.parametrize("out", ["/elsewhere/x", "../x", "/storage/../x"])
 @pytest.mark.parametrize("target", ["kubernetes", "skypilot"])
 def test_a_run_folder_outside_the_volume_would_be_lost(target: str, out: str) -> None:
-    with pytest.raises(UserError, match="lies outside the volume at /storage"):
+    with pytest.raises(UserError, match="lies outside /storage, which outlives the container"):
         demo(target, out=out)
+
+
+def test_a_run_folder_outside_the_mounts_of_a_container_would_be_lost() -> None:
+    container = {"image": "a.sqsh", "folder": "/home/me", "mount": ["/scratch"]}
+    assert "--out /scratch/x" in demo("slurm", out="/scratch/x", **container)
+    with pytest.raises(UserError, match="lies outside /home/me, /scratch, which outlives the con"):
+        demo("slurm", out="/elsewhere/x", **container)
 
 
 def test_a_name_that_cannot_name_a_job(tmp_path: Path) -> None:

@@ -170,6 +170,43 @@ def test_slurm_requeues_only_what_was_stopped_by_the_limit(
     assert (["scontrol", "requeue", "7"] in machine.calls) is requeued
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_variables_and_the_preflight_reach_the_ranks(target: str, tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "m")
+    variables = [f"HOSTILE={HOSTILE}", "NCCL_IB_HCA==mlx5_0:1,mlx5_3:1", "EMPTY="]
+    options = OPTIONS[target] | {"env": variables, "preflight": True}
+    text = render(target, DEMO, ["steps=7"], None, options)
+    script = script_of(target, text).replace("cd /storage\n", "").replace("source", ":")
+    environment = {
+        "SLURM_JOB_ID": "1",
+        "PET_MASTER_ADDR": "a",
+        "PET_MASTER_PORT": "1",
+        "PET_NODE_RANK": "0",
+        "SKYPILOT_NODE_IPS": "a",
+        "SKYPILOT_NODE_RANK": "0",
+    }
+    assert machine.run(script, **environment) == 0
+    for variable in variables:
+        name, _, value = variable.partition("=")
+        assert machine.environment[name] == value
+    assert machine.calls[0][-2:] == ["steps=7", "--preflight"]
+
+
+def test_slurm_starts_the_launchers_in_a_container_only_if_asked(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "m")
+    assert machine.run(demo("slurm"), SLURM_JOB_ID="1") == 0
+    assert machine.srun_options == ["--cpus-per-task=64"]
+    folder, odd = str(machine.folder), "/data/it's $HOME"
+    text = demo("slurm", image="registry.example#me/mmalign:gpu", folder=folder, mount=[odd])
+    assert machine.run(text, SLURM_JOB_ID="1") == 0
+    assert machine.srun_options == [
+        "--cpus-per-task=64",
+        "--container-image=registry.example#me/mmalign:gpu",
+        f"--container-workdir={folder}",
+        f"--container-mounts={folder}:{folder},{odd}:{odd}",
+    ]
+
+
 def test_the_shell_of_a_slurm_job_outlives_a_signal(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "m")
     (machine.folder / "tools" / "torchrun").write_text("#!/bin/bash\nkill -USR1 $MAIN\nexit 1\n")
@@ -200,7 +237,7 @@ def test_a_train_job_has_the_fields_of_kubeflow_trainer() -> None:
     }
     (patch,) = spec["runtimePatches"]
     (job,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
-    pod = job["template"]["spec"]["template"]["spec"]
+    pod = pod_of(tree)
     assert job["name"] == "node" and set(pod) == POD_FIELDS
     claim, _ = pod["volumes"]
     assert claim["persistentVolumeClaim"] == {"claimName": "storage"}
@@ -208,6 +245,40 @@ def test_a_train_job_has_the_fields_of_kubeflow_trainer() -> None:
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert mounts == {"storage": "/storage", "shared-memory": "/dev/shm"}
     assert pod["terminationGracePeriodSeconds"] > int(SIGNALS[-1])
+
+
+def pod_of(tree: Any) -> Any:
+    (job,) = tree["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"][
+        "replicatedJobs"
+    ]
+    return job["template"]["spec"]["template"]["spec"]
+
+
+def test_a_train_job_asks_for_rdma_a_queue_and_tolerations_only_if_told() -> None:
+    plain = tree_of(demo("kubernetes"))
+    assert "labels" not in plain["metadata"]
+    assert set(pod_of(plain)["containers"][0]) == {"name", "volumeMounts"}
+    tree = tree_of(
+        demo(
+            "kubernetes",
+            queue="team-a",
+            rdma="rdma/hca_shared_devices_a=2",
+            toleration=["nvidia.com/gpu", "pool=training:NoSchedule", "spot:NoExecute", "a=1"],
+        )
+    )
+    assert tree["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "team-a"}
+    for kind in ("requests", "limits"):
+        resources = tree["spec"]["trainer"]["resourcesPerNode"][kind]
+        assert resources["rdma/hca_shared_devices_a"] == 2
+    pod = pod_of(tree)
+    assert set(pod) == POD_FIELDS | {"tolerations"}
+    assert pod["containers"][0]["securityContext"] == {"capabilities": {"add": ["IPC_LOCK"]}}
+    assert pod["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists"},
+        {"key": "pool", "operator": "Equal", "value": "training", "effect": "NoSchedule"},
+        {"key": "spot", "operator": "Exists", "effect": "NoExecute"},
+        {"key": "a", "operator": "Equal", "value": "1"},
+    ]
 
 
 def test_a_task_of_skypilot_has_its_fields() -> None:

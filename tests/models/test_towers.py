@@ -11,6 +11,7 @@ from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
 from mmalign.models.image_tower import OpenClipTower, TimmTower, build_image_tower
+from mmalign.models.length_buckets import BUCKETS
 from mmalign.models.text_tower import TextTowerConfig, build_text_tower
 
 BERT = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -71,7 +72,7 @@ def test_captions_of_like_length_share_a_pass_and_nothing_else_changes(captions:
         feature_NF = tower(token_NL, mask_NL, lengths)
         (feature_NF * torch.arange(feature_NF.numel()).view_as(feature_NF)).sum().backward()
         gradients.append([feature_NF, *(p.grad for p in tower.parameters() if p.grad is not None)])
-    assert len(seen) == 4  # whole, then three buckets, also of a single caption
+    assert len(seen) == 1 + BUCKETS  # whole, then the buckets, also of a single caption
     assert sum(seen[1:]) < seen[0] or captions < 3
     for whole, bucketed in zip(*gradients, strict=True):
         assert torch.allclose(whole, bucketed, rtol=1e-10, atol=1e-9)

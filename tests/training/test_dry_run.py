@@ -10,7 +10,7 @@ from tiny import MODEL
 
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
-from mmalign.training.dry_run import Load, dry_run, memory_bytes, wire_bytes
+from mmalign.training.dry_run import Load, dry_run, memory_bytes, needs, wire_bytes
 from mmalign.training.engine import BUCKET
 from mmalign.training.run_config import RunConfig
 
@@ -84,10 +84,24 @@ def test_the_table_says_what_the_run_takes() -> None:
     assert row(table, "image tower")[0] + row(table, "text tower")[0] < trainable
     assert frozen == 0
     assert "8 images and up to 8 captions of up to 32 tokens" in table
-    assert "4 images of a step, 2 in a pass, forward twice" in table
+    assert "4 images of a step, up to 2 with 2 captions in a pass, forward twice" in table
     assert "10 steps, 80 images" in table
     assert "ZeRO 2*" in table
     assert "unknown until there are data (nowhere/train: no such data set" in table
+
+
+def test_a_budget_of_tokens_bounds_the_captions_of_a_pass() -> None:
+    # Without pixels, whose activations are the most.
+    data = {"train": ["nowhere/train"], "captions_per_image": 8, "image_features": True}
+    model = MODEL | {"image": MODEL["image"] | {"frozen": True}}
+    plain, limited = (
+        run(data=data, model=model, engine={"tokens_per_micro_batch": tokens})
+        for tokens in (None, 10 * 32)
+    )
+    assert "8 images of a step, up to 8 with 10 captions in a pass, forward twice" in dry_run(
+        limited, 1, 1
+    )
+    assert needs(limited, 1, 1)[0] < needs(plain, 1, 1)[0]
 
 
 def test_an_epoch_is_counted_where_there_are_data(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmalign.core import distributed
 from mmalign.core.batch import Embeddings
+from mmalign.training import loss_tiles
 from mmalign.training.loss import contrastive_loss, sigmoid_loss, text_text_loss
 
 
@@ -235,6 +236,75 @@ def test_float32_at_the_highest_scale_is_close_to_float64() -> None:
             with_gradients(loss(*gathered(exact, *ids), tile=16), exact),
             tolerance=2e-5,
         )
+
+
+class _Products(TorchDispatchMode):
+    """The number of matrix products."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_)
+        return func(*args, **(kwargs or {}))
+
+
+def test_scores_that_fit_into_one_tile_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_tiles, "CPU_SIDE", 8)
+    found, ids = random_batch(4, 16, 5)  # as many scores as a tile of 8 x 8
+
+    def products(tile: int | None) -> int:
+        with _Products() as products:
+            values = with_gradients(contrastive_loss(*gathered(found, *ids), tile=tile), found)
+        assert_equal(values, with_gradients(dense_contrastive(found, *ids), found))
+        return products.count
+
+    assert products(None) == 3  # the scores, and the gradients of rows and columns
+    assert products(8) == 2 * 4
+    monkeypatch.setattr(loss_tiles, "CPU_SIDE", 7)
+    assert products(None) == 3 * 4
+
+
+def test_rounded_scores_are_those_of_rounded_embeddings() -> None:
+    exact, ids = random_batch(40, 70, 30)
+    found = Embeddings(*(v.detach().float().requires_grad_() for v in leaves(exact).values()))
+    scaled = found.logit_scale.detach() * found.image_BD.detach()
+    rounded = replace(
+        found,
+        image_BD=scaled.bfloat16().float(),
+        text_ND=found.text_ND.detach().bfloat16().float(),
+        logit_scale=torch.ones(1),
+    )
+    for loss in (contrastive_loss, sigmoid_loss):
+        for tile in (16, None):
+            ours = loss(*gathered(found, *ids), bf16_scores=True, tile=tile)
+            assert ours.dtype == torch.float32
+            wanted = loss(*gathered(rounded, *ids))
+            assert ours.item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
+# At the highest scale the pairs are nearly told apart, so that the gradient is small beside its terms.
+@pytest.mark.parametrize(("scale", "most"), [(1 / 0.07, 0.005), (100.0, 0.02)])
+def test_rounding_changes_gradients_by_a_small_fraction(scale: float, most: float) -> None:
+    exact = random_embeddings(96, 96, width=64)
+    near = F.normalize(exact.text_ND.detach() + exact.image_BD.detach(), dim=-1).requires_grad_()
+    exact = replace(exact, text_ND=near, logit_scale=torch.tensor([scale]).double())
+    exact.logit_scale.requires_grad_()
+    rough = Embeddings(*(v.detach().float().requires_grad_() for v in leaves(exact).values()))
+    ids = torch.arange(96)
+    for loss, pictures in (
+        (contrastive_loss, ids),
+        (sigmoid_loss, ids),
+        (text_text_loss, ids // 2),
+    ):
+        arguments = (ids, pictures)
+        options = {"bf16_scores": True, "tile": 32}
+        found = with_gradients(loss(*gathered(rough, *arguments), **options), rough)
+        wanted = with_gradients(loss(*gathered(exact, *arguments)), exact)
+        for name in {"image", "text"} & wanted.keys():
+            error = (found[name] - wanted[name]).norm() / wanted[name].norm()
+            assert 1e-4 < error < most, (loss, name)  # and it is rounded at all
 
 
 def test_autocast_changes_nothing() -> None:

@@ -15,8 +15,15 @@ from torch import Tensor
 from mmalign.core.batch import NOT_PREDICTED, Embeddings
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
+from mmalign.training.exchange import Exchange
 from mmalign.training.loss import contrastive_loss, text_text_loss
-from mmalign.training.objective import ContrastiveConfig, trained_module
+from mmalign.training.objective import (
+    ContrastiveConfig,
+    contrast,
+    embed,
+    exchange_ids,
+    trained_module,
+)
 from mmalign.training.run_config import RunConfig
 
 RUN: dict[str, Any] = {
@@ -54,6 +61,22 @@ def test_the_text_text_term_on_a_hand_made_case() -> None:
     assert text_text_loss(*gathered(found, picture_N[:1], picture_N)).item() == pytest.approx(
         expected, abs=1e-12
     )
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("weights", [{}, {"image_text": 0.0, "text_text": 1.0}])
+def test_rounded_scores_reach_every_loss(loss: Any, weights: dict[str, float]) -> None:
+    batch = make_batch(0, 0, 1)
+    found = replace(embed(build_model(ENGINE_TOWER).eval(), batch), logit_bias=torch.tensor([-1.0]))
+
+    def value(**options: bool) -> float:
+        config = ContrastiveConfig(kind="contrastive", loss=loss, **weights, **options)
+        ids = exchange_ids(Exchange(), config, batch)
+        return contrast(config, found, batch, ids).local_loss.item()
+
+    plain, rounded = value(), value(bf16_scores=True)
+    assert rounded != plain
+    assert rounded == pytest.approx(plain, rel=1e-2)
 
 
 def test_a_caption_alone_is_a_negative_but_has_no_row() -> None:

@@ -83,7 +83,10 @@ def test_two_ranks_under_torchrun_see_the_same_and_resume_on_another_number(fold
     tree["data"] |= {"groups": 2, "shuffle_shards": 1, "language_temperature": 3.0}
     (folder / "two.yaml").write_text(write_yaml(tree))
     mmalign("train", "two.yaml", "--out", "one_rank", folder=folder)
-    torchrun("train", "two.yaml", "--out", "two_ranks", "--stop-after", "3", folder=folder)
+    begin = ("train", "two.yaml", "--out", "two_ranks", "--stop-after", "3", "--preflight")
+    printed = torchrun(*begin, folder=folder)
+    # One node of two ranks, and nothing that the run depends on.
+    assert re.search(r"^preflight: \S+ \(ranks 0 to 1\), CPU: .* gloo all ", printed, re.M)
     shutil.copytree(folder / "two_ranks", folder / "fewer_ranks")
     mmalign("train", "two.yaml", "--out", "two_ranks", ranks=2, folder=folder)
     one, two = losses(folder / "one_rank"), losses(folder / "two_ranks")
