@@ -1,22 +1,28 @@
 """Images with one class each, from a folder or from shards, and the names of the classes.
 
 <folder>/<class>/<image>   + names from class_names.py -+-> LabelledImages: bytes by number, classes, names
-shards, captions = class names                          -+
+shards, captions = class names                          -+         -> drawn -> embeddings
 """
 
 import difflib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from mmalign.core.batching import batched
 from mmalign.core.errors import UserError
 from mmalign.core.languages import canonical_language
 from mmalign.data.image_formats import READ_SUFFIXES
 from mmalign.data.shards.reader import ShardSet
 from mmalign.evaluation.class_names import Names, read_names
+from mmalign.evaluation.embed import encode_images
+from mmalign.evaluation.over_ranks import encode_over_ranks
+from mmalign.models.encoder import BATCH_SIZE, DualModel
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class LabelledImages:
     Attributes:
         where: the file or sample of each image, for messages.
         classes: the class of each image.
+        names: of the classes, by language; none where they were not asked for.
         sha256: of the manifest, or of names and sizes of the files and names of the classes.
         read: number of an image -> its bytes.
         left_out: what is not measured, in words.
@@ -39,8 +46,11 @@ class LabelledImages:
     left_out: tuple[str, ...] = ()
 
 
-def images_of_folder(folder: Path, class_names: str) -> LabelledImages:
+def images_of_folder(folder: Path, class_names: str | None = None) -> LabelledImages:
     """All images right below the subfolders, in alphabetical order: ImageNet's layout.
+
+    Args:
+        class_names: as in a suite; none: the subfolders alone are the classes, and have no names.
 
     Raises:
         UserError: no such folder, no images in it, or names that cannot be read.
@@ -55,8 +65,9 @@ def images_of_folder(folder: Path, class_names: str) -> LabelledImages:
             "subfolder per class"
         )
     classes = [file.parent.name for file in files]
-    names = read_names(class_names, [one.name for one in folder.iterdir() if one.is_dir()])
-    named = set().union(*names.values())
+    subfolders = [one.name for one in folder.iterdir() if one.is_dir()]
+    names = read_names(class_names, subfolders) if class_names else {}
+    named = set().union(*names.values()) if class_names else set(subfolders)
     if unnamed := sorted(set(classes) - named):
         near = difflib.get_close_matches(unnamed[0], named - set(classes), n=1)
         hint = f"did you mean `{near[0]}`?" if near else "rename it, remove it, or name its class"
@@ -78,6 +89,26 @@ def images_of_folder(folder: Path, class_names: str) -> LabelledImages:
     sha256 = hashlib.sha256(json.dumps([listing, names]).encode()).hexdigest()
     where, found = list(map(str, files)), tuple(words for words, some in left_out.items() if some)
     return LabelledImages(where, classes, names, sha256, lambda i: files[i].read_bytes(), found)
+
+
+def draw_per_class(classes: Sequence[str], most: int | None, seed: int) -> list[int]:
+    """At most so many images of each class, ascending; none: all."""
+    of_class: dict[str, list[int]] = {}
+    for image, one in enumerate(classes):
+        of_class.setdefault(one, []).append(image)
+    rng = np.random.default_rng(seed)
+    drawn = [rng.permutation(members)[:most] for members in of_class.values()]
+    return sorted(np.concatenate(drawn).tolist())
+
+
+def encode_labelled(model: DualModel, images: LabelledImages, kept: Sequence[int]) -> np.ndarray:
+    """(n, D) float32 of unit length, the images with these numbers. A collective."""
+    return encode_over_ranks(
+        lambda batch: encode_images(
+            model, images.read, images.where.__getitem__, [kept[i] for i in batch]
+        ),
+        list(batched(range(len(kept)), BATCH_SIZE)),
+    )
 
 
 def _is_image(file: Path) -> bool:

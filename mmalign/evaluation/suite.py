@@ -5,6 +5,7 @@
     words      bilingual dictionaries + model -> translation                     |   gallery.json
     lexical    dictionaries + text tower -> every layer's alignment of words     |
     zero_shot  labelled images + class names + model -> accuracy                -+
+    probe      labelled images for training and testing + model -> accuracy     -+
 
 Several ranks share the work (`over_ranks.py`), all have the same results, and rank 0 writes them.
 """
@@ -25,6 +26,7 @@ from mmalign.evaluation.alignment import measure_alignment
 from mmalign.evaluation.embed import embed_set
 from mmalign.evaluation.gallery import make_gallery
 from mmalign.evaluation.geometry import measure_geometry
+from mmalign.evaluation.image_probe import ImageProbeConfig, measure_image_probe
 from mmalign.evaluation.layers import LayersConfig, probe_layers
 from mmalign.evaluation.lexical_probe import HELD_OUT, MEASURE, PRECISION, ProbeConfig, probe
 from mmalign.evaluation.lexicon import read_lexicon
@@ -35,7 +37,7 @@ from mmalign.evaluation.words import WordsConfig, measure_words
 from mmalign.evaluation.zero_shot import ZeroShotConfig, measure_zero_shot
 from mmalign.models.encoder import DualModel
 from mmalign.models.load import text_encoder_of
-from mmalign.results.metric_names import ALL, MEAN, WORST5, MetricName
+from mmalign.results.metric_names import ALL, MEAN, PROBE, WORST5, MetricName
 from mmalign.results.protocol import NOTE
 from mmalign.results.results import Results, environment, writing
 
@@ -65,6 +67,7 @@ class SuiteConfig(Section):
     words: tuple[WordsConfig, ...] = ()
     lexical: tuple[ProbeConfig, ...] = ()
     zero_shot: tuple[ZeroShotConfig, ...] = ()
+    probe: tuple[ImageProbeConfig, ...] = ()
     recall_at: tuple[pydantic.PositiveInt, ...] = pydantic.Field(default=(1, 5, 10), min_length=1)
     dims: tuple[pydantic.PositiveInt, ...] = ()
     """Retrieval also by the first so many dimensions, re-normalised (`objective.dims`)."""
@@ -76,10 +79,15 @@ class SuiteConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _is_consistent(self) -> "SuiteConfig":
-        if not (self.sets or self.words or self.lexical or self.zero_shot):
-            raise ValueError("name what to measure: `sets`, `words`, `lexical` or `zero_shot`")
-        for entries in (self.sets, self.words, self.lexical, self.zero_shot):
-            if len({entry.name for entry in entries}) < len(entries):
+        if not (self.sets or self.words or self.lexical or self.zero_shot or self.probe):
+            raise ValueError(
+                "name what to measure: `sets`, `words`, `lexical`, `zero_shot` or `probe`"
+            )
+        # Of labelled images together: the hash of their files is kept under the name.
+        names = [one.name for one in self.zero_shot] + [one.name for one in self.probe]
+        others = ([entry.name for entry in of] for of in (self.sets, self.words, self.lexical))
+        for of_kind in (*others, names):
+            if len(set(of_kind)) < len(of_kind):
                 raise ValueError("two sets have the same name")
         if len(set(self.dims)) < len(self.dims):
             raise ValueError("`dims` lists a length twice; keep one")
@@ -92,7 +100,7 @@ class SuiteConfig(Section):
 
 
 def means_of(results: Results) -> dict[str, float]:
-    """The metrics that sum up languages, families left out; of words one per layer."""
+    """The metrics that sum up languages or have none, families left out; of words one per layer."""
     means = {}
     for name, value in results.metrics.items():
         one = MetricName.parse(name)
@@ -100,7 +108,7 @@ def means_of(results: Results) -> dict[str, float]:
             (HELD_OUT,),
             PRECISION,
         )
-        if one.language in (MEAN, WORST5, ALL) and not of_words:
+        if (one.language in (MEAN, WORST5, ALL) and not of_words) or one.measure == PROBE:
             means[name] = value
     return means
 
@@ -142,6 +150,8 @@ def measure(config: SuiteConfig, model: DualModel, out: Path | None = None) -> R
         probe(text_encoder_of(model), read_lexicon(lexicon), results, lexicon.pooling)
     for labelled in config.zero_shot:
         measure_zero_shot(model, labelled, results)
+    for probed in config.probe:
+        measure_image_probe(model, probed, results)
     if model.note:
         results.protocol = {
             name: {**of_one, NOTE: model.note} for name, of_one in results.protocol.items()

@@ -13,21 +13,21 @@ import numpy as np
 import pydantic
 
 from mmalign.core import distributed
-from mmalign.core.batching import batched
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
-from mmalign.evaluation.class_images import LabelledImages, images_of_folder, images_of_shards
+from mmalign.evaluation.class_images import (
+    LabelledImages,
+    draw_per_class,
+    encode_labelled,
+    images_of_folder,
+    images_of_shards,
+)
 from mmalign.evaluation.class_names import LABEL, SLOT, Names, Prompts, read_templates
-from mmalign.evaluation.embed import encode_images
 from mmalign.evaluation.measured import Measured
 from mmalign.evaluation.nearest import hits_at
-from mmalign.evaluation.over_ranks import (
-    encode_over_ranks,
-    encode_texts_over_ranks,
-    map_over_ranks,
-)
+from mmalign.evaluation.over_ranks import encode_texts_over_ranks, map_over_ranks
 from mmalign.evaluation.retrieval import Answers, add_answers
-from mmalign.models.encoder import BATCH_SIZE, DualModel
+from mmalign.models.encoder import DualModel
 from mmalign.results.metric_names import MEAN, MetricName
 from mmalign.results.results import Results
 
@@ -80,13 +80,12 @@ def measure_zero_shot(model: DualModel, config: ZeroShotConfig, results: Results
         say(f"zero-shot set `{config.name}`: {left_out}")
     names = _usable(images, config)
     prompts = read_templates(config.prompts, list(names))
-    kept = np.array(_draw(images.classes, names, config))
-    image_ND = encode_over_ranks(
-        lambda batch: encode_images(
-            model, images.read, images.where.__getitem__, kept[batch].tolist()
-        ),
-        list(batched(range(len(kept)), BATCH_SIZE)),
-    )
+    # Images of classes without a name would be encoded for nothing.
+    with_name = set().union(*names.values())
+    named_N = np.flatnonzero([one in with_name for one in images.classes])
+    classes = [images.classes[i] for i in named_N]
+    kept = named_N[draw_per_class(classes, config.pictures_per_class, config.seed)]
+    image_ND = encode_labelled(model, images, kept.tolist())
     # Names that are equal are one class: no model can tell them apart, and ties count against it.
     words = {lang: list(dict.fromkeys(names[lang].values())) for lang in names}
     vectors = {lang: embed_names(model, words[lang], prompts[lang]) for lang in names}
@@ -139,18 +138,6 @@ def _usable(images: LabelledImages, config: ZeroShotConfig) -> Names:
             f"`{(*lacking, 'any language')[0]}`; languages that have: {', '.join(usable) or 'none'}"
         )
     return {lang: usable[lang] for lang in sorted(set(config.languages or usable))}
-
-
-def _draw(classes: Sequence[str], names: Names, config: ZeroShotConfig) -> list[int]:
-    """The images to encode: of classes that have a name, at most `pictures_per_class` of each."""
-    named = set().union(*names.values())  # others would be encoded for nothing
-    of_class: dict[str, list[int]] = {}
-    for image, one in enumerate(classes):
-        if one in named:
-            of_class.setdefault(one, []).append(image)
-    rng = np.random.default_rng(config.seed)
-    drawn = [rng.permutation(members)[: config.pictures_per_class] for members in of_class.values()]
-    return sorted(np.concatenate(drawn).tolist())  # in the order of the set: shards are read once
 
 
 def _protocol(

@@ -82,6 +82,11 @@ def _by_index(_: Results, name: MetricName) -> Place | None:
     return (index, DIRECTIONS[direction], name.metric) if name.language == parts.MEAN else None
 
 
+def _by_probe(_: Results, name: MetricName) -> Place | None:
+    words = {"linear": "logistic regression", "knn": "nearest images"}
+    return words[name.setting[0]], "", name.metric.replace("_", " ")
+
+
 @dataclass(frozen=True)
 class Section:
     """One section of the page; its table, its tiles and the link to it follow from these fields."""
@@ -218,6 +223,15 @@ SECTIONS = (
         tile="image to class",
         chart=partial(_bars, ("accuracy@1", "accuracy@5")),
         legend=f"Accuracy by language of the class names, best first. {_WHISKERS}.",
+    ),
+    Section(
+        parts.PROBE,
+        "Probes of image embeddings",
+        "How often a classifier that was trained on embeddings of training images is right on test "
+        "images: logistic regression, or the majority of the nearest training images. Mean per-class "
+        "recall: every class of the test images counts alike.",
+        place=_by_probe,
+        noun="probe",
     ),
     Section(
         "alignment",

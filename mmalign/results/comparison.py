@@ -24,7 +24,7 @@ from mmalign.core.commit import check_writable, write_atomic, write_json
 from mmalign.core.console import say
 from mmalign.core.errors import UserError, printable
 from mmalign.results.aggregates import mean_over, summed_up
-from mmalign.results.metric_names import FAMILY, OF_CORRECT_ROWS, MetricName
+from mmalign.results.metric_names import FAMILY, OF_CORRECT_ROWS, PROBE, MetricName
 from mmalign.results.protocol import difference as protocol_difference
 from mmalign.results.results import QUERIES, Results, read_results, without_nan, writing
 from mmalign.results.statistics import (
@@ -146,10 +146,12 @@ def find_results(path: Path, suite: str | None) -> Path:
 
 
 def _shown(names: Sequence[str], languages: bool) -> list[str]:
-    """The metrics of the table, aggregates first; unless `languages` only what sums up all languages."""
+    """The metrics of the table, aggregates first; unless `languages` only what is of no single language."""
     ordered = sorted(map(MetricName.parse, names), key=lambda one: not one.is_aggregate)  # stable
     of_all = [
-        one for one in ordered if one.is_aggregate and not str(one.language).startswith(FAMILY)
+        one
+        for one in ordered
+        if (one.is_aggregate and not str(one.language).startswith(FAMILY)) or one.measure == PROBE
     ]
     return list(map(str, of_all if of_all and not languages else ordered))
 

@@ -10,6 +10,7 @@
     lexical/<lexicon>/<language or mean>/<layer>/<trained or held_out>/precision@1   and others
     injected/<lexicon>/...                                             the same after an injection
     zero_shot/<set>/<language, mean or worst5>/accuracy@<k>
+    probe/<set>/<linear or knn>/accuracy                               and mean_per_class_recall
     faiss/<set>/<index>/<language or mean>/<direction>/recall@<k>
     text/<task>/<language or mean>/<perturbation or clean>/accuracy    and accuracy_clean, ...
     text/<task>/<language>-<language> or mean/generalised/accuracy
@@ -27,12 +28,13 @@ ALL = "all"  # all queries of all languages
 FAMILY = "family:"  # before the name of a language family: the mean of its languages
 FIRST_CAPTION = "@first-caption"  # behind the name of a set
 DIMS = "@{}-dims"  # likewise, of embeddings cut to so many dimensions
+PROBE = "probe"
 GENERALISED = "generalised"
 PUBLISHED = "published"
 # Of attacks, on the rows that the model itself had right: models are not compared row by row on these.
 OF_CORRECT_ROWS = ("success_rate", "queries")
 # Which part names the language, counted from 0; None: no part does. The third part in all other measures.
-_LANGUAGE_PART = {"layers": None, "faiss": 3}
+_LANGUAGE_PART = {"layers": None, PROBE: None, "faiss": 3}
 # Measures whose languages are never pairs, but for the generalised setting of text tasks.
 _ONE_LANGUAGE = ("retrieval", "zero_shot", "text", "geometry")
 

@@ -18,7 +18,7 @@ MEAN_OVER = "mean_over"
 # Perturbation -> languages with too few changed rows for its mean.
 LEFT_OUT = "left_out"
 # What follows from the model or its training is reported, but two models may differ in it.
-OF_THE_MODEL = (NOTE, "steps", "kept_step", "dev", "layer", "mean_of_seeds")
+OF_THE_MODEL = (NOTE, "steps", "kept_step", "dev", "layer", "mean_of_seeds", "C")
 _MOST = 80  # characters of a field that a message repeats
 
 

@@ -43,23 +43,29 @@ def make_encoder(run: Path, untrained: bool = False) -> CountingEncoder:
     return CountingEncoder(encoder.model, encoder.config, encoder.tokenizer, encoder.facts)
 
 
-def make_suite(sets: dict[str, Path]) -> SuiteConfig:
-    """Retrieval and alignment on all sets, with a gallery from the first."""
+def make_suite(sets: dict[str, Path], images: Path | None = None) -> SuiteConfig:
+    """Retrieval and alignment on all sets, with a gallery from the first; a probe of labelled images."""
     entries = [{"name": name, "shards": str(path)} for name, path in sets.items()]
     tree = {"name": "small", "sets": entries, "recall_at": [1, 3], "gallery": ["en", "ja"]}
+    if images is not None:
+        folders = {side: str(images / side) for side in ("train", "test")}
+        tree["probe"] = [{"name": kind, "kind": kind, **folders} for kind in ("linear", "knn")]
     return validate(SuiteConfig, tree, "x.yaml")
 
 
 @patch.object(embed, "BATCH_SIZE", BATCH_SIZE)  # small sets make many batches
 @patch.object(over_ranks, "BATCH_SIZE", BATCH_SIZE)
-def everything(run: Path, sets: dict[str, Path], other: Path, out: Path) -> dict[str, Any]:
+def everything(
+    run: Path, sets: dict[str, Path], images: Path, other: Path, out: Path
+) -> dict[str, Any]:
     """Results, embeddings and refusals on this rank.
 
     Args:
+        images: folder with `train` and `test`, for a probe.
         other: a data set that the last rank takes for the first of `sets`.
     """
     encoder, untrained = make_encoder(run), make_encoder(run, untrained=True)
-    results = run_suite(make_suite(sets), encoder, out, {"untrained": untrained})
+    results = run_suite(make_suite(sets, images), encoder, out, {"untrained": untrained})
     calls = encoder.calls
     name, first = next(iter(sets.items()))
     embedded = embed.embed_set(encoder, ShardSet(first), "s")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from evaluation.rank_cases import BATCH_SIZE, everything, make_encoder
 from ranks import run_ranks
-from shard_sets import make_set
+from shard_sets import make_image, make_set
 from tiny import tiny_run
 
 from mmalign.data.shards.reader import ShardSet
@@ -40,15 +40,26 @@ def sets(folder: Path) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
+def images(folder: Path) -> Path:
+    """Labelled images to train a probe and to test it: 18 and 9 of three classes."""
+    for side, numbers in (("train", range(18)), ("test", range(18, 27))):
+        for number in numbers:
+            file = folder / "images" / side / f"c{number % 3}" / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(make_image(number))
+    return folder / "images"
+
+
+@pytest.fixture(scope="module")
 def run(folder: Path) -> Path:
     return tiny_run(folder / "run")
 
 
 @pytest.fixture(scope="module")
-def outcomes(folder: Path, run: Path, sets: dict[str, Path]) -> Outcomes:
+def outcomes(folder: Path, run: Path, sets: dict[str, Path], images: Path) -> Outcomes:
     """A single rank is this process, without a group."""
     torch.set_num_threads(1)
-    case = (run, sets, sets["lone"])
+    case = (run, sets, images, sets["lone"])
     outcomes = {1: [everything(*case, folder / "1")]}
     for n in RANKS[1:]:
         outcomes[n] = run_ranks(n, everything, folder / f"store{n}", *case, folder / str(n))
@@ -63,6 +74,8 @@ def test_all_ranks_have_the_results_of_one(outcomes: Outcomes) -> None:
         "retrieval/mixed/mean/image_to_text/recall@3",
         "retrieval/lone/all/text_to_image/recall@1",
         "alignment/mixed/en-ja/bitext@1",
+        "probe/linear/linear/accuracy",
+        "probe/knn/knn/mean_per_class_recall",
     }
     assert 0 < metrics["retrieval/mixed/en/text_to_image/recall@3"] < 1  # so it can differ
     for n in RANKS:

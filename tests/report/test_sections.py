@@ -71,6 +71,15 @@ def test_a_perturbed_score_stands_beside_the_clean_one_of_its_rows_and_their_num
     }
 
 
+def test_probes_are_rows_with_their_chance() -> None:
+    results = invented({f"probe/flowers/{kind}/accuracy": 0.4 for kind in ("linear", "knn")})
+    results.add("probe/flowers/knn/mean_per_class_recall", 0.3, 30, chance=0.1)
+    table = only_section(results)["table"]
+    assert [row.name for row in table.rows] == ["logistic regression", "nearest images"]
+    assert table.columns == [("", "accuracy"), ("", "mean per class recall")]
+    assert [one.shown() if one else None for one in table.rows[1].cells] == ["40.0", "30.0"]
+
+
 def lexical(injected: bool) -> Results:
     layers, splits = ("0", "1", "10", "2", "feature"), ("trained", "held_out")
     names = {

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pydantic
+import regex
 
 from mmalign.core.config import Section
 from mmalign.data.dictionaries.casing import base_language
@@ -52,6 +53,7 @@ Candidates = Callable[[str, np.random.Generator], list[str]]
 """Word -> different words to try instead of it, the word itself not among them; may be none."""
 
 _LEAST_LETTERS = 3
+_HAN = regex.compile(r"\p{Han}")
 
 
 class AttackConfig(Section):
@@ -146,9 +148,9 @@ def misspellings(
 
     The edits are those of `characters.py`. Readers still recognise words whose first letter and most others
     are correct (Pruthi et al. 2019, arXiv 1905.11268, who keep the last letter too). In words of one or two
-    letters, as in scripts that segment into single characters, one letter becomes a similar one instead
-    (`similar.py`); in most alphabets there is none. Words with a digit have no misspelling, because another
-    number means something else.
+    letters, and in words with Chinese characters, which are typed by their sound, one letter becomes a
+    similar one instead (`similar.py`); in most alphabets there is none. Words with a digit have no
+    misspelling, because another number means something else.
     """
     characters = clusters(word)
     letters = letter_positions(characters)
@@ -156,7 +158,7 @@ def misspellings(
         return []
     # A dictionary as an ordered set: edits may repeat one another, or undo themselves.
     found: dict[str, None] = {}
-    if len(letters) < _LEAST_LETTERS:
+    if len(letters) < _LEAST_LETTERS or _HAN.search(word):
         base = base_language(lang)
         alike = [(i, one) for i in letters for one in similar_to(characters[i], base)]
         for n in rng.permutation(len(alike))[:most]:

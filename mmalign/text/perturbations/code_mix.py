@@ -6,8 +6,7 @@
 
 The language that a model was trained in is mixed in only where it is asked for: its words can help. An entry
 whose word is a complete tested text is not used: its translation would be the same row in another language.
-Words are matched in small letters, each on its own: expressions are not looked up. In scripts without
-spaces the pieces of longer words are translated one by one, which changes their meaning more than elsewhere.
+Words are matched in small letters, each on its own: expressions are not looked up.
 Severity 1 to 5 replaces a share of 0.2, 0.4, 0.6, 0.8 and 1 of the words that are in the dictionaries, at
 least one. Only texts with such a word change: how many depends on the dictionaries.
 """

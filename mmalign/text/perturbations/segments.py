@@ -1,18 +1,15 @@
 """Words of a text in any script.
 
-Segments are those of the default word boundaries of Unicode UAX 29. A word is a segment with a letter or
-a digit. The default rules use no dictionary, so scripts without spaces fall into small pieces: Han and
-Hiragana into single characters, Thai, Lao, Khmer and Burmese into grapheme clusters; a run of
-Katakana stays one word.
-In zh, yue, ja, th, lo, km and my a "word" here is such a piece.
+Segments are those of ICU's word boundaries: the rules of Unicode UAX 29, and dictionaries for scripts that
+are written without spaces (Han, kana, Thai, Lao, Khmer, Burmese). A word is a segment with a letter or a
+digit.
 """
 
 from collections.abc import Sequence
 
 import regex
+from icu4py.breakers import WordBreaker
 
-# UAX 29 breaks words before the vowel AM of Thai and Lao but does not break characters there.
-_BOUNDARY = regex.compile(r"\b(?![\u0E33\u0EB3])", regex.V1 | regex.WORD)
 _IN_A_WORD = regex.compile(r"[\p{L}\p{N}]")
 _OF_A_WORD = regex.compile(r"[\p{L}\p{N}\p{M}]")
 _UNSPACED = regex.compile(
@@ -22,7 +19,8 @@ _UNSPACED = regex.compile(
 
 def segments(text: str) -> list[str]:
     """The segments of a text, none of them empty."""
-    return [part for part in _BOUNDARY.split(text) if part]
+    # The rules and dictionaries of `root` serve every script; locales only change marks such as the colon.
+    return list(WordBreaker(text, "root"))
 
 
 def is_word(segment: str) -> bool:

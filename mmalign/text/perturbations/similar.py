@@ -1,4 +1,4 @@
-"""Characters that are mistaken for one another in scripts whose words are too short for random edits.
+"""Characters that are mistaken for one another, for words that are too short for random edits.
 
     Han (simplified Chinese, Japanese)   characters of the same or the next reading
     Hangul                               syllables that differ in one letter (jamo)

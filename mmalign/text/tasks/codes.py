@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from mmalign.core.languages import canonical_language
+from mmalign.core.languages import canonical_language, likely_script
 
 # `canonical_language` knows the two-letter code of each ISO 639-3 code. These are exceptions: individual
 # languages that stand for their macrolanguage in the published sets (`arb` is Standard Arabic, `cmn` is
@@ -15,9 +15,10 @@ _EXCEPTIONS = {
     "quy": "qu", "swc": "swc", "swh": "sw", "tgl": "tl", "uzn": "uz", "ydd": "yi", "zsm": "ms",
 }  # fmt: skip
 
-# The written forms of FLORES-200 that are not the usual one of their language.
+# The written forms of FLORES-200 and Belebele that are not the usual one of their language.
 _UNUSUAL = {
-    "ace-Arab", "arb-Latn", "bjn-Arab", "kas-Deva", "knc-Arab", "min-Arab", "taq-Tfng", "zho-Hant",
+    "ace-Arab", "arb-Latn", "ben-Latn", "bjn-Arab", "hin-Latn", "kas-Deva", "knc-Arab", "min-Arab",
+    "npi-Latn", "sin-Latn", "taq-Tfng", "urd-Latn", "zho-Hant",
 }  # fmt: skip
 
 # Languages that publishers (XLM-T, TyDiQA) call by their English names.
@@ -43,6 +44,15 @@ def bcp47(code: str) -> str:
     code = f"{language}-{rest}" if rest and not is_usual_script else language
     # Published sets and their languages' sizes say `tl`, `prs` and `swc`, where CLDR has other codes.
     return code if code in _EXCEPTIONS.values() else canonical_language(code)
+
+
+def bcp47_of_locale(locale: str) -> str:
+    """The language of a locale, without its region: `en-US` is `en`, `zh-TW` is `zh-Hant`.
+
+    For sets with one locale per language, so that one name of a language serves all sets.
+    """
+    language, script = locale.partition("-")[0], likely_script(locale)
+    return bcp47(language if script == likely_script(language) else f"{language}-{script}")
 
 
 # A language in a configuration, whatever its spelling.

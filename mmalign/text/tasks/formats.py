@@ -17,6 +17,7 @@ from mmalign.core.languages import is_language_code
 from mmalign.text.tasks import meci, question_answering, retrieval
 from mmalign.text.tasks.codes import bcp47
 from mmalign.text.tasks.layout import SPLIT, read_files
+from mmalign.text.tasks.slots import words_and_tags
 from mmalign.text.tasks.tables import UNUSABLE, Row, json_tree, lines, parallel, read_text, rows
 from mmalign.text.tasks.task import Entry, Example, Kind, Splits, Target
 
@@ -29,7 +30,7 @@ class Layout(Section):
     """Template of their paths, see layout.py."""
     rows: str | None = None
     """`file`: each file is one text. Otherwise a key of a JSON file, whose value is the list of rows. By
-    default rows of .tsv, .csv or .jsonl files; of tagging, lines of a sentence."""
+    default rows of .tsv, .csv or .jsonl files; of tagging without `slots`, lines of a sentence."""
     columns: tuple[str, ...] = ()
     """Names of the columns, where no header line names them."""
     quoted: bool = False
@@ -48,6 +49,8 @@ class Layout(Section):
     """Column with the split of a row, if the file has it."""
     texts: tuple[str, ...] = ()
     """Columns; `a + b` joins two of them by a space."""
+    slots: str | None = None
+    """Of tagging: column of a sentence with marked slots, see slots.py."""
     words: Mapping[str, dict[str, str]] = Field(default_factory=dict)
     """Column of a text -> its values -> what to write for them."""
     replace: tuple[str, str] | None = None
@@ -73,7 +76,8 @@ class Layout(Section):
                 first = next((line for line in lines(path) if line.strip()), "")
                 if first.count("\t") < len(self.columns) - 1:
                     return None
-            return _READ_FILE.get(self.kind, _table)(self, path, parts)
+            read_file = _table if self.slots else _READ_FILE.get(self.kind, _table)
+            return read_file(self, path, parts)
 
         return read_files(folder, self.files, entries, self.join)
 
@@ -110,6 +114,9 @@ def examples_of(layout: Layout, rows: Iterable[Row], parts: dict[str, str]) -> I
         split = parts["split"]
         if layout.split is not None and layout.split in row.cells:
             split = row.renamed(layout.split, SPLIT)
+        if layout.slots is not None:
+            yield (split, lang), _with_slots(layout, row, {**parts, "split": split, "lang": lang})
+            continue
         texts = tuple(layout.text(row, columns) for columns in layout.texts)
         is_empty = not all(text.strip() for text in texts)
         if is_empty and layout.empty == "refuse":
@@ -118,6 +125,14 @@ def examples_of(layout: Layout, rows: Iterable[Row], parts: dict[str, str]) -> I
         if target is not None:
             name = layout.name(row, {**parts, "split": split, "lang": lang})
             yield (split, lang), Example(name, lang, texts, target, row.place)
+
+
+def _with_slots(layout: Layout, row: Row, parts: dict[str, str]) -> Example:
+    try:
+        words, tags = words_and_tags(row.text(layout.slots or ""), parts["lang"])
+    except ValueError as error:
+        raise row.error(f"`{layout.slots}`: {error}; write `[slot : words]`") from None
+    return Example(layout.name(row, parts), parts["lang"], words, tags, row.place)
 
 
 def _rows(layout: Layout, path: Path, parts: dict[str, str]) -> Iterable[Row]:

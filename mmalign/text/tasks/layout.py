@@ -7,6 +7,7 @@ A template is a path below the folder, for example `[MNLI/]{train,dev}.{jsonl,ts
     {x=a,b}       one of these, which the reader gets under the name x
     **/           any folders, or none      or   between two templates: either fits
     <language>    the publisher's language code; see `_LANGUAGES` for other spellings
+    <locale>      a language and a region, of which the language counts
     <name>        any other part of a name, which the reader gets under this name
 
 A set without a language in its paths is in English; one without a split is a test.
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmalign.core.errors import UserError
-from mmalign.text.tasks.codes import NAMES, bcp47
+from mmalign.text.tasks.codes import NAMES, bcp47, bcp47_of_locale
 from mmalign.text.tasks.task import Entry, Splits
 
 # Publishers' names of splits -> ours.
@@ -69,6 +70,8 @@ def matching(folder: Path, template: str) -> list[tuple[Path, dict[str, str]]]:
             parts["split"] = SPLIT[parts.get("split", "test")]
             if "lang" in parts:
                 parts["lang"] = bcp47(parts["lang"])
+            elif "locale" in parts:
+                parts["lang"] = bcp47_of_locale(parts["locale"])
             found.append((path, parts))
     if not found:
         raise NoFiles(f"{folder}: holds no file of this layout; looked for {template}")
@@ -124,6 +127,8 @@ def _pattern_parts(template: str) -> Iterator[str]:
         else:
             name = "lang" if choices in _LANGUAGES else choices
             pattern = _LANGUAGES.get(choices, "[^/]+")
+            if choices == "locale":
+                pattern = "[a-z]{2,3}-[A-Z]{2}"
         # What occurs twice in a path (MLQA: split, language of context and question) must be equal.
         yield f"(?P={name})" if name in named else f"(?P<{name}>{pattern})"
         named.add(name)

@@ -152,6 +152,7 @@ def test_short_words_and_numbers_have_no_misspellings() -> None:
     ("lang", "word", "some"),
     [
         ("zh-CN", "红", "洪"),
+        ("zh-CN", "计算机", "计算积"),
         ("ja", "犬", "権"),
         ("ja", "は", "ば"),
         ("ko", "말", "발"),
@@ -167,6 +168,21 @@ def test_short_words_of_other_scripts_get_similar_letters(lang: str, word: str, 
     candidates = candidates_for(config(), [row])
     assert candidates is not None and is_attackable(row, candidates, seed=0)
     assert not is_attackable(Example("2", lang, ("12",), "x"), candidates, seed=0)
+
+
+def test_a_chinese_word_is_attacked_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "en-zh.txt").write_text("computer 电脑\n", encoding="utf-8")
+    settings = config(candidates="code_mix", folder=str(tmp_path))
+    rows = [Example("1", "zh", ("我的电脑坏了",), "x")]
+
+    def predict(texts: list[Example]) -> np.ndarray:
+        right = np.array([0.9 if "电脑" in one.texts[0] else 0.1 for one in texts])
+        return np.stack([right, 1 - right], axis=1)
+
+    candidates = candidates_for(settings, rows)
+    assert candidates is not None
+    (result,) = attack(rows, [0], predict, candidates, settings, seed=0)
+    assert result.broken and result.example.texts == ("我的computer坏了",)
 
 
 def test_translations_break_it_too(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ def folder(tmp_path: Path) -> Path:
     lines = {
         "de": "dog Hund\nred rot\n",
         "tr": "dog köpek\nlight IŞIK\n",
-        "zh": "red 红\nball 球\n",
+        "zh": "red 红\nball 球\ncomputer 电脑\n",
     }
     for lang, text in lines.items():
         (tmp_path / f"en-{lang}.txt").write_text(text, encoding="utf-8")
@@ -44,6 +44,7 @@ def test_other_languages_go_into_english_and_through_it_into_others(folder: Path
     assert mixed(folder, "de", "Hund und Katze", languages=("en",)) == "dog und Katze"
     assert mixed(folder, "tr", "Işık, köpek", languages=("en",)) == "light, dog"
     assert mixed(folder, "zh", "红球。", languages=("en",)) == "red ball。"
+    assert mixed(folder, "zh", "我的电脑坏了", languages=("en",)) == "我的computer坏了"
     assert mixed(folder, "de", "Hund und rot", languages=("tr", "zh")) == "köpek und 红"
     results = {mixed(folder, "de", "Hund", seed) for seed in range(20)}
     assert results == {"dog", "köpek"}

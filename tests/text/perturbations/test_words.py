@@ -6,7 +6,14 @@ import pytest
 from mmalign.text.perturbations.segments import segments, word_positions
 from mmalign.text.perturbations.words import drop_words, duplicate_words, swap_words, without
 
-TEXTS = ("The red ball, (rolled) away.", "Мяч катится.", "红色的球。", "กำแพงสีแดง", "कुत्ता भागता है।")
+TEXTS = (
+    "The red ball, (rolled) away.",
+    "Мяч катится.",
+    "红色的球。",
+    "กำแพงสีแดง",
+    "赤いボール",
+    "कुत्ता भागता है।",
+)
 
 
 def words(text: str) -> list[str]:
@@ -25,6 +32,17 @@ def test_each_edit_does_what_it_says(text: str, share: float) -> None:
         assert 1 <= len(words(dropped)) < len(words(text))
         assert swapped != text and sorted(swapped) == sorted(text)
         assert len(words(doubled)) > len(words(text)) and set(words(doubled)) == set(words(text))
+
+
+def test_words_of_scripts_without_spaces_stay_whole() -> None:
+    rng = np.random.default_rng
+    assert {drop_words("我们学习汉语", rng(seed), 0.1) for seed in range(30)} == {
+        "学习汉语",
+        "我们汉语",
+        "我们学习",
+    }
+    assert swap_words("红色桌子", rng(0), 1.0) == "桌子红色"
+    assert duplicate_words("กำแพง", rng(0), 1.0) == "กำแพงกำแพง"
 
 
 def test_spaces_after_a_drop() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mmalign.core.errors import UserError
-from mmalign.text.tasks.codes import bcp47
+from mmalign.text.tasks.codes import bcp47, bcp47_of_locale
 from mmalign.text.tasks.layout import matching
 from mmalign.text.tasks.tables import json_tree, lines, rows
 
@@ -23,6 +23,7 @@ def write(folder: Path, name: str, *table: str) -> Path:
         ("swh_Latn", "sw"),
         ("arb_Arab", "ar"),
         ("arb_Latn", "ar-Latn"),
+        ("npi_Latn", "ne-Latn"),
         ("zho_Hans", "zh"),
         ("zho_Hant", "zh-Hant"),
         ("ary_Arab", "ary"),
@@ -46,6 +47,22 @@ def write(folder: Path, name: str, *table: str) -> Path:
 )
 def test_a_code_of_any_publisher_becomes_bcp47(code: str, wanted: str) -> None:
     assert bcp47(code) == wanted
+
+
+def test_a_locale_is_its_language_without_the_region() -> None:
+    # All of MASSIVE's locales whose script or code is not plain.
+    wanted = {
+        "en-US": "en",
+        "nb-NO": "nb",
+        "pt-PT": "pt",
+        "zh-CN": "zh",
+        "zh-TW": "zh-Hant",
+        "mn-MN": "mn",
+        "az-AZ": "az",
+        "jv-ID": "jv",
+        "tl-PH": "tl",
+    }
+    assert {one: bcp47_of_locale(one) for one in wanted} == wanted
 
 
 def test_windows_line_ends_a_byte_order_mark_and_a_missing_last_line_end(tmp_path: Path) -> None:
