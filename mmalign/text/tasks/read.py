@@ -71,6 +71,9 @@ class TaskConfig(NamedFilesConfig):
     """Train on some rows of every tested language as well; none: transfer is zero-shot."""
     train_examples: int | None = Field(default=None, ge=1)
     """Train on a sample of so many rows of each language, drawn by their ids; by default on all."""
+    dev_examples: int | None = Field(default=None, ge=1)
+    """Hold so many training rows of `language` out as the dev rows that choose the weights; by default these
+    are the dev file's, which may be tested items in the language of training."""
     test_examples: int | None = Field(default=None, ge=1)
     """Test on a sample of so many rows of each language, the same ids in all; by default on all."""
     languages: tuple[Language, ...] | None = None
@@ -102,7 +105,7 @@ def make_task(
     (train_kind, trained), (kind, tested) = training_files, test_files
     source = config.language
     _check_kinds(config, train_kind, kind)
-    train = _training_rows(config, trained, kind)
+    train, held_out = _training_rows(config, trained, kind)
     # By any target: those of other kinds than classification are never among the names.
     names: Mapping[Any, Any] = config.relabel
     by_split: dict[str, dict[str, list[Example]]] = {"dev": {}, "test": {}, CANDIDATES: {}}
@@ -118,7 +121,9 @@ def make_task(
     if config.without_shared_words:
         for lang, rows in tests.items():
             tests[lang], candidates[lang] = without_shared_words(rows, candidates.get(lang, []))
-    if ("dev", source) in trained:
+    if held_out:
+        dev[source] = held_out
+    elif ("dev", source) in trained:
         dev[source] = trained["dev", source]  # those beside the training files choose the epoch
     task = Task(
         name=config.name,
@@ -158,8 +163,12 @@ def _check_kinds(config: TaskConfig, train_kind: Kind, kind: Kind) -> None:
         raise UserError(f"task `{config.name}`: `{field}` is for retrieval, not {kind}; drop it")
 
 
-def _training_rows(config: TaskConfig, trained: Splits, kind: Kind) -> list[Example]:
+def _training_rows(
+    config: TaskConfig, trained: Splits, kind: Kind
+) -> tuple[list[Example], list[Example]]:
+    # To train on, and held out as dev rows.
     train: list[Example] = []
+    held_out: list[Example] = []
     for lang in dict.fromkeys((config.language, *config.train_languages)):
         rows = trained.get(("train", lang), [])
         if not rows and kind != "retrieval":  # retrieval can use the tower as it is
@@ -168,8 +177,18 @@ def _training_rows(config: TaskConfig, trained: Splits, kind: Kind) -> list[Exam
                 f"{_training_folder(config)}: no training file for `{lang}` (task `{config.name}`); "
                 f"there are some for {there}"
             )
+        if config.dev_examples is not None and lang == config.language:
+            if len(rows) <= config.dev_examples:
+                raise UserError(
+                    f"{_training_folder(config)}: `dev_examples` takes {config.dev_examples} of the "
+                    f"{len(rows)} training rows in `{lang}` (task `{config.name}`); lower it"
+                )
+            # Another draw than that of `train_examples`, which would take the same rows first.
+            held_out = sample(rows, config.dev_examples, seed=1)
+            ids = {one.id for one in held_out}
+            rows = [one for one in rows if one.id not in ids]
         train += sample(rows, config.train_examples)
-    return train
+    return train, held_out
 
 
 def _training_folder(config: TaskConfig) -> str:

@@ -160,6 +160,21 @@ def test_retrieval_needs_no_training(tmp_path: Path) -> None:
     assert "Each query searches the candidates of its language (sw (2))" in sentence(describe(read))
 
 
+def test_dev_rows_can_be_taken_from_the_training_file(tmp_path: Path) -> None:
+    lines = "".join(f"{i}\t{'ab'[i % 2]}\ttext {i}\n" for i in range(40))
+    for name in ("train.en.tsv", "dev.en.tsv", "dev.sw.tsv"):
+        (tmp_path / name).write_text(f"id\tlabel\ttext\n{lines}")
+    read = task(tmp_path, dev_examples=10, train_examples=20)
+    trained, dev = ({one.id for one in rows} for rows in (read.train, read.dev["en"]))
+    assert len(trained) == 20 and len(dev) == 10 and trained.isdisjoint(dev)
+    # More rows for training leave the dev rows what they are.
+    assert read.dev["en"] == task(tmp_path, dev_examples=10).dev["en"]
+    assert len(task(tmp_path, dev_examples=10).train) == 30
+    assert len(task(tmp_path).dev["en"]) == 40
+    with pytest.raises(UserError, match="`dev_examples` takes 40 of the 40 training rows in `en`"):
+        task(tmp_path, dev_examples=40)
+
+
 def test_parallel_texts_accept_every_text_that_stands_beside_the_query(tmp_path: Path) -> None:
     (tmp_path / "en-sw.tsv").write_text(
         "en\ttranslation\nhome\tnyumba\nhouse\tnyumba\nhome\tkwao\n"
