@@ -46,8 +46,8 @@ class HeadlineConfig(Section):
 
     tower: str
     """The tower of interest."""
-    against: tuple[str, ...] = Field(min_length=1)
-    """The towers that it is compared with."""
+    against: tuple[str, ...] = ()
+    """The towers that it is compared with; none: the study compares methods alone."""
     method: str = "plain"
 
 

@@ -43,15 +43,30 @@ def answer(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def conclude(comparisons: Sequence[Comparison]) -> str:
-    """The verdict in one sentence, from the headline's tests of primary metrics."""
+    """The verdict in one sentence, from the headline's tests of primary metrics.
+
+    A study without a headline compares methods: then a clause for each.
+    """
     headline = [one for one in comparisons if one.primary and one.kind == "headline"]
+    methods = [one for one in comparisons if one.primary and one.kind == "method"]
+    if headline or not methods:
+        return _conclude(headline)
+    clauses = []
+    for method, other in dict.fromkeys((one.left[1], one.right[1]) for one in methods):
+        of_method = [one for one in methods if (one.left[1], one.right[1]) == (method, other)]
+        clauses.append(f"{method} against {other}: {_conclude(of_method)}")
+    return " ".join(clauses)
+
+
+def _conclude(headline: Sequence[Comparison]) -> str:
     by_word = defaultdict[str, list[str]](list)
     for task in dict.fromkeys(one.task for one in headline if _is_clean(one)):
         others = defaultdict[str, list[str]](list)
         for one in headline:
             if one.task == task and _is_clean(one):
                 variant = "" if one.metric.startswith("clean/") else f" ({GENERALISED})"
-                others[verdict(one.difference, one.p_holm)].append(one.right[0] + variant)
+                other = one.right[0] if one.kind == "headline" else one.right[1]
+                others[verdict(one.difference, one.p_holm)].append(other + variant)
         if len(others) == 1:
             by_word[next(iter(others))].append(task)
         else:
@@ -89,8 +104,12 @@ def scope(
     head = study.headline
     against = ", ".join(f"{name} ({study.towers[name].supervision})" for name in head.against)
     of_interest = f"{head.tower} ({study.towers[head.tower].supervision})"
-    lines = [f"{of_interest} against {against}; all fine-tuned by `{head.method}`."]
-    headline = [one for one in comparisons if one.primary and one.kind == "headline"]
+    if against:
+        lines = [f"{of_interest} against {against}; all fine-tuned by `{head.method}`."]
+    else:
+        lines = [f"{of_interest}, fine-tuned by several methods."]
+    kind = "headline" if against else "method"
+    headline = [one for one in comparisons if one.primary and one.kind == kind]
     lines += [
         f"{words[0].upper()}{words[1:]}." for words in dict.fromkeys(o.seeds for o in headline)
     ]

@@ -39,7 +39,7 @@ def fit_key(tower: TextEncoder, task: Task, config: Mapping[str, Any], seed: int
         "weights": weights_sha256(tower),
         "tower": [tower.pooling, tower.unit_length, tower.max_length, tower.prompts.facts],
         "tokens": tower.tokenize(texts).token_NL.tolist() if texts else [],
-        "task": [task.name, task.kind, task.labels],
+        "task": [task.kind, task.labels],
         "train": _hash_of_rows(task.train),
         "dev": _hash_of_rows(task.dev.get(task.source, [])),
         "config": config,

@@ -23,7 +23,7 @@ from mmalign.text.perturbations.attack import AttackConfig
 from mmalign.text.perturbations.perturb import PerturbationConfig
 from mmalign.text.robustness import Measured, add_attack, add_perturbation
 from mmalign.text.scores import PRIMARY, chance, hits
-from mmalign.text.tasks.task import CLEAN, Example, Task, row_ids
+from mmalign.text.tasks.task import CLEAN, Example, Task, row_ids, sample
 from mmalign.text.transfer import Outcome, add_clean, outcome_of
 
 
@@ -42,6 +42,8 @@ class TestConfig(Section):
     """Of the test rows that an attack has candidates for, a sample: it asks the model many times."""
     generalised: bool = False
     """Test pairs of texts in two languages too: the tests must be row-aligned."""
+    generalised_items: int | None = Field(default=None, ge=1)
+    """Of these a sample of so many items (ids) for each two languages; by default all."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> "TestConfig":
@@ -99,7 +101,8 @@ def measure(
         found = add_attack(results, tested, one, config.attacked, seed, reference)
         left_out[one.name] = found
     if config.generalised:
-        add_generalised(results, model, task)
+        rows = sample(next(iter(task.tests.values())), config.generalised_items)
+        add_generalised(results, model, task.tested_on({one.id for one in rows}))
     return {name: languages for name, languages in left_out.items() if languages}
 
 

@@ -129,6 +129,14 @@ def test_each_verdict_is_one_line() -> None:
     assert "(Holm), 3 fine-tuning seeds on the tower of pretraining seed 0" in third
 
 
+def test_a_study_of_one_tower_answers_for_each_method() -> None:
+    results = analysed(study(headline={"tower": "aligned"}))
+    assert results.verdict == "noise against plain: Yes on toy."
+    assert results.scope[0] == "aligned (aligned), fine-tuned by several methods."
+    assert results.scope[1] == "3 fine-tuning seeds on the tower of pretraining seed 0."
+    assert not [one for one in results.comparisons if one.kind == "headline"]
+
+
 def test_verdicts_under_perturbations_are_counted() -> None:
     results = analysed()
     noisy = [

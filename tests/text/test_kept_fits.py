@@ -1,5 +1,6 @@
 """A fit that is stopped goes on as if it never was, and one that is finished is not trained again."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def test_a_finished_fit_is_read_whatever_is_tested(
     config = fit_config(trainable=trainable, epochs=2)
     first = fit(tower, task_of(), config, seed=0, fits=tmp_path)
     monkeypatch.setattr(Training, "run", lambda *_: pytest.fail("trained again"))
-    again = fit(tower, task_of(tests={"de": rows("de")[:3]}), config, seed=0, fits=tmp_path)
+    other_test = replace(task_of(tests={"de": rows("de")[:3]}), name="attacked")
+    again = fit(tower, other_test, config, seed=0, fits=tmp_path)
     assert weights_sha256(again.model) == weights_sha256(first.model)
     assert again.history == first.history
     assert again.kept() == first.kept()

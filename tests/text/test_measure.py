@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results
 from mmalign.text.measure import TestConfig as MeasureConfig  # pytest collects `Test...`
-from mmalign.text.measure import add_generalised, check_tests, mixed_pairs
+from mmalign.text.measure import add_generalised, check_tests, measure, mixed_pairs
 from mmalign.text.scores import PRIMARY, Prediction
 from mmalign.text.tasks.task import Answer, Example, Task
 from mmalign.text.transfer import Outcome
@@ -181,6 +182,16 @@ def test_pairs_in_two_languages_by_hand() -> None:
     assert results.metrics[mean] == pytest.approx((1 + 1 + 0.5 + 0.5 + 1 / 3 + 1 / 3) / 6)
     assert results.metrics[f"{mean}_same_language"] == pytest.approx((1 + 1 + 0.5) / 3)
     assert (results.counts[mean], results.counts[f"{mean}_same_language"]) == (20, 12)
+
+
+def test_pairs_in_two_languages_may_be_a_sample_of_the_items() -> None:
+    task = aligned_task()
+    fitted = SimpleNamespace(model=_Equal(), oracle={})
+    results = Results("text/toy", {})
+    config = validate(MeasureConfig, {"generalised": True, "generalised_items": 2}, "test")
+    measure(fitted, task, config, None, results)  # type: ignore[arg-type]
+    assert results.counts["text/toy/en-sw/generalised/accuracy"] == 2
+    assert results.counts["text/toy/sw/clean/accuracy"] == 4
 
 
 def test_mixed_pairs_are_matched_by_id() -> None:
