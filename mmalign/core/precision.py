@@ -18,12 +18,13 @@ import torch
 from mmalign.core import distributed
 
 Precision = Literal["auto", "fp32", "bf16"]
-"""`auto`: bf16 where the hardware multiplies it (GPUs from Ampere on, CPUs with AVX-512-BF16 or AMX), fp32
+"""`auto`: bf16 where the hardware has matrix units for it (GPUs from Ampere on, CPUs with AMX), fp32
 elsewhere; bf16: matrix products in bfloat16 (autocast); fp32: everything in float32."""
 
 _AMPERE = (8, 0)  # compute capability of the first GPUs with bfloat16 tensor cores
-# Values of ONEDNN_MAX_CPU_ISA without bfloat16 kernels (oneDNN's documentation, "CPU Dispatcher Control").
-_BELOW_BF16 = re.compile(r"SSE41|AVX|AVX2(_VNNI(_2)?)?|AVX512_CORE(_VNNI)?")
+# Values of ONEDNN_MAX_CPU_ISA with AMX kernels, or without a limit (oneDNN's documentation, "CPU Dispatcher
+# Control").
+_WITH_AMX = re.compile(r"|ALL|DEFAULT|.*AMX.*")
 
 
 def choose_precision(requested: Precision) -> Literal["fp32", "bf16"]:
@@ -69,17 +70,18 @@ def precision_note(requested: Precision = "auto") -> str:
 
 
 def multiplies_bf16() -> bool:
-    """Whether this rank's device multiplies bfloat16 in hardware, with the instruction set it may use."""
+    """Whether this rank's device has matrix units for bfloat16, with the instruction set it may use."""
     device = distributed.device()
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= _AMPERE
     # torch and oneDNN can be told to leave instructions unused: what counts is the effective set, because a
     # machine without them is imitated, or avoided, in this way.
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
-    if _BELOW_BF16.fullmatch(limit) or torch.backends.cpu.get_cpu_capability() in (
+    if not _WITH_AMX.fullmatch(limit) or torch.backends.cpu.get_cpu_capability() in (
         "DEFAULT",
         "AVX2",
     ):
         return False
-    # Not `mkldnn_bf16_supported`: it is true for AVX-512 without BF16, where products are emulated.
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    # AVX-512-BF16 alone is not enough: its products are no faster than those of float32, and autocast's
+    # copies cost time (benchmarks/precision.py: a step takes 1.0 to 1.5 times as long).
+    return bool(torch.cpu._is_amx_tile_supported())

@@ -47,24 +47,22 @@ def avx512(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("amx", [False, True])
-def test_a_cpu_needs_bf16_or_amx_instructions(
-    bf16: bool, amx: bool, avx512: pytest.MonkeyPatch
-) -> None:
-    avx512.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+def test_a_cpu_needs_matrix_units(amx: bool, avx512: pytest.MonkeyPatch) -> None:
+    avx512.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     avx512.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert multiplies_bf16() == (bf16 or amx)
+    assert multiplies_bf16() == amx
 
 
 def test_instructions_that_onednn_may_not_use_do_not_count(avx512: pytest.MonkeyPatch) -> None:
-    avx512.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    avx512.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     below = ["SSE41", "AVX", "avx2", "AVX2_VNNI", "AVX2_VNNI_2", "avx512_core", "AVX512_CORE_VNNI"]
+    below += ["AVX512_CORE_BF16", "AVX512_CORE_FP16"]
     for name in ("DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA"):
         for limit in below:
             avx512.setenv(name, limit)
             assert not multiplies_bf16(), limit
-        for limit in ("", "ALL", "AVX512_CORE_BF16", "AVX512_CORE_AMX"):
+        for limit in ("", "ALL", "AVX512_CORE_AMX", "AVX512_CORE_AMX_FP16"):
             avx512.setenv(name, limit)
             assert multiplies_bf16(), limit
 
