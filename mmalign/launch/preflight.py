@@ -16,6 +16,7 @@ import os
 import platform
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -40,8 +41,8 @@ _SIDE = {"cpu": 512, "cuda": 8192}  # of the matrices
 @dataclass(frozen=True)
 class Node:
     host: str
-    device: str
     ranks: tuple[int, ...]
+    devices: tuple[str, ...]  # of its ranks, or why one has none
 
     def __str__(self) -> str:
         first, last = self.ranks[0], self.ranks[-1]
@@ -89,8 +90,8 @@ class Preflight:
     ) -> None:
         self._store, self._rank, self._world_size = store, rank, world_size
         self._device, self._limit = device, limit
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-        hosts = self._share("host", json.dumps([node, platform.node(), name]))
+        self._waited = f"no answer within {limit:.0f} s"
+        hosts = self._share("host", json.dumps([node, platform.node(), _name_of(device)]))
         if silent := [n for n, text in enumerate(hosts) if not text]:
             raise UserError(
                 f"preflight: ranks {silent} do not answer; see their output, and start again"
@@ -100,16 +101,18 @@ class Preflight:
         self.nodes = []
         for number in numbers:
             ranks = tuple(n for n, one in enumerate(told) if one[0] == number)
-            _, host, has = told[ranks[0]]
-            self.nodes.append(Node(host, has, ranks))
+            devices = tuple(told[n][2] for n in ranks)
+            self.nodes.append(Node(told[ranks[0]][1], ranks, devices))
         self._mine = numbers.index(node)
 
     def run(self) -> list[str]:
         """Lines that say how fast the nodes are, and which are slow; UserError: names those that fail."""
-        devices = {node.device for node in self.nodes}
-        if len(devices) > 1:
-            have = ", ".join(f"{node} has {node.device}" for node in self.nodes)
-            raise UserError(f"preflight: devices differ: {have}; give all nodes the same")
+        devices = Counter(name for node in self.nodes for name in node.devices)
+        (usual, _), *others = devices.most_common()
+        if others:
+            odd = {n: set(one.devices) - {usual} for n, one in enumerate(self.nodes)}
+            found = {n: ", ".join(sorted(names)) for n, names in odd.items() if names}
+            self._refuse(f"the others have {usual}", found)
         alone = self._test("alone", lambda _: _multiply(self._device))
         self._refuse_failed("the device fails", alone)
         seconds = {"matrix product": self._by_node(alone)}
@@ -147,7 +150,10 @@ class Preflight:
             errors |= failed
         bad, broken = unreachable(works)
         if bad:
-            self._refuse(f"reach no other node over {name}", {n: errors.get(n, "") for n in bad})
+            of_bad = {n: errors[n] for n in bad}
+            # Of two nodes neither reaches another one: the one that only waited is not named.
+            own = {n: error for n, error in of_bad.items() if error != self._waited}
+            self._refuse(f"reach no other node over {name}", own or of_bad)
         if broken:
             both = "; ".join(f"{self.nodes[a]} and {self.nodes[b]}" for a, b in broken)
             reason = errors.get(broken[0][0], "") or errors.get(broken[0][1], "")
@@ -189,16 +195,15 @@ class Preflight:
             return None
 
         def work(name: str) -> float:
-            # A store of its own: while a thread waits for a key, its client answers nobody else. gloo ends
-            # by itself after the limit; NCCL would end the process, which then could not report.
-            limit = self._limit if device.type == "cpu" else 24 * 3600
+            # A store of its own: while a thread waits for a key, its client answers nobody else. The time-out
+            # of the group is never reached: NCCL would end the process, which then could not report.
             group = distributed.test_group(
                 self._store.clone(),
                 f"{name} {ranks[0]}",
                 ranks.index(self._rank),
                 len(ranks),
                 device,
-                timedelta(seconds=limit),
+                timedelta(days=1),
             )
             seconds = _time_all_reduce(group, ranks.index(self._rank), len(ranks), device)
             group.shutdown()
@@ -221,7 +226,7 @@ class Preflight:
         thread = Thread(target=run, daemon=True)  # of one that hangs nobody waits for the end
         thread.start()
         thread.join(self._limit)
-        mine = done[0] if done else Report(error=f"no answer within {self._limit:.0f} s")
+        mine = done[0] if done else Report(error=self._waited)
         texts = self._share(name, json.dumps(asdict(mine)))
         return [Report(**json.loads(text)) if text else Report(error="no report") for text in texts]
 
@@ -280,7 +285,7 @@ def describe(nodes: Sequence[Node], seconds: dict[str, list[float | None]]) -> l
             for name, of_nodes in seconds.items()
             if (value := of_nodes[n]) is not None
         ]
-        lines.append(f"{node}, {node.device}: {', '.join(parts)}")
+        lines.append(f"{node}, {node.devices[0]}: {', '.join(parts)}")
     return lines
 
 
@@ -300,6 +305,15 @@ def slow(nodes: Sequence[Node], seconds: dict[str, list[float | None]]) -> list[
                     "training runs at the speed of the slowest"
                 )
     return lines
+
+
+def _name_of(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "CPU"
+    try:
+        return torch.cuda.get_device_name(device)
+    except (RuntimeError, AssertionError) as error:  # of a GPU that is not there, or fails
+        return one_line(error)
 
 
 def _multiply(device: torch.device) -> float:

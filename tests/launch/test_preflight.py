@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from mmalign.core.errors import UserError
 from mmalign.launch.preflight import Node, Preflight, rounds, slow, unreachable
 
 # Two ranks per node.
-NODES = [Node(f"node{n}", "CPU", (2 * n, 2 * n + 1)) for n in range(4)]
+NODES = [Node(f"node{n}", (2 * n, 2 * n + 1), ("CPU", "CPU")) for n in range(4)]
 
 
 def run_preflight(folder: Path, per_node: int, bad: int | None, fault: str) -> list[str]:
@@ -34,6 +35,19 @@ def run_preflight(folder: Path, per_node: int, bad: int | None, fault: str) -> l
         return [str(error)]
 
 
+def run_with_devices(folder: Path) -> str:
+    """The sentence that ends a preflight of three ranks, of which one has another device."""
+    rank = dist.get_rank()
+    store = dist.FileStore(str(folder / "met"), 3)
+    made = Preflight(store, rank, 3, rank, torch.device("cpu"), limit=60)
+    node = made.nodes[1]
+    made.nodes[1] = replace(node, devices=("CUDA error: no device",))
+    try:
+        return "\n".join(made.run())
+    except UserError as error:
+        return str(error)
+
+
 def run_on(ranks: int, folder: Path, *case: object) -> list[list[str]]:
     return run_ranks(ranks, run_preflight, folder / "ranks", folder, *case)
 
@@ -48,16 +62,17 @@ def test_healthy_nodes_are_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("per_node", "bad", "sentence"),
+    ("ranks", "per_node", "bad", "sentence"),
     [
-        (1, 2, r"preflight: reach no other node over gloo: \S+ \(rank 2\): .*nosuch0"),
-        (2, 3, r"preflight: gloo fails within the node: \S+ \(ranks 2 to 3\): "),
+        (2, 1, 1, r"preflight: reach no other node over gloo: \S+ \(rank 1\): .*nosuch0"),
+        (4, 1, 2, r"preflight: reach no other node over gloo: \S+ \(rank 2\): .*nosuch0"),
+        (4, 2, 3, r"preflight: gloo fails within the node: \S+ \(ranks 2 to 3\): "),
     ],
 )
 def test_a_node_that_cannot_be_reached_is_named_on_all_ranks(
-    per_node: int, bad: int, sentence: str, tmp_path: Path
+    ranks: int, per_node: int, bad: int, sentence: str, tmp_path: Path
 ) -> None:
-    found = run_on(4, tmp_path, per_node, bad, "network")
+    found = run_on(ranks, tmp_path, per_node, bad, "network")
     assert len({line for (line,) in found}) == 1
     assert re.match(sentence, found[0][0])
     assert found[0][0].count("(rank") == 1  # those that waited for it are not named
@@ -67,6 +82,13 @@ def test_a_rank_that_says_nothing_is_named_and_nobody_waits_for_it(tmp_path: Pat
     found = run_on(3, tmp_path, 1, 1, "silence")
     for rank in (0, 2):
         assert re.match(r"preflight: the device fails: \S+ \(rank 1\): no report; ", found[rank][0])
+
+
+def test_a_node_with_another_device_is_named(tmp_path: Path) -> None:
+    for found in run_ranks(3, run_with_devices, tmp_path / "ranks", tmp_path):
+        assert re.match(
+            r"preflight: the others have CPU: \S+ \(rank 1\): CUDA error: no device; repair", found
+        )
 
 
 @pytest.mark.parametrize("nodes", range(1, 12))
