@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 # More would save little, and each is a pass of its own with smaller matrices: with captions of a median of 14
-# tokens, four buckets compute 1.23 times the tokens that there are, six 1.12 times, and both take the same
-# time (`benchmarks/text_lengths.py --captions 64 --counts 6`).
+# tokens, four buckets compute 1.25 times the tokens that there are, six 1.14 times, and both take the same
+# time (`benchmarks/text_lengths.py --counts 6`).
 BUCKETS = 4
 
 
