@@ -32,6 +32,7 @@ from mmalign.data.tokenizer import Tokenizer, check_texts, load_tokenizer
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder, plain_weights
 from mmalign.models.prompts import NO_PROMPTS, Side
 from mmalign.models.run_towers import build_run
+from mmalign.models.stored_run import CHECKPOINTS, MOMENTS
 from mmalign.models.text_tower import longest_text
 from mmalign.models.vocabulary import adapt_vocabulary, tokenizer_of
 
@@ -243,7 +244,7 @@ def load_encoder(path: Path, untrained: bool = False) -> Encoder:
             ) from None
     else:
         model = build_run(run, config, tokenizer)
-        folder, info = checkpoint_of(path)
+        folder, info = checkpoint_of(path, MOMENTS)
         found = plain_weights(load_file(folder / "model.safetensors"), config)
         own = model.state_dict()
         if differing := differing_names(found, own):
@@ -259,12 +260,18 @@ def load_encoder(path: Path, untrained: bool = False) -> Encoder:
 
 def run_of(path: Path) -> Path:
     """The run folder that a path means: itself, or the one whose `checkpoints` it lies in."""
-    return path.parent.parent if path.parent.name == "checkpoints" else path
+    return path.parent.parent if path.parent.name == CHECKPOINTS else path
 
 
-def checkpoint_of(path: Path) -> tuple[Path, dict[str, Any]]:
-    """A run's newest checkpoint that verifies, or `path`, if it is one; and what its manifest says."""
-    return newest_folder(path / "checkpoints") if run_of(path) == path else (path, verify(path))
+def checkpoint_of(path: Path, leave_out: str | None = None) -> tuple[Path, dict[str, Any]]:
+    """A run's newest checkpoint that verifies, or `path`, if it is one; and what its manifest says.
+
+    Args:
+        leave_out: files whose names begin like this are not looked at.
+    """
+    if run_of(path) == path:
+        return newest_folder(path / CHECKPOINTS, leave_out)
+    return path, verify(path, leave_out=leave_out)
 
 
 def differing_names(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmalign.core import distributed
-from mmalign.core.commit import check_writable, newest_folder
+from mmalign.core.commit import check_writable
 from mmalign.core.config import load_config
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
@@ -25,9 +25,10 @@ from mmalign.data.stream.image_features import FOLDER, FeatureSet, open_features
 from mmalign.data.tokenizer import load_tokenizer
 from mmalign.evaluation.feature_cache import describe_tower, write_features
 from mmalign.models.dual_encoder import build_dual_encoder
-from mmalign.models.encoder import finite
+from mmalign.models.encoder import checkpoint_of, finite
 from mmalign.models.image_tower import ImageTower, build_image_tower, rebuild_image_tower
 from mmalign.models.run_towers import RunTowers
+from mmalign.models.stored_run import CHECKPOINTS, MOMENTS, local_path
 from mmalign.training.build_model import known_towers
 from mmalign.training.checkpoint import has_checkpoints
 from mmalign.training.engine import MODEL_FILE, Engine
@@ -91,10 +92,10 @@ def load_frozen_tower(config: RunConfig, run: Path | None) -> ImageTower:
 
     def choose() -> tuple[RunTowers | None, Path | None]:
         # The same order as in initialization.py.
-        own = run / "checkpoints" if run is not None else None
-        if own is None or not has_checkpoints(own):
-            own = Path(config.resume_from) / "checkpoints" if config.resume_from else None
-        return known_towers(config, run), newest_folder(own)[0] if own is not None else None
+        own = run if run is not None and has_checkpoints(run / CHECKPOINTS) else None
+        if own is None and config.resume_from:
+            own = local_path(config.resume_from, moments=True)
+        return known_towers(config, run), checkpoint_of(own, MOMENTS)[0] if own else None
 
     known, chosen = distributed.on_main(choose)
     if chosen is not None:

@@ -33,6 +33,7 @@ from mmalign.core.errors import UserError
 from mmalign.core.precision import Precision, choose_precision
 from mmalign.models.dual_encoder import DualEncoder
 from mmalign.models.execution import checkpoint_activations, compile_towers, unfuse_attention
+from mmalign.models.stored_run import MOMENTS
 from mmalign.training.average import TRAINED_FILE, WeightAverage, load_trained
 from mmalign.training.batch_norm import use_global_batch
 from mmalign.training.cached import cached_backward, split
@@ -55,7 +56,6 @@ from mmalign.training.throughput import operations_per_image
 
 MODEL_FILE = "model.safetensors"
 HEAD_FILE = "head.safetensors"
-OPTIMIZER_FILES = "optimizer-rank"
 # Gradients per message. DeepSpeed's default, ten times as many, would reserve more memory than ZeRO saves on
 # towers of this size.
 BUCKET = 50_000_000
@@ -223,7 +223,7 @@ class Engine:
         """Load what `capture` returned on any number of ranks; on all ranks. UserError: another model's."""
         weights = {prefix: folder / name for name, prefix in self._weight_prefixes.items()}
         # Empty on a rank that does not see the folder: rank 0 alone reads.
-        optimizer = sorted(folder.glob(f"{OPTIMIZER_FILES}*.safetensors"))
+        optimizer = sorted(folder.glob(f"{MOMENTS}*.safetensors"))
         restore(self._deepspeed, self.module, self._config.zero_stage, weights, optimizer)
         if self._average is not None:
             self._average.start_from_weights()
