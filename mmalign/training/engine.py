@@ -87,6 +87,7 @@ class Engine:
     Attributes:
         model: the dual encoder; under ZeRO 3 its parameters are partitioned over the ranks.
         module: what DeepSpeed wraps, the model alone or with the objective's head.
+        teacher: of distillation, if there is one.
         step_number: steps taken, also those skipped because of numbers that are not finite.
     """
 
@@ -113,7 +114,7 @@ class Engine:
         self._objective = objective
         taught = getattr(objective, "distillation", None)
         width = model.image_projection.weight.shape[0]
-        self._teacher = None if taught is None else Teacher(taught, width)
+        self.teacher = None if taught is None else Teacher(taught, width)
         self._config = config
         self._optimizer_config = optimizer
         self._steps = steps
@@ -189,8 +190,8 @@ class Engine:
         """Compute the gradients of the global loss, which DeepSpeed holds."""
         ids = ids or self.exchange(batch)
         batch = batch.to(distributed.device())
-        if self._teacher is not None:
-            batch = self._teacher.teach(batch)
+        if self.teacher is not None:
+            batch = self.teacher.teach(batch)
         edges = self._edges(batch, ids.passes)
         if len(edges) == 2:
             self._seed_part(0)

@@ -170,6 +170,8 @@ class _Run:
         # After the weights are restored: the features must belong to the image tower that the run goes on
         # with.
         self.loader.features = open_image_features(config, order.sets, self.engine)
+        if self.engine.teacher is not None:
+            self.loader.teacher_features = self.engine.teacher.open_features(order.sets)
         self.suite = distributed.on_main(lambda: _suite_of(config))
         self._note(changes)
         self._write_files(towers)
