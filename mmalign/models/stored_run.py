@@ -108,7 +108,6 @@ class StoredRun:
             if is_same and (target / MANIFEST).read_bytes() == manifest:
                 return target
         work = temporary_folder(target)
-
         try:
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 targets = [work / name for name in wanted]

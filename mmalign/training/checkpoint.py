@@ -203,7 +203,7 @@ class Saver:
     def _tidy(self, best: str | None) -> None:
         if best is not None:
             self._storage.set_best(best)
-        with warning_of(f"{self._folder}: old checkpoints are not deleted"):
+        with warning_of(f"{self._where}: old checkpoints are not deleted"):
             self._storage.remove(self._superfluous())
             # Left by a kill in the middle of a save.
             self._storage.remove_leftovers()

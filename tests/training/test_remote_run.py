@@ -30,7 +30,7 @@ from mmalign.training.checkpoint import CheckpointConfig, Saver, TrainState
 from mmalign.training.remote_run import RemoteRun
 
 FACTS: dict[str, Any] = {"config_sha256": "0", "data": []}
-QUICK = RemoteConfig(retries=2, timeout=5)
+QUICK = RemoteConfig(retries=2)
 OF_RUN = ["checkpoints", "commands.txt", "config.yaml", "metrics.jsonl", "tokenizer", "towers.json"]
 
 
