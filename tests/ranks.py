@@ -10,8 +10,9 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -103,8 +104,17 @@ class Done(NamedTuple):
     stderr: str
 
 
-def run_command(arguments: Sequence[str], folder: Path, ranks: int = 1) -> Done:
-    """`mmalign ARGUMENTS` in `folder`, on ranks that get the environment that torchrun gives them."""
+def run_command(
+    arguments: Sequence[str],
+    folder: Path,
+    ranks: int = 1,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Done:
+    """`mmalign ARGUMENTS` in `folder`, on ranks that get the environment that torchrun gives them.
+
+    Args:
+        variables: more of their environment.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -118,9 +128,9 @@ def run_command(arguments: Sequence[str], folder: Path, ranks: int = 1) -> Done:
                     list(arguments),
                     folder,
                     outputs[rank],
-                    {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                    {**variables, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
                     if ranks > 1
-                    else {},
+                    else dict(variables),
                 ),
             )
             for rank in range(ranks)

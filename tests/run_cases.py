@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -38,8 +40,14 @@ def config(data: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
-def mmalign(*arguments: str, folder: Path, ranks: int = 1, expect: int = 0) -> Done:
-    done = run_command(arguments, folder, ranks)
+def mmalign(
+    *arguments: str,
+    folder: Path,
+    ranks: int = 1,
+    expect: int = 0,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Done:
+    done = run_command(arguments, folder, ranks, variables)
     assert done.returncode == expect, done.stderr[-3000:]
     return done
 

@@ -238,13 +238,16 @@ def _measure_images(
     from mmalign.evaluation.suite import SuiteConfig, means_of, run_suite
     from mmalign.models.encoder import DualModel, load_encoder
     from mmalign.models.load import load_model
+    from mmalign.models.stored_run import local_path
 
     config = load_config(SuiteConfig, suite, overrides)
     out = result_folder(model, f"eval/{config.name}", out)
     distributed.start()
     names = ["untrained"] if untrained else []
     # First: only a run knows its model before training.
-    baselines: dict[str, DualModel] = {n: load_encoder(Path(model), untrained=True) for n in names}
+    baselines: dict[str, DualModel] = {
+        name: load_encoder(local_path(model), untrained=True) for name in names
+    }
     measured = load_model(model, prompts)
     for baseline in baselines.values():
         baseline.prompts = measured.prompts

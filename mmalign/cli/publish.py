@@ -17,7 +17,7 @@ _FORMATS = (
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Run, fine-tuning or adapter.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run, fine-tuning or adapter.")],
     formats: Annotated[list[str] | None, typer.Option("--format", help=_FORMATS)] = None,
     out: Annotated[Path | None, typer.Option(help="Target folder; MODEL/export.")] = None,
     license: Annotated[str | None, typer.Option(help="The hub's name: apache-2.0.")] = None,
@@ -44,24 +44,29 @@ def export(
     """
     if (public or dry_run) and push is None:
         raise UserError("--public and --dry-run belong to a push; give --push OWNER/NAME too")
+    from mmalign.data.storage.remote import is_remote
     from mmalign.export import build
     from mmalign.export.hub import check_target
     from mmalign.export.licenses import check_license
+    from mmalign.models.stored_run import local_path
 
     if push is not None:
         check_target(push, dry_run)
     terms = check_license(license, license_name, license_link)
     chosen = list(dict.fromkeys(formats or ()))
-    out = out or model / "export"
+    if is_remote(model) and out is None and push is None:
+        raise UserError(f"{model}: nothing is exported to a URL; say where with --out")
+    folder = local_path(model)
+    out = out or folder / "export"
     if push is None:
-        build.export(model, out, chosen, terms, data)
+        build.export(folder, out, chosen, terms, data)
         say(f"{out}")
-        note_command(model)
+        note_command(folder)
         return
     options = {"private": not public, "dry_run": dry_run}
-    address = build.publish(model, out, chosen, push, terms, data, **options)
+    address = build.publish(folder, out, chosen, push, terms, data, **options)
     if address is not None:
-        note_command(model)
+        note_command(folder)
         say(address)
 
 

@@ -13,7 +13,7 @@ from mmalign.core.commit import check_writable, write_atomic
 def train(
     run: Annotated[Path, typer.Argument(metavar="RUN_YAML", help="Run YAML, or its name.")],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name>.")] = None,
+    out: Annotated[str | None, typer.Option(help="Run folder or URL; runs/<name>.")] = None,
     stop_after: Annotated[int | None, typer.Option(min=1, help="Stop at this step.")] = None,
     change: Annotated[list[str] | None, typer.Option(help="Field changed on a resume.")] = None,
     preflight: Annotated[bool, typer.Option("--preflight", help="Test all nodes first.")] = False,
@@ -28,6 +28,8 @@ def train(
     On several processes: torchrun --nproc-per-node 2 --no-python mmalign train train/emoji_scenes.yaml
 
     --preflight tests all nodes before the first step: a node that fails ends the run, a slow one is named.
+
+    In a store of objects (s3://, gs://): mmalign train train/emoji_scenes.yaml --out s3://bucket/demo
 
     More steps, or another rate, for a run that exists: mmalign train train/emoji_scenes.yaml --out runs/demo
     steps=6000 --change steps
@@ -44,17 +46,25 @@ def train(
 
         say(plan(config, nodes, gpus_per_node))
         return
+    from mmalign.data.storage.remote import is_remote
     from mmalign.training.loop import train as train_run
+    from mmalign.training.remote_run import RemoteRun
     from mmalign.training.signals import EXIT_STOPPED
 
-    out = out or Path("runs") / config.name
-    check_writable(out, is_folder=True)
     if preflight:
         from mmalign.launch.preflight import preflight as test_nodes
 
         test_nodes()
-    stopped = train_run(config, out, stop_after, change or ())
-    note_command(out)
+    if out is not None and is_remote(out):
+        remote = RemoteRun(out, config.data.remote)
+        stopped = train_run(config, remote, stop_after, change or ())
+        note_command(remote.folder)
+        distributed.on_main(remote.push)
+    else:
+        folder = Path(out or f"runs/{config.name}")
+        check_writable(folder, is_folder=True)
+        stopped = train_run(config, folder, stop_after, change or ())
+        note_command(folder)
     distributed.stop()
     if stopped:
         raise typer.Exit(EXIT_STOPPED)
@@ -91,7 +101,7 @@ def launch(
     nodes: Annotated[int, typer.Option(help="Hosts.")],
     gpus_per_node: Annotated[int, typer.Option(help="Ranks of a host; 0: CPUs only.")],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder there; runs/<name>.")] = None,
+    out: Annotated[str | None, typer.Option(help="Run folder there, or URL; runs/<name>.")] = None,
     write: Annotated[Path | None, typer.Option(help="File to write; the screen.")] = None,
     ranks_per_node: Annotated[int | None, typer.Option(help="On CPUs only.")] = None,
     cpus_per_node: Annotated[int | None, typer.Option(help="Cores.")] = None,

@@ -88,6 +88,8 @@ class Batch:
     feature_BF: Tensor | None = None
     text_N: tuple[str, ...] = ()  # the captions themselves, for a teacher with another tokenizer
     teacher_ND: Tensor | None = None  # a teacher's embeddings of the captions; zeros: of none
+    teacher_BD: Tensor | None = None  # and of the images
+    teacher_BF: Tensor | None = None  # float16, cached features of the teacher's image tower
     unusable: tuple[
         Unusable, ...
     ] = ()  # samples of this rank's positions that were replaced by others
@@ -116,12 +118,14 @@ class Batch:
             text_N=self.text_N[of_part],
             teacher_ND=None if self.teacher_ND is None else self.teacher_ND[of_part],
             feature_BF=None if self.feature_BF is None else self.feature_BF[first:last],
+            teacher_BD=None if self.teacher_BD is None else self.teacher_BD[first:last],
+            teacher_BF=None if self.teacher_BF is None else self.teacher_BF[first:last],
         )
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """What the towers see."""
-        names = ("image_BCHW", "token_NL", "mask_NL", "label_NL", "feature_BF")
+        """What the towers and a teacher see."""
+        names = ("image_BCHW", "token_NL", "mask_NL", "label_NL", "feature_BF", "teacher_BF")
         return {name: t for name in names if (t := getattr(self, name)) is not None}
 
     def to(self, device: torch.device) -> "Batch":

@@ -182,11 +182,15 @@ def remove_after_commit(folders: Iterable[Path]) -> None:
 
 @contextmanager
 def warning_of(what: str) -> Iterator[None]:
-    """A block after a commit, whose OSError is a warning: the work is done and must not be lost for it."""
+    """A block after a commit, whose errors are warnings: the work is done and must not be lost for them.
+
+    Of the machine (OSError), or of a store (UserError).
+    """
     try:
         yield
-    except OSError as error:
-        sys.stderr.write(printable(f"warning: {what} ({error.strerror or one_line(error)})") + "\n")
+    except (OSError, UserError) as error:
+        why = getattr(error, "strerror", None) or one_line(error)
+        sys.stderr.write(printable(f"warning: {what} ({why})") + "\n")
 
 
 @contextmanager
@@ -232,11 +236,12 @@ def committed_folder(target: Path, info: dict[str, Any]) -> Iterator[Path]:
         raise
 
 
-def verify(folder: Path, hashes: bool = True) -> dict[str, Any]:
+def verify(folder: Path, hashes: bool = True, leave_out: str | None = None) -> dict[str, Any]:
     """What the manifest of a committed folder says, after every file was compared with it.
 
     Args:
         hashes: read every file and compare its sha256 too; False: compare the sizes only.
+        leave_out: files whose names begin like this are not looked at.
 
     Raises:
         UserError: the manifest or a file is missing, or a file is not what was written.
@@ -248,6 +253,7 @@ def verify(folder: Path, hashes: bool = True) -> dict[str, Any]:
         info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         files = info["files"].items()
         listed = [(name, facts["size"], facts["sha256"]) for name, facts in files]
+        listed = [one for one in listed if not (leave_out and one[0].startswith(leave_out))]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: not a manifest") from None
     for name, size, sha256 in listed:
@@ -260,10 +266,10 @@ def verify(folder: Path, hashes: bool = True) -> dict[str, Any]:
     return info
 
 
-def newest_folder(parent: Path) -> tuple[Path, dict[str, Any]]:
+def newest_folder(parent: Path, leave_out: str | None = None) -> tuple[Path, dict[str, Any]]:
     """The newest committed folder `step-<number>` in `parent` that verifies, and its manifest.
 
-    Newer ones that do not verify are named on stderr.
+    Newer ones that do not verify are named on stderr. For `leave_out` see `verify`.
 
     Raises:
         UserError: there is none; every folder that was skipped is named with its reason.
@@ -271,7 +277,7 @@ def newest_folder(parent: Path) -> tuple[Path, dict[str, Any]]:
     skipped = []
     for folder in reversed(step_folders(parent)):
         try:
-            info = verify(folder)
+            info = verify(folder, leave_out=leave_out)
         except UserError as error:
             skipped.append(str(error))
             continue

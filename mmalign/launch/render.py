@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from mmalign.core.config import load_config, validate
 from mmalign.core.errors import UserError
 from mmalign.core.resources import find_yaml
+from mmalign.data.storage.remote import is_remote
 from mmalign.launch.options import (
     Job,
     KubernetesJob,
@@ -39,13 +40,17 @@ TARGETS: dict[str, tuple[type[Job], str]] = {
 
 
 def render(
-    target: str, run: Path, overrides: Sequence[str], out: Path | None, options: dict[str, Any]
+    target: str,
+    run: Path,
+    overrides: Sequence[str],
+    out: str | Path | None,
+    options: dict[str, Any],
 ) -> str:
     """The script (torchrun, slurm) or manifest (kubernetes, skypilot) that trains `run` on the machines.
 
     Args:
         run: run YAML, found from the working folder here and on the machines alike, or its name.
-        out: run folder on the machines; runs/<name> if not given.
+        out: run folder on the machines, or URL; runs/<name> if not given.
         options: fields of the target's section that were given.
 
     Raises:
@@ -65,7 +70,12 @@ def render(
         )
     name = _job_name(config.name, run)
     out = out or Path("runs") / config.name
-    if kept := job.kept_folders:
+    in_store = is_remote(str(out))
+    if in_store and target == "slurm":
+        raise UserError(
+            f"--out {out}: the script for slurm reads `stopped.json` there; name a folder on the shared disk"
+        )
+    if (kept := job.kept_folders) and not in_store:
         # A run folder elsewhere would be lost with the container.
         path = PurePosixPath(kept[0]) / out
         if ".." in path.parts or not any(map(path.is_relative_to, kept)):

@@ -32,6 +32,7 @@ from mmalign.data.tokenizer import Tokenizer, check_texts, load_tokenizer
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder, plain_weights
 from mmalign.models.prompts import NO_PROMPTS, Side
 from mmalign.models.run_towers import build_run
+from mmalign.models.stored_run import CHECKPOINTS, MOMENTS
 from mmalign.models.text_tower import longest_text
 from mmalign.models.vocabulary import adapt_vocabulary, tokenizer_of
 
@@ -74,16 +75,31 @@ class DualModel:
             UserError: an image that cannot be decoded, a model that has no image tower, or whose vectors are
                 not finite.
         """
-        if not self.takes_images:
-            name = self.facts["path"]
-            raise UserError(
-                f"{name}: a text encoder without an image tower; measure it with `measures: [alignment]`"
-            )
+        self._refuse_images()
         # An empty start: there may be no images.
         rows = [np.zeros((0, self.width), np.float32)]
         with inference(self.precision):
             rows += [self._encode_images(chunk) for chunk in batched(as_list(images), batch_size)]
         return finite(np.concatenate(rows), self.facts)
+
+    def encode_pixels(self, image_BCHW: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8, RGB, of any size -> (B, D) float32 of unit length, on the same device.
+
+        Raises:
+            UserError: a model that has no image tower.
+        """
+        self._refuse_images()
+        with inference(self.precision):
+            parts = [self._encode_pixels(part) for part in image_BCHW.split(BATCH_SIZE)]
+        return torch.cat(parts).to(image_BCHW.device)
+
+    def _refuse_images(self) -> None:
+        # If there is no image tower.
+        if not self.takes_images:
+            name = self.facts["path"]
+            raise UserError(
+                f"{name}: a text encoder without an image tower; measure it with `measures: [alignment]`"
+            )
 
     def encode_texts(
         self, texts: Sequence[str], batch_size: int = BATCH_SIZE, side: Side | None = "query"
@@ -102,6 +118,9 @@ class DualModel:
         return encode_sorted(self._encode_texts, texts, batch_size, self.width)
 
     def _encode_images(self, images: list[bytes]) -> np.ndarray:
+        raise NotImplementedError
+
+    def _encode_pixels(self, image_BCHW: Tensor) -> Tensor:
         raise NotImplementedError
 
     def _encode_texts(self, texts: list[str]) -> np.ndarray:
@@ -130,7 +149,15 @@ class Encoder(DualModel):
 
     def _encode_images(self, images: list[bytes]) -> np.ndarray:
         image_BCHW = stack_images([self.preprocess(image) for image in images])
-        return self.model.encode_image(image_BCHW.to(self.device)).cpu().numpy()
+        return self._encode_pixels(image_BCHW).cpu().numpy()
+
+    def _encode_pixels(self, image_BCHW: Tensor) -> Tensor:
+        image_BCHW, size = image_BCHW.to(self.device), self.preprocess.size
+        if image_BCHW.shape[-2:] != (size, size):
+            # In float32: GPUs do not resize bytes. Bicubic overshoots.
+            seen = F.interpolate(image_BCHW.float(), (size, size), mode="bicubic", antialias=True)
+            image_BCHW = seen.round().clamp(0, 255).byte()
+        return self.model.encode_image(image_BCHW).float()
 
     def _encode_texts(self, texts: list[str]) -> np.ndarray:
         texts = with_tokens(texts, self.tokenizer.inner)
@@ -172,10 +199,15 @@ class ExternalModel(DualModel):
         for one in opened:
             # `decode` laid a transparent colour on white; other libraries would do it a second time.
             one.info.pop("transparency", None)
-        return _unit_rows(self._images(opened))
+        return _unit_rows(self._images(opened)).cpu().numpy()
+
+    def _encode_pixels(self, image_BCHW: Tensor) -> Tensor:
+        assert self._images is not None
+        image_BHWC = image_BCHW.permute(0, 2, 3, 1).cpu().numpy()
+        return _unit_rows(self._images([Image.fromarray(one) for one in image_BHWC]))
 
     def _encode_texts(self, texts: list[str]) -> np.ndarray:
-        return _unit_rows(self._texts(with_tokens(texts, self._tokenizer)))
+        return _unit_rows(self._texts(with_tokens(texts, self._tokenizer))).cpu().numpy()
 
 
 def as_list(values: T) -> T:
@@ -208,8 +240,8 @@ def with_tokens(texts: Sequence[str], tokenizer: Any) -> list[str]:
     return [text if tokens else end for text, tokens in zip(texts, ids, strict=True)]
 
 
-def _unit_rows(row_ND: Tensor) -> np.ndarray:
-    return F.normalize(row_ND.float(), dim=-1).cpu().numpy()
+def _unit_rows(row_ND: Tensor) -> Tensor:
+    return F.normalize(row_ND.float(), dim=-1)
 
 
 def load_encoder(path: Path, untrained: bool = False) -> Encoder:
@@ -243,7 +275,7 @@ def load_encoder(path: Path, untrained: bool = False) -> Encoder:
             ) from None
     else:
         model = build_run(run, config, tokenizer)
-        folder, info = checkpoint_of(path)
+        folder, info = checkpoint_of(path, MOMENTS)
         found = plain_weights(load_file(folder / "model.safetensors"), config)
         own = model.state_dict()
         if differing := differing_names(found, own):
@@ -259,12 +291,18 @@ def load_encoder(path: Path, untrained: bool = False) -> Encoder:
 
 def run_of(path: Path) -> Path:
     """The run folder that a path means: itself, or the one whose `checkpoints` it lies in."""
-    return path.parent.parent if path.parent.name == "checkpoints" else path
+    return path.parent.parent if path.parent.name == CHECKPOINTS else path
 
 
-def checkpoint_of(path: Path) -> tuple[Path, dict[str, Any]]:
-    """A run's newest checkpoint that verifies, or `path`, if it is one; and what its manifest says."""
-    return newest_folder(path / "checkpoints") if run_of(path) == path else (path, verify(path))
+def checkpoint_of(path: Path, leave_out: str | None = None) -> tuple[Path, dict[str, Any]]:
+    """A run's newest checkpoint that verifies, or `path`, if it is one; and what its manifest says.
+
+    Args:
+        leave_out: files whose names begin like this are not looked at.
+    """
+    if run_of(path) == path:
+        return newest_folder(path / CHECKPOINTS, leave_out)
+    return path, verify(path, leave_out=leave_out)
 
 
 def differing_names(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

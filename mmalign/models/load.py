@@ -15,12 +15,14 @@ from typing import Literal, TypeVar
 import torch
 
 from mmalign.core.errors import UserError, one_line
+from mmalign.data.storage.remote import is_remote
 from mmalign.data.tokenizer import load_tokenizer
 from mmalign.models import adapters, text_encoder
 from mmalign.models import encoder as encoders
 from mmalign.models.encoder import DualModel, Encoder, ExternalModel, load_encoder, run_of
 from mmalign.models.external import onnx, open_clip, sentence_transformers, transformers
 from mmalign.models.prompts import Side
+from mmalign.models.stored_run import local_path
 from mmalign.models.text_encoder import TextEncoder, saved_text_encoder, text_side
 from mmalign.models.text_tower import find_file, load_trunk
 
@@ -87,6 +89,7 @@ def load_model(name: str, prompts: Mapping[Side, str] = OWN_PROMPTS) -> DualMode
         name: one of
 
             runs/demo, runs/demo/checkpoints/best       a run, or one of its checkpoints
+            s3://bucket/demo                            likewise, in a store: also gs:// and file://
             runs/demo/export, OWNER/NAME                a folder or repository of any library below
             open_clip:ViT-B-32/laion2b_s34b_b79k        architecture / weights (a tag or a file)
             local-dir:FOLDER, hf-hub:OWNER/NAME         open_clip's own names
@@ -95,6 +98,10 @@ def load_model(name: str, prompts: Mapping[Side, str] = OWN_PROMPTS) -> DualMode
     Raises:
         UserError: nothing there that can be loaded, or its library is not installed.
     """
+    if is_remote(name):  # a run; no other name has a scheme
+        run = load_encoder(local_path(name))
+        run.facts["path"] = name
+        return _prompted(run, prompts)
     model_format = detect_format(name)
     if model_format == "run":
         return _prompted(load_encoder(Path(name)), prompts)
@@ -145,9 +152,11 @@ def load_text_encoder(
     """
     # An export for several libraries is read as sentence-transformers: open_clip and ONNX keep the trunk to
     # themselves.
-    model_format, folder = detect_format(path, _TEXT_FILES), Path(path)
+    folder = local_path(path)
+    model_format = detect_format(str(folder) if is_remote(path) else path, _TEXT_FILES)
     if model_format == "run":
         run = load_encoder(folder, untrained)
+        run.facts["path"] = path if is_remote(path) else str(folder)
         encoder = text_side(run, text_encoder.is_contrastive(folder))
         return _checked(_prompted(encoder, prompts))
     if untrained:

@@ -18,6 +18,7 @@ from mmalign.models.encoder import run_of, weights_sha256
 from mmalign.models.external.open_clip import WEIGHTS
 from mmalign.models.image_tower import resized, without_origin
 from mmalign.models.run_towers import RunTowers, read_towers, towers_of
+from mmalign.models.stored_run import local_path
 from mmalign.models.trained_parameters import TrainedParametersConfig
 from mmalign.models.vocabulary import adapt_vocabulary, tokenizer_of
 from mmalign.training.checkpoint import has_checkpoints
@@ -35,7 +36,9 @@ def known_towers(config: RunConfig, out: Path | None) -> RunTowers | None:
     """
     if out is None or not has_checkpoints(out / "checkpoints"):
         name = config.resume_from or config.init_from
-        out = None if name is None else run_of(Path(name))
+        # What is fetched here is what will be read of it.
+        moments = bool(config.resume_from or config.init_optimizer)
+        out = None if name is None else run_of(local_path(name, moments))
     towers = None if out is None else read_towers(out)
     if out is None or towers is None:
         return None

@@ -7,6 +7,7 @@
 
     engine -> copies on the host -> files of this rank, synced and hashed (in a thread if asynchronous)
            -> all ranks are done: rank 0 writes the manifest and renames the folder
+    or, of a run in a store, each rank uploads its files, and rank 0 the manifest (`checkpoint_storage.py`)
 
 A checkpoint does not depend on the number of ranks or the ZeRO stage that wrote it, and contains no pickle.
 """
@@ -28,26 +29,23 @@ from mmalign.core import distributed
 from mmalign.core.batch import StreamState
 from mmalign.core.commit import (
     MANIFEST,
-    commit_folder,
     entries_of,
     flush,
-    leftovers,
     newest_folder,
-    remove_after_commit,
     sha256_of,
     step_folders,
     temporary_folder,
     warning_of,
-    write_atomic,
     write_json,
 )
 from mmalign.core.config import Section
 from mmalign.core.errors import UserError, one_line
 from mmalign.data.stream.order import FULL, ORDER_VERSION, GlobalOrder
-from mmalign.training.engine import OPTIMIZER_FILES, Engine
-
-LATEST = "LATEST"
-BEST = "best"
+from mmalign.models.encoder import checkpoint_of, run_of
+from mmalign.models.stored_run import CHECKPOINTS, LATEST, MOMENTS, local_path
+from mmalign.training.checkpoint_storage import BucketStorage, FolderStorage
+from mmalign.training.engine import Engine
+from mmalign.training.remote_run import RemoteRun
 
 
 class CheckpointConfig(Section):
@@ -92,9 +90,12 @@ class TrainState:
 
 
 class Saver:
-    """Writes a run's checkpoints into `folder`; every rank calls every method at the same step.
+    """Writes a run's checkpoints; every rank calls every method at the same step.
 
-    `facts` are for the manifest: hashes of the configuration and the data, the code's version.
+    Args:
+        folder: of the checkpoints, or of their files before they are in the store.
+        facts: for the manifest: hashes of the configuration and the data, the code's version.
+        remote: the run in a store, if it is in one.
     """
 
     def __init__(
@@ -103,8 +104,11 @@ class Saver:
         config: CheckpointConfig,
         facts: dict[str, Any],
         heartbeat: Callable[[str, bool], None] = lambda what, saves: None,
+        remote: RemoteRun | None = None,
     ) -> None:
         self._folder = folder
+        self._storage = FolderStorage(folder) if remote is None else BucketStorage(remote)
+        self._where = folder if remote is None else f"{remote.url}/{CHECKPOINTS}"
         self._config = config
         self._facts = facts
         self._heartbeat = heartbeat
@@ -125,14 +129,14 @@ class Saver:
         # At most one copy of the state is on the host: the previous save must end first.
         self.finish()
         self._heartbeat(f"saving step {state.step}", True)
-        target = self._folder / f"step-{state.step:09d}"
+        name = f"step-{state.step:09d}"
         try:
-            # One folder for all ranks: its name is random.
-            work = distributed.on_main(lambda: temporary_folder(target))
+            # One name for all ranks: it is random.
+            work = self._folder / distributed.on_main(lambda: self._begin(name))
         except UserError as error:
-            raise self._failure(target, str(error)) from None
+            raise self._failure(name, str(error)) from None
         files = self._thread.submit(self._write, work, state, *engine.capture())
-        self._job = _Job(work, target, state.step, is_best, files)
+        self._job = _Job(work, name, state.step, is_best, files)
         if not self._config.asynchronous:
             self.finish()
         self._heartbeat(f"after saving step {state.step}", False)
@@ -151,17 +155,21 @@ class Saver:
             files = {name: facts for written in of_ranks for name, facts in written.items()}
             distributed.on_main(lambda: self._commit(job, files))
         except UserError as error:
-            if distributed.is_main():
-                shutil.rmtree(job.work, ignore_errors=True)
-            raise self._failure(job.target, str(error)) from None
+            raise self._failure(job.name, str(error)) from None
+        finally:  # where it was not renamed: on each host
+            shutil.rmtree(job.work, ignore_errors=True)
         self._heartbeat(f"after saving step {job.step}", False)
+
+    def _begin(self, name: str) -> str:
+        self._storage.prepare(name)
+        return temporary_folder(self._folder / name).name
 
     def mark_best(self, step: int) -> None:
         """Make the checkpoint of `step`, the last one that was saved, the best one, which is kept."""
         if self._job is not None:
             self._job = self._job._replace(is_best=True)
         elif distributed.is_main():
-            self._tidy(self._folder / f"step-{step:09d}")
+            self._tidy(f"step-{step:09d}")
 
     def _write(
         self,
@@ -170,61 +178,50 @@ class Saver:
         moments: dict[str, Tensor],
         weights: dict[str, dict[str, Tensor]],
     ) -> dict[str, Any]:
-        files = {f"{OPTIMIZER_FILES}{distributed.rank():05d}.safetensors": moments, **weights}
+        files = {f"{MOMENTS}{distributed.rank():05d}.safetensors": moments, **weights}
+        # There already, unless the checkpoints are in a store and this host shares no folder with rank 0.
+        folder.mkdir(parents=True, exist_ok=True)
         if distributed.is_main():
             write_json(folder / "state.json", state.to_json())
         for name, tensors in files.items():
             self._heartbeat(f"writing {name}", True)
             save_file(tensors, folder / name)
         written = [*files, *(["state.json"] if distributed.is_main() else [])]
-        return {name: flush(folder / name) for name in written}
+        facts = {name: flush(folder / name) for name in written}
+        for name in written:
+            self._heartbeat(f"uploading {name}", True)
+            self._storage.upload(folder / name, f"step-{state.step:09d}")
+        return facts
 
     def _commit(self, job: "_Job", files: dict[str, Any]) -> None:
-        # On rank 0.
-        facts = {"step": job.step, "world_size": distributed.world_size(), **self._facts}
-        for name, of_file in files.items():
-            # What another rank wrote may have gone to a folder that only its host sees.
-            path = job.work / name
-            if not path.is_file() or path.stat().st_size != of_file["size"]:
-                raise UserError(f"{path}: rank 0 does not see what another rank wrote")
-        # In this order: until the folder is complete, LATEST and `best` name older ones; and nothing old is
+        # On rank 0. Until the checkpoint is complete, LATEST and `best` name older ones; and nothing old is
         # removed before the new one is there.
-        commit_folder(job.work, job.target, facts, files)
-        with warning_of(f"{self._folder / LATEST}: not written"):
-            write_atomic(self._folder / LATEST, job.target.name + "\n")
-        self._tidy(job.target if job.is_best else None)
+        facts = {"step": job.step, "world_size": distributed.world_size(), **self._facts}
+        self._storage.commit(job.work, job.name, facts, files)
+        self._tidy(job.name if job.is_best else None)
 
-    def _tidy(self, best: Path | None) -> None:
+    def _tidy(self, best: str | None) -> None:
         if best is not None:
-            self._point_to_best(best)
-        with warning_of(f"{self._folder}: old checkpoints are not deleted"):
-            remove_after_commit(self._superfluous())
+            self._storage.set_best(best)
+        with warning_of(f"{self._where}: old checkpoints are not deleted"):
+            self._storage.remove(self._superfluous())
             # Left by a kill in the middle of a save.
-            remove_after_commit(leftovers(self._folder, "step-"))
+            self._storage.remove_leftovers()
 
-    def _superfluous(self) -> list[Path]:
-        best, rule = (self._folder / BEST).resolve(), self._config.keep_every
+    def _superfluous(self) -> list[str]:
+        best, rule = self._storage.best(), self._config.keep_every
         return [
-            path
-            for path in step_folders(self._folder)[: -self._config.keep]
-            if path.resolve() != best and not (rule and int(path.name[5:]) % rule == 0)
+            step
+            for step in self._storage.steps()[: -self._config.keep]
+            if step != best and not (rule and int(step[5:]) % rule == 0)
         ]
 
-    def _point_to_best(self, target: Path) -> None:
-        # A link cannot be overwritten, but it can be replaced by a rename, so that there always is one.
-        link = self._folder / BEST
-        temporary = link.with_name(f".{BEST}.tmp")
-        with warning_of(f"{link}: not linked to {target.name}"):  # some file systems have no links
-            temporary.unlink(missing_ok=True)
-            temporary.symlink_to(target.name)
-            temporary.replace(link)
-
-    def _failure(self, target: Path, problem: str) -> UserError:
-        with suppress(OSError):
-            kept = step_folders(self._folder)
-            problem += f"); {kept[-1].name} is complete" if kept else ")"
+    def _failure(self, name: str, problem: str) -> UserError:
+        with suppress(OSError, UserError):
+            kept = self._storage.steps()
+            problem += f"); {kept[-1]} is complete" if kept else ")"
         return UserError(
-            f"{target}: the checkpoint could not be written ({problem}; make room and start again"
+            f"{self._where}/{name}: the checkpoint could not be written ({problem}; make room and start again"
         )
 
 
@@ -232,7 +229,7 @@ class _Job(NamedTuple):
     """A checkpoint whose files are being written; `files`: this rank's, by name, with size and sha256."""
 
     work: Path
-    target: Path
+    name: str
     step: int
     is_best: bool
     files: Future[dict[str, Any]]
@@ -261,20 +258,30 @@ def choose_newest(folder: Path) -> Chosen:
         UserError: none can be used.
     """
 
-    def choose() -> Chosen:
-        newest, info = newest_folder(folder)
-        state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
-        return Chosen(newest, info, sha256_of(newest / MANIFEST), state)
-
-    return distributed.on_main(choose)
+    return distributed.on_main(lambda: _chosen(*newest_folder(folder)))
 
 
-def data_of(folder: Path) -> list[str]:
-    """`GlobalOrder.data` of the checkpoints in `folder`, all of one run; empty: there are none to read.
+def choose(path: str) -> Chosen:
+    """As `choose_newest`, of a run that a path or a URL names, or that very checkpoint."""
+    return distributed.on_main(lambda: _chosen(*checkpoint_of(local_path(path, moments=True))))
 
-    For rank 0 (`distributed.on_main`). `load` compares it once more, for the checkpoint that verifies.
+
+def _chosen(folder: Path, info: dict[str, Any]) -> Chosen:
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return Chosen(folder, info, sha256_of(folder / MANIFEST), state)
+
+
+def data_so_far(run: Path, resume_from: str | None) -> list[str]:
+    """`GlobalOrder.data` of the checkpoints that a run goes on from; empty: there are none to read.
+
+    What is appended to a set must not change the order of its samples. For rank 0 (`distributed.on_main`).
+    `load` compares it once more, for the checkpoint that verifies.
     """
-    for step in reversed(step_folders(folder)):
+    if not has_checkpoints(run / CHECKPOINTS):
+        if resume_from is None:
+            return []
+        run = run_of(local_path(resume_from, moments=True))
+    for step in reversed(step_folders(run / CHECKPOINTS)):
         with suppress(OSError, ValueError, KeyError, TypeError):
             return list(map(str, json.loads((step / MANIFEST).read_bytes())["data"]))
     return []
@@ -310,7 +317,7 @@ def load(chosen: Chosen, engine: Engine, plan: GlobalOrder) -> TrainState:
             f"1 to {ORDER_VERSION}; {fix}"
         )
     plan.version = version  # the run goes on in the order that it began with
-    if not any(name.startswith(OPTIMIZER_FILES) for name in info["files"]):
+    if not any(name.startswith(MOMENTS) for name in info["files"]):
         raise UserError(f"{folder}: holds no optimizer state that this version reads; {fix}")
     state = TrainState.from_json(chosen.state)
     engine.restore(folder, state.step)

@@ -35,6 +35,7 @@ from mmalign.core.errors import UserError
 from mmalign.data.shards.folder import open_folder
 from mmalign.data.stream.config import check_ranks
 from mmalign.data.stream.mixing import mix
+from mmalign.training.distillation import check_teacher
 from mmalign.training.engine import BUCKET
 from mmalign.training.footprint import Part, build_on_meta, image_shape, live_bytes, parts_of
 from mmalign.training.gradients import buckets_of
@@ -134,6 +135,8 @@ def dry_run(config: RunConfig, nodes: int, gpus_per_node: int) -> str:
 
 
 def _load_of(config: RunConfig, ranks: int, one_pass: _Pass) -> tuple[list[Part], Load]:
+    if (taught := getattr(config.objective, "distillation", None)) is not None:
+        check_teacher(taught, config.model.embedding)
     model, module = build_on_meta(config.model, config.tokenizer, config.objective)
     check_sizes(config.model, model)
     parts = parts_of(module)

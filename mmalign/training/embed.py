@@ -1,4 +1,4 @@
-"""`mmalign embed`: cached image features of the frozen image tower of a run.
+"""`mmalign embed`: cached image features of the image tower of a run, which is frozen or done.
 
 run file or folder -> its image tower, as the run has or will have it -> write_features beside the shards
 a run that starts, with `data.image_features` -> open_image_features -> features in place of pixels
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmalign.core import distributed
-from mmalign.core.commit import check_writable, newest_folder
+from mmalign.core.commit import check_writable
 from mmalign.core.config import load_config
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
@@ -24,10 +24,11 @@ from mmalign.data.storage.remote import is_remote
 from mmalign.data.stream.image_features import FOLDER, FeatureSet, open_features
 from mmalign.data.tokenizer import load_tokenizer
 from mmalign.evaluation.feature_cache import describe_tower, write_features
-from mmalign.models.dual_encoder import build_dual_encoder
-from mmalign.models.encoder import finite
+from mmalign.models.dual_encoder import build_dual_encoder, plain_weights
+from mmalign.models.encoder import checkpoint_of, finite
 from mmalign.models.image_tower import ImageTower, build_image_tower, rebuild_image_tower
 from mmalign.models.run_towers import RunTowers
+from mmalign.models.stored_run import CHECKPOINTS, MOMENTS, local_path
 from mmalign.training.build_model import known_towers
 from mmalign.training.checkpoint import has_checkpoints
 from mmalign.training.engine import MODEL_FILE, Engine
@@ -80,21 +81,24 @@ def embed(run: Path, overrides: Sequence[str], data: Sequence[Path], workers: in
 def load_frozen_tower(config: RunConfig, run: Path | None) -> ImageTower:
     """The image tower of a run that trains (in the folder `run`), or that has not started.
 
+    A tower that trains is that of the newest checkpoint, as a teacher has it.
+
     Raises:
-        UserError: a tower that is not frozen, or weights that cannot be found.
+        UserError: a tower that is not frozen and has no checkpoint, or weights that cannot be found.
     """
-    if not config.model.image.frozen:
-        raise UserError(
-            "model.image.frozen: is false, so features change in training; set it to true"
-        )
     torch.manual_seed(config.seed)  # a tower without weights of its own is drawn as in training
 
     def choose() -> tuple[RunTowers | None, Path | None]:
         # The same order as in initialization.py.
-        own = run / "checkpoints" if run is not None else None
-        if own is None or not has_checkpoints(own):
-            own = Path(config.resume_from) / "checkpoints" if config.resume_from else None
-        return known_towers(config, run), newest_folder(own)[0] if own is not None else None
+        own = run if run is not None and has_checkpoints(run / CHECKPOINTS) else None
+        if own is None and not config.model.image.frozen:
+            raise UserError(
+                "model.image.frozen: is false, so features change in training; set it to true, or give the "
+                "folder of a run that is done"
+            )
+        if own is None and config.resume_from:
+            own = local_path(config.resume_from, moments=True)
+        return known_towers(config, run), checkpoint_of(own, MOMENTS)[0] if own else None
 
     known, chosen = distributed.on_main(choose)
     if chosen is not None:
@@ -116,7 +120,7 @@ def load_frozen_tower(config: RunConfig, run: Path | None) -> ImageTower:
 def _from_checkpoint(config: RunConfig, known: RunTowers | None, folder: Path) -> ImageTower:
     image = config.model.image
     tower = build_image_tower(image) if known is None else rebuild_image_tower(known.image)
-    tensors = load_file(folder / MODEL_FILE).items()
+    tensors = plain_weights(load_file(folder / MODEL_FILE), config.model).items()
     state = {name.removeprefix(_TOWER): t for name, t in tensors if name.startswith(_TOWER)}
     try:
         tower.load_state_dict(state)

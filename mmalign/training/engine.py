@@ -33,6 +33,7 @@ from mmalign.core.errors import UserError
 from mmalign.core.precision import Precision, choose_precision
 from mmalign.models.dual_encoder import DualEncoder
 from mmalign.models.execution import checkpoint_activations, compile_towers, unfuse_attention
+from mmalign.models.stored_run import MOMENTS
 from mmalign.training.average import TRAINED_FILE, WeightAverage, load_trained
 from mmalign.training.batch_norm import use_global_batch
 from mmalign.training.cached import cached_backward, split
@@ -55,7 +56,6 @@ from mmalign.training.throughput import operations_per_image
 
 MODEL_FILE = "model.safetensors"
 HEAD_FILE = "head.safetensors"
-OPTIMIZER_FILES = "optimizer-rank"
 # Gradients per message. DeepSpeed's default, ten times as many, would reserve more memory than ZeRO saves on
 # towers of this size.
 BUCKET = 50_000_000
@@ -87,6 +87,7 @@ class Engine:
     Attributes:
         model: the dual encoder; under ZeRO 3 its parameters are partitioned over the ranks.
         module: what DeepSpeed wraps, the model alone or with the objective's head.
+        teacher: of distillation, if there is one.
         step_number: steps taken, also those skipped because of numbers that are not finite.
     """
 
@@ -113,7 +114,7 @@ class Engine:
         self._objective = objective
         taught = getattr(objective, "distillation", None)
         width = model.image_projection.weight.shape[0]
-        self._teacher = None if taught is None else Teacher(taught, width)
+        self.teacher = None if taught is None else Teacher(taught, width)
         self._config = config
         self._optimizer_config = optimizer
         self._steps = steps
@@ -189,8 +190,8 @@ class Engine:
         """Compute the gradients of the global loss, which DeepSpeed holds."""
         ids = ids or self.exchange(batch)
         batch = batch.to(distributed.device())
-        if self._teacher is not None:
-            batch = self._teacher.teach(batch)
+        if self.teacher is not None:
+            batch = self.teacher.teach(batch)
         edges = self._edges(batch, ids.passes)
         if len(edges) == 2:
             self._seed_part(0)
@@ -223,7 +224,7 @@ class Engine:
         """Load what `capture` returned on any number of ranks; on all ranks. UserError: another model's."""
         weights = {prefix: folder / name for name, prefix in self._weight_prefixes.items()}
         # Empty on a rank that does not see the folder: rank 0 alone reads.
-        optimizer = sorted(folder.glob(f"{OPTIMIZER_FILES}*.safetensors"))
+        optimizer = sorted(folder.glob(f"{MOMENTS}*.safetensors"))
         restore(self._deepspeed, self.module, self._config.zero_stage, weights, optimizer)
         if self._average is not None:
             self._average.start_from_weights()

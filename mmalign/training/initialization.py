@@ -32,6 +32,7 @@ from mmalign.core.commit import MANIFEST, sha256_of
 from mmalign.core.config import read_yaml, validate
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
+from mmalign.data.storage.remote import is_remote
 from mmalign.data.stream.order import GlobalOrder
 from mmalign.data.tokenizer import Tokenizer, load_tokenizer
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, plain_weights
@@ -42,9 +43,10 @@ from mmalign.models.external.transformers import has_both_towers, read_dual_enco
 from mmalign.models.image_tower import fit_positions
 from mmalign.models.load import detect_format, load_text_encoder
 from mmalign.models.pooling import pooling_of_open_clip
+from mmalign.models.stored_run import MOMENTS, local_path
 from mmalign.models.text_tower import find_file
 from mmalign.models.vocabulary import adapted_rows, same_ids
-from mmalign.training.checkpoint import TrainState, choose_newest, load, load_newest
+from mmalign.training.checkpoint import TrainState, choose, load, load_newest
 from mmalign.training.engine import MODEL_FILE, Engine
 from mmalign.training.run_config import RunConfig
 
@@ -98,7 +100,8 @@ def _initialize(
     name = config.init_from
     if name is None:
         return None
-    found = _read(name, model)
+    place = local_path(name, config.init_optimizer)
+    found = _read(str(place) if is_remote(name) else name, model)
     facts: dict[str, Any] = {}
     if found.tokenizer and (config.tokenizer.keep or config.tokenizer.grow):
         found, facts["vocabulary"] = _with_vocabulary(found, found.tokenizer, model, tokenizer)
@@ -109,7 +112,7 @@ def _initialize(
     _check_names(found, name, own)
     model.load_state_dict({**own, **found.state})
     say(f"init_from: {name}: {_FILLED[found.fills]}")
-    manifest = (found.checkpoint or Path(name)) / MANIFEST
+    manifest = (found.checkpoint or place) / MANIFEST
     sha256 = sha256_of(manifest) if manifest.is_file() else None
     if config.init_optimizer:
         facts["optimizer"] = True
@@ -144,7 +147,7 @@ def _read(name: str, model: DualEncoder) -> InitialWeights:
 
 
 def _from_run(path: Path) -> InitialWeights:
-    folder, file = checkpoint_of(path)[0], run_of(path) / "config.yaml"
+    folder, file = checkpoint_of(path, MOMENTS)[0], run_of(path) / "config.yaml"
     tokenizer = _tokenizer_at(str(run_of(path) / "tokenizer"))
     theirs = validate(ModelConfig, read_yaml(file).get("model"), f"{file}, section `model`")
     state = plain_weights(load_file(folder / MODEL_FILE), theirs)
@@ -277,29 +280,29 @@ def restore_state(
         _restore_optimizer(config, engine)
     if config.resume_from is None:
         return TrainState(0, 0, 0, StreamState(config.seed, 0), parent=parent)
-    other = Path(config.resume_from)
-    path = other / "config.yaml"
+    name = config.resume_from
+    chosen = choose(name)
+    path = run_of(chosen.folder) / "config.yaml"
     theirs = _order_fields(distributed.on_main(lambda: read_yaml(path)))
     ours = _order_fields(config.model_dump(mode="json"))
-    if name := next((name for name in ours if theirs[name] != ours[name]), None):
+    if field := next((field for field in ours if theirs[field] != ours[field]), None):
         raise UserError(
-            f"resume_from: {path} has another `{name}` ({theirs[name]}), so other samples come next; give "
+            f"resume_from: {path} has another `{field}` ({theirs[field]}), so other samples come next; give "
             "the same value, or take only its weights with init_from"
         )
-    chosen = choose_newest(other / "checkpoints")
-    parent = _lineage("resume_from", config.resume_from, chosen.sha256)
+    parent = _lineage("resume_from", name, chosen.sha256)
     return replace(load(chosen, engine, order), parent=parent)
 
 
 def _restore_optimizer(config: RunConfig, engine: Engine) -> None:
     # Weights and moments of the checkpoint that `init_from` names, at this run's first step.
-    path = Path(config.init_from or "")
+    name = config.init_from or ""
     try:
-        folder = distributed.on_main(lambda: checkpoint_of(path)[0])
+        folder = distributed.on_main(lambda: checkpoint_of(local_path(name, moments=True))[0])
         engine.restore(folder, step=0)
     except UserError as error:
         raise UserError(
-            f"init_optimizer: {path}: no optimizer state that fits this run ({error}); or remove it"
+            f"init_optimizer: {name}: no optimizer state that fits this run ({error}); or remove it"
         ) from None
 
 

@@ -28,8 +28,9 @@ from mmalign.data.stream.loader import batches, to_device
 from mmalign.data.stream.order import GlobalOrder, open_sets
 from mmalign.evaluation.suite import SuiteConfig
 from mmalign.models.dual_encoder import add_adapters
+from mmalign.models.run_towers import RunTowers
 from mmalign.training.build_model import build_model
-from mmalign.training.checkpoint import Saver, data_of, has_checkpoints, load_newest
+from mmalign.training.checkpoint import Saver, data_so_far, has_checkpoints, load_newest
 from mmalign.training.embed import open_image_features
 from mmalign.training.engine import Engine
 from mmalign.training.evaluate import evaluate, recorded_evaluation, value_of
@@ -45,6 +46,7 @@ from mmalign.training.prepare import (
     open_run,
     write_config,
 )
+from mmalign.training.remote_run import RemoteRun
 from mmalign.training.run_config import Change, RunConfig
 from mmalign.training.signals import StopRequest
 from mmalign.training.throughput import Profiler, device_peak
@@ -54,11 +56,15 @@ STOPPED = "stopped.json"
 
 
 def train(
-    config: RunConfig, out: Path, stop_after: int | None = None, change: Sequence[str] = ()
+    config: RunConfig,
+    out: Path | RemoteRun,
+    stop_after: int | None = None,
+    change: Sequence[str] = (),
 ) -> str | None:
     """Train to `config.steps`, or to `stop_after`, leaving checkpoints and records in `out`.
 
     Args:
+        out: run folder, on a disk that all ranks see; or the run in a store.
         change: fields in which the configuration may differ from that of the run so far (see `open_run`).
 
     Returns:
@@ -71,14 +77,20 @@ def train(
     # Longer than the watchdog's limit: it names the rank that hangs before the collective times out.
     distributed.start(timedelta(seconds=max(600, 2 * config.engine.hang_seconds)))
     # Each rank read the run file itself.
-    distributed.must_agree((config.sha256, str(out), change), "the run file or the command line")
+    name = str(out) if isinstance(out, Path) else out.url
+    distributed.must_agree((config.sha256, name, change), "the run file or the command line")
+    remote, out = (None, out) if isinstance(out, Path) else (out, out.folder)
     with (
         hold(out),
         Watchdog(out, config.engine.hang_seconds) as watchdog,
         StopRequest(watchdog.idle) as stop,
     ):
+        if remote is not None:
+            watchdog.pause("fetching the run")  # for as long as the store needs
+            distributed.on_main(remote.fetch)
+            watchdog.heartbeat("start")
         config, changes = open_run(config, out, change)
-        run = _Run(config, out, stop, watchdog, changes)
+        run = _Run(config, out, stop, watchdog, changes, remote)
         last = min(config.steps, stop_after or config.steps)
         if run.resumes:  # a step is saved before it is evaluated
             metrics = distributed.on_main(lambda: recorded_evaluation(out, run.state.step))
@@ -90,8 +102,9 @@ def train(
         run.profiler.close()
         if run.recorder is not None:
             run.recorder.close()
+        run.push()
     seen = f"{run.state.images_seen} images and {run.state.captions_seen} captions seen"
-    say(f"{out}: step {run.state.step} of {config.steps}, {seen}")
+    say(f"{name}: step {run.state.step} of {config.steps}, {seen}")
     return run.stopped
 
 
@@ -122,11 +135,14 @@ class _Run:
         stop: StopRequest,
         watchdog: Watchdog,
         changes: list[Change],
+        remote: RemoteRun | None,
     ) -> None:
         self.config, self.out, self.stop, self.watchdog = config, out, stop, watchdog
+        self.remote = remote
         self.stopped: str | None = None
         self.resumes = distributed.on_main(lambda: has_checkpoints(out / "checkpoints"))
-        sets = open_sets(config.data, distributed.on_main(self._data_so_far))
+        data = distributed.on_main(lambda: data_so_far(out, config.resume_from))
+        sets = open_sets(config.data, data)
         order = GlobalOrder(sets, config.data, config.seed)
         self.tokenizer = load_or_train_tokenizer(config.tokenizer, order, out, watchdog)
         watchdog.heartbeat("model")
@@ -154,17 +170,13 @@ class _Run:
         # After the weights are restored: the features must belong to the image tower that the run goes on
         # with.
         self.loader.features = open_image_features(config, order.sets, self.engine)
+        if self.engine.teacher is not None:
+            self.loader.teacher_features = self.engine.teacher.open_features(order.sets)
         self.suite = distributed.on_main(lambda: _suite_of(config))
         self._note(changes)
-        # Only now: a start that fails before this line leaves no run behind, and these files alone.
-        distributed.on_main(lambda: towers.write(out))
-        if not changes:
-            distributed.on_main(lambda: write_config(config, out))
-        if distributed.is_main():
-            (out / STOPPED).unlink(missing_ok=True)
-        self.saver = Saver(
-            out / "checkpoints", config.checkpoint, _facts(config, order), watchdog.heartbeat
-        )
+        self._write_files(towers)
+        facts, beat = _facts(config, order), watchdog.heartbeat
+        self.saver = Saver(out / "checkpoints", config.checkpoint, facts, beat, remote)
         # A save in the background counts as well.
         stop.idle = lambda: 0.0 if self.saver.is_writing else watchdog.idle()
         self.guard = NonFiniteGuard(config.non_finite, out)
@@ -175,10 +187,16 @@ class _Run:
         self.meter, self.profiler = Meter(config.batch_size), Profiler(config.log.profile, out)
         self.saved_step, self.saved_at = self.state.step, time.monotonic()
 
-    def _data_so_far(self) -> list[str]:
-        # Of a run that goes on: what is appended to a set must not change its order of samples.
-        goes_on = self.out if self.resumes else self.config.resume_from
-        return data_of(Path(goes_on) / "checkpoints") if goes_on else []
+    def _write_files(self, towers: RunTowers) -> None:
+        # Only now: a start that fails before leaves no run behind, but its tokenizer.
+        distributed.on_main(lambda: towers.write(self.out))
+        if not self.changed:
+            distributed.on_main(lambda: write_config(self.config, self.out))
+        if distributed.is_main():
+            (self.out / STOPPED).unlink(missing_ok=True)
+        if self.remote is not None:
+            distributed.on_main(self.remote.drop_checkpoint)
+        self.push()
 
     def _say_what_starts(self, model: torch.nn.Module, order: GlobalOrder) -> None:
         parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -204,6 +222,11 @@ class _Run:
             say(f"from step {step}: {one.field} is {one.after}, no longer {one.before}")
         made = [{"step": step, **one._asdict()} for one in changes]
         self.state = replace(self.state, changes=[*self.state.changes, *made])
+
+    def push(self) -> None:
+        """Upload the small files of a run in a store; on all ranks."""
+        if self.remote is not None:
+            distributed.on_main(self.remote.push)
 
     def take_steps(self, last: int) -> None:
         """Steps until `last`, until a request to stop, or until the run has rolled back to a checkpoint."""
@@ -302,6 +325,7 @@ class _Run:
         if self.changed:  # not before: config.yaml is what the checkpoints were made with
             self.saver.finish()
             distributed.on_main(lambda: write_config(self.config, self.out))
+            self.push()
             self.changed = False
         self.saved_step, self.saved_at = self.state.step, time.monotonic()
         self.meter.forget_time()
@@ -343,7 +367,13 @@ class _Run:
         self.saver.finish()
         bad_step = self.state.step
         self.guard.note_roll_back(bad_step, self.saved_step)
+        if self.remote is not None:
+            self.watchdog.pause("fetching a checkpoint")
+            distributed.on_main(self.remote.fetch_checkpoint)
+            self.watchdog.heartbeat("resume")
         state = load_newest(self.out / "checkpoints", self.engine, self.loader.plan)
+        if self.remote is not None:
+            distributed.on_main(self.remote.drop_checkpoint)
         before = self.state  # whose best step is saved and measured, which `state` may not know yet
         self.state = replace(state, stream=batch.state, best=before.best, changes=before.changes)
         say(f"step {bad_step}: back to the weights of step {state.step}, on with later data")

@@ -41,7 +41,7 @@ class ContrastiveConfig(Section):
     text_text: float = pydantic.Field(default=0.0, ge=0)
     """Weight of the loss between captions of one image; give `data.captions_per_image` of 2 or more."""
     distillation: DistillationConfig | None = None
-    """Draw the embeddings of captions to those of a teacher."""
+    """Draw the embeddings of captions or images to those of a teacher."""
     label_smoothing: float = pydantic.Field(default=0.0, ge=0, lt=1)
     """Share of a softmax target that is spread over all columns of its row."""
     language_weights: dict[str, pydantic.PositiveFloat] = pydantic.Field(default={})
@@ -170,10 +170,15 @@ def contrast(
         local_loss = local_loss + config.text_text * text_text
         parts["text_text_loss"] = text_text.detach()
     if config.distillation is not None:
-        assert batch.teacher_ND is not None
-        distilled = distillation_loss(embeddings.text_ND, batch.teacher_ND, ids.targets)
-        local_loss = local_loss + config.distillation.weight * distilled
-        parts["distillation_loss"] = distilled.detach()
+        weights = (config.distillation.weight, config.distillation.image_weight)
+        if batch.teacher_ND is not None:
+            distilled = distillation_loss(embeddings.text_ND, batch.teacher_ND, ids.targets)
+            local_loss = local_loss + weights[0] * distilled
+            parts["distillation_loss"] = distilled.detach()
+        if batch.teacher_BD is not None:
+            distilled = distillation_loss(embeddings.image_BD, batch.teacher_BD, sum(ids.images))
+            local_loss = local_loss + weights[1] * distilled
+            parts["image_distillation_loss"] = distilled.detach()
     # In double, so that the record shows no float32 rounding of the quotient.
     shared = {"temperature": 1 / embeddings.logit_scale.detach().double().reshape(())}
     if embeddings.logit_bias is not None:

@@ -109,11 +109,21 @@ class RunConfig(Section):
             raise ValueError(
                 "`data.image_features` are of an image tower that stays as it is; set `model.image.frozen`"
             )
+        elif self.data.image_features and self._teacher_needs_pixels:
+            raise ValueError(
+                "`objective.distillation.image_weight` needs pixels, which `data.image_features` leaves out; "
+                "give `objective.distillation.image_features` too, or remove one"
+            )
         elif (self.objective.loss == "sigmoid") != (self.model.logit_bias is not None):
             raise ValueError(
                 "`objective.loss: sigmoid` and `model.logit_bias` (-10) go together: give both or neither"
             )
         return self
+
+    @property
+    def _teacher_needs_pixels(self) -> bool:
+        taught = getattr(self.objective, "distillation", None)
+        return taught is not None and taught.image_weight > 0 and not taught.image_features
 
 
 # A run goes on with other values of these: they change nothing that it computes, except rounding and the

@@ -27,4 +27,4 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def demo(target: str, out: str | None = None, **changes: Any) -> str:
     """The demo's run, rendered; an option of None is left out."""
     options = {k: v for k, v in (OPTIONS[target] | changes).items() if v is not None}
-    return render(target, DEMO, (), None if out is None else Path(out), options)
+    return render(target, DEMO, (), out, options)

@@ -87,6 +87,13 @@ def test_a_run_folder_outside_the_mounts_of_a_container_would_be_lost() -> None:
         demo("slurm", out="/elsewhere/x", **container)
 
 
+def test_a_run_in_a_store_needs_no_volume_but_a_folder_under_slurm() -> None:
+    for target in ("torchrun", "kubernetes", "skypilot"):
+        assert "--out s3://bucket/run" in demo(target, out="s3://bucket/run")
+    with pytest.raises(UserError, match=r"reads `stopped\.json` there; name a folder"):
+        demo("slurm", out="s3://bucket/run")
+
+
 def test_a_name_that_cannot_name_a_job(tmp_path: Path) -> None:
     for name in ("9lives", "x" * 46, "a b", "a\n#SBATCH --exclusive"):
         with pytest.raises(UserError, match="cannot name a job"):

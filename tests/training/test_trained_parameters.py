@@ -182,3 +182,18 @@ def test_two_ranks_with_split_moments_and_cached_gradients(runs: Path) -> None:
         for file in ("model", "trained"):
             one, other = (load_file(newest(runs / n) / f"{file}.safetensors") for n in ("one", out))
             assert all(torch.allclose(one[n], other[n], atol=2e-4) for n in one)
+
+
+def test_adapters_on_four_ranks_with_all_weights_split(runs: Path) -> None:
+    options = ["data.augmentation={}", "--out"]
+    mmalign("train", "run.yaml", *options, "of_one", folder=runs)
+    for steps in ("3", "6"):  # in two parts
+        split = ("engine.zero_stage=3", *options, "of_four", "--stop-after", steps)
+        mmalign("train", "run.yaml", *split, folder=runs, ranks=4)
+    one, four = losses(runs / "of_one"), losses(runs / "of_four")
+    assert list(four.values()) == pytest.approx(list(one.values()), rel=1e-4)
+    weights, others = (
+        load_file(newest(runs / n) / "model.safetensors") for n in ("of_one", "of_four")
+    )
+    assert weights.keys() == others.keys()
+    assert all(torch.allclose(weights[name], others[name], atol=2e-4) for name in weights)

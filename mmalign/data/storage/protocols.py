@@ -115,7 +115,7 @@ def _stream(filesystem: Any, url: str, start: int, end: int | None = None) -> It
 
 
 @functools.cache
-def _filesystem(process: int, scheme: str, timeout: float) -> Any:
+def _filesystem(process: int, scheme: str, timeout: float, tries: int = 1) -> Any:
     import fsspec
 
     # Once per process: a filesystem that came through a fork stays in the cache, unused. Closing its
@@ -130,7 +130,7 @@ def _filesystem(process: int, scheme: str, timeout: float) -> Any:
             f"{scheme}:// needs a library that is not installed; run pip install 'mmalign[remote]'"
         ) from None
     if scheme == "s3":
-        made.retries = 1  # tries are counted in remote.py alone, not also in s3fs and botocore
+        made.retries = tries  # of a request; others are counted in remote.py alone, not in botocore
     return made
 
 
@@ -144,6 +144,8 @@ def _options(scheme: str, timeout: float) -> dict[str, Any]:
     if scheme == "s3":
         limits = {"connect_timeout": timeout, "read_timeout": timeout}
         return {"config_kwargs": {**limits, "retries": {"max_attempts": 0}}}
+    if scheme == "file":
+        return {"auto_mkdir": True}  # stores of objects have no folders to make
     return {"requests_timeout": timeout} if scheme == "gs" else {}
 
 
@@ -207,6 +209,10 @@ def reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or type(error).__name__)
 
 
-def filesystem_of(url: str, timeout: float = 60) -> Any:
-    """The fsspec filesystem of a URL, for questions that no manifest answers."""
-    return _filesystem(os.getpid(), scheme_of(url), timeout)
+def filesystem_of(url: str, timeout: float = 60, tries: int = 1) -> Any:
+    """The fsspec filesystem of a URL, for what no manifest answers, and for writing.
+
+    Args:
+        tries: of each request to S3, such as one part of a large file.
+    """
+    return _filesystem(os.getpid(), scheme_of(url), timeout, tries)

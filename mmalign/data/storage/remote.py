@@ -47,6 +47,10 @@ LONGEST_ASKED = 300.0  # seconds that a server may ask to wait
 _JITTER = random.SystemRandom()
 
 
+class Damaged(UserError):
+    """A file whose bytes are not those that its manifest lists."""
+
+
 class RemoteConfig(Section):
     cache: str | None = None
     """Folder for downloaded shards, on a local disk; the processes of a host share it. None: the folder that
@@ -105,8 +109,9 @@ def download(file: RemoteFile, out: FileIO, config: RemoteConfig) -> None:
         out: a file opened with mode `a+b`, unbuffered, which no other process writes.
 
     Raises:
-        UserError: no such file, not allowed, no answer after all tries, other bytes than listed (twice),
-            the disk is full, or the protocol's library is not installed.
+        Damaged: other bytes than listed, twice.
+        UserError: no such file, not allowed, no answer after all tries, the disk is full, or the protocol's
+            library is not installed.
     """
     problem = ""
     for _ in range(2):  # a proxy may have damaged the bytes on their way: they get a second chance
@@ -119,8 +124,8 @@ def download(file: RemoteFile, out: FileIO, config: RemoteConfig) -> None:
         except WrongBytes as wrong:
             problem = str(wrong)
         out.truncate(0)
-    raise UserError(
-        f"{shown(file.url)}: {problem}, also when fetched again; upload the complete data set again"
+    raise Damaged(
+        f"{shown(file.url)}: {problem}, also when fetched again; upload the complete folder again"
     )
 
 
@@ -128,7 +133,7 @@ def _with_retries(file: RemoteFile, out: FileIO, config: RemoteConfig) -> str:
     """Append what is missing, in as many tries as needed; returns the complete file's sha256."""
     out.seek(0)
     digest = hashlib.file_digest(out, "sha256")  # leaves the position at the end
-    _retry(lambda: _append(file, out, digest, config.timeout), file.url, config, out.tell)
+    retried(lambda: _append(file, out, digest, config.timeout), file.url, config, out.tell)
     return str(digest.hexdigest())
 
 
@@ -139,17 +144,25 @@ def fetch_range(file: RemoteFile, start: int, size: int, config: RemoteConfig) -
         UserError: no such file, not allowed, or no answer after all tries.
     """
     try:
-        return _retry(
-            lambda: read_range(file.url, start, size, config.timeout), file.url, config, lambda: 0
-        )
+        return retried(lambda: read_range(file.url, start, size, config.timeout), file.url, config)
     except WrongBytes:
         return None
 
 
-def _retry(
-    attempt: Callable[[], T], url: str, config: RemoteConfig, position: Callable[[], int]
+def retried(
+    attempt: Callable[[], T],
+    url: str,
+    config: RemoteConfig,
+    position: Callable[[], int] = lambda: 0,
 ) -> T:
-    """What `attempt` returns, in as many tries as `config` allows; `position`: the bytes it got so far."""
+    """What `attempt` returns, in as many tries as `config` allows.
+
+    Args:
+        position: the bytes that it got so far, for tries that go on where the one before broke.
+
+    Raises:
+        UserError: refused, or no answer after all tries.
+    """
     failures = 0
     while True:
         before = position()

@@ -50,6 +50,7 @@ class _Sample:
     caption_rng: np.random.Generator  # which has drawn the captions
     image: Tensor | None
     feature: Tensor | None
+    taught: Tensor | None
 
 
 @dataclass(eq=False)
@@ -57,6 +58,7 @@ class BatchLoader(Dataset[Any]):
     """Batch of one rank by step number. Indexing is pure: the same number gives the same batch.
 
     With `features`, one for each set of the order, these are read; else with `preprocess` images are decoded.
+    With `teacher_features`, likewise, a teacher's are read too.
     With a `masker` batches have labels.
     """
 
@@ -70,6 +72,7 @@ class BatchLoader(Dataset[Any]):
     world_size: int
     masker: TokenMasker | None = None
     features: Sequence[FeatureSet] | None = None
+    teacher_features: Sequence[FeatureSet] | None = None
 
     def __post_init__(self) -> None:
         check_ranks(self.batch_size, self.plan.groups, self.world_size)
@@ -104,6 +107,7 @@ class BatchLoader(Dataset[Any]):
             token_NL, label_NL = self.masker(token_NL, mask_NL, rngs)
         images = [sample.image for sample in samples if sample.image is not None]
         features = [sample.feature for sample in samples if sample.feature is not None]
+        taught = [sample.taught for sample in samples if sample.taught is not None]
         count_L = torch.arange(1, mask_NL.shape[1] + 1)
         return Batch(
             image_BCHW=stack_images(images) if images else None,
@@ -118,6 +122,7 @@ class BatchLoader(Dataset[Any]):
             # Up to the last token, and not the sum of the mask: padding may be on the left.
             length_N=tuple((mask_NL * count_L).amax(1).tolist()),
             feature_BF=torch.stack(features) if features else None,
+            teacher_BF=torch.stack(taught) if taught else None,
             text_N=tuple(caption.text for _, caption, _ in captions),
             unusable=tuple(unusable),
         )
@@ -154,7 +159,9 @@ class BatchLoader(Dataset[Any]):
         ]
         if not captions:
             raise UnusableSample("no caption", key=pair.key)
-        image = feature = None
+        image = feature = taught = None
+        if self.teacher_features is not None:
+            taught = self.teacher_features[number].read(index)
         if self.features is not None:
             feature = self.features[number].read(index)
         elif self.preprocess is not None:
@@ -165,7 +172,8 @@ class BatchLoader(Dataset[Any]):
         chosen = self._choose(captions, caption_rng)
         if self.config.shuffle_images:
             chosen = [self._of_another(number, index, captions, caption) for caption in chosen]
-        return _Sample(pair.key, picture_id(pair.picture), chosen, caption_rng, image, feature)
+        picture = picture_id(pair.picture)
+        return _Sample(pair.key, picture, chosen, caption_rng, image, feature, taught)
 
     def _of_another(
         self, number: int, index: int, captions: list[Caption], chosen: Caption

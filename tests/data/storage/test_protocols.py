@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import fsspec
 import pytest
 from flaky_server import Answer, FlakyServer
+from s3_server import s3_server
 
 from mmalign.core.errors import UserError
 from mmalign.data.storage import protocols, remote
@@ -41,17 +42,15 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def bucket(keys: None, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A bucket of moto's server, with one file in it."""
-    moto = pytest.importorskip("moto.server", reason="needs moto[server]")
-    server = moto.ThreadedMotoServer(ip_address="localhost", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    store = fsspec.filesystem("s3", skip_instance_cache=True)
-    store.makedirs("bucket", exist_ok=True)  # moto keeps its buckets as long as the process lives
-    store.pipe_file("bucket/set/a b.tar", DATA)
-    return "s3://bucket/set/a b.tar"
+def bucket(keys: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of a server here, with one file in it."""
+    with s3_server() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.environment["AWS_ENDPOINT_URL"])
+        store = fsspec.filesystem("s3", skip_instance_cache=True)
+        # moto keeps its buckets as long as the process lives
+        store.makedirs("bucket", exist_ok=True)
+        store.pipe_file("bucket/set/a b.tar", DATA)
+        yield "s3://bucket/set/a b.tar"
 
 
 @pytest.fixture
