@@ -26,6 +26,12 @@ JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="R
 AllowOutside = Annotated[
     bool, typer.Option("--allow-outside", help="Read files outside of the sources.")
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS", help="Run parts as tasks of Ray, one per core: address, auto or local."
+    ),
+]
 PartOption = Annotated[
     str | None, typer.Option("--part", metavar="I/N", help="Every Nth shard from the Ith, from 0.")
 ]
@@ -39,6 +45,12 @@ def part_of(text: str | None) -> tuple[int, int]:
     if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):
         raise UserError(f"--part is `{text}`; give I/N, such as 0/8 to 7/8 for eight jobs")
     return int(number), int(parts)
+
+
+def check_alone(part: str | None) -> None:
+    """Refuse `--part` beside `--ray`, which makes parts of its own."""
+    if part is not None:
+        raise UserError("--part: Ray makes the parts; leave it out, or leave --ray out")
 
 
 def _say_split(folder: Path, manifest: "Manifest") -> None:
@@ -109,13 +121,14 @@ def data_build(
     ] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="That write; all cores.")] = None,
     part: PartOption = None,
+    ray: Ray = None,
 ) -> None:
     """Run a recipe: write shards of every split, with manifests.
 
     Example: mmalign data build data_recipes/emoji_scenes.yaml
     """
     from mmalign.core.config import load_config
-    from mmalign.data.recipe import build
+    from mmalign.data.recipe import build, build_by_ray
     from mmalign.data.recipe_config import RecipeConfig
 
     changes = _changes(overrides, folders, allow_outside)
@@ -124,7 +137,11 @@ def data_build(
     config = load_config(RecipeConfig, find_yaml(recipe, "data_recipes"), changes)
     out = out or Path("data") / config.name
     check_writable(out, is_folder=True)
-    manifests = build(config, out, force, processes, part_of(part))
+    if ray is None:
+        manifests = build(config, out, force, processes, part_of(part))
+    else:
+        check_alone(part)
+        manifests = build_by_ray(config, out, force, ray)
     if not manifests:
         say_part(part, out)
     say_built(out, manifests)
@@ -145,17 +162,23 @@ def data_index(
     out: Annotated[Path | None, typer.Option(help="Output folder; that of the tars.")] = None,
     processes: Processes = 1,
     part: PartOption = None,
+    ray: Ray = None,
 ) -> None:
     """Index existing tars: scan them once, write index and manifest. The tars stay as they are.
 
     Example: mmalign data index path/to/img2dataset --captions json:caption --language identify
     """
-    from mmalign.data.shards.index import index
+    from mmalign.data.shards.index import index, index_by_ray
     from mmalign.data.shards.scan import Rules
 
     if out is not None:
         check_writable(out, is_folder=True)
-    done = index(tars, Rules(captions, language, fallback), out, processes, part_of(part))
+    rules = Rules(captions, language, fallback)
+    if ray is None:
+        done = index(tars, rules, out, processes, part_of(part))
+    else:
+        check_alone(part)
+        done = index_by_ray(tars, rules, out, ray)
     if done is None:
         say_part(part, out)
     else:

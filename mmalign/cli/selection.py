@@ -10,6 +10,8 @@ from mmalign.cli.data import (
     DataSet,
     PartOption,
     Processes,
+    Ray,
+    check_alone,
     data_app,
     part_of,
     say_built,
@@ -32,15 +34,21 @@ def data_describe(
     near: Annotated[bool, typer.Option(help="Hash how images look; decodes all.")] = True,
     processes: Processes = 1,
     part: PartOption = None,
+    ray: Ray = None,
 ) -> None:
     """Write a table with one row per sample: sizes, hashes, and lengths and scripts of its captions.
 
     Example: mmalign data describe data/emoji_scenes/train --out samples.parquet
     """
-    from mmalign.data.select.describe import Options, describe
+    from mmalign.data.select.describe import Options, describe, describe_by_ray
 
     check_writable(out)
-    found = describe(folder, out, Options(near, identify, processes), part_of(part))
+    options = Options(near, identify, processes)
+    if ray is None:
+        found = describe(folder, out, options, part_of(part))
+    else:
+        check_alone(part)
+        found = describe_by_ray(folder, out, options, ray)
     _say_rows(out, found.samples, found.unusable)
 
 
@@ -52,17 +60,23 @@ def data_score(
     column: Annotated[str, typer.Option(help="Name of the column.")] = "clip_score",
     prompt_query: PromptQuery = None,
     part: PartOption = None,
+    ray: Ray = None,
 ) -> None:
     """Write a table with the similarity of every image and each of its captions.
 
     Example: mmalign data score data/emoji_scenes/train --model runs/demo --out scores.parquet
     """
-    from mmalign.evaluation.score import score
+    from mmalign.evaluation.score import score, score_by_ray
     from mmalign.models.load import load_model
 
     check_writable(out)
-    loaded = load_model(model, given_prompts(prompt_query, None))
-    _say_rows(out, *score(folder, out, loaded, column, part_of(part)))
+    prompts = given_prompts(prompt_query, None)
+    if ray is None:
+        done = score(folder, out, load_model(model, prompts), column, part_of(part))
+    else:
+        check_alone(part)
+        done = score_by_ray(folder, out, model, prompts, column, ray)
+    _say_rows(out, *done)
 
 
 def _say_rows(out: Path, samples: int, unusable: dict[str, int]) -> None:
@@ -88,6 +102,7 @@ def data_select(
     ] = None,
     processes: Processes = 1,
     part: PartOption = None,
+    ray: Ray = None,
 ) -> None:
     """Choose samples by side tables and rules; the new set names the tars of the old one and copies none.
 
@@ -95,7 +110,7 @@ def data_select(
     """
     from mmalign.core.config import apply_override, read_yaml, validate
     from mmalign.data.select.rules import SelectConfig
-    from mmalign.data.select.select import say_selected, select
+    from mmalign.data.select.select import say_selected, select, select_by_ray
 
     tree: dict[str, Any] = (
         read_yaml(rules := find_yaml(rules, "data_recipes/rules")) if rules else {}
@@ -108,7 +123,11 @@ def data_select(
         leaks = tree.get("leaks") or {}
         tree["leaks"] = {**leaks, "against": [*(leaks.get("against") or ()), *against]}
     config = validate(SelectConfig, tree, str(rules or "mmalign data select"))
-    found = select(folder, out, config, processes, part_of(part))
+    if ray is None:
+        found = select(folder, out, config, processes, part_of(part))
+    else:
+        check_alone(part)
+        found = select_by_ray(folder, out, config, ray)
     if found is None:
         say_part(part, out)
     else:

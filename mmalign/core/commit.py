@@ -193,6 +193,10 @@ def warning_of(what: str) -> Iterator[None]:
         sys.stderr.write(printable(f"warning: {what} ({why})") + "\n")
 
 
+class InUse(UserError):
+    """Another process holds a folder."""
+
+
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold a folder, which is made if needed, for this process alone.
@@ -200,7 +204,8 @@ def exclusive(folder: Path) -> Iterator[None]:
     The kernel holds the lock, so that of a killed process blocks nobody.
 
     Raises:
-        UserError: another process holds it, which is named by host and process id; or no file can be locked.
+        InUse: another process holds it, which is named by host and process id.
+        UserError: no file can be locked.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -211,7 +216,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0.5)  # not 0: a process that is just ending still has it for a moment
     except Timeout:
         who = holder.strip() or "another process"
-        raise UserError(f"{folder}: in use by {who}; wait until it ends, or stop it") from None
+        raise InUse(f"{folder}: in use by {who}; wait until it ends, or stop it") from None
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written or locked ({error.strerror}); name another folder"

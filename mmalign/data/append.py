@@ -110,18 +110,17 @@ def append_rows(config: RecipeConfig, out: Path, processes: int | None = None) -
     Raises:
         UserError: no built data set there, captions are withheld, or as `build`.
     """
-    manifests = {split: load_manifest(out / split) for split in _splits(out)}
-    if config.withhold or any(one.recipe.get("withhold") for one in manifests.values()):
-        raise UserError(
-            f"{out}: `withhold` chooses captions among all rows, so nothing can be appended; build another "
-            "data set, and list both in the run file"
-        )
+    splits, resolved = _splits(out), out.resolve()
     facts, respelled = config.for_manifest(), Counter[str]()
-    resolved = out.resolve()
     done = []
-    with work_folder(
-        resolved.with_name(f"{resolved.name}.appending"), facts["recipe_sha256"]
-    ) as work:
+    folder = resolved.with_name(f"{resolved.name}.appending")
+    with work_folder(folder, facts["recipe_sha256"]) as work:
+        manifests = {split: load_manifest(out / split) for split in splits}
+        if config.withhold or any(one.recipe.get("withhold") for one in manifests.values()):
+            raise UserError(
+                f"{out}: `withhold` chooses captions among all rows, so nothing can be appended; build "
+                "another data set, and list both in the run file"
+            )
         jobs = packing.jobs_of(config, work, respelled, _first_numbers(work, manifests))
         reports = build_shards(config, work, jobs, processes or usable_cores())
         remove_stale_files(work, reports)
@@ -196,26 +195,26 @@ def append_tars(out: Path, sources: Sequence[str], processes: int = 1) -> Append
     Raises:
         UserError: no tars there, or some at URLs and others not.
     """
-    manifest = load_manifest(out)
-    rules = Rules.from_json(_tree(out)["captions"])
-    known = {place_of(shard.path or str(out / shard.file)) for shard in manifest.shards}
-    tars = [tar for source in sources for tar in tars_of(source)]
-    new = [tar for tar in dict.fromkeys(tars) if place_of(tar) not in known]
-    of_urls = is_remote(manifest.shards[0].tar)
-    if other := next((tar for tar in new if is_remote(tar) != of_urls), None):
-        where = "at URLs" if of_urls else "on this machine"
-        raise UserError(f"{other}: the tars of {out} are {where}; index it in a folder of its own")
-    if not new:
-        return Appended(out, read_manifest(out), 0, len(tars))
-    jobs = jobs_of(new, out, rules, {shard.file for shard in manifest.shards})
     with exclusive(out / SCANS):
-        scans = scan_tars(jobs, processes)
-        shards = [job.shard for job in jobs]
-        added = out / SCANS / "appended.jsonl"
-        write_refusals(added, out, shards, scans)
-        _join_refusals(out / REFUSED, added)
-        info, files = index_info(manifest.name, rules, shards, scans)
-        grow(out, info, {REFUSED: flush(out / REFUSED), **files})
+        manifest = load_manifest(out)
+        rules = Rules.from_json(_tree(out)["captions"])
+        known = {place_of(shard.path or str(out / shard.file)) for shard in manifest.shards}
+        tars = [tar for source in sources for tar in tars_of(source)]
+        new = [tar for tar in dict.fromkeys(tars) if place_of(tar) not in known]
+        of_urls = is_remote(manifest.shards[0].tar)
+        if other := next((tar for tar in new if is_remote(tar) != of_urls), None):
+            where = "at URLs" if of_urls else "on this machine"
+            raise UserError(
+                f"{other}: the tars of {out} are {where}; index it in a folder of its own"
+            )
+        if new:
+            jobs = jobs_of(new, out, rules, {shard.file for shard in manifest.shards})
+            scans, shards = scan_tars(jobs, processes), [job.shard for job in jobs]
+            added = out / SCANS / "appended.jsonl"
+            write_refusals(added, out, shards, scans)
+            _join_refusals(out / REFUSED, added)
+            info, files = index_info(manifest.name, rules, shards, scans)
+            grow(out, info, {REFUSED: flush(out / REFUSED), **files})
     return Appended(out, read_manifest(out), len(new), len(tars) - len(new))
 
 
@@ -267,7 +266,8 @@ def _tree(folder: Path) -> dict[str, Any]:
 def _join_refusals(path: Path, added: Path) -> None:
     """Add what a file lists, and counts, of refusals to the file that lists those from before."""
     files = [one for one in (path, added) if one.is_file()]
-    lines = [line for one in files for line in one.read_text("utf-8").splitlines()]
+    # Not splitlines: texts in it may hold other line separators of Unicode.
+    lines = [line for one in files for line in one.read_text("utf-8").split("\n") if line]
     facts = [json.loads(line) for line in lines]
     # Each once: an append that was stopped may have added them.
     named = list(

@@ -15,6 +15,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mmalign.core.config import validate
 from mmalign.core.console import say, track
 from mmalign.core.errors import UserError
 from mmalign.core.languages import respelled_in_words
+from mmalign.core.ray_tasks import map_parts
 from mmalign.core.workers import map_in_processes, usable_cores
 from mmalign.data.packing import (
     REFUSED,
@@ -68,6 +70,14 @@ def build(
     with work_folder(_building(out), facts["recipe_sha256"]) as work:
         reports = build_shards(config, work, jobs_of(config, work, respelled), processes)
         return _complete(config, work, out, reports, respelled)
+
+
+def build_by_ray(config: RecipeConfig, out: Path, force: bool, address: str) -> list[Manifest]:
+    """As `build`, in parts that are tasks of the Ray cluster at an address, each in one process."""
+    if (manifests := _known(config.for_manifest(), out, force)) is not None:
+        return manifests
+    map_parts(partial(build, config, out, force, 1), address)
+    return merge(out)
 
 
 def merge(out: Path) -> list[Manifest]:

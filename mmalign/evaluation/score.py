@@ -9,6 +9,7 @@ LAION and DataComp filter. Samples that cannot be used have no row.
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,17 @@ import numpy as np
 from mmalign.core.batch import Pair
 from mmalign.core.batching import batched
 from mmalign.core.console import track
+from mmalign.core.ray_tasks import map_parts
 from mmalign.data.images import UndecodableImage, decode
 from mmalign.data.parts import Part
-from mmalign.data.select.tables import KEY, SHARD, write_table
+from mmalign.data.select.tables import KEY, SHARD, merge_tables, parts_of_table, write_table
 from mmalign.data.shards.folder import open_folder
 from mmalign.data.shards.jobs import read_shard, shard_jobs
 from mmalign.data.shards.reader import UnusableSample
 from mmalign.data.storage.remote import RemoteConfig
 from mmalign.models.encoder import BATCH_SIZE, DualModel
+from mmalign.models.load import load_model
+from mmalign.models.prompts import Side
 
 
 def score(
@@ -60,6 +64,38 @@ def score(
     facts = {"kind": "score", "data_sha256": manifest.sha256, "part": part, "model": model.facts}
     samples = write_table(out, [(column, float, True)], facts, parts())
     return samples, dict(reasons.most_common())
+
+
+def score_by_ray(
+    name: str | os.PathLike[str],
+    out: Path,
+    model: str,
+    prompts: dict[Side, str],
+    column: str,
+    address: str,
+) -> tuple[int, dict[str, int]]:
+    """As `score`, in parts that are tasks of the Ray cluster at an address, each on a GPU if there are any.
+
+    Args:
+        model, prompts: as `load_model` takes them; every task loads the model.
+    """
+    with parts_of_table(out) as folder:
+        work = partial(_score_part, name, folder, model, prompts, column)
+        done = map_parts(work, address, on_gpus=True)
+        samples = merge_tables(out, [str(folder)])
+    reasons = sum((Counter(lost) for _, lost in done), Counter[str]())
+    return samples, dict(reasons.most_common())
+
+
+def _score_part(
+    name: str | os.PathLike[str],
+    folder: Path,
+    model: str,
+    prompts: dict[Side, str],
+    column: str,
+    part: Part,
+) -> tuple[int, dict[str, int]]:
+    return score(name, folder / f"{part[0]}.parquet", load_model(model, prompts), column, part)
 
 
 def similarities(model: DualModel, pairs: list[Pair]) -> list[np.ndarray]:

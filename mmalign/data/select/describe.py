@@ -18,10 +18,18 @@ from typing import Any
 import numpy as np
 
 from mmalign.core.console import track
+from mmalign.core.ray_tasks import map_parts
 from mmalign.core.workers import map_in_processes
 from mmalign.data.identify import identifier, script_share
 from mmalign.data.parts import Part
-from mmalign.data.select.tables import KEY, SHARD, Column, write_table
+from mmalign.data.select.tables import (
+    KEY,
+    SHARD,
+    Column,
+    merge_tables,
+    parts_of_table,
+    write_table,
+)
 from mmalign.data.shards.folder import open_folder
 from mmalign.data.shards.jobs import Job, read_shard, shard_jobs
 from mmalign.data.shards.reader import UnusableSample
@@ -92,6 +100,23 @@ def describe(
     facts = {"kind": KIND, "data_sha256": manifest.sha256, "part": part, **asdict(options)}
     samples = write_table(out, columns, facts, parts())
     return Described(samples, dict(unusable.most_common()))
+
+
+def describe_by_ray(
+    name: str | os.PathLike[str], out: Path, options: Options, address: str
+) -> Described:
+    """As `describe`, in parts that are tasks of the Ray cluster at an address."""
+    with parts_of_table(out) as folder:
+        done = map_parts(partial(_describe_part, name, folder, options), address)
+        samples = merge_tables(out, [str(folder)])
+    unusable = sum((Counter(one.unusable) for one in done), Counter[str]())
+    return Described(samples, dict(unusable.most_common()))
+
+
+def _describe_part(
+    name: str | os.PathLike[str], folder: Path, options: Options, part: Part
+) -> Described:
+    return describe(name, folder / f"{part[0]}.parquet", options, part)
 
 
 def _describe_shard(options: Options, job: Job) -> tuple[dict[str, Any], Counter[str]]:

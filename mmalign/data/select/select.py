@@ -9,6 +9,7 @@ set. Memory: about 150 bytes per sample with one caption.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from mmalign.core.commit import check_writable, exclusive
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.core.languages import canonical_language
+from mmalign.core.ray_tasks import map_parts
 from mmalign.data.parts import Part, has_parts, interleave, read_parts, write_part
 from mmalign.data.select.balance import balance
 from mmalign.data.select.bounds import keep_bounds, tables_of
@@ -41,8 +43,26 @@ class Selected:
     captions: int
 
 
+def select_by_ray(name: str, out: Path, config: SelectConfig, address: str) -> Selected:
+    """As `select`, in parts that are tasks of the Ray cluster at an address.
+
+    Where a rule compares samples of all shards, only what is long is divided: looking at images and texts.
+    """
+    if _of_all_shards(config):
+        found = select(name, out, config, ray=address)
+        assert found is not None
+        return found
+    map_parts(partial(select, name, out, config), address)
+    return merge(out)
+
+
 def select(
-    name: str, out: Path, config: SelectConfig, processes: int = 1, part: Part = (0, 1)
+    name: str,
+    out: Path,
+    config: SelectConfig,
+    processes: int = 1,
+    part: Part = (0, 1),
+    ray: str | None = None,
 ) -> Selected | None:
     """Write the index and the manifest of the chosen samples; returns None for a part.
 
@@ -51,6 +71,7 @@ def select(
         processes: shards that are read at once, where images or texts must be looked at.
         part: (i, n): choose from the shards i, i + n, ... only, and write no manifest, which `merge` writes
             when all parts are done.
+        ray: address of the cluster that describes sets where a rule needs it.
 
     Raises:
         UserError: a table or a column is missing, `out` holds something else, nothing is left, or a part has
@@ -68,9 +89,8 @@ def select(
     with exclusive(out / WORK / f"part-{part[0]}" if part[1] > 1 else out / WORK):
         source = ChosenFrom.open(name, part)
         choice = Choice(source.captions_S)
-        _apply(
-            config, source, choice, Descriptions(source, out / WORK, config.tables, processes, part)
-        )
+        descriptions = Descriptions(source, out / WORK, config.tables, processes, part, ray)
+        _apply(config, source, choice, descriptions)
         removed = choice.removed()
         samples, captions = len(source.captions_S), int(source.captions_S.sum())
         if part[1] == 1:

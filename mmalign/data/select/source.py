@@ -16,7 +16,15 @@ import numpy as np
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.data.parts import Part
-from mmalign.data.select.describe import COLUMNS, HASHES, IDENTIFIED, KIND, Options, describe
+from mmalign.data.select.describe import (
+    COLUMNS,
+    HASHES,
+    IDENTIFIED,
+    KIND,
+    Options,
+    describe,
+    describe_by_ray,
+)
 from mmalign.data.select.tables import SampleKeys, facts_of, is_complete, read_table, table_files
 from mmalign.data.shards.folder import Folder, open_folder, read_file
 from mmalign.data.shards.manifest import MANIFEST, Manifest
@@ -90,6 +98,7 @@ class Descriptions:
     tables: Sequence[str]
     processes: int
     part: Part = (0, 1)  # of the set that is chosen from; test sets are described in full
+    ray: str | None = None  # address of the cluster that describes
     _known: dict[tuple[str, bool], str] = field(default_factory=dict)
 
     def of_set(self, column: str) -> str:
@@ -116,7 +125,11 @@ class Descriptions:
                 say(
                     f"{shown(name)}: is described first, in {kept} (as `mmalign data describe` does)"
                 )
-                describe(name, Path(kept), Options(near=near, processes=self.processes), part)
+                options = Options(near=near, processes=self.processes)
+                if self.ray is None:
+                    describe(name, Path(kept), options, part)
+                else:
+                    describe_by_ray(name, Path(kept), options, self.ray)
                 table = kept
             self._known[sha256, near] = table
         return self._known[sha256, near]

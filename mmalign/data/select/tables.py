@@ -9,14 +9,15 @@ of its captions. A key may occur in several shards, so a table with a column `sh
 """
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmalign.core.commit import replacing
+from mmalign.core.commit import replacing, temporary_folder
 from mmalign.core.errors import UserError, one_line
 from mmalign.data.parts import interleave
 from mmalign.data.shards.manifest import Manifest
@@ -119,6 +120,16 @@ def merge_tables(path: Path, parts: Sequence[str]) -> int:
                 table = one.read_row_group(group).cast(schema)
                 writer.write_table(table, row_group_size=max(1, len(table)))
         return sum(one.metadata.num_rows for one in opened)
+
+
+@contextmanager
+def parts_of_table(path: Path) -> Iterator[Path]:
+    """A folder beside a table for its parts, deleted at the end."""
+    folder = temporary_folder(path.absolute())
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def table_files(name: str) -> list[Path]:

@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mmalign.core.commit import check_writable, exclusive, flush
 from mmalign.core.console import say
 from mmalign.core.errors import UserError
 from mmalign.core.languages import respelled_in_words
+from mmalign.core.ray_tasks import map_parts
 from mmalign.data.identify import identifier
 from mmalign.data.parts import Part, has_parts, interleave, read_parts, write_part
 from mmalign.data.shards.foreign_tars import (
@@ -67,9 +69,7 @@ def index(
         UserError: no tars, none with a sample that can be used, or `out` holds something else.
     """
     tars = tars_of(source)
-    if out is None and is_remote(source):
-        raise UserError(f"{shown(source)}: is a URL; name a folder of this machine with --out")
-    out = out or Path(tars[0]).parent
+    out = _folder_of(source, tars, out)
     for model in rules.models:
         identifier(model)  # fails at once if the library or the model is missing
     if (out / MANIFEST).is_file() and not (out / REFUSED).is_file():  # made by a recipe
@@ -82,6 +82,21 @@ def index(
         return None
     with exclusive(out / SCANS):
         return _complete(out, rules, [job.shard for job in jobs], scan_tars(jobs, processes))
+
+
+def index_by_ray(
+    source: str, rules: Rules, out: Path | None, address: str
+) -> tuple[Manifest, Path]:
+    """As `index`, in parts that are tasks of the Ray cluster at an address."""
+    out = _folder_of(source, tars_of(source), out)
+    map_parts(partial(index, source, rules, out, 1), address)
+    return merge(out)
+
+
+def _folder_of(source: str, tars: Sequence[str], out: Path | None) -> Path:
+    if out is None and is_remote(source):
+        raise UserError(f"{shown(source)}: is a URL; name a folder of this machine with --out")
+    return out or Path(tars[0]).parent
 
 
 def merge(out: Path) -> tuple[Manifest, Path]:

@@ -255,8 +255,8 @@ def write_manifest(
         listed = {"table": table, "count": len(rows)}
         info = {**info, "format": TABLE_VERSION, "shards": listed}
     commit.write_manifest(folder, info, MANIFEST, files)
-    for other in folder.glob(TABLES):  # of an earlier version of the data set
-        if other.name not in files:
+    for other in folder.glob("shards*.safetensors"):  # of an earlier version of the data set
+        if TABLES.fullmatch(other.name) and other.name not in files:
             other.unlink()
 
 

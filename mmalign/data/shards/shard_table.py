@@ -19,6 +19,7 @@ with 100 languages take gigabytes in each process. The format is that of safeten
 
 import bisect
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from mmalign.core.commit import replacing
 from mmalign.data.shards.columns import Columns, Shard
 
 TABLE = "shards.safetensors"
-TABLES = "shards*.safetensors"  # a set that was appended to has a number in the name
+TABLES = re.compile(r"shards(-\d+)?\.safetensors")
+"""Its names: that of a set that was appended to has the number of shards."""
 Facts = dict[str, Any]
 """`size` in bytes and `sha256` of a file."""
 
