@@ -56,7 +56,7 @@ def _show_version(is_asked: bool) -> None:
         raise typer.Exit
 
 
-SEVERAL_PROCESSES = {"train", "embed", "eval"}  # verbs whose work several ranks divide
+SEVERAL_PROCESSES = {"train", "embed", "eval", "finetune"}  # verbs whose work several ranks divide
 
 
 @app.callback()

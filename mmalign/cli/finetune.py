@@ -36,18 +36,24 @@ def finetune(
     Example: mmalign finetune train/finetune/sib200.yaml --model intfloat/multilingual-e5-small
     --prompt-query 'query: ' --out runs/sib200
 
+    Example: torchrun --nproc-per-node 2 --no-python mmalign finetune train/finetune/sib200.yaml
+    --model xlm-roberta-base --out runs/sib200 trainable=all
+
     A file with `lexicon` in place of `task` moves words to their translations instead.
 
     Example: mmalign finetune train/finetune/lexical_injection.yaml --model runs/storybooks
     """
+    from mmalign.core import distributed
     from mmalign.text.jobs import headlines, name_of, read_job, run_job
 
     job = read_job(find_yaml(task, "train/finetune"), overrides or ())
     out = result_folder(model, f"finetune/{name_of(job)}", out)
+    distributed.start()
     results = run_job(job, model, out, given_prompts(prompt_query, prompt_passage))
     say_metrics(results, headlines(job, results))
     say(f"{out / 'results.json'}")
     note_command(Path(model))
+    distributed.stop()
 
 
 @app.command()

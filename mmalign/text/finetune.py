@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from mmalign.core import console
+from mmalign.core import console, distributed
 from mmalign.core.config import Seeds, apply_override_value, read_yaml, validate
 from mmalign.core.errors import Diverged, UserError
 from mmalign.models.load import OWN_PROMPTS, load_text_encoder
@@ -63,6 +63,8 @@ def finetune(
 ) -> Results:
     """Fine-tune a text encoder (what `load_text_encoder` takes); files as `run_seeds` writes them.
 
+    A collective: the ranks share the rows of every batch and of every test, and rank 0 writes.
+
     Raises:
         UserError: a task or a model that cannot be used, or training that diverges.
     """
@@ -91,8 +93,12 @@ def finetune(
         console.say(f"baseline: the {name} tower")
         baseline = [run_seed(untrained, task, config, seed, fits)[0] for seed in config.seeds]
         results.baselines[name] = mean_over_seeds(baseline)
-    results.write(out / "results.json")
-    shutil.rmtree(fits, ignore_errors=True)  # they were for a run that is stopped and started again
+
+    def write() -> None:
+        results.write(out / "results.json")
+        shutil.rmtree(fits, ignore_errors=True)  # for a run that is stopped and started again
+
+    distributed.on_main(write)
     return results
 
 

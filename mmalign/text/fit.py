@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mmalign.core import distributed
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.text.causality.config import CausalityConfig
@@ -37,7 +38,7 @@ def fit(
     label: str | None = None,
     fits: Path | None = None,
 ) -> Fitted:
-    """Train a model of the task; `tower` itself does not change.
+    """Train a model of the task; `tower` itself does not change. A collective.
 
     Args:
         label: beside the progress bar; none: the task's name.
@@ -45,7 +46,7 @@ def fit(
             a training that was stopped goes on. Unused with `oracle`, which looks at the tests.
 
     Raises:
-        UserError: training diverges, or method and task do not go together.
+        UserError: training diverges, method and task do not go together, or ranks differ in what they read.
     """
     _check_causality(task, config)
     # A loss that is not finite would ask for a lower `lr`; a few texts tell whether the tower is at fault.
@@ -54,12 +55,11 @@ def fit(
     history: dict[str, Any] = {"steps": 0, "kept_step": 0, "train_loss": []}
     if not task.train:  # retrieval
         return Fitted(build_model(tower, task, config.pairs, config.hidden).eval(), history)
-    kept = None
-    if fits is not None and not config.oracle:
-        settings = config.model_dump(mode="json", include=set(FitConfig.model_fields))
-        kept = KeptFit(fits, fit_key(tower, task, settings, seed))
+    kept = _kept_fit(tower, task, config, seed, fits)
     finished = kept.finished() if kept else None
     started = kept.progress() if kept and finished is None else None
+    found = "finished" if finished else started and started["done"]
+    distributed.must_agree(found, f"{fits}: what is kept of a training")
     if started:  # perhaps on other hardware, where `auto` chooses another one
         config = config.model_copy(update={"precision": started["history"]["precision"]})
     model = _new_model(tower, task, config)
@@ -77,6 +77,24 @@ def fit(
     if config.trainable == "lora":
         merge_lora(model.tower)
     return training.fitted
+
+
+def _kept_fit(
+    tower: TextEncoder, task: Task, config: FitConfig, seed: int, fits: Path | None
+) -> KeptFit | None:
+    several = distributed.world_size() > 1
+    is_kept = fits is not None and not config.oracle
+    if not (several or is_kept):
+        return None
+    settings = config.model_dump(mode="json", include=set(FitConfig.model_fields))
+    key = fit_key(tower, task, settings, seed)
+    distributed.must_agree(key, f"task `{task.name}`: tower, rows or settings")
+    if several and task.kind == "retrieval":
+        raise UserError(
+            f"task `{task.name}`: retrieval compares all candidates of a batch, so it is trained in one "
+            "process; leave torchrun out"
+        )
+    return KeptFit(fits, key) if fits is not None and is_kept else None
 
 
 def copy_of(tower: TextEncoder) -> TextEncoder:

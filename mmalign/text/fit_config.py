@@ -33,8 +33,9 @@ class FitConfig(Section):
     repeats: int = Field(default=1, ge=1)
     """Times that an epoch goes through the training rows: as many steps as RS-DA with so many copies."""
     batch_size: int = Field(default=32, ge=1)
+    """Rows of a step, those of all ranks together."""
     micro_batch: int | None = Field(default=None, ge=1)
-    """Rows of a batch that go through the encoder at once; their gradients add up to those of the batch."""
+    """Rows of a batch that go through the encoder of a rank at once; gradients add up to the batch's."""
     max_length: int | None = Field(default=None, ge=8)
     """Where sequences are cut, in tokens; none: where the tower cuts them."""
     class_weights: Literal["balanced"] | None = None

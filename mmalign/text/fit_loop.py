@@ -1,12 +1,20 @@
 """The loop of a fit: batches, steps, checks on dev, and the state that a stopped fit goes on from.
 
-A small loop of plain torch in one process: tasks have thousands of rows, and the engine is for pretraining.
+A small loop of plain torch: tasks have thousands of rows, and the engine is for pretraining. Several ranks
+(torchrun) share the rows of every batch:
+
+    batch -> rows r, r + ranks, ... -> gradients of their loss -> summed over ranks -> one step on all
+
+The gradient is that of one process up to rounding, but for what is drawn at random: each rank has its own
+dropout and noise. A mean over words or pairs of a batch (consistency of tagging, contrast) is one over the
+rows of a rank, as with `micro_batch` over those of a part.
 """
 
 import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -14,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmalign.core import console
+from mmalign.core import console, distributed
 from mmalign.core.batching import batched
 from mmalign.core.errors import Diverged, UserError
 from mmalign.models.text_encoder import TextEncoder
@@ -79,9 +87,11 @@ class Training:
         self._checks = _Checks(self.fitted, task, config.oracle)
         # Three sources of random numbers (torch's global one draws dropout), so that none moves another.
         self._noise = torch.Generator(self.model.tower.device).manual_seed(seed)
-        self._texts = np.random.default_rng((seed, 1))
+        self._texts = np.random.default_rng((seed, 1))  # the same on all ranks
         self._seed = seed
         self._done = 0  # steps
+        if distributed.rank():
+            self._seed_rank()
         self._losses: list[float] = []  # since the last check
 
     def run(self, label: str, kept: KeptFit | None) -> dict[str, Tensor]:
@@ -98,12 +108,14 @@ class Training:
                 if config.patience is not None and self._checks.worse >= config.patience:
                     self.fitted.history["steps"] = self._done
                     break
-            if kept and time.monotonic() - saved > SAVE_SECONDS:
-                kept.save_progress(self.state())
+            # Rank 0 decides: clocks differ.
+            if kept and distributed.on_main(partial(_is_due, saved)):
+                state = self.state()
+                distributed.on_main(partial(kept.save_progress, state))
                 saved = time.monotonic()
         weights = self._checks.kept or _trained(self.model)
         if kept:
-            kept.finish(weights, self.fitted.history)
+            distributed.on_main(partial(kept.finish, weights, self.fitted.history))
         return weights
 
     def _step(self, examples: list[Example]) -> None:
@@ -112,8 +124,9 @@ class Training:
         model.tower.train(config.trainable != "head")  # a fixed tower has no dropout either
         trained = [one for one in model.parameters() if one.requires_grad]
         rows = self._augment(examples, self._texts)
+        mine = rows[distributed.rank() :: distributed.world_size()]
         done, mean = 0, 0.0
-        for part in batched(rows, config.micro_batch or len(rows)):
+        for part in batched(mine, config.micro_batch or len(rows)):
             # A method adds the gradients of a part's mean loss: those of the parts before are scaled up
             # first and all of them down afterwards, which leaves the mean over all rows.
             _scale_gradients(trained, done / len(part))
@@ -121,7 +134,7 @@ class Training:
             _scale_gradients(trained, len(part) / (done + len(part)))
             mean = (mean * done + loss * len(part)) / (done + len(part))
             done += len(part)
-        self._losses.append(mean)
+        self._losses.append(_sum_over_ranks(trained, mean, len(mine) / len(rows)))
         nn.utils.clip_grad_norm_(trained, _MAX_GRADIENT_NORM)
         self._optimizer.step()
         # The fused kernel does not count its changes of the weights, by which features are cached.
@@ -139,13 +152,15 @@ class Training:
         self._losses.clear()
 
     def state(self) -> dict[str, Any]:
-        """All that changes from step to step, for `load_state`."""
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        """All that changes from step to step, for `load_state`. A collective."""
+        device = self.model.tower.device
+        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        own = [torch.get_rng_state(), self._noise.get_state(), cuda]
         return {
             "model": _trained(self.model),
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
-            "random": [torch.get_rng_state(), self._noise.get_state(), cuda],
+            "random": distributed.gather_objects(own),
             "texts": json.dumps(self._texts.bit_generator.state),
             "done": self._done,
             "losses": self._losses,
@@ -157,15 +172,29 @@ class Training:
         self.model.load_state_dict(state["model"], strict=False)
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
-        own, noise, cuda = state["random"]
-        torch.set_rng_state(own)
-        self._noise.set_state(noise)
-        if cuda and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(cuda)
         self._texts.bit_generator.state = json.loads(state["texts"])
         self._done, self._losses = state["done"], state["losses"]
         self.fitted.history.update(state["history"])
         self._checks.load_state(state["checks"])
+        if distributed.rank() >= len(state["random"]):  # there are more ranks than before
+            self._seed_rank()
+            return
+        own, noise, cuda = state["random"][distributed.rank()]
+        torch.set_rng_state(own)
+        self._noise.set_state(noise)
+        if cuda is not None and self.model.tower.device.type == "cuda":
+            torch.cuda.set_rng_state(cuda, self.model.tower.device)
+
+    def _seed_rank(self) -> None:
+        # Dropout and noise of a rank behind the first, from here on. Rank 0 draws what one process draws.
+        words = np.random.SeedSequence((self._seed, distributed.rank(), self._done))
+        seed = int(words.generate_state(1)[0])
+        torch.manual_seed(seed)
+        self._noise.manual_seed(seed)
+
+
+def _is_due(saved: float) -> bool:
+    return time.monotonic() - saved > SAVE_SECONDS
 
 
 def _trained(model: TaskModel) -> dict[str, Tensor]:
@@ -177,6 +206,25 @@ def _scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
     gradients = [one.grad for one in parameters if one.grad is not None]
     if gradients and factor != 1:
         torch._foreach_mul_(gradients, factor)
+
+
+def _sum_over_ranks(parameters: Sequence[nn.Parameter], loss: float, share: float) -> float:
+    """Make gradients and loss of a rank's rows those of the batch, of which they are `share`."""
+    if distributed.world_size() == 1:
+        return loss
+    _scale_gradients(parameters, share)
+    # A rank without rows has no gradients; what has none on any rank stays without, as in one process.
+    has_own = [float(one.grad is not None) for one in parameters]
+    facts = torch.tensor([loss * share, *has_own], dtype=torch.float64)
+    total, *has_gradient = distributed.sum_over_ranks(facts).tolist()
+    waits = []
+    for one, has in zip(parameters, has_gradient, strict=True):
+        if has:
+            one.grad = torch.zeros_like(one) if one.grad is None else one.grad
+            waits.append(distributed.start_sum_(one.grad))
+    for wait in waits:
+        wait()
+    return float(total)
 
 
 def _add_gradients(

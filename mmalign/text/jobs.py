@@ -6,11 +6,14 @@ YAML with `lexicon:`  -> LexicalInjectionConfig  words moved to their translatio
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mmalign.core import distributed
 from mmalign.core.commit import check_writable
 from mmalign.core.config import apply_override, read_yaml, validate
+from mmalign.core.errors import UserError
 from mmalign.evaluation.lexical_probe import HELD_OUT, PRECISION
 from mmalign.models.load import OWN_PROMPTS
 from mmalign.models.prompts import Side
@@ -61,13 +64,19 @@ def run_job(job: Job, model: str, out: Path, prompts: Mapping[Side, str] = OWN_P
         UserError: `out` cannot be written, which is known before any work; and as the two kinds of job.
     """
     # Before a model is loaded and words are probed: training may take hours.
+    distributed.on_main(partial(_check_outputs, job, out))
+    if isinstance(job, LexicalInjectionConfig):
+        if distributed.world_size() > 1:
+            raise UserError("a lexical injection runs in one process; leave torchrun out")
+        return inject.inject(job, model, out, prompts)
+    return finetune.finetune(job, model, out, prompts)
+
+
+def _check_outputs(job: Job, out: Path) -> None:
     check_writable(out / "config.yaml")
     for folder in (out, *(out / f"seed-{seed}" for seed in job.seeds if len(job.seeds) > 1)):
         check_writable(folder / "results.json")
         check_writable(folder / "tower", is_folder=True)
-    if isinstance(job, LexicalInjectionConfig):
-        return inject.inject(job, model, out, prompts)
-    return finetune.finetune(job, model, out, prompts)
 
 
 def headlines(job: Job, results: Results) -> list[str]:

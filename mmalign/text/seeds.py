@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mmalign.core import distributed
 from mmalign.core.code_version import code_version
 from mmalign.core.commit import committed_folder, sha256_of, write_atomic
 from mmalign.core.config import Section, write_yaml
@@ -22,7 +24,7 @@ def run_seeds(
     data: Sequence[Mapping[str, Any]],
     run: Callable[[int], tuple[Results, TextEncoder | TaskModel]],
 ) -> list[Results]:
-    """Train once per seed and write `config.yaml` and `tower/` to `out`; the results of each seed.
+    """Train once per seed; rank 0 writes `config.yaml` and `tower/` to `out`. The results of each seed.
 
     With several seeds, `tower/` and `results.json` of each are in `out/seed-<seed>/`. What an earlier run
     left in `out` is replaced. The caller writes `out/results.json`, last.
@@ -32,10 +34,9 @@ def run_seeds(
         task, data: the name of the task or lexicon and its files, recorded beside the weights.
         run: trains and measures one seed.
     """
-    runs: list[Results] = []
-    for seed in seeds:
-        results, trained = run(seed)
-        if not runs:
+
+    def write(seed: int, results: Results, trained: TextEncoder | TaskModel) -> None:
+        if seed == seeds[0]:
             # Only now, so that training that fails leaves an earlier result as it was. The old results go
             # before the new tower comes, so that the two never belong to different runs.
             out.mkdir(parents=True, exist_ok=True)
@@ -54,6 +55,11 @@ def run_seeds(
             trained.save(place)
         if len(seeds) > 1:
             results.write(folder / "results.json")
+
+    runs: list[Results] = []
+    for seed in seeds:
+        results, trained = run(seed)
+        distributed.on_main(partial(write, seed, results, trained))
         runs.append(results)
     return runs
 

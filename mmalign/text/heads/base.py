@@ -10,19 +10,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mmalign.core import distributed
 from mmalign.core.batching import length_sorted_batches
 from mmalign.core.commit import write_json
 from mmalign.core.errors import UserError
 from mmalign.models.text_encoder import TextEncoder, Tokens
 from mmalign.text.scores import Prediction
 from mmalign.text.tasks.task import Example
+
+T = TypeVar("T")
 
 # Large but finite, for logits that must never win: with minus infinity, differences and gradients
 # would not be numbers.
@@ -91,28 +94,32 @@ class TaskModel(nn.Module, ABC):
         return self.logits(self.tower.states(batch.tokens), batch)
 
     def predict(self, examples: Sequence[Example]) -> list[Prediction]:
-        """One prediction per example, in their order; without dropout."""
+        """One prediction per example, in their order; without dropout. A collective."""
         return self.predict_with_loss(examples)[0]
 
     @torch.no_grad()
     def predict_with_loss(self, examples: Sequence[Example]) -> tuple[list[Prediction], float]:
-        """One prediction per example, and the mean loss, which is 0 without examples."""
-        found: list[Prediction] = [""] * len(examples)
+        """One prediction per example, and the mean loss, which is 0 without examples. A collective."""
+        mine = _of_this_rank(examples)
+        found: list[Prediction] = [""] * len(mine)
         total = 0.0
-        for numbers, logits, batch in self.evaluate(examples):
+        for numbers, logits, batch in self.evaluate(mine):
             # In float64, so that the sum hardly depends on how the examples fall into batches.
             total += self.losses(logits, batch).double().sum().item()
             for number, prediction in zip(numbers, self.decode(logits, batch), strict=True):
                 found[number] = prediction
-        return found, total / max(1, len(examples))
+        every, totals = _of_all_ranks(found, total, len(examples))
+        return every, sum(totals) / max(1, len(examples))
 
     @torch.no_grad()
     def probabilities(self, examples: Sequence[Example]) -> Tensor:
-        """(n, K) on the host: the softmax of logits that have one row per example."""
+        """(n, K) on the host: the softmax of logits that have one row per example. A collective."""
         parts: dict[int, Tensor] = {}
-        for numbers, logits, _ in self.evaluate(examples):
+        mine = _of_this_rank(examples)
+        for numbers, logits, _ in self.evaluate(mine):
             parts |= dict(zip(numbers, logits.float().softmax(-1).cpu(), strict=True))
-        return torch.stack([parts[number] for number in range(len(examples))])
+        every, _ = _of_all_ranks([parts[i] for i in range(len(mine))], 0.0, len(examples))
+        return torch.stack(every)
 
     def batches(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], TaskBatch]]:
         """The examples in batches of like length, so that little is padded; numbers and batch."""
@@ -136,6 +143,24 @@ class TaskModel(nn.Module, ABC):
         head = {name: t.detach().cpu().clone() for name, t in self.head.state_dict().items()}
         save_file(head, folder / "head.safetensors")
         write_json(folder / "head.json", {"kind": type(self).__name__, **self.description()})
+
+
+def _of_this_rank(examples: Sequence[Example]) -> Sequence[Example]:
+    ranks = distributed.world_size()
+    return examples if ranks == 1 else examples[distributed.rank() :: ranks]
+
+
+def _of_all_ranks(mine: list[T], total: float, count: int) -> tuple[list[T], list[float]]:
+    """What all ranks have of the examples, in their order, and the totals of the ranks."""
+    ranks = distributed.world_size()
+    if ranks == 1:
+        return mine, [total]
+    every: list[Any] = [None] * count
+    parts = distributed.gather_objects((mine, total, count))
+    for rank, (of_rank, _, of_count) in enumerate(parts):
+        assert of_count == count, "the ranks predict other examples"
+        every[rank::ranks] = of_rank
+    return every, [one for _, one, _ in parts]
 
 
 def check_alignable(tower: TextEncoder) -> None:
