@@ -28,13 +28,14 @@ _PRELOADED = [
 ]
 
 
-def _context() -> Any:
+def context() -> Any:
+    """Of multiprocessing, whose processes are forks of the one that has imported everything."""
     # A fork cannot use a GPU whose driver its parent has looked at.
     if torch.cuda.is_available():
         return mp.get_context("spawn")
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    return context
+    forks = mp.get_context("forkserver")
+    forks.set_forkserver_preload(_PRELOADED)
+    return forks
 
 
 def _join(processes: list[Any]) -> list[int]:
@@ -55,10 +56,9 @@ def run_ranks(world_size: int, function: Callable[..., Any], folder: Path, *args
             needed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    context = _context()
     codes = _join(
         [
-            context.Process(target=_run_rank, args=(rank, world_size, function, folder, args))
+            context().Process(target=_run_rank, args=(rank, world_size, function, folder, args))
             for rank in range(world_size)
         ]
     )
@@ -112,7 +112,7 @@ def run_command(arguments: Sequence[str], folder: Path, ranks: int = 1) -> Done:
     outputs = [folder / f".output-{rank}" for rank in range(ranks)]
     codes = _join(
         [
-            _context().Process(
+            context().Process(
                 target=_run_command,
                 args=(
                     list(arguments),
