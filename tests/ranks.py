@@ -7,6 +7,7 @@ starts in milliseconds instead of seconds, and contains nothing of another test.
 import gc
 import multiprocessing as mp
 import os
+import resource
 import socket
 import sys
 import traceback
@@ -103,8 +104,14 @@ class Done(NamedTuple):
     stderr: str
 
 
-def run_command(arguments: Sequence[str], folder: Path, ranks: int = 1) -> Done:
-    """`mmalign ARGUMENTS` in `folder`, on ranks that get the environment that torchrun gives them."""
+def run_command(
+    arguments: Sequence[str], folder: Path, ranks: int = 1, most_files: int | None = None
+) -> Done:
+    """`mmalign ARGUMENTS` in `folder`, on ranks that get the environment that torchrun gives them.
+
+    Args:
+        most_files: that a rank may have open.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -121,6 +128,7 @@ def run_command(arguments: Sequence[str], folder: Path, ranks: int = 1) -> Done:
                     {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
                     if ranks > 1
                     else {},
+                    most_files,
                 ),
             )
             for rank in range(ranks)
@@ -131,8 +139,14 @@ def run_command(arguments: Sequence[str], folder: Path, ranks: int = 1) -> Done:
 
 
 def _run_command(
-    arguments: list[str], folder: Path, output: Path, environment: dict[str, str]
+    arguments: list[str],
+    folder: Path,
+    output: Path,
+    environment: dict[str, str],
+    most_files: int | None,
 ) -> None:
+    if most_files is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     # The descriptors themselves: libraries write to them without Python.
     for descriptor, stream in ((1, "out"), (2, "err")):
         with output.with_suffix(f".{stream}").open("w") as file:
