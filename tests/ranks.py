@@ -7,6 +7,7 @@ starts in milliseconds instead of seconds, and contains nothing of another test.
 import gc
 import multiprocessing as mp
 import os
+import resource
 import socket
 import sys
 import traceback
@@ -29,13 +30,14 @@ _PRELOADED = [
 ]
 
 
-def _context() -> Any:
+def context() -> Any:
+    """Of multiprocessing, whose processes are forks of the one that has imported everything."""
     # A fork cannot use a GPU whose driver its parent has looked at.
     if torch.cuda.is_available():
         return mp.get_context("spawn")
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    return context
+    forks = mp.get_context("forkserver")
+    forks.set_forkserver_preload(_PRELOADED)
+    return forks
 
 
 def _join(processes: list[Any]) -> list[int]:
@@ -56,10 +58,9 @@ def run_ranks(world_size: int, function: Callable[..., Any], folder: Path, *args
             needed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    context = _context()
     codes = _join(
         [
-            context.Process(target=_run_rank, args=(rank, world_size, function, folder, args))
+            context().Process(target=_run_rank, args=(rank, world_size, function, folder, args))
             for rank in range(world_size)
         ]
     )
@@ -109,11 +110,16 @@ def run_command(
     folder: Path,
     ranks: int = 1,
     variables: Mapping[str, str] = MappingProxyType({}),
+    most_files: int | None = None,
 ) -> Done:
     """`mmalign ARGUMENTS` in `folder`, on ranks that get the environment that torchrun gives them.
 
-    Args:
-        variables: more of their environment.
+        Args:
+    <<<<<<< HEAD
+            variables: more of their environment.
+    =======
+            most_files: that a rank may have open.
+    >>>>>>> tests15
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -122,7 +128,7 @@ def run_command(
     outputs = [folder / f".output-{rank}" for rank in range(ranks)]
     codes = _join(
         [
-            _context().Process(
+            context().Process(
                 target=_run_command,
                 args=(
                     list(arguments),
@@ -131,6 +137,7 @@ def run_command(
                     {**variables, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
                     if ranks > 1
                     else dict(variables),
+                    most_files,
                 ),
             )
             for rank in range(ranks)
@@ -141,8 +148,14 @@ def run_command(
 
 
 def _run_command(
-    arguments: list[str], folder: Path, output: Path, environment: dict[str, str]
+    arguments: list[str],
+    folder: Path,
+    output: Path,
+    environment: dict[str, str],
+    most_files: int | None,
 ) -> None:
+    if most_files is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     # The descriptors themselves: libraries write to them without Python.
     for descriptor, stream in ((1, "out"), (2, "err")):
         with output.with_suffix(f".{stream}").open("w") as file:

@@ -1,13 +1,12 @@
 """Artefacts of mmalign 0.1.0 can be read, resumed, evaluated and exported (see artefacts/README.md)."""
 
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ranks import run_command
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -67,8 +66,8 @@ def test_a_run_resumes_and_reaches_the_same_weights(folder: Path) -> None:
     shutil.rmtree(last)
     (folder / "run/checkpoints/LATEST").write_text("step-000000003\n")
     # In its own process, because training joins a process group until the process ends.
-    command = [sys.executable, "-m", "mmalign", "train", "run.yaml", "--out", "run"]
-    subprocess.run(command, check=True, timeout=600)
+    done = run_command(["train", "run.yaml", "--out", "run"], folder)
+    assert done.returncode == 0, done.stderr
     resumed = load_file(last / "model.safetensors")
     assert resumed.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -94,6 +93,7 @@ def test_results_are_read_and_measured_again(folder: Path) -> None:
     run("report", "run")
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_fine_tuned_tower_is_exported(folder: Path) -> None:
     run("export", "tuned", "--format", "sentence-transformers", "--out", "published")
     assert (folder / "published/modules.json").is_file()

@@ -5,8 +5,6 @@ A block of commands is preceded by `<!-- test: run -->`, `<!-- test: parse -->` 
 
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import click
 import pytest
 import typer
+from ranks import run_command
 from typer.testing import CliRunner
 
 from mmalign.cli import app
@@ -118,6 +117,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("in_this_process", "forked_study")
 @pytest.mark.parametrize("guide", ORDER)
 def test_the_commands_of_a_guide_run_on_small_data(
     guide: str, checkout: Path, monkeypatch: pytest.MonkeyPatch
@@ -135,7 +135,8 @@ def test_the_commands_of_a_guide_run_on_small_data(
 
 def run(words: list[str]) -> None:
     if words[0] == "train":
-        subprocess.run([sys.executable, "-m", "mmalign", *words], check=True, timeout=600)
+        done = run_command(words, Path.cwd())
+        assert done.returncode == 0, (words, done.stderr)
         return
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, (words, result.output, result.exception)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ranks import run_command
+
 ROOT = Path(__file__).parents[2]
 POSIX = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 MMALIGN = (sys.executable, "-m", "mmalign")
@@ -77,6 +79,7 @@ def test_outputs_are_refused_before_the_scan(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     missing = str(tmp_path / "no set")
     for option, verb in (("--json", "verify"), ("--json", "stats"), ("--picture", "stats")):
-        done = mmalign("data", verb, missing, option, str(tmp_path / "file" / "x.svg"))
+        arguments = ["data", verb, missing, option, str(tmp_path / "file" / "x.svg")]
+        done = run_command(arguments, tmp_path)
         assert done.returncode == 1
         assert "x.svg: cannot be written (Not a directory" in done.stderr

@@ -6,16 +6,15 @@ from typing import NamedTuple
 
 import huggingface_hub.constants
 import huggingface_hub.utils._http
-import numpy as np
 import pytest
-from export_cases import build_encoder
+from export_cases import build_encoder, load_in_this_process
 from hub_server import TOKEN, Hub, running_hub
 from tiny import tiny_run
 from typer.testing import CliRunner
 
 from mmalign.cli import app
 from mmalign.core.config import read_yaml, write_yaml
-from mmalign.export import loaders, verify
+from mmalign.export import verify
 from mmalign.models.encoder import Encoder
 
 SHARED = ("sentence-transformers", "open_clip", "onnx")
@@ -32,27 +31,17 @@ class Exported(NamedTuple):
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Each library has loaded the folder in a process of its own."""
+    """Each library has loaded the folder, in this process."""
     encoder = build_encoder()
     run = tiny_run(tmp_path_factory.mktemp("exported") / "run", encoder.model)
     tree = {**read_yaml(run / "config.yaml"), "model": encoder.config.model_dump(mode="json")}
     (run / "config.yaml").write_text(write_yaml(tree), encoding="utf-8")
     arguments = [item for name in SHARED for item in ("--format", name)]
-    result = CliRunner().invoke(app, ["export", str(run), *arguments])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "run_loader", load_in_this_process)
+        result = CliRunner().invoke(app, ["export", str(run), *arguments])
     assert result.exit_code == 0, result.output
     return Exported(run, encoder, run / "export", result.output)
-
-
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The libraries load an export here, which saves a start of each; `exported` starts the processes."""
-
-    def run(loader: verify.Loader, folder: Path, probes: Path) -> dict[str, np.ndarray]:
-        texts = loaders.read_json(probes / "texts.json")
-        found = getattr(loaders, loader.package)(folder, texts, probes)
-        return {name: np.asarray(one) for name, one in found.items()}
-
-    monkeypatch.setattr(verify, "run_loader", run)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from mmalign.export.build import FORMATS, export, write_files
 from mmalign.export.licenses import License
 from mmalign.export.sentence_transformers import write_sentence_transformers
 from mmalign.export.source import Source
+from mmalign.export.verify import LOADERS, verify_export
 from mmalign.models.encoder import load_encoder
 from mmalign.results.results import Results
 
@@ -26,7 +27,7 @@ SHARED = ("sentence-transformers", "open_clip", "onnx")
 
 @pytest.fixture
 def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the processes of the other libraries, which the fixture `exported` starts."""
+    """Without the other libraries, which the fixture `exported` has load it."""
     monkeypatch.setattr(build, "verify_export", lambda source, folder, formats: {})
 
 
@@ -40,6 +41,12 @@ def test_a_run_is_exported_in_three_formats_and_loads_from_each(exported: Any) -
         theirs = mmalign.load(f"{prefix}{exported.folder}").encode_texts(TEXTS)
         assert np.abs(theirs - expected).max() <= 1e-5, prefix
     assert np.abs(mmalign.load(str(exported.run)).encode_texts(TEXTS) - expected).max() == 0
+
+
+def test_each_library_loads_it_in_a_process_of_its_own(exported: Any) -> None:
+    differences = verify_export(source_of(exported.encoder), exported.folder, SHARED)
+    assert differences.keys() == {loader.library for name in SHARED for loader in LOADERS[name]}
+    assert max(differences.values()) <= 1e-5
 
 
 @pytest.mark.usefixtures("unverified")

@@ -1,13 +1,11 @@
 """From lineage.json back to every shard: each hash on the way is that of the file it names."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from run_cases import mmalign
 from shard_sets import make_set
 from tiny import MODEL, tiny_run
 
@@ -33,26 +31,6 @@ RUN = {
 }
 
 
-# Runs commands one after another, each in a fork: the libraries are imported once for all.
-FORKS = """
-import json, os, sys
-import mmalign.training.loop, torch.distributed, transformers, timm
-from mmalign.cli import app
-for arguments in json.loads(sys.argv[1]):
-    child = os.fork()
-    if child == 0:
-        app(arguments)
-    assert os.waitpid(child, 0)[1] == 0, arguments
-"""
-
-
-def run_commands(folder: Path, *commands: list[str]) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", FORKS, json.dumps(commands)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, a run on them, and a run from its weights."""
@@ -60,7 +38,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = {"train": [str(make_set(home / "data", 10))], "workers": 0}
     (home / "run.yaml").write_text(write_yaml({**RUN, "data": data}))
     train = ["train", "run.yaml", "--out"]
-    run_commands(home, [*train, "first"], [*train, "second", f"init_from={home / 'first'}"])
+    mmalign(*train, "first", folder=home)
+    mmalign(*train, "second", f"init_from={home / 'first'}", folder=home)
     return home
 
 

@@ -147,36 +147,48 @@ def test_a_broken_first_line_ends_nothing(server: SearchServer) -> None:
     assert request(server, "GET", "/")[0].status == 200
 
 
-def raw(server: SearchServer, request: bytes) -> bytes:
-    """All that the server answers on one connection, until it closes it or is silent."""
-    answered = b""
-    with socket.create_connection(server.listener.getsockname(), timeout=3) as connection:
-        connection.sendall(request)
-        with contextlib.suppress(TimeoutError, ConnectionResetError):
-            while part := connection.recv(100_000):
-                answered += part
-    return answered
+def raw(server: SearchServer, *requests: bytes) -> list[bytes]:
+    """All that the server answers to each on a connection of its own, until it closes them or is silent."""
+    address, answers = server.listener.getsockname(), []
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(socket.create_connection(address)) for _ in requests]
+        for connection, request in zip(connections, requests, strict=True):
+            connection.sendall(request)
+        silent_at = time.monotonic() + 3
+        for connection in connections:
+            answered = b""
+            with contextlib.suppress(TimeoutError, ConnectionResetError):
+                while True:
+                    connection.settimeout(max(0.1, silent_at - time.monotonic()))
+                    if not (part := connection.recv(100_000)):
+                        break
+                    answered += part
+            answers.append(answered)
+    return answers
 
 
-@pytest.mark.parametrize("target", ["/picture/0", "/search?q=dog", "/nowhere"])
-def test_the_body_of_a_get_is_no_second_request(server: SearchServer, target: str) -> None:
+def test_the_body_of_a_get_is_no_second_request(server: SearchServer) -> None:
     host = f"Host: localhost:{server.listener.getsockname()[1]}\r\n"
     second = f"GET /picture/1 HTTP/1.1\r\n{host}\r\n"
-    for length in (f"Content-Length: {len(second)}", "Transfer-Encoding: chunked"):
-        body = second if "Length" in length else f"{len(second):x}\r\n{second}\r\n0\r\n\r\n"
-        first = f"GET {target} HTTP/1.1\r\n{host}{length}\r\n\r\n"
-        assert raw(server, (first + body).encode()).count(b"HTTP/1.1 ") == 1
+    chunk = f"{len(second):x}\r\n{second}\r\n0\r\n\r\n"
+    length = f"Content-Length: {len(second)}\r\n"
     # A length that is given twice could be read in two ways.
-    twice = (
-        f"GET {target} HTTP/1.1\r\n{host}Content-Length: 0\r\nContent-Length: {len(second)}\r\n\r\n"
-    )
-    answer = raw(server, (twice + second).encode())
-    assert answer.startswith(b"HTTP/1.1 400") and answer.count(b"HTTP/1.1 ") == 1
+    bodies = {
+        f"{length}\r\n{second}": b"",
+        f"Transfer-Encoding: chunked\r\n\r\n{chunk}": b"",
+        f"Content-Length: 0\r\n{length}\r\n{second}": b"400",
+    }
+    targets = ("/picture/0", "/search?q=dog", "/nowhere")
+    cases = [(target, body) for target in targets for body in bodies]
+    sent = [f"GET {target} HTTP/1.1\r\n{host}{body}".encode() for target, body in cases]
+    for (target, body), answer in zip(cases, raw(server, *sent), strict=True):
+        assert answer.startswith(b"HTTP/1.1 " + bodies[body]), (target, body)
+        assert answer.count(b"HTTP/1.1 ") == 1, (target, body)
 
 
 def test_a_head_without_end_is_refused(server: SearchServer) -> None:
     host = f"Host: localhost:{server.listener.getsockname()[1]}\r\n"
-    answer = raw(server, f"GET / HTTP/1.1\r\n{host}X: {'x' * 200_000}\r\n\r\n".encode())
+    (answer,) = raw(server, f"GET / HTTP/1.1\r\n{host}X: {'x' * 200_000}\r\n\r\n".encode())
     assert answer.startswith(b"HTTP/1.1 4") or answer == b""
     assert request(server, "GET", "/")[0].status == 200
 

@@ -42,6 +42,7 @@ def study(folder: Path, **changes: object) -> StudyConfig:
     return validate(StudyConfig, tree, "test")
 
 
+@pytest.mark.usefixtures("forked_study")
 def test_held_out_precision_is_the_primary_metric(tmp_path: Path) -> None:
     out = tmp_path / "out"
     results = run_study(study(tmp_path), out, workers=1)

@@ -62,6 +62,7 @@ def two_towers(folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.usefixtures("forked_study")
 def test_a_study_gives_results_a_report_and_keeps_its_cells(task: Path, tmp_path: Path) -> None:
     config = study(task, two_towers(tmp_path))
     out = tmp_path / "out"
@@ -110,9 +111,11 @@ def test_a_cell_depends_on_tower_configuration_seed_and_data(task: Path) -> None
     assert keys().isdisjoint(first)
 
 
+@pytest.mark.usefixtures("forked_study")
 def test_towers_are_trained_once_a_seed_and_never_stand_in_for_each_other(
-    task: Path, tmp_path: Path
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     make_set(tmp_path / "shards", 8)
     run = {
         "name": "tiny",
@@ -175,6 +178,7 @@ def test_a_method_that_is_no_fine_tuning_names_file_and_method(task: Path) -> No
         fine_tunings(config)
 
 
+@pytest.mark.usefixtures("forked_study")
 def test_a_broken_cell_stops_the_study_with_its_sentence(
     task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +188,7 @@ def test_a_broken_cell_stops_the_study_with_its_sentence(
     assert not (tmp_path / "out" / "results.json").exists()
 
 
+@pytest.mark.usefixtures("forked_study")
 def test_a_training_that_diverges_is_a_cell_without_a_number(task: Path, tmp_path: Path) -> None:
     """One of the methods has a rate at which the loss is no number; the others are worth a page."""
     methods = {"plain": {}, "hot": {"head_lr": 1e37, "epochs": 4}}

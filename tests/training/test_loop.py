@@ -3,15 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from failure_cases import stop_before_an_evaluation
-from ranks import run_ranks
+from ranks import run_command, run_ranks
 from run_cases import (
     STEPS,
     WORD_EMBEDDINGS,
@@ -37,15 +35,7 @@ def test_a_run_of_many_shards_needs_few_descriptors(tmp_path: Path, limit: int) 
     tree = config(tmp_path / "data", steps=60)
     tree["data"] |= {"workers": 2, "shuffle_shards": 1000}
     (tmp_path / "run.yaml").write_text(write_yaml(tree))
-    command = f'ulimit -n {limit}; exec "$0" -m mmalign train run.yaml --out run'
-    done = subprocess.run(
-        ["sh", "-c", command, sys.executable],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_command(["train", "run.yaml", "--out", "run"], tmp_path, most_files=limit)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "step 60 of 60" in done.stdout
     assert not (tmp_path / "run" / "unusable.jsonl").exists()

@@ -11,8 +11,10 @@ from ranks import run_command
 from safetensors.torch import load_file
 from shard_sets import make_image, make_set
 from tiny import TEXTS
+from typer.testing import CliRunner
 
 import mmalign
+from mmalign.cli import app
 from mmalign.core.config import write_yaml
 from mmalign.models.encoder import load_encoder, weights_sha256
 from mmalign.models.run_towers import read_towers
@@ -115,12 +117,17 @@ def test_it_is_measured_fine_tuned_and_embedded(folder: Path) -> None:
     (folder / "copied/base").rename(folder / "copied/whole")
 
 
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("formats", ["open_clip,onnx", "sentence-transformers-router"])
-def test_it_is_published_without_the_places_of_its_weights(folder: Path, formats: str) -> None:
+def test_it_is_published_without_the_places_of_its_weights(
+    folder: Path, formats: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
     out = folder / f"export_{formats}"
     options = [part for name in formats.split(",") for part in ("--format", name)]
     # Each library loads the folder and must give our vectors; a folder of this machine in it is refused.
-    run("export", "copied/whole", *options, "--out", str(out), folder=folder)
+    done = CliRunner().invoke(app, ["export", "copied/whole", *options, "--out", str(out)])
+    assert done.exit_code == 0, (done.output, done.exception)
     bases = json.loads((out / "lineage.json").read_text())["base_models"]
     name, sha256 = ".../text", weights_sha256(load_trunk(str(folder / "gone/text")))
     assert bases["text"] == {"library": "transformers", "name": name, "sha256": sha256}

@@ -11,8 +11,10 @@ from run_cases import assert_equal_weights, config, losses, mmalign, newest
 from safetensors.torch import load_file
 from shard_sets import make_image, make_set
 from tiny import MODEL, TEXTS, tiny_tokenizer
+from typer.testing import CliRunner
 
 import mmalign as package
+from mmalign.cli import app
 from mmalign.core.config import validate, write_yaml
 from mmalign.core.errors import UserError
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, add_adapters, build_dual_encoder
@@ -158,9 +160,12 @@ def test_readers_get_merged_adapters(runs: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_it_is_exported_and_started_from(runs: Path) -> None:
     wanted = load_encoder(runs / "whole").encode_texts(TEXTS)
-    mmalign("export", "whole", "--format", "sentence-transformers", "--out", "export", folder=runs)
+    arguments = ["--format", "sentence-transformers", "--out", str(runs / "export")]
+    done = CliRunner().invoke(app, ["export", str(runs / "whole"), *arguments])
+    assert done.exit_code == 0, (done.output, done.exception)
     np.testing.assert_allclose(
         package.load(str(runs / "export")).encode_texts(TEXTS), wanted, atol=1e-6
     )

@@ -3,8 +3,7 @@
 import errno
 import json
 import os
-import subprocess
-import sys
+import resource
 from collections import Counter
 from dataclasses import fields, replace
 from itertools import chain
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import run_ranks
 from shard_sets import make_image, make_pair, make_set, write_set
 from tiny import tiny_tokenizer
 
@@ -293,32 +293,19 @@ def test_what_is_masked_depends_on_the_caption_and_its_position_alone(folder: Pa
     assert rows(list(batches(whole, 1, 2, workers=1))) == rows([whole.make(1)])
 
 
-LACKS = """
-import resource, sys
-from pathlib import Path
-sys.path[:0] = ["tests"]
-from data.stream.test_loader import maker
-from mmalign.data.stream.loader import batches
-
-limit = int(sys.argv[2])
-resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-made = maker(Path(sys.argv[1]), shuffle_shards=1000)
-for batch in batches(made, 0, 60, workers=2):
-    print(batch.state.position, len(batch.unusable))
-"""
+def read_with_few_descriptors(folder: Path, limit: int) -> list[tuple[int, int]]:
+    """The position and the number of unusable samples of each batch."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    made = maker(folder, shuffle_shards=1000)
+    read = batches(made, 0, 60, workers=2)
+    return [(batch.state.position, len(batch.unusable)) for batch in read]
 
 
 @pytest.mark.parametrize("limit", [128, 256])
 def test_many_shards_are_read_with_few_descriptors(tmp_path: Path, limit: int) -> None:
     folder = write_set(tmp_path / "set", [make_pair(n, ("en",)) for n in range(240)], 1)
-    done = subprocess.run(
-        [sys.executable, "-c", LACKS, str(folder), str(limit)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.stdout.splitlines() == [f"{4 * n} 0" for n in range(1, 61)], done.stderr
+    (found,) = run_ranks(1, read_with_few_descriptors, tmp_path / "ranks", folder, limit)
+    assert found == [(4 * n, 0) for n in range(1, 61)]
 
 
 def test_a_worker_that_lacks_descriptors_ends_the_run(

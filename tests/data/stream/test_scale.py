@@ -25,6 +25,11 @@ sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
 import scale
 
 RANKS, WORKERS, BATCH, STEPS = 4, 2, 16, range(3, 9)
+_GROUPS = {"groups": 2, "shuffle_shards": 4}
+FIELDS: dict[str, dict[str, Any]] = {
+    "uniform": _GROUPS,
+    "weighted": {**_GROUPS, "language_floor": 0.4},
+}
 
 
 class NotingSet(ShardSet):
@@ -46,34 +51,40 @@ class NotingSet(ShardSet):
             file.writelines(json.dumps([kind, number]) + "\n" for number in numbers)
 
 
-def read_for_real(folder: Path, log: Path, fields: dict[str, Any]) -> None:
-    shards, rank = NotingSet(folder), distributed.rank()
-    shards.log = log / str(rank)
-    config = validate(DataConfig, {"train": [str(folder)], **fields}, "test")
-    order = GlobalOrder([shards], config, 0)
-    shared = (config, tiny_tokenizer(), 32, Preprocess(8), BATCH)
-    loader = BatchLoader(order, *shared, rank, distributed.world_size())
-    for _ in batches(loader, STEPS.start, STEPS.stop, WORKERS):
-        pass
+def read_for_real(folder: Path, log: Path) -> None:
+    for name, fields in FIELDS.items():
+        shards, rank = NotingSet(folder), distributed.rank()
+        shards.log = log / name / str(rank)
+        config = validate(DataConfig, {"train": [str(folder)], **fields}, "test")
+        order = GlobalOrder([shards], config, 0)
+        shared = (config, tiny_tokenizer(), 32, Preprocess(8), BATCH)
+        loader = BatchLoader(order, *shared, rank, distributed.world_size())
+        for _ in batches(loader, STEPS.start, STEPS.stop, WORKERS):
+            pass
 
 
-@pytest.mark.parametrize("weights", [{}, {"language_floor": 0.4}])
-def test_simulated_workers_ask_for_what_real_ones_ask_for(
-    tmp_path: Path, weights: dict[str, Any]
-) -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`set`, and `log`: what real workers ask for, by name of the fields, rank and worker."""
+    folder = tmp_path_factory.mktemp("scale")
     # By shard: the manifest does not say which sample of a shard is in which language.
     pairs = [make_pair(n, (("en", "sw")[n % 10 < 2],)) for n in range(400)]
-    folder = write_set(tmp_path / "set", pairs, samples_per_shard=2)
-    fields = {"groups": 2, "shuffle_shards": 4, **weights}
-    log = tmp_path / "log"
-    log.mkdir()
-    run_ranks(RANKS, read_for_real, tmp_path / "ranks", folder, log, fields)
-    store, order, config = scale.make_order(folder, **fields)
+    write_set(folder / "set", pairs, samples_per_shard=2)
+    for name in FIELDS:
+        (folder / "log" / name).mkdir(parents=True)
+    run_ranks(RANKS, read_for_real, folder / "ranks", folder / "set", folder / "log")
+    return folder
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_simulated_workers_ask_for_what_real_ones_ask_for(folder: Path, name: str) -> None:
+    store, order, config = scale.make_order(folder / "set", **FIELDS[name])
     assert len(store.manifest.shards) == 200
     cluster = scale.Cluster(2, RANKS // 2, WORKERS, BATCH)
     simulated = scale.traces(store, order, config, tiny_tokenizer(), cluster, range(RANKS), STEPS)
     for (rank, worker), trace in simulated:
-        lines = [json.loads(one) for one in (log / f"{rank}-{worker}").read_text().splitlines()]
+        log = folder / "log" / name / f"{rank}-{worker}"
+        lines = [json.loads(one) for one in log.read_text().splitlines()]
         assert [n for kind, n in lines if kind == "read"] == trace.samples
         assert [n for kind, n in lines if kind == "announced"] == trace.announced
         assert len(trace.samples) == len(STEPS) // WORKERS * BATCH // RANKS

@@ -7,9 +7,21 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
+from ranks import context
+from shard_sets import make_set
+
+from mmalign.core.config import validate
+from mmalign.core.workers import map_in_processes
+from mmalign.data.preprocess import Preprocess
+from mmalign.data.stream.config import DataConfig
+from mmalign.data.stream.loader import BatchLoader, batches
+from mmalign.data.stream.order import GlobalOrder, open_sets
+from mmalign.data.stream.token_noise import TokenMasker
+from mmalign.data.tokenizer import train_tokenizer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals' senders, /proc")
 
@@ -24,11 +36,11 @@ def is_alive(pid: int) -> bool:
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_under_each_start_method(tmp_path: Path, method: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, __file__, method, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    user = context().Process(target=use_workers, args=(method, tmp_path))
+    user.start()
+    user.join(300)
+    assert user.exitcode == -signal.SIGKILL
+    found = json.loads((tmp_path / "found.json").read_text())
     assert found["same_stream"] and found["results"] == list(range(8))
     assert len(found["pids"]) == 3  # of the loader, and two of the pool
     deadline = time.monotonic() + 60
@@ -37,25 +49,9 @@ def test_workers_under_each_start_method(tmp_path: Path, method: str) -> None:
     assert not any(map(is_alive, found["pids"]))
 
 
-def main(method: str, folder: Path) -> None:
-    """Use a loader and a pool, print their results, and be killed.
-
-    The imports are here, because spawned processes import this file again.
-    """
-    from multiprocessing import forkserver
-
-    from shard_sets import make_set
-
-    from mmalign.core.config import validate
-    from mmalign.core.workers import map_in_processes
-    from mmalign.data.preprocess import Preprocess
-    from mmalign.data.stream.config import DataConfig
-    from mmalign.data.stream.loader import BatchLoader, batches
-    from mmalign.data.stream.order import GlobalOrder, open_sets
-    from mmalign.data.stream.token_noise import TokenMasker
-    from mmalign.data.tokenizer import train_tokenizer
-
-    multiprocessing.set_start_method(method)
+def use_workers(method: str, folder: Path) -> None:
+    """Use a loader and a pool, write their results down, and be killed."""
+    multiprocessing.set_start_method(method, force=True)
     tree = {"train": [str(make_set(folder / "set", 8))], "language_temperature": 2.0}
     config = validate(DataConfig, tree, "test")
     plan = GlobalOrder(open_sets(config), config, seed=3)
@@ -81,9 +77,5 @@ def main(method: str, folder: Path) -> None:
     results = [next(unfinished) for _ in jobs]
     pids = [child.pid for child in multiprocessing.active_children()]
     found = {"same_stream": all(same), "results": results, "pids": pids}
-    os.write(1, f"{json.dumps(found)}\n".encode())
+    (folder / "found.json").write_text(json.dumps(found))
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,39 @@
+"""What tests of several folders share."""
+
+import gc
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ranks
+from export_cases import load_in_this_process
+
+from mmalign.export import verify
+
+# Each complete collection goes through a million objects of the imported libraries: 15 % of the suite's time.
+# They are no garbage, so collection waits for the end of the imports, and then leaves them out.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The libraries load an export here; a test in export/test_build.py starts a process for each."""
+    monkeypatch.setattr(verify, "run_loader", load_in_this_process)
+
+
+@pytest.fixture
+def forked_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study's trainings and workers are forks of the process that has imported everything."""
+
+    def run(arguments: list[str]) -> None:
+        done = ranks.run_command(arguments, Path.cwd())
+        assert done.returncode == 0, done.stderr
+
+    monkeypatch.setattr("mmalign.study.towers.run_verb", run)
+    forks = SimpleNamespace(get_context=lambda method: ranks.context())
+    monkeypatch.setattr("mmalign.study.run.multiprocessing", forks)
