@@ -114,12 +114,9 @@ def run_command(
 ) -> Done:
     """`mmalign ARGUMENTS` in `folder`, on ranks that get the environment that torchrun gives them.
 
-        Args:
-    <<<<<<< HEAD
-            variables: more of their environment.
-    =======
-            most_files: that a rank may have open.
-    >>>>>>> tests15
+    Args:
+        variables: more of their environment.
+        most_files: that a rank may have open.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
