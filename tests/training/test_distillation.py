@@ -209,7 +209,7 @@ def by_autograd(teacher: str) -> tuple[dict[str, float], dict[str, torch.Tensor]
     loss.backward()
     named = {"distillation_loss": of_texts, "image_distillation_loss": of_images, "loss": loss}
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return {name: float(value) for name, value in named.items()}, gradients
+    return {name: float(value.detach()) for name, value in named.items()}, gradients
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -235,7 +235,8 @@ def test_pixels_and_encoded_images_give_the_same_vectors(tmp_path: Path) -> None
     image_BCHW = torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
     def means(images: list[Image.Image]) -> torch.Tensor:
-        return torch.tensor([np.asarray(one.resize((2, 2))).mean((0, 1)) for one in images])
+        pixels = np.stack([np.asarray(one.resize((2, 2))) for one in images])
+        return torch.from_numpy(pixels.mean((1, 2)))
 
     external = ExternalModel("x", "test", torch.nn.Linear(1, 1), lambda _: torch.ones(1, 3), means)
     for model in (encoder, external):
