@@ -16,6 +16,10 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or nanobind reports what is left at the exit
+
+
 # The fixtures import what they need, so that a single light test starts without torch.
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """One thread, one run of a tiny model, and its tower, for all tests of text tasks."""
 
-from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ from tiny import tiny_run
 
 from mmalign.models.load import load_text_encoder
 from mmalign.models.text_encoder import TextEncoder
+from mmalign.text.fit import copy_of
 
 
 @pytest.fixture(autouse=True)
@@ -29,4 +29,4 @@ def loaded(run: Path) -> TextEncoder:
 @pytest.fixture
 def tower(loaded: TextEncoder) -> TextEncoder:
     """A copy, which a test may change; loading takes forty times as long."""
-    return deepcopy(loaded)
+    return copy_of(loaded)
