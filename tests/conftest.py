@@ -5,13 +5,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import ranks
-from export_cases import load_in_this_process
 
-from mmalign.export import verify
-
-# Each complete collection goes through a million objects of the imported libraries: 15 % of the suite's time.
-# They are no garbage, so collection waits for the end of the imports, and then leaves them out.
+# Each complete collection goes through a million objects of the imported libraries, 15 % of the time of
+# tests/export. They are no garbage, so collection waits for the end of the imports, and then leaves them out.
 gc.disable()
 
 
@@ -20,15 +16,23 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or nanobind reports what is left at the exit
+
+
+# The fixtures import what they need, so that a single light test starts without torch.
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The libraries load an export here; a test in export/test_build.py starts a process for each."""
-    monkeypatch.setattr(verify, "run_loader", load_in_this_process)
+    from export_cases import load_in_this_process
+
+    monkeypatch.setattr("mmalign.export.verify.run_loader", load_in_this_process)
 
 
 @pytest.fixture
 def forked_study(monkeypatch: pytest.MonkeyPatch) -> None:
     """A study's trainings and workers are forks of the process that has imported everything."""
+    import ranks
 
     def run(arguments: list[str]) -> None:
         done = ranks.run_command(arguments, Path.cwd())

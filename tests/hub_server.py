@@ -107,7 +107,7 @@ class Hub(ThreadingHTTPServer):
 @contextmanager
 def running_hub() -> Iterator[Hub]:
     hub = Hub()
-    thread = threading.Thread(target=hub.serve_forever, daemon=True)
+    thread = threading.Thread(target=hub.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield hub

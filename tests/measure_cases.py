@@ -1,11 +1,13 @@
 """Tasks of a few words, a model that learns them, and what is measured of it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from text_tasks import fit_config, task_of
 
 from mmalign.core.config import validate
+from mmalign.models.encoder import weights_sha256
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.results import Results
 from mmalign.text.fit import fit
@@ -31,8 +33,15 @@ def words_task(*languages: str) -> Task:
     return task_of("classification", examples_of([(w,) for w in WORDS], targets), languages)
 
 
+_LEARNT: dict[tuple[str, str, str], Fitted] = {}
+
+
 def learnt(tower: TextEncoder, task: Task, **fields: Any) -> Fitted:
-    return fit(tower, task, fit_config(**fields), seed=0)
+    """A model for tests that do not change it: trained once for equal weights, rows and settings."""
+    key = (weights_sha256(tower), repr(replace(task, tests={})), repr(fields))
+    if key not in _LEARNT:
+        _LEARNT[key] = fit(tower, task, fit_config(**fields), seed=0)
+    return _LEARNT[key]
 
 
 def measured(fitted: Fitted, task: Task, reference: TextEncoder, **fields: Any) -> Results:

@@ -102,7 +102,7 @@ def test_perturbed_tests_can_be_a_sample_of_the_changed_rows(tower: TextEncoder)
 
 
 def test_code_mixing_leaves_out_the_language_of_training(
-    tower: TextEncoder, tmp_path: Path
+    tower: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = {"de": "cat Katze\ndog Hund\n", "sw": "cat paka\ndog mbwa\n"}
     for lang, text in lines.items():
@@ -118,7 +118,7 @@ def test_code_mixing_leaves_out_the_language_of_training(
         return ["thing"] * len(examples)
 
     fitted = learnt(tower, task, epochs=1)
-    fitted.model.predict = remember  # type: ignore[method-assign]
+    monkeypatch.setattr(fitted.model, "predict", remember)
     mix = {"kind": "code_mix", "severity": 5, "folder": str(tmp_path)}
     measured(fitted, task, tower, perturbations=[mix])
     assert set(asked) == {"eine Katze", "der Hund", "eine paka", "der mbwa"}

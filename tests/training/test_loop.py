@@ -32,12 +32,12 @@ from mmalign.models.encoder import load_encoder
 @pytest.mark.parametrize("limit", [128, 256])
 def test_a_run_of_many_shards_needs_few_descriptors(tmp_path: Path, limit: int) -> None:
     write_set(tmp_path / "data", [make_pair(n, ("en",)) for n in range(240)], 1)
-    tree = config(tmp_path / "data", steps=60)
+    tree = config(tmp_path / "data", steps=20, batch_size=12)
     tree["data"] |= {"workers": 2, "shuffle_shards": 1000}
     (tmp_path / "run.yaml").write_text(write_yaml(tree))
     done = run_command(["train", "run.yaml", "--out", "run"], tmp_path, most_files=limit)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "step 60 of 60" in done.stdout
+    assert "step 20 of 20" in done.stdout
     assert not (tmp_path / "run" / "unusable.jsonl").exists()
 
 
