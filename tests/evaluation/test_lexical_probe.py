@@ -202,7 +202,7 @@ def test_a_suite_probes_any_model(lexicon: Lexicon, tmp_path: Path) -> None:
 
 def test_the_suite_file_is_valid_and_mistakes_are_refused() -> None:
     assert load_config(SuiteConfig, Path(__file__).parents[2] / "eval" / "lexical.yaml").lexical
-    with pytest.raises(UserError, match=r"`sets`, `words`, `lexical` or `zero_shot`"):
+    with pytest.raises(UserError, match=r"`sets`, `words`, `lexical`, `zero_shot` or `probe`"):
         validate(SuiteConfig, {"name": "empty"}, "test")
     entry = {"name": "toy", "folder": "x"}
     with pytest.raises(UserError, match="two sets have the same name"):

@@ -143,7 +143,13 @@ def test_another_run_starts_from_one_in_a_store(
     (newest,) = (folder / "of_url" / "checkpoints").glob("step-*")
     parent = json.loads((newest / "state.json").read_text())["parent"]
     assert parent["path"] == url and parent["manifest_sha256"]
-    changes = (f"resume_from={url}", "steps=8", "optimizer.schedule=constant", "--out", "continued")
+    changes = (
+        f"resume_from={url}",
+        "steps=8",
+        "optimizer.schedule=constant",
+        "--out",
+        "from_bucket",
+    )
     done = mmalign("train", "run.yaml", *changes, folder=folder, variables=variables)
     assert "from step 6" in done.stdout
 
