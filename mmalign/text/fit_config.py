@@ -23,8 +23,8 @@ class FitConfig(Section):
     """Keep the word embeddings and so many of the first blocks as they are; none: not even the embeddings."""
     precision: Precision = "auto"
     """Of the encoder. auto: in training bf16 on GPUs from Ampere on and CPUs with AMX, in measuring on these
-    GPUs alone, else fp32; bf16: its matrix products in bfloat16 (autocast). Weights, head and loss are float32 in
-    any case, and so is a fixed encoder (`trainable: head`)."""
+    GPUs alone, else fp32; bf16: its matrix products in bfloat16 (autocast). Weights, head and loss stay
+    float32, and so does a fixed encoder (`trainable: head`)."""
     pairs: Pairs = "joint"
     """How the head sees two texts: read as one sequence, or each alone in the tower's space."""
     hidden: int | None = Field(default=None, ge=1)
