@@ -1,10 +1,14 @@
 """What tests of several folders share."""
 
 import gc
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+# A user's setting that would keep tests from their local stand-in of the hub; read when the library is imported.
+os.environ.pop("HF_HUB_OFFLINE", None)
 
 # Each complete collection goes through a million objects of the imported libraries, 15 % of the time of
 # tests/export. They are no garbage, so collection waits for the end of the imports, and then leaves them out.
