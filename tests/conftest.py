@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-# A user's setting that would keep tests from their local stand-in of the hub; read when the library is imported.
+# It would keep tests from their stand-in of the hub; the library reads it when it is imported.
 os.environ.pop("HF_HUB_OFFLINE", None)
 
 # Each complete collection goes through a million objects of the imported libraries, 15 % of the time of
