@@ -83,5 +83,5 @@ def multiplies_bf16() -> bool:
     ):
         return False
     # AVX-512-BF16 alone is not enough: its products are no faster than those of float32, and autocast's
-    # copies cost time (benchmarks/precision.py: a step takes 1.0 to 1.5 times as long).
+    # copies cost time (benchmarks/precision.py: a step takes 1.3 to 1.4 times as long).
     return bool(torch.cpu._is_amx_tile_supported())
