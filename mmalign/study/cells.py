@@ -16,7 +16,7 @@ from pathlib import Path
 from mmalign.core.code_version import VERSION
 from mmalign.core.commit import write_atomic
 from mmalign.core.config import apply_override_value, read_yaml
-from mmalign.core.errors import Diverged
+from mmalign.core.errors import Diverged, UserError
 from mmalign.core.resources import find_yaml
 from mmalign.models.load import load_text_encoder
 from mmalign.results.results import Results, read_results
@@ -76,6 +76,10 @@ def fine_tunings(study: StudyConfig) -> dict[tuple[str, str], Job]:
                 tree |= {"baselines": [], "folds": None}
             config = jobs.job_of(tree, f"{path} with method `{method}`")
             name = jobs.name_of(config)
+            if (name, method) in configs:
+                raise UserError(
+                    f"{path}: two tasks are named `{name}`; give one another name by `set`"
+                )
             if name in study.only.get(method, (name,)):
                 configs[name, method] = config
     return configs

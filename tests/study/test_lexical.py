@@ -77,6 +77,8 @@ def test_methods_change_an_injection_and_unknown_fields_are_named(tmp_path: Path
         ("toy", "more"): 9,
         ("other", "more"): 9,
     }
+    with pytest.raises(UserError, match="two tasks are named `toy`"):
+        fine_tunings(study(tmp_path, tasks=[file, file], methods={"plain": {}}))
     wrong = study(tmp_path / "b", methods={"plain": {}, "robust": {"method.kind": "pgd"}})
     with pytest.raises(UserError, match="unknown key `method`"):
         fine_tunings(wrong)
