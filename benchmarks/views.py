@@ -9,8 +9,9 @@
 A fault concerns one rank and one folder (the run, its checkpoints, the tokenizer, the data, the run file and
 suite, the run that `init_from` names). The rank has a mount namespace of its own, in which an altered copy
 lies over the folder: files are missing, older or damaged. `slow` takes the copy away after a moment, as a
-network file system shows new files late. `error` makes the system calls of Python fail with EIO, ESTALE or
-EACCES there. Needs Linux and root.
+network file system shows new files late, and at the latest before the rank writes there: what it writes
+reaches the server. `error` makes the system calls of Python fail with EIO, ESTALE or EACCES there. Needs
+Linux and root.
 
 Prints one line per fault and, as the last line, a JSON object of counts. Exits with 1 if a run diverged, hung
 or stopped without a sentence.
@@ -37,6 +38,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,7 @@ TARGETS = {
     "resume": ("run", "run/checkpoints", "run/tokenizer", "data/train", "data/test", "conf"),
     "start": ("base", "base/checkpoints", "base/tokenizer", "data/train", "data/test", "conf"),
 }
+_WRITES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
 _NEW_NAMESPACE, _BIND, _PRIVATE, _LAZY = 0x20000, 4096, 0x44000, 2  # of <sched.h> and <sys/mount.h>
 
 
@@ -155,9 +158,26 @@ def _cover(target: Path, fault: Fault) -> None:
     {"missing": _remove, "stale": _age, "damaged": _damage}[kind](view, rng)
     _check(libc.mount(os.fsencode(view), os.fsencode(target), None, _BIND, None))
     if fault.kind == "slow":
-        wait = threading.Timer(rng.uniform(0.0, 3.0), libc.umount2, (os.fsencode(target), _LAZY))
+        uncover = partial(libc.umount2, os.fsencode(target), _LAZY)
+        wait = threading.Timer(rng.uniform(0.0, 3.0), uncover)
         wait.daemon = True
         wait.start()
+        sys.addaudithook(partial(_before_writing, target, uncover))
+
+
+def _before_writing(
+    target: Path, uncover: Callable[[], object], event: str, args: tuple[Any, ...]
+) -> None:
+    # An audit hook. A second `uncover` fails, and changes nothing.
+    if event == "open":
+        path, _, flags = args
+        writes = bool(flags & (os.O_WRONLY | os.O_RDWR))
+    else:
+        path, writes = args[0] if args else None, event in _WRITES
+    if not writes or not isinstance(path, str | bytes | os.PathLike):
+        return
+    if (Path.cwd() / os.fsdecode(path)).is_relative_to(target):
+        uncover()
 
 
 def _check(code: int) -> None:
@@ -256,9 +276,11 @@ def judge(folder: Path, ranks: int, reference: Reference, fault: Fault, name: st
         if any(codes):
             return f"cannot go on ({[text[-300:] for text in said]})"
     found = losses_of(run)
-    if any(reference.losses[step] != found[step] for step in found):
-        return "diverged"
-    if codes == [0] * ranks and (len(found) < STEPS or weights_of(run) != reference.weights):
+    if wrong := [step for step in found if reference.losses[step] != found[step]]:
+        return f"diverged (at step {wrong[0]}: {found[wrong[0]]}, not {reference.losses[wrong[0]]})"
+    if codes == [0] * ranks and len(found) < STEPS:
+        return f"lost records (of all but the steps {list(found)})"
+    if codes == [0] * ranks and weights_of(run) != reference.weights:
         return "diverged at its end"
     return "exact" if ended else f"stopped ({spoken[0].replace(str(folder), '')[:150]})"
 

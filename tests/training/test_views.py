@@ -31,4 +31,5 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reference]:
 def test_a_run_goes_on_exactly_or_stops(case: tuple[Path, Reference], fault: Fault) -> None:
     folder, reference = case
     name = f"run{FAULTS.index(fault)}"
-    assert judge(folder, 2, reference, fault, name).split()[0] in ("exact", "stopped")
+    outcome = judge(folder, 2, reference, fault, name)
+    assert outcome.split()[0] in ("exact", "stopped"), outcome
