@@ -26,6 +26,8 @@ from mmalign.text import jobs
 from mmalign.text.jobs import Job
 from mmalign.text.kept_fits import files_read_by, hash_of_files
 
+_DIVERGED = "diverged.txt"
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -106,25 +108,27 @@ def _cell(
     return Cell(tower, task, method, seed, config, key)
 
 
+def kept_cell(cell: Cell, folder: Path) -> Results | str | None:
+    """The results of a cell that was computed before; of a training that diverged, the sentence."""
+    path, diverged = folder / cell.key / "results.json", folder / cell.key / _DIVERGED
+    if path.is_file():
+        return read_results(path)
+    return diverged.read_text(encoding="utf-8") if diverged.is_file() else None
+
+
 def run_cell(cell: Cell, folder: Path) -> tuple[Results | str, float]:
-    """The results of a cell, computed unless `folder` holds them, and the seconds that it took.
+    """Compute and keep the results of a cell; also returns the seconds that it took.
 
     Of a training that diverged the sentence that says so: the cell has no number, and the study goes on.
     """
-    started, path = time.monotonic(), folder / cell.key / "results.json"
-    diverged = path.with_name("diverged.txt")
+    started = time.monotonic()
+    tower = load_text_encoder(cell.tower.path, cell.tower.untrained)
     results: Results | str
-    if path.is_file():
-        results = read_results(path)
-    elif diverged.is_file():
-        results = diverged.read_text(encoding="utf-8")
-    else:
-        tower = load_text_encoder(cell.tower.path, cell.tower.untrained)
-        try:
-            results = jobs.run_cell(cell.config, tower, cell.seed, folder.with_name("fits"))
-            results.write(path)
-        except Diverged as error:
-            results = str(error)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(diverged, results)
+    try:
+        results = jobs.run_cell(cell.config, tower, cell.seed, folder.with_name("fits"))
+        results.write(folder / cell.key / "results.json")
+    except Diverged as error:
+        results = str(error)
+        (folder / cell.key).mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / cell.key / _DIVERGED, results)
     return results, time.monotonic() - started

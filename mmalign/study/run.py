@@ -26,7 +26,7 @@ from mmalign.core.workers import usable_cores
 from mmalign.report.study_page import write_study_page
 from mmalign.results.results import Results, writing
 from mmalign.study.analysis import StudyResults, analyse
-from mmalign.study.cells import Cell, cells_of, run_cell
+from mmalign.study.cells import Cell, cells_of, kept_cell, run_cell
 from mmalign.study.config import StudyConfig
 from mmalign.study.towers import prepare_towers
 
@@ -74,6 +74,18 @@ def _compute(
 ) -> Iterator[tuple[Cell, Results | str]]:
     """Every cell with its results as soon as they are there; a line for each, on a terminal also a bar."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Cells of equal towers, as untrained ones of several seeds, are one.
+    all_cells = {cell.key: cell for cell in cells}
+    missing = []
+    for cell in all_cells.values():
+        if (results := kept_cell(cell, folder)) is None:
+            missing.append(cell)
+        else:
+            yield cell, results
+    if not missing:
+        return
+    if len(missing) < len(all_cells):
+        say(f"{len(all_cells) - len(missing)} of {len(all_cells)} cells are kept in {folder}")
     # Not forked: the parent has used torch, whose threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     numbers, gpus = context.SimpleQueue(), gpu_names()
@@ -82,16 +94,16 @@ def _compute(
     with ProcessPoolExecutor(
         workers, mp_context=context, initializer=_prepare_worker, initargs=(numbers, gpus)
     ) as pool:
-        waiting = {pool.submit(run_cell, cell, folder): cell for cell in cells}
+        waiting = {pool.submit(run_cell, cell, folder): cell for cell in missing}
         finished: Iterable[Future[tuple[Results | str, float]]] = as_completed(waiting)
         if sys.stdout.isatty():
-            finished = track(finished, "cells", len(cells))
+            finished = track(finished, "cells", len(missing))
         try:
             for number, future in enumerate(finished, start=1):
                 cell = waiting[future]
                 results, seconds = future.result()
                 words = f"{cell}: {_clean_mean(cell, results)}  ({seconds:.1f} s)"
-                say(f"{number} of {len(cells)}  {words}")
+                say(f"{number} of {len(missing)}  {words}")
                 yield cell, results
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -15,7 +15,7 @@ from mmalign.text.tasks.codes import Language
 from mmalign.text.tasks.datasets import DatasetConfig, read_dataset
 from mmalign.text.tasks.formats import Format, read
 from mmalign.text.tasks.overlap import overlap
-from mmalign.text.tasks.shared_words import without_shared_words
+from mmalign.text.tasks.shared_words import answered_by, without_shared_words
 from mmalign.text.tasks.task import CANDIDATES, Example, Kind, Splits, Task, labels_of, sample
 
 
@@ -78,6 +78,9 @@ class TaskConfig(NamedFilesConfig):
     """Test on a sample of so many rows of each language, the same ids in all; by default on all."""
     languages: tuple[Language, ...] | None = None
     """Test only in these; by default in every language that the folder holds."""
+    candidates: int | None = Field(default=None, ge=2)
+    """Of retrieval: search the first so many candidates of each language; queries without a right one among
+    them are left out. By default all."""
     without_shared_words: bool = False
     """Of retrieval: take the words that a query and its right candidate share (names, numbers, loans) out of
     both, so that nothing is found by its spelling."""
@@ -118,6 +121,9 @@ def make_task(
     if config.few_shot is not None:
         train += _take_shots(by_split, tests, config, config.few_shot)
     dev, candidates = by_split["dev"], by_split[CANDIDATES]
+    if config.candidates is not None:
+        candidates = {lang: pool[: config.candidates] for lang, pool in candidates.items()}
+        tests = {lang: answered_by(candidates.get(lang, []), rows) for lang, rows in tests.items()}
     if config.without_shared_words:
         for lang, rows in tests.items():
             tests[lang], candidates[lang] = without_shared_words(rows, candidates.get(lang, []))
@@ -158,8 +164,11 @@ def _check_kinds(config: TaskConfig, train_kind: Kind, kind: Kind) -> None:
             f"task `{config.name}`: {_training_folder(config)} holds {train_kind} examples, {config.folder} "
             f"{kind} ones; train on the kind that is tested"
         )
-    if kind != "retrieval" and (config.without_shared_words or config.centred):
-        field = "without_shared_words" if config.without_shared_words else "centred"
+    given = [
+        name for name in ("candidates", "without_shared_words", "centred") if getattr(config, name)
+    ]
+    if kind != "retrieval" and given:
+        field = given[0]
         raise UserError(f"task `{config.name}`: `{field}` is for retrieval, not {kind}; drop it")
 
 

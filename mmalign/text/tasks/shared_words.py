@@ -41,13 +41,18 @@ def without_shared_words(
         for name in _right(query):
             shared[name] |= own
     bare = [_without(one, shared[one.id]) for one in candidates]
-    kept = {one.id: one for one in bare if _has_letter(one)}
-    kept_queries = [
+    kept = [one for one in bare if _has_letter(one)]
+    return answered_by(kept, filter(_has_letter, bare_queries)), kept
+
+
+def answered_by(candidates: Iterable[Example], queries: Iterable[Example]) -> list[Example]:
+    """The queries that have a right one among these candidates, each with its right ones among them."""
+    there = {one.id for one in candidates}
+    return [
         replace(one, target=right)
-        for one in filter(_has_letter, bare_queries)
-        if (right := tuple(name for name in _right(one) if name in kept))
+        for one in queries
+        if (right := tuple(name for name in _right(one) if name in there))
     ]
-    return kept_queries, list(kept.values())
 
 
 def _start(word: str) -> str:

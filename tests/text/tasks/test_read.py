@@ -211,6 +211,25 @@ def test_shared_words_are_taken_out_of_both_sides(tmp_path: Path) -> None:
         task(tmp_path, without_shared_words=True)
 
 
+def test_a_retrieval_task_searches_the_first_candidates_and_keeps_what_they_answer(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "en-es.tsv").write_text(
+        "en\tes\none\tuno\ntwo\tdos\nthree\ttres\nfirst\tuno\n"  # `uno` has a second right one
+    )
+    read = task(tmp_path, format="parallel", candidates=2)
+    assert [one.texts[0] for one in read.candidates["es"]] == ["one", "two"]
+    assert {one.texts[0]: one.target for one in read.tests["es"]} == {
+        "uno": ("es-en-1",),
+        "dos": ("es-en-2",),
+    }
+    (tmp_path / "train.en.tsv").write_text("label\ttext\na\tb\n")
+    (tmp_path / "dev.fr.tsv").write_text("label\ttext\na\tb\n")
+    (tmp_path / "en-es.tsv").unlink()
+    with pytest.raises(UserError, match="`candidates` is for retrieval"):
+        task(tmp_path, candidates=2)
+
+
 def test_describe_tells_new_items_from_known_ones(folder: Path) -> None:
     assert "Trained on 3 `en` rows with 3 labels" in sentence(describe(task(folder)))
     assert "3 of 3 test rows show an item that is trained on: 2 by id, 3 by equal text" in sentence(
