@@ -1,6 +1,9 @@
 """The towers of a study: trained where they are missing, one run folder per seed.
 
-run YAML + seed -> towers/<name>-seed<seed>-<hash of configuration and data> -> weights -> sha256
+run YAML + seed -> towers/<name>-seed<seed>-<hash of configuration and data> -> weights
+                                                                             -> tower.json: sha256, size, time
+
+What is in `tower.json` names a tower's cells, so where these are kept its weights may be deleted.
 """
 
 import hashlib
@@ -19,7 +22,7 @@ from mmalign.models.text_encoder import TextEncoder
 from mmalign.study.config import StudyConfig, TowerConfig
 from mmalign.training.run_config import RunConfig
 
-_TIME = "training_time.json"
+_FACTS = "tower.json"
 
 
 @dataclass(frozen=True)
@@ -76,19 +79,26 @@ def _train(name: str, config: TowerConfig, seed: int, folder: Path) -> TrainedTo
     ]
     parts = json.dumps([run.model_dump(mode="json"), data], sort_keys=True)
     out = folder / f"{run.name}-seed{seed}-{hashlib.sha256(parts.encode()).hexdigest()[:12]}"
-    if not (out / _TIME).is_file():
+    if not (out / _FACTS).is_file():
         say(f"tower {name}, pretraining seed {seed}: training in {out}")
         is_new = not out.exists()
         started = time.monotonic()
         run_verb(["train", config.run, *changes, "--out", str(out)])
-        took = time.monotonic() - started
         # A training that continues after a stop does not know how long the first part took.
-        write_json(out / _TIME, {"seconds": took if is_new else None})
-    seconds = json.loads((out / _TIME).read_text(encoding="utf-8"))["seconds"]
+        seconds = time.monotonic() - started if is_new else None
+        tower, before = (load_text_encoder(str(out), untrained) for untrained in (False, True))
+        facts = {
+            "seconds": seconds,
+            "sha256": tower.facts["sha256"],
+            "untrained_sha256": before.facts["sha256"],
+            "parameters": size_of(tower),
+        }
+        write_json(out / _FACTS, facts)
+    facts = json.loads((out / _FACTS).read_text(encoding="utf-8"))
+    sha256 = facts["untrained_sha256" if config.untrained else "sha256"]
     # An untrained tower shares its run's folder, but not the time of its training.
-    seconds = None if config.untrained else seconds
-    tower = load_text_encoder(str(out), config.untrained)
-    sha256, parameters = tower.facts["sha256"], size_of(tower)
+    seconds = None if config.untrained else facts["seconds"]
+    parameters = facts["parameters"]
     return TrainedTower(name, seed, str(out), config.untrained, sha256, seconds, parameters)
 
 
