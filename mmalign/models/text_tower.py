@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.core.batch import send
+from mmalign.core.console import say
 from mmalign.core.errors import UserError, one_line
 from mmalign.models.length_buckets import by_length
 from mmalign.models.pooling import Pooling, pool
@@ -182,7 +183,7 @@ def load_trunk(name: str) -> Any:
 
     try:
         return _encoder(AutoConfig.from_pretrained(name, trust_remote_code=False), name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last: a weight of another shape
         reason = one_line(error)
         raise UserError(f"{name}: transformers cannot load this text tower ({reason})") from None
 
@@ -278,9 +279,30 @@ def _encoder(settings: Any, name: str | None = None) -> Any:
         # The complete model would find none of them and start at random, with only a warning.
         with torch.device("meta"):
             half = AutoModel.from_config(settings, trust_remote_code=False).get_encoder()
-        return type(half).from_pretrained(name, trust_remote_code=False, dtype=torch.float32)
+        return _load(type(half), name, dtype=torch.float32)
     if name:
-        model = auto_class.from_pretrained(name, trust_remote_code=False, **options)
+        model = _load(auto_class, name, **options)
     else:
         model = auto_class.from_config(settings, trust_remote_code=False, **options)
     return model.get_encoder() if model.config.is_encoder_decoder and not is_t5 else model
+
+
+def _load(auto_class: Any, name: str, **options: Any) -> Any:
+    # transformers' own report names the weights that we leave out (poolers, heads) in ten lines.
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, info = auto_class.from_pretrained(
+            name, trust_remote_code=False, output_loading_info=True, **options
+        )
+    finally:
+        logging.set_verbosity(before)
+    if lacking := sorted(info["missing_keys"]):
+        say(
+            f"{name}: warning: {len(lacking)} of its weights are in no file and start at random, "
+            f"among them `{lacking[0]}`"
+        )
+    return model

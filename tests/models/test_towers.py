@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmalign.core.config import validate
@@ -12,7 +13,7 @@ from mmalign.core.errors import UserError
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_encoder
 from mmalign.models.image_tower import OpenClipTower, TimmTower, build_image_tower
 from mmalign.models.length_buckets import BUCKETS
-from mmalign.models.text_tower import TextTowerConfig, build_text_tower
+from mmalign.models.text_tower import TextTowerConfig, build_text_tower, save_pretrained
 
 BERT = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -129,6 +130,38 @@ def test_unknown_text_models_get_one_sentence(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=message):
         build_text_tower(validate(TextTowerConfig, tree, "test"), 50, 1)
+
+
+def test_a_folder_that_lacks_weights_is_loaded_with_a_warning_and_other_shapes_are_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trunk = build_text_tower(text_config("bert"), 50, 1).trunk
+    save_pretrained(trunk, tmp_path)
+    config = validate(TextTowerConfig, {"pretrained": str(tmp_path)}, "test")
+    weights = load_file(tmp_path / "model.safetensors")
+    more = {
+        **weights,
+        "pooler.dense.bias": torch.zeros(16),
+    }  # of no use to us: nothing is said of it
+    save_file(more, tmp_path / "model.safetensors", {"format": "pt"})
+    assert (
+        build_text_tower(config, 50, 1)
+        .trunk.get_input_embeddings()
+        .weight.equal(trunk.get_input_embeddings().weight)
+    )
+    assert "pooler" not in "".join(capfd.readouterr())
+    name = next(name for name in weights if name.endswith("query.weight"))
+    fewer = {other: weight for other, weight in weights.items() if other != name}
+    save_file(fewer, tmp_path / "model.safetensors", {"format": "pt"})
+    build_text_tower(config, 50, 1)
+    said = capfd.readouterr().out
+    assert (
+        f"warning: 1 of its weights are in no file and start at random, among them `{name}`" in said
+    )
+    wider = {**weights, name: torch.zeros(17, 16)}
+    save_file(wider, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="cannot load this text tower"):
+        build_text_tower(config, 50, 1)
 
 
 @pytest.mark.parametrize(
