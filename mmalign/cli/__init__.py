@@ -13,6 +13,7 @@ at once.
 
 import errno
 import io
+import logging
 import os
 import re
 import sys
@@ -32,6 +33,10 @@ def main() -> None:
     # oneDNN keeps up to 1,024 prepared operators, one per shape that it has seen. Captions make new shapes
     # every step, and the memory of a CPU run would grow by tens of megabytes per step.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+    # DeepSpeed warns at every start without a GPU; a run's own first line names the device.
+    logging.getLogger("DeepSpeed").addFilter(
+        lambda record: "Setting accelerator to CPU" not in record.getMessage()
+    )
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by whoever started this process: `mmalign ... >&-`

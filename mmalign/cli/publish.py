@@ -40,7 +40,7 @@ def export(
 
     Example: mmalign export runs/demo --format sentence-transformers --format open_clip --format onnx
 
-    Example: mmalign export runs/demo --push me/my-model --license apache-2.0 --dry-run
+    Example: mmalign export runs/demo --push me/my-model --license cc-by-sa-4.0 --dry-run
     """
     if (public or dry_run) and push is None:
         raise UserError("--public and --dry-run belong to a push; give --push OWNER/NAME too")
