@@ -115,6 +115,8 @@ def _scored(
         return [pair.key for pair in pairs], similarities(model, pairs)
     except UndecodableImage:
         valid = [pair for pair in pairs if _decodes(pair, reasons)]  # it does not say which one
+        if not valid:
+            return [], []
         return [pair.key for pair in valid], similarities(model, valid)
 
 

@@ -43,7 +43,7 @@ def adapt_vocabulary(trunk: Any, old: Tokenizer, tokenizer: Tokenizer) -> dict[s
     """
     if same_ids(old, tokenizer):
         return None
-    check_padding(trunk, tokenizer)
+    check_padding(trunk, trunk.config.pad_token_id, tokenizer)
     table = trunk.get_input_embeddings()
     rows_VF, facts = adapted_rows(table.weight, old, tokenizer)
     trains = table.weight.requires_grad
@@ -56,9 +56,11 @@ def adapt_vocabulary(trunk: Any, old: Tokenizer, tokenizer: Tokenizer) -> dict[s
     return facts
 
 
-def check_padding(trunk: Any, tokenizer: Tokenizer) -> None:
-    """Refuse another padding id for a trunk whose positions begin behind it (RoBERTa and its variants)."""
-    padding_id = trunk.config.pad_token_id
+def check_padding(trunk: Any, padding_id: int, tokenizer: Tokenizer) -> None:
+    """Refuse another padding id than that which the weights were trained with (UserError).
+
+    Of a trunk whose positions begin behind it (RoBERTa and its variants); others do not depend on it.
+    """
     positions = getattr(trunk.config, "max_position_embeddings", None)
     if tokenizer.padding_id != padding_id and positions_of(trunk) not in (None, positions):
         raise UserError(

@@ -81,6 +81,8 @@ def build_model(
             # Those of `init_from` had the rows of another tokenizer, if this run changes it.
             if not goes_on and (config.tokenizer.keep or config.tokenizer.grow):
                 known.text["vocab_size"] = tokenizer.vocabulary
+                # The row of this id gets no gradient.
+                known.text["pad_token_id"] = tokenizer.padding_id
             return known.build(config.model), known
         old = tokenizer_of(config.model.text, tokenizer)
         model = build_dual_encoder(config.model, old.vocabulary, old.padding_id)

@@ -169,7 +169,8 @@ class Saver:
         if self._job is not None:
             self._job = self._job._replace(is_best=True)
         elif distributed.is_main():
-            self._tidy(f"step-{step:09d}")
+            name = f"step-{step:09d}"
+            self._tidy(name, name)
 
     def _write(
         self,
@@ -198,21 +199,23 @@ class Saver:
         # removed before the new one is there.
         facts = {"step": job.step, "world_size": distributed.world_size(), **self._facts}
         self._storage.commit(job.work, job.name, facts, files)
-        self._tidy(job.name if job.is_best else None)
+        self._tidy(job.name, job.name if job.is_best else None)
 
-    def _tidy(self, best: str | None) -> None:
+    def _tidy(self, saved: str, best: str | None) -> None:
         if best is not None:
             self._storage.set_best(best)
         with warning_of(f"{self._where}: old checkpoints are not deleted"):
-            self._storage.remove(self._superfluous())
+            self._storage.remove(self._superfluous(saved))
             # Left by a kill in the middle of a save.
             self._storage.remove_leftovers()
 
-    def _superfluous(self) -> list[str]:
+    def _superfluous(self, saved: str) -> list[str]:
         best, rule = self._storage.best(), self._config.keep_every
+        # A later one was passed over at the start as damaged: it must not take the place of a usable one.
+        known = [step for step in self._storage.steps() if step <= saved]
         return [
             step
-            for step in self._storage.steps()[: -self._config.keep]
+            for step in known[: -self._config.keep]
             if step != best and not (rule and int(step[5:]) % rule == 0)
         ]
 

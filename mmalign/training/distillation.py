@@ -27,6 +27,7 @@ from mmalign.core.precision import inference
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.stream.image_features import FeatureSet, open_features
 from mmalign.evaluation.feature_cache import describe_tower
+from mmalign.evaluation.measured import Language
 from mmalign.models.encoder import Encoder, finite, run_of
 from mmalign.models.load import load_model
 
@@ -34,7 +35,7 @@ from mmalign.models.load import load_model
 class DistillationConfig(Section):
     teacher: str
     """A run, an export or a model of another library; its vectors must have `model.embedding` dimensions."""
-    languages: tuple[str, ...] | None = None
+    languages: tuple[Language, ...] | None = None
     """Captions in these languages are distilled; none: all."""
     weight: float = pydantic.Field(default=1.0, ge=0)
     """Of the captions' loss beside the others; 0: captions are not distilled."""

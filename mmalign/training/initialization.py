@@ -45,7 +45,7 @@ from mmalign.models.load import detect_format, load_text_encoder
 from mmalign.models.pooling import pooling_of_open_clip
 from mmalign.models.stored_run import MOMENTS, local_path
 from mmalign.models.text_tower import find_file
-from mmalign.models.vocabulary import adapted_rows, same_ids
+from mmalign.models.vocabulary import adapted_rows, check_padding, same_ids
 from mmalign.training.checkpoint import TrainState, choose, load, load_newest
 from mmalign.training.engine import MODEL_FILE, Engine
 from mmalign.training.run_config import RunConfig
@@ -216,6 +216,7 @@ def _with_vocabulary(
 ) -> tuple[InitialWeights, dict[str, int]]:
     # The weights with the rows of the run's own tokenizer, and counts as of `adapt_vocabulary`.
     trunk = model.text_tower.trunk
+    check_padding(trunk, old.padding_id, tokenizer)
     table = trunk.get_input_embeddings().weight
     # T5 has two names for it.
     named = trunk.named_parameters(remove_duplicate=False)

@@ -9,7 +9,7 @@ To add a loss: write it in `loss.py` and give it a name in `LOSSES` there.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mmalign.core.batch import NOT_PREDICTED, Batch, Embeddings
 from mmalign.core.config import Section
+from mmalign.core.errors import UserError
 from mmalign.models.dual_encoder import DualEncoder
 from mmalign.models.masked_language_model import MaskedLanguageModel
 from mmalign.training.distillation import DistillationConfig, distillation_loss
@@ -66,6 +67,17 @@ class ContrastiveConfig(Section):
         if not (self.image_text or self.text_text or self.distillation):
             raise ValueError("`image_text: 0` leaves no loss; give `text_text` or `distillation`")
         return self
+
+    def check_languages(self, known: Collection[str]) -> None:
+        """Refuse a field that names a language without captions: it would have no effect (UserError)."""
+        taught = self.distillation.languages if self.distillation else None
+        named = {"language_weights": self.language_weights, "distillation.languages": taught or ()}
+        for field, languages in named.items():
+            if lacking := sorted(set(languages) - set(known)):
+                raise UserError(
+                    f"objective.{field}: `{lacking[0]}` is not in the training data; it has "
+                    f"{', '.join(sorted(known))}"
+                )
 
 
 class MaskedLanguageModelConfig(Section):

@@ -176,6 +176,7 @@ def make_batches(
     if isinstance(config.objective, MaskedLanguageModelConfig):
         masker = TokenMasker(tokenizer, config.objective.share)
     else:
+        config.objective.check_languages(order.counts)
         preprocess = Preprocess(model.image_tower.size, config.data.augmentation)
     return BatchLoader(
         order,

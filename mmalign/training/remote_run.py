@@ -48,7 +48,10 @@ class RemoteRun:
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / "tokenizer", ignore_errors=True)
         self.run.fetch_files(self.folder, _RESUMED)
-        self._pushed = dict(self._small_files())
+        # What an earlier start left on this host may be newer than in the store, or not there.
+        stored = self.run.store.list_files()
+        files = dict(self._small_files())
+        self._pushed = {name: one for name, one in files.items() if stored.get(name) == one[0]}
         self.fetch_checkpoint()
 
     def fetch_checkpoint(self) -> None:

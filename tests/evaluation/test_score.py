@@ -1,5 +1,6 @@
 """The similarity of images and captions, and selections by it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,13 @@ from pyarrow import parquet
 from shard_sets import make_set
 from tiny import tiny_run
 
+from mmalign.data.images import UndecodableImage
 from mmalign.data.select.rules import SelectConfig
 from mmalign.data.select.select import select
-from mmalign.data.shards.reader import ShardSet
+from mmalign.data.shards.reader import Pair, ShardSet
 from mmalign.evaluation import score as module
 from mmalign.evaluation.score import score
-from mmalign.models.encoder import load_encoder
+from mmalign.models.encoder import Encoder, load_encoder
 
 
 def test_every_caption_has_the_cosine_with_its_image(
@@ -42,6 +44,29 @@ def test_every_caption_has_the_cosine_with_its_image(
     )
     found = select(str(data), tmp_path / "out", rules)
     assert sum(found.manifest.languages.values()) == (scores >= np.median(scores)).sum()
+
+
+def test_a_batch_of_which_no_image_decodes_has_no_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_SIZE", 2)
+    data, model = make_set(tmp_path / "data", 4), load_encoder(tiny_run(tmp_path / "run"))
+    monkeypatch.setattr(module, "similarities", refuse_some(module.similarities))
+    monkeypatch.setattr(module, "decode", refuse)
+    assert score(data, tmp_path / "s.parquet", model) == (2, {"does not decode": 2})
+
+
+def refuse(image: bytes) -> None:
+    raise UndecodableImage("it is text")
+
+
+def refuse_some(real: Callable[..., list[np.ndarray]]) -> Callable[..., list[np.ndarray]]:
+    def similarities(model: Encoder, pairs: list[Pair]) -> list[np.ndarray]:
+        if pairs and pairs[0].key == "k002":
+            raise UndecodableImage("it is text")
+        return real(model, pairs)
+
+    return similarities
 
 
 def test_parts_make_one_table_and_what_does_not_decode_has_no_row(tmp_path: Path) -> None:

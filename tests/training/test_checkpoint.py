@@ -56,6 +56,25 @@ def test_the_newest_the_best_and_every_fourth_are_kept(tmp_path: Path) -> None:
     assert (folder / "LATEST").read_text() == "step-000000010\n"
 
 
+def keep_beside_a_later_one(folder: str) -> list[list[str]]:
+    """A run that has gone back to step 5, because its checkpoint of step 10 is damaged."""
+    saver = Saver(Path(folder), CheckpointConfig(every=1, keep=1), FACTS)
+    engine = make_engine("contrastive", Way(0))
+    found = []
+    for step in (10, 6, 7, 11):
+        saver.save(engine, state(step))
+        saver.finish()
+        found.append(names(Path(folder)))
+    return found
+
+
+def test_a_later_checkpoint_does_not_take_the_place_of_the_one_just_saved(tmp_path: Path) -> None:
+    folder = str(tmp_path / "checkpoints")
+    (found,) = run_ranks(1, keep_beside_a_later_one, tmp_path / "ranks", folder)
+    steps = [[int(name.removeprefix("step-")) for name in left] for left in found]
+    assert steps == [[10], [6, 10], [7, 10], [11]]
+
+
 def keep_despite_errors(folder: str) -> str:
     """Three saves beside a person's copy of a checkpoint; the first one can never be deleted."""
     saver = Saver(Path(folder), CheckpointConfig(keep=1), FACTS)

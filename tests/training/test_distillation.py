@@ -56,7 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_set(folder / "data", 14)
     tiny_run(folder / "teacher")
     text = {**MODEL["text"], "architecture": {**MODEL["text"]["architecture"], **STILL}}
-    distillation = {"teacher": "teacher", "languages": ["en"]}
+    distillation = {"teacher": "teacher", "languages": ["EN"]}  # the data say `en`
     objective = {"kind": "contrastive", "image_text": 0, "distillation": distillation}
     tree = config(folder / "data", model={**MODEL, "text": text}, objective=objective)
     tree |= {"steps": 12, "optimizer": {"lr": 1e-2}}
@@ -101,6 +101,14 @@ def test_two_ranks_and_cached_gradients_give_the_same(runs: Path) -> None:
     [
         (["model.embedding=8"], "teacher has vectors of 16 dimensions; set `model.embedding`"),
         (["model.embedding=8", "--dry-run"], "teacher has vectors of 16 dimensions; set"),
+        (
+            ["objective.distillation.languages=[en, xx]"],
+            "objective.distillation.languages: `xx` is not in the training data; it has",
+        ),
+        (
+            ["objective.language_weights={xx: 2.0}"],
+            "objective.language_weights: `xx` is not in the training data; it has",
+        ),
         (["objective.distillation.teacher=no/such/teacher"], "no/such/teacher: no model"),
     ],
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmalign.core.config import validate, write_yaml
 from mmalign.core.errors import UserError
-from mmalign.data.tokenizer import train_tokenizer
+from mmalign.data.tokenizer import load_tokenizer, train_tokenizer
 from mmalign.export.open_clip import write_open_clip
 from mmalign.export.sentence_transformers import write_router, write_sentence_transformers
 from mmalign.export.transformers import write_transformers
@@ -253,6 +253,17 @@ def test_weights_of_another_shape_change_nothing(
     with pytest.raises(UserError, match=reason):
         initialize_weights(run_config(folder), model, encoder.tokenizer)
     assert all(one.equal(before[name]) for name, one in model.state_dict().items())
+
+
+def test_a_changed_vocabulary_with_another_padding_is_refused(tmp_path: Path) -> None:
+    encoder = build_encoder(trunk="xlm-roberta")
+    folder = export(encoder, tmp_path / "export")
+    config = run_config(folder)
+    keep = config.tokenizer.model_copy(update={"keep": ("captions",)})
+    tokenizer = load_tokenizer(folder)
+    tokenizer.padding_id += 1
+    with pytest.raises(UserError, match="counts positions from its own padding id"):
+        initialize_weights(config.model_copy(update={"tokenizer": keep}), fresh(encoder), tokenizer)
 
 
 def test_another_pooling_is_refused(tmp_path: Path) -> None:

@@ -91,6 +91,23 @@ def test_another_machine_goes_on_bit_for_bit(folder: Path, moved: Path) -> None:
     assert "--out s3://bucket/moved" in (moved / "commands.txt").read_text()
 
 
+def test_what_an_earlier_start_left_on_the_host_reaches_the_store(server: S3Server) -> None:
+    url = f"s3://{BUCKET}/left"
+    first = RemoteRun(url, QUICK)
+    first.fetch()
+    (first.folder / "log.txt").write_text("one\n")
+    first.push()
+    # Ended before the next push: by its watchdog, or with events that were not flushed.
+    (first.folder / "hang-rank0.txt").write_text("stacks\n")
+    (first.folder / "log.txt").write_text("one\ntwo\n")
+    second = RemoteRun(url, QUICK)
+    second.fetch()
+    second.push()
+    store = ObjectStore(url, QUICK)
+    assert store.read("hang-rank0.txt") == b"stacks\n"
+    assert store.read("log.txt") == b"one\ntwo\n"
+
+
 def test_commands_read_a_run_in_a_store(
     folder: Path, moved: Path, server: S3Server, tmp_path: Path
 ) -> None:

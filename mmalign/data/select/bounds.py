@@ -42,6 +42,7 @@ def keep_bounds(
                 numbers, count = choice.captions_of(samples)
                 _check_counts(table, column, values, count)
                 values, remove = values.flatten(), choice.remove_captions
+            values = _nan_as_missing(values)
             for reason, failed in _failures(column, bound, values, table):
                 remove(numbers[failed], choice.reason(reason))
             if missing == "remove":
@@ -58,6 +59,16 @@ def _check_counts(table: str, column: str, values: Any, count: np.ndarray) -> No
             f"{table}: `{column}` has {lengths[wrong[0]]} values for a sample of {count[wrong[0]]} captions; "
             "make the table of this very set"
         )
+
+
+def _nan_as_missing(values: Any) -> Any:
+    # NaN is neither below nor above any bound. numpy and polars write it where a value is missing.
+    import pyarrow
+    from pyarrow import compute
+
+    if not pyarrow.types.is_floating(values.type):
+        return values
+    return compute.if_else(compute.is_nan(values), pyarrow.scalar(None, values.type), values)
 
 
 def _failures(

@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,14 @@ def describe(
             yield columns
 
     columns = COLUMNS + (IDENTIFIED if options.identify else [])
-    facts = {"kind": KIND, "data_sha256": manifest.sha256, "part": part, **asdict(options)}
+    facts = {
+        "kind": KIND,
+        "data_sha256": manifest.sha256,
+        "part": part,
+        # Not how many processes there were: parts may have been made on different machines.
+        "near": options.near,
+        "identify": options.identify,
+    }
     samples = write_table(out, columns, facts, parts())
     return Described(samples, dict(unusable.most_common()))
 

@@ -29,6 +29,7 @@ from mmalign.data.select.source import ChosenFrom, Descriptions, open_tree
 from mmalign.data.select.write import recipe_of, write_chosen, write_indexes
 from mmalign.data.shards.foreign_tars import place_of
 from mmalign.data.shards.manifest import MANIFEST, Manifest, read_manifest
+from mmalign.data.storage.remote import is_remote
 
 WORK = ".select"
 
@@ -80,6 +81,8 @@ def select(
     check_writable(out, is_folder=True)
     if (out / MANIFEST).is_file() and not (out / WORK).is_dir():
         raise UserError(f"{out}: holds a data set of another kind; name another folder")
+    if not is_remote(name) and Path(name).resolve() == out.resolve():
+        raise UserError(f"{out}: is the set that is chosen from; name another folder")
     if part[1] > 1 and (rule := _of_all_shards(config)):
         raise UserError(
             f"--part: the rule `{rule}` compares samples of all shards; choose by the other rules in parts, "

@@ -159,7 +159,14 @@ def columns_of(file: Path) -> list[str]:
 
 def read_table(file: Path, columns: Iterable[str]) -> Iterator[Any]:
     """Batches of the rows of one file with `key`, `shard` if it has one, and these columns."""
-    wanted = [name for name in columns_of(file) if name in {KEY, SHARD, *columns}]
+    columns = set(columns)
+    there = columns_of(file)
+    if lacking := sorted(columns - set(there)):
+        raise UserError(
+            f"{file}: has no column `{lacking[0]}`; it has {', '.join(there)}; all files of a table need the "
+            "same columns"
+        )
+    wanted = [name for name in there if name in {KEY, SHARD, *columns}]
     with _reading(file) as (_, parquet):
         if file.suffix == ".parquet":
             with parquet.ParquetFile(file) as opened:

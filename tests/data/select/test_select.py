@@ -16,6 +16,7 @@ from mmalign.core.errors import UserError
 from mmalign.data.select.describe import Options, describe
 from mmalign.data.select.rules import SelectConfig
 from mmalign.data.select.select import Selected, select
+from mmalign.data.select.tables import merge_tables
 from mmalign.data.shards.manifest import load_manifest
 from mmalign.data.shards.reader import ShardSet
 from mmalign.data.stats import survey
@@ -132,6 +133,42 @@ def test_captions_are_chosen_by_a_value_for_each(tmp_path: Path) -> None:
     assert sum(kept.manifest.languages.values()) == 9
 
 
+def test_nan_is_a_missing_value(tmp_path: Path) -> None:
+    data = make_set(tmp_path / "data", 3)
+    nan = float("nan")
+    table = write_table(
+        tmp_path / "t.parquet", key=["k000", "k001", "k002"], clip_score=[0.9, nan, 0.1]
+    )
+    rules: dict[str, Any] = {"tables": [table], "columns": {"clip_score": {"min": 0.5}}}
+    found = choose(data, tmp_path / "out", **rules)
+    assert keys(tmp_path / "out") == ["k000"]
+    assert found.removed["samples"] == {"clip_score < 0.5": 1, "clip_score is missing": 1}
+    choose(data, tmp_path / "kept", **rules, missing="keep")
+    assert keys(tmp_path / "kept") == ["k000", "k001"]
+
+
+def test_all_files_of_a_table_have_its_columns(tmp_path: Path) -> None:
+    data, tables = make_set(tmp_path / "data", 2), tmp_path / "tables"
+    tables.mkdir()
+    write_table(tables / "0.parquet", key=["k000"], clip_score=[0.9])
+    write_table(tables / "1.parquet", key=["k001"], score=[0.9])
+    with pytest.raises(
+        UserError, match=r"1\.parquet: has no column `clip_score`; it has key, score"
+    ):
+        choose(data, tmp_path / "out", tables=[str(tables)], columns={"clip_score": {"min": 0.5}})
+
+
+def test_parts_of_a_description_may_be_made_by_other_numbers_of_processes(tmp_path: Path) -> None:
+    data, parts = make_set(tmp_path / "data", 8), []
+    for number in range(2):
+        parts.append(str(tmp_path / f"{number}.parquet"))
+        options = Options(near=False, processes=1 + number)
+        describe(data, Path(parts[-1]), options, (number, 2))
+    assert merge_tables(tmp_path / "all.parquet", parts) == 8
+    describe(data, tmp_path / "one.parquet", Options(near=False))
+    assert (tmp_path / "all.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
+
+
 def test_repeats_within_the_set_and_of_a_test_set_are_removed(tmp_path: Path) -> None:
     pairs = [make_pair(i, ("en",)) for i in range(12)]
     pairs[3] = replace(pairs[3], image=pairs[1].image)
@@ -223,6 +260,8 @@ def test_a_folder_with_another_data_set_is_not_overwritten(tmp_path: Path) -> No
         choose(data, data, languages=["en"])
     choose(data, tmp_path / "out", languages=["en"])
     choose(data, tmp_path / "out", languages=["ja"])
+    with pytest.raises(UserError, match="is the set that is chosen from"):
+        choose(tmp_path / "out", tmp_path / "out", languages=["ja"])
     assert np.all([langs == ("ja",) for langs in ShardSet(tmp_path / "out").languages])
 
 
