@@ -5,20 +5,25 @@
 
 The shards that are there stay as they are and come first. The manifest says how many there were, and the
 sha256 that it had then, so a run that began with them goes on with exactly these (`Manifest.as_of`).
-Everything before the manifest can be done again: after a stop, the same command goes on.
+Everything before the manifest can be done again: after a stop, the same command goes on. Before anything is
+moved, the new rows are compared with the set: their identities, and the shards of an append that was stopped.
 """
 
+import hashlib
 import json
+import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmalign.core.commit import exclusive, flush, replace_folder, write_atomic, write_json
+import numpy as np
+
+from mmalign.core.commit import exclusive, flush, replace_folder, sha256_of, write_json
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
-from mmalign.core.workers import usable_cores
+from mmalign.core.workers import map_in_processes, usable_cores
 from mmalign.data import packing
 from mmalign.data.packing import build_shards, remove_stale_files
 from mmalign.data.recipe import splits_in, work_folder
@@ -27,6 +32,7 @@ from mmalign.data.shards.foreign_tars import (
     REFUSED,
     SCANS,
     jobs_of,
+    join_refusals,
     place_of,
     scan_tars,
     tars_of,
@@ -34,6 +40,7 @@ from mmalign.data.shards.foreign_tars import (
 )
 from mmalign.data.shards.index import index_info
 from mmalign.data.shards.manifest import (
+    FIX,
     FORMAT_VERSION,
     MANIFEST,
     Facts,
@@ -51,8 +58,12 @@ from mmalign.data.shards.pack import (
     write_sizes,
     write_split,
 )
-from mmalign.data.shards.scan import MAX_REFUSALS, Rules
+from mmalign.data.shards.reader import picture_id
+from mmalign.data.shards.scan import Rules
+from mmalign.data.shards.shard_index import parse_row
 from mmalign.data.storage.remote import is_remote
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Appended(NamedTuple):
@@ -108,21 +119,23 @@ def append_rows(config: RecipeConfig, out: Path, processes: int | None = None) -
         processes: that write shards; by default one per core that this process may use.
 
     Raises:
-        UserError: no built data set there, captions are withheld, or as `build`.
+        UserError: no built data set there, or a damaged one; captions are withheld; a new sample has the
+            identity of another image; the source of a stopped append has changed; or as `build`.
     """
-    splits, resolved = _splits(out), out.resolve()
+    splits, resolved, processes = _splits(out), out.resolve(), processes or usable_cores()
     facts, respelled = config.for_manifest(), Counter[str]()
     done = []
     folder = resolved.with_name(f"{resolved.name}.appending")
     with work_folder(folder, facts["recipe_sha256"]) as work:
-        manifests = {split: load_manifest(out / split) for split in splits}
+        manifests = {split: _checked(out / split) for split in splits}
         if config.withhold or any(one.recipe.get("withhold") for one in manifests.values()):
             raise UserError(
                 f"{out}: `withhold` chooses captions among all rows, so nothing can be appended; build "
                 "another data set, and list both in the run file"
             )
-        jobs = packing.jobs_of(config, work, respelled, _first_numbers(work, manifests))
-        reports = build_shards(config, work, jobs, processes or usable_cores())
+        first = _first_numbers(work, manifests, resolved / packing.REFUSED)
+        jobs = packing.jobs_of(config, work, respelled, first)
+        reports = build_shards(config, work, jobs, processes)
         remove_stale_files(work, reports)
         if respelled := +respelled:
             facts["respelled"] = dict(sorted(respelled.items()))
@@ -130,8 +143,15 @@ def append_rows(config: RecipeConfig, out: Path, processes: int | None = None) -
             split: _unknown(manifests[split], of_split) if split in manifests else of_split
             for split, of_split in reports.items()
         }
+        for split in (split for split in splits if split in reports):
+            _check_unchanged(out / split, manifests[split], reports[split])
+            if any(report["shard"] for report in new[split]):
+                # Of all reports: a shard that the set has may hold another file of the same image.
+                files = split_info(facts, reports[split])[1]
+                _check_images(out / split, manifests[split], work / split, files, processes)
         if any(report["shard"] for of_split in new.values() for report in of_split):
-            _join_refusals(resolved / packing.REFUSED, work / packing.REFUSED)
+            before = work / STATE / packing.REFUSED
+            join_refusals(resolved / packing.REFUSED, before, work / packing.REFUSED)
         for split, of_split in new.items():
             count = sum(report["shard"] is not None for report in of_split)
             here = {**facts, "split": split}
@@ -157,8 +177,29 @@ def _append_split(
     grow(folder, info, files)
 
 
-def _first_numbers(work: Path, manifests: Mapping[str, Manifest]) -> dict[str, int]:
-    """Of the new shards of each split; the same after a stop, when some splits may have them already."""
+def _checked(folder: Path) -> Manifest:
+    """The manifest of a data set; a UserError if a file of it is missing or has another size."""
+    manifest = load_manifest(folder)
+    for name, size in manifest.file_sizes():
+        file = folder / name
+        if "://" in name or (file.is_file() and (file.stat().st_size == size or name == REFUSED)):
+            continue  # a stopped append rewrites the list of refusals; the next one makes it again
+        if name != SIZES:
+            raise UserError(
+                f"{file}: missing or of another size than {MANIFEST} says, so nothing is appended; restore "
+                f"it, or {FIX}"
+            )
+        # A stopped append may have written it for a manifest that is not there.
+        write_sizes(folder, (shard.to_json() for shard in manifest.shards))
+    return manifest
+
+
+def _first_numbers(work: Path, manifests: Mapping[str, Manifest], refused: Path) -> dict[str, int]:
+    """Of the new shards of each split; the same after a stop, when some splits may have them already.
+
+    Args:
+        refused: what the set lists of refusals; kept as it is now, for `join_refusals`.
+    """
     path = work / STATE / "first.json"
     if path.is_file():
         known = json.loads(path.read_bytes())
@@ -171,6 +212,7 @@ def _first_numbers(work: Path, manifests: Mapping[str, Manifest]) -> dict[str, i
         numbers = (name.removesuffix(".tar") for name in names)
         number = 1 + max((int(text) for text in numbers if text.isdecimal()), default=-1)
         first[split] = (one.sha256, number)
+    path.with_name(packing.REFUSED).write_bytes(refused.read_bytes() if refused.is_file() else b"")
     write_json(path, first)
     return {split: number for split, (_, number) in first.items()}
 
@@ -186,6 +228,95 @@ def _unknown(manifest: Manifest, reports: Sequence[Report]) -> list[Report]:
     ]
 
 
+def _check_unchanged(folder: Path, manifest: Manifest, reports: Sequence[Report]) -> None:
+    """Refuse a shard whose name the set lists with other bytes: it would replace rows that are in use.
+
+    A stopped append gives the numbers of its shards again, so its source must be as it was.
+    """
+    listed = {shard.file: manifest.files[shard.tar]["sha256"] for shard in manifest.shards}
+    for report in reports:
+        name = report["file"]
+        made = report["files"][name]["sha256"] if report["shard"] else None
+        # A shard of which no row could be used is among the refused alone.
+        if (name in listed or name in manifest.refused) and made != listed.get(name):
+            raise UserError(
+                f"{folder / name}: was appended before the command stopped, and the source has changed "
+                "since; restore the source and repeat the command, or put the rows that are still missing "
+                "into a folder of their own and append that"
+            )
+
+
+class _Index(NamedTuple):
+    """The index of one shard."""
+
+    path: Path
+    sha256: str
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        data = self.path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise UserError(f"{self.path}: damaged, its bytes are not those of {MANIFEST}; {FIX}")
+        return (parse_row(line, str(self.path)) for line in data.split(b"\n") if line)
+
+
+def _hashes(index: _Index) -> np.ndarray:
+    """(3, samples) int64: of each identity; with the size of the image; with its checksum, if known, too."""
+    found = []
+    for row in index.rows():
+        picture, facts = row["picture"], row["image"][2:]  # size and, in newer indexes, crc32
+        # The hash of an image is never that of another one, however the two were resized.
+        if not _SHA256.fullmatch(picture):
+            texts = (picture, f"{facts[:1]} {picture}", f"{facts} {picture}")
+            found.append([picture_id(text) for text in texts])
+    return np.array(found, np.int64).reshape(-1, 3).T
+
+
+def _positions(sorted_N: np.ndarray, value_M: np.ndarray) -> np.ndarray:
+    """Where those of the values are that the sorted array, which is not empty, holds."""
+    position_M = np.minimum(np.searchsorted(sorted_N, value_M), len(sorted_N) - 1)
+    found: np.ndarray = position_M[sorted_N[position_M] == value_M]
+    return found
+
+
+def _check_images(
+    folder: Path, manifest: Manifest, work: Path, files: Mapping[str, Facts], processes: int
+) -> None:
+    """Refuse new samples that have the identity (`picture`) of an image with other bytes in a data set.
+
+    In training, the captions of one would be positives of the other. Equal identities of equal bytes are
+    right. In memory are three hashes per new sample, and the indexes of a few shards.
+
+    Args:
+        files: those of the new shards, in the folder `work`.
+    """
+    new = [_Index(work / n, f["sha256"]) for n, f in files.items() if n.endswith(".index.jsonl")]
+    hashes = list(map_in_processes(_hashes, new, processes))
+    picture_N, size_N, image_N = np.concatenate(hashes, axis=1)
+    if not len(picture_N):
+        return
+    old = [_Index(folder / s.index, manifest.files[s.index]["sha256"]) for s in manifest.shards]
+    picture_P = np.unique(picture_N)
+    image_I, first_I = np.unique(np.concatenate([size_N, image_N]), return_index=True)
+    known_P, same_I = np.zeros(len(picture_P), bool), np.zeros(len(image_I), bool)
+    for picture_O, _, image_O in map_in_processes(_hashes, old, processes):
+        known_P[_positions(picture_P, picture_O)] = True
+        same_I[_positions(image_I, image_O)] = True
+    # A source may have several files of one image (`same_picture_as`): one with known bytes is enough.
+    same_P = np.isin(picture_P, np.tile(picture_N, 2)[first_I[same_I]])
+    wrong_W = picture_P[known_P & ~same_P]
+    for made in new if len(wrong_W) else ():
+        # Hashes of different identities may be equal, so the texts decide.
+        rows = ((row["picture"], row["key"]) for row in made.rows())
+        key_of = {picture: key for picture, key in rows if picture_id(picture) in wrong_W}
+        for path, row in ((one.path, row) for one in old if key_of for row in one.rows()):
+            if (picture := row["picture"]) in key_of:
+                raise UserError(
+                    f"{path}: the set has an image of other bytes with the identity `{picture}` of the new "
+                    f"sample `{key_of[picture]}` ({len(wrong_W)} such identities in all); rename the ids "
+                    "(or paths) of the new images to some that the set does not have, or leave them out"
+                )
+
+
 def append_tars(out: Path, sources: Sequence[str], processes: int = 1) -> Appended:
     """Index tars by the rules of the data set in `out`, and append those that it does not have.
 
@@ -193,14 +324,16 @@ def append_tars(out: Path, sources: Sequence[str], processes: int = 1) -> Append
         sources: each a folder, pattern or brace list, of this machine or a URL, as for `index`.
 
     Raises:
-        UserError: no tars there, or some at URLs and others not.
+        UserError: no tars there, or some at URLs and others not; the set is damaged; a new sample has the
+            identity of another image.
     """
     with exclusive(out / SCANS):
-        manifest = load_manifest(out)
+        manifest = _checked(out)
         rules = Rules.from_json(_tree(out)["captions"])
         known = {place_of(shard.path or str(out / shard.file)) for shard in manifest.shards}
-        tars = [tar for source in sources for tar in tars_of(source)]
-        new = [tar for tar in dict.fromkeys(tars) if place_of(tar) not in known]
+        # Each tar once: two sources may name it in different ways.
+        tars = {place_of(tar): tar for source in sources for tar in tars_of(source)}
+        new = [tar for place, tar in tars.items() if place not in known]
         of_urls = is_remote(manifest.shards[0].tar)
         if other := next((tar for tar in new if is_remote(tar) != of_urls), None):
             where = "at URLs" if of_urls else "on this machine"
@@ -210,10 +343,14 @@ def append_tars(out: Path, sources: Sequence[str], processes: int = 1) -> Append
         if new:
             jobs = jobs_of(new, out, rules, {shard.file for shard in manifest.shards})
             scans, shards = scan_tars(jobs, processes), [job.shard for job in jobs]
-            added = out / SCANS / "appended.jsonl"
-            write_refusals(added, out, shards, scans)
-            _join_refusals(out / REFUSED, added)
             info, files = index_info(manifest.name, rules, shards, scans)
+            _check_images(out, manifest, out, files, processes)
+            added, before = out / SCANS / "appended.jsonl", out / SCANS / "before.jsonl"
+            write_refusals(added, out, shards, scans)
+            # After a stop, the list in the set may have those of `added` already.
+            if not before.is_file() or sha256_of(before) != manifest.files[REFUSED]["sha256"]:
+                shutil.copyfile(out / REFUSED, before)
+            join_refusals(out / REFUSED, before, added)
             grow(out, info, {REFUSED: flush(out / REFUSED), **files})
     return Appended(out, read_manifest(out), len(new), len(tars) - len(new))
 
@@ -261,19 +398,3 @@ def _tree(folder: Path) -> dict[str, Any]:
     """The manifest as it is written."""
     tree: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
     return tree
-
-
-def _join_refusals(path: Path, added: Path) -> None:
-    """Add what a file lists, and counts, of refusals to the file that lists those from before."""
-    files = [one for one in (path, added) if one.is_file()]
-    # Not splitlines: texts in it may hold other line separators of Unicode.
-    lines = [line for one in files for line in one.read_text("utf-8").split("\n") if line]
-    facts = [json.loads(line) for line in lines]
-    # Each once: an append that was stopped may have added them.
-    named = list(
-        dict.fromkeys(line for line, one in zip(lines, facts, strict=True) if "more" not in one)
-    )
-    more = sum(one.get("more", 0) for one in facts) + len(named[MAX_REFUSALS:])
-    if lines:
-        rest = [json.dumps({"more": more})] if more else []
-        write_atomic(path, "\n".join([*named[:MAX_REFUSALS], *rest]) + "\n")

@@ -1,6 +1,8 @@
 """Appended shards: the set is that of both sources, and what it was before can still be read."""
 
 import json
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,18 @@ from shard_sets import make_image
 from typer.testing import CliRunner
 
 from mmalign.cli import app
+from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.data import append as module
 from mmalign.data.append import append_rows, append_tars
 from mmalign.data.recipe import build
+from mmalign.data.recipe_config import RecipeConfig
+from mmalign.data.shards import foreign_tars
 from mmalign.data.shards import manifest as manifests
 from mmalign.data.shards.index import index
-from mmalign.data.shards.manifest import Manifest, load_manifest
+from mmalign.data.shards.manifest import Manifest, load_manifest, read_manifest
 from mmalign.data.shards.reader import ShardSet
+from mmalign.data.shards.scan import Rules
 from mmalign.data.verify import verify
 
 
@@ -41,6 +47,21 @@ def check_is(found: Manifest | None, expected: Manifest) -> None:
         assert np.array_equal(getattr(found.columns, name), getattr(expected.columns, name)), name
     assert found.languages == expected.languages
     assert (found.shard_bytes == expected.shard_bytes).all()
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, name: str, run: Callable[[], Any]) -> None:
+    """Run what appends, with a full disk at the manifest of a folder."""
+    write = module.write_manifest
+
+    def fail(folder: Path, *args: Any) -> None:
+        if folder.name == name:
+            raise OSError("no space left")
+        write(folder, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_manifest", fail)
+        with pytest.raises(OSError, match="no space"):
+            run()
 
 
 @pytest.mark.parametrize("most_listed", [1000, 3])  # 3: the shards are in tables
@@ -105,23 +126,188 @@ def test_an_append_that_was_stopped_goes_on_and_is_not_done_twice(
         sets.append(out)
     append_rows(new, sets[1])
 
-    write = module.write_manifest
-
-    def fail(folder: Path, *args: Any) -> None:
-        if folder.name == "val":  # the split after `train`
-            raise OSError("no space left")
-        write(folder, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "write_manifest", fail)
-        with pytest.raises(OSError, match="no space"):
-            append_rows(new, sets[0])
+    stop_at(monkeypatch, "val", lambda: append_rows(new, sets[0]))  # the split after `train`
     assert load_manifest(sets[0] / "val").samples == 4  # it is as it was
     append_rows(new, sets[0])
     assert contents(sets[0]) == contents(sets[1])
     again = append_rows(new, sets[0])
     assert [(one.shards, one.known) for one in again] == [(0, 2), (0, 1)]
     assert contents(sets[0]) == contents(sets[1])
+
+
+@pytest.mark.parametrize("change", ["a caption", "a row more", "no row that can be used"])
+def test_a_stopped_append_replaces_no_shard_if_its_source_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    write_source(tmp_path / "one")
+    out, two = tmp_path / "set", more_rows(tmp_path / "two")
+    build(recipe(tmp_path / "one"), out)
+    new = recipe(two, max_bad_fraction=0.9)
+    stop_at(monkeypatch, "val", lambda: append_rows(new, out, processes=1))
+    before = contents(out / "train")
+    assert "00006.tar" in before
+
+    lines = [json.loads(line) for line in (two / "pairs.jsonl").read_text().split("\n")[:-1]]
+    first, *others = lines
+    if change == "a caption":
+        lines = [{**first, "captions": [{"lang": "de", "text": "besser"}]}, *others]
+    elif change == "a row more":
+        lines.insert(0, {**first, "id": "n99"})
+    else:  # of the first shard of `train`
+        lines = [*(line if n > 4 else {**line, "captions": []} for n, line in enumerate(lines))]
+    source = (two / "pairs.jsonl").read_bytes()
+    write_lines(two, lines)
+    with pytest.raises(UserError, match=r"train/00005\.tar: .* the source has changed since; rest"):
+        append_rows(new, out, processes=1)
+    assert contents(out / "train") == before
+    assert verify(out / "train").problems == ()
+
+    (two / "pairs.jsonl").write_bytes(source)
+    assert [(one.shards, one.known) for one in append_rows(new, out)] == [(0, 2), (1, 0)]
+    assert ShardSet(out / "val").keys[-1] == "n4"
+
+
+def test_a_damaged_set_is_reported_before_any_work(tmp_path: Path) -> None:
+    write_source(tmp_path / "one")
+    out = tmp_path / "set"
+    build(recipe(tmp_path / "one"), out)
+    (out / "val" / "00000.tar").write_bytes(b"cut off")
+    before = contents(out)
+    with pytest.raises(UserError, match=r"val/00000\.tar: missing or of another size"):
+        append_rows(recipe(more_rows(tmp_path / "two"), max_bad_fraction=0.2), out)
+    assert contents(out) == before
+    assert not (tmp_path / "set.appending").exists()
+
+    tars = write_tars(tmp_path / "first", 2)
+    index(str(tars), RULES, tmp_path / "indexed")
+    before = contents(tmp_path / "indexed")
+    (tars / "00000.tar").unlink()
+    with pytest.raises(UserError, match=r"first/00000\.tar: missing or of another size"):
+        append_tars(tmp_path / "indexed", [str(write_tars(tmp_path / "second", 1))])
+    assert contents(tmp_path / "indexed") == before
+
+
+def test_another_image_with_a_known_id_is_refused(tmp_path: Path) -> None:
+    lines = write_source(tmp_path / "one")
+    out = tmp_path / "set"
+    build(recipe(tmp_path / "one"), out)
+    before = contents(out)
+    two = tmp_path / "two"
+    write_source(two, rows=6)
+    for number in (0, 3):  # the other ids are of the same images
+        (two / f"{number}.png").write_bytes(make_image(100 + number, size=24))
+    reason = (
+        r"train/00000\.index\.jsonl: the set has an image of other bytes .* `p[03]` of the new "
+    )
+    with pytest.raises(UserError, match=reason + r".*\(2 such identities in all\); rename the ids"):
+        append_rows(recipe(two), out, processes=1)
+    assert contents(out) == before
+
+    # Renamed, they are appended; `same_picture_as` names another file of an image that the set has.
+    renamed = [
+        {**line, "id": f"new{n}"} if n in (0, 3) else line for n, line in enumerate(lines[:6])
+    ]
+    (two / "variant.png").write_bytes(make_image(1, size=30))
+    variant = {**lines[1], "id": "v", "image": "variant.png", "same_picture_as": "p1"}
+    write_lines(two, [*renamed, variant])
+    append_rows(recipe(two), out, processes=1)
+    grown = ShardSet(out / "train")
+    ids = dict(zip(grown.keys, grown.picture_ids.tolist(), strict=True))
+    assert ids["v"] == ids["p1"] and len({ids["new0"], ids["p0"], ids["new3"], ids["p3"]}) == 4
+
+
+def table_of(folder: Path, name: str, numbers: Sequence[int]) -> RecipeConfig:
+    """A recipe of a table of images whose paths say nothing about the folder."""
+    (folder / name).mkdir(parents=True)
+    rows = ["image,caption"]
+    for position, number in enumerate(numbers):
+        (folder / name / f"{position}.png").write_bytes(make_image(number))
+        rows.append(f"{position}.png,text {number}")
+    (folder / name / "t.csv").write_text("\n".join(rows) + "\n")
+    columns = {"by_language": {"en": "caption"}}
+    source = {"kind": "table", "folders": [str(folder / name)], "files": ["t.csv"]}
+    tree = {"name": "t", "samples_per_shard": 4, "source": {**source, "captions": columns}}
+    return validate(RecipeConfig, tree, "x.yaml")
+
+
+def test_another_image_with_a_known_path_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    build(table_of(tmp_path, "one", range(5)), out)
+    with pytest.raises(UserError, match=r"`2\.png`.*\(1 such identities.*\(or paths\)"):
+        append_rows(table_of(tmp_path, "two", [0, 1, 9]), out, processes=1)
+    (done,) = append_rows(table_of(tmp_path, "three", [0, 1, 2, 3, 4, 30, 31]), out, processes=1)
+    assert done.shards == 2
+    assert len(set(ShardSet(out / "train").picture_ids.tolist())) == 7
+
+
+def test_tars_whose_captions_name_the_identity_are_compared_too(tmp_path: Path) -> None:
+    for name, numbers in (("one", range(5)), ("two", [0, 1, 9])):
+        build(table_of(tmp_path, name, numbers), tmp_path / f"{name} built")
+    out, (one, two) = tmp_path / "set", (tmp_path / f"{n} built" / "train" for n in ("one", "two"))
+    index(str(one), Rules("json:captions"), out)
+    before = load_manifest(out).sha256
+    with pytest.raises(UserError, match=r"`2\.png`.*\(1 such identities"):
+        append_tars(out, [str(two)])
+    assert read_manifest(out).sha256 == before
+
+
+def test_tars_of_equal_names_in_several_folders_get_distinct_names(tmp_path: Path) -> None:
+    for crawl in ("crawl1", "crawl2"):
+        for name in ("a", "b"):
+            write_tars(tmp_path / crawl / name / "shards", 1)
+    out = tmp_path / "set"
+    index(f"{tmp_path}/crawl1/{{a,b}}/shards/*.tar", RULES, out)
+    # Named in two ways, a tar is still one.
+    more = [f"{tmp_path}/crawl2/{{a,b}}/shards", f"{tmp_path}/crawl2/a/../a/shards"]
+    found = append_tars(out, more)
+    files = [shard.file for shard in found.manifest.shards]
+    old, new = ([f"{before}{name}-shards-00000.tar" for name in "ab"] for before in ("", "crawl2-"))
+    assert (files, found.shards, found.known) == ([*old, *new], 2, 0)
+    assert verify(out).problems == () and found.manifest.samples == 12
+
+
+def test_names_of_shards_are_distinct_or_it_is_an_error(tmp_path: Path) -> None:
+    # Joined by hyphens, `x-y/z.tar` and `x/y-z.tar` are equal, and need the folder above.
+    tars = [
+        str(tmp_path / name) for name in ("1/x-y/z.tar", "1/x/y-z.tar", "1/x/z.tar", "2/x/z.tar")
+    ]
+    names = [job.shard.file for job in foreign_tars.jobs_of(tars[1:], tmp_path, RULES, {"y-z.tar"})]
+    assert len(set(names)) == 3 and "y-z.tar" not in names
+    names = [job.shard.file for job in foreign_tars.jobs_of([tars[2], tars[3]], tmp_path, RULES)]
+    assert names == ["1-x-z.tar", "2-x-z.tar"]
+    with pytest.raises(UserError, match=r"x/y-z\.tar: .*`.*1-x-y-z\.tar`, even with all folders"):
+        foreign_tars.jobs_of([tars[0], tars[1]], tmp_path, RULES, {"z.tar"})
+    (tmp_path / "3").symlink_to(tmp_path / "2")
+    with pytest.raises(UserError, match="named twice, also through a link; name it once"):
+        foreign_tars.jobs_of([tars[3], tars[3].replace("/2/", "/3/")], tmp_path, RULES)
+
+
+def test_refusals_are_counted_once_if_a_stopped_append_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreign_tars, "MAX_REFUSALS", 3)
+    tars, more = write_tars(tmp_path / "first", 2), write_tars(tmp_path / "second", 4)
+    write_source(tmp_path / "one")
+    rows = recipe(more_rows(tmp_path / "two"), max_bad_fraction=0.9)
+    write_lines(
+        tmp_path / "two", ["{"] * 5 + (tmp_path / "two/pairs.jsonl").read_text().split("\n")
+    )
+    listed = []
+    for name in ("stopped", "in one go"):
+        built, indexed = tmp_path / name / "built", tmp_path / name / "set"
+        build(recipe(tmp_path / "one"), built)
+        index(str(tars), RULES, indexed)
+        append_both: tuple[Callable[[], Any], ...] = (
+            partial(append_rows, rows, built, processes=1),
+            partial(append_tars, indexed, [str(more)]),
+        )
+        for folder, append in zip(("train", "set"), append_both, strict=True):
+            if name == "stopped":
+                stop_at(monkeypatch, folder, append)
+            append()
+        listed.append([(one / "refused.jsonl").read_bytes() for one in (built, indexed)])
+    assert listed[0] == listed[1]
+    assert [json.loads(one.splitlines()[-1]) for one in listed[1]] == [{"more": 3}] * 2
 
 
 def test_tars_are_appended_by_the_rules_of_the_set(tmp_path: Path) -> None:

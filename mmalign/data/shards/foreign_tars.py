@@ -108,17 +108,13 @@ def place_of(tar: str) -> str:
 
 
 def jobs_of(tars: Sequence[str], out: Path, rules: Rules, taken: Collection[str] = ()) -> list[Job]:
-    """The jobs of all tars; `taken` are names of shards that a data set has already."""
+    """The jobs of all tars; `taken` are names of shards that a data set has already.
+
+    Raises:
+        UserError: no distinct names can be made of the paths, for example if two are of the same tar.
+    """
     resolved = list(map(place_of, tars))
-    names = [tar.rpartition("/")[2] for tar in tars]
-    if len(set(names)) < len(names):  # of several folders: two tars may have the same name
-        parts = [tar.split("/") for tar in resolved]
-        above = next(n for n, names in enumerate(zip(*parts, strict=False)) if len(set(names)) > 1)
-        names = ["-".join(one[above:]) for one in parts]
-    above = -1
-    while not set(taken).isdisjoint(names):  # the same with folders above, as many as it takes
-        above -= 1
-        names = ["-".join(filter(None, tar.split("/")[above:])) for tar in resolved]
+    names = _names_of(tars, resolved, set(taken))
     lists: dict[str, dict[str, Any]] = {}
     jobs = []
     for tar, place, name in zip(tars, resolved, names, strict=True):
@@ -129,10 +125,48 @@ def jobs_of(tars: Sequence[str], out: Path, rules: Rules, taken: Collection[str]
                 lists[folder] = _json_object(Path(tar).parent / "sizes.json")
             # How many samples it had when it was made: open_clip's `sizes.json` is {tar: samples}.
             expected = lists[folder].get(Path(tar).name, stated_samples(Path(tar)))
-        beside = not is_remote(tar) and Path(place).parent == out.resolve()
+        # Under another name than its own, it needs its path.
+        beside = not is_remote(tar) and Path(place) == out.resolve() / name
         shard = Shard(name, 0, 0, {}, None if beside else place)
         jobs.append(Job(tar, shard, out, rules, expected if isinstance(expected, int) else None))
     return jobs
+
+
+def _names_of(tars: Sequence[str], resolved: Sequence[str], taken: set[str]) -> list[str]:
+    """Names of shards, distinct and not taken: of the tars and, where needed, of folders above them."""
+    names = [tar.rpartition("/")[2] for tar in tars]
+    parts = [tar.split("/") for tar in resolved]
+    if len(set(names)) < len(names):  # of several folders: two tars may have the same name
+        levels = enumerate(zip(*parts, strict=False))
+        above = next((n for n, names in levels if len(set(names)) > 1), 0)  # 0: all are one tar
+        names = ["-".join(one[above:]) for one in parts]
+    above = 1
+    # The same with folders above, as many as it takes. Joined, different paths may give equal names.
+    while (clash := _first_clash(names, taken)) is not None and above < max(map(len, parts)):
+        above += 1
+        names = ["-".join(filter(None, one[-above:])) for one in parts]
+    if clash is not None:
+        same = resolved[clash] in resolved[:clash]
+        raise UserError(
+            f"{tars[clash]}: its shard would have the name of another one of the data set, "
+            f"`{names[clash]}`, "
+            + (
+                "because the tar is named twice, also through a link; name it once"
+                if same
+                else "even with all folders of its path; rename the tar or a folder above it"
+            )
+        )
+    return names
+
+
+def _first_clash(names: Sequence[str], taken: set[str]) -> int | None:
+    """The number of the first name that is taken or equals an earlier one; None: there is none."""
+    seen = set(taken)
+    for number, name in enumerate(names):
+        if name in seen:
+            return number
+        seen.add(name)
+    return None
 
 
 def stated_samples(tar: Path) -> int | None:
@@ -234,3 +268,24 @@ def write_refusals(
     if total > len(lines):
         lines.append(json.dumps({"more": total - len(lines)}) + "\n")
     write_atomic(path, "".join(lines))
+
+
+def join_refusals(path: Path, before: Path, added: Path) -> None:
+    """Write what two files list, and count, of refusals to one.
+
+    Args:
+        before: a copy of `path` from before an append began, so that its repetition gives the same.
+    """
+    # An append that an older version began has no copy.
+    files = [one for one in (before if before.is_file() else path, added) if one.is_file()]
+    # Not splitlines: texts in it may hold other line separators of Unicode.
+    lines = [line for one in files for line in one.read_text("utf-8").split("\n") if line]
+    facts = [json.loads(line) for line in lines]
+    # Each once: rows that were refused before may be in the source again.
+    named = list(
+        dict.fromkeys(line for line, one in zip(lines, facts, strict=True) if "more" not in one)
+    )
+    more = sum(one.get("more", 0) for one in facts) + len(named[MAX_REFUSALS:])
+    if lines:
+        rest = [json.dumps({"more": more})] if more else []
+        write_atomic(path, "\n".join([*named[:MAX_REFUSALS], *rest]) + "\n")
