@@ -29,7 +29,7 @@ from mmalign.models.hidden_states import WordPooling, encode_words
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.results.aggregates import merge_with_means
 from mmalign.results.metric_names import MEAN, MetricName
-from mmalign.results.results import Results
+from mmalign.results.results import Results, ids_of_names
 
 MEASURE = "lexical"
 TRAINED, HELD_OUT = "trained", "held_out"
@@ -134,6 +134,10 @@ def _add(
 ) -> None:
     """The five metrics of one pair of matrices, of both splits; `name.metric` is put behind their names."""
     same_E, other_E = _similarities(a_EF, b_VF, english.number_R, foreign.number_R)
+    # Words of all languages are about an English word, by which they are drawn together; those with several
+    # translations about the first one.
+    id_E = ids_of_names(english.words)
+    id_V = id_E[english.number_R[np.unique(foreign.number_R, return_index=True)[1]]]
     there, back = directions_of_entries(a_EF, b_VF, english.number_R, foreign.number_R)
     hits = {
         PRECISION: (there.hits(), back.hits()),
@@ -148,7 +152,7 @@ def _add(
         results.add(named(SIMILARITY), same, int(asks_E.sum()), chance=random)
         results.add(named(f"{SIMILARITY}_random"), random, int(asks_E.sum()))
         # Were words paired at random, translations would be as near as the others.
-        results.add(named(GAIN), (same_E - other_E)[asks_E], chance=0.0)
+        results.add(named(GAIN), (same_E - other_E)[asks_E], chance=0.0, ids=id_E[asks_E])
         asks = (asks_E, foreign.asks_E[split])
         # Of a random order, over the words that ask in both directions.
         chances = [
@@ -158,7 +162,10 @@ def _add(
         chance = float(np.average(chances, weights=[one.sum() for one in asks]))
         for metric, both in hits.items():
             found = np.concatenate([hit[one] for hit, one in zip(both, asks, strict=True)])
-            results.add(named(metric), found, chance=chance)
+            ids = np.concatenate(
+                [one[where] for one, where in zip((id_E, id_V), asks, strict=True)]
+            )
+            results.add(named(metric), found, chance=chance, ids=ids)
 
 
 def _similarities(

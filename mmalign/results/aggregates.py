@@ -1,11 +1,20 @@
 """Sums over languages: the mean, the five lowest, the families. Of metrics, and of their bootstrap draws."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from mmalign.results.language_families import by_family, family_of
-from mmalign.results.metric_names import FAMILY, MEAN, WORST5, MetricName, is_aggregate
+from mmalign.results.metric_names import (
+    FAMILY,
+    GENERALISED,
+    MEAN,
+    SAME_LANGUAGE,
+    WORST5,
+    MetricName,
+    is_aggregate,
+)
 from mmalign.results.protocol import LEFT_OUT, MEAN_OVER
 from mmalign.results.results import Results
 
@@ -63,7 +72,7 @@ def rows_behind(
     """
     name = MetricName.parse(metric)
     languages = [str(name.language)] if metric in results.values else mean_over(results, name)
-    names = {lang: str(name.of(lang)) for lang in languages}
+    names = {lang: str(_member(name, lang)) for lang in languages}
     if not names or not all(one in results.values for one in names.values()):
         return None
     values = {lang: np.atleast_2d(results.values[n]).mean(0) for lang, n in names.items()}
@@ -82,7 +91,7 @@ def rows_behind(
 def count_items(results: Results, metric: str) -> int | None:
     """How many different things (ids) a metric of a language or a mean rests on; None where not recorded."""
     name = MetricName.parse(metric)
-    names = [str(name.of(lang)) for lang in mean_over(results, name)] or [metric]
+    names = [str(_member(name, lang)) for lang in mean_over(results, name)] or [metric]
     ids = [of_one for one in names if (of_one := results.ids_of(one)) is not None]
     return len(np.unique(np.concatenate(ids))) if len(ids) == len(names) else None
 
@@ -91,6 +100,8 @@ def mean_over(results: Results, name: MetricName) -> list[str]:
     """The languages or pairs that a mean is over; empty for a metric that is no mean."""
     if name.language != MEAN:
         return []
+    if GENERALISED in name.setting:
+        return _pairs_of(results, name)
     protocol = results.protocol.get(name.prefix)
     wanted = protocol.get(MEAN_OVER) if protocol else None
     few = (protocol or {}).get(LEFT_OUT, {}).get(name.setting[0] if name.setting else "", ())
@@ -102,6 +113,27 @@ def mean_over(results: Results, name: MetricName) -> list[str]:
     # A perturbation may not exist in every language.
     there = [lang for lang in wanted if str(name.of(lang)) in results.metrics]
     return [lang for lang in there if lang not in few]
+
+
+def _pairs_of(results: Results, mean: MetricName) -> list[str]:
+    # Of the generalised setting one mean is over the pairs of two languages, another over those of one.
+    parsed = map(MetricName.parse, results.metrics)
+    of_pairs = _member(mean, MEAN)
+    pairs = [str(one.language) for one in parsed if one.of(MEAN) == of_pairs]
+    of_same = mean.metric.endswith(SAME_LANGUAGE)
+    # Both halves of `pt-BR-pt-BR` are equal.
+    return [
+        pair
+        for pair in pairs
+        if not is_aggregate(pair)
+        and (pair[: len(pair) // 2] == pair[len(pair) // 2 + 1 :]) == of_same
+    ]
+
+
+def _member(mean: MetricName, language: str) -> MetricName:
+    """The metric of one language or pair that a mean is over."""
+    metric = mean.metric.removesuffix(SAME_LANGUAGE)
+    return replace(mean, language=language, metric=metric)
 
 
 def summed_up(part: str, of_parts: Mapping[str, np.ndarray]) -> np.ndarray | None:

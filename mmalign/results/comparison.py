@@ -5,8 +5,7 @@
         recorded values ------------------------------------------------> difference ----+-> Row
     Comparison -> table of the terminal; .md, .csv or .json
 
-Numbers that were measured in two ways are refused. The first model is the one that the others are compared
-with.
+Numbers that were measured in two ways are refused. All other models are compared with the first.
 
 Shapes: M models, R draws.
 """
@@ -23,7 +22,7 @@ import numpy as np
 from mmalign.core.commit import check_writable, write_atomic, write_json
 from mmalign.core.console import say
 from mmalign.core.errors import UserError, printable
-from mmalign.results.aggregates import mean_over, summed_up
+from mmalign.results.aggregates import count_items, mean_over, summed_up
 from mmalign.results.metric_names import FAMILY, OF_CORRECT_ROWS, PROBE, MetricName
 from mmalign.results.protocol import difference as protocol_difference
 from mmalign.results.results import QUERIES, Results, read_results, without_nan, writing
@@ -263,7 +262,8 @@ def _row(
             differences.append(Difference(value))
             continue
         seeds = [_seeds(language, names, found[one]) for one in (0, model)]
-        tested = _tested(value, drawn_MR[model] - drawn_MR[0], seeds, found[0].counts[name])
+        items = count_items(found[0], name) or found[0].counts[name]
+        tested = _tested(value, drawn_MR[model] - drawn_MR[0], seeds, items)
         differences.append(
             Difference(value, *tested) if tested else Difference(value, note=UNTESTED)
         )
@@ -280,14 +280,14 @@ def _seeds(language: str, names: Mapping[str, str], results: Results) -> np.ndar
 
 
 def _tested(
-    value: float, difference_R: np.ndarray, seeds: Sequence[np.ndarray], queries: int
+    value: float, difference_R: np.ndarray, seeds: Sequence[np.ndarray], items: int
 ) -> Significance | None:
     """By the draws of queries alone; with several seeds by the variances of queries and of seeds."""
     repeated = [seed_part(one_S) for one_S in seeds if len(one_S) > 1]
     if not repeated:
         return interval_and_p(difference_R)
-    items = Part(float(np.nanvar(difference_R)), queries - 1)
-    return t_test(value, [*repeated, items] if queries > 1 else repeated)
+    drawn = Part(float(np.nanvar(difference_R)), items - 1)
+    return t_test(value, [*repeated, drawn] if items > 1 else repeated)
 
 
 def _words(
@@ -306,7 +306,8 @@ def _words(
         "They cover the choice of queries, not what another training seed would give.": tested
         and seeds == {1},
         "Of models with several seeds they cover the choice of queries and of seeds: the variances of both "
-        "are added (Student's t, Satterthwaite's degrees of freedom).": tested and seeds != {1},
+        "are added (quantiles of Student's t, weighted as by Cochran and Cox).": tested
+        and seeds != {1},
         # p is 2 / (draws + 1) where all draws lie on one side of 0, and no smaller.
         f"With {tested} differences, {DRAWS:,} draws cannot show any of them at 5 %: look at fewer.": (
             2 / (DRAWS + 1) * tested > LEVEL

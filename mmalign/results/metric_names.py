@@ -30,6 +30,7 @@ FIRST_CAPTION = "@first-caption"  # behind the name of a set
 DIMS = "@{}-dims"  # likewise, of embeddings cut to so many dimensions
 PROBE = "probe"
 GENERALISED = "generalised"
+SAME_LANGUAGE = "_same_language"  # behind the metric of pairs of a language with itself
 PUBLISHED = "published"
 # Of attacks, on the rows that the model itself had right: models are not compared row by row on these.
 OF_CORRECT_ROWS = ("success_rate", "queries")

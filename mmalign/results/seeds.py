@@ -34,6 +34,8 @@ def mean_over_seeds(runs: Sequence[Results]) -> Results:
         first,
         model={**first.model, "seeds": [run.model.get("seed") for run in runs]},
         metrics={name: float(np.mean(of_seeds)) for name, of_seeds in values.items()},
+        counts={name: first.counts[name] for name in shared},
+        chance={name: one for name, one in first.chance.items() if name in values},
         ci95={},
         protocol={name: _protocol(name, runs) for name in first.protocol},
         baselines={},

@@ -124,20 +124,37 @@ def seed_part(values: Sequence[float] | np.ndarray) -> Part:
 def t_test(mean: float, parts: Sequence[Part]) -> Significance | None:
     """Interval and p of a mean whose variance has several sources; None where nothing varies.
 
-    With seeds and items crossed, the variances add up, and Satterthwaite's degrees of freedom (1946) belong
-    to the sum: the quasi-F of Clark 1973 ("The language-as-fixed-effect fallacy"). The interaction of seeds
-    and items is in both parts, so the interval is rather too wide. With seeds alone it is Student's t. A
-    bootstrap over seeds and items would draw three seeds as often equal as not, and be far too narrow.
+    With seeds and items crossed, the variances add up (Clark 1973, "The language-as-fixed-effect fallacy").
+    The quantile of their sum is the mean of those of Student's t with the degrees of freedom of each part,
+    weighted by the variances (Cochran & Cox 1957, section 4.14). With one part it is Student's t.
+
+    Satterthwaite's degrees of freedom would be far too optimistic: where three seeds happen to lie close
+    together, they become those of the items. In simulations with three seeds (`test_statistics.py`) p fell
+    below 0.001 in up to 1.6 % of the samples without a difference, here in up to 0.25 %. A bootstrap over
+    seeds and items would draw three seeds as often equal as not, and be far too narrow as well.
     """
-    from scipy import stats
+    from scipy.optimize import brentq
+    from scipy.special import stdtrit
 
     variance = sum(one.variance for one in parts)
     if variance <= _ROUNDING**2:
         return None
-    df = variance**2 / sum(one.variance**2 / one.df for one in parts)
     error = variance**0.5
-    half = float(stats.t.ppf(0.975, df)) * error
-    return Significance((mean - half, mean + half), float(2 * stats.t.sf(abs(mean) / error, df)))
+
+    def quantile(p: float) -> float:
+        # Not exceeded with the probability 1 - p, on both sides. From below: 1 - p / 2 would be rounded.
+        return -sum(one.variance * float(stdtrit(one.df, p / 2)) for one in parts) / variance
+
+    half = quantile(LEVEL) * error
+    found = abs(mean) / error
+    # 1e-100 is where stdtrit is still exact; no test needs less.
+    is_extreme = quantile(1e-100) <= found
+    p = (
+        1e-100
+        if is_extreme
+        else brentq(lambda p: quantile(p) - found, 1e-100, 1.0, xtol=1e-12, rtol=1e-9)
+    )
+    return Significance((mean - half, mean + half), float(p))
 
 
 def holm(p: Sequence[float]) -> list[float]:

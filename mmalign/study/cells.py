@@ -24,7 +24,7 @@ from mmalign.study.config import StudyConfig
 from mmalign.study.towers import TrainedTower
 from mmalign.text import jobs
 from mmalign.text.jobs import Job
-from mmalign.text.kept_fits import files_read_by, hash_of_files
+from mmalign.text.kept_fits import files_read_by, hash_of_files, tower_identity
 
 _DIVERGED = "diverged.txt"
 
@@ -82,9 +82,19 @@ def fine_tunings(study: StudyConfig) -> dict[tuple[str, str], Job]:
                 raise UserError(
                     f"{path}: two tasks are named `{name}`; give one another name by `set`"
                 )
-            if name in study.only.get(method, (name,)):
-                configs[name, method] = config
-    return configs
+            configs[name, method] = config
+    tasks = {name for name, _ in configs}
+    for method, only in study.only.items():
+        if lacking := sorted(set(only) - tasks):
+            raise UserError(
+                f"only: `{method}` is used with `{lacking[0]}`, which is no task; the tasks are "
+                f"{', '.join(sorted(tasks))}"
+            )
+    return {
+        (name, method): config
+        for (name, method), config in configs.items()
+        if name in study.only.get(method, (name,))
+    }
 
 
 def _cell(
@@ -96,10 +106,11 @@ def _cell(
     hash_once: Callable[[Path], str],
 ) -> Cell:
     config = config.model_copy(update={"seeds": (seed,)})
-    # A tower of one seed is never used for another, and cells of changed data are computed again.
+    # A tower of one seed is never used for another, and cells of changed data are computed again. A change of
+    # the code between two versions does not change the key; `run_study` says so.
     tree = config.model_dump(mode="json")
     parts = {
-        "tower": tower.sha256,
+        "tower": tower.identity,
         "config": tree,
         "files": {str(path): hash_once(path) for path in files_read_by(tree)},
         "mmalign": VERSION,
@@ -123,6 +134,11 @@ def run_cell(cell: Cell, folder: Path) -> tuple[Results | str, float]:
     """
     started = time.monotonic()
     tower = load_text_encoder(cell.tower.path, cell.tower.untrained)
+    if tower_identity(tower) != cell.tower.identity:
+        raise UserError(
+            f"{cell.tower.path}: has changed since the study began; train no further in this folder, and run "
+            "the study again"
+        )
     results: Results | str
     try:
         results = jobs.run_cell(cell.config, tower, cell.seed, folder.with_name("fits"))

@@ -72,6 +72,9 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> "StudyConfig":
+        for name in (*self.towers, *self.methods):
+            if "/" in name:  # metrics are named <tower>/<method>/...
+                raise ValueError(f"`{name}`: the names of towers and methods have no `/`")
         for tower in (self.headline.tower, *self.headline.against):
             if tower not in self.towers:
                 raise ValueError(f"headline: there is no tower `{tower}`")

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from mmalign.core.code_version import code_version
 from mmalign.core.commit import check_writable, write_atomic
 from mmalign.core.config import write_yaml
 from mmalign.core.console import say, track
@@ -76,12 +78,19 @@ def _compute(
     folder.mkdir(parents=True, exist_ok=True)
     # Cells of equal towers, as untrained ones of several seeds, are one.
     all_cells = {cell.key: cell for cell in cells}
-    missing = []
+    missing, commits = [], Counter[str]()
     for cell in all_cells.values():
         if (results := kept_cell(cell, folder)) is None:
             missing.append(cell)
         else:
+            if isinstance(results, Results):
+                commits[str(results.environment.get("commit"))] += 1
             yield cell, results
+    if others := commits.total() - commits[str(code_version()["commit"])]:
+        say(
+            f"{others} cells in {folder} were computed by other commits of mmalign ({', '.join(commits)}); "
+            "delete them to compute them again"
+        )
     if not missing:
         return
     if len(missing) < len(all_cells):

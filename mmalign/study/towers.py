@@ -11,6 +11,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmalign.core.commit import write_json
 from mmalign.core.config import load_config
@@ -20,6 +21,7 @@ from mmalign.data.shards.folder import open_folder
 from mmalign.models.load import load_text_encoder
 from mmalign.models.text_encoder import TextEncoder
 from mmalign.study.config import StudyConfig, TowerConfig
+from mmalign.text.kept_fits import tower_identity
 from mmalign.training.run_config import RunConfig
 
 _FACTS = "tower.json"
@@ -32,6 +34,8 @@ class TrainedTower:
     Attributes:
         seed: of its pretraining; None for a tower that the study did not train.
         path: what `load_text_encoder` takes.
+        sha256: of the weights.
+        identity: of all that its features depend on, see `tower_identity`.
         seconds: that its training took here; None where it was not trained here or was continued.
     """
 
@@ -40,6 +44,7 @@ class TrainedTower:
     path: str
     untrained: bool
     sha256: str
+    identity: str
     seconds: float | None
     parameters: int = 0
 
@@ -57,9 +62,8 @@ def prepare_towers(study: StudyConfig, folder: Path) -> list[TrainedTower]:
     towers = []
     for name, config in study.towers.items():
         if config.path is not None:
-            tower = load_text_encoder(config.path)
-            sha256, parameters = tower.facts["sha256"], size_of(tower)
-            towers.append(TrainedTower(name, None, config.path, False, sha256, None, parameters))
+            given = _names_of(load_text_encoder(config.path))
+            towers.append(TrainedTower(name, None, config.path, False, seconds=None, **given))
             continue
         seeds = study.pretraining_seeds if name in headline else study.pretraining_seeds[:1]
         towers += [_train(name, config, seed, folder) for seed in seeds]
@@ -86,21 +90,20 @@ def _train(name: str, config: TowerConfig, seed: int, folder: Path) -> TrainedTo
         run_verb(["train", config.run, *changes, "--out", str(out)])
         # A training that continues after a stop does not know how long the first part took.
         seconds = time.monotonic() - started if is_new else None
-        tower, before = (load_text_encoder(str(out), untrained) for untrained in (False, True))
         facts = {
             "seconds": seconds,
-            "sha256": tower.facts["sha256"],
-            "untrained_sha256": before.facts["sha256"],
-            "parameters": size_of(tower),
+            "trained": _names_of(load_text_encoder(str(out))),
+            "untrained": _names_of(load_text_encoder(str(out), untrained=True)),
         }
         write_json(out / _FACTS, facts)
     facts = json.loads((out / _FACTS).read_text(encoding="utf-8"))
-    sha256 = facts["untrained_sha256" if config.untrained else "sha256"]
+    names = facts["untrained" if config.untrained else "trained"]
     # An untrained tower shares its run's folder, but not the time of its training.
     seconds = None if config.untrained else facts["seconds"]
-    parameters = facts["parameters"]
-    return TrainedTower(name, seed, str(out), config.untrained, sha256, seconds, parameters)
+    return TrainedTower(name, seed, str(out), config.untrained, seconds=seconds, **names)
 
 
-def size_of(tower: TextEncoder) -> int:
-    return sum(one.numel() for one in tower.parameters())
+def _names_of(tower: TextEncoder) -> dict[str, Any]:
+    parameters = sum(one.numel() for one in tower.parameters())
+    sha256, identity = tower.facts["sha256"], tower_identity(tower)
+    return {"sha256": sha256, "identity": identity, "parameters": parameters}

@@ -117,5 +117,6 @@ def as_task(results: Results, job: LexicalInjectionConfig) -> Results:
             own = f"{task}/{name.language}/clean/{PRECISION}"
             # A study compares word by word where the values of single words were kept.
             hits = results.values.get(text, metric)
-            found.add(own, hits, results.counts[text], results.chance[text])
+            ids = results.ids_of(text) if text in results.values else None
+            found.add(own, hits, results.counts[text], results.chance[text], ids)
     return found

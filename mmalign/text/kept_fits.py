@@ -50,6 +50,26 @@ def fit_key(tower: TextEncoder, task: Task, config: Mapping[str, Any], seed: int
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
+# In several scripts, so that tokenizers that differ are likely to cut one of them in another way.
+_SENTENCES = (
+    "The quick brown fox jumps over 13 lazy dogs.",
+    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich.",
+    "Съешь ещё этих мягких французских булок.",
+    "いろはにほへと ちりぬるを 天地玄黄",
+    "نص حكيم له سر قاطع और एक छोटी कहानी ሰላም ለዓለም",
+)
+
+
+def tower_identity(tower: TextEncoder) -> str:
+    """24 hexadecimal digits for all that a tower's features depend on: weights, pooling, tokens, prompts."""
+    parts = {
+        "weights": weights_sha256(tower),
+        "tower": [tower.pooling, tower.unit_length, tower.max_length, tower.prompts.facts],
+        "tokens": tower.tokenize(_SENTENCES).token_NL.tolist(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
 def _hash_of_rows(rows: list[Any]) -> str:
     digest = hashlib.sha256()
     for row in rows:

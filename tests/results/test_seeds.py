@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mmalign.results.aggregates import count_items
+from mmalign.results.aggregates import count_items, rows_behind
 from mmalign.results.results import Results, read_results
 from mmalign.results.seeds import mean_over_seeds
 
@@ -34,9 +34,33 @@ def test_the_interval_adds_the_variances_of_seeds_and_items() -> None:
     rows = np.array([1 / 3, 1, 2 / 3, 1])  # of each row, the mean of its seeds
     of_seeds, of_items = np.var([0.5, 0.75, 1], ddof=1) / 3, np.var(rows, ddof=1) / 4
     both = of_seeds + of_items
-    df = both**2 / (of_seeds**2 / 2 + of_items**2 / 3)
-    half = stats.t.ppf(0.975, df) * both**0.5
+    quantiles = stats.t.ppf(0.975, [2, 3])
+    half = np.average(quantiles, weights=[of_seeds, of_items]) * both**0.5
     assert mean.ci95[NAME] == pytest.approx((0.75 - half, 0.75 + half))
+
+
+def test_a_metric_that_one_seed_lacks_is_left_out_as_a_whole() -> None:
+    name = "text/t/de/attack-1/success_rate"
+    runs = [seeded(seed, {"de": [0, 1]}) for seed in (0, 1)]
+    runs[0].add(name, 0.5, count=1, chance=0.0)
+    mean = mean_over_seeds(runs)
+    assert name not in {**mean.metrics, **mean.counts, **mean.chance}
+    assert mean.counts.keys() == mean.metrics.keys()
+
+
+def test_pairs_of_two_languages_have_their_rows_behind_the_mean() -> None:
+    of_pairs = {"de-de": [1, 1], "de-pt-BR": [0, 1], "pt-BR-de": [1, 1], "pt-BR-pt-BR": [0, 0]}
+    results = Results("s", {}, protocol={"text/t": {"how": "", "mean_over": ["de", "pt-BR"]}})
+    for pair, hits in of_pairs.items():
+        name = f"text/t/{pair}/generalised/accuracy"
+        results.add(name, np.array(hits, float), ids=np.array([7, 8]))
+    two, same = (f"text/t/mean/generalised/accuracy{end}" for end in ("", "_same_language"))
+    results.add(two, 0.75, count=4)
+    results.add(same, 0.5, count=4)
+    for name, pairs in ((two, ["de-pt-BR", "pt-BR-de"]), (same, ["de-de", "pt-BR-pt-BR"])):
+        behind = rows_behind(results, name)
+        assert behind is not None and sorted(behind[0]) == pairs
+        assert count_items(results, name) == 2  # not four
 
 
 def test_without_rows_it_is_students_t_over_the_seeds() -> None:

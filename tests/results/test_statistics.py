@@ -182,6 +182,37 @@ def test_seldom_small_where_seeds_and_items_are_drawn_from_no_difference(
     assert np.mean(seeds_only) > 0.15 or of_seeds >= 0.1
 
 
+@pytest.mark.parametrize("of_items", [0.03, 0.1, 0.5, 2.0])
+def test_p_is_as_seldom_small_as_it_says_with_three_seeds(of_items: float) -> None:
+    """Without a difference; three seeds that happen to lie close together must not count as certain."""
+    rng = np.random.default_rng(0)
+    draws = 12_000
+    mean_R = rng.normal(0, (1 + of_items) ** 0.5, draws)
+    seeds_R = rng.chisquare(2, draws) / 2
+    items_R = of_items * rng.chisquare(200, draws) / 200
+    found = [
+        t_test(mean, [Part(of_seeds, 2), Part(of_rows, 200)])
+        for mean, of_seeds, of_rows in zip(
+            mean_R.tolist(), seeds_R.tolist(), items_R.tolist(), strict=True
+        )
+    ]
+    p_R = np.array([one.p for one in found if one is not None])
+    # Satterthwaite's degrees of freedom gave 0.075, 0.035 and 0.015.
+    for level, most in ((0.05, 0.055), (0.01, 0.0145), (0.001, 0.0035)):
+        assert np.mean(p_R < level) <= most
+    outside = np.mean([not one.ci95[0] <= 0 <= one.ci95[1] for one in found if one is not None])
+    assert outside == pytest.approx(np.mean(p_R < 0.05), abs=1e-3)
+
+
+def test_one_part_alone_is_students_t() -> None:
+    one = t_test(1.0, [Part(0.1, 2)])
+    assert one is not None
+    assert one.p == pytest.approx(2 * stats.t.sf(1 / 0.1**0.5, 2), rel=1e-6)
+    assert one.ci95[1] - 1 == pytest.approx(stats.t.ppf(0.975, 2) * 0.1**0.5)
+    assert t_test(0.0, [Part(0.1, 2)]).p == 1  # type: ignore[union-attr]
+    assert t_test(1e9, [Part(0.1, 200)]).p <= 1e-99  # type: ignore[union-attr]
+
+
 def test_many_distinct_values_are_drawn_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).random(3_000)
     counted = bootstrap_interval(values)

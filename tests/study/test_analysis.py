@@ -52,7 +52,7 @@ def cell(tower: str, pretraining: int, method: str, seed: int) -> tuple[Cell, Re
     value = TOWERS[tower][pretraining] + METHODS[method] * (1 + seed / 10) + noise
     results = Results("text/toy", {}, protocol={f"text/{TASK}": {"how": "words"}})
     results.add(METRIC, value, count=26, chance=0.25)
-    trained = TrainedTower(tower, pretraining, "path", False, f"{tower}{pretraining}", 1.0)
+    trained = TrainedTower(tower, pretraining, "path", False, f"{tower}{pretraining}", "", 1.0)
     return Cell(trained, TASK, method, seed, None, "key"), results  # type: ignore[arg-type]
 
 
@@ -169,7 +169,7 @@ def compared(
     done = []
     for tower, hits in sides.items():
         for place, seed in product(pretraining[tower], config.seeds):
-            trained = TrainedTower(tower, place, "path", False, tower, 1.0)
+            trained = TrainedTower(tower, place, "path", False, tower, "", 1.0)
             of_cell = rows(hits, seed + 3 * (place or 0))
             done.append((Cell(trained, TASK, "plain", seed, None, "key"), of_cell))  # type: ignore[arg-type]
     return analyse(config, [], done)
@@ -239,7 +239,7 @@ def test_holm_corrects_everything_that_the_verdict_rests_on() -> None:
     config = two(pretraining_seeds=[0])
     done = []
     for tower, seed in product(("ours", "theirs"), SEEDS):
-        trained = TrainedTower(tower, 0, "path", False, tower, 1.0)
+        trained = TrainedTower(tower, 0, "path", False, tower, "", 1.0)
         for task in ("one", "another"):
             results = Results("text/toy", {}, protocol={f"text/{task}": {"how": "words"}})
             value = 0.5 + (tower == "ours") * (0.2 + seed / 100)

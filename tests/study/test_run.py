@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ from tiny import MODEL, tiny_run
 
 from mmalign.core.config import load_config, read_yaml, validate, write_yaml
 from mmalign.core.errors import UserError
+from mmalign.models.load import load_text_encoder
+from mmalign.models.prompts import Prompts
 from mmalign.study import run
-from mmalign.study.cells import cells_of, fine_tunings
+from mmalign.study.cells import cells_of, fine_tunings, run_cell
 from mmalign.study.config import StudyConfig
 from mmalign.study.run import _prepare_worker, gpu_names, run_study, workers_for
 from mmalign.study.towers import TrainedTower, prepare_towers
+from mmalign.text.kept_fits import tower_identity
 
 WORDS = ("red ball", "dog", "green chair", "a cat")
 
@@ -105,7 +108,7 @@ def test_a_cell_depends_on_tower_configuration_seed_and_data(task: Path) -> None
     )
 
     def keys(sha256: str = "x") -> set[str]:
-        tower = TrainedTower("one", None, "a", False, sha256, None)
+        tower = TrainedTower("one", None, "a", False, sha256, sha256, None)
         return {cell.key for cell in cells_of(config, [tower])}
 
     first = keys()
@@ -211,6 +214,45 @@ def test_a_training_that_diverges_is_a_cell_without_a_number(task: Path, tmp_pat
     assert "Without a number: one · toy · hot · seed 0" in page
     again = run_study(config, tmp_path / "out", workers=1)  # not trained once more
     assert again.diverged == results.diverged and again.metrics == results.metrics
+
+
+def test_towers_that_differ_in_more_than_weights_have_cells_of_their_own(tmp_path: Path) -> None:
+    folder = str(tiny_run(tmp_path / "run"))
+    known = {tower_identity(load_text_encoder(folder))}
+    for change in (
+        {"pooling": "cls"},
+        {"unit_length": False},
+        {"max_length": 7},
+        {"prompts": Prompts(query="query: ")},
+    ):
+        tower = load_text_encoder(folder)
+        for name, value in change.items():
+            assert getattr(tower, name) != value
+            setattr(tower, name, value)
+        known.add(tower_identity(tower))
+    assert len(known) == 5
+
+
+def test_a_tower_that_changes_under_a_study_stops_it(task: Path, tmp_path: Path) -> None:
+    config = study(task, two_towers(tmp_path))
+    tower, _ = prepare_towers(config, tmp_path / "towers")
+    cell = cells_of(config, [replace(tower, identity="another")])[0]
+    with pytest.raises(UserError, match="has changed since the study began"):
+        run_cell(cell, tmp_path / "cells")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"methods": {"plain": {}, "lr/2": {}}}, "`lr/2`: the names of towers and methods have no"),
+        ({"only": {"twice": ["toi"]}}, "only: `twice` is used with `toi`, which is no task"),
+    ],
+)
+def test_names_that_cannot_be_used_are_refused_before_the_work(
+    task: Path, tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        run_study(study(task, two_towers(tmp_path), **changes), tmp_path / "out", workers=1)
 
 
 def test_the_shipped_studies_name_files_and_methods_that_exist(
