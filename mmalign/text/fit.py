@@ -28,6 +28,7 @@ from mmalign.text.heads.tagging import TaggingModel
 from mmalign.text.kept_fits import KeptFit, fit_key
 from mmalign.text.lora import add_lora, merge_lora
 from mmalign.text.tasks.task import Task
+from mmalign.text.transfer import merge_of_dev
 
 
 def fit(
@@ -87,6 +88,9 @@ def _kept_fit(
     if not (several or is_kept):
         return None
     settings = config.model_dump(mode="json", include=set(FitConfig.model_fields))
+    # Of a coarser dev set `merge` decides which weights are kept; of all others nothing depends on it.
+    if merge := merge_of_dev(task, task.dev.get(task.source, [])):
+        settings["merge"] = sorted(merge.items())
     key = fit_key(tower, task, settings, seed)
     distributed.must_agree(key, f"task `{task.name}`: tower, rows or settings")
     if several and task.kind == "retrieval":
@@ -126,6 +130,7 @@ def _new_model(tower: TextEncoder, task: Task, config: FitConfig) -> TaskModel:
                 f"task `{task.name}`: `class_weights` are for classification, not {task.kind}"
             )
         model.balance(task.train)
+    model.source = task.source
     return model
 
 

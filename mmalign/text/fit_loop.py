@@ -13,7 +13,7 @@ rows of a rank, as with `micro_batch` over those of a part.
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -31,10 +31,11 @@ from mmalign.text.fit_config import FitConfig, precision_of
 from mmalign.text.heads.base import TaskBatch, TaskModel
 from mmalign.text.heads.causality import CausalityModel
 from mmalign.text.kept_fits import KeptFit
+from mmalign.text.robust.consistency import ConsistencyConfig
 from mmalign.text.robust.method import build_augmentation
 from mmalign.text.scores import PRIMARY
 from mmalign.text.tasks.task import Example, Task
-from mmalign.text.transfer import Outcome, outcome_of
+from mmalign.text.transfer import Outcome, merge_of_dev, outcome_of
 
 _FACTS = ("steps", "kept_step", "precision")
 _GROUPED_BATCHES = 50  # sorted by length together: few tokens of padding, and batches still differ
@@ -76,8 +77,10 @@ class Training:
         self.fitted = Fitted(model, history)
         self._config = config
         self._train, self._augment = build_augmentation(
-            config.augment, task.train * config.repeats, seed
+            config.augment, task.train * config.repeats, seed, task.source
         )
+        if isinstance(config.method, ConsistencyConfig):
+            config.method.check(task.train)
         steps_an_epoch = -(-len(self._train) // config.batch_size)
         self._steps = config.epochs * steps_an_epoch
         self._every = max(1, steps_an_epoch // config.checks)
@@ -260,8 +263,10 @@ class _Checks:
         model, task, history = self._fitted.model, self._task, self._fitted.history
         history["train_loss"].append(train_loss)
         for lang in self._languages:
-            predictions, loss = model.predict_with_loss(task.dev[lang])
-            outcome = outcome_of(task, task.dev[lang], predictions)
+            dev = task.dev[lang]
+            predictions, loss = model.predict_with_loss(dev)
+            compared = replace(task, merge=merge_of_dev(task, dev))
+            outcome = outcome_of(compared, dev, predictions)
             value = float(np.mean(outcome.values[PRIMARY[task.kind]]))
             if lang == task.source:
                 history.setdefault("dev", []).append(value)

@@ -56,6 +56,17 @@ def outcome_of(
     return Outcome(examples, values, redrawn)
 
 
+def merge_of_dev(task: Task, dev: Sequence[Example]) -> dict[str, str]:
+    """The task's `merge`, or none where dev has the labels of training, which `merge` replaces.
+
+    Tests are coarser than training, but dev rows of the training files are not: compared with merged
+    predictions, every row of a merged label would be wrong.
+    """
+    labels = {one.target for one in dev if isinstance(one.target, str)}
+    is_fine = any(task.merge.get(label, label) != label for label in labels)
+    return {} if is_fine else task.merge
+
+
 def add_clean(results: Results, task: Task, by_language: Mapping[str, Outcome]) -> None:
     """Record every metric of every language, and the mean over the target languages."""
     # Metrics that some language lacks are left out: a label that never occurs leaves some undefined.

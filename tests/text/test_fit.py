@@ -88,6 +88,45 @@ def test_without_dev_the_last_step_is_kept(tower: TextEncoder) -> None:
     assert fitted.kept()["train_loss"] == fitted.history["train_loss"][-1]
 
 
+FINE = ("yes", "perhaps", "no")
+MERGE = {"perhaps": "not_yes", "no": "not_yes"}
+
+
+def in_three_classes(lang: str, merged: bool = False) -> list[Example]:
+    labels = (FINE[i % 3] for i in range(len(WORDS)))
+    named = (MERGE.get(label, label) if merged else label for label in labels)
+    return [Example(str(i), lang, (WORDS[i],), label) for i, label in enumerate(named)]
+
+
+def test_labels_that_tests_merge_are_compared_as_they_are_on_dev(tower: TextEncoder) -> None:
+    """HANS knows two of the labels of MNLI, on whose dev rows three are right."""
+    parts = {"train": in_three_classes("en"), "tests": {"de": in_three_classes("de", True)}}
+    config = fit_config(patience=5, oracle=True)
+    dev = {"en": in_three_classes("en"), "de": in_three_classes("de", True)}
+    merged, plain = (
+        fit(tower, task_of(**parts, dev=dev, merge=merge), config, seed=0) for merge in (MERGE, {})
+    )
+    assert max(merged.history["dev"]) == 1.0
+    assert merged.history == plain.history
+    assert weights_sha256(merged.model) == weights_sha256(plain.model)
+    # German dev rows have the labels of the tests.
+    assert np.mean(merged.oracle["de"].values["accuracy"]) == 1.0
+    coarse = task_of(**parts, dev={"en": in_three_classes("en", True)}, merge=MERGE)
+    assert max(fit(tower, coarse, fit_config(), seed=0).history["dev"]) == 1.0
+
+
+def test_a_kept_fit_depends_on_merge_only_where_dev_is_coarse(
+    tower: TextEncoder, tmp_path: Path
+) -> None:
+    parts = {"train": in_three_classes("en"), "tests": {"de": in_three_classes("de", True)}}
+    for merged, expected in ((False, 1), (True, 2)):
+        dev = {"en": in_three_classes("en", merged)}
+        for merge in (MERGE, {"no": "not_yes"}):
+            task = task_of(**parts, dev=dev, merge=merge)
+            fit(tower, task, fit_config(epochs=1), seed=0, fits=tmp_path / str(merged))
+        assert len([*(tmp_path / str(merged)).iterdir()]) == expected
+
+
 def test_of_equal_checks_the_one_with_the_lower_loss_is_kept(tower: TextEncoder) -> None:
     fitted = fit(tower, task_of(dev={"en": rows("en")}), fit_config(), seed=0)
     curve = fitted.history["dev"]
@@ -147,6 +186,19 @@ def test_repeats_are_as_many_steps_as_copies(tower: TextEncoder, tmp_path: Path)
     copied = fit(tower, task_of(), fit_config(epochs=2, augment=copies), seed=0)
     assert repeated.history["steps"] == copied.history["steps"] == 2 * 3 * 2
     assert len(repeated.history["train_loss"]) == 2  # a check an epoch, however long
+
+
+def test_a_view_that_changes_no_row_is_an_error_before_training(
+    tower: TextEncoder, tmp_path: Path
+) -> None:
+    (tmp_path / "en-de.tsv").write_text("en\ttranslation\ndog\tHund\n", encoding="utf-8")
+    view = {"kind": "code_switch", "dictionaries": str(tmp_path)}
+    config = fit_config(epochs=2, method={"kind": "consistency", "view": view})
+    # Batches of four rows: some have no English ones.
+    mixed = [*rows("sw"), *rows("en")]
+    assert fit(tower, task_of(train=mixed), config, seed=0).model.source == "en"
+    with pytest.raises(UserError, match="no dictionary leads from `sw`, `yo` to"):
+        fit(tower, task_of(train=[*rows("sw"), *rows("yo")]), config, seed=0)
 
 
 def test_the_learning_rates_are_those_of_head_and_tower(tower: TextEncoder) -> None:

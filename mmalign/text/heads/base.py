@@ -56,6 +56,8 @@ class TaskModel(nn.Module, ABC):
 
     # Examples per batch outside of training; fewer where an example has many long sequences.
     evaluation_batch = 256
+    # The language of the task, in which a method may rewrite texts; None: not known, so in any.
+    source: str | None = None
 
     def __init__(self, tower: TextEncoder, head: nn.Module) -> None:
         super().__init__()

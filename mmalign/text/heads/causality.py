@@ -48,7 +48,8 @@ class CausalityModel(TaskModel):
         check_alignable(tower)
         super().__init__(tower, CausalityHead(tower.state_width, config))
         self.config = config
-        self.tables: Mapping[str, Dictionary] = {}  # of the views, by language; from `prepare`
+        # Of the views, by language of a document, then by language to switch to; from `prepare`.
+        self.tables: dict[str, Mapping[str, Dictionary]] = {}
         # Windows share a quarter of their tokens, and must advance by one at least.
         room = tower.max_length - tower.tokenizer.inner.num_special_tokens_to_add(False)
         self.stride = min(tower.max_length // 4, max(0, room - 1))
@@ -56,7 +57,7 @@ class CausalityModel(TaskModel):
     def prepare(self, train: Sequence[Example]) -> None:
         """Read the dictionaries of the views."""
         if self.config.contrast is not None:
-            self.tables = code_switch.tables(self.config.contrast.view, train[0].lang)
+            self.tables = code_switch.tables_of(self.config.contrast.view, train)
 
     def collate(self, examples: Sequence[Example]) -> CausalityBatch:
         outlines = [outline(one) for one in examples]
@@ -88,7 +89,9 @@ class CausalityModel(TaskModel):
         """The mean loss of the batch and its contrast with views that are drawn now, a scalar."""
         contrast = self.config.contrast
         assert contrast is not None
-        drawn = [view_of(one, self.tables, contrast.view, random) for one in batch.examples]
+        drawn = [
+            view_of(one, self.tables[one.lang], contrast.view, random) for one in batch.examples
+        ]
         views, graph = self.collate(drawn), _graph_of(batch)
         nodes = self.head.nodes(self.tower.states(batch.tokens), graph)
         of_views = self.head.nodes(self.tower.states(views.tokens), views.graph)

@@ -4,7 +4,8 @@ CoSDA-ML (Qin et al. 2020, arXiv 2006.06402; kodenii/CoSDA-ML@6778653): a senten
 probability, a word of it with another; the language is drawn evenly for each word, whether it knows the
 word or not, and then one of its translations, evenly. The authors advise a grid from 0.1 to 0.9 for both
 probabilities; the defaults here are ours. Ours too: words are matched without the punctuation around them,
-and kept words keep their capitals.
+and kept words keep their capitals. A row is switched by the dictionaries from its own language; a row in a
+language that has none stays as it is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,26 +43,34 @@ class CodeSwitchConfig(Section):
     """Probability of a word of such a sentence to be replaced, if the language drawn knows it."""
 
     def rewriter(
-        self, examples: Sequence[Example]
+        self, examples: Sequence[Example], source: str | None
     ) -> Callable[[Example, np.random.Generator], Example]:
-        """See `method.py`."""
-        known, words = tables(self, examples[0].lang), has_tags(examples)
-        return lambda one, random: switch(one, known, self, random, words)
+        """See `method.py`; `tables_of` says before whether any example can change."""
+        words = has_tags(examples)
+        return lambda one, random: switch(one, _tables(self, one.lang), self, random, words)
 
 
-@lru_cache(maxsize=2)
-def tables(config: CodeSwitchConfig, lang: str) -> Mapping[str, Dictionary]:
-    """The dictionaries from `lang`, the language of the training texts, by target language.
+def tables_of(
+    config: CodeSwitchConfig, examples: Sequence[Example]
+) -> dict[str, Mapping[str, Dictionary]]:
+    """By language of the examples: its dictionaries by target language, none where none leads from it.
 
     Raises:
-        UserError: dictionaries that cannot be used, or none from `lang` into `languages`.
+        UserError: dictionaries that cannot be used, or none from any of the languages into `languages`.
     """
-    found = tables_from(lang, Path(config.dictionaries), config.languages)
-    if found is None:
+    languages = dict.fromkeys(one.lang for one in examples)
+    found = {lang: _tables(config, lang) for lang in languages}
+    if not any(found.values()):
+        named = ", ".join(f"`{lang}`" for lang in languages)
         raise UserError(
-            f"{config.dictionaries}: no dictionary leads from `{lang}` to `languages`; add one"
+            f"{config.dictionaries}: no dictionary leads from {named} to `languages`; add one"
         )
     return found
+
+
+@lru_cache(maxsize=128)  # every language of a training, each asked for with every row
+def _tables(config: CodeSwitchConfig, lang: str) -> Mapping[str, Dictionary]:
+    return tables_from(lang, Path(config.dictionaries), config.languages) or {}
 
 
 def has_tags(examples: Sequence[Example]) -> bool:
@@ -80,6 +89,7 @@ def switch(
     """The example with some of its words translated; id, language and target are kept.
 
     Args:
+        tables: from the example's language, by target language; without any nothing changes.
         words: whether the texts are the words of one sentence; each remains one text.
     """
 
@@ -99,6 +109,8 @@ def switch(
                     switched[i] = before + found[int(translation * len(found))] + after
         return switched
 
+    if not tables:
+        return example
     # A sentence is a text of an example, or all the words of an example whose words are labelled.
     if words:
         return replace(example, texts=tuple(sentence(example.texts)))

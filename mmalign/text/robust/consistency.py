@@ -10,6 +10,7 @@ methods are SMART (arXiv 1911.03437) and xTune (arXiv 2106.08226). Labels are co
 predictions alone.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -26,9 +27,10 @@ from mmalign.text.heads.features import FeatureModel, SimilarityModel
 from mmalign.text.heads.spans import SpanModel
 from mmalign.text.heads.tagging import TaggingModel
 from mmalign.text.robust import noise
-from mmalign.text.robust.code_switch import CodeSwitchConfig
+from mmalign.text.robust.code_switch import CodeSwitchConfig, tables_of
 from mmalign.text.robust.noise import UniformConfig
 from mmalign.text.robust.rs_da import RsDaConfig
+from mmalign.text.tasks.task import Example
 
 
 class NoiseView(UniformConfig):
@@ -49,6 +51,15 @@ class ConsistencyConfig(Section):
         if isinstance(self.view, RsDaConfig) and self.view.copies != 1:
             raise ValueError("a view is one copy; leave `view.copies` out")
         return self
+
+    def check(self, train: Sequence[Example]) -> None:
+        """Check before the first step whether the view can change a training example.
+
+        Raises:
+            UserError: no dictionary leads from a language of the examples.
+        """
+        if isinstance(self.view, CodeSwitchConfig):
+            tables_of(self.view, train)
 
     def backward(self, model: TaskModel, batch: TaskBatch, generator: torch.Generator) -> float:
         """Loss plus weighted divergence, the mean of the batch; see `method.py`.
@@ -107,7 +118,7 @@ def _with_texts(
         raise UserError(
             f"method.view.kind: {view.kind} needs one label, score or choice per example; use uniform"
         )
-    rewrite = view.rewriter(batch.examples)
+    rewrite = view.rewriter(batch.examples, model.source)
     # Words are drawn by numpy, so the generator only draws a seed.
     seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
     random = np.random.default_rng(int(seed))

@@ -9,7 +9,9 @@ To add a method, write one file with a configuration class: a literal `kind`, th
 
 or, for a method that rewrites the texts,
 
-    rewriter(examples) -> (example, random) -> example    one draw of other texts per call
+    rewriter(examples, source) -> (example, random) -> example    one draw of other texts per call; examples
+                                                                  may be in other languages than the
+                                                                  task's, `source` (None: not known)
 
 The YAML field, its checks and the protocol follow from the class.
 """
@@ -23,7 +25,7 @@ import torch
 from mmalign.core.config import Section, kinds_beside
 from mmalign.core.errors import UserError
 from mmalign.text.heads.base import TaskBatch, TaskModel
-from mmalign.text.robust.code_switch import has_tags
+from mmalign.text.robust.code_switch import CodeSwitchConfig, has_tags, tables_of
 from mmalign.text.robust.rs_da import RsDaConfig
 from mmalign.text.tasks.task import Answer, Example
 
@@ -51,7 +53,7 @@ class Method(Configured, Protocol):
 
 class Augment(Configured, Protocol):
     def rewriter(
-        self, examples: Sequence[Example]
+        self, examples: Sequence[Example], source: str | None
     ) -> Callable[[Example, np.random.Generator], Example]: ...
 
 
@@ -64,12 +66,13 @@ else:  # every method of this folder
 
 
 def build_augmentation(
-    config: AugmentConfig | None, train: Sequence[Example], seed: int
+    config: AugmentConfig | None, train: Sequence[Example], seed: int, source: str
 ) -> tuple[list[Example], Callable[[Sequence[Example], np.random.Generator], list[Example]]]:
     """The examples to train on, and what to do to each batch of them.
 
     Args:
         seed: of what is drawn before training.
+        source: the language of the task.
 
     Raises:
         UserError: files that cannot be used, or examples whose targets the augmentation would break.
@@ -86,7 +89,9 @@ def build_augmentation(
         raise UserError(
             "augment.kind: rs_da is not made for tagging; use code_switch or no augmentation"
         )
-    rewrite = config.rewriter(train)
+    if isinstance(config, CodeSwitchConfig):
+        tables_of(config, train)  # an error if no row can change
+    rewrite = config.rewriter(train, source)
     if isinstance(config, RsDaConfig):  # published so: drawn once, before training
         drawn = np.random.default_rng(seed)
         copies = [rewrite(one, drawn) for one in train for _ in range(config.copies)]

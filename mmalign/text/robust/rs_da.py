@@ -2,7 +2,8 @@
 
 Huang et al. 2021 (arXiv 2104.08645); the algorithm is that of uclanlp/Robust-XLT@175cddb, perturb.py: each
 word is kept or becomes one of its neighbours, evenly; matched with letter case, punctuation attached; the
-original is not added and survives only by chance. The published script has no seed; ours has.
+original is not added and survives only by chance. The published script has no seed; ours has. Ours too: the
+neighbours are of the task's language, so copies of rows in other languages are left as they are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +35,7 @@ class RsDaConfig(Section):
     steps of a plain one: compare with a plain run of as many steps."""
 
     def rewriter(
-        self, examples: Sequence[Example]
+        self, examples: Sequence[Example], source: str | None
     ) -> Callable[[Example, np.random.Generator], Example]:
         """See `method.py`."""
         near = read_neighbours(Path(self.neighbours))
@@ -45,9 +46,13 @@ class RsDaConfig(Section):
             draws = random.random(len(choices))
             return " ".join(a[int(one * len(a))] for a, one in zip(choices, draws, strict=True))
 
-        return lambda example, random: replace(
-            example, texts=tuple(draw(text, random) for text in example.texts)
-        )
+        def rewrite(one: Example, random: np.random.Generator) -> Example:
+            # A word that two languages spell alike has other neighbours in each.
+            if source is not None and one.lang != source:
+                return one
+            return replace(one, texts=tuple(draw(text, random) for text in one.texts))
+
+        return rewrite
 
 
 @lru_cache(maxsize=2)

@@ -1,7 +1,7 @@
 """A task as a configuration names it: the files to train on, the files to test on, the languages."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -118,19 +118,19 @@ def make_task(
         by_split.setdefault(split, {})[lang] = rows
     # Before `dev` gets the training files' own dev examples, which may be of another publisher.
     tests = _choose_tests(by_split["test"], by_split["dev"], config)
-    if config.few_shot is not None:
-        train += _take_shots(by_split, tests, config, config.few_shot)
     dev, candidates = by_split["dev"], by_split[CANDIDATES]
+    if held_out:
+        dev[source] = held_out
+    elif ("dev", source) in trained:
+        dev[source] = trained["dev", source]  # those beside the training files choose the epoch
+    if config.few_shot is not None:
+        train += _take_shots(by_split, tests, config, config.few_shot, held_out)
     if config.candidates is not None:
         candidates = {lang: pool[: config.candidates] for lang, pool in candidates.items()}
         tests = {lang: answered_by(candidates.get(lang, []), rows) for lang, rows in tests.items()}
     if config.without_shared_words:
         for lang, rows in tests.items():
             tests[lang], candidates[lang] = without_shared_words(rows, candidates.get(lang, []))
-    if held_out:
-        dev[source] = held_out
-    elif ("dev", source) in trained:
-        dev[source] = trained["dev", source]  # those beside the training files choose the epoch
     task = Task(
         name=config.name,
         kind=kind,
@@ -194,10 +194,22 @@ def _training_rows(
                 )
             # Another draw than that of `train_examples`, which would take the same rows first.
             held_out = sample(rows, config.dev_examples, seed=1)
-            ids = {one.id for one in held_out}
-            rows = [one for one in rows if one.id not in ids]
-        train += sample(rows, config.train_examples)
+        # Translations of the dev rows have the same ids. If they were trained on, the dev score would
+        # reward memorised rows. `language` comes first, so its dev rows are known here.
+        left = _without(rows, held_out)
+        if rows and not left:
+            raise UserError(
+                f"{_training_folder(config)}: every training row in `{lang}` has the id of one that "
+                f"`dev_examples` holds out (task `{config.name}`); lower it"
+            )
+        train += sample(left, config.train_examples)
     return train, held_out
+
+
+def _without(rows: Iterable[Example], others: Iterable[Example]) -> list[Example]:
+    # The rows that are no translations of the others.
+    ids = {one.id for one in others}
+    return [one for one in rows if one.id not in ids]
 
 
 def _training_folder(config: TaskConfig) -> str:
@@ -248,24 +260,33 @@ def _take_shots(
     tests: dict[str, list[Example]],
     config: TaskConfig,
     shots: FewShotConfig,
+    held_out: list[Example],
 ) -> list[Example]:
-    # The rows to train on; neither the language's tests nor its dev rows keep them.
+    # The rows to train on. Tests and dev rows of all languages lose their ids: if a translation of a dev row
+    # in `language` were trained on, the dev score would reward memorised rows.
     files = by_split.get(shots.split, {})
-    taken = []
+    taken: list[Example] = []
     for lang in tests:
-        rows = files.get(lang, [])
         if lang == config.language:
             continue
+        rows = _without(files.get(lang, []), held_out)
         if len(rows) <= shots.examples:
             raise UserError(
                 f"{config.folder}: `few_shot` takes {shots.examples} rows of {shots.split} in `{lang}`, "
                 f"which has {len(rows)}; lower `few_shot.examples`, or name the tested `languages`"
             )
-        chosen = sample(rows, shots.examples)
-        ids = {one.id for one in chosen}
-        for kept in (tests, files):
-            kept[lang] = [one for one in kept[lang] if one.id not in ids]
-        taken += chosen
+        taken += sample(rows, shots.examples)
+    dev = by_split["dev"]
+    for kept in (tests, dev):
+        for lang, rows in kept.items():
+            kept[lang] = _without(rows, taken)
+            # Dev rows of the other languages are for the oracle only, which does without them.
+            if rows and not kept[lang] and (kept is tests or lang == config.language):
+                role = "tested" if kept is tests else "dev"
+                raise UserError(
+                    f"{config.folder}: `few_shot` takes the ids of all {role} rows in `{lang}`, which would "
+                    "leave none; lower `few_shot.examples`, or name the tested `languages`"
+                )
     return taken
 
 

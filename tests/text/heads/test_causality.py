@@ -109,6 +109,20 @@ def test_the_contrast_moves_what_the_labels_alone_do_not(tmp_path: Path) -> None
         assert layer.weight.grad.abs().sum() > 0
 
 
+def test_views_are_switched_from_the_language_of_their_document(tmp_path: Path) -> None:
+    model = CausalityModel(tiny_tower(), validate(CausalityConfig, contrast(tmp_path), "test"))
+    model.prepare([*rule(2, "sw"), *rule(2), *rule(2, "de")])
+    assert {lang: sorted(tables) for lang, tables in model.tables.items()} == {
+        "sw": [],
+        "en": ["de"],
+        "de": ["en"],
+    }
+    batch = model.collate([*rule(1, "sw"), *rule(1, "de"), *rule(1)])
+    assert model.loss_with_view(batch, np.random.default_rng(0)).isfinite()
+    with pytest.raises(UserError, match="no dictionary leads from `sw` to"):
+        model.prepare(rule(2, "sw"))
+
+
 def test_the_loss_of_a_document_is_the_weighted_mean_over_its_pairs() -> None:
     model = CausalityModel(
         tiny_tower(), CausalityConfig(width=16, heads=2, causal_weight=3.0)

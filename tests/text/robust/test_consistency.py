@@ -1,6 +1,7 @@
 """How far two predictions are apart, for every kind of head."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,42 @@ def test_switched_words_are_a_view(
     config = dictionary_view(tmp_path)
     first, second = (config.backward(model, batch, seeded()) for _ in range(2))
     assert first == second > plain
+
+
+def test_rows_of_a_language_without_a_dictionary_are_no_other_view(
+    model_of: Build, examples: list[Example], tmp_path: Path
+) -> None:
+    model, config = model_of("separate"), dictionary_view(tmp_path)
+    english = examples[0]
+    swahili = [replace(one, lang="sw") for one in examples[1:]]
+    config.check([*swahili, english])
+
+    def added(rows: list[Example]) -> float:
+        batch = model.collate(rows)
+        plain = model.losses(model(batch), batch).mean().item()
+        return (config.backward(model, batch, seeded()) - plain) * len(rows)
+
+    assert added(swahili) == pytest.approx(0, abs=1e-6)  # a batch may have no other rows
+    # As much as the English row alone, whichever row is the first.
+    for rows in ([english, *swahili], [*swahili, english]):
+        assert added(rows) == pytest.approx(added([english]), rel=1e-4)
+    assert added([english]) > 1e-3
+    with pytest.raises(UserError, match="no dictionary leads from `sw` to"):
+        config.check(swahili)
+
+
+def test_neighbours_are_no_view_of_another_language(
+    model_of: Build, examples: list[Example], tmp_path: Path
+) -> None:
+    (tmp_path / "near.tsv").write_text("word\tneighbours\nred\tgreen\nball\tdog\ncat\tdog\n")
+    view = {"kind": "rs_da", "neighbours": str(tmp_path / "near.tsv")}
+    config = validate(ConsistencyConfig, {"kind": "consistency", "view": view}, "x.yaml")
+    model = model_of("separate")
+    batch = model.collate(examples)
+    plain = model.losses(model(batch), batch).mean().item()
+    for source, changes in (("en", True), (None, True), ("sw", False)):
+        model.source = source
+        assert (config.backward(model, batch, seeded()) > plain + 1e-4) == changes
 
 
 @pytest.mark.parametrize("kind", ["tagging", "span_qa", "retrieval"])

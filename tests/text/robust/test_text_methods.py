@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmalign.core.errors import UserError
-from mmalign.text.robust.code_switch import CodeSwitchConfig, tables
+from mmalign.text.robust.code_switch import CodeSwitchConfig, tables_of
 from mmalign.text.robust.method import AugmentConfig, build_augmentation
 from mmalign.text.robust.rs_da import RsDaConfig, read_neighbours
 from mmalign.text.tasks.task import Answer, Example
@@ -47,18 +47,18 @@ def switching(
 
 def copies(config: RsDaConfig, texts: tuple[str, ...], count: int, seed: int = 0) -> list[Example]:
     many = config.model_copy(update={"copies": count})
-    return build_augmentation(many, [Example("0", "en", texts, "x")], seed)[0]
+    return build_augmentation(many, [Example("0", "en", texts, "x")], seed, "en")[0]
 
 
 def draws(config: AugmentConfig, one: tuple[str, ...] | Example, count: int) -> list[Example]:
     example = one if isinstance(one, Example) else Example("0", "en", one, "x")
-    _, rewrite = build_augmentation(config, [example], seed=0)
+    _, rewrite = build_augmentation(config, [example], seed=0, source="en")
     return rewrite([example] * count, np.random.default_rng(0))
 
 
 def test_without_augmentation_nothing_changes() -> None:
     train = [Example(str(i), "en", (TEXT, "ball"), "yes") for i in range(4)]
-    examples, rewrite = build_augmentation(None, train, seed=0)
+    examples, rewrite = build_augmentation(None, train, seed=0, source="en")
     assert examples == train == rewrite(train, np.random.default_rng(0))
 
 
@@ -93,12 +93,12 @@ def test_both_layouts_of_neighbours_are_equal(rs_da: RsDaConfig, tmp_path: Path)
 
 def test_copies_follow_their_example_and_keep_all_but_the_texts(rs_da: RsDaConfig) -> None:
     train = [Example(str(i), "en", (TEXT, TEXT), f"label {i}") for i in range(3)]
-    found, rewrite = build_augmentation(rs_da, train, seed=0)
+    found, rewrite = build_augmentation(rs_da, train, seed=0, source="en")
     assert [one.id for one in found] == [id for id in "012" for _ in range(4)]
     assert all(one.target == f"label {one.id}" and one.lang == "en" for one in found)
     assert any(one.texts[0] != one.texts[1] for one in found), "each text is drawn independently"
-    assert build_augmentation(rs_da, train, seed=0)[0] == found
-    assert build_augmentation(rs_da, train, seed=1)[0] != found
+    assert build_augmentation(rs_da, train, seed=0, source="en")[0] == found
+    assert build_augmentation(rs_da, train, seed=1, source="en")[0] != found
     assert rewrite(found, np.random.default_rng(0)) == found, "batches are not drawn again"
 
 
@@ -165,7 +165,7 @@ def test_labelled_words_are_one_sentence_and_keep_their_number(
     for one in found:  # with a token ratio of 1 all words of a sentence are switched or none
         assert (one.texts[1] == "ball") == (one.texts[2] == "ball")
     with pytest.raises(UserError, match="tagging"):
-        build_augmentation(rs_da, [tagged], seed=0)
+        build_augmentation(rs_da, [tagged], seed=0, source="en")
 
 
 def test_the_ids_of_retrieval_are_not_tags(folder: Path, rs_da: RsDaConfig) -> None:
@@ -173,8 +173,10 @@ def test_the_ids_of_retrieval_are_not_tags(folder: Path, rs_da: RsDaConfig) -> N
         Example("0", "en", ("a ball", "red"), ("7",)),
         Example("1", "en", ("ball", "dog"), ("1", "2")),
     ]
-    assert len(build_augmentation(rs_da, found, seed=0)[0]) == 8
-    _, rewrite = build_augmentation(switching(folder, languages=("fr",)), found, seed=0)
+    assert len(build_augmentation(rs_da, found, seed=0, source="en")[0]) == 8
+    _, rewrite = build_augmentation(
+        switching(folder, languages=("fr",)), found, seed=0, source="en"
+    )
     assert rewrite(found, np.random.default_rng(0))[0].texts == ("a balle", "red")
 
 
@@ -182,8 +184,37 @@ def test_what_does_not_fit_is_one_sentence(folder: Path, rs_da: RsDaConfig) -> N
     asked = [Example("0", "en", ("a ball?", "a red ball"), (Answer("red", 2),))]
     for config in (rs_da, switching(folder)):
         with pytest.raises(UserError, match="span_qa"):
-            build_augmentation(config, asked, seed=0)
+            build_augmentation(config, asked, seed=0, source="en")
     with pytest.raises(UserError, match="`sw`"):
-        tables(switching(folder, languages=("sw",)), "en")
-    with pytest.raises(UserError, match="leads from `sw`"):
-        tables(switching(folder), "sw")
+        tables_of(switching(folder, languages=("sw",)), asked)
+    labelled = [Example("0", lang, ("mpira",), "x") for lang in ("sw", "yo")]
+    with pytest.raises(UserError, match="no dictionary leads from `sw`, `yo` to `languages`"):
+        build_augmentation(switching(folder), labelled, seed=0, source="sw")
+
+
+MIXED = [
+    Example("0", "sw", ("a red ball",), "x"),  # no dictionary
+    Example("0", "de", ("a red Kugel",), "x"),  # `red` is no German word
+    Example("0", "en", ("a red Kugel",), "x"),
+]
+
+
+def test_a_row_is_switched_by_the_dictionaries_of_its_own_language(folder: Path) -> None:
+    _, rewrite = build_augmentation(switching(folder, languages=("fr",)), MIXED, 0, "en")
+    for order in (MIXED, MIXED[::-1]):
+        found = {one.lang: one.texts for one in rewrite(order, np.random.default_rng(0))}
+        assert found == {"sw": ("a red ball",), "de": ("a red balle",), "en": ("a red Kugel",)}
+    # Languages that have no dictionary do not move what is drawn for the others.
+    _, rewrite = build_augmentation(switching(folder, words=0.5), MIXED[2:] * 20, 0, "en")
+    alone = rewrite(MIXED[2:] * 20, np.random.default_rng(0))
+    beside = rewrite([MIXED[0], MIXED[2]] * 20, np.random.default_rng(0))
+    assert [one for one in beside if one.lang == "en"] == alone
+
+
+def test_neighbours_are_those_of_the_tasks_language(rs_da: RsDaConfig) -> None:
+    many = rs_da.model_copy(update={"copies": 40})
+    found = build_augmentation(many, MIXED, 0, "en")[0]
+    assert [one.lang for one in found] == [lang for lang in ("sw", "de", "en") for _ in range(40)]
+    texts = {lang: {one.texts for one in found if one.lang == lang} for lang in ("sw", "de", "en")}
+    assert texts["sw"] == {MIXED[0].texts} and texts["de"] == {MIXED[1].texts}
+    assert len(texts["en"]) == 4

@@ -175,6 +175,32 @@ def test_dev_rows_can_be_taken_from_the_training_file(tmp_path: Path) -> None:
         task(tmp_path, dev_examples=40)
 
 
+def numbered(count: int, start: int = 0, prefix: str = "") -> Rows:
+    return [(f"{prefix}{i}", "ab"[i % 2], f"text {i}") for i in range(start, start + count)]
+
+
+def test_translations_of_held_out_rows_are_not_trained_on(tmp_path: Path) -> None:
+    shared = {f"train_{lang}": numbered(40) for lang in ("en", "de", "sw")}
+    folder = write(tmp_path / "task", **shared, test_sw=numbered(9, prefix="t"))
+    read = task(folder, dev_examples=10, train_languages=["de", "sw"])
+    held_out = {one.id for one in read.dev["en"]}
+    assert len(held_out) == 10 and held_out.isdisjoint(one.id for one in read.train)
+    assert [sum(one.lang == lang for one in read.train) for lang in ("en", "de", "sw")] == [30] * 3
+    # A sample is drawn from what is left.
+    few = task(folder, dev_examples=10, train_languages=["de"], train_examples=20)
+    assert len(few.train) == 40 and held_out.isdisjoint(one.id for one in few.train)
+    # Rows of the training files as shots.
+    shots = {"examples": 25, "split": "train"}
+    read = task(folder, dev_examples=10, few_shot=shots)
+    assert {one.id for one in read.dev["en"]} == held_out
+    assert sum(one.lang == "sw" for one in read.train) == 25
+    assert held_out.isdisjoint(one.id for one in read.train)
+    chosen = sorted(held_out, key=int)[:1]
+    write(folder, train_de=[(chosen[0], "a", "allein")])
+    with pytest.raises(UserError, match=r"every training row in `de` has the id .*`dev_examples`"):
+        task(folder, dev_examples=10, train_languages=["de"])
+
+
 def test_parallel_texts_accept_every_text_that_stands_beside_the_query(tmp_path: Path) -> None:
     (tmp_path / "en-sw.tsv").write_text(
         "en\ttranslation\nhome\tnyumba\nhouse\tnyumba\nhome\tkwao\n"
@@ -286,15 +312,41 @@ def test_several_languages_can_be_trained_on(folder: Path) -> None:
 
 def test_few_rows_of_each_language_are_trained_on_and_never_tested(folder: Path) -> None:
     labels = ("a", "b", "c", "a")
-    write(folder, dev_sw=rows(*labels, prefix="d"), dev_de=rows(*labels, prefix="d"))
+    files = {f"dev_{lang}": rows(*labels, prefix="d") for lang in ("en", "sw", "de")}
+    write(folder, **files)
     read = task(folder, few_shot={"examples": 2})
     shots = {lang: {one.id for one in read.train if one.lang == lang} for lang in ("de", "sw")}
     assert shots["de"] == shots["sw"] and len(shots["de"]) == 2  # the same ids in all
     assert len(read.train) == 3 + 4
     # German is tested on its dev rows: on those that are left.
     assert {one.id for one in read.tests["de"]} == {f"d{i}" for i in range(4)} - shots["de"]
-    assert not {one.id for one in read.dev["sw"]} & shots["sw"]
+    # English dev rows choose the weights.
+    assert all({one.id for one in read.dev[lang]}.isdisjoint(shots["sw"]) for lang in ("en", "sw"))
     assert len(read.tests["sw"]) == 2
     assert describe(read)["labelled"] == ["de", "sw"]
     with pytest.raises(UserError, match=r"takes 4 rows of dev in `de`, which has 4; lower"):
         task(folder, few_shot={"examples": 4})
+
+
+def test_no_language_is_tested_or_checked_on_an_item_of_few_shot(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "task",
+        train_en=numbered(20, prefix="r"),
+        dev_en=numbered(30),
+        dev_sw=numbered(30),
+        dev_de=numbered(30, start=10),  # not the same items, so other ones are drawn
+        dev_fr=numbered(30),
+    )
+    read = task(folder, few_shot={"examples": 4}, languages=["de", "sw"])
+    shots = {one.id for one in read.train if one.lang != "en"}
+    assert len(shots) > 4
+    # English dev rows choose the weights; those of French serve nothing here.
+    for rows in (*read.dev.values(), *read.tests.values()):
+        assert rows and shots.isdisjoint(one.id for one in rows)
+    assert len(read.dev["en"]) == 30 - len(shots & {str(i) for i in range(30)})
+    write(folder, dev_en=[row for row in numbered(30) if row[0] in shots])
+    with pytest.raises(UserError, match=r"takes the ids of all dev rows in `en`"):
+        task(folder, few_shot={"examples": 4}, languages=["de", "sw"])
+    write(folder, test_en=[row for row in numbered(30) if row[0] in shots])
+    with pytest.raises(UserError, match=r"takes the ids of all tested rows in `en`"):
+        task(folder, few_shot={"examples": 4}, languages=["de", "en", "sw"])
