@@ -1,9 +1,9 @@
 """The towers of a study: trained where they are missing, one run folder per seed.
 
 run YAML + seed -> towers/<name>-seed<seed>-<hash of configuration and data> -> weights
-                                                                             -> tower.json: sha256, size, time
+                                                                             -> study.json: sha256, size, time
 
-What is in `tower.json` names a tower's cells, so where these are kept its weights may be deleted.
+What is in `study.json` names a tower's cells, so where these are kept its weights may be deleted.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from mmalign.study.config import StudyConfig, TowerConfig
 from mmalign.text.kept_fits import tower_identity
 from mmalign.training.run_config import RunConfig
 
-_FACTS = "tower.json"
+_FACTS = "study.json"  # not tower.json, by which a fine-tuned tower is known
 
 
 @dataclass(frozen=True)

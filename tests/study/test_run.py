@@ -162,6 +162,9 @@ def test_towers_are_trained_once_a_seed_and_never_stand_in_for_each_other(
     assert (changed["name"], changed["seed"]) == ("control", 3)
     assert changed["objective"]["kind"] == "masked_language_model"
     assert all(tower.seconds for tower in trained if not tower.untrained)
+    for tower in trained:
+        loaded = load_text_encoder(tower.path, tower.untrained)
+        assert tower_identity(loaded) == tower.identity
     for tower in trained:  # what is kept of it names its cells without the weights
         shutil.rmtree(Path(tower.path) / "checkpoints", ignore_errors=True)
     again = prepare_towers(config, tmp_path / "towers")
