@@ -5,15 +5,17 @@
     checkpoint -> the same tensors under our names -> DualEncoder; all names and shapes must match
 
 The trainer (part of open_clip_torch 3.3.0) needs webdataset 0.2.86 or older, and thus its own environment.
+That of a checkout, such as the main branch, runs in the same one.
 """
 
 import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -46,12 +48,15 @@ class Peer:
     """The settings of a run that open_clip's trainer needs.
 
     Attributes:
+        name: of the trainer, in tables.
         python: interpreter of its environment.
         folder: `models/`, `text/` (the text tower's config.json), `tokenizer/` and `network.json`.
         context: length to which it pads every caption, in tokens.
         mean, std: of the normalisation of images.
+        source: `src` of a checkout whose code takes the place of the environment's.
     """
 
+    name: str
     python: Path
     folder: Path
     config: RunConfig
@@ -59,6 +64,7 @@ class Peer:
     context: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    source: Path | None = None
 
 
 def describe(
@@ -91,15 +97,42 @@ def describe(
     (folder / "models").mkdir()
     _write(folder / "models" / f"{NAME}.json", _model_config(config, folder, context))
     _write(folder / "network.json", {"timm_options": config.model.image.options})
-    image = model.image_tower
+    image = model.image_tower.architecture
     # Not resolved: the interpreter of a virtual environment is a link, and the path of the link
     # selects the environment.
     python = python.absolute() if python else make_environment("open-clip", [REQUIREMENT])
-    return Peer(python, folder, config, tokenizer, context, image.mean, image.std)
+    return Peer("open_clip", python, folder, config, tokenizer, context, image.mean, image.std)
+
+
+def of_checkout(peer: Peer, checkout: Path) -> Peer:
+    """The same run for the trainer of a checkout of open_clip, as new as its variable-length text (2026).
+
+    It pads captions to the longest one of the batch instead of `context`.
+
+    Raises:
+        UserError: no such trainer there.
+    """
+    source = checkout.absolute() / "src"
+    if not (source / "open_clip_train" / "main.py").is_file():
+        raise UserError(f"{checkout}: holds no src/open_clip_train; name a checkout of open_clip")
+    folder = peer.folder / "checkout"
+    (folder / "models").mkdir(parents=True)
+    shutil.copy(peer.folder / "network.json", folder)
+    name = f"models/{NAME}.json"
+    tree = json.loads((peer.folder / name).read_text(encoding="utf-8"))
+    _write(folder / name, {**tree, "text_cfg": {**tree["text_cfg"], "variable_text": True}})
+    return replace(peer, name="open_clip checkout", folder=folder, source=source)
 
 
 def train(
-    peer: Peer, out: Path, steps: int, threads: int, precision: str, channels_last: bool, lr: float
+    peer: Peer,
+    out: Path,
+    steps: int,
+    threads: int,
+    precision: str,
+    channels_last: bool,
+    lr: float,
+    compiled: bool = False,
 ) -> Path:
     """Train `steps` steps with a cosine schedule over them; returns the folder with `out.log`.
 
@@ -108,8 +141,9 @@ def train(
     """
     script = Path(__file__).with_name("open_clip_trainer.py")
     options = ["--channels-last"] if channels_last else []
+    options += ["--torchcompile"] if compiled else []
     flags = [*options, *_flags(peer, out, steps), "--precision", precision, "--lr", str(lr)]
-    run([peer.python, script, peer.folder, *flags], threads)
+    run([peer.python, script, peer.folder, *flags], threads, peer.source)
     return out
 
 
@@ -141,13 +175,15 @@ def load_encoder(peer: Peer, out: Path) -> Encoder:
     return Encoder(model, peer.config.model, peer.tokenizer, facts={"path": str(out)})
 
 
-def run(command: Sequence[str | Path], threads: int) -> None:
-    """Run a program with `threads` threads, quietly.
+def run(command: Sequence[str | Path], threads: int, source: Path | None = None) -> None:
+    """Run a program with `threads` threads, quietly; `source`: the folder whose modules it finds first.
 
     Raises:
         UserError: it failed; its last lines are in the message.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    if source is not None:
+        environment["PYTHONPATH"] = str(source)
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         tail = "\n".join((done.stdout + done.stderr).splitlines()[-15:])

@@ -4,16 +4,18 @@
              -> open_clip's trainer      -> out.log        +-> pairs per second; in turn, round after round
     the fastest setting of each, as many steps as fit in M minutes -> checkpoint -> suite -> mean recall@1
 
-Both trainers get the same towers, tokenizer, images, batch, optimizer, schedule, workers and threads; a
-setting is a precision and the memory format of images. open_clip's trainer pads every caption to one
-length, here that of the longest caption of the set (`--context` sets another; its default is 77). Recall is
-measured by mmalign's suite on the weights of both, and open_clip's best of several learning rates counts.
+All trainers get the same towers, tokenizer, images, batch, optimizer, schedule, workers and threads; a
+setting is a precision, the memory format of images, and with `--compiled` torch.compile. open_clip's trainer
+pads every caption to one length, here that of the longest caption of the set (`--context` sets another; its
+default is 77). That of a checkout of its main branch (`--open-clip-main`) pads to the longest of a batch.
+Recall is measured by mmalign's suite on the weights of all, and open_clip's best of several learning rates
+counts.
 Speeds are medians, and ratios are taken within a round, so that a busy machine slows both.
 
 Prints tables and, as the last line, one JSON object; `throughput_ratio` is the lowest at equal precision and
 memory format. A short run: --precisions bf16 --rounds 1 --steps 21 --minutes 0.2 --learning-rates 2e-3
 
-    python benchmarks/training.py [--minutes 3] [--rounds 3] [--open-clip-python PATH]
+    python benchmarks/training.py [--minutes 3] [--rounds 3] [--open-clip-python PATH] [--open-clip-main PATH]
 
 Without PATH, `.venv-open-clip` is created next to this file once, with pip, because open_clip's trainer needs
 other packages than mmalign.
@@ -52,10 +54,11 @@ class Setting:
     trainer: str
     precision: str
     channels_last: bool = True
+    compiled: bool = False
 
     def __str__(self) -> str:
         layout = "channels last" if self.channels_last else "channels first"
-        return f"{self.trainer}, {self.precision}, {layout}"
+        return f"{self.trainer}, {self.precision}, {layout}" + ", compiled" * self.compiled
 
 
 Speeds = dict[Setting, list[float]]
@@ -64,10 +67,11 @@ Speeds = dict[Setting, list[float]]
 
 @dataclass(frozen=True)
 class Contest:
-    """Both trainers on one run.
+    """The trainers on one run.
 
     Attributes:
         run: the run file.
+        peers: open_clip's trainers by their names.
         folder: where runs are written.
         threads: of each trainer's main process.
     """
@@ -75,7 +79,7 @@ class Contest:
     run: Path
     folder: Path
     config: RunConfig
-    peer: open_clip.Peer
+    peers: dict[str, open_clip.Peer]
     threads: int
 
     def train(self, setting: Setting, name: str, steps: int, lr: float) -> Path:
@@ -88,15 +92,21 @@ class Contest:
                 self.threads,
             )
             return out
-        precision = PRECISIONS[setting.precision]
         return open_clip.train(
-            self.peer, out, steps, self.threads, precision, setting.channels_last, lr
+            self.peers[setting.trainer],
+            out,
+            steps,
+            self.threads,
+            PRECISIONS[setting.precision],
+            setting.channels_last,
+            lr,
+            setting.compiled,
         )
 
     def speed(self, setting: Setting, name: str, steps: int, skip: int) -> float:
         """Pairs per second: the median over the intervals after the first `skip` steps."""
         out = self.train(setting, name, steps, self.config.optimizer.lr)
-        if setting.trainer == "open_clip":
+        if setting.trainer != "mmalign":
             return statistics.median(open_clip.speeds(out, self.config.batch_size, skip))
         every = open_clip.LOG_EVERY
         return statistics.median(
@@ -106,12 +116,13 @@ class Contest:
         )
 
     def _ours(self, setting: Setting, out: Path, steps: int, lr: float) -> list[str]:
-        tokenizer = self.peer.folder / "tokenizer"
+        tokenizer = self.peers["open_clip"].folder / "tokenizer"
         return [
             *("train", str(self.run), "--out", str(out)),
             f"steps={steps}",
             f"optimizer.lr={lr}",
             f"engine.precision={setting.precision}",
+            f"engine.compile={str(setting.compiled).lower()}",
             f"tokenizer={{kind: pretrained, name: '{tokenizer}'}}",
             f"log.every={open_clip.LOG_EVERY}",
             f"checkpoint.every={steps}",
@@ -173,8 +184,10 @@ def compare_speeds(contest: Contest, speeds: Speeds, shares: Speeds) -> float:
     for precision, ratio in ratios.items():
         write(f"{precision}, both channels last: {ratio:.2f} times open_clip's speed\n")
     ours, our_speed = fastest(speeds, "mmalign")
-    theirs, their_speed = fastest(speeds, "open_clip")
-    write(f"each at its fastest ({ours}; {theirs}): {our_speed / their_speed:.2f} times\n")
+    for trainer in dict.fromkeys(setting.trainer for setting in speeds):
+        if trainer != "mmalign":
+            theirs, their_speed = fastest(speeds, trainer)
+            write(f"each at its fastest ({ours}; {theirs}): {our_speed / their_speed:.2f} times\n")
     return min(ratios.values())
 
 
@@ -185,7 +198,7 @@ def equal_ratios(speeds: Speeds) -> dict[str, float]:
             a / b for a, b in zip(values, speeds[Setting("open_clip", ours.precision)], strict=True)
         )
         for ours, values in speeds.items()
-        if ours.trainer == "mmalign"
+        if ours.trainer == "mmalign" and not ours.compiled
     }
 
 
@@ -212,9 +225,9 @@ def recalls(
     speeds: Speeds,
     minutes: float,
     rates: Sequence[float],
-) -> tuple[float, float]:
-    """Mean recall@1 of ours and of open_clip's best, each trained for `minutes` at its fastest setting."""
-    found: dict[str, list[float]] = {"mmalign": [], "open_clip": []}
+) -> dict[str, float]:
+    """By trainer the best mean recall@1, each trained for `minutes` at its fastest setting."""
+    found: dict[str, list[float]] = {setting.trainer: [] for setting in speeds}
     sys.stdout.write(f"\n{'after equal minutes':<40}{'steps':>7}{'lr':>9}{'recall@1':>10}\n")
     for trainer, values in found.items():
         setting, speed = fastest(speeds, trainer)
@@ -222,10 +235,12 @@ def recalls(
         for lr in (contest.config.optimizer.lr,) if trainer == "mmalign" else rates:
             out = contest.train(setting, f"recall-{trainer}-{lr:g}", steps, lr)
             ours = trainer == "mmalign"
-            encoder = load_encoder(out) if ours else open_clip.load_encoder(contest.peer, out)
+            encoder = (
+                load_encoder(out) if ours else open_clip.load_encoder(contest.peers[trainer], out)
+            )
             values.append(mean_recall(suite, encoder))
             sys.stdout.write(f"{setting!s:<40}{steps:>7}{lr:>9.0e}{values[-1]:>10.3f}\n")
-    return max(found["mmalign"]), max(found["open_clip"])
+    return {trainer: max(values) for trainer, values in found.items()}
 
 
 def parse() -> argparse.Namespace:
@@ -233,6 +248,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--run", type=Path, default=Path("train/emoji_scenes.yaml"))
     parser.add_argument("--suite", type=Path, default=Path("eval/emoji_scenes.yaml"))
     parser.add_argument("--open-clip-python", type=Path, help="interpreter of its environment")
+    parser.add_argument("--open-clip-main", type=Path, help="checkout of its main branch")
+    parser.add_argument("--compiled", action="store_true", help="also with torch.compile")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=61, help="steps of a timed run")
@@ -252,15 +269,25 @@ def main() -> None:
     options = parse()
     config = load_config(RunConfig, options.run)
     suite = load_config(SuiteConfig, options.suite)
+    layouts = [("mmalign", True), ("open_clip", True), ("open_clip", False)]
+    if options.open_clip_main is not None:
+        layouts.append(("open_clip checkout", True))
     settings = [
-        Setting(trainer, precision, channels_last)
+        Setting(trainer, precision, channels_last, compiled)
         for precision in options.precisions
-        for trainer, channels_last in (("mmalign", True), ("open_clip", True), ("open_clip", False))
+        for compiled in ((False, True) if options.compiled else (False,))
+        for trainer, channels_last in layouts
     ]
     with tempfile.TemporaryDirectory(prefix="training-") as name:
         folder = Path(name)
         peer = open_clip.describe(config, folder, options.open_clip_python, options.context)
-        contest = Contest(options.run, folder, config, peer, options.threads)
+        peers = {peer.name: peer}
+        if options.open_clip_main is None:
+            sys.stdout.write("open_clip's main branch: not measured, no --open-clip-main PATH\n")
+        else:
+            checkout = open_clip.of_checkout(peer, options.open_clip_main)
+            peers[checkout.name] = checkout
+        contest = Contest(options.run, folder, config, peers, options.threads)
         sys.stdout.write(
             f"batch {config.batch_size}, {options.threads} threads, {config.data.workers} workers; "
             f"open_clip pads captions to {peer.context} tokens\n"
@@ -268,10 +295,11 @@ def main() -> None:
         rounds = (options.rounds, options.steps, options.skip)
         speeds, shares = measure_speeds(contest, settings, *rounds)
         ratio = compare_speeds(contest, speeds, shares)
-        ours, theirs = None, None
+        found: dict[str, float] = {}
         if options.minutes > 0:
-            ours, theirs = recalls(contest, suite, speeds, options.minutes, options.learning_rates)
-    figures = {"throughput_ratio": ratio, "recall_ours": ours, "recall_open_clip": theirs}
+            found = recalls(contest, suite, speeds, options.minutes, options.learning_rates)
+    names = {trainer: f"recall_{trainer.replace(' ', '_')}" for trainer in found}
+    figures = {"throughput_ratio": ratio, **{names[key]: value for key, value in found.items()}}
     sys.stdout.write(json.dumps(figures) + "\n")
 
 

@@ -84,7 +84,7 @@ def pretrained_model(
     source.text_tower.trunk.to(dtype).save_pretrained(text)
     tiny_tokenizer().save(text)
     overlay = {"file": str(weights), "num_classes": 0, "mean": [0.1, 0.2, 0.3]}
-    options = {"pretrained_cfg_overlay": overlay}
+    options = {**FROZEN["image"]["options"], "pretrained_cfg_overlay": overlay}
     image = {**FROZEN["image"], "pretrained": True, "options": options}
     return {**MODEL, "image": image, "text": {"pretrained": str(text), "max_length": 32}}, [
         weights,

@@ -14,7 +14,12 @@ from mmalign.models.dual_encoder import DualEncoder, ModelConfig, build_dual_enc
 
 SEED = 0
 MODEL: dict[str, Any] = {
-    "image": {"kind": "timm", "name": "resnet10t", "image_size": 32},
+    "image": {
+        "kind": "timm",
+        "name": "resnet10t",
+        "image_size": 32,
+        "options": {"stem_width": 8, "channels": [8, 8, 16, 16]},
+    },
     "text": {
         "architecture": {
             "model_type": "bert",

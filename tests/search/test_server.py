@@ -208,13 +208,17 @@ def test_threads_and_connections_are_bounded(
     asked = f"GET /search?q=x HTTP/1.1\r\n{host}\r\nConnection: close\r\n\r\n".encode()
     with contextlib.ExitStack() as stack:
         address = server.listener.getsockname()
-        clients = [
-            stack.enter_context(socket.create_connection(address, timeout=60)) for _ in range(90)
-        ]
-        for client in clients:
+        clients: list[socket.socket] = []
+        deadline = time.monotonic() + 60
+        for _ in range(90):
+            client = stack.enter_context(socket.create_connection(address, timeout=60))
             client.sendall(asked)
+            clients.append(client)
+            # One after the other: what counts is how many are open when a request arrives.
+            known = min(len(clients), MOST_CONNECTIONS - 1)
+            while len(server.server_state.tasks) < known and time.monotonic() < deadline:
+                time.sleep(0.001)
         refused: list[socket.socket] = []
-        deadline = time.monotonic() + 30
         while len(refused) < 90 - MOST_CONNECTIONS and time.monotonic() < deadline:
             time.sleep(0.1)
             refused = select.select(clients, [], [], 0)[0]  # the others wait for `go_on`

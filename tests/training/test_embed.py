@@ -108,7 +108,7 @@ def test_the_verb_writes_what_a_run_will_ask_for(tmp_path: Path) -> None:
     done = run_command(["embed", "run.yaml", "seed=3"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == (
-        f"{data}: features of 14 images, width 512; of these cannot be used: does not decode: 1"
+        f"{data}: features of 14 images, width 16; of these cannot be used: does not decode: 1"
     )
     found = open_features(ShardSet(data), describe_tower(frozen_tower(3)))
-    assert found.read(0).shape == (512,)
+    assert found.read(0).shape == (16,)

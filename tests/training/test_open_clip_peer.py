@@ -1,10 +1,12 @@
 """`benchmarks/training.py` compares with open_clip's trainer only what that can do too."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from shard_sets import make_set
 from tiny import MODEL
 
 from mmalign.core.config import validate
@@ -13,7 +15,7 @@ from mmalign.training.run_config import RunConfig
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from open_clip_peer import describe
+from open_clip_peer import describe, of_checkout
 
 
 def config(**data: Any) -> RunConfig:
@@ -53,3 +55,22 @@ def test_a_draw_that_the_peer_does_not_know_is_refused(
 def test_a_plain_draw_is_not(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):  # there are no shards
         describe(config(), tmp_path, None)
+
+
+def test_both_trainers_get_the_same_towers(tmp_path: Path) -> None:
+    data = str(make_set(tmp_path / "data", 8))
+    (tmp_path / "peer").mkdir()
+    peer = describe(config(train=[data]), tmp_path / "peer", Path("python"))
+    assert peer.mean == pytest.approx((0.485, 0.456, 0.406))
+    source = tmp_path / "checkout" / "src" / "open_clip_train"
+    with pytest.raises(UserError, match="holds no src/open_clip_train"):
+        of_checkout(peer, tmp_path / "checkout")
+    source.mkdir(parents=True)
+    (source / "main.py").touch()
+    other = of_checkout(peer, tmp_path / "checkout")
+    theirs, ours = (
+        json.loads((one.folder / "models" / "mmalign_run.json").read_text())
+        for one in (other, peer)
+    )
+    assert theirs["text_cfg"].pop("variable_text") is True
+    assert theirs == ours and other.source == source.parent

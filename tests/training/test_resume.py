@@ -213,5 +213,5 @@ def test_weights_of_another_model_are_refused(folder: Path) -> None:
         expect=1,
         folder=folder,
     )
-    assert "`image_projection.weight` is 16 x 512 there and 8 x 512 here" in refused.stderr
+    assert "`image_projection.weight` is 16 x 16 there and 8 x 16 here" in refused.stderr
     assert "Traceback" not in refused.stderr
