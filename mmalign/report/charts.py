@@ -80,16 +80,23 @@ class Chart:
         return Markup(f'<svg role="img" aria-label="{escape(self.title)}"{svg}')
 
 
+def highest_first(
+    rows: Mapping[str, Mapping[str, Measurement]],
+) -> dict[str, Mapping[str, Measurement]]:
+    """The rows of `draw_bars`, that with the highest values first."""
+    return dict(sorted(rows.items(), key=lambda row: -sum(one.value for one in row[1].values())))
+
+
 def draw_bars(
     name: str, title: str, rows: Mapping[str, Mapping[str, Measurement]], chances: Sequence[float]
 ) -> Markup:
-    """Horizontal bars with intervals, the row with the highest values first.
+    """Horizontal bars with intervals, from the first row down.
 
     Args:
         rows: row -> series -> measurement; every row has the same series, two at most.
         chances: each is drawn as a line across all bars.
     """
-    order = sorted(rows, key=lambda row: -sum(one.value for one in rows[row].values()))
+    order = list(rows)
     series = list(rows[order[0]])
     height = 0.8 / len(series)
     with matplotlib.rc_context(STYLE):

@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from mmalign.core.languages import labelled
-from mmalign.report.charts import Line, draw_bars, draw_heat_map, draw_lines
+from mmalign.report.charts import Line, draw_bars, draw_heat_map, draw_lines, highest_first
 from mmalign.report.measurement import Measurement, measurements
 from mmalign.report.tables import Place, Table, pivot, under_perturbation
 from mmalign.results import metric_names as parts
@@ -174,7 +174,7 @@ def _bars(headings: Sequence[str], name: str, title: str, table: Table) -> Marku
     # Several metrics of one row have several chance levels: the table shows them.
     ones = [row.cells[at] for row in table.means if row.part == parts.MEAN for at in shown.values()]
     chances = {one.chance for one in ones if one and one.chance} if len(headings) == 1 else ()
-    return draw_bars(name, title, rows, sorted(chances)) if shown and rows else None
+    return draw_bars(name, title, highest_first(rows), sorted(chances)) if shown and rows else None
 
 
 def _map(name: str, title: str, table: Table) -> Markup | None:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from mmalign.core.commit import write_atomic
 from mmalign.core.errors import UserError
 from mmalign.core.languages import labelled
-from mmalign.report.charts import draw_bars, draw_heat_map
+from mmalign.report.charts import draw_bars, draw_heat_map, highest_first
 from mmalign.report.measurement import Measurement, measurements
 from mmalign.report.rendering import render
 from mmalign.report.tables import Place, pivot, under_perturbation
@@ -180,7 +180,11 @@ def _bars(study: Study) -> Markup:
     most = max(map(len, rows.values()))
     rows = {row: of_row for row, of_row in rows.items() if len(of_row) == most}
     chances = {one.chance for of_row in rows.values() for one in of_row.values() if one.chance}
-    return draw_bars("headline", "Means by tower", rows, sorted(chances))
+    ordered = highest_first(rows)
+    if len(study.tasks) > 2:  # towers are compared within a task
+        place = {task: number for number, task in enumerate(study.tasks)}
+        ordered = dict(sorted(ordered.items(), key=lambda row: place[row[0].partition(": ")[0]]))
+    return draw_bars("headline", "Means by tower", ordered, sorted(chances))
 
 
 def _by_row(metric: str, name: StudyMetric) -> Place | None:
