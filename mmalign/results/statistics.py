@@ -9,6 +9,7 @@ A test without variance is no test: functions return None, and `verdict` says th
 Shapes: U units, K columns, M models or metrics, n queries of a language, N of all L languages, R draws.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Union
 
@@ -147,14 +148,11 @@ def t_test(mean: float, parts: Sequence[Part]) -> Significance | None:
 
     half = quantile(LEVEL) * error
     found = abs(mean) / error
-    # 1e-100 is where stdtrit is still exact; no test needs less.
-    is_extreme = quantile(1e-100) <= found
-    p = (
-        1e-100
-        if is_extreme
-        else brentq(lambda p: quantile(p) - found, 1e-100, 1.0, xtol=1e-12, rtol=1e-9)
-    )
-    return Significance((mean - half, mean + half), float(p))
+    # On the scale of logarithms, so that small p are exact too. No test needs less than 1e-100.
+    least = math.log(1e-100)
+    is_beyond = quantile(math.exp(least)) <= found
+    log_p = least if is_beyond else brentq(lambda x: quantile(math.exp(x)) - found, least, 0.0)
+    return Significance((mean - half, mean + half), math.exp(log_p))
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -86,10 +86,11 @@ def _compute(
             if isinstance(results, Results):
                 commits[str(results.environment.get("commit"))] += 1
             yield cell, results
-    if others := commits.total() - commits[str(code_version()["commit"])]:
+    del commits[str(code_version()["commit"])]
+    if commits:
         say(
-            f"{others} cells in {folder} were computed by other commits of mmalign ({', '.join(commits)}); "
-            "delete them to compute them again"
+            f"{commits.total()} cells in {folder} were computed by other commits of mmalign "
+            f"({', '.join(commits)}); delete them to compute them again"
         )
     if not missing:
         return

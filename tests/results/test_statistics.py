@@ -197,9 +197,13 @@ def test_p_is_as_seldom_small_as_it_says_with_three_seeds(of_items: float) -> No
         )
     ]
     p_R = np.array([one.p for one in found if one is not None])
-    # Satterthwaite's degrees of freedom gave 0.075, 0.035 and 0.015.
     for level, most in ((0.05, 0.055), (0.01, 0.0145), (0.001, 0.0035)):
         assert np.mean(p_R < level) <= most
+    # By Satterthwaite's degrees of freedom they are.
+    variance_R = seeds_R + items_R
+    df_R = variance_R**2 / (seeds_R**2 / 2 + items_R**2 / 200)
+    satterthwaite_R = 2 * stats.t.sf(np.abs(mean_R) / variance_R**0.5, df_R)
+    assert of_items != 0.1 or np.mean(satterthwaite_R < 0.001) > 0.012
     outside = np.mean([not one.ci95[0] <= 0 <= one.ci95[1] for one in found if one is not None])
     assert outside == pytest.approx(np.mean(p_R < 0.05), abs=1e-3)
 
@@ -209,6 +213,9 @@ def test_one_part_alone_is_students_t() -> None:
     assert one is not None
     assert one.p == pytest.approx(2 * stats.t.sf(1 / 0.1**0.5, 2), rel=1e-6)
     assert one.ci95[1] - 1 == pytest.approx(stats.t.ppf(0.975, 2) * 0.1**0.5)
+    small = t_test(3.0, [Part(0.02, 200)])
+    assert small is not None
+    assert small.p == pytest.approx(2 * stats.t.sf(3 / 0.02**0.5, 200), rel=1e-6)
     assert t_test(0.0, [Part(0.1, 2)]).p == 1  # type: ignore[union-attr]
     assert t_test(1e9, [Part(0.1, 200)]).p <= 1e-99  # type: ignore[union-attr]
 
