@@ -41,6 +41,13 @@ def track(values: Iterable[T], label: str, total: int | None, done: int = 0) -> 
             say(f"{label}: {count}" + (f" of {total}" if total else ""))
 
 
+def hide_library_progress() -> None:
+    """Switch off transformers' bars of loaded and saved weights, which would break our own lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def run_verb(arguments: Sequence[str]) -> None:
     """Run `mmalign <arguments>` and show its output; a UserError if its exit code is not 0."""
     command = f"mmalign {shlex.join(arguments)}"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.core.batch import send
-from mmalign.core.console import say
+from mmalign.core.console import hide_library_progress, say
 from mmalign.core.errors import UserError, one_line
 from mmalign.models.length_buckets import by_length
 from mmalign.models.pooling import Pooling, pool
@@ -236,9 +236,7 @@ def rebuild_trunk(fields: dict[str, Any]) -> Any:
 
 def save_pretrained(model: Any, folder: Path, **options: Any) -> None:
     """Write a model of transformers; `options` are those of its own `save_pretrained`."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # it would break the lines of our own output
+    hide_library_progress()
     model.save_pretrained(str(folder), **options)
 
 
@@ -293,7 +291,7 @@ def _load(auto_class: Any, name: str, **options: Any) -> Any:
 
     before = logging.get_verbosity()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    hide_library_progress()
     try:
         model, info = auto_class.from_pretrained(
             name, trust_remote_code=False, output_loading_info=True, **options

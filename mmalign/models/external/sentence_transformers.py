@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmalign.core import distributed
+from mmalign.core.console import hide_library_progress
 from mmalign.core.errors import UserError
 from mmalign.data.tokenizer import Tokenizer
 from mmalign.models.encoder import ExternalModel
@@ -28,6 +29,7 @@ def _open(name: str, device: str = "cpu") -> Any:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise UserError(f"{name}: of sentence-transformers; install `mmalign[export]`") from None
+    hide_library_progress()
     # Folders may store 16 bits; everything is compared and trained in float32.
     return SentenceTransformer(name, device=device, trust_remote_code=False).float()
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmalign.core import distributed
+from mmalign.core.console import hide_library_progress
 from mmalign.core.errors import UserError
 from mmalign.models.encoder import ExternalModel
 from mmalign.models.external.open_clip import State, text_weights, timm_wrapper_weights
@@ -35,6 +36,7 @@ def load_dual_encoder(name: str) -> ExternalModel:
     """A model that embeds texts and images; UserError: its processor is not there."""
     from transformers import AutoModel, AutoProcessor
 
+    hide_library_progress()
     device = distributed.device()
     model = (
         AutoModel.from_pretrained(name, trust_remote_code=False, dtype=torch.float32)
@@ -87,6 +89,7 @@ def read_dual_encoder(name: str) -> tuple[State, Pooling]:
         raise UserError(
             f"init_from: {name} is a `{kind}`, which cannot be taken apart here; give a run, or an export"
         )
+    hide_library_progress()
     model: Any = VisionTextDualEncoderModel.from_pretrained(
         name, trust_remote_code=False, dtype=torch.float32
     )

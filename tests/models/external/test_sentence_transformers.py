@@ -12,6 +12,7 @@ from export_cases import build_encoder, source_of
 from safetensors.torch import load_file, save_file
 from tiny import TEXTS
 from torch import nn
+from transformers.utils import logging
 
 from mmalign.core.errors import UserError
 from mmalign.export.sentence_transformers import write_sentence_transformers
@@ -47,13 +48,17 @@ def test_other_dense_modules_are_refused(modules: list[Any]) -> None:
         projection_of(modules, "some/model")
 
 
-def test_a_folder_in_16_bits_is_read_in_float32(tmp_path: Path) -> None:
+def test_a_folder_in_16_bits_is_read_in_float32(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     source = source_of(build_encoder())
     write_sentence_transformers(source, tmp_path)
     for path in tmp_path.rglob("*.safetensors"):
         save_file({n: one.half() for n, one in load_file(path).items()}, path, {"format": "pt"})
     facts = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**facts, "dtype": "float16"}))
+    logging.enable_progress_bar()  # as in a new process
     tower = load_text_encoder(str(tmp_path))
+    assert capfd.readouterr().err == ""
     assert {parameter.dtype for parameter in tower.parameters()} == {torch.float32}
     np.testing.assert_allclose(tower.encode(TEXTS), source.tower.encode(TEXTS), atol=5e-3)
