@@ -130,8 +130,11 @@ def write_manifest(
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         files = {path.relative_to(folder).as_posix(): flush(path) for path in paths}
     write_json(folder / name, {**info, "files": dict(sorted(files.items()))})
-    for inner in (p for p in folder.rglob("*") if p.is_dir()):
-        _sync(inner)
+    # Of the listed files alone: a set may lie where others have folders that cannot be read.
+    inner = {folder / parent for file in files for parent in Path(file).parents}
+    for path in inner - {folder}:
+        if path.is_dir():  # or it is in a store
+            _sync(path)
 
 
 def flush(path: Path) -> dict[str, Any]:
@@ -147,12 +150,17 @@ def replace_folder(folder: Path, target: Path) -> None:
     had_one = target.exists()
     if had_one:
         # A rename cannot replace a folder that is not empty, so the old one is moved aside first.
-        target.rename(target.with_name(f"{target.name}.old-{uuid.uuid4().hex}"))
+        target.rename(name_aside(target))
     folder.rename(target)
     _sync(target.parent)
     if had_one:
         # This finds also what a killed process left here.
         remove_after_commit(leftovers(target.parent, f"{target.name}.old-"))
+
+
+def name_aside(folder: Path) -> Path:
+    """A name beside `folder` for what is to be deleted, which `leftovers` finds."""
+    return folder.with_name(f"{folder.name}.old-{uuid.uuid4().hex}")
 
 
 def entries_of(folder: Path) -> list[Path]:

@@ -16,7 +16,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmalign.core.commit import exclusive, flush, replace_folder, sha256_of, write_json
+from mmalign.core.commit import (
+    exclusive,
+    flush,
+    name_aside,
+    replace_folder,
+    sha256_of,
+    write_json,
+)
 from mmalign.core.config import validate
 from mmalign.core.errors import UserError
 from mmalign.core.workers import usable_cores
@@ -155,7 +162,7 @@ def append_rows(config: RecipeConfig, out: Path, processes: int | None = None) -
                 _append_split(work / split, resolved / split, here, of_split)
             known = sum(report["shard"] is not None for report in reports[split]) - count
             done.append(Appended(out / split, read_manifest(out / split), count, known))
-        shutil.rmtree(work)
+        work.rename(name_aside(work))  # see `recipe._complete`
     return done
 
 

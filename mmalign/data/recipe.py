@@ -19,7 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmalign.core.commit import exclusive, replace_folder, write_atomic
+from mmalign.core.commit import (
+    exclusive,
+    leftovers,
+    name_aside,
+    remove_after_commit,
+    replace_folder,
+    write_atomic,
+)
 from mmalign.core.config import validate
 from mmalign.core.console import say, track
 from mmalign.core.errors import UserError
@@ -165,7 +172,8 @@ def _complete(
     remove_stale_files(work, reports)
     for split, of_split in reports.items():
         write_split(work / split, {**facts, "split": split}, of_split)
-    shutil.rmtree(work / STATE)
+    # Renamed, not deleted: this process holds its lock, and NFS keeps an open file in the folder.
+    (work / STATE).rename(name_aside(work))
     replace_folder(work, out.resolve())
     return [read_manifest(out / split) for split in reports]
 
@@ -188,7 +196,10 @@ def splits_in(out: Path) -> list[str]:
 
 @contextmanager
 def work_folder(work: Path, recipe_sha256: str) -> Iterator[Path]:
-    """The folder `work`, with the shards that an earlier build of the same recipe has finished there."""
+    """The folder `work`, with the shards that an earlier build of the same recipe has finished there.
+
+    What the block moves aside (`name_aside`) is deleted at the end, after the locks.
+    """
     state = work / STATE
     if work.exists() and not state.is_dir():
         raise UserError(
@@ -208,8 +219,10 @@ def work_folder(work: Path, recipe_sha256: str) -> Iterator[Path]:
         try:
             yield work
         finally:
-            if state.is_dir() and not any(state.glob("*.json")):
+            # Of a build that failed before its first shard; nothing else may ever be deleted here.
+            if state.is_dir() and not any(state.glob("*.json")) and not any(work.glob("*/*.tar")):
                 shutil.rmtree(work, ignore_errors=True)
+    remove_after_commit(leftovers(work.parent, f"{work.name}.old-"))
 
 
 @contextmanager
@@ -217,8 +230,9 @@ def _part_of_work_folder(work: Path, recipe_sha256: str, part: Part) -> Iterator
     """The folder `work`, for one of several jobs that write its shards at the same time."""
     known = work / STATE / "recipe"
     # Nothing is deleted here, whatever another job is doing.
-    if work.exists() and (
-        not (work / STATE).is_dir() or (known.is_file() and known.read_text() != recipe_sha256)
+    is_empty = not work.exists() or not any(work.iterdir())  # the first job has just made it
+    if (not is_empty and not (work / STATE).is_dir()) or (
+        known.is_file() and known.read_text() != recipe_sha256
     ):
         raise UserError(
             f"{work}: is of another recipe or no build; delete it and start all parts again"

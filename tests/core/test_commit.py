@@ -18,11 +18,13 @@ from mmalign.core.commit import (
     check_writable,
     committed_folder,
     exclusive,
+    flush,
     newest_folder,
     sha256_of,
     verify,
     write_atomic,
     write_json,
+    write_manifest,
 )
 from mmalign.core.errors import UserError
 
@@ -319,3 +321,15 @@ def test_a_folder_that_cannot_be_locked_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path / "file", Path("/proc/self/new")):
         with pytest.raises(UserError, match="cannot be written or locked"), exclusive(folder):
             pass
+
+
+def test_only_folders_of_listed_files_are_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("own", "lost+found"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "own" / "file").write_bytes(b"x")
+    synced: list[Path] = []
+    monkeypatch.setattr("mmalign.core.commit._sync", synced.append)
+    write_manifest(tmp_path, {}, files={"own/file": flush(tmp_path / "own" / "file")})
+    assert tmp_path / "own" in synced and tmp_path / "lost+found" not in synced

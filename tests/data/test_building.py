@@ -253,6 +253,54 @@ def test_two_builds_do_not_write_to_one_place(tmp_path: Path) -> None:
     build(config, tmp_path / "out")
 
 
+def keep_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As NFS: what a process has open and deletes stays in the folder under another name."""
+    unlink = os.unlink
+
+    def rename_locks(path: Any, *, dir_fd: int | None = None) -> None:
+        if Path(path).name == ".lock" and dir_fd is not None:
+            os.rename(path, ".nfs0001", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        else:
+            unlink(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", rename_locks)
+
+
+def test_a_build_is_complete_where_open_files_cannot_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_source(tmp_path / "source")
+    config = recipe(tmp_path / "source")
+    build(config, tmp_path / "usual", processes=1)
+    keep_open_files(monkeypatch)
+    build(config, tmp_path / "out", processes=1)
+    assert contents(tmp_path / "out") == contents(tmp_path / "usual")
+
+
+def test_a_build_that_ends_deletes_no_shard_when_another_job_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_source(tmp_path / "source")
+    config = recipe(tmp_path / "source")
+    build(config, tmp_path / "usual", processes=1)
+
+    def fail(folder: Path, target: Path) -> None:
+        (folder / ".build" / "part-0").mkdir(parents=True)  # of another job
+        raise OSError("no space")
+
+    monkeypatch.setattr("mmalign.data.recipe.replace_folder", fail)
+    with pytest.raises(OSError, match="no space"):
+        build(config, tmp_path / "out", processes=1)
+    shards = sorted(path.name for path in (tmp_path / "usual").rglob("*.tar"))
+    assert sorted(path.name for path in (tmp_path / "out.building").rglob("*.tar")) == shards
+
+
+def test_a_part_may_start_while_another_makes_the_folder(tmp_path: Path) -> None:
+    write_source(tmp_path / "in")
+    (tmp_path / "out.building").mkdir()
+    assert build(recipe(tmp_path / "in"), tmp_path / "out", processes=1, part=(0, 2)) == []
+
+
 def test_parts_of_several_jobs_are_the_data_set_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
