@@ -248,7 +248,9 @@ def _compared(one: dict[str, Any]) -> list[str | int]:
     name = f"{one['kind']}, {one['task']}, {one['metric'].replace('/', ', ').replace('_', ' ')}"
     interval = " to ".join(map(points, one["ci95"])) if one["ci95"] else MISSING
     p, p_holm = (MISSING if one[n] is None else f"{one[n]:.2g}" for n in ("p", "p_holm"))
-    word = verdict(one["difference"], one["p_holm"])
+    # Of points lost under a perturbation fewer are better.
+    sign = -1 if one["metric"].endswith("_drop") else 1
+    word = verdict(sign * one["difference"], one["p_holm"])
     sides = [", ".join(one[side]) for side in ("left", "right")]
     items = MISSING if one["items"] is None else one["items"]
     rests_on = [one["pairs"], one["seeds"], items, one["rows"]]

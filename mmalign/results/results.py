@@ -82,8 +82,9 @@ class Results:
         if isinstance(hits, np.ndarray):
             self.metrics[name], self.counts[name] = float(hits.mean()), len(hits)
             # A single query, or several about one thing, cannot tell how much others would differ.
-            if len(hits if ids is None else np.unique(ids)) > 1:
-                self.ci95[name] = bootstrap_interval(hits)
+            if (units := len(hits if ids is None else np.unique(ids))) > 1:
+                repeat = ids if units < len(hits) else None
+                self.ci95[name] = bootstrap_interval(hits, repeat)
             # Most are hits and misses: a byte each is enough.
             is_binary = np.isin(hits, (0, 1)).all()
             self.values[name] = hits.astype(np.uint8 if is_binary else np.float32)

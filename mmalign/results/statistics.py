@@ -71,9 +71,18 @@ def drawn_means(
 
 
 def bootstrap_interval(
-    values: np.ndarray, draws: int = INTERVAL_DRAWS, seed: int = 0
+    values: np.ndarray,
+    ids: np.ndarray | None = None,
+    draws: int = INTERVAL_DRAWS,
+    seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % interval of the mean of (n,) values, one per query."""
+    """95 % interval of the mean of (n,) values, one per query.
+
+    Args:
+        ids: (n,), what each query is about: these are drawn, each with all its queries. None: queries.
+    """
+    if ids is not None:
+        return percentile_interval(drawn_means({"": values[None]}, {"": ids}, draws, seed)[""][0])
     sum_R1 = resampled_sums(values[:, None], draws, np.random.default_rng(seed))
     return percentile_interval(sum_R1[:, 0] / len(values))
 

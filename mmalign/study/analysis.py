@@ -9,11 +9,12 @@ over pretraining seeds.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mmalign.results.aggregates import count_items, rows_behind
+from mmalign.results.metric_names import OF_CORRECT_ROWS, MetricName
 from mmalign.results.protocol import HOW
 from mmalign.results.results import Results, environment
 from mmalign.results.seeds import mean_over_seeds
@@ -75,8 +76,10 @@ def analyse(
         },
     )
     values: Values = {}
+    given = _given_models(cell.tower for cell, _ in done)
     for cell, of_cell in done:
-        place = (cell.tower.name, cell.tower.seed, cell.task, cell.method)
+        name = cell.tower.name
+        place = (name, None if name in given else cell.tower.seed, cell.task, cell.method)
         values.setdefault(place, {})[cell.seed] = of_cell
     _add_means(study, values, results)
     _add_comparisons(study, values, results)
@@ -84,6 +87,23 @@ def analyse(
     results.scope = scope(study, results.comparisons, results.protocol)
     results.answer = answer(results.comparisons)
     return results
+
+
+def _given_models(towers: Iterable[TrainedTower]) -> set[str]:
+    """Towers without pretraining seeds: those of a path, and untrained ones that all seeds give alike."""
+    of_name = defaultdict[str, set[TrainedTower]](set)
+    for tower in towers:
+        of_name[tower.name].add(tower)
+    return {
+        name
+        for name, seeds in of_name.items()
+        if all(one.seed is None for one in seeds)
+        or (
+            len(seeds) > 1
+            and all(one.untrained for one in seeds)
+            and len({one.identity for one in seeds}) == 1
+        )
+    }
 
 
 def _add_means(study: StudyConfig, values: Values, results: StudyResults) -> None:
@@ -155,11 +175,16 @@ def _families(study: StudyConfig) -> Iterator[tuple[str, str, list[tuple[Side, S
 
 
 def _measures(values: Values, method: str) -> list[tuple[str, str]]:
-    """(task, metric) of the means over languages that a method has, without the task's name in front."""
+    """(task, metric) of the means over languages that a method has, without the task's name in front.
+
+    Metrics over each model's own correct rows are left out: two sides have other rows.
+    """
     found = [
         (task, name.removeprefix(prefix))
         for (_, _, task, used), runs in values.items()
         for name in next(iter(runs.values())).metrics
-        if used == method and name.startswith(prefix := f"text/{task}/mean/")
+        if used == method
+        and name.startswith(prefix := f"text/{task}/mean/")
+        and MetricName.parse(name).metric not in OF_CORRECT_ROWS
     ]
     return list(dict.fromkeys(found))

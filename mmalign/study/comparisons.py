@@ -19,7 +19,8 @@ _ONE_PRETRAINING = "which leaves open what another pretraining seed would give"
 AND_ITEMS = " and the tested items"
 
 Side = tuple[str, str]  # a tower and a method
-# (tower, pretraining seed, task, method) -> fine-tuning seed -> results
+# (tower, pretraining seed, task, method) -> fine-tuning seed -> results. The seed is None for a given model:
+# one of a path, or one that was not trained and is the same for every pretraining seed.
 Values = dict[tuple[str, int | None, str, str], dict[int, Results]]
 
 
@@ -62,7 +63,7 @@ def _repeats(
     tower, method = side
     seeds = study.pretraining_seeds if over_pretraining else study.pretraining_seeds[:1]
     cells = {
-        seed: values.get((tower, None if study.towers[tower].path else seed, task, method), {})
+        seed: values.get((tower, None if _is_given(values, tower) else seed, task, method), {})
         for seed in seeds
     }
     if not over_pretraining:
@@ -75,15 +76,20 @@ def _repeats(
     return {seed: runs for seed, runs in known.items() if runs}
 
 
+def _is_given(values: Values, tower: str) -> bool:
+    return any(name == tower and seed is None for name, seed, *_ in values)
+
+
 def compare_sides(
     study: StudyConfig, values: Values, kind: str, task: str, metric: str, left: Side, right: Side
 ) -> Comparison | None:
-    """The comparison, None where fewer than two seeds are on both sides."""
+    """The comparison, None where too few seeds are on both sides: two, or one of a given model."""
     name = f"text/{task}/mean/{metric}"
     many = kind == "headline" and len(study.pretraining_seeds) > 1
     # A given model has no pretraining seeds: its cells repeat over fine-tuning seeds only, whatever the other
     # side repeats over. To count the same cells again for each pretraining seed would be no repeat at all.
-    over = [many and not study.towers[tower].path for tower, _ in (left, right)]
+    given = [_is_given(values, tower) for tower, _ in (left, right)]
+    over = [many and not one for one in given]
     sides = [
         _repeats(study, values, side, task, name, is_over)
         for side, is_over in zip((left, right), over, strict=True)
@@ -91,18 +97,20 @@ def compare_sides(
     if is_paired := over[0] == over[1]:
         shared = [seed for seed in sides[0] if seed in sides[1]]
         sides = [{seed: side[seed] for seed in shared} for side in sides]
-    if min(map(len, sides)) < 2:
+    lengths = [len(side) for side in sides]
+    if min(lengths) < (2 if is_paired else 1) or max(lengths) < 2:
         return None
     ours, theirs = (
         np.array([np.mean([run.metrics[name] for run in runs]) for runs in side.values()])
         for side in sides
     )
-    seeds = [seed_part(ours - theirs)] if is_paired else [seed_part(ours), seed_part(theirs)]
+    varying = [ours - theirs] if is_paired else [one for one in (ours, theirs) if len(one) > 1]
+    seeds = [seed_part(one) for one in varying]
     items = _items(name, *([run for runs in side.values() for run in runs] for side in sides))
     difference = float(ours.mean() - theirs.mean())
     varies = sum(one.variance for one in seeds) > 0
     tested = t_test(difference, [*seeds, *items]) if varies else None
-    words = _repeat_words(study, kind, left, right, over, (len(ours), len(theirs)))
+    words = _repeat_words(study, kind, left, right, over, any(given), (len(ours), len(theirs)))
     first = next(iter(sides[0].values()))[0]
     return Comparison(
         kind,
@@ -153,20 +161,25 @@ def _repeat_words(
     left: Side,
     right: Side,
     over: Sequence[bool],
+    is_given: bool,
     counts: tuple[int, int],
 ) -> str:
     """What the repeats of a comparison are."""
-    mean_of = f"each the mean of {len(study.seeds)} fine-tuning seeds"
+    several = len(study.seeds) > 1
+    mean_of = (
+        f"each the mean of {len(study.seeds)} fine-tuning seeds" if several else "each one run"
+    )
     if all(over):
         return f"{counts[0]} pretraining seeds, {mean_of}"
     if any(over):
         position = over.index(True)
         trained, given = (left, right) if over[0] else (right, left)
+        count = counts[1 - position]
+        runs = f"{count} fine-tuning seeds" if count > 1 else "one run"
         return (
-            f"{counts[position]} pretraining seeds of {trained[0]}, {mean_of}, and "
-            f"{counts[1 - position]} fine-tuning seeds of {given[0]}, which is one given model, unpaired"
+            f"{counts[position]} pretraining seeds of {trained[0]}, {mean_of}, and {runs} of {given[0]}, "
+            "which is one given model, unpaired"
         )
-    is_given = any(study.towers[tower].path for tower, _ in (left, right))
     if kind == "headline":
         of = "given models" if is_given else "one pretraining"
         return f"{counts[0]} fine-tuning seeds of {of}, {_ONE_PRETRAINING}"

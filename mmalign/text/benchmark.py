@@ -207,7 +207,8 @@ def _protocol(
             how,
             {HOW: f"Tests {'as' if same else 'not as'} published: {{tests}}.", "tests": compared},
         )
-    return {**how, **({NOTE: tower.note} if tower.note else {})}
+    note = tower.note if fitted is None else fitted.model.tower.note
+    return {**how, **({NOTE: note} if note else {})}
 
 
 def _with_length(tower: TextEncoder, length: int | None) -> TextEncoder:

@@ -30,6 +30,7 @@ from mmalign.text.measure import TestConfig, check_tests, measure
 from mmalign.text.robust.method import Configured
 from mmalign.text.scores import PRIMARY, Prediction
 from mmalign.text.seeds import read_files, run_seeds
+from mmalign.text.tasks.overlap import overlap
 from mmalign.text.tasks.read import TaskConfig, describe, read_task
 from mmalign.text.tasks.task import Task
 from mmalign.text.transfer import LEAST_CHANGED, add_clean, outcome_of
@@ -145,7 +146,7 @@ def run_seed(
     )
     left_out = measure(fitted, task, config.tests, tower, results)
     results.protocol[f"text/{task.name}"] = joined(
-        protocol(task, config, fitted, config.tests, tower.note), _left_out(left_out)
+        protocol(task, config, fitted, config.tests, fitted.model.tower.note), _left_out(left_out)
     )
     if config.folds:
         _add_unseen(results, tower, task, config, config.folds, seed, fits)
@@ -199,7 +200,8 @@ def _add_unseen(
     for number, ids in enumerate(dealt, start=1):
         without = task.hold_out(ids)
         label = f"{task.name}, fold {number} of {folds}"
-        model = fit(tower, without, config, seed, label, fits).model
+        fitted = fit(tower, without, config, seed, label, fits)
+        model = fitted.model
         for lang, examples in without.tests.items():
             predictions = model.predict(examples)
             found |= {(lang, e.id): p for e, p in zip(examples, predictions, strict=True)}
@@ -210,12 +212,21 @@ def _add_unseen(
         if examples
     }
     add_clean(results, unseen, outcomes)
+    note = {NOTE: model.tower.note} if model.tower.note else {}
     results.protocol[f"text/{unseen.name}"] = {
-        **results.protocol[f"text/{task.name}"],
-        "how": f"As text/{task.name}, but trained {{folds}} times, each time without a part of the items "
-        "(ids), and tested on these: transfer to new items in new languages.",
+        # Of the other fields some are of one training, and others of tests that are not made here.
+        HOW: f"As text/{task.name}, but trained {{folds}} times, each time without a part of the items "
+        "(ids), and tested on these: transfer to new items in new languages. Training {training}, method "
+        "{method}, {epochs} epochs. Means are over {mean_over}. {overlap}",
+        **{
+            name: results.protocol[f"text/{task.name}"][name]
+            for name in ("training", "method", "epochs")
+        },
         "folds": folds,
+        # Of the last fold; ids never overlap, texts may.
+        "overlap": overlap(without),
         MEAN_OVER: [lang for lang in unseen.targets if lang in outcomes],
+        **note,
     }
 
 

@@ -55,6 +55,8 @@ def fit(
     torch.manual_seed(seed)
     history: dict[str, Any] = {"steps": 0, "kept_step": 0, "train_loss": []}
     if not task.train:  # retrieval
+        tower = copy.copy(tower)
+        _apply_settings(tower, config)
         return Fitted(build_model(tower, task, config.pairs, config.hidden).eval(), history)
     kept = _kept_fit(tower, task, config, seed, fits)
     finished = kept.finished() if kept else None
@@ -107,14 +109,20 @@ def copy_of(tower: TextEncoder) -> TextEncoder:
     return copy.deepcopy(tower, {id(tower.tokenizer): tower.tokenizer})
 
 
+def _apply_settings(tower: TextEncoder, config: FitConfig) -> None:
+    # A fixed tower encodes in float32, as `precision_of` says.
+    is_fp32 = config.precision == "fp32" or config.trainable == "head"
+    tower.precision = "fp32" if is_fp32 else "auto"
+    if config.max_length is not None:
+        tower.cut_at(min(config.max_length, tower.max_length))
+
+
 def _new_model(tower: TextEncoder, task: Task, config: FitConfig) -> TaskModel:
     # A fixed tower shares its weights with the one that was given, and has settings of its own.
     tower = copy.copy(tower) if config.trainable == "head" else copy_of(tower)
-    tower.precision = "fp32" if config.precision == "fp32" else "auto"
+    _apply_settings(tower, config)
     if config.trainable != "head":
         tower.trains_in_bf16 = precision_of(config) == "bf16"
-    if config.max_length is not None:
-        tower.cut_at(min(config.max_length, tower.max_length))
     tower.requires_grad_(config.trainable == "all")
     if config.trainable == "lora":
         add_lora(tower, config.lora)

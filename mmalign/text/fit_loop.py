@@ -81,7 +81,9 @@ class Training:
         )
         if isinstance(config.method, ConsistencyConfig):
             config.method.check(task.train)
-        steps_an_epoch = -(-len(self._train) // config.batch_size)
+        # Repeats and the copies of RS-DA are passes of their own, or a batch would hold a row twice.
+        self._passes = len(self._train) // len(task.train)
+        steps_an_epoch = self._passes * -(-len(task.train) // config.batch_size)
         self._steps = config.epochs * steps_an_epoch
         self._every = max(1, steps_an_epoch // config.checks)
         precision = precision_of(config)
@@ -101,7 +103,10 @@ class Training:
         """Train to the end; the weights to keep, by their names: of the best check, or of the last step."""
         train, config = self._train, self._config
         lengths = [sum(map(len, one.texts)) for one in train] if config.group_by_length else None
-        stream = shuffled_batches(len(train), config.batch_size, config.epochs, self._seed, lengths)
+        epochs, rows_a_pass = config.epochs, len(train) // self._passes
+        stream = shuffled_batches(
+            rows_a_pass, config.batch_size, epochs, self._seed, lengths, self._passes
+        )
         rest = islice(stream, self._done, None)
         saved = time.monotonic()
         for rows in console.track(rest, label, self._steps - self._done):
@@ -292,12 +297,21 @@ class _Checks:
 
 
 def shuffled_batches(
-    rows: int, batch_size: int, epochs: int, seed: int, lengths: Sequence[int] | None = None
+    rows: int,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    lengths: Sequence[int] | None = None,
+    passes: int = 1,
 ) -> Iterator[list[int]]:
-    """Numbers of the rows of each batch, in another order in every epoch; of like `lengths`, if given."""
+    """Numbers of the rows of each batch, in another order in every epoch; of like `lengths`, if given.
+
+    Args:
+        passes: of an epoch, one behind the other: the k-th goes through the rows from `k * rows` on.
+    """
     random = np.random.default_rng(seed)
-    for _ in range(epochs):
-        order = random.permutation(rows).tolist()
+    for number in range(epochs * passes):
+        order = (random.permutation(rows) + number % passes * rows).tolist()
         if lengths is None:
             yield from batched(order, batch_size)
             continue

@@ -208,6 +208,15 @@ def test_a_difference_without_a_test_says_so(tmp_path: Path) -> None:
     assert row.count("<td>–</td>") == 3 and row.endswith("<td>no difference can be told</td>")
 
 
+def test_fewer_points_lost_are_better(tmp_path: Path) -> None:
+    tree = invented()
+    changed = {"metric": "keyboard-2/accuracy_drop", "difference": -0.12, "p_holm": 0.001}
+    tree["comparisons"][0] |= changed
+    page = written(tree, tmp_path)
+    row = page[page.index("keyboard-2, accuracy drop</td>") :].partition("</tr>")[0]
+    assert "<td>-12.0</td>" in row and ">shown</td>" in row
+
+
 def test_nothing_comes_from_outside_and_names_are_text(tmp_path: Path) -> None:
     tree = without(invented(), "code_mix|keyboard|attack")
     tree["question"] = tree["answer"][0] = tree["verdict"] = tree["scope"][0] = HOSTILE

@@ -104,6 +104,18 @@ def test_the_interval_covers_the_truth_in_about_95_of_100_samples(share: float) 
     assert width == pytest.approx(2 * 1.96 * (share * (1 - share) / 200) ** 0.5, rel=0.05)
 
 
+def test_several_queries_about_one_thing_are_drawn_together() -> None:
+    """Each word is asked for in two directions: 300 things, not 600."""
+    hits = (np.random.default_rng(0).random(300) < 0.25).astype(np.float64)
+    ids = np.arange(300)
+    results = Results("s", {})
+    results.add("text/t/de/clean/accuracy", hits, ids=ids)
+    results.add("text/t/fr/clean/accuracy", np.tile(hits, 2), ids=np.tile(ids, 2))
+    low, high = results.ci95["text/t/de/clean/accuracy"]
+    both = results.ci95["text/t/fr/clean/accuracy"]
+    assert both[1] - both[0] == pytest.approx(high - low, rel=0.1)
+
+
 def test_the_interval_is_a_function_of_the_values() -> None:
     values = np.random.default_rng(1).random(50)
     assert bootstrap_interval(values) == bootstrap_interval(values.copy())

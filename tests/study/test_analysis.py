@@ -163,13 +163,16 @@ def rows(value: list[list[int]], seed: int) -> Results:
 
 
 def compared(
-    sides: dict[str, list[list[int]]], config: StudyConfig, pretraining: dict[str, list[int | None]]
+    sides: dict[str, list[list[int]]],
+    config: StudyConfig,
+    pretraining: dict[str, list[int | None]],
+    untrained: str = "",
 ) -> StudyResults:
-    """The study of some towers' hits, with the cells of each pretraining seed."""
+    """The study of some towers' hits, with the cells of each pretraining seed; one may be untrained."""
     done = []
     for tower, hits in sides.items():
         for place, seed in product(pretraining[tower], config.seeds):
-            trained = TrainedTower(tower, place, "path", False, tower, "", 1.0)
+            trained = TrainedTower(tower, place, "path", tower == untrained, tower, tower, 1.0)
             of_cell = rows(hits, seed + 3 * (place or 0))
             done.append((Cell(trained, TASK, "plain", seed, None, "key"), of_cell))  # type: ignore[arg-type]
     return analyse(config, [], done)
@@ -217,6 +220,35 @@ def test_given_models_are_not_counted_again_for_each_pretraining_seed() -> None:
     assert "5 pretraining seeds of theirs" in mixed.seeds
     assert "3 fine-tuning seeds of ours, which is one given model, unpaired" in mixed.seeds
     assert mixed.pairs == 3 and mixed.p is not None and mixed.p > 0.5
+
+
+@pytest.mark.parametrize("seeds", [[0, 1, 2], [0]])
+def test_an_untrained_tower_that_all_seeds_give_alike_is_one_given_model(seeds: list[int]) -> None:
+    """One with a pretrained start: as three pretraining seeds, its own variance was left out of the test."""
+    config = two(seeds=seeds, pretraining_seeds=[0, 1, 2])
+    same = [[1, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0]] * 3
+    ours = [[1, 1, 1, 0]] * 3 + [[1, 1, 0, 0]] * 3 + [[1, 0, 1, 1]] * 3
+    found = compared({"ours": ours, "theirs": same}, config, seeds_of(0, 1, 2), "theirs")
+    one = found.comparisons[0]
+    runs = f"{len(seeds)} fine-tuning seeds" if len(seeds) > 1 else "one run"
+    assert f"and {runs} of theirs, which is one given model, unpaired" in one.seeds
+    assert one.pairs == len(seeds) and one.p is not None and one.p > 0.05
+    # Drawn at random, it differs between seeds and has as many as the other side.
+    drawn = compared({"ours": ours, "theirs": same}, config, seeds_of(0, 1, 2))
+    assert drawn.comparisons[0].seeds.startswith("3 pretraining seeds, each ")
+
+
+def test_rates_over_each_model_s_own_correct_rows_are_not_tested() -> None:
+    config = two(seeds=[0, 1, 2], pretraining_seeds=[0])
+    done = []
+    for tower, seed in product(("ours", "theirs"), config.seeds):
+        trained = TrainedTower(tower, 0, "path", False, tower, "", 1.0)
+        of_cell = rows([[1, 1, 0, 1], [1, 1, 1, 1], [0, 1, 0, 1]], seed)
+        for metric in ("success_rate", "queries", "accuracy"):
+            of_cell.add(f"text/{TASK}/mean/attack/{metric}", 0.1 * seed, count=4)
+        done.append((Cell(trained, TASK, "plain", seed, None, "key"), of_cell))  # type: ignore[arg-type]
+    tested = {one.metric for one in analyse(config, [], done).comparisons}
+    assert tested == {"clean/accuracy", "attack/accuracy"}
 
 
 def test_the_same_items_under_all_seeds_widen_the_interval() -> None:

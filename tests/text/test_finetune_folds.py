@@ -36,7 +36,8 @@ def test_items_that_are_held_out_are_unknown(run: str, tmp_path: Path) -> None:
         name = f"text/toy_unseen/{lang}/clean/accuracy"
         assert (results.metrics[name], results.counts[name]) == (0.0, count)
     assert "text/toy_unseen/yo/clean/accuracy" not in results.metrics
-    assert "new items" in sentence(results.protocol["text/toy_unseen"])
+    words = sentence(results.protocol["text/toy_unseen"])
+    assert "new items" in words and "Every tested item" not in words and "step" not in words
 
 
 def test_a_fold_may_leave_a_language_without_tests_or_dev(run: str, tmp_path: Path) -> None:

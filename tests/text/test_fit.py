@@ -1,5 +1,6 @@
 """One fine-tuning on towers small enough to know what must come out."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +330,19 @@ def test_batches_of_like_length_hold_every_row_once_and_little_padding() -> None
     )  # two batches: as sorted
 
 
+@pytest.mark.parametrize("by_length", [True, False])
+def test_no_batch_holds_a_row_twice_where_an_epoch_repeats_them(by_length: bool) -> None:
+    """Both copies of a row are equally long, so batches of like length had hardly half as many rows."""
+    rows_a_pass, copies = 701, 2
+    lengths = np.random.default_rng(0).integers(20, 60, rows_a_pass).tolist() * copies
+    how = lengths if by_length else None
+    batches = list(shuffled_batches(rows_a_pass, 32, 3, 0, how, passes=copies))
+    assert len(batches) == 3 * copies * 22
+    assert all(len({row % rows_a_pass for row in one}) == len(one) for one in batches)
+    of_epoch = [row for one in batches[: copies * 22] for row in one]
+    assert sorted(of_epoch) == list(range(copies * rows_a_pass))
+
+
 @pytest.mark.parametrize("micro_batch", [1, 3, 4])
 def test_parts_of_a_batch_add_up_to_its_gradient(
     tower: TextEncoder, micro_batch: int, monkeypatch: pytest.MonkeyPatch
@@ -360,6 +374,10 @@ def test_classes_can_weigh_the_same(tower: TextEncoder) -> None:
     batch = model.collate(few)
     logits = torch.zeros(5, 2, device=tower.device)
     losses = model.losses(logits, batch)
+    lacking = _new_model(
+        tower, replace(task_of(), train=few[:1]), fit_config(class_weights="balanced")
+    )
+    assert torch.isfinite(lacking.losses(logits, batch)).all()
     by_class = {label: losses[[one.target == label for one in few]].sum() for label in LABELS}
     torch.testing.assert_close(by_class["thing"], by_class["animal"])
     torch.testing.assert_close(losses.mean(), torch.tensor(2.0).log())
@@ -375,3 +393,15 @@ def test_texts_can_be_cut_earlier_than_by_the_tower(tower: TextEncoder) -> None:
     model = fit(tower, task_of(train=long), fit_config(max_length=8, epochs=1), seed=0).model
     assert model.collate(long).tokens.token_NL.shape[1] == 8 == model.tower.max_length
     assert tower.max_length == before > 8
+    # Also where nothing is trained.
+    retrieval = text_tasks.task_of("retrieval", [], candidates={"de": rows("de")})
+    fitted = fit(tower, retrieval, fit_config(max_length=8, precision="fp32"), seed=0)
+    assert fitted.model.tower.max_length == 8 and fitted.model.tower.precision == "fp32"
+    assert tower.max_length == before and tower.precision == "auto"
+
+
+def test_a_fixed_tower_encodes_in_float32_and_says_so(tower: TextEncoder) -> None:
+    for trainable, precision in (("head", "fp32"), ("all", "auto")):
+        config = fit_config(trainable=trainable, epochs=1, precision="auto")
+        model = fit(tower, task_of(), config, seed=0).model
+        assert model.tower.precision == precision

@@ -187,7 +187,9 @@ class ClassificationModel(FeatureModel):
     def balance(self, train: Sequence[Example]) -> None:
         """Weigh every class as if all had the same number of training examples."""
         count = Counter(str(one.target) for one in train)
-        weights = [len(train) / (len(self.labels) * count[label]) for label in self.labels]
+        # A label without examples, as in a fold, has a weight that nothing uses.
+        of_label = [max(1, count[label]) for label in self.labels]
+        weights = [len(train) / (len(self.labels) * one) for one in of_label]
         self._weight_K = torch.tensor(weights, device=self.tower.device)
 
     def losses(self, logits: Tensor, batch: TaskBatch) -> Tensor:

@@ -4,8 +4,8 @@ An edit swaps a character with its right neighbour, deletes it, doubles it or re
 kind (script and letter case) that the language's own texts hold. That alphabet is the only difference between
 languages, and all that the noise of one example depends on in the others.
 
-Only letters and digits are edited. Severity 1 to 5 edits a share of 0.05, 0.1, 0.2, 0.3 and 0.4 of them.
-Every text that has a letter or a digit changes.
+Only letters are edited: another number would mean something else. Severity 1 to 5 edits a share of 0.05, 0.1,
+0.2, 0.3 and 0.4 of them. Every text that has a letter changes.
 """
 
 import unicodedata
@@ -26,10 +26,10 @@ Alphabet = Mapping[str, tuple[str, ...]]
 def typos(
     text: str, rng: np.random.Generator, share: float, alphabet: Alphabet, least: int = 1
 ) -> str:
-    """`text` with about a share of its letters and digits edited, each at most once by choice.
+    """`text` with about a share of its letters edited, each at most once by choice.
 
-    With `least` (the least number of edits) 1 a text that has a letter or a digit comes back changed, however
-    short, so short texts change more than `share`. Kinds that the alphabet lacks are not replaced.
+    With `least` (the least number of edits) 1 a text that has a letter comes back changed, however short, so
+    short texts change more than `share`. Kinds that the alphabet lacks are not replaced.
     """
     characters = clusters(text)
     letters = letter_positions(characters)
@@ -48,12 +48,12 @@ def clusters(text: str) -> list[str]:
 
 
 def letter_positions(characters: list[str]) -> list[int]:
-    """The numbers of the clusters that are letters or digits."""
+    """The numbers of the clusters that are letters."""
     return [i for i, one in enumerate(characters) if kind_of(one)]
 
 
 def alphabet_of(texts: Iterable[str]) -> Alphabet:
-    """The letters and digits that occur in `texts`, by kind."""
+    """The letters that occur in `texts`, by kind."""
     letters = {one for text in texts for one in clusters(text) if kind_of(one)}
     by_kind = sorted(sorted(letters), key=kind_of)  # stable: each kind stays sorted
     return {kind: tuple(members) for kind, members in groupby(by_kind, key=kind_of)}
@@ -63,7 +63,7 @@ def kind_of(character: str) -> str:
     """Script and category of a grapheme cluster's base, such as `LATIN Ll`; empty: never edited."""
     base = character[0]
     category = unicodedata.category(base)
-    if category[0] not in "LN":
+    if category[0] != "L":
         return ""
     # Python has no script property: the first word of the character's Unicode name stands for it.
     return f"{unicodedata.name(base, '').partition(' ')[0]} {category}"

@@ -94,6 +94,6 @@ def build_augmentation(
     rewrite = config.rewriter(train, source)
     if isinstance(config, RsDaConfig):  # published so: drawn once, before training
         drawn = np.random.default_rng(seed)
-        copies = [rewrite(one, drawn) for one in train for _ in range(config.copies)]
+        copies = [rewrite(one, drawn) for _ in range(config.copies) for one in train]
         return copies, lambda batch, random: list(batch)
     return list(train), lambda batch, random: [rewrite(one, random) for one in batch]

@@ -59,6 +59,11 @@ def test_spaces_and_punctuation_stay(lang: str) -> None:
         assert fixed(noisy(lang, 0.5, seed)) == fixed(TEXTS[lang])
 
 
+def test_numbers_stay() -> None:
+    """Another number means something else, and may change the label."""
+    assert all("1998" in noisy("en", rate, seed) for seed in range(40) for rate in (0.1, 0.5))
+
+
 def test_a_single_edit_is_one_of_four() -> None:
     text, seen = "abcd", set()
     for seed in range(300):
@@ -82,8 +87,8 @@ def test_replacements_keep_script_and_case() -> None:
     alphabet = alphabet_of(["Abc Де", "犬 ボ ひ 1२"])
     assert alphabet["LATIN Lu"] == ("A",) and alphabet["LATIN Ll"] == ("b", "c")
     assert alphabet["CYRILLIC Lu"] == ("Д",) and alphabet["CYRILLIC Ll"] == ("е",)
-    assert alphabet["CJK Lo"] == ("犬",) and alphabet["DIGIT Nd"] == ("1",)
-    assert "ボ" in alphabet["KATAKANA Lo"] and "२" in alphabet["DEVANAGARI Nd"]
+    assert alphabet["CJK Lo"] == ("犬",)
+    assert "ボ" in alphabet["KATAKANA Lo"] and not any(kind.endswith("Nd") for kind in alphabet)
     for seed in range(60):
         result = typos("Ab", np.random.default_rng(seed), 1.0, alphabet)
         assert all(unicodedata.name(one).startswith("LATIN") for one in result)
