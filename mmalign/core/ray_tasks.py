@@ -8,7 +8,7 @@ node has this package, and sees the files under the same names.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import chdir
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,7 +59,12 @@ def map_parts(function: Callable[..., R], address: str, on_gpus: bool = False) -
         needs = {"num_gpus" if kind == "GPU" else "num_cpus": 1, "max_retries": 3}
         task = ray.remote(**needs)(_run)
         running = [task.remote(function, Path.cwd(), (i, count)) for i in range(count)]
-        return list(track(map(_result, running), "parts", count))
+        place = {one: number for number, one in enumerate(running)}
+        results: dict[int, R] = {}
+        # As they finish: a part that cannot be made ends the others at once.
+        for one in track(_finished(running), "parts", count):
+            results[place[one]] = _result(one)
+        return [results[number] for number in range(count)]
     finally:
         ray.shutdown()
 
@@ -79,6 +84,14 @@ def _run(function: Callable[..., R], folder: Path, part: tuple[int, int]) -> R:
                 time.sleep(1)
 
 
+def _finished(running: list[Any]) -> Iterator[Any]:
+    import ray
+
+    while running:
+        done, running = ray.wait(running)
+        yield from done
+
+
 def _result(task: Any) -> Any:
     import ray
 
@@ -96,5 +109,5 @@ def _result(task: Any) -> Any:
         lost = error
     raise UserError(
         f"--ray: a part cannot run, or was lost several times ({one_line(lost)}); see that every node has "
-        "this mmalign and enough memory, and run the same command again, which goes on"
+        "this mmalign and enough memory, and run the same command again"
     )

@@ -5,7 +5,6 @@ the set's   -> the same, a few shards at a time -------+
 """
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +14,8 @@ import numpy as np
 from mmalign.core.errors import UserError
 from mmalign.core.workers import map_in_processes
 from mmalign.data.shards.manifest import FIX, MANIFEST, Facts, Manifest
-from mmalign.data.shards.reader import picture_id
+from mmalign.data.shards.reader import is_content_hash, picture_id
 from mmalign.data.shards.shard_index import parse_row
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class _Index(NamedTuple):
@@ -40,7 +37,7 @@ def _hashes(index: _Index) -> np.ndarray:
     for row in index.rows():
         picture, facts = row["picture"], row["image"][2:]  # size and, in newer indexes, crc32
         # The hash of an image is never that of another one, however the two were resized.
-        if not _SHA256.fullmatch(picture):
+        if not is_content_hash(picture):
             texts = (picture, f"{facts[:1]} {picture}", f"{facts} {picture}")
             found.append([picture_id(text) for text in texts])
     return np.array(found, np.int64).reshape(-1, 3).T

@@ -39,7 +39,12 @@ def keep_bounds(
             numbers = samples
             remove: Callable[[np.ndarray, int], None] = choice.remove
             if hasattr(values, "value_lengths"):  # a list: one value per caption
-                numbers, count = choice.captions_of(samples)
+                # Side tables have null in place of a list for rows that failed.
+                is_there = values.is_valid().to_numpy(zero_copy_only=False)
+                if missing == "remove":
+                    choice.remove(samples[~is_there], lacking[column])
+                values = values.drop_null()
+                numbers, count = choice.captions_of(samples[is_there])
                 _check_counts(table, column, values, count)
                 values, remove = values.flatten(), choice.remove_captions
             values = _nan_as_missing(values)
@@ -53,7 +58,7 @@ def keep_bounds(
 
 
 def _check_counts(table: str, column: str, values: Any, count: np.ndarray) -> None:
-    lengths = values.value_lengths().fill_null(-1).to_numpy()
+    lengths = values.value_lengths().to_numpy()
     if (wrong := np.flatnonzero(lengths != count)).size:
         raise UserError(
             f"{table}: `{column}` has {lengths[wrong[0]]} values for a sample of {count[wrong[0]]} captions; "

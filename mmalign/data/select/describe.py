@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,8 @@ def describe_by_ray(
 def _describe_part(
     name: str | os.PathLike[str], folder: Path, options: Options, part: Part
 ) -> Described:
-    return describe(name, folder / f"{part[0]}.parquet", options, part)
+    # A task is one core's.
+    return describe(name, folder / f"{part[0]}.parquet", replace(options, processes=1), part)
 
 
 def _describe_shard(options: Options, job: Job) -> tuple[dict[str, Any], Counter[str]]:

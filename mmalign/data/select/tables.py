@@ -11,7 +11,8 @@ of its captions. A key may occur in several shards, so a table with a column `sh
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mmalign.data.sources.columns import parquet_library
 
 KEY, SHARD = "key", "shard"
 _FACTS = b"mmalign"  # in the metadata of a table's schema: what it describes, as JSON
+_OPEN_PARTS = 200
 _ROWS = 65_536  # that are in memory at a time
 SPREAD = np.uint64(0x9E3779B97F4A7C15)  # of small numbers over 64 bits (Fibonacci hashing)
 
@@ -104,22 +106,27 @@ def merge_tables(path: Path, parts: Sequence[str]) -> int:
         count = of_file[0][1]["part"][1]
         found = ", ".join(f"{i}/{n}" for i, n in (facts["part"] for _, facts in of_file))
         raise UserError(f"{path}: of {count} parts there are {found}; name each part once")
-    with ExitStack() as stack:
-        opened = [stack.enter_context(parquet.ParquetFile(file)) for file, _ in of_file]
-        facts = {**of_file[0][1], "part": (0, 1)}
-        fields = [(field.name, field.type) for field in opened[0].schema_arrow]
-        # Parquet has another name for the values of a list than `write_table`.
-        fields = [
-            (name, arrow.list_(kind.value_type) if arrow.types.is_list(kind) else kind)
-            for name, kind in fields
-        ]
-        schema = arrow.schema(fields, metadata={_FACTS: json.dumps(facts).encode()})
-        groups = interleave([[(one, g) for g in range(one.num_row_groups)] for one in opened])
-        with replacing(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
-            for one, group in groups:
-                table = one.read_row_group(group).cast(schema)
-                writer.write_table(table, row_group_size=max(1, len(table)))
-        return sum(one.metadata.num_rows for one in opened)
+    facts = {**of_file[0][1], "part": (0, 1)}
+    fields = [(field.name, field.type) for field in parquet.read_schema(of_file[0][0])]
+    # Parquet has another name for the values of a list than `write_table`.
+    fields = [
+        (name, arrow.list_(kind.value_type) if arrow.types.is_list(kind) else kind)
+        for name, kind in fields
+    ]
+    schema = arrow.schema(fields, metadata={_FACTS: json.dumps(facts).encode()})
+    counts = [parquet.read_metadata(file).num_row_groups for file, _ in of_file]
+    groups = interleave(
+        [[(file, g) for g in range(n)] for (file, _), n in zip(of_file, counts, strict=True)]
+    )
+    # A cluster makes a part per core, more than a process may have files open.
+    opened = lru_cache(_OPEN_PARTS)(parquet.ParquetFile)
+    rows = 0
+    with replacing(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
+        for file, group in groups:
+            table = opened(file).read_row_group(group).cast(schema)
+            writer.write_table(table, row_group_size=max(1, len(table)))
+            rows += len(table)
+    return rows
 
 
 @contextmanager

@@ -95,7 +95,11 @@ def write_chosen(
 def recipe_of(config: SelectConfig) -> dict[str, Any]:
     """The rules, and the bytes of the tables by which was chosen."""
     rules = config.model_dump(mode="json", by_alias=True, exclude_none=True)
-    tables = {file.name: sha256_of(file) for table in config.tables for file in table_files(table)}
+    tables = {
+        f"{table}/{file.name}": sha256_of(file)
+        for table in config.tables
+        for file in table_files(table)
+    }
     return {"select": rules, "tables": tables}
 
 

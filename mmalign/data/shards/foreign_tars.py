@@ -14,10 +14,9 @@ import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from io import FileIO
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from mmalign.core.commit import flush, sha256_of, write_atomic, write_json
 from mmalign.core.console import track
@@ -245,14 +244,15 @@ def _index_one(job: Job) -> dict[str, Any]:
 
 @contextmanager
 def _opened(tar: str, size: int | None, folder: Path) -> Iterator[HashedFile]:
-    """A tar to read; one at a URL is downloaded to a file in `folder` that is deleted afterwards."""
+    """A tar to read; one at a URL is downloaded into `folder`, to a file that no kill leaves there."""
     if not is_remote(tar):
         with HashedFile(Path(tar)) as file:
             yield file
         return
-    with tempfile.NamedTemporaryFile("a+b", dir=folder, buffering=0) as copy:
-        download(RemoteFile(tar, size), cast(FileIO, copy), RemoteConfig())
-        with HashedFile(Path(copy.name)) as file:
+    with tempfile.TemporaryFile("a+b", dir=folder, buffering=0) as copy:
+        download(RemoteFile(tar, size), copy, RemoteConfig())
+        with HashedFile(copy.fileno(), closefd=False) as file:
+            file.seek(0)
             yield file
 
 

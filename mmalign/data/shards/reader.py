@@ -51,6 +51,7 @@ MOST_BETWEEN = 65_536  # bytes between the members of a sample that one request 
 RETRY_WAITS = (0.1, 1.0, 5.0)
 """Seconds before another try to read what the machine failed to read."""
 _DEFAULT = RemoteConfig()
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 ReadBytes = Callable[[int, int], bytes]
 """Of a number of bytes and an offset: the bytes of a tar there."""
 
@@ -360,6 +361,12 @@ def parse_member(suffix: str, data: bytes) -> str | dict[str, Any]:
 
 
 def picture_id(picture: str) -> int:
+    """64 bits for an identity (`picture` of an index)."""
     # Half of a surrogate pair is in indexes of older versions only.
     digest = hashlib.blake2b(picture.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
+
+
+def is_content_hash(picture: str) -> bool:
+    """Whether an identity is the sha256 of an image, which holds in every data set."""
+    return _SHA256.fullmatch(picture) is not None

@@ -73,8 +73,8 @@ class Damage:
 class HashedFile(FileIO):
     """A file that is hashed while it is read, also where positions are skipped: one pass over the disk."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path | int, closefd: bool = True) -> None:
+        super().__init__(path, closefd=closefd)
         self._sha256 = hashlib.sha256()
         self._hashed = 0  # bytes from the beginning
 

@@ -20,6 +20,8 @@ Scene i is a pure function of (config, seed, i): scenes can be made in any order
 """
 
 import io
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
@@ -215,6 +217,7 @@ def build_plan(config: EmojiScenes, seed: int) -> Plan:
         )
     named_by_half = frozenset().union(*unpaired.values())
     paired = tuple(i for i in range(len(concepts)) if i not in named_by_half)
+    _check_enough(config, concepts, paired)
     chosen = _choose_test_combinations(config, seed, concepts, paired)
     return Plan(
         config, seed, concepts, load_sentences(), unpaired, paired, chosen, frozenset(chosen)
@@ -229,6 +232,25 @@ def _choose_unpaired(config: EmojiScenes, seed: int) -> dict[str, tuple[int, ...
         for lang in rng.permutation(len(config.languages))[: len(config.languages) // 2].tolist():
             unpaired[config.languages[lang]].append(concept)
     return {lang: tuple(sorted(some)) for lang, some in unpaired.items()}
+
+
+def _check_enough(
+    config: EmojiScenes, concepts: tuple[Concept, ...], paired: tuple[int, ...]
+) -> None:
+    # Combinations are drawn until there are as many different ones as are wanted.
+    kept = max(config.test_scenes, config.entailment.test + config.entailment.dev)
+    there = math.comb(len(paired), config.per_scene)
+    if there <= kept:  # training needs others
+        raise UserError(
+            f"emoji_scenes: {len(paired)} concepts give {there} scenes of {config.per_scene}, and {kept} are "
+            "kept for the tests; raise `concepts` or `per_scene`, or lower `test_scenes` and `entailment`"
+        )
+    largest = max(Counter(concepts[i].subgroup for i in paired).values())
+    if config.look_alikes > largest:
+        raise UserError(
+            f"emoji_scenes: `look_alikes` is {config.look_alikes}, and the largest kind has {largest} "
+            "concepts; lower it or raise `concepts`"
+        )
 
 
 def _choose_test_combinations(

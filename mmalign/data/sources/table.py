@@ -91,7 +91,12 @@ class Table(FolderSource):
             found: dict[str, Path] = {}
             for folder in self.paths():
                 for path in folder.glob(file):
-                    found.setdefault(path.relative_to(folder).as_posix(), path)
+                    other = found.setdefault(path.relative_to(folder).as_posix(), path)
+                    if other != path:  # keys and attributions hold the names
+                        raise UserError(
+                            f"{path}: has the name of {other}; rename one of the tables, or name the folder "
+                            "above both with `--from` and the folders in `source.files`"
+                        )
             if not found:
                 raise UserError(f"{', '.join(self.folders)}: no `{file}` there; fix `source.files`")
             yield from ((name, self.inside(path)) for name, path in sorted(found.items()))

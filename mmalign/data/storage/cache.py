@@ -27,6 +27,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from mmalign.data.storage.remote import RemoteConfig, RemoteFile, download
 _OURS = re.compile(r"[0-9a-f]{64}(?:\.(\d+)\.part)?")
 _FIX = "name a folder of your own, on a local disk, in `cache` or MMALIGN_CACHE"
 _TOUCH_NS = 10**9  # how old the time of the last use may be: not every read writes it
+_ANNOUNCED = 20_000  # files that are remembered, of 200,000 in a large set
 _NO_ROOM_WAIT = 0.5  # seconds until a download that found no room looks again
 
 
@@ -116,10 +118,15 @@ class ShardCache:
                 threading.Thread(target=self._keep_fetching, args=(slot,), daemon=True).start()
         with self._changed:
             for file in files:
+                self._announced.pop(file, None)
                 self._announced[file] = None
                 if file not in self._in_work:
                     self._waiting.pop(file, None)  # what is announced again moves to the end
                     self._waiting[file] = None
+            # A file that was announced so long ago is opened like any other.
+            for file in list(islice(self._announced, max(0, len(self._announced) - _ANNOUNCED))):
+                del self._announced[file]
+                self.by_range.discard(file)
             surplus = sum(file.size or 0 for file in self._waiting) - self.max_bytes
             while surplus > 0:
                 oldest = next(iter(self._waiting))

@@ -4,17 +4,16 @@ pattern, folder or brace list of URLs -> URLs of tars -> size, version
 """
 
 import posixpath
-from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 from mmalign.core.errors import UserError
-from mmalign.data.storage.protocols import filesystem_of, is_final, reason, scheme_of, shown
+from mmalign.data.storage.protocols import filesystem_of, scheme_of, shown
+from mmalign.data.storage.remote import RemoteConfig, retried
 
-T = TypeVar("T")
 # What the protocols' libraries call the identity of a file's bytes.
 _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "mtime")
-_TRIES = 4
 
 
 def list_tars(source: str) -> list[str]:
@@ -42,7 +41,7 @@ def list_tars(source: str) -> list[str]:
                 "`https://host/{00000..00099}.tar`"
             )
         pattern = url if "*" in url else posixpath.join(url, "*.tar")
-        urls |= set(_asked(pattern, _glob))
+        urls |= set(retried(partial(_glob, pattern), pattern, RemoteConfig()))
     if not urls:
         raise UserError(f"{shown(source)}: no tars there; name a folder of .tar files or a pattern")
     return sorted(urls)
@@ -57,7 +56,7 @@ def _glob(pattern: str) -> list[str]:
 
 def facts_of(url: str) -> tuple[int | None, str]:
     """Size in bytes, None if the server does not say it, and its name for the version of the bytes, or ""."""
-    facts: dict[str, Any] = _asked(url, lambda url: filesystem_of(url).info(url))
+    facts: dict[str, Any] = retried(lambda: filesystem_of(url).info(url), url, RemoteConfig())
     version = next((str(facts[name]) for name in _VERSIONS if facts.get(name)), "")
     return facts.get("size"), version
 
@@ -69,18 +68,3 @@ def check_no_secret(url: str) -> None:
             f"{shown(url)}: a URL with a query or a user holds a secret, and a signature expires; name it "
             "without, and give credentials in the environment"
         )
-
-
-def _asked(url: str, ask: Callable[[str], T]) -> T:
-    for left in reversed(range(_TRIES)):
-        try:
-            return ask(url)
-        except UserError:
-            raise
-        except Exception as error:  # the protocols' libraries have no exception in common
-            if is_final(error) or not left:
-                raise UserError(
-                    f"{shown(url)}: not found or refused ({reason(error)}); check the URL, and the "
-                    "credentials in the environment"
-                ) from None
-    raise AssertionError

@@ -11,6 +11,7 @@ Step s is a pure function of the configuration: any number of workers may prefet
 may change between two runs, to any that divides `data.groups` or is divided by it.
 """
 
+import json
 import os
 import re
 from collections import Counter
@@ -28,7 +29,8 @@ from mmalign.core.errors import UserError, describe_os_error, one_line
 from mmalign.core.workers import leave_signals_to_the_parent, start_workers
 from mmalign.data.images import UndecodableImage
 from mmalign.data.preprocess import Preprocess, stack_images
-from mmalign.data.shards.reader import UnusableSample, picture_id
+from mmalign.data.shards.manifest import Manifest
+from mmalign.data.shards.reader import UnusableSample, is_content_hash, picture_id
 from mmalign.data.stream.config import DataConfig, check_ranks
 from mmalign.data.stream.image_features import FeatureSet
 from mmalign.data.stream.order import GlobalOrder
@@ -51,6 +53,14 @@ class _Sample:
     image: Tensor | None
     feature: Tensor | None
     taught: Tensor | None
+
+
+def _origin(manifest: Manifest) -> str:
+    """What data sets have in common that were built or chosen from one source: identities hold in all."""
+    recipe = manifest.recipe
+    while "from" in recipe:  # of a set that was chosen
+        recipe = recipe["from"]
+    return json.dumps([manifest.name, recipe], sort_keys=True)
 
 
 @dataclass(eq=False)
@@ -78,6 +88,8 @@ class BatchLoader(Dataset[Any]):
         check_ranks(self.batch_size, self.plan.groups, self.world_size)
         self.plan.will_read(max(1, self.plan.groups // self.world_size))
         self._shuffled = ShuffledCaptions(self.plan.sets, self.plan.seed)
+        origins = [_origin(one.manifest) for one in self.plan.sets]
+        self._scopes = origins if len(set(origins)) > 1 else [""] * len(origins)
 
     def __getitem__(self, step: int) -> "Batch | UserError":
         # Returned and not raised: a DataLoader turns what a worker raises into a traceback.
@@ -151,12 +163,7 @@ class BatchLoader(Dataset[Any]):
         decodes = self.features is None and self.preprocess is not None
         pair = self.plan.sets[number].read(index, with_image=decodes)
         picture_rng, caption_rng = self.plan.generators(position)
-        rates = self.config.captions
-        captions = [
-            caption
-            for caption in pair.captions
-            if caption.lang in self.plan.counts and (rates is None or caption.field in rates)
-        ]
+        captions = self._usable(pair.captions)
         if not captions:
             raise UnusableSample("no caption", key=pair.key)
         image = feature = taught = None
@@ -172,8 +179,19 @@ class BatchLoader(Dataset[Any]):
         chosen = self._choose(captions, caption_rng)
         if self.config.shuffle_images:
             chosen = [self._of_another(number, index, captions, caption) for caption in chosen]
-        picture = picture_id(pair.picture)
+        # A number or a path names one image in its own data set, and another one elsewhere.
+        scope = "" if is_content_hash(pair.picture) else self._scopes[number]
+        picture = picture_id(scope + pair.picture)
         return _Sample(pair.key, picture, chosen, caption_rng, image, feature, taught)
+
+    def _usable(self, captions: Iterable[Caption]) -> list[Caption]:
+        """Those in a language and of a field of the run."""
+        rates = self.config.captions
+        return [
+            caption
+            for caption in captions
+            if caption.lang in self.plan.counts and (rates is None or caption.field in rates)
+        ]
 
     def _of_another(
         self, number: int, index: int, captions: list[Caption], chosen: Caption
@@ -183,7 +201,8 @@ class BatchLoader(Dataset[Any]):
         other = self.plan.sets[number].read(partner, with_image=False)
         own, its = (
             [caption for caption in some if caption.lang == chosen.lang]
-            for some in (captions, other.captions)
+            # Who was dealt to whom knows languages, not fields: a partner may have none of the run's.
+            for some in (captions, self._usable(other.captions) or other.captions)
         )
         return its[own.index(chosen) % len(its)]
 

@@ -103,8 +103,20 @@ def test_captions_are_chosen_by_a_value_for_each(tmp_path: Path) -> None:
     table = write_table(
         tmp_path / "t.parquet", key=[f"k{i:03d}" for i in range(6)], clip_score=scores
     )
-    with pytest.raises(UserError, match="`clip_score` has -1 values for a sample of 3 captions"):
+    scores[5] = [0.1, 0.2]
+    table = write_table(
+        tmp_path / "t.parquet", key=[f"k{i:03d}" for i in range(6)], clip_score=scores
+    )
+    with pytest.raises(UserError, match="`clip_score` has 2 values for a sample of 3 captions"):
         choose(data, tmp_path / "out", tables=[table], columns={"clip_score": {"min": 0.5}})
+    # A row without a list, as of a sample that could not be scored, is a missing value.
+    scores[5] = [0.1, 0.2, 0.8]
+    write_table(tmp_path / "t.parquet", key=[f"k{i:03d}" for i in range(6)], clip_score=scores)
+    rules: dict[str, Any] = {"tables": [table], "columns": {"clip_score": {"min": 0.5}}}
+    without = choose(data, tmp_path / "without", **rules)
+    assert without.removed["samples"] == {"clip_score < 0.5": 1, "clip_score is missing": 1}
+    choose(data, tmp_path / "with", **rules, missing="keep")
+    assert "k004" in keys(tmp_path / "with") and "k004" not in keys(tmp_path / "without")
     scores[4] = [0.1, 0.7, 0.1]
     write_table(tmp_path / "t.parquet", key=[f"k{i:03d}" for i in range(6)], clip_score=scores)
     found = choose(data, tmp_path / "out", tables=[table], columns={"clip_score": {"min": 0.5}})

@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from dataclasses import replace
 from math import comb
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -159,6 +160,21 @@ def test_images_are_drawn_in_colour_at_the_size_asked_for() -> None:
     darkest, _ = image.convert("L").getextrema()
     assert darkest < 80  # an outline: something was drawn on the light ground
     assert len(set(image.get_flattened_data())) > 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"per_scene": 1, "test_scenes": 1000}, "concepts give .* scenes of 1, and 1500 are kept"),
+        ({"per_scene": 2, "concepts": 100, "test_scenes": 4950}, "lower `test_scenes`"),
+        ({"look_alikes": 60}, "`look_alikes` is 60, and the largest kind has"),
+    ],
+)
+def test_more_scenes_than_there_are_is_a_sentence_and_no_endless_search(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        build_plan(CONFIG.model_copy(update=changes), seed=3)
 
 
 def test_an_unknown_language_is_named_at_once_with_those_available() -> None:

@@ -343,5 +343,12 @@ def test_files_may_be_a_pattern(folder: Path) -> None:
     write(folder / "t" / "notes.txt", "x")
     keys = [draft.pair.key for draft in read(table(folder, "t/*.csv"))]
     assert keys == ["t_0_csv-000000000", "t_1_csv-000000000"]
+    # Two parts of a set often have tables of equal names; none is left out in silence.
+    other = folder / "other"
+    (other / "t").mkdir(parents=True)
+    write(other / "t" / "0.csv", WIDE_HEADER, "images/0.jpg,a cat,eine Katze")
+    both = table(folder, "t/*.csv").model_copy(update={"folders": (str(folder), str(other))})
+    with pytest.raises(UserError, match=r"other/t/0\.csv: has the name of .*/t/0\.csv; rename"):
+        read(both)
     with pytest.raises(UserError, match=r"no `t/\*\.tsv` there; fix `source\.files`"):
         read(table(folder, "t/*.tsv"))

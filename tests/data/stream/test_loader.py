@@ -81,6 +81,24 @@ def test_ranks_and_workers_do_not_change_the_global_stream(
         assert all(p.state == whole.state for p in parts)
 
 
+def test_equal_numbers_of_two_data_sets_are_two_images(tmp_path: Path) -> None:
+    """Both name their images k000, k001, ...: the captions of one were positives of the other."""
+    languages = ("en", "sw")
+    first = write_set(tmp_path / "a", [make_pair(n, languages) for n in range(4)])
+    same_hash = make_pair(9, languages, picture="0f" * 32)
+    second = write_set(tmp_path / "b", [make_pair(n, languages) for n in range(3)] + [same_hash])
+    manifest = json.loads((second / "manifest.json").read_text())
+    (second / "manifest.json").write_text(json.dumps({**manifest, "name": "other"}))
+
+    def ids(*folders: Path) -> list[int]:
+        loader = maker(folders[0], batch_size=8, train=[str(one) for one in folders])
+        return loader.make(0).picture_id_B.tolist()
+
+    assert len(set(ids(first, second))) == 8
+    # A set, and another choice from it, know their images by the same numbers.
+    assert len(set(ids(first, first))) == 4
+
+
 def test_a_stop_at_any_step_changes_nothing(folder: Path) -> None:
     whole = list(batches(maker(folder), 0, 12, workers=0))
     for stop, workers in ((1, 0), (6, 2)):
