@@ -9,15 +9,25 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from parity_cases import Way, make_batch, make_batch_for, make_engine
+from parity_cases import (
+    IMAGES,
+    OBJECTIVES,
+    Way,
+    build_model,
+    make_batch,
+    make_batch_for,
+    make_engine,
+)
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmalign.core import distributed
-from mmalign.training.engine import Engine
+from mmalign.core.config import validate
+from mmalign.training.engine import Engine, EngineConfig
 from mmalign.training.gradients import GradientSum
 from mmalign.training.meter import Meter
+from mmalign.training.optimizer import OptimizerConfig
 
 COLLECTIVES = (
     "all_gather",
@@ -178,3 +188,16 @@ def slowest_rank() -> dict[str, float]:
                 clock[0] += seconds
                 then()
         return meter.read()
+
+
+def count_operations() -> tuple[float, list[str]]:
+    """Operations per image of a model with batch normalisation; buffers that counting has changed."""
+    config = validate(EngineConfig, {"precision": "fp32"}, "test")
+    optimizer = validate(OptimizerConfig, {"lr": 1e-3}, "test")
+    model = build_model("resnet10t")
+    engine = Engine(model, OBJECTIVES["contrastive"], config, optimizer, 8, IMAGES, 0.01)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert any("running_mean" in name for name in before)
+    found = engine.operations_per_image(make_batch(0, 0, 1))
+    changed = [name for name, one in model.named_buffers() if not one.equal(before[name])]
+    return found, changed

@@ -61,8 +61,14 @@ class Tokenizer:
     def __call__(self, texts: Sequence[str], max_length: int) -> tuple[Tensor, Tensor]:
         """Token ids and mask, both (N, L) int64, padded to the longest text and cut at `max_length`."""
         check_texts(texts)
+        # To the right, whatever the tokenizer is used to: token dropout and masking count from the first one.
         encoded = self.inner(
-            list(texts), padding=True, truncation=True, max_length=max_length, return_tensors="pt"
+            list(texts),
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=max_length,
+            return_tensors="pt",
         )
         return encoded["input_ids"].to(torch.int64), encoded["attention_mask"].to(torch.int64)
 

@@ -14,7 +14,7 @@ from mmalign.core.errors import UserError
 from mmalign.data.dictionaries.read import ENGLISH, Dictionary, choose_dictionaries
 from mmalign.evaluation.bitext import directions_of_entries, number, on_device
 from mmalign.evaluation.lexicon import WordsConfig
-from mmalign.evaluation.over_ranks import map_over_ranks
+from mmalign.evaluation.over_ranks import encode_texts_over_ranks, map_over_ranks
 from mmalign.results.aggregates import merge_with_means
 from mmalign.results.metric_names import MEAN, MetricName
 from mmalign.results.results import Results
@@ -50,8 +50,16 @@ def measure_words(encode_texts: EncodeTexts, config: WordsConfig, results: Resul
         "seed": config.seed,
     }
 
+    drawn = {lang: _draw(one, config) for lang, one in dictionaries.items()}
+    words = {word for one in drawn.values() for pair in one.items() for word in (pair[0], *pair[1])}
+    # Before the ranks part: under ZeRO 3 every call of the model gathers weights from all ranks.
+    row_of = {word: row for row, word in enumerate(sorted(words))}
+    feature_ND = encode_texts_over_ranks(encode_texts, list(row_of))
+
     def measure(lang: str) -> Results:
-        return _measure_language(encode_texts, _draw(dictionaries[lang], config), name, lang)
+        return _measure_language(
+            lambda some: feature_ND[[row_of[word] for word in some]], drawn[lang], name, lang
+        )
 
     # A dictionary is drawn to at most `words`, so all cost about the same.
     parts = map_over_ranks(dict.fromkeys(dictionaries, config.words), measure)

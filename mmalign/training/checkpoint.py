@@ -13,7 +13,6 @@ A checkpoint does not depend on the number of ranks or the ZeRO stage that wrote
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -155,9 +154,9 @@ class Saver:
             files = {name: facts for written in of_ranks for name, facts in written.items()}
             distributed.on_main(lambda: self._commit(job, files))
         except UserError as error:
+            self._storage.discard(job.work, is_committed=False)
             raise self._failure(job.name, str(error)) from None
-        finally:  # where it was not renamed: on each host
-            shutil.rmtree(job.work, ignore_errors=True)
+        self._storage.discard(job.work, is_committed=True)
         self._heartbeat(f"after saving step {job.step}", False)
 
     def _begin(self, name: str) -> str:

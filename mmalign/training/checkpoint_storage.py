@@ -4,15 +4,19 @@
     prepare      -                                     remove what a kill left of the step
     upload       -                                     send a file of this rank
     commit       MANIFEST.json, rename, LATEST         small files of the run, MANIFEST.json, LATEST
+    discard      delete where nothing was committed    delete
     remove       delete                                delete, MANIFEST.json first
 
-Rank 0 calls all of these but `upload`. A `step` is the name of a checkpoint, such as step-000000400.
+Rank 0 calls all of these but `upload` and `discard`. A `step` is the name of a checkpoint, such as
+step-000000400.
 """
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mmalign.core import distributed
 from mmalign.core.commit import (
     MANIFEST,
     commit_folder,
@@ -49,6 +53,12 @@ class FolderStorage:
         commit_folder(work, self._folder / step, facts, files)
         with warning_of(f"{self._folder / LATEST}: not written"):
             write_atomic(self._folder / LATEST, step + "\n")
+
+    def discard(self, work: Path, is_committed: bool) -> None:
+        # Never what was committed: on NFS another host knows a folder by its old name for half a minute, and
+        # would delete the checkpoint under it.
+        if not is_committed and distributed.is_main():
+            shutil.rmtree(work, ignore_errors=True)
 
     def steps(self) -> list[str]:
         return [path.name for path in step_folders(self._folder)]
@@ -96,6 +106,9 @@ class BucketStorage:
         self._run.store.write(f"{CHECKPOINTS}/{step}/{MANIFEST}", work / MANIFEST)
         with warning_of(f"{self._run.store.url}/{CHECKPOINTS}/{LATEST}: not written"):
             self._run.store.write(f"{CHECKPOINTS}/{LATEST}", f"{step}\n".encode())
+
+    def discard(self, work: Path, is_committed: bool) -> None:
+        shutil.rmtree(work, ignore_errors=True)  # each host's own
 
     def steps(self) -> list[str]:
         return self._run.complete()

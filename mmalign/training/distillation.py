@@ -89,6 +89,7 @@ class Teacher:
     def __init__(self, config: DistillationConfig, width: int) -> None:
         self._config, name = config, config.teacher
         self._model = distributed.on_all(lambda: load_model(name))
+        distributed.must_agree(self._model.facts.get("sha256"), f"{name}: the teacher's weights")
         _check_width(name, self._model.width, width)
         if not config.image_weight:
             return

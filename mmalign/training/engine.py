@@ -184,7 +184,11 @@ class Engine:
         if not isinstance(self._objective, ContrastiveConfig):
             return 0.0
         forward = partial(embed, self._deepspeed)
-        return operations_per_image(self.model, forward, batch.to(distributed.device()))
+        statistics = [(buffer, buffer.clone()) for buffer in _running_statistics(self.module)]
+        found = operations_per_image(self.model, forward, batch.to(distributed.device()))
+        for buffer, before in statistics:  # the pass is no step
+            buffer.copy_(before)
+        return found
 
     def backward(self, batch: Batch, ids: GlobalIds | None = None) -> Outcome:
         """Compute the gradients of the global loss, which DeepSpeed holds."""

@@ -75,7 +75,8 @@ def train(
         UserError: the configuration, the data or a checkpoint cannot be used, or no more can be written.
     """
     # Longer than the watchdog's limit: it names the rank that hangs before the collective times out.
-    distributed.start(timedelta(seconds=max(600, 2 * config.engine.hang_seconds)))
+    limit = config.engine.hang_seconds or 43_200  # 0: never
+    distributed.start(timedelta(seconds=max(600, 2 * limit)))
     # Each rank read the run file itself.
     name = str(out) if isinstance(out, Path) else out.url
     distributed.must_agree((config.sha256, name, change), "the run file or the command line")
@@ -144,7 +145,7 @@ class _Run:
         data = distributed.on_main(lambda: data_so_far(out, config.resume_from))
         sets = open_sets(config.data, data)
         order = GlobalOrder(sets, config.data, config.seed)
-        self.tokenizer = load_or_train_tokenizer(config.tokenizer, order, out, watchdog)
+        self.tokenizer = load_or_train_tokenizer(config, order, out, watchdog)
         watchdog.heartbeat("model")
         # After the tokenizer, right before the model: the initial weights depend on nothing but the seed.
         torch.manual_seed(config.seed)

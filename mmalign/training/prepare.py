@@ -22,6 +22,8 @@ from mmalign.data.stream.token_noise import TokenMasker
 from mmalign.data.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
 from mmalign.data.vocabulary import grow, trim
 from mmalign.models.dual_encoder import DualEncoder, ModelConfig
+from mmalign.models.encoder import run_of
+from mmalign.models.stored_run import local_path
 from mmalign.models.text_tower import longest_text
 from mmalign.training import checkpoint
 from mmalign.training.objective import MaskedLanguageModelConfig
@@ -113,17 +115,22 @@ def check_sizes(config: ModelConfig, model: DualEncoder) -> None:
 
 
 def load_or_train_tokenizer(
-    config: TokenizerConfig, order: GlobalOrder, out: Path, watchdog: Watchdog
+    run: RunConfig, order: GlobalOrder, out: Path, watchdog: Watchdog
 ) -> Tokenizer:
-    """The run's tokenizer: from its folder where the run goes on, else as the configuration says."""
-    folder = out / "tokenizer"
+    """The run's tokenizer: from its folder or that of `resume_from` where it goes on; else as configured."""
+    config, folder = run.tokenizer, out / "tokenizer"
 
     def make() -> None:
         # A start that failed may have left the tokenizer of another configuration.
         goes_on = checkpoint.has_checkpoints(out / "checkpoints")
         if goes_on and (folder / "tokenizer_config.json").is_file():
             return
-        if config.kind == "pretrained":
+        if run.resume_from is not None:
+            # Never made again: other pieces under the same numbers would go on with the weights of these.
+            tokenizer = load_tokenizer(
+                run_of(local_path(run.resume_from, moments=True)) / "tokenizer"
+            )
+        elif config.kind == "pretrained":
             assert config.name is not None
             tokenizer = load_tokenizer(config.name)
             if config.keep:

@@ -105,6 +105,11 @@ class RunConfig(Section):
                 f"`objective.dims` must be below `model.embedding` ({self.model.embedding}), which is always "
                 "trained; lower them"
             )
+        elif self.objective.text_text and self.data.captions_per_image < 2:
+            raise ValueError(
+                "`objective.text_text` compares the captions of one image; set `data.captions_per_image` to "
+                "2 or more, or remove it"
+            )
         elif self.data.image_features and not self.model.image.frozen:
             raise ValueError(
                 "`data.image_features` are of an image tower that stays as it is; set `model.image.frozen`"

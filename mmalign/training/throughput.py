@@ -6,6 +6,7 @@
 Operations that a run repeats (cached gradients, checkpointed activations) do not count.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +25,11 @@ PEAKS = {
     "B200": 2250e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "A10G": 70e12,
     "RTX 4090": 165e12,
@@ -40,7 +43,9 @@ def device_peak() -> tuple[str, float] | None:
     if distributed.device().type != "cuda":
         return None
     name = torch.cuda.get_device_name(distributed.device())
-    return next(((name, peak) for known, peak in PEAKS.items() if known in name), None)
+    # Whole words: an L40 is no L4.
+    fits = (known for known in PEAKS if re.search(rf"\b{known}\b", name))
+    return next(((name, PEAKS[known]) for known in fits), None)
 
 
 @torch.no_grad()

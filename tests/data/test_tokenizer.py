@@ -28,6 +28,13 @@ def test_ids_and_mask(tmp_path: Path) -> None:
     assert (again.vocabulary, again.padding_id) == (tokenizer.vocabulary, tokenizer.padding_id)
 
 
+def test_padding_is_on_the_right_whatever_a_tokenizer_is_used_to() -> None:
+    tokenizer = train_tokenizer(TEXTS * 4, 160)
+    tokenizer.inner.padding_side = "left"
+    mask_NL = tokenizer(["a red ball", "red"], max_length=32)[1]
+    assert mask_NL[1, 0] == 1 and mask_NL[1, -1] == 0
+
+
 def test_what_a_call_asked_for_is_not_saved(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(TEXTS * 4, 160)
     tokenizer.save(tmp_path / "new")

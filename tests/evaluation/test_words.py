@@ -8,6 +8,7 @@ import pytest
 from evaluation.alignment_cases import unit
 
 from mmalign.core.errors import UserError
+from mmalign.evaluation import words
 from mmalign.evaluation.words import WordsConfig, measure_words
 from mmalign.results.results import Results
 
@@ -54,6 +55,28 @@ def test_any_translation_is_right_and_both_directions_are_asked(folder: Path) ->
     assert results.chance["words/d/en-de/translation@1"] == pytest.approx((2 + 1 + 1) / 3 / 4)
     assert results.chance["words/d/sw-en/translation@1"] == pytest.approx((1 + 2) / 2 / 3)
     assert set(results.ci95) == {f"words/d/{p}/translation@1" for p in found if p != "mean"}
+
+
+def test_the_model_is_called_before_the_ranks_part(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under ZeRO 3 a call gathers weights from all ranks: with other numbers of languages they would hang."""
+    calls: list[str] = []
+    inner = words.map_over_ranks
+
+    def part(*args: object) -> object:
+        calls.append("ranks part")
+        return inner(*args)  # type: ignore[arg-type]
+
+    def called(texts: Sequence[str]) -> np.ndarray:
+        calls.append("model")
+        return encode(texts)
+
+    monkeypatch.setattr(words, "map_over_ranks", part)
+    assert values(measured(folder, called)) == values(measured(folder))
+    assert "model" in calls and calls.index("ranks part") > max(
+        i for i, name in enumerate(calls) if name == "model"
+    )
 
 
 def test_words_that_all_look_alike_find_nothing(folder: Path) -> None:

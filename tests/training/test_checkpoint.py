@@ -25,6 +25,7 @@ from mmalign.core.errors import UserError
 from mmalign.data.stream.order import ORDER_VERSION
 from mmalign.training import checkpoint
 from mmalign.training.checkpoint import CheckpointConfig, Saver, TrainState, load_newest
+from mmalign.training.checkpoint_storage import FolderStorage
 from mmalign.training.engine import Engine
 
 FACTS: dict[str, Any] = {"config_sha256": "0", "data": []}
@@ -126,6 +127,17 @@ def test_any_error_while_writing_leaves_no_checkpoint_and_all_ranks_say_so(tmp_p
     errors = run_ranks(2, lack_memory, tmp_path / "ranks", str(tmp_path / "checkpoints"))
     assert all("could not be written (MemoryError" in error for error in errors)
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_what_was_committed_is_not_touched_under_its_old_name(tmp_path: Path) -> None:
+    """On NFS another host still knows the checkpoint by that name, and would delete it."""
+    work = tmp_path / "step-000000001.tmp-0123"
+    work.mkdir()
+    storage = FolderStorage(tmp_path)
+    storage.discard(work, is_committed=True)
+    assert work.is_dir()
+    storage.discard(work, is_committed=False)
+    assert not work.exists()
 
 
 def write_behind(folder: str) -> dict[str, Any]:

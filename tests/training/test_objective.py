@@ -160,6 +160,8 @@ def test_a_run_without_an_objective_is_contrastive_and_mistakes_get_one_sentence
         validate(RunConfig, {**RUN, "seed": 2**64}, "x")
     with pytest.raises(UserError, match=r"`objective.text_text` is -1"):
         validate(RunConfig, {**RUN, "objective": {"kind": "contrastive", "text_text": -1}}, "x")
+    with pytest.raises(UserError, match=r"set `data.captions_per_image` to 2 or more"):
+        validate(RunConfig, {**RUN, "objective": {"kind": "contrastive", "text_text": 1}}, "x")
     frozen = {**MODEL, "text": {**MODEL["text"], "frozen": True}}
     tree = {**RUN, "model": frozen, "objective": {"kind": "masked_language_model"}}
     with pytest.raises(UserError, match=r"model.text.frozen` leaves .* nothing; remove it"):

@@ -7,9 +7,10 @@ import pytest
 import torch
 from parity_cases import ENGINE_TOWER, build_model, make_batch
 from ranks import run_ranks
-from step_cases import slowest_rank
+from step_cases import count_operations, slowest_rank
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmalign.core import distributed
 from mmalign.core.errors import UserError
 from mmalign.core.record import Recorder, check_tracker, read_records
 from mmalign.training.objective import embed
@@ -35,6 +36,11 @@ def test_operations_are_three_forward_passes_and_one_of_a_frozen_tower() -> None
     assert 8 * frozen > 3 * projection
 
 
+def test_counting_operations_leaves_running_statistics_as_they_are(tmp_path: Path) -> None:
+    ((found, changed),) = run_ranks(1, count_operations, tmp_path)
+    assert found > 0 and changed == []
+
+
 def test_a_trace_holds_the_steps_of_its_window(tmp_path: Path) -> None:
     profiler = Profiler(ProfileConfig(from_step=2, steps=2), tmp_path)
     for number in range(1, 6):
@@ -54,6 +60,26 @@ def test_a_meter_tells_waiting_for_data_from_waiting_for_ranks(tmp_path: Path) -
     assert first["step_seconds"] == 10
     assert first["images_per_second"] == 0.8
     assert first["mfu"] == pytest.approx(50 * 0.8 / 1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA L40", 181),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("Tesla T4", None),
+    ],
+)
+def test_a_peak_is_of_the_card_that_is_named(
+    name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(distributed, "device", lambda: torch.device("cuda", 0))
+    assert device_peak() == (None if peak is None else (name, peak * 1e12))
 
 
 def test_the_peak_of_a_cpu_is_not_known() -> None:
