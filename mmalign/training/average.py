@@ -5,28 +5,48 @@
 The average is the model that a run is about: `model.safetensors` of a checkpoint holds it, so evaluation,
 export, `init_from` and fine-tuning read it and need not know. The weights that the optimizer steps are in
 `trained.safetensors`, for a resume alone. The steps are those of the same run without an average.
+
+A parameter may have several names: T5 has two for its embeddings, and the decoder of masked language
+modelling is the text tower's embeddings. A checkpoint holds the average under each of them; in
+`trained.safetensors` a parameter has one name.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
-
-from mmalign.core import distributed
 
 TRAINED_FILE = "trained.safetensors"
 
 
 class WeightAverage:
-    """The average of a model's trainable parameters, on every rank; not for ZeRO 3, which splits these."""
+    """The average of trainable parameters, on every rank; not for ZeRO 3, which splits these.
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    Args:
+        module: its names are those of all tensors here.
+        prefix: the average is of the parameters whose first name in `module` begins like this.
+        decay: the share that the average keeps at a step; lower at first, as above.
+    """
+
+    def __init__(self, module: nn.Module, prefix: str, decay: float) -> None:
         self._decay = decay
-        self._weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        names: dict[nn.Parameter, list[str]] = {}
+        # By default `named_parameters` gives the first name of each, and state_dict gives all of them.
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            names.setdefault(parameter, []).append(name)
+        self._weights = {
+            first: parameter
+            for parameter, (first, *_) in names.items()
+            if parameter.requires_grad and first.startswith(prefix)
+        }
+        self._names = {first: names[parameter] for first, parameter in self._weights.items()}
         self._average = {n: p.detach().clone() for n, p in self._weights.items()}
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The average itself, by the first name of each parameter."""
+        return self._average
 
     @torch.no_grad()
     def update(self, step: int, was_taken: Tensor) -> None:
@@ -36,16 +56,20 @@ class WeightAverage:
         for name, weight in self._weights.items():
             self._average[name].lerp_(weight, share)
 
-    @torch.no_grad()
-    def start_from_weights(self) -> None:
-        """Make the average equal to the weights."""
-        for name, weight in self._weights.items():
-            self._average[name].copy_(weight)
-
     def split(self, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """A model's tensors on rank 0 -> the same with the average, and those that it replaces."""
-        averages = {name: one.cpu().clone() for name, one in self._average.items()}
-        return {**weights, **averages}, {name: weights[name] for name in averages}
+        """The tensors of `module` -> the same with the average, and the trained ones by their first names.
+
+        Args:
+            weights: under all names, on the CPU.
+        """
+        averages = {
+            name: self._average[first]
+            .cpu()
+            .clone()  # each its own: safetensors refuses shared memory
+            for first, names in self._names.items()
+            for name in names
+        }
+        return {**weights, **averages}, {first: weights[first] for first in self._names}
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -60,22 +84,3 @@ class WeightAverage:
             with torch.no_grad():
                 for weight, before in zip(self._weights.values(), trained, strict=True):
                     weight.copy_(before)
-
-
-@torch.no_grad()
-def load_trained(model: nn.Module, folder: Path) -> bool:
-    """Load the weights that the optimizer steps, of a checkpoint whose model is their average.
-
-    To be called on all ranks, of which rank 0 reads.
-
-    Returns:
-        Whether it is such a checkpoint.
-    """
-    path = folder / TRAINED_FILE
-    names = distributed.on_main(lambda: list(load_file(path)) if path.is_file() else [])
-    own = dict(model.named_parameters())
-    if distributed.is_main() and names:
-        for name, tensor in load_file(path).items():
-            own[name].copy_(tensor)
-    distributed.broadcast_([own[name] for name in names])
-    return bool(names)

@@ -34,7 +34,7 @@ from mmalign.core.precision import Precision, choose_precision
 from mmalign.models.dual_encoder import DualEncoder
 from mmalign.models.execution import checkpoint_activations, compile_towers, unfuse_attention
 from mmalign.models.stored_run import MOMENTS
-from mmalign.training.average import TRAINED_FILE, WeightAverage, load_trained
+from mmalign.training.average import TRAINED_FILE, WeightAverage
 from mmalign.training.batch_norm import use_global_batch
 from mmalign.training.cached import cached_backward, split
 from mmalign.training.distillation import Teacher
@@ -134,7 +134,8 @@ class Engine:
         if config.compile:
             compile_towers(model)
         decay = optimizer.average
-        self._average = None if decay is None else WeightAverage(model, decay)
+        prefix = self._weight_prefixes[MODEL_FILE]
+        self._average = None if decay is None else WeightAverage(self.module, prefix, decay)
         with _local_rank():
             self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
                 model=self.module,
@@ -216,12 +217,15 @@ class Engine:
         """This rank's part of the optimizer state, and on rank 0 the weights by file; on all ranks."""
         state, weights = capture(self._deepspeed, self.module, self._config.zero_stage)
         files: dict[str, dict[str, Tensor]] = {}
+        if weights and self._average is not None:  # on rank 0
+            # Before the tensors are divided by file: a tied one has names in both.
+            weights, trained = self._average.split(weights)
+            prefix = self._weight_prefixes[MODEL_FILE]
+            files[TRAINED_FILE] = {n.removeprefix(prefix): one for n, one in trained.items()}
         for name, tensor in weights.items():
             # The model's prefix comes first; that of the head is empty and fits all names.
             file, prefix = next(f for f in self._weight_prefixes.items() if name.startswith(f[1]))
             files.setdefault(file, {})[name.removeprefix(prefix)] = tensor
-        if files and self._average is not None:  # on rank 0
-            files[MODEL_FILE], files[TRAINED_FILE] = self._average.split(files[MODEL_FILE])
         return state, files
 
     def restore(self, folder: Path, step: int) -> None:
@@ -229,11 +233,10 @@ class Engine:
         weights = {prefix: folder / name for name, prefix in self._weight_prefixes.items()}
         # Empty on a rank that does not see the folder: rank 0 alone reads.
         optimizer = sorted(folder.glob(f"{MOMENTS}*.safetensors"))
-        restore(self._deepspeed, self.module, self._config.zero_stage, weights, optimizer)
-        if self._average is not None:
-            self._average.start_from_weights()
-        if load_trained(self.model, folder) and self._config.zero_stage > 0:
-            self._deepspeed.optimizer.refresh_fp32_params()
+        trained = {self._weight_prefixes[MODEL_FILE]: folder / TRAINED_FILE}
+        averages = {} if self._average is None else self._average.tensors
+        stage = self._config.zero_stage
+        restore(self._deepspeed, self.module, stage, weights, optimizer, trained, averages)
         self.step_number = step
 
     def digest(self) -> str:

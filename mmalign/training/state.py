@@ -20,6 +20,7 @@ parameters. Counts differ only where a parameter had no gradient in some steps u
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -80,6 +81,8 @@ def restore(
     zero_stage: int,
     weights_files: Mapping[str, Path],
     state_files: Sequence[Path],
+    trained_files: Mapping[str, Path] = MappingProxyType({}),
+    averages: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
     """Load what `capture` returned from any engine of the same model; called on all ranks between steps.
 
@@ -90,12 +93,13 @@ def restore(
         weights_files: prefix -> file. A name in the file and the prefix before it make the name in
             `module`: `{"": file}` where the file has the module's own names.
         state_files: of all ranks that wrote, in any order.
+        trained_files: as `weights_files`, where they exist. `module` takes their tensors instead of those
+            of `weights_files`, which are averages of them (`average.py`).
+        averages: by names in `module`; filled with the tensors of `weights_files`.
 
     Raises:
         UserError: a file cannot be read, or a name is missing, unknown or duplicated, or a shape differs.
     """
-    from deepspeed.runtime.zero import GatheredParameters
-
     own = _weights(module)
     moment_shapes = {
         f"{kind}/{name}": () if kind == _UPDATES else _shape(parameter)
@@ -103,29 +107,41 @@ def restore(
         for kind in (*_MOMENTS, _UPDATES)
     }
     stored: dict[str, _Stored] = {}  # on rank 0
+    trained: dict[str, _Stored] = {}  # on rank 0
 
     def check() -> dict[str, int]:
         # All headers before the first change. Returns AdamW's steps by parameter.
         weights = _index(weights_files.items())
         moments = _index(("", file) for file in state_files)
-        _check(weights, {n: _shape(t) for n, t in own.items()}, list(weights_files.values()))
+        shapes = {n: _shape(t) for n, t in own.items()}
+        _check(weights, shapes, list(weights_files.values()))
         _check(moments, moment_shapes, state_files)
         stored.update(weights | moments)
+        found = _index((prefix, file) for prefix, file in trained_files.items() if file.is_file())
+        _check_shapes(found, shapes)
+        trained.update(_under_all_names(found, own))
         return {n: int(stored[f"{_UPDATES}/{n}"].read()) for n, _ in _trainable(module)}
 
     updates = distributed.on_main(check)
-    for name, tensor in own.items():
-        with GatheredParameters([tensor], modifier_rank=0):  # sends what ZeRO 3 has split
-            if distributed.is_main():
-                tensor.copy_(stored[name].read())
-            if not _is_split(tensor):
-                distributed.broadcast_([tensor])
+    _restore_weights(own, {**stored, **trained})
+    _restore_weights(averages, stored)
     if zero_stage > 0:
         # ZeRO steps master weights of its own, which still hold the values from before.
         deepspeed_engine.optimizer.refresh_fp32_params()
     _restore_moments(
         module, _adamw_states(deepspeed_engine, zero_stage), zero_stage, stored, updates
     )
+
+
+def _restore_weights(own: Mapping[str, Tensor], stored: Mapping[str, "_Stored"]) -> None:
+    from deepspeed.runtime.zero import GatheredParameters
+
+    for name, tensor in own.items():
+        with GatheredParameters([tensor], modifier_rank=0):  # sends what ZeRO 3 has split
+            if distributed.is_main():
+                tensor.copy_(stored[name].read())
+            if not _is_split(tensor):
+                distributed.broadcast_([tensor])
 
 
 def _restore_moments(
@@ -273,10 +289,28 @@ def _index(files: Iterable[tuple[str, Path]]) -> dict[str, _Stored]:
     return stored
 
 
+def _under_all_names(
+    stored: Mapping[str, _Stored], own: Mapping[str, Tensor]
+) -> dict[str, _Stored]:
+    # `trained.safetensors` has one name of a tied weight. Under another one `model.safetensors` holds the
+    # average, which would be written after it.
+    by_tensor = {id(own[name]): one for name, one in stored.items()}
+    return {name: by_tensor[id(one)] for name, one in own.items() if id(one) in by_tensor}
+
+
 def _check(
     stored: dict[str, _Stored], shapes: dict[str, tuple[int, ...]], files: Sequence[Path]
 ) -> None:
     # The files must hold exactly the expected tensors.
+    _check_shapes(stored, shapes)
+    missing = shapes.keys() - stored.keys()
+    if missing:
+        others = f" and the {len(files) - 1} files beside it" if len(files) > 1 else ""
+        raise UserError(f"{files[0]}{others}: `{min(missing)}` is missing; {_FIX}")
+
+
+def _check_shapes(stored: dict[str, _Stored], shapes: dict[str, tuple[int, ...]]) -> None:
+    # The files may hold some of the expected tensors, and no others.
     for name, found in stored.items():
         if name not in shapes:
             problem = f"holds `{found.key}`, which this model does not have"
@@ -284,7 +318,3 @@ def _check(
         if found.shape != shapes[name]:
             problem = f"`{found.key}` is {list(found.shape)}, in this model {list(shapes[name])}"
             raise UserError(f"{found.file}: {problem}; {_FIX}")
-    missing = shapes.keys() - stored.keys()
-    if missing:
-        others = f" and the {len(files) - 1} files beside it" if len(files) > 1 else ""
-        raise UserError(f"{files[0]}{others}: `{min(missing)}` is missing; {_FIX}")
