@@ -4,8 +4,8 @@ A table is preceded by `<!-- figures: FILE NAME -->`. FILE is a results.json bel
 name in which {row} and {column} stand for the labels of the table: the first cell of a row, or what it has in
 backticks, and the same of a header cell. A cell without a number is not checked.
 
-`<!-- comparisons: FILE -->` precedes a table of a study's headline: a row per task, a column per other tower, and
-in a cell the difference in points, its interval and p after Holm's correction.
+`<!-- comparisons: FILE -->` precedes a table of a study's headline: a row per task, a column per other tower,
+and in a cell the difference in points, its interval and p after Holm's correction.
 """
 
 import json
@@ -51,7 +51,9 @@ def test_a_table_shows_what_its_results_hold(file: str, name: str, cells: list[l
 
 
 @pytest.mark.parametrize(("file", "_", "cells"), list(tables(_COMPARISONS)))
-def test_a_table_shows_the_comparisons_of_a_study(file: str, _: str, cells: list[list[str]]) -> None:
+def test_a_table_shows_the_comparisons_of_a_study(
+    file: str, _: str, cells: list[list[str]]
+) -> None:
     tree = json.loads((DOCS / file).read_text(encoding="utf-8"))
     headline = {
         (one["task"], one["right"][0], one["metric"].partition("/")[2]): one
