@@ -52,11 +52,16 @@ class Recorder:
             self._tracker = import_module(track)
             self._tracker.init(project="mmalign", name=name)
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Append one record and flush it, so that a killed run keeps every line that it wrote."""
+    def write(self, step: int, metrics: dict[str, float], suite: str | None = None) -> None:
+        """Append one record and flush it, so that a killed run keeps every line that it wrote.
+
+        Args:
+            suite: name of the suite that was measured; None: a record of training.
+        """
         # JSON has no NaN or infinity. A step whose loss was not finite is listed in `non_finite.jsonl`.
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        of = {} if suite is None else {"suite": suite}
+        self._file.write(json.dumps({"step": step, **of, **metrics}) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in metrics.items():

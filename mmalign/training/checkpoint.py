@@ -74,6 +74,8 @@ class TrainState:
     ledger: dict[str, Any] = field(default_factory=dict)  # samples so far, as in `Ledger.to_json`
     # Fields that were changed on a resume (`run_config.Change`), each with its first `step`.
     changes: list[dict[str, Any]] = field(default_factory=list)
+    # `suite` and `metric` of `best`, which a resume may change; None: not known (older checkpoints).
+    best_of: dict[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "stream": vars(self.stream)}
@@ -139,6 +141,10 @@ class Saver:
         if not self._config.asynchronous:
             self.finish()
         self._heartbeat(f"after saving step {state.step}", False)
+
+    def has_checkpoint(self) -> bool:
+        """Whether a checkpoint is complete; for rank 0 (`distributed.on_main`), after `finish`."""
+        return bool(self._storage.steps())
 
     def finish(self) -> None:
         """Wait until all ranks have written, and commit; UserError: one of them could not."""

@@ -292,7 +292,8 @@ def restore_state(
             "the same value, or take only its weights with init_from"
         )
     parent = _lineage("resume_from", name, chosen.sha256)
-    return replace(load(chosen, engine, order), parent=parent)
+    # Its best checkpoint lies in the other run's folder: the best one of this run is still to be found.
+    return replace(load(chosen, engine, order), parent=parent, best=None, best_of=None)
 
 
 def _restore_optimizer(config: RunConfig, engine: Engine) -> None:

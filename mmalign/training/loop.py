@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,18 @@ from mmalign.core import distributed
 from mmalign.core.batch import Batch
 from mmalign.core.code_version import code_version
 from mmalign.core.commit import write_json
-from mmalign.core.config import load_config
 from mmalign.core.console import say, track
 from mmalign.core.record import Recorder, check_tracker
-from mmalign.core.resources import find_yaml
 from mmalign.data.stream.ledger import Ledger
 from mmalign.data.stream.loader import batches, to_device
 from mmalign.data.stream.order import GlobalOrder, open_sets
-from mmalign.evaluation.suite import SuiteConfig
 from mmalign.models.dual_encoder import add_adapters
 from mmalign.models.run_towers import RunTowers
 from mmalign.training.build_model import build_model
 from mmalign.training.checkpoint import Saver, data_so_far, has_checkpoints, load_newest
 from mmalign.training.embed import open_image_features
 from mmalign.training.engine import Engine
-from mmalign.training.evaluate import evaluate, recorded_evaluation, value_of
+from mmalign.training.evaluate import evaluate, open_suite, recorded_evaluation, with_best
 from mmalign.training.exchange import Votes
 from mmalign.training.initialization import initialize_weights, restore_state
 from mmalign.training.meter import Meter, StepMetrics, read_metrics
@@ -94,8 +92,7 @@ def train(
         run = _Run(config, out, stop, watchdog, changes, remote)
         last = min(config.steps, stop_after or config.steps)
         if run.resumes:  # a step is saved before it is evaluated
-            metrics = distributed.on_main(lambda: recorded_evaluation(out, run.state.step))
-            run.evaluate(metrics)
+            run.evaluate(resumes=True)
         # More than one round only after a roll-back, which needs a new stream of batches.
         while run.state.step < last and not run.stopped:
             run.take_steps(last)
@@ -107,12 +104,6 @@ def train(
     seen = f"{run.state.images_seen} images and {run.state.captions_seen} captions seen"
     say(f"{name}: step {run.state.step} of {config.steps}, {seen}")
     return run.stopped
-
-
-def _suite_of(config: RunConfig) -> SuiteConfig | None:
-    if config.evaluation is None:
-        return None
-    return load_config(SuiteConfig, find_yaml(config.evaluation.suite, "eval"))
 
 
 def _facts(config: RunConfig, order: GlobalOrder) -> dict[str, Any]:
@@ -141,6 +132,9 @@ class _Run:
         self.config, self.out, self.stop, self.watchdog = config, out, stop, watchdog
         self.remote = remote
         self.stopped: str | None = None
+        # First: what is wrong there would otherwise end the run hours later, at the first evaluation.
+        check = partial(open_suite, config.evaluation, config.model.embedding)
+        self.suite = distributed.on_main(check)
         self.resumes = distributed.on_main(lambda: has_checkpoints(out / "checkpoints"))
         data = distributed.on_main(lambda: data_so_far(out, config.resume_from))
         sets = open_sets(config.data, data)
@@ -173,7 +167,6 @@ class _Run:
         self.loader.features = open_image_features(config, order.sets, self.engine)
         if self.engine.teacher is not None:
             self.loader.teacher_features = self.engine.teacher.open_features(order.sets)
-        self.suite = distributed.on_main(lambda: _suite_of(config))
         self._note(changes)
         self._write_files(towers)
         facts, beat = _facts(config, order), watchdog.heartbeat
@@ -331,28 +324,30 @@ class _Run:
         self.saved_step, self.saved_at = self.state.step, time.monotonic()
         self.meter.forget_time()
 
-    def evaluate(self, metrics: dict[str, float] | None = None) -> None:
+    def evaluate(self, resumes: bool = False) -> None:
         """Measure the suite if it is due at this step, and mark the checkpoint if it is the best so far.
 
         Args:
-            metrics: where they are recorded already.
+            resumes: the run has just loaded this step, which may have been measured before it stopped.
         """
-        config, step = self.config.evaluation, self.state.step
-        if config is None or self.suite is None or not self._evaluation_is_due():
+        config, suite, step = self.config.evaluation, self.suite, self.state.step
+        if config is None or suite is None or not self._evaluation_is_due():
             return
+        known = partial(recorded_evaluation, self.out, step, suite.name, config.best)
+        metrics = distributed.on_main(known) if resumes else None
         if metrics is None:
             self.watchdog.heartbeat(f"evaluation after step {step}")
             beat = self.watchdog.heartbeat
-            metrics = evaluate(self.suite, self.engine, self.config.model, self.tokenizer, beat)
+            metrics = evaluate(suite, self.engine, self.config.model, self.tokenizer, beat)
             if self.recorder is not None:
-                self.recorder.write(step, metrics)
+                self.recorder.write(step, metrics, suite.name)
             self.meter.forget_time()
         if config.best is None:
             return
-        value = value_of(metrics, config.best)
-        if self.state.best is not None and value <= self.state.best:
+        state = with_best(self.state, metrics, suite.name, config.best)
+        if state is None:
             return
-        self.state = replace(self.state, best=value)
+        self.state = state
         if self.saved_step == step:
             self.saver.mark_best(step)
         else:
@@ -367,7 +362,8 @@ class _Run:
         # written may be the one to go back to.
         self.saver.finish()
         bad_step = self.state.step
-        self.guard.note_roll_back(bad_step, self.saved_step)
+        can_go_back = distributed.on_main(self.saver.has_checkpoint)
+        self.guard.note_roll_back(bad_step, self.saved_step if can_go_back else None)
         if self.remote is not None:
             self.watchdog.pause("fetching a checkpoint")
             distributed.on_main(self.remote.fetch_checkpoint)
@@ -376,7 +372,8 @@ class _Run:
         if self.remote is not None:
             distributed.on_main(self.remote.drop_checkpoint)
         before = self.state  # whose best step is saved and measured, which `state` may not know yet
-        self.state = replace(state, stream=batch.state, best=before.best, changes=before.changes)
+        state = replace(state, best=before.best, best_of=before.best_of)
+        self.state = replace(state, stream=batch.state, changes=before.changes)
         say(f"step {bad_step}: back to the weights of step {state.step}, on with later data")
         if self.recorder is not None:
             self.recorder.close()

@@ -48,6 +48,7 @@ class NonFiniteGuard:
         self._ledger = folder / LEDGER
         self._in_a_row = 0
         self._back_to: int | None = None
+        self._problem = ""  # what `must_act` found last
 
     def must_act(self, steps: Sequence[Taken], metrics: Sequence[dict[str, float]]) -> bool:
         """Record steps; true, or UserError, after too many consecutive ones that were not finite."""
@@ -63,17 +64,29 @@ class NonFiniteGuard:
                 most, last_bad = self._in_a_row, taken.step
         if most <= self._config.limit:
             return False
+        self._problem = (
+            f"step {last_bad}: loss or gradients were not finite on {most} batches in a row; no weight was "
+            f"changed: look at these samples (keys: {self._ledger}), or"
+        )
         if self._config.then == "stop":
             raise UserError(
-                f"step {last_bad}: loss or gradients were not finite on {most} batches in a row; no "
-                f"weight was changed: look at these samples (keys: {self._ledger}), or go on with "
-                "`non_finite.then=roll_back`, or with a lower `optimizer.lr` and `--change optimizer.lr`"
+                f"{self._problem} go on with `non_finite.then=roll_back`, or with a lower `optimizer.lr` and "
+                "`--change optimizer.lr`"
             )
         self._in_a_row = 0
         return True
 
-    def note_roll_back(self, step: int, saved_step: int) -> None:
-        """Allow one roll-back to the checkpoint of `saved_step`; UserError: the second one."""
+    def note_roll_back(self, step: int, saved_step: int | None) -> None:
+        """Allow one roll-back to the checkpoint of `saved_step`, after `must_act` was true.
+
+        Raises:
+            UserError: it is the second one, or there is no checkpoint (`saved_step` is None).
+        """
+        if saved_step is None:
+            raise UserError(
+                f"{self._problem} start again with a lower `optimizer.lr` (there is no checkpoint yet to go "
+                "back to)"
+            )
         if self._back_to == saved_step:
             raise UserError(
                 f"step {step}: not finite again after rolling back to step {saved_step}, so the cause is not "

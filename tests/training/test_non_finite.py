@@ -125,3 +125,11 @@ def test_going_back_to_one_checkpoint_twice_stops_the_run(tmp_path: Path) -> Non
     guard = {"limit": 0, "then": "roll_back"}
     error, _ = run(tmp_path, bad=[4, 5], non_finite=guard, checkpoint={"every": 3})
     assert "not finite again after rolling back to step 3" in error
+
+
+def test_without_a_checkpoint_to_roll_back_to_the_run_names_the_cause(tmp_path: Path) -> None:
+    guard = {"limit": 1, "then": "roll_back"}
+    error, out = run(tmp_path, bad=[0, 1], non_finite=guard, checkpoint={"every": 8})
+    assert "step 2: loss or gradients were not finite on 2 batches in a row" in error
+    assert f"look at these samples (keys: {out / 'non_finite.jsonl'})" in error
+    assert "no checkpoint yet to go back to" in error
