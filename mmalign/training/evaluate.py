@@ -144,22 +144,31 @@ def _no_metric(name: str, known: Collection[str], where: str = "") -> UserError:
     )
 
 
-def open_suite(config: EvaluationConfig | None, width: int) -> SuiteConfig | None:
+def open_suite(
+    config: EvaluationConfig | None, width: int, zero_stage: int = 0
+) -> SuiteConfig | None:
     """The suite, if there is one, after a check of what it needs; for rank 0 (`distributed.on_main`).
 
     Manifests are read and folders are looked for, but no image and no caption is read.
 
     Args:
         width: of the model's vectors.
+        zero_stage: of the engine.
 
     Raises:
-        UserError: the file is invalid, a set or a folder in it is not there, a set lacks a language, `dims`
+        UserError: the file is invalid, asks for what stage 3 cannot measure, a set or a folder in it is not there, a set lacks a language, `dims`
             is over the model's width, or `config.best` can be none of the suite's metrics.
     """
     if config is None:
         return None
     file = find_yaml(config.suite, "eval")
     suite = load_config(SuiteConfig, file)
+    if zero_stage == 3 and suite.lexical:
+        # Ranks measure languages of their own there, and every call gathers weights from all ranks.
+        raise UserError(
+            f"{file}: `lexical` cannot be measured under `engine.zero_stage` 3; leave it out, and measure the "
+            "run with `mmalign eval`"
+        )
     for dims in suite.dims:
         _checked(str(file), partial(check_dims, dims, width, "dims"))
     languages: dict[str, set[str]] = {}  # that are measured of each set

@@ -133,8 +133,8 @@ class _Run:
         self.remote = remote
         self.stopped: str | None = None
         # First: what is wrong there would otherwise end the run hours later, at the first evaluation.
-        check = partial(open_suite, config.evaluation, config.model.embedding)
-        self.suite = distributed.on_main(check)
+        sizes = (config.model.embedding, config.engine.zero_stage)
+        self.suite = distributed.on_main(partial(open_suite, config.evaluation, *sizes))
         self.resumes = distributed.on_main(lambda: has_checkpoints(out / "checkpoints"))
         data = distributed.on_main(lambda: data_so_far(out, config.resume_from))
         sets = open_sets(config.data, data)

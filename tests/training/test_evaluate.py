@@ -197,6 +197,15 @@ def test_what_a_suite_needs_is_checked(data: Path, changes: dict[str, Any], prob
     assert f"{data / 'seen.yaml'}: {problem}" in str(caught.value)
 
 
+def test_words_of_every_layer_are_refused_where_a_call_needs_all_ranks(data: Path) -> None:
+    suite = write_suite(data, "seen", lexical=[{"name": "l", "folder": "."}])
+    config = EvaluationConfig(suite=suite, every=1)
+    with pytest.raises(
+        UserError, match=r"`lexical` cannot be measured under `engine.zero_stage` 3"
+    ):
+        evaluate.open_suite(config, 16, zero_stage=3)
+
+
 def test_a_language_that_a_set_lacks_is_refused(data: Path) -> None:
     sets = [{"name": "seen", "shards": str(data / "data"), "languages": ["en", "fr"]}]
     with pytest.raises(UserError, match=r"`sets\.0\.languages`: set `seen`: language `fr` is"):
