@@ -156,8 +156,9 @@ def open_suite(
         zero_stage: of the engine.
 
     Raises:
-        UserError: the file is invalid, asks for what stage 3 cannot measure, a set or a folder in it is not there, a set lacks a language, `dims`
-            is over the model's width, or `config.best` can be none of the suite's metrics.
+        UserError: the file is invalid or asks for what ZeRO 3 cannot measure, a set or a folder in it is not
+            there, a set lacks a language, `dims` is over the model's width, or `config.best` can be none of
+            the suite's metrics.
     """
     if config is None:
         return None
@@ -166,8 +167,8 @@ def open_suite(
     if zero_stage == 3 and suite.lexical:
         # Ranks measure languages of their own there, and every call gathers weights from all ranks.
         raise UserError(
-            f"{file}: `lexical` cannot be measured under `engine.zero_stage` 3; leave it out, and measure the "
-            "run with `mmalign eval`"
+            f"{file}: `lexical` cannot be measured under `engine.zero_stage` 3; leave it out, and measure "
+            "the run with `mmalign eval`"
         )
     for dims in suite.dims:
         _checked(str(file), partial(check_dims, dims, width, "dims"))
