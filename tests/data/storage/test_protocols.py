@@ -233,7 +233,7 @@ def test_tars_of_s3_are_listed_with_what_changes_when_they_do(bucket: str) -> No
     assert facts_of(urls[0])[1] != version
     with pytest.raises(UserError, match="no tars there"):
         list_tars("s3://bucket/none")
-    with pytest.raises(UserError, match="not found or refused"):
+    with pytest.raises(UserError, match="no such file there; check the URL"):
         facts_of("s3://bucket/none.tar")
 
 
