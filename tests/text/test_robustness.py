@@ -41,8 +41,11 @@ def test_perturbed_numbers_are_those_of_the_perturbed_texts(tower: TextEncoder) 
     assert results.metrics[f"{name}_drop"] == pytest.approx(clean - hits.mean())
     assert results.metrics[f"{name}_clean"] == clean
     assert results.chance[name] == 4 / 7
-    other = measured(fitted, task, tower, perturbations=[noise], draws=3, perturbation_seed=8)
-    assert other.metrics[f"{name}_worst"] != results.metrics[f"{name}_worst"]
+    others = [
+        measured(fitted, task, tower, perturbations=[noise], draws=3, perturbation_seed=seed)
+        for seed in (8, 9, 10)
+    ]
+    assert len({one.metrics[name] for one in (results, *others)}) > 1
 
 
 def _hits(model: TaskModel, examples: list[Example], draw: int, seed: int) -> list[float]:
