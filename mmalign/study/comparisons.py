@@ -177,8 +177,8 @@ def _repeat_words(
         count = counts[1 - position]
         runs = f"{count} fine-tuning seeds" if count > 1 else "one run"
         return (
-            f"{counts[position]} pretraining seeds of {trained[0]}, {mean_of}, and {runs} of {given[0]}, "
-            "which is one given model, unpaired"
+            f"{counts[position]} pretraining seeds of {trained[0]}, {mean_of}, and {runs} of {given[0]} "
+            "(one given model, unpaired)"
         )
     if kind == "headline":
         of = "given models" if is_given else "one pretraining"

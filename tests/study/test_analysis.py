@@ -218,7 +218,7 @@ def test_given_models_are_not_counted_again_for_each_pretraining_seed() -> None:
     both = {"ours": [None], "theirs": [0, 1, 2, 3, 4]}
     mixed = compared(sides, config, both).comparisons[0]
     assert "5 pretraining seeds of theirs" in mixed.seeds
-    assert "3 fine-tuning seeds of ours, which is one given model, unpaired" in mixed.seeds
+    assert "3 fine-tuning seeds of ours (one given model, unpaired)" in mixed.seeds
     assert mixed.pairs == 3 and mixed.p is not None and mixed.p > 0.5
 
 
@@ -231,7 +231,7 @@ def test_an_untrained_tower_that_all_seeds_give_alike_is_one_given_model(seeds: 
     found = compared({"ours": ours, "theirs": same}, config, seeds_of(0, 1, 2), "theirs")
     one = found.comparisons[0]
     runs = f"{len(seeds)} fine-tuning seeds" if len(seeds) > 1 else "one run"
-    assert f"and {runs} of theirs, which is one given model, unpaired" in one.seeds
+    assert f"and {runs} of theirs (one given model, unpaired)" in one.seeds
     assert one.pairs == len(seeds) and one.p is not None and one.p > 0.05
     # Drawn at random, it differs between seeds and has as many as the other side.
     drawn = compared({"ours": ours, "theirs": same}, config, seeds_of(0, 1, 2))
