@@ -131,7 +131,8 @@ def test_a_folder_may_be_called_like_a_pattern(tmp_path: Path) -> None:
             assert [tar.resolve() for tar in find_tars(f"{folder}{rest}")][-1:] == [
                 folder / "00000.tar"
             ]
-    for pattern in ("no{where", "a**b/*.tar"):
+    # From Python 3.13 on `**` within a name is a pattern, as `*` is.
+    for pattern in ("no{where", "a**z/*.tar"):
         with pytest.raises(UserError, match=r"not a valid pattern|no tars there"):
             find_tars(str(tmp_path / pattern))
 
