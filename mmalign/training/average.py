@@ -62,10 +62,9 @@ class WeightAverage:
         Args:
             weights: under all names, on the CPU.
         """
+        # Each name its own copy: safetensors refuses shared memory.
         averages = {
-            name: self._average[first]
-            .cpu()
-            .clone()  # each its own: safetensors refuses shared memory
+            name: self._average[first].cpu().clone()
             for first, names in self._names.items()
             for name in names
         }
